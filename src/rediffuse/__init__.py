@@ -1,0 +1,45 @@
+"""Rediffuse: diffusion recommenders that are correct, fast and honest.
+
+The names below are loaded on first use, so that ``import rediffuse`` and ``rediffuse --help`` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Dataset": ("rediffuse.data.dataset", "Dataset"),
+    "Recommender": ("rediffuse.recommender", "Recommender"),
+    "train": ("rediffuse.training", "train"),
+    "split": ("rediffuse.data.split", None),
+    "data": ("rediffuse.data", None),
+    "diffusion": ("rediffuse.diffusion", None),
+    "evaluation": ("rediffuse.evaluation", None),
+    "models": ("rediffuse.models", None),
+}
+
+__all__ = [*_LAZY, "__version__"]
+
+if TYPE_CHECKING:
+    from rediffuse import data, diffusion, evaluation, models
+    from rediffuse.data import split
+    from rediffuse.data.dataset import Dataset
+    from rediffuse.recommender import Recommender
+    from rediffuse.training import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'rediffuse' has no attribute {name!r}")
+    module_name, attribute = _LAZY[name]
+    module = importlib.import_module(module_name)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,76 @@
+"""Flat event histories: the one array form in which interactions travel through the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """One row of events per user, as compressed sparse rows.
+
+    Attributes:
+        offsets: (users + 1,) int64; the events of user ``u`` are ``offsets[u]:offsets[u + 1]``.
+        items: (events,) int32 item numbers, in order of time within each user; ties keep file order.
+        times: (events,) seconds since the epoch (or an order column), or None.
+        ratings: (events,) float32, or None.
+    """
+
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int32]
+    times: NDArray[np.int64] | NDArray[np.float64] | None = None
+    ratings: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(users,) number of events of each user."""
+        return np.diff(self.offsets)
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """(events,) the user of each event."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def row(self, user: int) -> NDArray[np.int32]:
+        """Items of one user, oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def where(self, mask: NDArray[np.bool_]) -> Histories:
+        """Keep the events under ``mask`` (events,); users keep their rows, possibly empty."""
+        kept = np.concatenate(([0], np.cumsum(mask, dtype=np.int64)))
+        return Histories(
+            kept[self.offsets],
+            self.items[mask],
+            None if self.times is None else self.times[mask],
+            None if self.ratings is None else self.ratings[mask],
+        )
+
+    def take(self, users: NDArray[np.int64]) -> Histories:
+        """The rows ``users`` (n,), in that order."""
+        lengths = self.lengths[users]
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        events = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths)
+        return Histories(
+            offsets,
+            self.items[events],
+            None if self.times is None else self.times[events],
+            None if self.ratings is None else self.ratings[events],
+        )
+
+    def tail(self, length: int) -> Histories:
+        """The last ``length`` events of every user."""
+        position = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+        return self.where(position >= np.repeat(self.lengths - length, self.lengths))
+
+    @staticmethod
+    def from_lists(rows: list[list[int]]) -> Histories:
+        """From lists of item numbers, one per user."""
+        offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
+        flat = [item for row in rows for item in row]
+        return Histories(offsets, np.asarray(flat, dtype=np.int32))
