@@ -1,1 +1,33 @@
+"""Honest measurement: the whole catalogue, ties against the model, with and without items already seen."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rediffuse.evaluation.evaluate import EvaluationResult, evaluate
+from rediffuse.evaluation.metrics import DEFAULT_METRICS, NOT_RANKED, POLICIES, parse_metric
+
+if TYPE_CHECKING:
+    from rediffuse.evaluation.protocol import TaskResult, evaluate_task
+    from rediffuse.evaluation.rank import Ranking, rank_task
+
+__all__ = [
+    "DEFAULT_METRICS",
+    "NOT_RANKED",
+    "POLICIES",
+    "EvaluationResult",
+    "Ranking",
+    "TaskResult",
+    "evaluate",
+    "evaluate_task",
+    "parse_metric",
+    "rank_task",
+]
+
+# These import torch, which takes longer than rating a table of lists.
+_NEEDS_TORCH = {"TaskResult": "protocol", "evaluate_task": "protocol", "Ranking": "rank", "rank_task": "rank"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_TORCH:
+        return getattr(import_module(f"rediffuse.evaluation.{_NEEDS_TORCH[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

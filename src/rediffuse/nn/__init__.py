@@ -1,1 +1,7 @@
+"""Blocks that two models or more share."""
 
+from rediffuse.nn.dropout import Dropout, dropout
+from rediffuse.nn.time_embedding import sinusoidal_embedding
+from rediffuse.nn.transformer import Encoder
+
+__all__ = ["Dropout", "Encoder", "dropout", "sinusoidal_embedding"]

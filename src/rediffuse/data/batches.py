@@ -1,0 +1,157 @@
+"""Batches of sequences: windows over flat histories, bucketed by length, padded on the right.
+
+A *window* is a run of events ``start:stop`` in the flat item array. Its items are the input; what follows each of
+them is the target (causal form), or what follows the last of them is (prefix form).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rediffuse.data.histories import Histories
+
+# Batches are sorted by length within this many batches: enough to leave little padding, few enough to stay random.
+BUCKET_BATCHES = 64
+ROWS = 8
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Input rows and the flat list of their prediction targets.
+
+    Attributes:
+        items: (B, L) int64, padded on the right with ``num_items``.
+        lengths: (B,) int64 real items per row, at least 1.
+        rows, positions, targets: (n,) int64; after ``items[rows, positions]`` comes ``targets``.
+        share: this rank's targets times the number of ranks over all targets of the step; the factor that makes an
+            average over ranks of mean losses equal to the mean over the whole batch.
+    """
+
+    items: Tensor
+    lengths: Tensor
+    rows: Tensor
+    positions: Tensor
+    targets: Tensor
+    share: float = 1.0
+
+    def to(self, device: torch.device) -> SequenceBatch:
+        fields = (self.items, self.lengths, self.rows, self.positions, self.targets)
+        return SequenceBatch(*(x.to(device) for x in fields), share=self.share)
+
+
+def pad_right(histories: Histories, max_length: int, pad: int) -> tuple[Tensor, Tensor]:
+    """The last ``max_length`` items of each row as (B, L) int64, and the lengths (B,); L is at least 1."""
+    lengths = np.minimum(histories.lengths, max_length)
+    return _gather(histories.items, histories.offsets[1:] - lengths, lengths, pad), torch.from_numpy(lengths)
+
+
+def _gather(
+    items: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[np.int64], pad: int
+) -> Tensor:
+    width = int(lengths.max(initial=1))
+    column = np.arange(width)
+    inside = column < lengths[:, None]
+    if not len(items):
+        return torch.full((len(lengths), width), pad)
+    index = np.where(inside, starts[:, None] + column, 0)
+    return torch.from_numpy(np.where(inside, items[index], pad).astype(np.int64))
+
+
+class SequenceBatches:
+    """All training batches of one epoch, in a random order that depends on ``rng`` alone.
+
+    Args:
+        histories: training events, oldest first.
+        max_length: longest input.
+        batch_size: targets per batch (a batch of windows may exceed it by less than one window).
+        pad: number of the padding item.
+        every_position: True: windows tile each history from its end, so that each event but the first is a target
+            once (causal form). False: one window per target, ending just before it (prefix form).
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        *,
+        max_length: int,
+        batch_size: int,
+        pad: int,
+        every_position: bool,
+        rng: np.random.Generator,
+    ) -> None:
+        self.items, self.pad, self.every_position = histories.items, pad, every_position
+        tile = tiling_windows if every_position else prefix_windows
+        self.starts, self.stops = tile(histories, max_length)
+        lengths = self.stops - self.starts
+        targets = lengths if every_position else np.ones_like(lengths)
+        self.batches = bucket(lengths, targets, batch_size, rng)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def get(self, index: int, rank: int = 0, ranks: int = 1) -> SequenceBatch:
+        """Batch ``index``, or the part of it that falls to ``rank``."""
+        whole = self.batches[index]
+        windows = whole[rank::ranks]
+        starts, lengths = self.starts[windows], self.stops[windows] - self.starts[windows]
+        if self.every_position:
+            rows = np.repeat(np.arange(len(windows)), lengths)
+            positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            count = (self.stops[whole] - self.starts[whole]).sum()
+        else:
+            rows, positions, count = np.arange(len(windows)), lengths - 1, len(whole)
+        targets = self.items[starts[rows] + positions + 1].astype(np.int64)
+        return SequenceBatch(
+            _gather(self.items, starts, lengths, self.pad),
+            *(torch.from_numpy(x) for x in (lengths, rows, positions, targets)),
+            share=float(len(targets) * ranks / max(count, 1)),
+        )
+
+
+def tiling_windows(histories: Histories, max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Windows of at most ``max_length`` inputs that cover every target of every history exactly once.
+
+    The last window of a history ends at its end and is full; the first takes the remainder.
+    """
+    targets = np.maximum(histories.lengths - 1, 0)
+    tiles = -(-targets // max_length)
+    owner = np.repeat(np.arange(len(histories)), tiles)
+    back = np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)
+    stops = histories.offsets[1:][owner] - 1 - back * max_length
+    return np.maximum(stops - max_length, histories.offsets[:-1][owner]), stops
+
+
+def prefix_windows(histories: Histories, max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """One window before each event that has a predecessor, trimmed on the left to ``max_length`` inputs."""
+    first = np.repeat(histories.offsets[:-1], histories.lengths)
+    stops = np.flatnonzero(np.arange(len(histories.items)) > first)
+    return np.maximum(stops - max_length, first[stops]), stops
+
+
+def bucket(
+    lengths: NDArray[np.int64], weight: NDArray[np.int64], batch_size: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Cut windows into batches of about ``batch_size`` targets and similar lengths, shuffled at both levels.
+
+    Args:
+        lengths: (windows,) inputs of each.
+        weight: (windows,) targets of each: its length (causal form) or 1 (prefix form).
+
+    A batch whose longest window is L always has the same number of windows, a multiple of ROWS where it can be: few
+    distinct shapes reach the matrix products, which are compiled per shape on a CPU.
+    """
+    order = rng.permutation(len(lengths))
+    pool = np.cumsum(weight[order]) // (batch_size * BUCKET_BATCHES)
+    order = order[np.lexsort((-lengths[order], pool))]
+    ordered, batches, start = weight[order], [], 0
+    while start < len(order):
+        rows = max(1, batch_size // int(ordered[start]))
+        rows = rows // ROWS * ROWS or rows
+        batches.append(order[start : start + rows])
+        start += rows
+    return [batches[i] for i in rng.permutation(len(batches))]

@@ -1,0 +1,267 @@
+"""The dataset: interactions as numbered arrays, ids, tables, a social graph and a knowledge graph."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rediffuse.data.histories import Histories
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, eq=False)
+class SocialGraph:
+    """Directed links between users, without self links and repeats.
+
+    Attributes:
+        source, target: (links,) int32 user numbers.
+    """
+
+    source: NDArray[np.int32]
+    target: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True, eq=False)
+class KnowledgeGraph:
+    """Triples about entities, and which items are which entities.
+
+    Attributes:
+        head, relation, tail: (triples,) int32 numbers of entities and relations.
+        entity_ids, relation_ids: position = number.
+        item_entity: (pairs, 2) int32 item number, entity number; not every item has one.
+    """
+
+    head: NDArray[np.int32]
+    relation: NDArray[np.int32]
+    tail: NDArray[np.int32]
+    entity_ids: pl.Series
+    relation_ids: pl.Series
+    item_entity: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.head)
+
+    @property
+    def num_entities(self) -> int:
+        return len(self.entity_ids)
+
+    @property
+    def num_relations(self) -> int:
+        return len(self.relation_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Who touched what and when, in numbers, and all that is known about users and items.
+
+    Attributes:
+        interactions: one row of events per user.
+        user_ids, item_ids: Int64 or String; position = number. Users known only from the social graph come
+            last.
+        has_timestamps: False: ``interactions.times`` is an order column or None.
+        items: row i describes item i; the first column is ``item_id``.
+        title: the column of `items` that holds a readable name.
+        users: row u describes user u; the first column is ``user_id``.
+        social, kg: graphs, if there are any.
+        given: scheme -> (events,) int8 part of each event: 0 train, 1 valid, 2 test, -1 unused.
+        report: what reading the data counted and dropped; ``report["notes"]`` says it in sentences.
+    """
+
+    interactions: Histories
+    user_ids: pl.Series
+    item_ids: pl.Series
+    has_timestamps: bool = False
+    items: pl.DataFrame | None = None
+    title: str | None = None
+    users: pl.DataFrame | None = None
+    social: SocialGraph | None = None
+    kg: KnowledgeGraph | None = None
+    given: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_events(self) -> int:
+        return len(self.interactions.items)
+
+    @cached_property
+    def interactions_fingerprint(self) -> str:
+        """sha256 over ids and interactions alone."""
+        events = self.interactions
+        arrays = (events.offsets, events.items, events.times, events.ratings)
+        return _digest("interactions", self.has_timestamps, self.user_ids, self.item_ids, *arrays)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over all that a model can learn from in numbers: ids, interactions and both graphs.
+
+        Item and user tables and given splits are not part of it: correcting a title does not make a new
+            dataset, and a split has its own fingerprint.
+        """
+        parts: list[Any] = [self.interactions_fingerprint]
+        if self.social is not None:
+            parts += ["social", self.social.source, self.social.target]
+        if self.kg is not None:
+            kg = self.kg
+            parts += ["kg", kg.head, kg.relation, kg.tail, kg.entity_ids, kg.relation_ids, kg.item_entity]
+        return _digest(*parts)
+
+    @staticmethod
+    def from_interactions(
+        source: Any,
+        *,
+        user: str = "user_id",
+        item: str = "item_id",
+        time: str | None = None,
+        order: str | None = None,
+        rating: str | None = None,
+        items: Any = None,
+        title: str | None = None,
+        users: Any = None,
+        social: Any = None,
+        kg: Any = None,
+        item_entity: Any = None,
+        splits: Any = None,
+        k_core: int | None = None,
+        min_rating: float | None = None,
+        duplicates: Literal["keep", "first", "last"] = "keep",
+        encoding: str | None = None,
+        separator: str | None = None,
+    ) -> Dataset:
+        """Read, check and number a table of interactions and the tables that go with it.
+
+        A table is a path (CSV, TSV or any other separator, gzip, Parquet, RecBole atomic files), a folder or
+        a glob of such files, a list of paths, or a dataframe (polars, pandas, pyarrow, and whatever else
+        narwhals knows). docs/data.md says what is accepted, what is dropped and counted, and what is refused.
+
+        Args:
+            source: table of interactions, one event per row.
+            user, item: columns of ids, integers or strings.
+            time: column of timestamps. None: a column called ``timestamp`` is used if there is one, with a
+                warning.
+            order: column of numbers that order the events of a user, instead of ``time``, or beside it to
+                break ties. Where both are equal, and where neither is given, the order of rows counts.
+            rating: column of numbers >= 0.
+            items, users: tables that describe items and users, with the id column named as in the
+                interactions.
+            title: column of ``items`` with a readable name; a column called ``title`` is found by itself.
+            social: table of directed links: source, target.
+            kg: table of triples: head, relation, tail. ``item_entity`` links items to entities: item_id,
+                entity_id.
+            splits: table of user, item, split ("train", "valid", "test") and, if a pair occurs repeatedly,
+                the time or order column; and ``scheme``, if it holds several splits.
+            min_rating: drop events rated lower. Applied first.
+            duplicates: of repeated events of a user with an item, keep all, the first or the last. Applied
+                second.
+            k_core: drop users and items with fewer events, until none is left to drop. Applied last.
+            encoding: of text files, if it is not UTF-8.
+            separator: of text files; found by itself if not given.
+
+        Raises:
+            DataError: a table cannot be used; the error names file, column, first bad row and remedy.
+            ConfigError: an option is out of range, or options do not go together.
+        """
+        from rediffuse.data.ingest import from_interactions
+
+        return from_interactions(
+            source,
+            user=user,
+            item=item,
+            time=time,
+            order=order,
+            rating=rating,
+            items=items,
+            title=title,
+            users=users,
+            social=social,
+            kg=kg,
+            item_entity=item_entity,
+            splits=splits,
+            k_core=k_core,
+            min_rating=min_rating,
+            duplicates=duplicates,
+            encoding=encoding,
+            separator=separator,
+        )
+
+    @staticmethod
+    def from_atomic(path: str | PathLike[str], **options: Any) -> Dataset:
+        """Read RecBole atomic files: the ``.inter`` file and whatever lies beside it under the same name.
+
+        Args:
+            path: the folder, or the ``.inter`` file if there are several.
+            options: k_core, min_rating, duplicates, encoding, separator and title of `from_interactions`.
+
+        Raises:
+            DataError: no or several ``.inter`` files, or a table cannot be used.
+        """
+        from rediffuse.data.atomic_files import from_atomic
+
+        return from_atomic(Path(path), **options)
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write the dataset as Parquet with a manifest; an earlier dataset at ``folder`` is replaced at the
+        end.
+
+        Raises:
+            DataError: ``folder`` holds something else than a dataset.
+        """
+        from rediffuse.data.store import save
+
+        return save(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | PathLike[str]) -> Dataset:
+        """Read what `save` wrote, after checking every file against the manifest.
+
+        Raises:
+            DataError: a file is missing, damaged or of another version; the error names it.
+        """
+        from rediffuse.data.store import load
+
+        return load(Path(folder))
+
+
+def _digest(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        elif hasattr(
+            part, "to_numpy"
+        ):  # a series of ids: lengths and bytes, so that no two lists run together
+            _digest_ids(digest, part)
+        else:
+            digest.update(repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _digest_ids(digest: Any, ids: pl.Series) -> None:
+    if ids.dtype.is_integer():
+        digest.update(b"int64")
+        digest.update(ids.to_numpy().astype("<i8").tobytes())
+    else:
+        digest.update(b"str")
+        digest.update(ids.str.len_bytes().to_numpy().astype("<i8").tobytes())
+        digest.update("".join(ids.to_list()).encode())

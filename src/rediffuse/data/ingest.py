@@ -1,0 +1,294 @@
+"""From tables to a `Dataset`: number, sort, filter, count."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from rediffuse.data import columns as read
+from rediffuse.data import filters, relations
+from rediffuse.data.columns import Column
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.histories import Histories
+from rediffuse.data.tables import Table, read_table
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean
+
+
+def from_interactions(
+    source: Any,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    time: str | None = None,
+    order: str | None = None,
+    rating: str | None = None,
+    items: Any = None,
+    title: str | None = None,
+    users: Any = None,
+    social: Any = None,
+    kg: Any = None,
+    item_entity: Any = None,
+    splits: Any = None,
+    k_core: int | None = None,
+    min_rating: float | None = None,
+    duplicates: Literal["keep", "first", "last"] = "keep",
+    encoding: str | None = None,
+    separator: str | None = None,
+) -> Dataset:
+    """See `Dataset.from_interactions`."""
+    _check_options(user, item, rating, items, title, kg, item_entity, k_core, min_rating, duplicates)
+    wanted = [name for name in (user, item, time, order, rating) if name is not None]
+    table = read_table(source, "interactions", wanted=wanted, separator=separator, encoding=encoding)
+    notes: list[str] = []
+    report: dict[str, Any] = {}
+    if time is None and order is None and "timestamp" in table.columns:
+        time = "timestamp"
+        notes.append(
+            "The column 'timestamp' was taken for the time of events, as no time or order column was named."
+        )
+        warnings.warn(f"{notes[-1]} Pass time='timestamp' to say so.", RediffuseWarning, stacklevel=3)
+
+    events = _Events.read(table, user, item, time, order, rating, report)
+    user_ids, item_ids = events.user_ids, events.item_ids
+    report["rows"] = len(events.users)
+    if report.get("time_unit", "seconds") != "seconds":
+        notes.append(f"Times in column {time!r} were read as {report['time_unit']}.")
+    if events.sort():
+        by = " and ".join(filter(None, ("by user", time, order)))
+        notes.append(f"Rows were sorted {by}; rows that are equal in this keep their order.")
+
+    def beside(source: Any, what: str, *wanted: str) -> Table:
+        # Tables that come with the interactions need not have the same separator.
+        return read_table(source, what, wanted=wanted, separator=separator, encoding=encoding, insist=False)
+
+    if splits is not None:
+        ordering = [name for name in (order, time, "position", "timestamp") if name is not None]
+        events.parts = relations.match_splits(
+            beside(splits, "splits", user, item, "split"),
+            user,
+            item,
+            ordering,
+            events.users,
+            events.items,
+            user_ids,
+            item_ids,
+            report,
+            notes,
+        )
+
+    _filter(events, min_rating, duplicates, k_core, report, notes)
+    user_ids = user_ids.gather(events.compact("users", len(user_ids)))
+    item_ids = item_ids.gather(events.compact("items", len(item_ids)))
+    if len(item_ids) < 2:
+        raise DataError(
+            f"{table.name} has a single item, {item_ids[0]!r}, after filtering.",
+            "There is nothing to choose from; bring events with at least two items, or filter less.",
+        )
+
+    graph = item_table = user_table = knowledge = None
+    if social is not None:
+        graph, user_ids = relations.read_social(beside(social, "social"), user_ids, report, notes)
+    if items is not None:
+        other = beside(items, "items", item)
+        item_table = relations.describe(other, item, "item_id", item_ids, report, notes)
+        if title is None and "title" in item_table.columns:
+            title = "title"
+        if title is not None:
+            item_table = relations.with_title(other, item_table, title)
+    if users is not None:
+        user_table = relations.describe(
+            beside(users, "users", user), user, "user_id", user_ids, report, notes
+        )
+    if kg is not None:
+        links = beside(item_entity, "item_entity", item)
+        knowledge = relations.read_knowledge(beside(kg, "kg"), links, item, item_ids, report, notes)
+
+    report.update(events=len(events.users), users=len(user_ids), items=len(item_ids))
+    if len(user_ids) == 1:
+        notes.append("There is a single user.")
+    return Dataset(
+        interactions=events.histories(len(user_ids)),
+        user_ids=user_ids.rename("user_id"),
+        item_ids=item_ids.rename("item_id"),
+        has_timestamps=time is not None,
+        items=item_table,
+        title=title,
+        users=user_table,
+        social=graph,
+        kg=knowledge,
+        given=events.parts,
+        report={**report, "notes": notes},
+    )
+
+
+class _Events:
+    """The interactions while they are read: parallel arrays (rows,), dropped once they are not needed."""
+
+    def __init__(
+        self,
+        users: NDArray[np.int32],
+        items: NDArray[np.int32],
+        user_ids: pl.Series,
+        item_ids: pl.Series,
+        times: NDArray[Any] | None,
+        ratings: NDArray[np.float32] | None,
+        keys: list[NDArray[Any]],
+    ) -> None:
+        self.users, self.items, self.times, self.ratings = users, items, times, ratings
+        self.user_ids, self.item_ids = user_ids, item_ids
+        self.keys = keys  # what orders the events of a user, most significant first
+        self.parts: dict[str, NDArray[np.int8]] = {}
+
+    @classmethod
+    def read(
+        cls,
+        table: Table,
+        user: str,
+        item: str,
+        time: str | None,
+        order: str | None,
+        rating: str | None,
+        report: dict[str, Any],
+    ) -> _Events:
+        roles = {"user": user, "item": item, "time": time, "order": order, "rating": rating}
+        named = {role: table.need(name, role) for role, name in roles.items() if name is not None}
+        frame = None if table.files and not table.is_text else table.collect(named.values())
+
+        def column(role: str) -> Column:
+            # Parquet gives up one column at a time, so that only one is in memory as it was written.
+            values = (table.collect([named[role]]) if frame is None else frame)[named[role]]
+            return Column(values, table, role)
+
+        (users,), user_ids = read.number_ids(column("user"))
+        (items,), item_ids = read.number_ids(column("item"))
+        times, keys = None, []
+        if time is not None:
+            parsed = read.times(column("time"))
+            times, keys = parsed.seconds, [parsed.key]
+            report["time_unit"] = parsed.unit
+        if order is not None:
+            keys.append(read.order(column("order")))
+            times = keys[-1] if times is None else times
+        ratings = None if rating is None else read.ratings(column("rating"))
+        return cls(users, items, user_ids, item_ids, times, ratings, keys)
+
+    def sort(self) -> bool:
+        """Sort by user, then time; rows equal in both keep their order. Returns whether anything moved."""
+        index: NDArray[np.int64] | None = None
+        for key in (*reversed(self.keys), self.users):
+            values = key if index is None else key[index]
+            if (values[:-1] <= values[1:]).all():
+                continue
+            step = np.argsort(values, kind="stable")
+            index = step if index is None else index[step]
+        self.keys = []
+        if index is not None:
+            self._select(index)
+        return index is not None
+
+    def keep(self, mask: NDArray[np.bool_]) -> int:
+        """Drop what is not under the mask; returns how many events that were."""
+        dropped = len(mask) - int(mask.sum())
+        if dropped:
+            self._select(mask)
+        return dropped
+
+    def _select(self, index: NDArray[Any]) -> None:
+        self.users = self.users[index]
+        self.items = self.items[index]
+        self.times = None if self.times is None else self.times[index]
+        self.ratings = None if self.ratings is None else self.ratings[index]
+        self.parts = {scheme: part[index] for scheme, part in self.parts.items()}
+
+    def compact(self, which: Literal["users", "items"], count: int) -> NDArray[np.int64]:
+        """Renumber users or items without gaps; returns the old number of each."""
+        numbers: NDArray[np.int32] = getattr(self, which)
+        present = np.bincount(numbers, minlength=count) > 0
+        if not present.all():
+            setattr(self, which, (np.cumsum(present, dtype=np.int32) - 1)[numbers])
+        return np.flatnonzero(present)
+
+    def histories(self, num_users: int) -> Histories:
+        offsets = np.zeros(num_users + 1, dtype=np.int64)
+        np.cumsum(np.bincount(self.users, minlength=num_users), out=offsets[1:])
+        return Histories(offsets, self.items, self.times, self.ratings)
+
+
+def _filter(
+    events: _Events,
+    min_rating: float | None,
+    duplicates: Literal["keep", "first", "last"],
+    k_core: int | None,
+    report: dict[str, Any],
+    notes: list[str],
+) -> None:
+    if min_rating is not None and events.ratings is not None:
+        highest = float(events.ratings.max())
+        dropped = events.keep(filters.at_least(events.ratings, min_rating))
+        report["dropped_below_min_rating"] = dropped
+        notes.append(f"{dropped:,} events rated below {min_rating} were dropped.")
+        _refuse_empty(
+            events, f"min_rating={min_rating}", f"The highest rating is {highest:g}: lower min_rating."
+        )
+    pairs = events.users.astype(np.int64) * len(events.item_ids) + events.items
+    repeated = len(pairs) - pl.Series(pairs).n_unique()
+    del pairs
+    report["repeated_events"] = repeated
+    if repeated and duplicates != "keep":
+        report["dropped_duplicates"] = events.keep(
+            filters.unique_pairs(events.users, events.items, duplicates)
+        )
+        notes.append(
+            f"{repeated:,} repeated events of a user with an item were dropped; the {duplicates} was kept."
+        )
+    elif repeated:
+        notes.append(f"{repeated:,} events repeat a user and item; they were kept.")
+    if k_core is not None:
+        users, items = len(np.unique(events.users)), len(np.unique(events.items))
+        dropped = events.keep(filters.k_core(events.users, events.items, k_core))
+        report["dropped_by_k_core"] = dropped
+        _refuse_empty(events, f"k_core={k_core}", "Lower k_core.")
+        users, items = users - len(np.unique(events.users)), items - len(np.unique(events.items))
+        notes.append(f"The {k_core}-core dropped {dropped:,} events, {users:,} users and {items:,} items.")
+
+
+def _refuse_empty(events: _Events, filter_: str, remedy: str) -> None:
+    if not len(events.users):
+        raise DataError(f"No events are left after {filter_}.", remedy)
+
+
+def _check_options(
+    user: str,
+    item: str,
+    rating: str | None,
+    items: Any,
+    title: str | None,
+    kg: Any,
+    item_entity: Any,
+    k_core: int | None,
+    min_rating: float | None,
+    duplicates: str,
+) -> None:
+    if user == item:
+        raise ConfigError(f"User and item are both column {user!r}.", "Name two columns.")
+    if duplicates not in ("keep", "first", "last"):
+        raise ConfigError(
+            f"duplicates was given {duplicates!r}.", did_you_mean(str(duplicates), ["keep", "first", "last"])
+        )
+    if k_core is not None and (not isinstance(k_core, int) or k_core < 1):
+        raise ConfigError(f"k_core was given {k_core!r}.", "It is a whole number from 1 on, for example 5.")
+    if min_rating is not None and rating is None:
+        raise ConfigError(
+            "min_rating was given without a rating column.", 'Name the column: rating="rating".'
+        )
+    if title is not None and items is None:
+        raise ConfigError(f"title={title!r} was given without a table of items.", "Pass items=... as well.")
+    if (kg is None) != (item_entity is None):
+        raise ConfigError(
+            "A knowledge graph has two tables: kg (head, relation, tail), item_entity (item_id, entity_id).",
+            "Pass the one that is missing, or neither.",
+        )

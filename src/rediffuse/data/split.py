@@ -1,0 +1,351 @@
+"""Splits of a dataset into training, validation and test, and the views of it that may be handed on.
+
+Everything that learns receives a `TrainingView`, which holds no reference to the test part. What is tested is
+a `Task`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rediffuse.data.histories import Histories
+from rediffuse.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
+
+TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """People to recommend to, what is known of them, and what they did next.
+
+    Attributes:
+        name: "valid" or "test".
+        users: (n,) int64 numbers of the users with at least one event in the part.
+        histories: n rows, the events before the part; empty for people who are new in it.
+        truth: n rows, the events in the part.
+        popularity: (num_items,) int64 training events per item.
+    """
+
+    name: str
+    users: NDArray[np.int64]
+    histories: Histories
+    truth: Histories
+    popularity: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingView:
+    """All that training may see. It shares no array with the test part.
+
+    Attributes:
+        train: the training events; one row per user, also for users without any.
+        valid: the validation task; without rows where the split has no validation part.
+        item_ids: (num_items,) ids of the whole catalogue.
+        item_table: row i describes item i.
+    """
+
+    train: Histories
+    valid: Task
+    num_users: int
+    num_items: int
+    item_ids: pl.Series
+    social: SocialGraph | None
+    kg: KnowledgeGraph | None
+    item_table: pl.DataFrame | None
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A dataset and the part of each of its events.
+
+    Attributes:
+        name: "leave-one-out", "global-time", "ratio" or "given".
+        params: what to pass to `by_name` to get the same split again.
+        part: (events,) int8: TRAIN=0, VALID=1, TEST=2, UNUSED=-1.
+        leak: a sentence on what training sees that a system in use would not know, or None.
+        note: a sentence on anything else that was decided on the way, or None.
+    """
+
+    dataset: Dataset
+    name: str
+    params: dict[str, Any]
+    part: NDArray[np.int8]
+    leak: str | None = None
+    note: str | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the dataset's fingerprint, the name, and the part of every event."""
+        digest = hashlib.sha256(json.dumps([self.dataset.fingerprint, self.name]).encode())
+        digest.update(np.ascontiguousarray(self.part, dtype=np.int8).tobytes())
+        return digest.hexdigest()
+
+    def sizes(self) -> dict[str, int]:
+        """Number of events in each part."""
+        return {name: int((self.part == part).sum()) for name, part in _PARTS.items()}
+
+    def training_view(self) -> TrainingView:
+        """The training and validation events, copied, and what describes users and items."""
+        data = self.dataset
+        return TrainingView(
+            train=data.interactions.where(self.part == TRAIN),
+            valid=self.task("valid"),
+            num_users=data.num_users,
+            num_items=data.num_items,
+            item_ids=data.item_ids,
+            social=data.social,
+            kg=data.kg,
+            item_table=data.items,
+        )
+
+    def task(self, name: Literal["valid", "test"]) -> Task:
+        """The users with an event in the part, their earlier events and the events to be found.
+
+        Validation histories are training events; test histories are training and validation events.
+
+        Raises:
+            ConfigError: ``name`` is neither "valid" nor "test".
+        """
+        if name not in ("valid", "test"):
+            raise ConfigError(f"There is no task {name!r}.", did_you_mean(str(name), ["valid", "test"]))
+        events = self.dataset.interactions
+        known = self.part == TRAIN if name == "valid" else (self.part == TRAIN) | (self.part == VALID)
+        truth = events.where(self.part == _PARTS[name])
+        users = np.flatnonzero(truth.lengths).astype(np.int64)
+        popularity = np.bincount(events.items[self.part == TRAIN], minlength=self.dataset.num_items)
+        return Task(
+            name, users, events.where(known).take(users), truth.take(users), popularity.astype(np.int64)
+        )
+
+
+_PARTS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
+
+
+def leave_one_out(dataset: Dataset) -> Split:
+    """The last event of each user is tested, the last but one validates, the rest trains.
+
+    Users with fewer than three events stay wholly in training.
+
+    Raises:
+        DataError: no user has three events.
+    """
+    events = dataset.interactions
+    length = np.repeat(events.lengths, events.lengths)
+    from_end = length - 1 - _position(events)
+    part = np.full(len(events.items), TRAIN, dtype=np.int8)
+    part[(from_end == 0) & (length >= 3)] = TEST
+    part[(from_end == 1) & (length >= 3)] = VALID
+    leak = (
+        "Leave-one-out leaks the future: training sees events of other users that happened after the events "
+        "it is tested on"
+    )
+    share = _later(dataset, part)
+    if share is not None:
+        leak += f" (on average {share:.0%} of the training events are later than a test event)"
+    return _checked(
+        Split(dataset, "leave-one-out", {}, part, leak + "."),
+        "Leave-one-out needs users with at least three events. Use split.ratio, or bring more data.",
+    )
+
+
+def global_time(dataset: Dataset, quantile: float = 0.9, valid_quantile: float = 0.9) -> Split:
+    """Everything from one moment on is tested; training is strictly before it.
+
+    Args:
+        quantile: share of all events before the cut (ties at the cut go to the test part).
+        valid_quantile: share of the events before the cut that train; the rest validates, cut by time as
+            well.
+
+    Raises:
+        ConfigError: a quantile is not between 0 and 1.
+        DataError: the dataset has no timestamps, or all times are equal.
+    """
+    _between("quantile", quantile)
+    _between("valid_quantile", valid_quantile)
+    times = dataset.interactions.times
+    if not dataset.has_timestamps or times is None:
+        what = "only an order within each user" if times is not None else "no time column"
+        raise DataError(
+            f"A global time split needs timestamps, and this dataset has {what}.",
+            'Name the column when reading the data (time="..."), or use split.leave_one_out, split.ratio or '
+            "split.given.",
+        )
+    part = np.full(len(times), TRAIN, dtype=np.int8)
+    cut = np.quantile(times, quantile, method="higher")
+    before = times < cut
+    part[~before] = TEST
+    if before.any():
+        part[before & (times >= np.quantile(times[before], valid_quantile, method="higher"))] = VALID
+    return _checked(
+        Split(dataset, "global-time", {"quantile": quantile, "valid_quantile": valid_quantile}, part),
+        "Too many events share one time to cut there. Lower the quantiles, or use split.leave_one_out or "
+        "split.ratio.",
+    )
+
+
+def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 0) -> Split:
+    """A random share of each user's events for each part; the rest is tested.
+
+    Shares are rounded per user, and every user keeps at least one training event.
+
+    Raises:
+        ConfigError: shares that are negative or leave nothing to test.
+        DataError: no user has enough events for a test event.
+    """
+    test = round(1 - train - valid, 12) + 0.0  # no negative zero
+    if not (0 < train < 1 and 0 <= valid < 1 and test > 0):
+        raise ConfigError(
+            f"Shares train={train} and valid={valid} leave {test} for the test part.",
+            "Both must be between 0 and 1 and add up to less than 1.",
+        )
+    events = dataset.interactions
+    lengths = events.lengths
+    # Within each user, events are ranked by a random key; the first ranks are tested, the next validate.
+    order = np.lexsort((np.random.default_rng(seed).random(len(events.items)), events.owners))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = _position(events)
+    tested = np.minimum(np.floor(lengths * test + 0.5), np.maximum(lengths - 1, 0))
+    validated = np.minimum(np.floor(lengths * valid + 0.5), np.maximum(lengths - 1 - tested, 0))
+    part = np.full(len(rank), TRAIN, dtype=np.int8)
+    part[rank < np.repeat(tested + validated, lengths)] = VALID
+    part[rank < np.repeat(tested, lengths)] = TEST
+    leak = "A random split ignores time: training sees events that happened after those it is tested on."
+    return _checked(
+        Split(dataset, "ratio", {"train": train, "valid": valid, "seed": seed}, part, leak),
+        "No user has enough events for that share. Lower train and valid, or bring more data.",
+    )
+
+
+def given(dataset: Dataset, scheme: str | None = None) -> Split:
+    """The split that came with the data.
+
+    A split without a validation part gets one: the last training event of each user who has at least two.
+        `Split.note` says so.
+
+    Args:
+        scheme: which one, if the dataset has several.
+
+    Raises:
+        DataError: the dataset has no given split, or its train or test part is empty.
+        ConfigError: the scheme is unknown, or there are several and none was named.
+    """
+    if not dataset.given:
+        raise DataError(
+            "This dataset came without a split.",
+            "Pass splits=... when reading the data, or use split.global_time, split.leave_one_out or "
+            "split.ratio.",
+        )
+    if scheme is None:
+        if len(dataset.given) > 1:
+            raise ConfigError(
+                f"This dataset has {len(dataset.given)} given splits and none was named.",
+                f"Pass scheme=... as one of {', '.join(sorted(dataset.given))}.",
+            )
+        scheme = next(iter(dataset.given))
+    elif scheme not in dataset.given:
+        raise ConfigError(f"There is no given split {scheme!r}.", did_you_mean(scheme, dataset.given))
+    part, note = dataset.given[scheme].copy(), None
+    events = dataset.interactions
+    if not (part == VALID).any():
+        train = np.flatnonzero(part == TRAIN)
+        owners = events.owners[train]
+        last = np.ones(len(train), dtype=bool)
+        last[:-1] = owners[1:] != owners[:-1]
+        several = np.bincount(owners, minlength=len(events))[owners] >= 2
+        part[train[last & several]] = VALID
+        note = (
+            f"The given split {scheme!r} has no validation part; the last training event of each user with "
+            f"at least two was taken for it ({int((part == VALID).sum()):,} events)."
+        )
+    share = _later(dataset, part)
+    leak = "A given split is used as it is; training may see events later than the test."
+    if share is not None:
+        leak = (
+            f"In the given split on average {share:.0%} of the training events are later than a test event."
+        )
+    if share == 0:
+        leak = None
+    return _checked(
+        Split(dataset, "given", {"scheme": scheme}, part, leak, note),
+        "Check the column `split` of the splits table, or use another split.",
+    )
+
+
+def default(dataset: Dataset) -> Split:
+    """Global time where there are timestamps, else the given split (the first, by name), else ratio.
+
+    Raises:
+        DataError: the dataset is too small for that split.
+    """
+    if dataset.has_timestamps:
+        return global_time(dataset)
+    if dataset.given:
+        return given(dataset, min(dataset.given))
+    return ratio(dataset)
+
+
+_BY_NAME: dict[str, Callable[..., Split]] = {
+    "leave-one-out": leave_one_out,
+    "global-time": global_time,
+    "ratio": ratio,
+    "given": given,
+    "default": default,
+}
+
+
+def by_name(name: str, dataset: Dataset, **params: Any) -> Split:
+    """The split called ``name`` (hyphens or underscores), with its own parameters.
+
+    Raises:
+        ConfigError: unknown name or parameter.
+        DataError: the dataset does not allow that split.
+    """
+    key = name.replace("_", "-")
+    if key not in _BY_NAME:
+        raise ConfigError(f"There is no split {name!r}.", did_you_mean(key, _BY_NAME))
+    function = _BY_NAME[key]
+    known = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+    for param in params:
+        if param not in known:
+            remedy = did_you_mean(param, known) if known else "It has no parameters."
+            raise ConfigError(f"Split {key!r} has no parameter {param!r}.", remedy)
+    return function(dataset, **params)
+
+
+def _later(dataset: Dataset, part: NDArray[np.int8]) -> float | None:
+    """The share of training events later than a test event, averaged over these; None without times."""
+    times = dataset.interactions.times
+    if not dataset.has_timestamps or times is None or not ((part == TEST).any() and (part == TRAIN).any()):
+        return None
+    train = np.sort(times[part == TRAIN])
+    return float(1 - np.searchsorted(train, times[part == TEST], side="right").mean() / len(train))
+
+
+def _position(events: Histories) -> NDArray[np.int64]:
+    """(events,) index of each event within its user."""
+    return np.arange(len(events.items)) - np.repeat(events.offsets[:-1], events.lengths)
+
+
+def _between(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ConfigError(f"{name} was given {value}.", "It must lie between 0 and 1, for example 0.9.")
+
+
+def _checked(split: Split, remedy: str) -> Split:
+    for name in ("train", "test"):
+        if not (split.part == _PARTS[name]).any():
+            raise DataError(f"The {split.name} split leaves the {name} part empty.", remedy)
+    return split

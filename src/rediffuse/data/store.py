@@ -1,0 +1,211 @@
+"""Datasets on disk: Parquet files and ``manifest.json`` with the sha256 of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
+from rediffuse.data.files import atomic_folder, sha256_file
+from rediffuse.data.histories import Histories
+from rediffuse.errors import DataError
+
+FORMAT, VERSION = "rediffuse-dataset", 1
+MANIFEST = "manifest.json"
+
+
+def save(dataset: Dataset, folder: Path) -> Path:
+    """See `Dataset.save`."""
+    try:
+        return _save(dataset, folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written: {error.strerror or error}.",
+            "Check the permissions and the space on the disk. What was there before is untouched.",
+        ) from error
+
+
+def _save(dataset: Dataset, folder: Path) -> Path:
+    _refuse_foreign(folder)
+    frames = _frames(dataset)
+    with atomic_folder(folder) as new:
+        for name, frame in frames.items():
+            frame.write_parquet(new / name, compression="zstd")
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "counts": {"users": dataset.num_users, "items": dataset.num_items, "events": dataset.num_events},
+            "fingerprint": dataset.fingerprint,
+            "interactions_fingerprint": dataset.interactions_fingerprint,
+            "has_timestamps": dataset.has_timestamps,
+            "title": dataset.title,
+            "item_table": dataset.items is not None,
+            "user_table": dataset.users is not None,
+            "schemes": list(dataset.given),
+            "report": dataset.report,
+            "files": {
+                name: {"bytes": (new / name).stat().st_size, "sha256": sha256_file(new / name)}
+                for name in frames
+            },
+        }
+        manifest["sha256"] = _manifest_hash(manifest)
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def load(folder: Path) -> Dataset:
+    """See `Dataset.load`."""
+    manifest = _manifest(folder)
+    for name, known in manifest["files"].items():
+        _verify(folder / name, known)
+
+    def read(name: str) -> pl.DataFrame:
+        return pl.read_parquet(folder / name)
+
+    events = read("interactions.parquet")
+    users, items = read("users.parquet"), read("items.parquet")
+    counts = np.bincount(events["user"].to_numpy(), minlength=len(users))
+    histories = Histories(
+        np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
+        _array(events["item"], np.int32),
+        _array(events["time"]) if "time" in events.columns else None,
+        _array(events["rating"], np.float32) if "rating" in events.columns else None,
+    )
+    social = kg = None
+    if "social.parquet" in manifest["files"]:
+        links = read("social.parquet")
+        social = SocialGraph(_array(links["source"], np.int32), _array(links["target"], np.int32))
+    if "kg.parquet" in manifest["files"]:
+        triples = read("kg.parquet")
+        kg = KnowledgeGraph(
+            _array(triples["head"], np.int32),
+            _array(triples["relation"], np.int32),
+            _array(triples["tail"], np.int32),
+            read("entities.parquet")["entity_id"],
+            read("relations.parquet")["relation_id"],
+            np.ascontiguousarray(read("item_entity.parquet").to_numpy().astype(np.int32).reshape(-1, 2)),
+        )
+    dataset = Dataset(
+        interactions=histories,
+        user_ids=users["user_id"],
+        item_ids=items["item_id"],
+        has_timestamps=manifest["has_timestamps"],
+        items=items if manifest["item_table"] else None,
+        title=manifest["title"],
+        users=users if manifest["user_table"] else None,
+        social=social,
+        kg=kg,
+        given={
+            scheme: _array(events[_part_column(i)], np.int8) for i, scheme in enumerate(manifest["schemes"])
+        },
+        report=manifest["report"],
+    )
+    # The files are those the manifest speaks of, so their fingerprints need not be computed again.
+    for name in ("fingerprint", "interactions_fingerprint"):
+        dataset.__dict__[name] = manifest[name]
+    return dataset
+
+
+def _frames(dataset: Dataset) -> dict[str, pl.DataFrame]:
+    events = dataset.interactions
+    columns: dict[str, Any] = {"user": events.owners.astype(np.int32), "item": events.items}
+    if events.times is not None:
+        columns["time"] = events.times
+    if events.ratings is not None:
+        columns["rating"] = events.ratings
+    columns |= {_part_column(i): part for i, part in enumerate(dataset.given.values())}
+    frames = {
+        "interactions.parquet": pl.DataFrame(columns),
+        "users.parquet": dataset.users if dataset.users is not None else dataset.user_ids.to_frame("user_id"),
+        "items.parquet": dataset.items if dataset.items is not None else dataset.item_ids.to_frame("item_id"),
+    }
+    if dataset.social is not None:
+        frames["social.parquet"] = pl.DataFrame(
+            {"source": dataset.social.source, "target": dataset.social.target}
+        )
+    if dataset.kg is not None:
+        kg = dataset.kg
+        frames["kg.parquet"] = pl.DataFrame({"head": kg.head, "relation": kg.relation, "tail": kg.tail})
+        frames["entities.parquet"] = kg.entity_ids.to_frame("entity_id")
+        frames["relations.parquet"] = kg.relation_ids.to_frame("relation_id")
+        frames["item_entity.parquet"] = pl.DataFrame(
+            {"item": kg.item_entity[:, 0], "entity": kg.item_entity[:, 1]}
+        )
+    return frames
+
+
+def _part_column(index: int) -> str:
+    # Schemes have names of any kind; the manifest holds them, the column is numbered.
+    return f"part_{index}"
+
+
+def _array(column: pl.Series, dtype: Any = None) -> Any:
+    return np.ascontiguousarray(column.to_numpy(), dtype=dtype)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Replacing a folder removes what is in it, so it must hold a dataset of ours and nothing else."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if folder.is_dir() and not names:
+        return
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        ours = {MANIFEST, *manifest["files"]} if manifest["format"] == FORMAT else set()
+    except (OSError, ValueError, TypeError, KeyError):
+        ours = set()
+    if not ours:
+        raise DataError(
+            f"{folder} exists and is not a dataset written by Rediffuse; it is left alone.",
+            "Choose another folder, or remove it yourself.",
+        )
+    if names - ours:
+        raise DataError(
+            f"{folder} holds files that are not part of the dataset: {', '.join(sorted(names - ours))}.",
+            "Move them elsewhere, as the folder is replaced as a whole, or choose another folder.",
+        )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(
+            f"{folder} holds no dataset: {path} is missing.",
+            "Name a folder that `rediffuse prepare`, `rediffuse data` or Dataset.save wrote.",
+        )
+    again = "Write the dataset again from its source."
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{path} is damaged: it is not JSON.", again) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path} is not the manifest of a dataset.", "Name a folder that Dataset.save wrote.")
+    if manifest.get("version") != VERSION:
+        raise DataError(
+            f"{path} has format version {manifest.get('version')}; this Rediffuse reads version {VERSION}.",
+            "Write the dataset again with this version, or install the one that wrote it.",
+        )
+    if manifest.pop("sha256", None) != _manifest_hash(manifest):
+        raise DataError(f"{path} was changed after it was written.", again)
+    return manifest
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _verify(path: Path, known: dict[str, Any]) -> None:
+    again = "Restore the file, or write the dataset again from its source."
+    if not path.is_file():
+        raise DataError(f"{path} is missing.", again)
+    size = path.stat().st_size
+    if size != known["bytes"]:
+        raise DataError(f"{path} has {size:,} bytes and should have {known['bytes']:,}.", again)
+    if sha256_file(path) != known["sha256"]:
+        raise DataError(f"{path} was changed after it was written: its sha256 is another.", again)

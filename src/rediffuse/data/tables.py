@@ -1,0 +1,220 @@
+"""Tables at the door: paths and dataframes of every kind become one `Table` over a lazy polars frame."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import narwhals as nw
+import polars as pl
+
+from rediffuse.data.text_files import TextFile, diagnose, first_line, inspect, is_number, listed, magic, scan
+from rediffuse.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table somebody brought.
+
+    Attributes:
+        name: how to speak of it: a path, or "the interactions dataframe".
+        frame: lazy; text files are all String, with empty fields and missing ones null, and without blank
+            lines.
+        columns: names, in order.
+        types: RecBole type by column, for atomic files.
+        files: Parquet files or text files behind it, in the order of rows; empty for dataframes.
+    """
+
+    name: str
+    frame: pl.LazyFrame
+    columns: list[str]
+    types: dict[str, str]
+    files: Sequence[Path | TextFile] = ()
+
+    @property
+    def is_text(self) -> bool:
+        return bool(self.files) and isinstance(self.files[0], TextFile)
+
+    def need(self, column: str, role: str) -> str:
+        """``column``, if the table has it.
+
+        Raises:
+            DataError: it does not; the error lists the columns.
+        """
+        if column in self.columns:
+            return column
+        problem = f"{self.name} has no column {column!r} ({role}); its columns are {listed(self.columns)}."
+        if self.is_text and self.columns and all(is_number(name) for name in self.columns):
+            raise DataError(problem, "The first line looks like data: add a header line with column names.")
+        raise DataError(problem, f"Name the column of the {role}. {did_you_mean(column, self.columns)}")
+
+    def collect(self, columns: Iterable[str]) -> pl.DataFrame:
+        """Read some columns.
+
+        Raises:
+            DataError: the files cannot be parsed, or hold no rows.
+        """
+        try:
+            frame = self.frame.select(list(dict.fromkeys(columns))).collect()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            for file in self.files:
+                if isinstance(file, TextFile):
+                    diagnose(file)
+            raise DataError(
+                f"{self.name} cannot be read: {first_line(error)}",
+                "Check that the file is complete and of the kind its name says.",
+            ) from None
+        if not len(frame):
+            raise DataError(
+                f"{self.name} has a header but no rows.", "Bring a table with at least one row of data."
+            )
+        return frame
+
+    def place(self, row: int) -> str:
+        """Where row ``row`` (from 0) is, as a person finds it: file and line, or file and row (from 1)."""
+        for file in self.files:
+            if isinstance(file, TextFile):
+                rows = 0
+                for number, (line, _) in enumerate(file.records()):
+                    rows = number
+                    if number == row + 1:
+                        return f"{file.path}, line {line}"
+            else:
+                rows = pl.scan_parquet(file).select(pl.len()).collect().item()
+                if row < rows:
+                    return f"{file}, row {row + 1}"
+            row -= rows
+        return f"{self.name}, row {row + 1}"
+
+
+def read_table(
+    source: Any,
+    what: str,
+    *,
+    wanted: Sequence[str] = (),
+    separator: str | None = None,
+    encoding: str | None = None,
+    insist: bool = True,
+) -> Table:
+    """Open a table without reading it through.
+
+    Args:
+        source: path, folder, glob, list of paths, or dataframe.
+        what: the role of the table, for messages: "interactions", "items", ...
+        wanted: columns that should be there; they decide between separators.
+        separator, encoding: of text files; None: found, and UTF-8.
+        insist: refuse a text file that ``separator`` does not cut, rather than look for another.
+
+    Raises:
+        DataError: nothing there, not a table, or a text file without usable header.
+    """
+    if isinstance(source, (str, PathLike)):
+        return _from_files(_expand(Path(source), what), str(source), wanted, separator, encoding, insist)
+    if isinstance(source, (list, tuple)) and source and all(isinstance(s, (str, PathLike)) for s in source):
+        paths = [path for one in source for path in _expand(Path(one), what)]
+        name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        return _from_files(paths, name, wanted, separator, encoding, insist)
+    return _from_frame(source, what)
+
+
+def _from_frame(source: Any, what: str) -> Table:
+    name = f"the {what} dataframe"
+    try:
+        native = nw.from_native(source)
+    except TypeError:
+        raise DataError(
+            f"The {what} table is a {type(source).__name__}.",
+            "Pass a path or a dataframe (polars, pandas, pyarrow or another one that narwhals knows).",
+        ) from None
+    try:
+        if isinstance(source, pl.LazyFrame):
+            frame = source.collect()  # once: a plan need not give the same order of rows when it runs again
+        elif isinstance(native, nw.LazyFrame):
+            frame = native.collect("polars").to_native()
+        else:
+            frame = native.to_polars()
+    except ImportError as error:
+        raise DataError(
+            f"{name} cannot be converted: {first_line(error)}", "Run: pip install pyarrow"
+        ) from None
+    except Exception as error:  # whatever the other library raises, the cause is the content of the frame
+        raise DataError(
+            f"{name} cannot be converted: {first_line(error)}",
+            "Give each column one type, for example ids all strings: df['user_id'].astype(str).",
+        ) from None
+    return Table(name, frame.lazy(), frame.columns, {})
+
+
+def _from_files(
+    paths: list[Path],
+    name: str,
+    wanted: Sequence[str],
+    separator: str | None,
+    encoding: str | None,
+    insist: bool,
+) -> Table:
+    kinds = {_kind(path) for path in paths}
+    if len(kinds) > 1:
+        raise DataError(f"{name} mixes Parquet and text files.", "Name files of one kind.")
+    if kinds == {"parquet"}:
+        frame = pl.scan_parquet(paths)
+        try:
+            return Table(name, frame, frame.collect_schema().names(), {}, paths)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(
+                f"{name} cannot be read as Parquet: {first_line(error)}",
+                "The file may be cut short: fetch it again.",
+            ) from None
+    files = [inspect(path, wanted, separator, encoding, insist) for path in paths]
+    first = files[0]
+    for file in files[1:]:
+        if file.header != first.header:
+            raise DataError(
+                f"{file.path} has columns {listed(file.header)}; {first.path} has {listed(first.header)}.",
+                "Files that are read as one table need the same columns.",
+            )
+    frame = pl.concat([scan(file) for file in files])
+    typed = first.typed
+    columns = [column.partition(":")[0] if typed else column for column in first.header]
+    types = {c: h.partition(":")[2] for c, h in zip(columns, first.header, strict=True)} if typed else {}
+    return Table(name, frame.filter(pl.any_horizontal(pl.all().is_not_null())), columns, types, files)
+
+
+def _kind(path: Path) -> str:
+    start = magic(path)
+    if start[:2] == b"PK":
+        raise DataError(
+            f"{path} is a zip archive or a spreadsheet.", "Unpack it, or export it as CSV or Parquet."
+        )
+    return "parquet" if start == b"PAR1" or path.suffix in (".parquet", ".pq") else "text"
+
+
+def _expand(path: Path, what: str) -> list[Path]:
+    if path.is_dir():
+        if (path / "manifest.json").is_file():
+            raise DataError(f"{path} is a dataset already.", "Read it with Dataset.load.")
+        files = sorted(path.rglob("*.parquet")) or sorted(
+            file for end in ("csv", "tsv", "txt", "csv.gz", "tsv.gz") for file in path.rglob(f"*.{end}")
+        )
+        if not files:
+            raise DataError(
+                f"The folder {path} holds no Parquet, CSV or TSV files.", f"Name the {what} file itself."
+            )
+        return files
+    if path.is_file():
+        return [path]
+    if any(sign in str(path) for sign in "*?["):
+        files = [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (absolute)
+        if files:
+            return [file for one in files for file in _expand(one, what)]
+        raise DataError(f"No file matches {path}.", "Check the pattern and the folder.")
+    remedy = f"Check the path of the {what} table."
+    if path.parent.is_dir():
+        near = [file.name for file in path.parent.iterdir() if file.is_file()]
+        if near:
+            remedy += " In that folder: " + did_you_mean(path.name, near[:20])
+    raise DataError(f"{path} does not exist.", remedy)

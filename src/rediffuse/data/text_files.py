@@ -1,0 +1,283 @@
+"""Text files: encoding, separator, header, and the line to look at when something is wrong.
+
+Polars parses. What is ours is to guess a separator from the first lines, and, once polars has refused a file
+or a value turned out bad, to find its line; that may be slow, as it happens once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import IO, Any
+
+import polars as pl
+
+from rediffuse.errors import DataError
+
+SEPARATORS = ("\t", ",", ";", "|", "::", " ")
+_TYPED = re.compile(r"^[^:]+:(token|token_seq|float|float_seq)$")
+_SAMPLE = 1 << 16
+# Stands in for separators of several characters, which polars does not know.
+_UNIT_SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """How one text file is read.
+
+    ``typed``: it has a RecBole header such as ``user_id:token``; quotes mean nothing in it.
+    """
+
+    path: Path
+    separator: str
+    encoding: str
+    header: tuple[str, ...]
+    typed: bool
+
+    def open(self) -> IO[str]:
+        return TextIOWrapper(_open_bytes(self.path), encoding=self.encoding, newline="")
+
+    def records(self, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+        """(line in the file, fields) of every record that is not blank, header included.
+
+        Raises:
+            DataError: with ``strict``, a quote that is not closed or not at the edge of a field.
+        """
+        with self.open() as text:
+            if len(self.separator) > 1:
+                for number, line in enumerate(text, start=1):
+                    if line.strip():
+                        yield number, line.rstrip("\r\n").split(self.separator)
+                return
+            quoting = csv.QUOTE_NONE if self.typed else csv.QUOTE_MINIMAL
+            reader = csv.reader(text, delimiter=self.separator, quoting=quoting, strict=strict)
+            start = 1
+            try:
+                for fields in reader:
+                    if any(fields):
+                        yield start, fields
+                    start = reader.line_num + 1
+            except csv.Error as error:
+                raise DataError(
+                    f"{self.path}, line {start} cannot be cut into fields: {error}.",
+                    'Close or remove the quote ("), or write quotes inside quoted fields twice.',
+                ) from None
+
+
+def scan(file: TextFile) -> pl.LazyFrame:
+    plain = file.encoding == "utf-8-sig" and len(file.separator) == 1
+    source: Any = file.path
+    separator = file.separator
+    if not plain or _is_gzip(file.path):
+        content = _read_bytes(file)
+        if len(separator) > 1:
+            content = content.replace(separator.encode(), _UNIT_SEPARATOR.encode())
+            separator = _UNIT_SEPARATOR
+        source = content
+    try:
+        return pl.scan_csv(
+            source,
+            separator=separator,
+            # Text separated by several characters comes from tools that do not quote.
+            quote_char=None if file.typed or separator == _UNIT_SEPARATOR else '"',
+            infer_schema=False,
+            new_columns=[column.partition(":")[0] if file.typed else column for column in file.header],
+        )
+    except pl.exceptions.PolarsError as error:
+        diagnose(file)
+        raise DataError(f"{file.path} cannot be read: {first_line(error)}", "Check the file.") from None
+
+
+def inspect(
+    path: Path, wanted: Sequence[str], separator: str | None, encoding: str | None, insist: bool
+) -> TextFile:
+    """Encoding, separator and header of a text file, from its beginning.
+
+    Args:
+        wanted: columns that should be there.
+        insist: refuse a ``separator`` that does not cut the header, rather than look for the right one.
+
+    Raises:
+        DataError: no text, no header, or not to be read with that encoding or separator.
+    """
+    if encoding is not None:
+        try:
+            encoding = codecs.lookup(encoding).name
+        except LookupError:
+            raise DataError(
+                f"There is no encoding {encoding!r}.", 'For example: "latin-1", "cp1252".'
+            ) from None
+    if encoding in (None, "utf-8"):
+        encoding = "utf-8-sig"  # takes a byte order mark away, if there is one
+    with _open_bytes(path) as file:
+        sample = file.read(_SAMPLE)
+    if not sample.removeprefix(codecs.BOM_UTF8).strip():
+        raise DataError(f"{path} is empty.", "Bring a table with a header line and at least one row.")
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)()
+        text = decoder.decode(sample)
+    except UnicodeDecodeError:
+        _refuse_encoding(path, encoding)
+        raise
+    if "\r" in text and "\n" not in text:
+        raise DataError(
+            f"The lines of {path} end in a bare carriage return.", "Save it with usual line ends (LF)."
+        )
+    lines = [line for line in text.splitlines() if line.strip()]
+    # The last line of the sample may be cut short.
+    lines = lines[: max(1, len(lines) - 1)][:50] if len(sample) == _SAMPLE else lines[:50]
+    header_of = {sep: _fields(lines[0], sep) for sep in SEPARATORS}
+    likely = _sniff(lines, header_of, wanted)
+    if separator is None:
+        separator = likely or ","
+    elif not separator or separator in ('"', "\n", "\r"):
+        raise DataError(f"{separator!r} cannot be a separator.", 'For example: separator=";".')
+    header = _fields(lines[0], separator)
+    if len(header) == 1 and likely and likely != separator and not insist:
+        separator, header = likely, header_of[likely]
+    elif len(header) == 1 and likely and likely != separator:
+        raise DataError(
+            f"{path} has a single column {header[0]!r} when separated by {_spoken(separator)}.",
+            f"It looks separated by {_spoken(likely)}: pass separator={likely!r}, or leave it out.",
+        )
+    repeated = {name for name in header if name and header.count(name) > 1}
+    if repeated:
+        raise DataError(
+            f"{path} has several columns called {listed(sorted(repeated))}.", "Rename them in the header."
+        )
+    header = [name or f"column {place}" for place, name in enumerate(header, start=1)]
+    typed = all(_TYPED.match(name) for name in header)
+    return TextFile(path, separator, encoding, tuple(header), typed)
+
+
+def _sniff(lines: list[str], header_of: dict[str, list[str]], wanted: Sequence[str]) -> str | None:
+    """The separator that finds the wanted columns, else the one that cuts lines into equally many fields."""
+    best: tuple[tuple[float, ...], str] | None = None
+    for place, (separator, header) in enumerate(header_of.items()):
+        if len(header) < 2:
+            continue
+        names = {name.partition(":")[0] for name in header} | set(header)
+        same = sum(len(_fields(line, separator)) == len(header) for line in lines) / len(lines)
+        # A space or a doubled colon also cuts titles and clock times: they count only if nothing better is
+        # there.
+        rank = (sum(name in names for name in wanted), same > 0.5 and separator != " ", same, -place)
+        if best is None or rank > best[0]:
+            best = rank, separator
+    return best[1] if best else None
+
+
+def _spoken(separator: str) -> str:
+    return {"\t": r"'\t' (tab)", " ": "' ' (space)"}.get(separator, repr(separator))
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    if len(separator) > 1:
+        return line.split(separator)
+    try:
+        return next(csv.reader([line], delimiter=separator))
+    except (csv.Error, StopIteration):
+        return [line]
+
+
+def diagnose(file: TextFile) -> None:
+    """Raise what is wrong with a text file that polars refuses; returns if nothing is found."""
+    _refuse_encoding(file.path, file.encoding)
+    width = len(file.header)
+    for line, fields in file.records(strict=True):
+        if len(fields) > width:
+            raise DataError(
+                f"{file.path}, line {line} has {len(fields)} fields and the header has {width}.",
+                "Mend the line: quote fields that contain the separator, or remove what is too much.",
+            )
+
+
+def _refuse_encoding(path: Path, encoding: str) -> None:
+    """Raises DataError at the first bytes that are not text in ``encoding``; returns if there are none."""
+    name = "utf-8" if encoding == "utf-8-sig" else encoding  # a mark at the start would shift the count
+    decoder = codecs.getincrementaldecoder(name)()
+    offset = lines = 0
+    with _open_bytes(path) as file:
+        while True:
+            block = file.read(1 << 20)
+            kept = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                at = offset - kept + error.start
+                line = lines + 1 + block[: max(error.start - kept, 0)].count(b"\n")
+                wrong = error.object[error.start]
+                guess = "utf-16" if wrong >= 0xFE else "latin-1"
+                raise DataError(
+                    f"{path} is not {name.upper()}: byte {at:,} (line {line}) is 0x{wrong:02x}.",
+                    f'Pass the encoding it was written in, for example encoding="{guess}" or "cp1252".',
+                ) from None
+            if not block:
+                return
+            offset += len(block)
+            lines += block.count(b"\n")
+
+
+def _read_bytes(file: TextFile) -> bytes:
+    """The content as UTF-8, unpacked."""
+    with _open_bytes(file.path) as stream:
+        try:
+            content = stream.read()
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(
+                f"{file.path} is a damaged gzip file: {error}.", "Fetch or pack it again."
+            ) from None
+    if file.encoding == "utf-8-sig":
+        return content
+    try:
+        return content.decode(file.encoding).encode()
+    except UnicodeDecodeError:
+        _refuse_encoding(file.path, file.encoding)
+        raise
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    if not _is_gzip(path):
+        return path.open("rb")
+    file = gzip.open(path)  # noqa: SIM115 (the caller closes it)
+    try:
+        file.peek(1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is a damaged gzip file: {error}.", "Fetch or pack it again.") from None
+    return file  # pyright: ignore[reportReturnType]
+
+
+def magic(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(4)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be opened: {error.strerror}.", "Check the permissions of the file."
+        ) from None
+
+
+def _is_gzip(path: Path) -> bool:
+    return magic(path)[:2] == b"\x1f\x8b"
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."

@@ -1,0 +1,88 @@
+"""Guidance: leaning a sample towards a condition. Everything here wraps networks for the solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from rediffuse.diffusion.process import at_timesteps
+from rediffuse.diffusion.schedule import NoiseSchedule
+from rediffuse.diffusion.solvers import Network
+from rediffuse.errors import ConfigError
+
+
+def classifier_free(conditional: Network, unconditional: Network, scale: float) -> Network:
+    """(1 + s) e_c - s e_u. Ho & Salimans 2022, eq. 6.
+
+    The network must have been trained with `condition_dropout`, and the combination is for sampling only.
+
+    Args:
+        conditional: the network with its condition, of any prediction kind.
+        unconditional: the network with the null condition.
+        scale: s; at 0 the result is ``conditional`` itself.
+    """
+    if scale == 0:
+        return conditional
+
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        return (1 + scale) * conditional(x_t, t) - scale * unconditional(x_t, t)
+
+    return guided
+
+
+def classifier_guided(
+    network: Network, log_prob: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, scale: float
+) -> Network:
+    """eps - s sqrt(1 - abar_t) grad_x log p(y | x_t). Dhariwal & Nichol 2021, algorithm 2.
+
+    For networks that predict noise, and for sampling only. Works under `torch.no_grad` and
+    `torch.inference_mode`.
+
+    Args:
+        network: predicts eps.
+        log_prob: ``log_prob(x_t, t)`` gives (B,) log p of what is wanted, differentiable in x_t. (A loss is
+            minus that.)
+        schedule: that of the network.
+        scale: s; at 0 the result is ``network`` itself.
+    """
+    if scale == 0:
+        return network
+
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        # Inference mode has to be left, not only gradients switched on: its tensors cannot be differentiated.
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x_t.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(log_prob(point, t.clone()).sum(), point)
+        factor = at_timesteps(schedule.sqrt_one_minus_alphas_cumprod, t, x_t)
+        return network(x_t, t) - scale * factor * gradient
+
+    return guided
+
+
+def condition_dropout(
+    batch: int,
+    probability: float,
+    *,
+    generator: Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Rows that train without their condition in this step. Ho & Salimans 2022, algorithm 1.
+
+    Args:
+        batch: B.
+        probability: of losing the condition; 0.1 is usual.
+        generator: source of randomness; the draw happens on its device.
+        device: where the result goes.
+
+    Returns:
+        (B,) bool, True where the condition is to be dropped: ``torch.where(mask[:, None], null, condition)``.
+
+    Raises:
+        ConfigError: the probability is not in [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"condition_dropout: probability is {probability!r}.", "Give a number from 0 to 1.")
+    draw_on = generator.device if generator is not None else device
+    return (torch.rand(batch, generator=generator, device=draw_on) < probability).to(device)

@@ -1,0 +1,62 @@
+"""Noise that belongs to a row: the same for a person alone, in any batch, on any day.
+
+A `torch.Generator` deals its numbers out in order of the batch, so a person's answer would depend on who else was
+asked about. Here each number is a hash of (seed, row key, draw, element) instead: a counter-based generator
+(Salmon et al., SC 2011), with the mixing function of SplitMix64 (Steele et al., OOPSLA 2014).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 tensors of any shape (arithmetic wraps around)."""
+    x = (x ^ _shift_right(x, 30)) * -4658895280553007687
+    x = (x ^ _shift_right(x, 27)) * -7723592293110705685
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical (zero-filling) shift, which int64 tensors lack."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def row_keys(items: Tensor, lengths: Tensor) -> Tensor:
+    """(B,) int64: a hash of each history (B, L), of its real items (B,) and their order; padding has no part."""
+    position = torch.arange(items.shape[1], device=items.device)
+    each = mix(mix(items + 1) + position * _GOLDEN)
+    return mix(torch.where(position < lengths[:, None], each, 0).sum(1))
+
+
+class RowNoise:
+    """A source of standard normal noise for the rows of one request: ``noise(like)`` -> like's shape.
+
+    Args:
+        keys: (B,) int64, one per row, from `row_keys`.
+        seed: of the request.
+
+    Successive calls are successive draws. Make one per request; it is not shared.
+    """
+
+    def __init__(self, keys: Tensor, seed: int) -> None:
+        wrapped = (seed + 2**63) % 2**64 - 2**63
+        self.keys = mix(keys ^ mix(torch.tensor(wrapped, device=keys.device) + _GOLDEN))
+        self.draw = 0
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """(B, ...) float noise; element j of a row depends on j, not on how many there are."""
+        self.draw += 1
+        count = like[0].numel()
+        stream = mix(self.keys + self.draw * _GOLDEN)
+        bits = mix(stream[:, None] + torch.arange(1, count + 1, device=like.device) * _GOLDEN)
+        # Two uniforms out of one 64-bit hash, then Box & Muller 1958; the first must not be zero.
+        first = ((bits & 0xFFFFFFFF).double() + 0.5) * 2.0**-32
+        second = _shift_right(bits, 32).double() * 2.0**-32
+        normal = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()
+        return normal.to(like.dtype).view(like.shape)

@@ -1,0 +1,119 @@
+"""Sampling in fewer steps than a network was trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise, repeat
+
+import torch
+from torch import Tensor
+
+from rediffuse.diffusion.schedule import NoiseSchedule, check_steps
+from rediffuse.errors import ConfigError
+
+
+def space_timesteps(steps: int, counts: str | int | Sequence[int]) -> list[int]:
+    """Which of ``steps`` timesteps to keep. Improved DDPM (Nichol & Dhariwal 2021), section 4.
+
+    Args:
+        steps: T.
+        counts: how many to keep in each of that many equal sections, as ``"10,15,20"``, ``[10, 15, 20]`` or
+            ``45``: spread evenly, with both ends of the section; the first ``T mod sections`` sections are
+            one longer. Or ``"ddimN"``: N timesteps from 0 on, with the smallest whole stride that gives N.
+
+    Returns:
+        Timesteps in ascending order.
+
+    Raises:
+        ConfigError: ``counts`` cannot be read, is not positive, or asks for more than there is.
+    """
+    check_steps("space_timesteps", steps)
+    if isinstance(counts, str) and counts.strip().startswith("ddim"):
+        return _strided(steps, _whole(counts.strip().removeprefix("ddim"), counts))
+    if isinstance(counts, str):
+        sections = [_whole(part, counts) for part in counts.split(",")]
+    elif isinstance(counts, Iterable):
+        sections = [_whole(part, counts) for part in counts]
+    else:
+        sections = [_whole(counts, counts)]
+    if not sections:
+        raise ConfigError(
+            "space_timesteps: no section is given.", "Give at least one count, for example '8'."
+        )
+
+    size, longer = divmod(steps, len(sections))
+    kept: list[int] = []
+    start = 0
+    for number, count in enumerate(sections):
+        length = size + (number < longer)
+        if length < count:
+            raise ConfigError(
+                f"space_timesteps: section {number} of {len(sections)} has {length} of {steps} timesteps, "
+                f"fewer than the {count} asked for.",
+                f"Ask for at most {length} there, or use fewer sections.",
+            )
+        stride = (length - 1) / (count - 1) if count > 1 else 0.0
+        # A running sum, not number * stride: ties then round as they do in the released code.
+        kept += [start + round(offset) for offset in accumulate(repeat(stride, count - 1), initial=0.0)]
+        start += length
+    return kept
+
+
+def _strided(steps: int, count: int) -> list[int]:
+    for stride in range(1, steps + 1):
+        kept = range(0, steps, stride)
+        if len(kept) == count:
+            return list(kept)
+    possible = sorted({-(-steps // stride) for stride in range(1, steps + 1)})
+    nearest = sorted(sorted(possible, key=lambda other: abs(other - count))[:2])
+    raise ConfigError(
+        f"space_timesteps: no whole stride gives exactly {count} of {steps} timesteps.",
+        f"The nearest that exist: {', '.join(f'ddim{other}' for other in nearest)}.",
+    )
+
+
+def _whole(part: str | int, counts: object) -> int:
+    try:
+        count = int(part)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1 or isinstance(part, bool | float):
+        raise ConfigError(
+            f"space_timesteps: cannot use {part!r} in {counts!r}.",
+            "Give whole numbers of at least 1 as '10,15,20', or 'ddim10'.",
+        )
+    return count
+
+
+def respace(schedule: NoiseSchedule, timesteps: Sequence[int]) -> tuple[NoiseSchedule, Tensor]:
+    """A shorter schedule that passes through the same abar at the kept timesteps.
+
+    Args:
+        schedule: of T steps.
+        timesteps: those to keep, ascending, without repetition.
+
+    Returns:
+        The schedule of ``len(timesteps)`` steps, whose betas are 1 - abar_t / abar_{kept before t}.
+        (N,) int64 the original timesteps, which are what the network must be given.
+
+    Raises:
+        ConfigError: ``timesteps`` are empty, out of range, or not ascending.
+    """
+    kept = [int(t) for t in timesteps]
+    if not kept or kept[0] < 0 or kept[-1] >= schedule.steps:
+        raise ConfigError(
+            f"Timesteps {_short(kept)} do not lie in a schedule of {schedule.steps} steps.",
+            f"Give at least one, from 0 to {schedule.steps - 1}.",
+        )
+    if any(a >= b for a, b in pairwise(kept)):
+        raise ConfigError(f"Timesteps {_short(kept)} are not ascending.", "Sort them and drop repetitions.")
+    numbers = torch.tensor(kept, device=schedule.betas.device)
+    if len(kept) == schedule.steps:
+        return schedule, numbers
+    abar = schedule.alphas_cumprod[numbers]
+    betas = 1 - abar / torch.cat((torch.ones_like(abar[:1]), abar[:-1]))
+    return NoiseSchedule(schedule.name, betas, abar), numbers
+
+
+def _short(kept: list[int]) -> str:
+    return str(kept) if len(kept) <= 12 else f"[{', '.join(map(str, kept[:6]))}, .., {kept[-1]}]"

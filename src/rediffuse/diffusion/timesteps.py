@@ -1,0 +1,227 @@
+"""Which timesteps a training batch sees, and the weights that keep its loss unbiased.
+
+A sampler is a module whose state is in buffers, so that a model that holds one saves it and moves it along.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor, nn
+
+from rediffuse.diffusion.schedule import check_steps
+from rediffuse.errors import ConfigError, did_you_mean
+
+
+class UniformSampler(nn.Module):
+    """Every timestep alike, and the base of the other samplers.
+
+    Args:
+        steps: T.
+    """
+
+    anchor: Tensor
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        check_steps("Timestep sampler", steps)
+        self.steps = steps
+        # Only remembers the device that the model was moved to.
+        self.register_buffer("anchor", torch.empty(0), persistent=False)
+
+    def weights(self) -> Tensor:
+        """(T,) positive numbers that the probabilities are proportional to."""
+        return torch.ones(self.steps, dtype=_wide(self.anchor.device), device=self.anchor.device)
+
+    def probabilities(self) -> Tensor:
+        """(T,) p_t, which sum to 1; float64, except where the device has none."""
+        weights = self.weights()
+        return weights / weights.sum()
+
+    @torch.no_grad()
+    def sample(
+        self, batch: int, generator: Generator | None = None, device: torch.device | str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw timesteps.
+
+        Args:
+            batch: how many, B.
+            generator: source of randomness; the draw happens on its device.
+            device: where the result goes; by default where the sampler is.
+
+        Returns:
+            t: (B,) int64.
+            weight: (B,) 1 / (T p_t), in torch's default dtype: the mean of weight * loss estimates the mean
+                of the loss over uniform timesteps.
+
+        Raises:
+            ConfigError: ``batch`` is below 1.
+        """
+        if batch < 1:
+            raise ConfigError(f"Cannot draw {batch} timesteps.", "Give a batch of at least 1.")
+        device = torch.device(device) if device is not None else self.anchor.device
+        chances = self.probabilities()
+        if generator is not None:
+            chances = chances.to(generator.device)
+        t = torch.multinomial(chances, batch, replacement=True, generator=generator)
+        weight = 1 / (self.steps * chances[t])
+        return t.to(device), weight.to(device=device, dtype=torch.get_default_dtype())
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Hear the losses of a batch; only `LossAwareSampler` listens.
+
+        Args:
+            t: timesteps, any shape.
+            losses: their losses before the importance weights, same shape.
+        """
+
+
+class FixStepSampler(UniformSampler):
+    """The first T // 2 timesteps twice as often as the rest. DiffuRec's release."""
+
+    def weights(self) -> Tensor:
+        """(T,) 1 for the first T // 2 timesteps, 0.5 for the rest."""
+        weights = super().weights()
+        weights[self.steps // 2 :] = 0.5
+        return weights
+
+
+class LossAwareSampler(UniformSampler):
+    """Timesteps in proportion to the root mean square of their latest losses.
+
+    Nichol & Dhariwal 2021, eq. 18; DiffRec (Wang et al. 2023). Uniform until every timestep has
+    ``history_per_term`` losses, and mixed with the uniform distribution afterwards.
+
+    Args:
+        steps: T.
+        history_per_term: how many losses are kept per timestep, H.
+        uniform_prob: share of the uniform distribution, in (0, 1].
+
+    Buffers: ``history`` (T, H) losses, oldest first, the first ``counts`` (T,) of them filled.
+    """
+
+    history: Tensor
+    counts: Tensor
+
+    def __init__(self, steps: int, history_per_term: int = 10, uniform_prob: float = 0.001) -> None:
+        super().__init__(steps)
+        if not isinstance(history_per_term, int) or history_per_term < 1:
+            raise ConfigError(
+                f"lossaware: history_per_term is {history_per_term!r}.", "Give a whole number of at least 1."
+            )
+        if not 0 < uniform_prob <= 1:
+            raise ConfigError(
+                f"lossaware: uniform_prob is {uniform_prob!r}.", "Give a number above 0 and at most 1."
+            )
+        self.history_per_term = history_per_term
+        self.uniform_prob = uniform_prob
+        self.register_buffer("history", torch.zeros(steps, history_per_term))
+        self.register_buffer("counts", torch.zeros(steps, dtype=torch.int64))
+
+    def weights(self) -> Tensor:
+        """(T,) ones until every timestep has its losses, then probabilities."""
+        uniform = super().weights()
+        root_mean_square = self.history.to(uniform.dtype).square().mean(dim=1).sqrt()
+        total = root_mean_square.sum()
+        # Losses that are all zero say nothing; what is left then is the uniform share.
+        share = root_mean_square / total.clamp_min(torch.finfo(uniform.dtype).tiny)
+        mixed = (1 - self.uniform_prob) * share + self.uniform_prob / self.steps
+        # A choice between tensors, not an `if`: the device is never waited for.
+        return torch.where((self.counts == self.history_per_term).all(), mixed, uniform)
+
+    @torch.no_grad()
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Put losses at the end of the queues of their timesteps, in batch order.
+
+        In a distributed run this is a collective call: every process makes it for every step, with as many
+        losses as it has (also none). All then hold the losses of all, in the order of their ranks.
+
+        Args:
+            t: timesteps, any shape.
+            losses: their losses before the importance weights, same shape.
+
+        Raises:
+            ConfigError: the shapes differ.
+        """
+        if t.shape != losses.shape:
+            raise ConfigError(
+                f"lossaware: {tuple(t.shape)} timesteps but {tuple(losses.shape)} losses.",
+                "Give one loss per timestep.",
+            )
+        t = t.detach().flatten().to(self.counts)
+        losses = losses.detach().flatten().to(self.history)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            t, losses = self._from_all_ranks(t, losses)
+        self._push(t, losses)
+
+    def _push(self, t: Tensor, losses: Tensor) -> None:
+        """The queues after ``losses``; a timestep of T means "not a loss" and is dropped."""
+        size, device = self.history_per_term, t.device
+        order = torch.argsort(t, stable=True)
+        t, losses = t[order], losses[order]
+        bounds = torch.searchsorted(t, torch.arange(self.steps + 2, device=device))
+        arrived = bounds.diff()  # (T + 1,)
+        place = torch.arange(len(t), device=device) - bounds[t]  # of each loss among those of its timestep
+
+        counts = torch.cat((self.counts, self.counts.new_zeros(1)))
+        dropped = (counts + arrived - size).clamp_min(0)
+        # One more row and column than the history has, for whatever is not kept. That way nothing is selected
+        # by a mask, which would wait for the device.
+        queues = torch.nn.functional.pad(self.history, (0, 1, 0, 1))
+        columns = torch.arange(size + 1, device=device) + dropped[:, None]
+        queues = queues.gather(1, columns.clamp_max(size))
+        slot = counts[t] + place - dropped[t]
+        queues[t, torch.where(slot < 0, size, slot)] = losses
+
+        self.history.copy_(queues[:-1, :-1])
+        self.counts.copy_((counts + arrived).clamp_max(size)[:-1])
+
+    def _from_all_ranks(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """(t, losses) of every rank, one rank after the other, padded with timestep T."""
+        ranks = dist.get_world_size()
+        length = torch.tensor(len(t), device=t.device)
+        dist.all_reduce(length, op=dist.ReduceOp.MAX)
+        missing = int(length) - len(t)
+        t = torch.nn.functional.pad(t, (0, missing), value=self.steps)
+        losses = torch.nn.functional.pad(losses, (0, missing))
+        all_t = [torch.empty_like(t) for _ in range(ranks)]
+        all_losses = [torch.empty_like(losses) for _ in range(ranks)]
+        dist.all_gather(all_t, t)
+        dist.all_gather(all_losses, losses)
+        return torch.cat(all_t), torch.cat(all_losses)
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+TIMESTEP_SAMPLERS: dict[str, type[UniformSampler]] = {
+    "uniform": UniformSampler,
+    "fixstep": FixStepSampler,
+    "lossaware": LossAwareSampler,
+}
+
+
+def timestep_sampler(name: str, steps: int, **params: float) -> UniformSampler:
+    """A timestep sampler by name.
+
+    Args:
+        name: uniform, fixstep or lossaware; hyphens and underscores do not count.
+        steps: T, at least 1.
+        **params: for lossaware, ``history_per_term`` and ``uniform_prob``.
+
+    Raises:
+        ConfigError: unknown name or parameter, or a value out of range.
+    """
+    key = name.lower().replace("-", "").replace("_", "")
+    if key not in TIMESTEP_SAMPLERS:
+        raise ConfigError(f"Unknown timestep sampler {name!r}.", did_you_mean(key, TIMESTEP_SAMPLERS))
+    kind = TIMESTEP_SAMPLERS[key]
+    known = [parameter for parameter in inspect.signature(kind).parameters if parameter != "steps"]
+    for param in params:
+        if param not in known:
+            remedy = did_you_mean(param, known) if known else "It has no parameters besides steps."
+            raise ConfigError(f"Timestep sampler {key!r} has no parameter {param!r}.", remedy)
+    return kind(steps, **params)

@@ -1,0 +1,191 @@
+"""Ranking the whole catalogue for every user of a task, one block of users at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rediffuse.data.histories import Histories
+from rediffuse.errors import ConfigError, DataError, TrainingError
+from rediffuse.evaluation.metrics import NOT_RANKED, POLICIES
+from rediffuse.evaluation.topk import exact_top_k
+
+# Scores held at once. Larger blocks leave the caches; smaller ones leave the model's matrix products short.
+_BLOCK_SCORES = 4_000_000
+
+# Scores (B, num_items) for the users ``start .. start + B`` of a task, given their histories.
+Score = Callable[[Histories, int], Tensor]
+
+
+class RankingTask(Protocol):
+    """What is ranked: `rediffuse.data.split.Task`, or anything with these attributes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def users(self) -> NDArray[np.int64]: ...  # (n,)
+    @property
+    def histories(self) -> Histories: ...  # n rows: what the model may look at
+    @property
+    def truth(self) -> Histories: ...  # n rows: what it should find
+    @property
+    def popularity(self) -> NDArray[np.int64]: ...  # (num_items,) training events per item
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Where the true items stand, and what is recommended. The dictionaries have the keys of `POLICIES`.
+
+    Attributes:
+        users: (n,) int64 user numbers.
+        truth: n rows of distinct true items, ascending within a user.
+        ranks: policy -> (true items,) int64, aligned with ``truth.items``, from 1; ties count against the
+            model. `NOT_RANKED` where the item cannot be recommended (it is in the history, or scored -inf).
+        items: policy -> (n, k) int32 item numbers, best first, equal scores by item number; -1 past the end.
+        scores: policy -> (n, k) float32, -inf past the end.
+    """
+
+    users: NDArray[np.int64]
+    truth: Histories
+    ranks: dict[str, NDArray[np.int64]]
+    items: dict[str, NDArray[np.int32]]
+    scores: dict[str, NDArray[np.float32]]
+
+
+def distinct(rows: Histories, num_items: int, what: str) -> Histories:
+    """Each row's different items, ascending.
+
+    Raises:
+        DataError: an item number outside ``0 .. num_items - 1``.
+    """
+    items = rows.items.astype(np.int64)
+    wrong = (items < 0) | (items >= num_items)
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise DataError(
+            f"{int(wrong.sum())} {what} item numbers are outside the catalogue of {num_items} items; "
+            f"the first is {items[first]} in row {rows.owners[first]}.",
+            "Number histories and truth with the item ids the model was trained on, and drop the others.",
+        )
+    keys = np.unique(rows.owners * num_items + items)
+    offsets = np.searchsorted(keys, np.arange(len(rows) + 1) * num_items)
+    return Histories(offsets.astype(np.int64), (keys % num_items).astype(np.int32))
+
+
+def _checked(scores: Tensor, rows: int, num_items: int, users: NDArray[np.int64], start: int) -> Tensor:
+    """The scores as contiguous float32, or an error that names the users."""
+    if tuple(scores.shape) != (rows, num_items):
+        raise ValueError(f"score returned shape {tuple(scores.shape)}, expected {(rows, num_items)}")
+    scores = scores.to(torch.float32).contiguous()
+    bad = scores.amax(1).isnan()  # amax hands NaN on: no mask as large as the scores is needed
+    if bool(bad.any()):
+        position = bad.nonzero().squeeze(1).cpu().numpy() + start
+        raise TrainingError(
+            f"The model scored {int(scores.isnan().sum())} items as NaN for {len(position)} of the users "
+            f"{start}..{start + rows - 1} of the task (first: user number {users[position[0]]}).",
+            "Its weights or inputs are not finite: train with a lower learning rate, or clip gradients.",
+        )
+    return scores
+
+
+def _tied_later(scores: NDArray[np.float32], owners: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(t,) how many true items of the same user have the same score and stand later in ``scores`` (t,)."""
+    order = np.lexsort((scores, owners))  # stable: equal scores stay in the order of items
+    owners, scores = owners[order], scores[order]
+    same = (owners[1:] == owners[:-1]) & (scores[1:] == scores[:-1])
+    ends = np.append(~same, True)  # True at the last of each group of ties
+    position = np.arange(len(order))
+    last = np.minimum.accumulate(np.where(ends, position, len(order))[::-1])[::-1]
+    later = np.empty(len(order), dtype=np.int64)
+    later[order] = last - position
+    return later
+
+
+def _ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.int64]:
+    """(t,) ranks of the true items of a block, with ties against the model.
+
+    An item's rank is the number of items scored at least as high (itself included), less the true items that
+    are tied with it and come later: so within a tie the others come first, then the true ones by item number.
+    """
+    device = scores.device
+    owners = truth.owners
+    mine = scores[
+        torch.from_numpy(owners).to(device), torch.from_numpy(truth.items.astype(np.int64)).to(device)
+    ]
+    at_least = torch.zeros(len(owners), dtype=torch.int64, device=device)
+    lengths = truth.lengths
+    for j in range(int(lengths.max(initial=0))):
+        rows = np.flatnonzero(lengths > j)
+        entries = torch.from_numpy(truth.offsets[rows] + j).to(device)
+        part = scores if len(rows) == len(scores) else scores[torch.from_numpy(rows).to(device)]
+        # Written as floats, the comparison sums three times as fast as booleans do. Exact below 2**24 items.
+        higher = torch.ge(part, mine[entries, None], out=scratch[: len(rows)])
+        at_least[entries] = higher.sum(1).long()
+    own = mine.cpu().numpy()
+    ranks = at_least.cpu().numpy()
+    if len(owners) > len(truth):
+        ranks -= _tied_later(own, owners)
+    return np.where(own == -np.inf, NOT_RANKED, ranks)
+
+
+def rank_task(
+    score: Score, task: RankingTask, *, num_items: int, k: int = 20, user_block: int | None = None
+) -> Ranking:
+    """Exact ranks of all true items and the top-k lists, with and without the items of the history.
+
+    Never holds more than one block of scores. The result does not depend on the size of the block.
+
+    Args:
+        score: ``score(histories, start)`` -> (B, num_items), higher is better, for the rows ``start``,
+            ``start + 1``, ... of ``task.histories``. Ranked as float32. -inf means: cannot be recommended.
+        task: users, their histories, their true items.
+        num_items: size of the catalogue.
+        k: length of the lists; a k beyond the catalogue is filled up with -1.
+        user_block: users per block; None chooses so that a block has about 4 million scores.
+
+    Raises:
+        TrainingError: a score is NaN.
+        DataError: an item number in a history or among the true items is not in the catalogue.
+        ConfigError: ``num_items``, ``k`` or ``user_block`` below 1.
+    """
+    for option, value in (("num_items", num_items), ("k", k), ("user_block", user_block)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option} is {value}; it must be at least 1.")
+    seen = distinct(task.histories, num_items, "history")
+    truth = distinct(task.truth, num_items, "true")
+    users = len(truth)
+    block = user_block or min(max(_BLOCK_SCORES // num_items, 16), 1024)
+    depth = min(k, num_items)
+    ranks = {policy: np.empty(len(truth.items), dtype=np.int64) for policy in POLICIES}
+    items = {policy: np.full((users, k), -1, dtype=np.int32) for policy in POLICIES}
+    tops = {policy: np.full((users, k), -np.inf, dtype=np.float32) for policy in POLICIES}
+
+    with torch.inference_mode():
+        scratch = None
+        for start in range(0, users, block):
+            rows = np.arange(start, min(start + block, users))
+            scores = _checked(
+                score(task.histories.take(rows), start), len(rows), num_items, task.users, start
+            )
+            if scratch is None:
+                scratch = torch.empty_like(scores)
+            true, hidden = truth.take(rows), seen.take(rows)
+            where = torch.from_numpy(hidden.owners), torch.from_numpy(hidden.items.astype(np.int64))
+            kept = scores[where]
+            for policy in POLICIES:
+                if policy == "unseen":
+                    scores[where] = -torch.inf
+                ranks[policy][truth.offsets[start] : truth.offsets[rows[-1] + 1]] = _ranks(
+                    scores, true, scratch
+                )
+                best, columns = exact_top_k(scores, depth)
+                tops[policy][rows, :depth] = best.cpu().numpy()
+                items[policy][rows, :depth] = columns.masked_fill(best == -torch.inf, -1).cpu().numpy()
+            scores[where] = kept  # the tensor may belong to the model
+    return Ranking(task.users, truth, ranks, items, tops)

@@ -1,0 +1,96 @@
+"""What every model is to the rest of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rediffuse.config import ModelConfig
+from rediffuse.data.histories import Histories
+
+
+class Batches(Protocol):
+    """The batches of one epoch; `get` returns what falls to one of several ranks."""
+
+    def __len__(self) -> int: ...
+    def get(self, index: int, rank: int = 0, ranks: int = 1) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model may learn from. It has no reference to validation targets or to the test part."""
+
+    train: Histories
+    num_users: int
+    num_items: int
+    popularity: NDArray[np.int64]  # (num_items,) training events per item
+
+
+class Model(nn.Module):
+    """A recommender over a catalogue of ``num_items``.
+
+    Subclasses set `name`, `Config`, and either `fit` (closed form) or `batches` and `loss` (trained by the loop).
+    The buffer `popularity` (num_items,) answers for people without any known history.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+    trained_by_gradient: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = False
+    popularity: Tensor
+
+    def __init__(self, config: ModelConfig, num_items: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_items = num_items
+        self.register_buffer("popularity", torch.zeros(num_items))
+
+    # --- learning ------------------------------------------------------------------------------------------
+
+    def fit(self, data: TrainingData) -> None:
+        """Learn in closed form. Trained models only take the popularity of items."""
+        self.popularity.copy_(torch.from_numpy(np.asarray(data.popularity, dtype=np.float32)))
+
+    def batches(self, data: TrainingData, rng: np.random.Generator) -> Batches:
+        """The batches of one epoch, in an order that depends on ``rng`` alone."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> Tensor:
+        """The scalar loss of a batch."""
+        raise NotImplementedError
+
+    def forward(self, batch: Any) -> Tensor:
+        """Same as `loss`; the name that distributed wrappers call."""
+        return self.loss(batch)
+
+    def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
+        """Settle what is chosen on validation data after training; returns what was measured."""
+        return {}
+
+    # --- answering -----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def score(self, histories: Histories, *, seed: int = 0) -> Tensor:
+        """Scores (B, num_items) float32 of all items for people with these histories; higher is better.
+
+        A person without history gets the popularity of items. The answer for a row depends on the row and ``seed``
+        alone, not on the rest of the batch.
+        """
+        empty = torch.from_numpy(histories.lengths == 0)
+        if not bool(empty.any()):
+            return self.score_known(histories, seed)
+        scores = self.popularity.repeat(len(histories), 1)
+        known = torch.nonzero(~empty).squeeze(1)
+        if len(known):
+            scores[known] = self.score_known(histories.take(known.numpy()), seed)
+        return scores
+
+    def score_known(self, histories: Histories, seed: int) -> Tensor:
+        """Scores (B, num_items) float32 for histories of at least one item."""
+        raise NotImplementedError

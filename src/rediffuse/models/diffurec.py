@@ -1,0 +1,261 @@
+"""DiffuRec: a diffusion model for sequential recommendation (Li, Sun & Li, TOIS 2023, arXiv 2304.00686).
+
+The embedding of the item to come is noised and a transformer, the *approximator*, that reads the history beside it
+recovers it. At test the item to come starts as noise and is denoised step by step; the catalogue is ranked by inner
+product with what comes out.
+
+Two forms train the same network:
+
+- ``prefix``, the paper's: one row per target. Every token i of the history carries z_i + lambda_i (x_t + e_t), the
+  attention is bidirectional, and the last position is x0_hat.
+- ``causal``: one row per history, all its positions at once. Token i carries the noised item i + 1 with its own
+  timestep, the attention is causal, and position i is x0_hat of item i + 1. Position i sees x_t of items up to
+  i + 1 through tokens up to i, of which only its own target (noised) is unknown at test.
+
+With ``diffusion=false`` the tokens are z_i alone: the non-diffusion twin, the same network trained the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rediffuse.data.batches import SequenceBatch
+from rediffuse.diffusion import noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
+from rediffuse.diffusion.noise import RowNoise, row_keys
+from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
+
+# The fewest steps are kept whose validation metric is within this share of the metric at all steps.
+CALIBRATION_TOLERANCE = 0.005
+
+
+class DiffuRecConfig(SequenceConfig):
+    """Defaults chosen on validation data (docs/benchmarks.md)."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # The paper done right: its network and training, keys masked, padding no item.
+        "paper": {
+            "form": "prefix",
+            "blocks": 4,
+            "heads": 4,
+            "dropout": 0.1,
+            "embedding_dropout": 0.3,
+            "embedding_std": 1.0,
+            "batch_size": 512,
+            "epochs": 500,
+            "weight_decay": 0.0,
+            "learning_rate": 1e-3,
+            "learning_rate_decay_every": 100,
+            "repeat_bias": False,
+            "validate_every": 5,
+            "patience": 20,
+        },
+    }
+
+    blocks: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    embedding_dropout: float = Field(0.5, ge=0, lt=1)
+    embedding_std: float = Field(0.02, gt=0, description="Standard deviation of fresh item embeddings.")
+    diffusion: bool = Field(True, description="False: the non-diffusion twin.")
+    steps: int = Field(32, ge=1, description="T, the steps of the noise schedule.")
+    schedule: str = "trunc_lin"
+    timesteps: Literal["uniform", "fixstep", "lossaware"] = "uniform"
+    lambda_uncertainty: float = Field(0.001, ge=0, description="Mean and standard deviation of lambda.")
+    solver: Literal["ancestral", "ddim", "dpmpp_2m", "one_step"] = "ancestral"
+    sampling_steps: int | None = Field(None, ge=1, description="None: calibrated on validation data.")
+    reference_padding: bool = Field(
+        False, description="Only for the preset reference: padding is attended to, trained, and a class."
+    )
+
+
+DiffuRecConfig.presets["reference"] = {**DiffuRecConfig.presets["paper"], "reference_padding": True}
+
+
+class Approximator(nn.Module):
+    """f(history, x_t, t) -> x0_hat: plain torch, for use in anyone's harness. Paper sections 4.1-4.3.
+
+    Args:
+        size: width d of item embeddings.
+        steps: T; timesteps are rescaled to t * 1000 / T before they are embedded.
+        blocks, heads, dropout: of the transformer.
+        embedding_dropout: on the history before its LayerNorm.
+        lambda_uncertainty: mean and standard deviation of the weight of x_t in each element of each token.
+        causal: the causal form; otherwise the paper's.
+        reference_padding: see `rediffuse.nn.Encoder`.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        steps: int,
+        blocks: int = 4,
+        heads: int = 4,
+        dropout: float = 0.1,
+        embedding_dropout: float = 0.3,
+        lambda_uncertainty: float = 0.001,
+        *,
+        causal: bool = False,
+        reference_padding: bool = False,
+    ) -> None:
+        super().__init__()
+        self.size, self.steps, self.lambda_uncertainty = size, steps, lambda_uncertainty
+        self.drop = Dropout(embedding_dropout)
+        self.norm = nn.LayerNorm(size, eps=1e-12)
+        self.time = nn.Sequential(nn.Linear(size, 4 * size), nn.SiLU(), nn.Linear(4 * size, size))
+        self.encoder = Encoder(size, blocks, heads, dropout, causal=causal, pads_are_keys=reference_padding)
+
+    def history(self, embedded: Tensor) -> Tensor:
+        """z: the embedded history (B, L, d), dropped out and normalised."""
+        return self.norm(self.drop(embedded))
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """e_t (..., d) of timesteps t (...). There are only T of them, so they are computed once and looked up."""
+        every = torch.arange(self.steps, device=t.device) * (1000.0 / self.steps)
+        return self.time(sinusoidal_embedding(every, self.size))[t]
+
+    def condition(self, z: Tensor, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+        """z + lambda (x_t + e_t), lambda ~ N(delta, delta) per element of z.
+
+        Shapes: z (B, L, d); x_t (B, d) and t (B,) for one target per row, or (B, L, d) and (B, L) for one per token.
+        """
+        guest = x_t + self.embed_time(t)
+        if guest.dim() < z.dim():
+            guest = guest[:, None]
+        weight = self.lambda_uncertainty * (1 + noise(z))
+        return z + weight * guest
+
+    def forward(self, z: Tensor, lengths: Tensor, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+        """x0_hat (B, d) at the last real token of each row; arguments as in `condition`."""
+        return self.encoder.last(self.condition(z, x_t, t, noise), lengths)
+
+
+class DiffuRec(SequenceModel):
+    """DiffuRec in either form, or its non-diffusion twin."""
+
+    name = "diffurec"
+    Config = DiffuRecConfig
+    config: DiffuRecConfig
+
+    def __init__(self, config: DiffuRecConfig, num_items: int) -> None:
+        super().__init__(config, num_items)
+        self.causal = config.form == "causal"
+        self.approximator = Approximator(
+            config.embedding_size,
+            config.steps,
+            config.blocks,
+            config.heads,
+            config.dropout,
+            config.embedding_dropout,
+            config.lambda_uncertainty,
+            causal=self.causal,
+            reference_padding=config.reference_padding,
+        )
+        nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
+        self.schedule = noise_schedule(config.schedule, steps=config.steps)
+        self.timesteps = timestep_sampler(config.timesteps, steps=config.steps)
+        self.sampling_steps = config.sampling_steps or 1
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.config.diffusion
+
+    def catalogue(self) -> Tensor:
+        if self.config.reference_padding and self.training:
+            return self.item_embedding.weight  # the released code trains padding as a class
+        return super().catalogue()
+
+    # --- learning ------------------------------------------------------------------------------------------
+
+    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
+        items = self._full_width(batch.items)
+        z = self.approximator.history(self.item_embedding(items))
+        if not self.config.diffusion:
+            return self._read(z, batch), None, None
+        t, weights = self.timesteps.sample(len(batch.targets), device=items.device)
+        x_0 = self.item_embedding(batch.targets)
+        x_t = q_sample(self.schedule, x_0, t, torch.randn_like(x_0))
+        if self.causal:
+            # Scatter the targets' (n,) timesteps and (n, d) noised embeddings to the tokens that precede them.
+            at = (batch.rows, batch.positions)
+            x_t = torch.zeros_like(z).index_put(at, x_t.to(z.dtype))
+            t_tokens = torch.zeros_like(items).index_put(at, t)
+            tokens = self.approximator.condition(z, x_t, t_tokens, torch.randn_like)
+        else:
+            tokens = self.approximator.condition(z, x_t, t, torch.randn_like)
+        uniform = self.config.timesteps == "uniform"
+        return self._read(tokens, batch), None if uniform else weights, t
+
+    def _read(self, tokens: Tensor, batch: SequenceBatch) -> Tensor:
+        if self.causal:
+            return self.approximator.encoder(tokens, batch.lengths)[batch.rows, batch.positions]
+        return self.approximator.encoder.last(tokens, batch.lengths)
+
+    def _full_width(self, items: Tensor) -> Tensor:
+        """Where padding is attended to, its amount matters: pad to the full window as the released code does."""
+        if not self.config.reference_padding:
+            return items
+        return nn.functional.pad(items, (0, self.config.max_length - items.shape[1]), value=self.pad)
+
+    def observe(self, note: Any, losses: Tensor) -> None:
+        if note is not None:
+            self.timesteps.update(note, losses)
+
+    # --- answering -----------------------------------------------------------------------------------------
+
+    def represent(self, items: Tensor, lengths: Tensor, seed: int) -> Tensor:
+        z = self.approximator.history(self.item_embedding(self._full_width(items)))
+        if not self.config.diffusion:
+            return self.approximator.encoder.last(z, lengths)
+        noise = RowNoise(row_keys(items, lengths), seed)
+        network = self._continue_causally(items, z, lengths, noise) if self.causal else None
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return network(x_t, t) if network else self.approximator(z, lengths, x_t, t, noise)
+
+        start = noise(z[:, 0])
+        steps = min(self.sampling_steps, self.config.steps)
+        if steps == 1 or self.config.solver == "one_step":
+            return solver("one_step")(predict, start, self.schedule)
+        kept = space_timesteps(self.config.steps, str(steps))
+        return solver(self.config.solver)(predict, start, self.schedule, kept, generator=noise)
+
+    def _continue_causally(
+        self, items: Tensor, z: Tensor, lengths: Tensor, noise: RowNoise
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """f(x_t, t) for the last token, with the keys and values of all earlier tokens computed once.
+
+        Earlier tokens carry the item that is known to follow them, at the smallest timestep and with the mean of
+        lambda: nothing about them is left to chance.
+        """
+        approximator, rows = self.approximator, torch.arange(len(items), device=items.device)
+        following = self.item_embedding(torch.roll(items, -1, dims=1))
+        first = torch.zeros_like(items)
+        x_first = self.schedule.alphas_cumprod[0].sqrt().to(following) * following
+        tokens = approximator.condition(z, x_first, first, torch.zeros_like)
+        cache = approximator.encoder.prefill(tokens, lengths)
+        last = z[rows, lengths - 1]
+
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
+            token = approximator.condition(last[:, None], x_t, t, noise).squeeze(1)
+            return approximator.encoder.advance(token, lengths, cache)
+
+        return network
+
+    def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
+        """Choose `sampling_steps`: the fewest whose validation metric is within 0.5 % of that of all T steps."""
+        if not self.config.diffusion or self.config.sampling_steps is not None or self.config.solver == "one_step":
+            return {}
+        tried = sorted({1, 2, 4, 8, 16} & set(range(self.config.steps)) | {self.config.steps})
+        curve: dict[int, float] = {}
+        for steps in reversed(tried):
+            self.sampling_steps = steps
+            curve[steps] = validate()
+        enough = curve[self.config.steps] * (1 - CALIBRATION_TOLERANCE)
+        self.sampling_steps = min(steps for steps in tried if curve[steps] >= enough)
+        return {"sampling_steps": self.sampling_steps, "metric_by_steps": dict(sorted(curve.items()))}

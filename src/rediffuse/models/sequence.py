@@ -1,0 +1,132 @@
+"""What the next-item models share: the item table, batches of sequences, and the softmax over the catalogue."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rediffuse.config import ModelConfig
+from rediffuse.data.batches import SequenceBatch, SequenceBatches, pad_right
+from rediffuse.data.histories import Histories
+from rediffuse.losses import sampled_softmax, softmax_cross_entropy
+from rediffuse.losses.softmax import Biased
+from rediffuse.models.base import Model, TrainingData
+
+
+class SequenceConfig(ModelConfig):
+    """Options of a model that reads a history and ranks the next item by an inner product."""
+
+    embedding_size: int = Field(128, ge=1)
+    max_length: int = Field(50, ge=1, description="Most recent events that are read.")
+    form: Literal["causal", "prefix"] = Field(
+        "causal", description="causal: a history trains all its positions at once; prefix: one target per row."
+    )
+    loss: Literal["softmax", "sampled_softmax"] = "softmax"
+    negatives: int = Field(1024, ge=1, description="Items drawn per batch for sampled_softmax.")
+    repeat_bias: bool = Field(
+        True, description="Learn one number that is added to the logit of every item already in the window."
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="Rank by cosine divided by this; None ranks by the inner product."
+    )
+
+
+class SequenceModel(Model):
+    """A history goes in, a vector in item space comes out; items are ranked by their inner product with it.
+
+    Subclasses implement `encode` (training) and `represent` (answering).
+    """
+
+    Config = SequenceConfig
+    config: SequenceConfig
+
+    def __init__(self, config: SequenceConfig, num_items: int) -> None:
+        super().__init__(config, num_items)
+        self.item_embedding = nn.Embedding(num_items + 1, config.embedding_size)
+        self.repeat = nn.Parameter(torch.zeros(())) if config.repeat_bias else None
+        self.register_buffer("log_chance", torch.zeros(num_items), persistent=False)
+
+    @property
+    def pad(self) -> int:
+        return self.num_items
+
+    # --- learning ------------------------------------------------------------------------------------------
+
+    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
+        """(n, d) one vector per target, importance weights (n,) or None, and what `observe` needs."""
+        raise NotImplementedError
+
+    def observe(self, note: Any, losses: Tensor) -> None:
+        """Told the (n,) losses of the targets, detached."""
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        # Negatives are drawn by popularity ^ 0.75 (Mikolov et al. 2013); unseen items can be drawn too.
+        chance = (self.popularity + 1).pow(0.75)
+        expected = self.config.negatives * chance / chance.sum()  # type: ignore[attr-defined]
+        self.log_chance.copy_(expected.log())
+
+    def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches:
+        return SequenceBatches(
+            data.train,
+            max_length=self.config.max_length,
+            batch_size=self.config.batch_size,
+            pad=self.pad,
+            every_position=self.config.form == "causal",
+            rng=rng,
+        )
+
+    def loss(self, batch: SequenceBatch) -> Tensor:
+        hidden, weights, note = self.encode(batch)
+        hidden, table = self._metric_space(hidden), self._metric_space(self.catalogue())
+        if self.config.loss == "softmax":
+            loss, per_target = softmax_cross_entropy(hidden, table, batch.targets, weights, self._repeats(batch))
+        else:
+            drawn = torch.multinomial(self.log_chance.exp(), self.config.negatives, replacement=True)  # type: ignore[operator]
+            loss, per_target = sampled_softmax(hidden, table, batch.targets, drawn, self.log_chance, weights)  # type: ignore[arg-type]
+        self.observe(note, per_target)
+        return loss * batch.share
+
+    def catalogue(self) -> Tensor:
+        """(num_items, d): the item table without the padding row."""
+        return self.item_embedding.weight[: self.num_items]
+
+    def _metric_space(self, x: Tensor) -> Tensor:
+        """The vectors whose inner products are logits."""
+        if self.config.temperature is None:
+            return x
+        return nn.functional.normalize(x, dim=-1) * self.config.temperature**-0.5
+
+    def _repeats(self, batch: SequenceBatch) -> Biased | None:
+        """The distinct (target row, item) pairs where the item is already in the window at that target."""
+        if self.repeat is None:
+            return None
+        counts = batch.positions + 1
+        rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+        column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        items = batch.items[batch.rows[rows], column]
+        keys = torch.unique(rows * (self.num_items + 1) + items)
+        return keys // (self.num_items + 1), keys % (self.num_items + 1), self.repeat
+
+    # --- answering -----------------------------------------------------------------------------------------
+
+    def represent(self, items: Tensor, lengths: Tensor, seed: int) -> Tensor:
+        """(B, d): where in item space the next item of each padded history (B, L) should be."""
+        raise NotImplementedError
+
+    def score_known(self, histories: Histories, seed: int) -> Tensor:
+        items, lengths = pad_right(histories, self.config.max_length, self.pad)
+        device = self.item_embedding.weight.device
+        items, lengths = items.to(device), lengths.to(device)
+        hidden = self._metric_space(self.represent(items, lengths, seed)).float()
+        scores = hidden @ self._metric_space(self.catalogue()).T
+        if self.repeat is not None:
+            # Assignment, not addition: an item that stands twice in the window is biased once.
+            padded = torch.cat((scores, scores[:, :1]), dim=1)
+            biased = padded.gather(1, items) + self.repeat
+            scores = padded.scatter_(1, items, biased)[:, : self.num_items]
+        return scores

@@ -1,0 +1,173 @@
+"""A pre-norm transformer encoder whose last position can be computed alone.
+
+Recommenders read one position of the output: the last. So a batch that needs no other position pays for the
+last block's query only (`Encoder.last`), and a causal encoder that is asked again and again with a new last
+token keeps the keys and values of the earlier ones (`Encoder.prefill`, `Encoder.advance`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rediffuse.nn.dropout import dropout
+
+Cache = list[tuple[Tensor, Tensor]]
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer, each pre-normed with a residual (Xiong et al. 2020)."""
+
+    def __init__(self, size: int, heads: int, dropout: float, norm_eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.norm_attention = nn.LayerNorm(size, eps=norm_eps)
+        self.qkv = nn.Linear(size, 3 * size)
+        self.out = nn.Linear(size, size)
+        self.norm_feed = nn.LayerNorm(size, eps=norm_eps)
+        self.expand = nn.Linear(size, 4 * size)
+        self.contract = nn.Linear(4 * size, size)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout, self.training)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, L, n d) -> (n, B, heads, L, d / heads) as views, n = 1 or 3 merged projections."""
+        batch, length, width = x.shape
+        head = self.out.in_features // self.heads
+        return x.view(batch, length, -1, self.heads, head).permute(2, 0, 3, 1, 4)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        if self.training and self.dropout > 0:
+            mixed = self._attend_with_dropout(q, k, v, mask, causal)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _attend_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """What torch's fused attention falls back to under dropout, with our faster dropout."""
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        if causal:
+            mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf)
+        return self._drop(torch.softmax(logits, dim=-1)) @ v
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.contract(self._drop(F.gelu(self.expand(self.norm_feed(x)), approximate="tanh")))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, causal: bool, real: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, L, d) -> (B, L, d), and the keys and values (B, heads, L, d / heads) that were used."""
+        q, k, v = self._split(self.qkv(self.norm_attention(x)))
+        if real is not None:
+            q = q * real  # a zero query attends to everything alike
+        x = x + self._drop(self._attend(q, k, v, mask, causal))
+        x = x + self._drop(self._feed(x))
+        return self._drop(x), (k, v)
+
+    def at(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        """The output (B, 1, d) at one position (B,) of each row, of which alone queries are computed."""
+        size = x.shape[-1]
+        normed = self.norm_attention(x)
+        weight, bias = self.qkv.weight, self.qkv.bias
+        own = _pick(normed, position)
+        q = self._split(F.linear(own, weight[:size], bias[:size]))[0]
+        k, v = self._split(F.linear(normed, weight[size:], bias[size:]))
+        y = _pick(x, position) + self._drop(self._attend(q, k, v, mask, causal=False))
+        return self._drop(y + self._drop(self._feed(y)))
+
+    def advance(self, x: Tensor, position: Tensor, cache: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """One token (B, 1, d) at ``position`` (B,), against the cached keys and values of the others."""
+        q, k, v = self._split(self.qkv(self.norm_attention(x)))
+        rows = torch.arange(len(x), device=x.device)
+        keys, values = cache
+        keys[rows, :, position], values[rows, :, position] = k[:, :, 0], v[:, :, 0]
+        y = x + self._drop(self._attend(q, keys, values, mask, causal=False))
+        return self._drop(y + self._drop(self._feed(y)))
+
+
+class Encoder(nn.Module):
+    """A stack of blocks, then dropout and a LayerNorm. Rows are right-padded.
+
+    Args:
+        size: width d of the tokens.
+        blocks, heads: depth and attention heads.
+        dropout: after attention, after the feed-forward, within it and after each block.
+        causal: position i sees positions j <= i only. Then padding on the right needs no mask.
+        pads_are_keys: only to reproduce DiffuRec's released code: real positions attend to padding, and padded
+            positions attend to everything alike.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        blocks: int,
+        heads: int,
+        dropout: float,
+        *,
+        causal: bool,
+        norm_eps: float = 1e-12,
+        pads_are_keys: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(size, heads, dropout, norm_eps) for _ in range(blocks))
+        self.norm = nn.LayerNorm(size, eps=norm_eps)
+        self.dropout = dropout
+        self.causal = causal
+        self.pads_are_keys = pads_are_keys
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return self.norm(dropout(x, self.dropout, self.training))
+
+    def _key_mask(self, x: Tensor, lengths: Tensor) -> Tensor | None:
+        """(B, 1, 1, L) True where a key may be attended, or None where all may."""
+        if self.pads_are_keys or x.shape[1] == 1 or bool((lengths == x.shape[1]).all()):
+            return None
+        return _real(x, lengths)[:, None, None, :]
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L, d) and the number of real tokens per row (B,) -> (B, L, d); padded positions are arbitrary."""
+        mask = None if self.causal else self._key_mask(x, lengths)
+        for block in self.blocks:
+            x, _ = block(x, mask, self.causal)
+        return self._finish(x)
+
+    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L, d) -> (B, d): the output at the last real token of each row."""
+        keys = self._key_mask(x, lengths)
+        real = _real(x, lengths)[:, None, :, None].to(x.dtype) if self.pads_are_keys else None
+        for block in self.blocks[:-1]:
+            x, _ = block(x, None if self.causal else keys, self.causal, real)
+        return self._finish(self.blocks[-1].at(x, lengths - 1, keys)).squeeze(1)  # type: ignore[operator]
+
+    def prefill(self, x: Tensor, lengths: Tensor) -> Cache:
+        """Keys and values of every position for `advance`; the last real one is overwritten there."""
+        if not self.causal:
+            raise ValueError("only a causal encoder can reuse keys and values")
+        cache: Cache = []
+        for block in self.blocks:
+            x, (k, v) = block(x, None, True)
+            cache.append((k.contiguous(), v.contiguous()))
+        return cache
+
+    def advance(self, last: Tensor, lengths: Tensor, cache: Cache) -> Tensor:
+        """A new last token (B, d) against the cache of `prefill` -> the output there (B, d)."""
+        x = last[:, None]
+        mask = _real(cache[0][0].transpose(1, 2), lengths)[:, None, None, :]
+        for block, kv in zip(self.blocks, cache, strict=True):
+            x = block.advance(x, lengths - 1, kv, mask)  # type: ignore[operator]
+        return self._finish(x).squeeze(1)
+
+
+def _real(x: Tensor, lengths: Tensor) -> Tensor:
+    """(B, L, ...), (B,) -> (B, L) True at real tokens."""
+    return torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+
+
+def _pick(x: Tensor, position: Tensor) -> Tensor:
+    """(B, L, d), (B,) -> (B, 1, d)."""
+    return x[torch.arange(len(x), device=x.device), position][:, None]

@@ -1,0 +1,46 @@
+"""Flat histories against lists of lists."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rediffuse.data.histories import Histories
+
+rows = st.lists(st.lists(st.integers(0, 99), max_size=6), min_size=1, max_size=8)
+
+
+def lists(histories: Histories) -> list[list[int]]:
+    return [histories.row(user).tolist() for user in range(len(histories))]
+
+
+@given(rows, st.integers(0, 7), st.data())
+def test_rows(content: list[list[int]], length: int, data: st.DataObject) -> None:
+    histories = Histories.from_lists(content)
+    assert lists(histories) == content
+    assert histories.lengths.tolist() == [len(row) for row in content]
+    assert histories.owners.tolist() == [user for user, row in enumerate(content) for _ in row]
+    assert lists(histories.tail(length)) == [row[max(len(row) - length, 0) :] for row in content]
+    users = data.draw(st.lists(st.integers(0, len(content) - 1), max_size=6))
+    assert lists(histories.take(np.asarray(users, dtype=np.int64))) == [content[user] for user in users]
+    assert lists(histories.where(histories.items % 2 == 0)) == [
+        [i for i in row if i % 2 == 0] for row in content
+    ]
+
+
+def test_times_and_ratings_travel_along() -> None:
+    histories = Histories(
+        np.array([0, 2, 3]),
+        np.array([5, 6, 7], dtype=np.int32),
+        np.array([10, 20, 30]),
+        np.array([1, 2, 3], dtype=np.float32),
+    )
+    for part in (histories.take(np.array([1, 0])), histories.where(np.array([False, True, True]))):
+        assert part.times is not None
+        assert part.ratings is not None
+        assert (
+            dict(zip(part.items.tolist(), part.times.tolist(), strict=True)).items()
+            <= {5: 10, 6: 20, 7: 30}.items()
+        )
+        assert part.ratings.tolist() == [(t // 10) for t in part.times.tolist()]

@@ -1,0 +1,196 @@
+"""Saving and loading: nothing is lost, nothing foreign is overwritten, nothing damaged is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rediffuse.data import files, split, store
+from rediffuse.data.dataset import Dataset
+from rediffuse.errors import DataError
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    rows = [("b", 20, 3.0, 1.5), ("a", 10, 4.0, 2.0), ("a", 20, 5.0, 1.0), ("a", 30, 1.0, 9.25)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "time"], orient="row")
+    parts = pl.DataFrame(
+        {"user_id": ["a", "a", "b"], "item_id": [10, 30, 20], "split": ["train", "test", "train"]}
+    )
+    return Dataset.from_interactions(
+        frame,
+        time="time",
+        rating="rating",
+        items=pl.DataFrame({"item_id": [30, 10], "title": ["dreißig", "zehn"]}),
+        users=pl.DataFrame({"user_id": ["a"], "age": [7]}),
+        social=pl.DataFrame({"source": ["a", "c"], "target": ["b", "a"]}),
+        kg=pl.DataFrame({"head": ["e", "f"], "relation": [1, 2], "tail": ["f", "g"]}),
+        item_entity=pl.DataFrame({"item_id": [10], "entity_id": ["e"]}),
+        splits=pl.concat([parts.with_columns(scheme=pl.lit(s)) for s in ("one/two", "три")]),
+    )
+
+
+def test_roundtrip(dataset: Dataset, tmp_path: Path) -> None:
+    assert dataset.save(tmp_path / "d") == tmp_path / "d"
+    again = Dataset.load(tmp_path / "d")
+    assert again.fingerprint == dataset.fingerprint
+    del again.__dict__["fingerprint"], again.__dict__["interactions_fingerprint"]
+    assert again.fingerprint == dataset.fingerprint, "the stored fingerprint is that of the content"
+    assert again.items is not None
+    assert again.users is not None
+    assert again.items.equals(dataset.items)  # pyright: ignore[reportArgumentType]
+    assert again.users.equals(dataset.users)  # pyright: ignore[reportArgumentType]
+    assert (again.title, again.has_timestamps) == ("title", True)
+    assert again.report == dataset.report
+    assert {name: part.tolist() for name, part in again.given.items()} == {
+        name: part.tolist() for name, part in dataset.given.items()
+    }
+    assert again.num_users == 3
+    assert len(again.interactions) == 3
+
+
+def test_roundtrip_of_the_bare_minimum(tmp_path: Path) -> None:
+    data = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+    data.save(tmp_path / "new" / "d")
+    again = Dataset.load(str(tmp_path / "new" / "d"))
+    assert again.fingerprint == data.fingerprint
+    assert (again.items, again.users, again.social, again.kg, again.interactions.times) == (None,) * 5
+    assert again.given == {}
+
+
+def test_only_parquet_and_json_are_written(dataset: Dataset, tmp_path: Path) -> None:
+    dataset.save(tmp_path / "d")
+    assert {file.suffix for file in (tmp_path / "d").iterdir()} == {".parquet", ".json"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"], "no temporary files are left"
+
+
+@pytest.mark.parametrize("damage", ["change", "cut", "remove"])
+def test_damage_is_refused_by_name(dataset: Dataset, tmp_path: Path, damage: str) -> None:
+    for name in store._frames(dataset):
+        dataset.save(tmp_path / "d")
+        path = tmp_path / "d" / name
+        content = bytearray(path.read_bytes())
+        if damage == "change":
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        elif damage == "cut":
+            path.write_bytes(content[:-1])
+        else:
+            path.unlink()
+        with pytest.raises(DataError, match=name) as caught:
+            Dataset.load(tmp_path / "d")
+        assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m | {"has_timestamps": False}, "manifest.json was changed"),
+        (
+            lambda m: m | {"version": 99},
+            "manifest.json has format version 99; this Rediffuse reads version 1",
+        ),
+        (lambda m: m | {"format": "other"}, "is not the manifest of a dataset"),
+        (lambda m: {k: v for k, v in m.items() if k != "sha256"}, "manifest.json was changed"),
+    ],
+)
+def test_changed_manifest(dataset: Dataset, tmp_path: Path, change: object, message: str) -> None:
+    path = dataset.save(tmp_path / "d") / "manifest.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))  # pyright: ignore[reportCallIssue]
+    with pytest.raises(DataError, match=message):
+        Dataset.load(tmp_path / "d")
+
+
+def test_unreadable_or_missing_manifest(dataset: Dataset, tmp_path: Path) -> None:
+    path = dataset.save(tmp_path / "d") / "manifest.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        Dataset.load(tmp_path / "d")
+    with pytest.raises(DataError, match="holds no dataset"):
+        Dataset.load(tmp_path / "nothing")
+
+
+def test_foreign_folders_are_left_alone(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    for place in ("mine", "mine/thesis.txt"):
+        with pytest.raises(DataError, match="is not a dataset written by Rediffuse"):
+            dataset.save(tmp_path / place)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+    (tmp_path / "empty").mkdir()
+    dataset.save(tmp_path / "empty")
+    (tmp_path / "empty" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"not part of the dataset: notes\.txt"):
+        dataset.save(tmp_path / "empty")
+
+
+def test_the_current_folder_can_be_replaced(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset.save(tmp_path / "d")
+    monkeypatch.chdir(tmp_path / "d")
+    dataset.save(".")
+    assert Dataset.load(tmp_path / "d").fingerprint == dataset.fingerprint
+
+
+def test_an_old_dataset_stays_until_the_new_one_is_complete(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset.save(tmp_path / "d")
+    other = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+
+    def broken(path: Path) -> str:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(store, "sha256_file", broken)
+    with pytest.raises(DataError, match=r"(?s)d cannot be written: disk full.*untouched"):
+        other.save(tmp_path / "d")
+    monkeypatch.undo()
+    assert Dataset.load(tmp_path / "d").fingerprint == dataset.fingerprint
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+    other.save(tmp_path / "d")
+    assert Dataset.load(tmp_path / "d").fingerprint == other.fingerprint
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+def test_a_split_is_the_same_after_loading(dataset: Dataset, tmp_path: Path) -> None:
+    again = Dataset.load(dataset.save(tmp_path / "d"))
+    assert split.leave_one_out(again).fingerprint == split.leave_one_out(dataset).fingerprint
+
+
+def test_fingerprints_tell_ids_apart() -> None:
+    def data(*items: object) -> Dataset:
+        return Dataset.from_interactions(pl.DataFrame({"user_id": [1] * len(items), "item_id": items}))
+
+    prints = [data(*items).fingerprint for items in ((1, 2), ("1", "2"), ("a", "bc"), ("ab", "c"), (2, 1))]
+    assert len(set(prints)) == 5
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def test_atomic_writes(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    files.atomic_write_text(path, "é\r\n")
+    assert path.read_bytes() == "é\r\n".encode()
+    files.atomic_write_bytes(path, b"x")
+    assert files.sha256_file(path) == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    files.atomic_write_parquet(tmp_path / "a.parquet", pl.DataFrame({"a": [1]}))
+    assert pl.read_parquet(tmp_path / "a.parquet").rows() == [(1,)]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    files.atomic_write_text(path, "old")
+
+    def broken(path: Path) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files, "sync", broken)
+    with pytest.raises(OSError, match="disk full"):
+        files.atomic_write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
