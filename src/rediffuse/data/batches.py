@@ -84,7 +84,8 @@ class SequenceBatches:
         every_position: bool,
         rng: np.random.Generator,
     ) -> None:
-        self.items, self.pad, self.every_position = histories.items, pad, every_position
+        self.items, self.offsets = histories.items, histories.offsets
+        self.pad, self.every_position = pad, every_position
         tile = tiling_windows if every_position else prefix_windows
         self.starts, self.stops = tile(histories, max_length)
         lengths = self.stops - self.starts
@@ -93,6 +94,11 @@ class SequenceBatches:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def users(self, index: int) -> NDArray[np.int64]:
+        """Users with a window in batch ``index``."""
+        starts = self.starts[self.batches[index]]
+        return np.unique(np.searchsorted(self.offsets, starts, side="right") - 1)
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> SequenceBatch:
         """Batch ``index``, or the part of it that falls to ``rank``."""

@@ -22,6 +22,11 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def _wrap(x: int) -> int:
+    """A Python integer as a signed 64-bit one."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical (zero-filling) shift, which int64 tensors lack."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
@@ -45,15 +50,14 @@ class RowNoise:
     """
 
     def __init__(self, keys: Tensor, seed: int) -> None:
-        wrapped = (seed + 2**63) % 2**64 - 2**63
-        self.keys = mix(keys ^ mix(torch.tensor(wrapped, device=keys.device) + _GOLDEN))
+        self.keys = mix(keys ^ mix(torch.tensor(_wrap(seed + _GOLDEN), device=keys.device)))
         self.draw = 0
 
     def __call__(self, like: Tensor) -> Tensor:
         """(B, ...) float noise; element j of a row depends on j, not on how many there are."""
         self.draw += 1
         count = like[0].numel()
-        stream = mix(self.keys + self.draw * _GOLDEN)
+        stream = mix(self.keys + _wrap(self.draw * _GOLDEN))
         bits = mix(stream[:, None] + torch.arange(1, count + 1, device=like.device) * _GOLDEN)
         # Two uniforms out of one 64-bit hash, then Box & Muller 1958; the first must not be zero.
         first = ((bits & 0xFFFFFFFF).double() + 0.5) * 2.0**-32

@@ -1,1 +1,38 @@
+"""The models: one paper, one file, its Config on top."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from rediffuse.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from rediffuse.models.base import Model
+
+# Loaded on first use: listing the names needs no torch.
+_MODELS = {
+    "diffurec": ("rediffuse.models.diffurec", "DiffuRec"),
+    "popularity": ("rediffuse.models.popularity", "Popularity"),
+    "sasrec": ("rediffuse.models.sasrec", "SASRec"),
+}
+
+
+def names() -> list[str]:
+    """Names of all registered models."""
+    return sorted(_MODELS)
+
+
+def model_class(name: str) -> type[Model]:
+    """The model registered under ``name``.
+
+    Raises:
+        ConfigError: there is none; with the closest known name.
+    """
+    if name not in _MODELS:
+        raise ConfigError(f"There is no model {name!r}.", did_you_mean(name, _MODELS))
+    module, attribute = _MODELS[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+__all__ = ["model_class", "names"]

@@ -42,6 +42,7 @@ class Model(nn.Module):
     name: ClassVar[str]
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     trained_by_gradient: ClassVar[bool] = True
+    phases: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = False
     popularity: Tensor
 
@@ -56,6 +57,9 @@ class Model(nn.Module):
     def fit(self, data: TrainingData) -> None:
         """Learn in closed form. Trained models only take the popularity of items."""
         self.popularity.copy_(torch.from_numpy(np.asarray(data.popularity, dtype=np.float32)))
+
+    def begin_phase(self, phase: str) -> None:
+        """Told before each phase of training; a model of several phases says here what is trained."""
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> Batches:
         """The batches of one epoch, in an order that depends on ``rng`` alone."""
@@ -72,6 +76,9 @@ class Model(nn.Module):
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
         """Settle what is chosen on validation data after training; returns what was measured."""
         return {}
+
+    def resolve(self, resolved: dict[str, Any]) -> None:
+        """Take over what `calibrate` settled, also after loading."""
 
     # --- answering -----------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class DiffuRecConfig(SequenceConfig):
             "learning_rate": 1e-3,
             "learning_rate_decay_every": 100,
             "repeat_bias": False,
+            "temperature": None,
             "validate_every": 5,
             "patience": 20,
         },
@@ -59,8 +60,8 @@ class DiffuRecConfig(SequenceConfig):
 
     blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
-    dropout: float = Field(0.5, ge=0, lt=1)
-    embedding_dropout: float = Field(0.5, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    embedding_dropout: float = Field(0.3, ge=0, lt=1)
     embedding_std: float = Field(0.02, gt=0, description="Standard deviation of fresh item embeddings.")
     diffusion: bool = Field(True, description="False: the non-diffusion twin.")
     steps: int = Field(32, ge=1, description="T, the steps of the noise schedule.")
@@ -257,5 +258,8 @@ class DiffuRec(SequenceModel):
             self.sampling_steps = steps
             curve[steps] = validate()
         enough = curve[self.config.steps] * (1 - CALIBRATION_TOLERANCE)
-        self.sampling_steps = min(steps for steps in tried if curve[steps] >= enough)
-        return {"sampling_steps": self.sampling_steps, "metric_by_steps": dict(sorted(curve.items()))}
+        chosen = min(steps for steps in tried if curve[steps] >= enough)
+        return {"sampling_steps": chosen, "metric_by_steps": {str(n): curve[n] for n in tried}}
+
+    def resolve(self, resolved: dict[str, Any]) -> None:
+        self.sampling_steps = self.config.sampling_steps or resolved.get("sampling_steps", 1)

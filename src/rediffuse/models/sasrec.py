@@ -22,8 +22,8 @@ class SASRecConfig(SequenceConfig):
 
     blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
-    dropout: float = Field(0.5, ge=0, lt=1)
-    positions: bool = Field(True, description="Add a learned embedding of the distance from the newest event.")
+    dropout: float = Field(0.3, ge=0, lt=1)
+    positions: bool = Field(True, description="Add a learned embedding of the place in the window.")
 
 
 class SASRec(SequenceModel):

@@ -17,6 +17,11 @@ from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import Model, TrainingData
 
 
+# The repeat bias is this times a parameter, so that Adam moves it that many times faster than a weight: it has
+# far to go, and an item table is scaled so that a weight has not.
+REPEAT_RATE = 10.0
+
+
 class SequenceConfig(ModelConfig):
     """Options of a model that reads a history and ranks the next item by an inner product."""
 
@@ -31,7 +36,7 @@ class SequenceConfig(ModelConfig):
         True, description="Learn one number that is added to the logit of every item already in the window."
     )
     temperature: float | None = Field(
-        None, gt=0, description="Rank by cosine divided by this; None ranks by the inner product."
+        0.07, gt=0, description="Rank by cosine divided by this; None ranks by the inner product."
     )
 
 
@@ -110,7 +115,7 @@ class SequenceModel(Model):
         column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         items = batch.items[batch.rows[rows], column]
         keys = torch.unique(rows * (self.num_items + 1) + items)
-        return keys // (self.num_items + 1), keys % (self.num_items + 1), self.repeat
+        return keys // (self.num_items + 1), keys % (self.num_items + 1), REPEAT_RATE * self.repeat
 
     # --- answering -----------------------------------------------------------------------------------------
 
@@ -127,6 +132,6 @@ class SequenceModel(Model):
         if self.repeat is not None:
             # Assignment, not addition: an item that stands twice in the window is biased once.
             padded = torch.cat((scores, scores[:, :1]), dim=1)
-            biased = padded.gather(1, items) + self.repeat
+            biased = padded.gather(1, items) + REPEAT_RATE * self.repeat
             scores = padded.scatter_(1, items, biased)[:, : self.num_items]
         return scores

@@ -1,0 +1,79 @@
+"""The state of training in one safetensors file, replaced atomically; nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from rediffuse.data.files import atomic_write_bytes
+from rediffuse.errors import RunError
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+    """Replace ``path`` by these tensors and a JSON-able note."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    atomic_write_bytes(path, save(plain, metadata={"note": json.dumps(note)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = json.loads((file.metadata() or {}).get("note", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing.", "Train again, or restore the file from a copy.") from None
+    except (SafetensorError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}).", "Train again, or restore it from a copy.") from None
+
+
+def save_training(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, progress: dict[str, Any]
+) -> None:
+    """Everything that the next step depends on."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    state = optimizer.state_dict()["state"] if optimizer is not None else {}
+    for index, values in state.items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+    save_tensors(path, tensors, progress)
+
+
+def load_training(path: Path, model: nn.Module) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
+    """Restore the model; return the optimiser's state (for `restore_optimizer`) and the progress."""
+    tensors, progress = load_tensors(path)
+    load_weights(
+        path, model, {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    )
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    return state, progress
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    """Give a fresh optimiser the state of a saved one."""
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_weights(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load a complete set of weights.
+
+    Raises:
+        RunError: names or shapes are not those of the model.
+    """
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(f"{path} does not fit the model: {error}", "Its config.json belongs to another model.") from None

@@ -1,0 +1,277 @@
+"""The one training loop, for every model: read it from top to bottom.
+
+It runs on Accelerate, which knows the devices, the processes and the trackers. What it adds is an exact resume, an
+honest selection (one named validation metric, never the test part) and errors that say what to try.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from accelerate import Accelerator
+
+from rediffuse.data.files import atomic_write_text
+from rediffuse.data.split import TrainingView
+from rediffuse.errors import ConfigError, RunError, TrainingError
+from rediffuse.evaluation import evaluate_task
+from rediffuse.models.base import Model, TrainingData
+from rediffuse.training.checkpoint import load_tensors, load_training, load_weights, restore_optimizer, save_tensors
+from rediffuse.training.checkpoint import save_training
+from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
+from rediffuse.training.progress import Progress
+from rediffuse.training.seeds import derive, seed_torch
+
+# Within a long epoch the state is also saved this often.
+CHECKPOINT_SECONDS = 300.0
+VALIDATION_METRICS = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
+
+
+@dataclass
+class State:
+    """Where training stands; saved in every checkpoint. Everything else follows from it and the seed."""
+
+    phase: int = 0
+    epoch: int = 0  # epochs completed in this phase
+    step: int = 0  # steps completed in this epoch
+    loss_sum: float = 0.0  # over these steps
+    best: float | None = None
+    best_epoch: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    stale: int = 0  # validations since the best
+    seconds: float = 0.0
+    precision: str = ""
+    done: bool = False
+
+
+class Trainer:
+    """Trains one model in one run folder.
+
+    Args:
+        model: fresh, seeded.
+        view: the training and validation parts; there is no way from here to the test part.
+        folder: of the run; checkpoints and metrics.jsonl go there.
+        seed: of the run.
+        user_ids: to name people in errors.
+        max_minutes: stop after that much wall time, counting earlier sessions.
+        tracker: an Accelerate tracker, for example "tensorboard".
+        show_progress: draw a progress bar on stderr.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        view: TrainingView,
+        folder: Path,
+        *,
+        seed: int,
+        user_ids: pl.Series,
+        max_minutes: float | None = None,
+        tracker: str | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        self.accelerator = Accelerator(log_with=tracker, project_dir=str(folder))
+        self.model, self.view, self.folder, self.seed = model, view, folder, seed
+        self.config = model.config
+        self.user_ids = user_ids
+        self.limit = math.inf if max_minutes is None else 60 * max_minutes
+        self.last, self.best = folder / "checkpoints" / "last.safetensors", folder / "checkpoints" / "best.safetensors"
+        self.log_file = folder / "metrics.jsonl"
+        self.progress = Progress(show_progress and self.accelerator.is_main_process)
+        counts = np.bincount(view.train.items, minlength=view.num_items)
+        self.data = TrainingData(view.train, view.num_users, view.num_items, counts)
+        self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
+        self.optimizer_state: dict[int, dict[str, torch.Tensor]] = {}
+        self.tracked = tracker is not None
+
+    # --- the walk ------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool) -> State:
+        """Train until the epochs, the patience or the time run out; leave the best weights in the model."""
+        with torch.random.fork_rng(), keep_freed_memory(), self.progress:
+            self.model.to(self.accelerator.device)
+            self.model.fit(self.data)
+            if resume:
+                self._restore()
+            if self.tracked:
+                self.accelerator.init_trackers("rediffuse", config=_flat(self.config.model_dump()))
+            self.started = time.monotonic() - self.state.seconds
+            phases = self.model.phases if self.model.trained_by_gradient else ()
+            for index in range(self.state.phase, len(phases)):
+                if not self._train_phase(index, phases[index]):
+                    break
+            self._take_best()
+            self.state.seconds = time.monotonic() - self.started
+            if self.tracked:
+                self.accelerator.end_training()
+        return self.state
+
+    def _train_phase(self, index: int, phase: str) -> bool:
+        """All epochs of a phase. False when time ran out."""
+        state = self.state
+        if state.phase != index:
+            self._take_best()
+            self.state = state = State(phase=index, seconds=state.seconds, precision=state.precision)
+            self.best.unlink(missing_ok=True)
+        self.model.begin_phase(phase)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+        )
+        if self.optimizer_state:
+            restore_optimizer(optimizer, self.optimizer_state)
+            self.optimizer_state = {}
+        network, stepper = self.accelerator.prepare(self.model, optimizer)
+        saved_at = time.monotonic()
+        self.progress.start(phase, self.config.epochs)
+        while state.epoch < self.config.epochs and state.stale < self.config.patience:
+            rng = np.random.default_rng(derive(self.seed, phase, state.epoch, "order"))
+            batches = self.model.batches(self.data, rng)
+            if not len(batches):
+                raise TrainingError("There is nothing to train on.", "Every training history has fewer than two events.")
+            rate = self.config.learning_rate
+            if self.config.learning_rate_decay_every:
+                rate *= 0.1 ** (state.epoch // self.config.learning_rate_decay_every)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            self.model.train()
+            began = time.monotonic()
+            while state.step < len(batches):
+                state.loss_sum += self._step(network, stepper, batches, phase)
+                state.step += 1
+                self.progress.step(state.epoch, state.step, len(batches), state.loss_sum / state.step, state.best)
+                if self._out_of_time():
+                    self._save(optimizer)
+                    return False
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    self._save(optimizer)
+                    saved_at = time.monotonic()
+            record: dict[str, Any] = {
+                "phase": phase,
+                "epoch": state.epoch + 1,
+                "loss": state.loss_sum / state.step,
+                "learning_rate": rate,
+                "seconds": time.monotonic() - began,
+            }
+            state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+            if state.epoch % self.config.validate_every == 0 or state.epoch == self.config.epochs:
+                record["validation"] = self._validate_and_select()
+            self._log(record)
+            self._save(optimizer)
+            saved_at = time.monotonic()
+            if self._out_of_time():
+                return False
+        return True
+
+    def _step(self, network: Any, stepper: Any, batches: Any, phase: str) -> float:
+        """One optimiser step; returns its loss."""
+        state, accelerator = self.state, self.accelerator
+        seed_torch(self.seed, phase, state.epoch, state.step, accelerator.process_index)
+        batch = batches.get(state.step, accelerator.process_index, accelerator.num_processes)
+        with autocast(state.precision, accelerator.device):
+            loss = network(batch.to(accelerator.device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            people = self.user_ids.gather(batches.users(state.step)[:5]).to_list()
+            raise TrainingError(
+                f"The loss is {value} at step {state.step + 1} of epoch {state.epoch + 1}, in a batch with users "
+                f"{', '.join(map(str, people))}, ...",
+                "Try a lower learning_rate, clip_norm=1.0, or precision=fp32. The last checkpoint is kept.",
+            )
+        accelerator.backward(loss)
+        if self.config.clip_norm is not None:
+            accelerator.clip_grad_norm_(network.parameters(), self.config.clip_norm)
+        stepper.step()
+        stepper.zero_grad()
+        return value
+
+    def _out_of_time(self) -> bool:
+        self.state.seconds = time.monotonic() - self.started
+        return self.state.seconds > self.limit
+
+    # --- selection -----------------------------------------------------------------------------------------
+
+    def validate(self) -> dict[str, float]:
+        """Metrics on the validation task, seen items kept and filtered ("/unseen")."""
+        self.model.eval()
+        wanted = dict.fromkeys((*VALIDATION_METRICS, self.config.metric.removesuffix("/unseen")))
+        result = evaluate_task(
+            lambda histories, _start: self.model.score(histories, seed=self.seed),
+            self.view.valid,
+            num_items=self.view.num_items,
+            metrics=list(wanted),
+        )
+        values = {name: float(value) for name, value in result.metrics["all"].items()}
+        return values | {f"{name}/unseen": float(value) for name, value in result.metrics["unseen"].items()}
+
+    def _validate_and_select(self) -> dict[str, float] | None:
+        if not len(self.view.valid.users):
+            return None
+        state, metrics = self.state, self.validate()
+        value = metrics[self.config.metric]
+        if state.best is None or value > state.best:
+            state.best, state.best_epoch, state.best_metrics, state.stale = value, state.epoch, metrics, 0
+            # Written before the checkpoint: if we die between the two, the epoch is repeated and written again.
+            if self.accelerator.is_main_process:
+                save_tensors(self.best, self.model.state_dict(), {"epoch": state.epoch})
+        else:
+            state.stale += 1
+        return metrics
+
+    def _take_best(self) -> None:
+        if self.best.exists() and self.state.best is not None:
+            load_weights(self.best, self.model, load_tensors(self.best)[0])
+        self.model.eval()
+
+    def calibrate(self) -> dict[str, Any]:
+        """Let the model settle what it chooses on validation data."""
+        if not len(self.view.valid.users):
+            return {}
+        return self.model.calibrate(lambda: self.validate()[self.config.metric])
+
+    # --- what is written -----------------------------------------------------------------------------------
+
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        self.state.seconds = time.monotonic() - self.started
+        if self.accelerator.is_main_process:
+            save_training(self.last, self.model, optimizer, vars(self.state))
+
+    def _restore(self) -> None:
+        if not self.last.exists():
+            return  # killed before the first checkpoint: begin again
+        self.optimizer_state, progress = load_training(self.last, self.model)
+        self.state = State(**progress)
+        if self.log_file.exists():
+            lines = [json.loads(line) for line in self.log_file.read_text().splitlines() if line.endswith("}")]
+            kept = [x for x in lines if (x["phase"], x["epoch"]) != (self._phase_name(), 0) and self._is_past(x)]
+            atomic_write_text(self.log_file, "".join(json.dumps(x) + "\n" for x in kept))
+
+    def _phase_name(self) -> str:
+        return self.model.phases[self.state.phase]
+
+    def _is_past(self, record: dict[str, Any]) -> bool:
+        """Whether a line of the log belongs to what the checkpoint has already done."""
+        index = self.model.phases.index(record["phase"])
+        return index < self.state.phase or (index == self.state.phase and record["epoch"] <= self.state.epoch)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.tracked:
+            numbers = {"loss": record["loss"], **(record.get("validation") or {})}
+            self.accelerator.log(numbers, step=record["epoch"])
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Options as trackers accept them."""
+    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in config.items()}

@@ -1,0 +1,144 @@
+"""`train`: the one call between a split and a run folder."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from rediffuse.data.split import Split
+from rediffuse.errors import RunError
+from rediffuse.models import model_class
+from rediffuse.training.card import model_card
+from rediffuse.training.checkpoint import load_tensors, save_tensors
+from rediffuse.training.environment import environment
+from rediffuse.training.loop import Trainer
+from rediffuse.training.run_folder import FORMAT, Run, write_run
+from rediffuse.training.seeds import seed_torch
+
+
+def train(
+    model: str,
+    split: Split,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    config: dict[str, Any] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    tracker: str | None = None,
+    progress: bool = False,
+) -> Run:
+    """Train a model and write its run folder.
+
+    Args:
+        model: a registered name, see `rediffuse.models.names`.
+        split: its training and validation parts are used; the test part cannot be reached from here.
+        out: the run folder; new, unless ``resume``.
+        preset: named options of the model, for example "paper".
+        config: options that override the preset.
+        seed: of the weights, the order of batches and all noise.
+        resume: go on from the last checkpoint in ``out``, to the same weights as without the interruption.
+        max_minutes: of wall time, earlier sessions included.
+        tracker: a tracker of Accelerate, for example "tensorboard" (extra ``track``).
+        progress: draw a progress bar on stderr.
+
+    Raises:
+        ConfigError: unknown model, preset or option, or a value out of range.
+        RunError: ``out`` holds something already, or a checkpoint that does not fit.
+        TrainingError: the loss is not finite, or there is nothing to train on.
+    """
+    kind, folder = model_class(model), Path(out)
+    options = kind.Config.build(preset, config)
+    facts = {
+        "format": FORMAT,
+        "model": model,
+        "preset": preset,
+        "config": options.model_dump(),
+        "seed": seed,
+        "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint, "leak": split.leak},
+        "data": {
+            "fingerprint": split.dataset.fingerprint,
+            "users": split.dataset.num_users,
+            "items": split.dataset.num_items,
+            "events": split.dataset.num_events,
+        },
+    }
+    _prepare_folder(folder, facts, resume)
+    with torch.random.fork_rng():
+        seed_torch(seed, "weights")
+        network = kind(options, split.dataset.num_items)
+    trainer = Trainer(
+        network,
+        split.training_view(),
+        folder,
+        seed=seed,
+        user_ids=split.dataset.user_ids,
+        max_minutes=max_minutes,
+        tracker=tracker,
+        show_progress=progress,
+    )
+    state = trainer.run(resume)
+    resolved = trainer.calibrate()
+    network.resolve(resolved)
+    validation = trainer.validate() if len(trainer.view.valid.users) else None
+    facts |= {
+        "resolved": resolved,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "training": {
+            "best_epoch": state.best_epoch,
+            "minutes": state.seconds / 60,
+            "precision": state.precision,
+            "parameters": sum(p.numel() for p in network.parameters()),
+        },
+        "validation": validation,
+    }
+    if trainer.accelerator.is_main_process:
+        data = split.dataset
+        # People are remembered with all that precedes the test part: what a system in use would know.
+        known = data.interactions.where((split.part == 0) | (split.part == 1))
+        counts = np.bincount(split.training_view().train.items, minlength=data.num_items)
+        columns = {"item_id": data.item_ids, "train_count": counts}
+        if data.items is not None and data.title is not None:
+            columns["title"] = data.items[data.title].cast(pl.String)
+        made_with = environment()
+        write_run(
+            folder, facts, made_with, network, pl.DataFrame(columns), data.user_ids, known, model_card(facts, made_with)
+        )
+    return Run(folder, facts, validation, state.seconds / 60)
+
+
+def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
+    """Refuse to write over a run, or to resume another one."""
+    last = folder / "checkpoints" / "last.safetensors"
+    claim = folder / "checkpoints" / "claim.safetensors"
+    identity = {name: facts[name] for name in ("model", "seed", "split")} | {
+        "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")}
+    }
+    if resume:
+        if not claim.exists():
+            raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
+        earlier = load_tensors(claim)[1]
+        for name, value in identity.items():
+            if earlier[name] != value:
+                raise RunError(
+                    f"{folder} was trained with another {name} than asked for now: {_difference(earlier[name], value)}.",
+                    "Resume with the same options (epochs and patience may change), or choose another folder.",
+                )
+        return
+    if last.exists() or (folder.exists() and any(folder.iterdir())):
+        raise RunError(f"{folder} is not empty.", "Choose another folder, or pass --resume to go on with that run.")
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    save_tensors(claim, {}, identity)
+
+
+def _difference(old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        changed = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
+        return "; ".join(changed)
+    return f"was {old!r}, is {new!r}"
