@@ -21,7 +21,17 @@ _LAZY = {
     "models": ("rediffuse.models", None),
 }
 
-__all__ = [*_LAZY, "__version__"]
+__all__ = [
+    "Dataset",
+    "Recommender",
+    "__version__",
+    "data",
+    "diffusion",
+    "evaluation",
+    "models",
+    "split",
+    "train",
+]
 
 if TYPE_CHECKING:
     from rediffuse import data, diffusion, evaluation, models

@@ -30,7 +30,9 @@ class ModelConfig(BaseModel):
     clip_norm: float | None = Field(None, gt=0, description="Largest gradient norm.")
     validate_every: int = Field(1, ge=1, description="Epochs between validations.")
     patience: int = Field(10, ge=1, description="Validations without improvement before stopping.")
-    metric: str = Field("ndcg@10", description="The one validation metric that selects; add /unseen to filter seen items.")
+    metric: str = Field(
+        "ndcg@10", description="The one validation metric that selects; add /unseen to filter seen items."
+    )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @classmethod

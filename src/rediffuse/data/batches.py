@@ -50,9 +50,7 @@ def pad_right(histories: Histories, max_length: int, pad: int) -> tuple[Tensor, 
     return _gather(histories.items, histories.offsets[1:] - lengths, lengths, pad), torch.from_numpy(lengths)
 
 
-def _gather(
-    items: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[np.int64], pad: int
-) -> Tensor:
+def _gather(items: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[np.int64], pad: int) -> Tensor:
     width = int(lengths.max(initial=1))
     column = np.arange(width)
     inside = column < lengths[:, None]

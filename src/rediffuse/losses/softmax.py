@@ -47,7 +47,11 @@ def softmax_cross_entropy(
     # shape, which takes longer than the product.
     extra = -count % ROWS
     if extra:
-        hidden, targets, weights = F.pad(hidden, (0, 0, 0, extra)), F.pad(targets, (0, extra)), F.pad(weights, (0, extra))
+        hidden, targets, weights = (
+            F.pad(hidden, (0, 0, 0, extra)),
+            F.pad(targets, (0, extra)),
+            F.pad(weights, (0, extra)),
+        )
     scale = (weights / max(count, 1)).to(hidden.dtype)
     rows, columns, bias = biased if biased is not None else (None, None, None)
     loss, per_row = _SlicedCrossEntropy.apply(hidden, items, bias, targets, scale, rows, columns, dtype)  # type: ignore[misc]
@@ -85,7 +89,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
             logits = queries[part] @ table.T
             target = targets[part]
             own = torch.arange(len(target), device=target.device)
-            inside = None
+            pair = None
             if rows is not None and bias is not None:
                 inside = (rows >= start) & (rows < start + step)
                 pair = (rows[inside] - start, columns[inside])  # type: ignore[index]
@@ -98,7 +102,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                 full = logits[faint].to(per_row.dtype)
                 per_row[part][faint] = torch.logsumexp(full, dim=-1) - full[own[: len(full)], target[faint]]
             chances[own, target] -= 1
-            if inside is not None and grad_bias is not None:
+            if pair is not None and grad_bias is not None:
                 grad_bias += (chances[pair].to(scale.dtype) * scale[part][pair[0]]).sum()
             # Rows are weighted on the narrow side of each product, not in the wide matrix of chances.
             grad_hidden[part] = (chances @ table) * scale[part][:, None]

@@ -141,7 +141,7 @@ class DiffuRec(SequenceModel):
 
     name = "diffurec"
     Config = DiffuRecConfig
-    config: DiffuRecConfig
+    config: DiffuRecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: DiffuRecConfig, num_items: int) -> None:
         super().__init__(config, num_items)

@@ -31,7 +31,7 @@ class SASRec(SequenceModel):
 
     name = "sasrec"
     Config = SASRecConfig
-    config: SASRecConfig
+    config: SASRecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: SASRecConfig, num_items: int) -> None:
         super().__init__(config, num_items)

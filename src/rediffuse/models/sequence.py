@@ -16,7 +16,6 @@ from rediffuse.losses import sampled_softmax, softmax_cross_entropy
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import Model, TrainingData
 
-
 # The repeat bias is this times a parameter, so that Adam moves it that many times faster than a weight: it has
 # far to go, and an item table is scaled so that a weight has not.
 REPEAT_RATE = 10.0
@@ -47,7 +46,8 @@ class SequenceModel(Model):
     """
 
     Config = SequenceConfig
-    config: SequenceConfig
+    config: SequenceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    log_chance: Tensor
 
     def __init__(self, config: SequenceConfig, num_items: int) -> None:
         super().__init__(config, num_items)

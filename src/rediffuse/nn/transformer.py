@@ -35,7 +35,7 @@ class Block(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, L, n d) -> (n, B, heads, L, d / heads) as views, n = 1 or 3 merged projections."""
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         head = self.out.in_features // self.heads
         return x.view(batch, length, -1, self.heads, head).permute(2, 0, 3, 1, 4)
 

@@ -37,6 +37,10 @@ def model_card(facts: dict[str, Any], made_with: dict[str, Any]) -> str:
             f"| {name} | {facts['validation'][name]:.4f} | {facts['validation'][name + '/unseen']:.4f} |"
             for name in plain
         ]
-        lines += ["", "Whole catalogue ranked; ties count against the model. Test figures, once evaluated: test.json.", ""]
+        lines += [
+            "",
+            "Whole catalogue ranked; ties count against the model. Test figures, once evaluated: test.json.",
+            "",
+        ]
     lines += ["## Options", "", "```yaml", *(f"{name}: {value}" for name, value in changed.items()), "```", ""]
     return "\n".join(lines)

@@ -51,9 +51,7 @@ def save_training(
 def load_training(path: Path, model: nn.Module) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
     """Restore the model; return the optimiser's state (for `restore_optimizer`) and the progress."""
     tensors, progress = load_tensors(path)
-    load_weights(
-        path, model, {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    )
+    load_weights(path, model, {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,18 @@ from accelerate import Accelerator
 
 from rediffuse.data.files import atomic_write_text
 from rediffuse.data.split import TrainingView
-from rediffuse.errors import ConfigError, RunError, TrainingError
+from rediffuse.errors import TrainingError
 from rediffuse.evaluation import evaluate_task
 from rediffuse.models.base import Model, TrainingData
-from rediffuse.training.checkpoint import load_tensors, load_training, load_weights, restore_optimizer, save_tensors
-from rediffuse.training.checkpoint import save_training
-from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
+from rediffuse.training.checkpoint import (
+    load_tensors,
+    load_training,
+    load_weights,
+    restore_optimizer,
+    save_tensors,
+    save_training,
+)
+from rediffuse.training.precision import autocast, keep_freed_memory, no_accelerator, resolve_precision
 from rediffuse.training.progress import Progress
 from rediffuse.training.seeds import derive, seed_torch
 
@@ -78,7 +83,7 @@ class Trainer:
         tracker: str | None = None,
         show_progress: bool = False,
     ) -> None:
-        self.accelerator = Accelerator(log_with=tracker, project_dir=str(folder))
+        self.accelerator = Accelerator(cpu=no_accelerator(), log_with=tracker, project_dir=str(folder))
         self.model, self.view, self.folder, self.seed = model, view, folder, seed
         self.config = model.config
         self.user_ids = user_ids
@@ -136,7 +141,9 @@ class Trainer:
             rng = np.random.default_rng(derive(self.seed, phase, state.epoch, "order"))
             batches = self.model.batches(self.data, rng)
             if not len(batches):
-                raise TrainingError("There is nothing to train on.", "Every training history has fewer than two events.")
+                raise TrainingError(
+                    "There is nothing to train on.", "Every training history has fewer than two events."
+                )
             rate = self.config.learning_rate
             if self.config.learning_rate_decay_every:
                 rate *= 0.1 ** (state.epoch // self.config.learning_rate_decay_every)
@@ -227,6 +234,7 @@ class Trainer:
         return metrics
 
     def _take_best(self) -> None:
+        self.accelerator.wait_for_everyone()
         if self.best.exists() and self.state.best is not None:
             load_weights(self.best, self.model, load_tensors(self.best)[0])
         self.model.eval()
@@ -274,4 +282,6 @@ class Trainer:
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """Options as trackers accept them."""
-    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in config.items()}
+    return {
+        name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in config.items()
+    }

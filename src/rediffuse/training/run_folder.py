@@ -134,7 +134,9 @@ def _verify(folder: Path) -> None:
         if not path.is_file():
             raise RunError(f"{path} is missing.", "Restore it from a copy, or train again.")
         if sha256_file(path) != digest:
-            raise RunError(f"{path} is not the file that was written: its checksum differs.", "Restore it, or train again.")
+            raise RunError(
+                f"{path} is not the file that was written: its checksum differs.", "Restore it, or train again."
+            )
     for name in ("config.json", "items.parquet", "users.parquet", "model.safetensors"):
         if name not in manifest["files"]:
             raise RunError(f"{folder / MANIFEST} does not list {name}.", "Restore the manifest, or train again.")
@@ -153,7 +155,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise RunError(f"{path} is damaged ({error}).", "Restore it from a copy, or train again.") from None
     if version != FORMAT:
-        raise RunError(f"{path} has format {version}; this version reads format {FORMAT}.", "Use the version that wrote it.")
+        raise RunError(
+            f"{path} has format {version}; this version reads format {FORMAT}.", "Use the version that wrote it."
+        )
     return manifest
 
 

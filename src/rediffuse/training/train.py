@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from accelerate import PartialState
 
 from rediffuse.data.split import Split
 from rediffuse.errors import RunError
@@ -17,6 +18,7 @@ from rediffuse.training.card import model_card
 from rediffuse.training.checkpoint import load_tensors, save_tensors
 from rediffuse.training.environment import environment
 from rediffuse.training.loop import Trainer
+from rediffuse.training.precision import no_accelerator
 from rediffuse.training.run_folder import FORMAT, Run, write_run
 from rediffuse.training.seeds import seed_torch
 
@@ -69,7 +71,10 @@ def train(
             "events": split.dataset.num_events,
         },
     }
-    _prepare_folder(folder, facts, resume)
+    ranks = PartialState(cpu=no_accelerator())
+    if ranks.is_main_process:
+        _prepare_folder(folder, facts, resume)
+    ranks.wait_for_everyone()
     with torch.random.fork_rng():
         seed_torch(seed, "weights")
         network = kind(options, split.dataset.num_items)
@@ -127,7 +132,7 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
         for name, value in identity.items():
             if earlier[name] != value:
                 raise RunError(
-                    f"{folder} was trained with another {name} than asked for now: {_difference(earlier[name], value)}.",
+                    f"{folder} was trained with another {name}: {_difference(earlier[name], value)}.",
                     "Resume with the same options (epochs and patience may change), or choose another folder.",
                 )
         return
