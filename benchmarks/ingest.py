@@ -65,9 +65,7 @@ def write(path: Path, rows: int, users: int, items: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=25_000_000)
     parser.add_argument("--users", type=int, default=160_000)
     parser.add_argument("--items", type=int, default=60_000)

@@ -12,8 +12,7 @@ from rediffuse.errors import DataError
 FILES = {
     "inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
     "1\t10\t4\t200\n1\t20\t3.5\t100\n2\t10\t5\t50\n",
-    "item": "item_id:token\tmovie_title:token_seq\tyear:float\tzip:token\n"
-    '10\tThe "Ten\t1995\t007\n20\tTwenty\t\t8\n',
+    "item": 'item_id:token\tmovie_title:token_seq\tyear:float\tzip:token\n10\tThe "Ten\t1995\t007\n20\tTwenty\t\t8\n',
     "user": "user_id:token\tage:float\n1\t20\n2\t30\n",
     "kg": "head_id:token\trelation_id:token\ttail_id:token\nm.1\tfilm.by\tm.2\n",
     "link": "item_id:token\tentity_id:token\n10\tm.1\n99\tm.2\n",

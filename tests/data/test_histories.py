@@ -24,9 +24,7 @@ def test_rows(content: list[list[int]], length: int, data: st.DataObject) -> Non
     assert lists(histories.tail(length)) == [row[max(len(row) - length, 0) :] for row in content]
     users = data.draw(st.lists(st.integers(0, len(content) - 1), max_size=6))
     assert lists(histories.take(np.asarray(users, dtype=np.int64))) == [content[user] for user in users]
-    assert lists(histories.where(histories.items % 2 == 0)) == [
-        [i for i in row if i % 2 == 0] for row in content
-    ]
+    assert lists(histories.where(histories.items % 2 == 0)) == [[i for i in row if i % 2 == 0] for row in content]
 
 
 def test_times_and_ratings_travel_along() -> None:
@@ -39,8 +37,5 @@ def test_times_and_ratings_travel_along() -> None:
     for part in (histories.take(np.array([1, 0])), histories.where(np.array([False, True, True]))):
         assert part.times is not None
         assert part.ratings is not None
-        assert (
-            dict(zip(part.items.tolist(), part.times.tolist(), strict=True)).items()
-            <= {5: 10, 6: 20, 7: 30}.items()
-        )
+        assert dict(zip(part.items.tolist(), part.times.tolist(), strict=True)).items() <= {5: 10, 6: 20, 7: 30}.items()
         assert part.ratings.tolist() == [(t // 10) for t in part.times.tolist()]

@@ -95,9 +95,7 @@ def test_numbering_does_not_depend_on_the_order_of_rows(rows: list[tuple], rando
 REPEATS = [(1, 10, 1), (1, 20, 2), (1, 10, 3), (2, 10, 4), (1, 10, 5)]
 
 
-@pytest.mark.parametrize(
-    ("policy", "times"), [("keep", [1, 2, 3, 5, 4]), ("first", [1, 2, 4]), ("last", [2, 5, 4])]
-)
+@pytest.mark.parametrize(("policy", "times"), [("keep", [1, 2, 3, 5, 4]), ("first", [1, 2, 4]), ("last", [2, 5, 4])])
 def test_duplicates(policy: Any, times: list[int]) -> None:
     data = build(REPEATS, time="time", duplicates=policy)
     assert data.interactions.times is not None
@@ -326,9 +324,7 @@ def test_splits_follow_their_events_through_filters() -> None:
 
 
 def test_bad_splits() -> None:
-    with pytest.raises(
-        DataError, match=r"(?s)row 2: column 'split' \(part\) is 'exam'.*train, valid and test"
-    ):
+    with pytest.raises(DataError, match=r"(?s)row 2: column 'split' \(part\) is 'exam'.*train, valid and test"):
         build(PLAIN, splits=frame([("a", "x", "test"), ("b", "x", "exam")], "user_id", "item_id", "split"))
     with pytest.raises(DataError, match="no row of the split 'given' matches"):
         build(PLAIN, splits=frame([("q", "x", "test")], "user_id", "item_id", "split"))

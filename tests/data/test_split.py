@@ -34,9 +34,9 @@ def random_data(events: int = 500, seed: int = 0, **options: Any) -> Dataset:
     return build(list(rows), **options)
 
 
-events = st.lists(
-    st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(0, 30)), min_size=8, max_size=80
-).filter(lambda rows: len({item for _, item, _ in rows}) > 1)
+events = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(0, 30)), min_size=8, max_size=80).filter(
+    lambda rows: len({item for _, item, _ in rows}) > 1
+)
 
 SPLITS = {
     "leave-one-out": split.leave_one_out,
@@ -68,9 +68,7 @@ def test_every_split_is_a_partition(name: str, rows: list[tuple[int, int, int]])
 
 @given(rows=events, quantile=st.floats(0.3, 0.95))
 @settings(deadline=None, max_examples=60)
-def test_global_time_trains_strictly_before_the_cut(
-    rows: list[tuple[int, int, int]], quantile: float
-) -> None:
+def test_global_time_trains_strictly_before_the_cut(rows: list[tuple[int, int, int]], quantile: float) -> None:
     data = build(rows)
     try:
         result = split.global_time(data, quantile, valid_quantile=0.8)
@@ -110,9 +108,7 @@ def test_ratio() -> None:
     data = random_data()
     result = split.ratio(data, train=0.6, valid=0.2, seed=3)
     lengths = data.interactions.lengths
-    per_user = [
-        np.bincount(data.interactions.owners[result.part == p], minlength=data.num_users) for p in range(3)
-    ]
+    per_user = [np.bincount(data.interactions.owners[result.part == p], minlength=data.num_users) for p in range(3)]
     assert (np.abs(per_user[TEST] - 0.2 * lengths) <= 0.51).all()
     assert (np.abs(per_user[VALID] - 0.2 * lengths) <= 0.51).all()
     assert (per_user[TRAIN] >= 1).all()
@@ -177,9 +173,7 @@ def test_given_without_validation() -> None:
     result = split.given(data)
     assert result.part.tolist() == [TRAIN, VALID, TEST, TRAIN, TEST]
     assert "has no validation part" in (result.note or "")
-    assert data.given["given"].tolist() == [TRAIN, TRAIN, TEST, TRAIN, TEST], (
-        "the dataset itself stays as it is"
-    )
+    assert data.given["given"].tolist() == [TRAIN, TRAIN, TEST, TRAIN, TEST], "the dataset itself stays as it is"
 
 
 def test_given_schemes() -> None:
@@ -234,9 +228,7 @@ def test_bad_options(call: Any, message: str) -> None:
         call(random_data())
 
 
-@pytest.mark.parametrize(
-    "name", ["leave-one-out", "leave_one_out", "global-time", "global_time", "ratio", "default"]
-)
+@pytest.mark.parametrize("name", ["leave-one-out", "leave_one_out", "global-time", "global_time", "ratio", "default"])
 def test_by_name_and_params_give_the_same_split_again(name: str) -> None:
     data = random_data()
     result = split.by_name(name, data)

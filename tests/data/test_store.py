@@ -17,9 +17,7 @@ from rediffuse.errors import DataError
 def dataset() -> Dataset:
     rows = [("b", 20, 3.0, 1.5), ("a", 10, 4.0, 2.0), ("a", 20, 5.0, 1.0), ("a", 30, 1.0, 9.25)]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "time"], orient="row")
-    parts = pl.DataFrame(
-        {"user_id": ["a", "a", "b"], "item_id": [10, 30, 20], "split": ["train", "test", "train"]}
-    )
+    parts = pl.DataFrame({"user_id": ["a", "a", "b"], "item_id": [10, 30, 20], "split": ["train", "test", "train"]})
     return Dataset.from_interactions(
         frame,
         time="time",
@@ -127,9 +125,7 @@ def test_foreign_folders_are_left_alone(dataset: Dataset, tmp_path: Path) -> Non
         dataset.save(tmp_path / "empty")
 
 
-def test_the_current_folder_can_be_replaced(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_current_folder_can_be_replaced(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset.save(tmp_path / "d")
     monkeypatch.chdir(tmp_path / "d")
     dataset.save(".")

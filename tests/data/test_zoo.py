@@ -30,9 +30,7 @@ def stated(folder: Path) -> dict[str, Any]:
     """The table under "Counts" of a README."""
     text = (folder / "README.md").read_text().partition("## Counts")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| (\w+) \| (.+) \|$", text, flags=re.MULTILINE))
-    return {
-        name: ast.literal_eval(value) for name, value in rows.items() if name != "what" and value != "value"
-    }
+    return {name: ast.literal_eval(value) for name, value in rows.items() if name != "what" and value != "value"}
 
 
 @pytest.mark.real_data
@@ -77,9 +75,7 @@ def test_order_of_prepared_rows_is_kept(data_root: Path) -> None:
     data = zoo.fetch("ml-1m", root=data_root)
     assert not data.has_timestamps
     rows = pl.read_parquet(data_root / "ml-1m" / "interactions.parquet").filter(pl.col("user_id") == 1)
-    assert (
-        data.item_ids.gather(data.interactions.row(0)).to_list() == rows.sort("position")["item_id"].to_list()
-    )
+    assert data.item_ids.gather(data.interactions.row(0)).to_list() == rows.sort("position")["item_id"].to_list()
 
 
 # --- fetching -----------------------------------------------------------------------------------------------
@@ -88,16 +84,12 @@ def test_order_of_prepared_rows_is_kept(data_root: Path) -> None:
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     (tmp_path / "sets" / "mine").mkdir(parents=True)
-    frame = pl.DataFrame(
-        {"user_id": [1, 1, 2], "item_id": [5, 6, 5], "weight": [0, 2, 3], "position": [1, 0, 0]}
-    )
+    frame = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [5, 6, 5], "weight": [0, 2, 3], "position": [1, 0, 0]})
     frame.write_parquet(tmp_path / "sets" / "mine" / "interactions.parquet")
     return tmp_path / "sets"
 
 
-def test_prepared_sets_are_found_and_saved(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prepared_sets_are_found_and_saved(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIFFUSE_DATA", str(prepared))
     assert zoo.names() == ["lastfm-hetrec", "mine", "ml-100k", "ml-1m"]
     data = zoo.fetch("mine", out=tmp_path / "out")
@@ -188,8 +180,7 @@ def test_ml_1m_from_its_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lastfm_from_its_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
     members = {
-        "artists.dat": "id\tname\turl\tpictureURL\n"
-        '51\tDuran "x\thttp://a\thttp://b\n52\tSigur Rós\thttp://c\t\n',
+        "artists.dat": 'id\tname\turl\tpictureURL\n51\tDuran "x\thttp://a\thttp://b\n52\tSigur Rós\thttp://c\t\n',
         "user_artists.dat": "userID\tartistID\tweight\n2\t51\t13883\n2\t52\t11690\n3\t51\t5\n",
         "user_friends.dat": "userID\tfriendID\n2\t3\n3\t2\n",
         "readme.txt": "",
@@ -210,10 +201,7 @@ def test_ml_100k_is_the_same_from_every_source(data_root: Path, monkeypatch: pyt
     rows = pl.read_parquet(folder / "interactions.parquet").cast({"rating": pl.Int32})
     items, users = pl.read_parquet(folder / "items.parquet"), pl.read_parquet(folder / "users.parquet")
     splits = pl.read_parquet(folder / "splits.parquet").join(rows, on=["user_id", "item_id"])
-    flags = [
-        pl.col("genres").str.split("|").list.contains(g).cast(pl.Int8).fill_null(0).alias(g)
-        for g in zoo._GENRES
-    ]
+    flags = [pl.col("genres").str.split("|").list.contains(g).cast(pl.Int8).fill_null(0).alias(g) for g in zoo._GENRES]
     films = items.select("item_id", "title", "release_date", pl.lit("").alias("video"), "imdb_url", *flags)
 
     def text(frame: pl.DataFrame, separator: str) -> str:
@@ -253,7 +241,5 @@ def test_ml_100k_from_the_recbole_wheel(data_root: Path) -> None:
 
 
 def test_the_package_is_light_to_import() -> None:
-    code = (
-        "import sys, rediffuse.data; sys.exit(any(m in sys.modules for m in ('polars', 'torch', 'pandas')))"
-    )
+    code = "import sys, rediffuse.data; sys.exit(any(m in sys.modules for m in ('polars', 'torch', 'pandas')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

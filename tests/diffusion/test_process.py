@@ -35,9 +35,7 @@ def test_q_sample_per_row_and_per_token():
     by_token = q_sample(SCHEDULE, x0, tokens, noise)
     for row in range(3):
         for token in range(4):
-            alone = q_sample(
-                SCHEDULE, x0[row, token, None], tokens[row, token, None], noise[row, token, None]
-            )
+            alone = q_sample(SCHEDULE, x0[row, token, None], tokens[row, token, None], noise[row, token, None])
             torch.testing.assert_close(by_token[row, token], alone[0])
 
 
@@ -78,9 +76,9 @@ def test_posterior_is_bayes_rule(t):
 
     at = torch.tensor([t])
     point = torch.tensor([[x_t]], dtype=torch.float64)
-    assert posterior_mean(
-        SCHEDULE, torch.tensor([[x0]], dtype=torch.float64), point, at
-    ).item() == pytest.approx(mean.item(), abs=1e-8)
+    assert posterior_mean(SCHEDULE, torch.tensor([[x0]], dtype=torch.float64), point, at).item() == pytest.approx(
+        mean.item(), abs=1e-8
+    )
     assert posterior_variance(SCHEDULE, point, at).item() == pytest.approx(variance.item(), abs=1e-8)
 
 
@@ -97,9 +95,7 @@ def test_predictions_round_trip(prediction):
     x_t = q_sample(SCHEDULE, x0, t, noise)
     output = prediction_target(SCHEDULE, x0, noise, t, prediction)
     torch.testing.assert_close(predict_x0(SCHEDULE, output, x_t, t, prediction), x0, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(
-        predict_eps(SCHEDULE, output, x_t, t, prediction), noise, rtol=1e-10, atol=1e-10
-    )
+    torch.testing.assert_close(predict_eps(SCHEDULE, output, x_t, t, prediction), noise, rtol=1e-10, atol=1e-10)
 
 
 def test_v_is_the_derivative_of_x_on_the_circle():

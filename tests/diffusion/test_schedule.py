@@ -210,9 +210,7 @@ def test_float32_copy_keeps_the_digits_that_float32_arithmetic_would_lose():
     schedule = noise_schedule("linear_var", **TOY)
     single = schedule.to(dtype=torch.float32)
     assert single.betas.dtype == single.snr.dtype == single.posterior_mean_coef1.dtype == torch.float32
-    torch.testing.assert_close(
-        single.posterior_mean_coef1.double(), schedule.posterior_mean_coef1, rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(single.posterior_mean_coef1.double(), schedule.posterior_mean_coef1, rtol=1e-6, atol=0)
     torch.testing.assert_close(single.snr.double(), schedule.snr, rtol=1e-6, atol=0)
     naive = 1 / (1 - single.alphas_cumprod.double())
     assert (naive / (1 / (1 - schedule.alphas_cumprod)) - 1).abs().max() > 1e-4

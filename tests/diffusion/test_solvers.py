@@ -119,9 +119,7 @@ def test_with_an_oracle_deterministic_solvers_stay_on_the_line_between_x0_and_th
     assert seen == 5
 
 
-@pytest.mark.parametrize(
-    ("function", "options"), [(ancestral, {}), (ddim, {"eta": 1.0}), (ddim, {"eta": 0.5})]
-)
+@pytest.mark.parametrize(("function", "options"), [(ancestral, {}), (ddim, {"eta": 1.0}), (ddim, {"eta": 0.5})])
 @pytest.mark.parametrize("kept", [None, [0, 6, 15, 31]])
 def test_with_an_oracle_stochastic_solvers_pass_through_the_forward_marginals(function, options, kept):
     n = 60_000
@@ -317,9 +315,7 @@ def test_shape_dtype_and_start_are_kept(function, options, dtype):
     x = normal(2, 3, 4, dtype=dtype)
     before = x.clone()
     # Under autocast a network answers in another type than it was asked in.
-    result = function(
-        lambda x_t, t: smooth(x_t, t).to(torch.bfloat16), x, T32, generator=generator(), **options
-    )
+    result = function(lambda x_t, t: smooth(x_t, t).to(torch.bfloat16), x, T32, generator=generator(), **options)
     assert result.shape == x.shape
     assert result.dtype == dtype
     assert torch.equal(x, before)
@@ -369,9 +365,7 @@ def test_threads_may_share_everything():
 def test_start_without_signal(name, prediction):
     schedule = from_betas([0.2, 0.5, 0.6, 1.0])
     x0, x = normal(3, 4), normal(3, 4, seed=1)
-    result = SOLVERS[name](
-        oracle(schedule, x0, prediction), x, schedule, prediction=prediction, generator=generator()
-    )
+    result = SOLVERS[name](oracle(schedule, x0, prediction), x, schedule, prediction=prediction, generator=generator())
     torch.testing.assert_close(result, x0, rtol=1e-10, atol=1e-10)
     with pytest.raises(ConfigError, match="t=3: a network that predicts noise cannot start there"):
         SOLVERS[name](smooth, x, schedule, prediction="eps")

@@ -18,13 +18,9 @@ def fed(t, losses, **params):
 
 def test_vector():
     sampler = fed([0, 0, 1, 1, 2, 2, 3, 3], [1.0, 2, 3, 4, 0, 0, 1, 1], history_per_term=2)
-    assert sampler.weights().tolist() == pytest.approx(
-        [0.258488058, 0.577687853, 0.00025, 0.163574089], abs=1e-9
-    )
+    assert sampler.weights().tolist() == pytest.approx([0.258488058, 0.577687853, 0.00025, 0.163574089], abs=1e-9)
     sampler.update(torch.tensor([0]), torch.tensor([5.0]))
-    assert sampler.weights().tolist() == pytest.approx(
-        [0.456187548, 0.423577386, 0.00025, 0.119985066], abs=1e-9
-    )
+    assert sampler.weights().tolist() == pytest.approx([0.456187548, 0.423577386, 0.00025, 0.119985066], abs=1e-9)
     assert (1 / (4 * sampler.probabilities())).tolist() == pytest.approx(
         [0.548020219, 0.590210923, 1000, 2.08359263], rel=1e-8
     )

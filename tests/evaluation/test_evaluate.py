@@ -22,9 +22,7 @@ EXPECTED = {"hr@1": 0.0, "hr@2": 1.0, "recall@2": 0.75, "mrr@10": 0.5}
 
 
 def ranked(frame):
-    return frame.with_columns(rank=pl.col("score").rank("ordinal", descending=True).over("user_id")).drop(
-        "score"
-    )
+    return frame.with_columns(rank=pl.col("score").rank("ordinal", descending=True).over("user_id")).drop("score")
 
 
 @pytest.mark.parametrize(
@@ -70,9 +68,7 @@ def test_pandas_without_pyarrow(monkeypatch):
 
 
 def test_rank_wins_over_score_and_only_its_order_matters():
-    lists = pl.DataFrame(
-        {"user_id": [1, 1, 1], "item_id": [5, 6, 7], "rank": [30, 0, 10], "score": [9.0, 8.0, np.nan]}
-    )
+    lists = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [5, 6, 7], "rank": [30, 0, 10], "score": [9.0, 8.0, np.nan]})
     result = evaluate(lists, {1: [7]}, ["mrr@5"])
     assert result["mrr@5"] == 0.5
     assert result.counts["nan_scores"] == 0
@@ -103,9 +99,7 @@ def test_repeats_are_dropped_and_the_list_closes_up():
 
 @pytest.mark.parametrize("nothing", [np.nan, None])
 def test_nan_scores_stand_last(nothing):
-    lists = pl.DataFrame(
-        {"user_id": [1, 1, 1, 1], "item_id": [5, 6, 7, 8], "score": [nothing, -np.inf, 2.0, nothing]}
-    )
+    lists = pl.DataFrame({"user_id": [1, 1, 1, 1], "item_id": [5, 6, 7, 8], "score": [nothing, -np.inf, 2.0, nothing]})
     assert evaluate(lists, {1: [6]}, ["mrr@10"])["mrr@10"] == 1 / 2
     result = evaluate(lists, {1: [5]}, ["mrr@10"])
     assert result["mrr@10"] == 1 / 4
@@ -198,8 +192,6 @@ def test_how_a_result_looks():
 
 
 def test_rating_lists_does_not_need_torch():
-    code = (
-        "import sys, rediffuse.evaluation as e; e.evaluate({1: [5]}, {1: [5]}); print('torch' in sys.modules)"
-    )
+    code = "import sys, rediffuse.evaluation as e; e.evaluate({1: [5]}, {1: [5]}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -95,9 +95,7 @@ def test_true_items_that_are_not_ranked_may_be_left_out():
 
 def test_no_hits_at_all():
     metrics = parse_metrics([f"{kind}@5" for kind in ACCURACY])
-    for values in accuracy_values(
-        metrics, np.array([0, 0]), np.array([], dtype=np.int64), np.array([1])
-    ).values():
+    for values in accuracy_values(metrics, np.array([0, 0]), np.array([], dtype=np.int64), np.array([1])).values():
         assert values.tolist() == [0.0]
 
 

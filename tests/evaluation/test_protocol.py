@@ -16,9 +16,7 @@ from rediffuse.evaluation.metrics import ACCURACY
 
 def make_task(histories, truth, popularity, users=None):
     users = np.arange(len(truth)) if users is None else np.asarray(users)
-    return Task(
-        "test", users, Histories.from_lists(histories), Histories.from_lists(truth), np.asarray(popularity)
-    )
+    return Task("test", users, Histories.from_lists(histories), Histories.from_lists(truth), np.asarray(popularity))
 
 
 def from_matrix(scores):
@@ -65,9 +63,7 @@ def test_by_hand():
 
 
 def test_per_user_values_are_a_plain_table(tmp_path):
-    result = evaluate_task(
-        from_matrix(SCORES), TASK, num_items=5, metrics=["mrr@5", "popularity@2", "coverage@1"]
-    )
+    result = evaluate_task(from_matrix(SCORES), TASK, num_items=5, metrics=["mrr@5", "popularity@2", "coverage@1"])
     result.per_user.write_parquet(tmp_path / "users.parquet")
     rows = pl.read_parquet(tmp_path / "users.parquet").to_dicts()
     assert rows == [
@@ -90,9 +86,7 @@ def test_true_items_that_cannot_be_recommended_have_no_rank():
 def test_a_user_without_anything_left_to_recommend():
     # The first has seen all: without a list there is no popularity; left out of that mean, null in the table.
     task = make_task([[0, 1], [0]], [[0], [1]], [3, 4])
-    result = evaluate_task(
-        from_matrix(torch.zeros(2, 2)), task, num_items=2, metrics=["popularity@2", "hr@2"]
-    )
+    result = evaluate_task(from_matrix(torch.zeros(2, 2)), task, num_items=2, metrics=["popularity@2", "hr@2"])
     assert result.per_user["popularity@2/unseen"].to_list() == [None, 4.0]
     assert result.metrics["unseen"] == {"popularity@2": 4.0, "hr@2": 0.5}
     nobody = make_task([[0, 1]], [[0]], [3, 4])

@@ -31,9 +31,7 @@ def sorted_rows(scores, histories, truth, k, policy):
     """The oracle: sort the catalogue of each user twice, once for the list and once for the ranks."""
     lists, ranks = [], []
     for row, seen, true in zip(scores.tolist(), histories, truth, strict=True):
-        open_items = [
-            i for i in range(len(row)) if row[i] > -np.inf and not (policy == "unseen" and i in set(seen))
-        ]
+        open_items = [i for i in range(len(row)) if row[i] > -np.inf and not (policy == "unseen" and i in set(seen))]
         best = sorted(open_items, key=lambda i: (-row[i], i))[:k]
         lists.append(best + [-1] * (k - len(best)))
         against = sorted(open_items, key=lambda i: (-row[i], i in set(true), i))
@@ -97,9 +95,7 @@ def test_top_k_takes_the_lowest_columns_of_ties_across_blocks(k):
         # Few values above the many: the k-th value is tied within blocks, across blocks and with the tail.
         scores = rng.integers(0, levels, (50, 1 + 32 * 40 + 17)).astype(np.float32)
         scores[rng.random(scores.shape) < 0.95] = 0
-        order = np.lexsort((np.broadcast_to(np.arange(scores.shape[1]), scores.shape), -scores), axis=1)[
-            :, :k
-        ]
+        order = np.lexsort((np.broadcast_to(np.arange(scores.shape[1]), scores.shape), -scores), axis=1)[:, :k]
         values, columns = exact_top_k(torch.from_numpy(scores), k)
         np.testing.assert_array_equal(columns.numpy(), order)
         np.testing.assert_array_equal(values.numpy(), np.take_along_axis(scores, order, 1))
@@ -210,9 +206,7 @@ def test_nan_is_an_error_that_names_the_users(place):
     scores = torch.zeros(10, 100)
     scores[6, place] = scores[7, place] = torch.nan
     task = make_task([[]] * 10, [[0]] * 10, 100, users=range(100, 110))
-    with pytest.raises(
-        TrainingError, match=r"2 items as NaN for 2 of the users 5\.\.9 .*first: user number 106"
-    ):
+    with pytest.raises(TrainingError, match=r"2 items as NaN for 2 of the users 5\.\.9 .*first: user number 106"):
         rank_task(from_matrix(scores), task, num_items=100, user_block=5)
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.errors import ConfigError, RunError, TrainingError
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.training import read_run
 from rediffuse.training.seeds import derive
-from tests.synthetic import walks
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 6, "blocks": 1, "patience": 3, "precision": "fp32"}
 
@@ -110,7 +110,9 @@ def test_more_time_goes_on_from_where_it_stopped(split, tmp_path):
 
 
 def test_the_best_epoch_is_kept_not_the_last(split, tmp_path):
-    run = rd.train("sasrec", split, tmp_path / "run", config=TINY | {"epochs": 30, "patience": 2, "learning_rate": 0.01})
+    run = rd.train(
+        "sasrec", split, tmp_path / "run", config=TINY | {"epochs": 30, "patience": 2, "learning_rate": 0.01}
+    )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     values = [line["validation"]["ndcg@10"] for line in lines]
     assert run.config["training"]["best_epoch"] == 1 + int(np.argmax(values))

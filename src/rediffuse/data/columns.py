@@ -47,9 +47,7 @@ class Column:
 
     def refuse(self, row: int, problem: str, remedy: str) -> DataError:
         """An error about row ``row`` (from 0); ``problem`` goes on after the name of the column."""
-        return DataError(
-            f"{self.table.place(row)}: column {self.values.name!r} ({self.role}) {problem}.", remedy
-        )
+        return DataError(f"{self.table.place(row)}: column {self.values.name!r} ({self.role}) {problem}.", remedy)
 
     def refuse_first(self, bad: pl.Series, problem: str, remedy: str) -> None:
         """Raise about the first true entry of ``bad``, if any; ``{}`` in ``problem`` is the value."""
@@ -165,19 +163,13 @@ def _refuse_blank(column: Column, values: pl.Series) -> None:
         bad = values.is_in(padded) | (values == "")
         row = int(bad.arg_max() or 0)
         if values[row].strip():
-            raise column.refuse(
-                row, f"is {values[row]!r}, with spaces around it", "Remove the spaces from the ids."
-            )
+            raise column.refuse(row, f"is {values[row]!r}, with spaces around it", "Remove the spaces from the ids.")
         raise column.refuse(row, f"is blank: {values[row]!r}", "Fill in the id or remove the row.")
 
 
 def arrays_unique(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Sorted unique values of several arrays."""
-    return (
-        np.unique(np.concatenate([_unique(array) for array in arrays]))
-        if len(arrays) > 1
-        else _unique(arrays[0])
-    )
+    return np.unique(np.concatenate([_unique(array) for array in arrays])) if len(arrays) > 1 else _unique(arrays[0])
 
 
 def _is_dense(values: NDArray[np.int64]) -> bool:
@@ -300,9 +292,7 @@ def _from_numbers(column: Column, numbers: pl.Series) -> Times:
         # What would be a day before 1973 in the finer unit, and after 1973 in a coarser one, is in the
         # coarser one.
         coarser = pl.Series(np.abs(key)).is_between(10**8, 10**8 * per_second, closed="left")
-        column.refuse_first(
-            coarser, f"is {{}}, a coarser unit than the {unit} that others are in", _TIME_REMEDY
-        )
+        column.refuse_first(coarser, f"is {{}}, a coarser unit than the {unit} that others are in", _TIME_REMEDY)
     return Times(key, _seconds(key, per_second), unit)
 
 

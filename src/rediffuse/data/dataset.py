@@ -247,9 +247,7 @@ def _digest(*parts: Any) -> str:
         if isinstance(part, np.ndarray):
             digest.update(f"{part.dtype.str}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).data)
-        elif hasattr(
-            part, "to_numpy"
-        ):  # a series of ids: lengths and bytes, so that no two lists run together
+        elif hasattr(part, "to_numpy"):  # a series of ids: lengths and bytes, so that no two lists run together
             _digest_ids(digest, part)
         else:
             digest.update(repr(part).encode())

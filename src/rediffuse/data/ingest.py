@@ -47,9 +47,7 @@ def from_interactions(
     report: dict[str, Any] = {}
     if time is None and order is None and "timestamp" in table.columns:
         time = "timestamp"
-        notes.append(
-            "The column 'timestamp' was taken for the time of events, as no time or order column was named."
-        )
+        notes.append("The column 'timestamp' was taken for the time of events, as no time or order column was named.")
         warnings.warn(f"{notes[-1]} Pass time='timestamp' to say so.", RediffuseWarning, stacklevel=3)
 
     events = _Events.read(table, user, item, time, order, rating, report)
@@ -100,9 +98,7 @@ def from_interactions(
         if title is not None:
             item_table = relations.with_title(other, item_table, title)
     if users is not None:
-        user_table = relations.describe(
-            beside(users, "users", user), user, "user_id", user_ids, report, notes
-        )
+        user_table = relations.describe(beside(users, "users", user), user, "user_id", user_ids, report, notes)
     if kg is not None:
         links = beside(item_entity, "item_entity", item)
         knowledge = relations.read_knowledge(beside(kg, "kg"), links, item, item_ids, report, notes)
@@ -231,20 +227,14 @@ def _filter(
         dropped = events.keep(filters.at_least(events.ratings, min_rating))
         report["dropped_below_min_rating"] = dropped
         notes.append(f"{dropped:,} events rated below {min_rating} were dropped.")
-        _refuse_empty(
-            events, f"min_rating={min_rating}", f"The highest rating is {highest:g}: lower min_rating."
-        )
+        _refuse_empty(events, f"min_rating={min_rating}", f"The highest rating is {highest:g}: lower min_rating.")
     pairs = events.users.astype(np.int64) * len(events.item_ids) + events.items
     repeated = len(pairs) - pl.Series(pairs).n_unique()
     del pairs
     report["repeated_events"] = repeated
     if repeated and duplicates != "keep":
-        report["dropped_duplicates"] = events.keep(
-            filters.unique_pairs(events.users, events.items, duplicates)
-        )
-        notes.append(
-            f"{repeated:,} repeated events of a user with an item were dropped; the {duplicates} was kept."
-        )
+        report["dropped_duplicates"] = events.keep(filters.unique_pairs(events.users, events.items, duplicates))
+        notes.append(f"{repeated:,} repeated events of a user with an item were dropped; the {duplicates} was kept.")
     elif repeated:
         notes.append(f"{repeated:,} events repeat a user and item; they were kept.")
     if k_core is not None:
@@ -282,9 +272,7 @@ def _check_options(
     if k_core is not None and (not isinstance(k_core, int) or k_core < 1):
         raise ConfigError(f"k_core was given {k_core!r}.", "It is a whole number from 1 on, for example 5.")
     if min_rating is not None and rating is None:
-        raise ConfigError(
-            "min_rating was given without a rating column.", 'Name the column: rating="rating".'
-        )
+        raise ConfigError("min_rating was given without a rating column.", 'Name the column: rating="rating".')
     if title is not None and items is None:
         raise ConfigError(f"title={title!r} was given without a table of items.", "Pass items=... as well.")
     if (kg is None) != (item_entity is None):

@@ -31,9 +31,7 @@ _ALIASES = {
 Report = dict[str, Any]
 
 
-def describe(
-    table: Table, column: str, name: str, ids: pl.Series, report: Report, notes: list[str]
-) -> pl.DataFrame:
+def describe(table: Table, column: str, name: str, ids: pl.Series, report: Report, notes: list[str]) -> pl.DataFrame:
     """A table with row i about id i: rows of unknown ids dropped, ids without a row filled with nulls.
 
     Args:
@@ -92,9 +90,7 @@ def with_title(table: Table, frame: pl.DataFrame, title: str) -> pl.DataFrame:
         ) from None
 
 
-def read_social(
-    table: Table, user_ids: pl.Series, report: Report, notes: list[str]
-) -> tuple[SocialGraph, pl.Series]:
+def read_social(table: Table, user_ids: pl.Series, report: Report, notes: list[str]) -> tuple[SocialGraph, pl.Series]:
     """Links as given, in their direction, and the user ids with those appended who only have links."""
     names = [_find(table, _ALIASES[end], end) for end in ("source", "target")]
     frame = table.collect(names)
@@ -138,8 +134,7 @@ def read_knowledge(
     names = [_find(table, _ALIASES[part], part) for part in ("head", "relation", "tail")]
     frame = table.collect(names)
     heads, relation_column, tails = (
-        Column(frame[name], table, role)
-        for name, role in zip(names, ("head", "relation", "tail"), strict=True)
+        Column(frame[name], table, role) for name, role in zip(names, ("head", "relation", "tail"), strict=True)
     )
     item = _find(links, (item, "item_id"), "item")
     entity = _find(links, _ALIASES["entity"], "entity")
@@ -156,15 +151,11 @@ def read_knowledge(
     (head, tail, linked), entity_ids = number_ids(heads, tails, Column(pairs[entity], links, "entity"))
     (relation,), relation_ids = number_ids(relation_column)
     keep = head != tail
-    _count(
-        report, notes, "kg_self_links", int((~keep).sum()), "triples from an entity to the same were dropped"
-    )
+    _count(report, notes, "kg_self_links", int((~keep).sum()), "triples from an entity to the same were dropped")
     keep, repeated = _first_of(keep, head, relation, tail)
     _count(report, notes, "kg_repeated", repeated, "repeated triples were dropped")
     known, repeated = _first_of(known, items, linked)
-    _count(
-        report, notes, "item_entity_repeated", repeated, "repeated links of an item to an entity were dropped"
-    )
+    _count(report, notes, "item_entity_repeated", repeated, "repeated links of an item to an entity were dropped")
     report.update(kg_triples=int(keep.sum()), kg_linked_items=len(np.unique(items[known])))
     return KnowledgeGraph(
         head[keep],

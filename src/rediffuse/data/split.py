@@ -126,9 +126,7 @@ class Split:
         truth = events.where(self.part == _PARTS[name])
         users = np.flatnonzero(truth.lengths).astype(np.int64)
         popularity = np.bincount(events.items[self.part == TRAIN], minlength=self.dataset.num_items)
-        return Task(
-            name, users, events.where(known).take(users), truth.take(users), popularity.astype(np.int64)
-        )
+        return Task(name, users, events.where(known).take(users), truth.take(users), popularity.astype(np.int64))
 
 
 _PARTS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
@@ -191,8 +189,7 @@ def global_time(dataset: Dataset, quantile: float = 0.9, valid_quantile: float =
         part[before & (times >= np.quantile(times[before], valid_quantile, method="higher"))] = VALID
     return _checked(
         Split(dataset, "global-time", {"quantile": quantile, "valid_quantile": valid_quantile}, part),
-        "Too many events share one time to cut there. Lower the quantiles, or use split.leave_one_out or "
-        "split.ratio.",
+        "Too many events share one time to cut there. Lower the quantiles, or use split.leave_one_out or split.ratio.",
     )
 
 
@@ -245,8 +242,7 @@ def given(dataset: Dataset, scheme: str | None = None) -> Split:
     if not dataset.given:
         raise DataError(
             "This dataset came without a split.",
-            "Pass splits=... when reading the data, or use split.global_time, split.leave_one_out or "
-            "split.ratio.",
+            "Pass splits=... when reading the data, or use split.global_time, split.leave_one_out or split.ratio.",
         )
     if scheme is None:
         if len(dataset.given) > 1:
@@ -273,9 +269,7 @@ def given(dataset: Dataset, scheme: str | None = None) -> Split:
     share = _later(dataset, part)
     leak = "A given split is used as it is; training may see events later than the test."
     if share is not None:
-        leak = (
-            f"In the given split on average {share:.0%} of the training events are later than a test event."
-        )
+        leak = f"In the given split on average {share:.0%} of the training events are later than a test event."
     if share == 0:
         leak = None
     return _checked(

@@ -49,8 +49,7 @@ def _save(dataset: Dataset, folder: Path) -> Path:
             "schemes": list(dataset.given),
             "report": dataset.report,
             "files": {
-                name: {"bytes": (new / name).stat().st_size, "sha256": sha256_file(new / name)}
-                for name in frames
+                name: {"bytes": (new / name).stat().st_size, "sha256": sha256_file(new / name)} for name in frames
             },
         }
         manifest["sha256"] = _manifest_hash(manifest)
@@ -100,9 +99,7 @@ def load(folder: Path) -> Dataset:
         users=users if manifest["user_table"] else None,
         social=social,
         kg=kg,
-        given={
-            scheme: _array(events[_part_column(i)], np.int8) for i, scheme in enumerate(manifest["schemes"])
-        },
+        given={scheme: _array(events[_part_column(i)], np.int8) for i, scheme in enumerate(manifest["schemes"])},
         report=manifest["report"],
     )
     # The files are those the manifest speaks of, so their fingerprints need not be computed again.
@@ -125,17 +122,13 @@ def _frames(dataset: Dataset) -> dict[str, pl.DataFrame]:
         "items.parquet": dataset.items if dataset.items is not None else dataset.item_ids.to_frame("item_id"),
     }
     if dataset.social is not None:
-        frames["social.parquet"] = pl.DataFrame(
-            {"source": dataset.social.source, "target": dataset.social.target}
-        )
+        frames["social.parquet"] = pl.DataFrame({"source": dataset.social.source, "target": dataset.social.target})
     if dataset.kg is not None:
         kg = dataset.kg
         frames["kg.parquet"] = pl.DataFrame({"head": kg.head, "relation": kg.relation, "tail": kg.tail})
         frames["entities.parquet"] = kg.entity_ids.to_frame("entity_id")
         frames["relations.parquet"] = kg.relation_ids.to_frame("relation_id")
-        frames["item_entity.parquet"] = pl.DataFrame(
-            {"item": kg.item_entity[:, 0], "entity": kg.item_entity[:, 1]}
-        )
+        frames["item_entity.parquet"] = pl.DataFrame({"item": kg.item_entity[:, 0], "entity": kg.item_entity[:, 1]})
     return frames
 
 

@@ -69,9 +69,7 @@ class Table:
                 "Check that the file is complete and of the kind its name says.",
             ) from None
         if not len(frame):
-            raise DataError(
-                f"{self.name} has a header but no rows.", "Bring a table with at least one row of data."
-            )
+            raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
         return frame
 
     def place(self, row: int) -> str:
@@ -138,9 +136,7 @@ def _from_frame(source: Any, what: str) -> Table:
         else:
             frame = native.to_polars()
     except ImportError as error:
-        raise DataError(
-            f"{name} cannot be converted: {first_line(error)}", "Run: pip install pyarrow"
-        ) from None
+        raise DataError(f"{name} cannot be converted: {first_line(error)}", "Run: pip install pyarrow") from None
     except Exception as error:  # whatever the other library raises, the cause is the content of the frame
         raise DataError(
             f"{name} cannot be converted: {first_line(error)}",
@@ -187,9 +183,7 @@ def _from_files(
 def _kind(path: Path) -> str:
     start = magic(path)
     if start[:2] == b"PK":
-        raise DataError(
-            f"{path} is a zip archive or a spreadsheet.", "Unpack it, or export it as CSV or Parquet."
-        )
+        raise DataError(f"{path} is a zip archive or a spreadsheet.", "Unpack it, or export it as CSV or Parquet.")
     return "parquet" if start == b"PAR1" or path.suffix in (".parquet", ".pq") else "text"
 
 
@@ -201,9 +195,7 @@ def _expand(path: Path, what: str) -> list[Path]:
             file for end in ("csv", "tsv", "txt", "csv.gz", "tsv.gz") for file in path.rglob(f"*.{end}")
         )
         if not files:
-            raise DataError(
-                f"The folder {path} holds no Parquet, CSV or TSV files.", f"Name the {what} file itself."
-            )
+            raise DataError(f"The folder {path} holds no Parquet, CSV or TSV files.", f"Name the {what} file itself.")
         return files
     if path.is_file():
         return [path]

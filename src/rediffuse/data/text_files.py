@@ -95,9 +95,7 @@ def scan(file: TextFile) -> pl.LazyFrame:
         raise DataError(f"{file.path} cannot be read: {first_line(error)}", "Check the file.") from None
 
 
-def inspect(
-    path: Path, wanted: Sequence[str], separator: str | None, encoding: str | None, insist: bool
-) -> TextFile:
+def inspect(path: Path, wanted: Sequence[str], separator: str | None, encoding: str | None, insist: bool) -> TextFile:
     """Encoding, separator and header of a text file, from its beginning.
 
     Args:
@@ -111,9 +109,7 @@ def inspect(
         try:
             encoding = codecs.lookup(encoding).name
         except LookupError:
-            raise DataError(
-                f"There is no encoding {encoding!r}.", 'For example: "latin-1", "cp1252".'
-            ) from None
+            raise DataError(f"There is no encoding {encoding!r}.", 'For example: "latin-1", "cp1252".') from None
     if encoding in (None, "utf-8"):
         encoding = "utf-8-sig"  # takes a byte order mark away, if there is one
     with _open_bytes(path) as file:
@@ -127,9 +123,7 @@ def inspect(
         _refuse_encoding(path, encoding)
         raise
     if "\r" in text and "\n" not in text:
-        raise DataError(
-            f"The lines of {path} end in a bare carriage return.", "Save it with usual line ends (LF)."
-        )
+        raise DataError(f"The lines of {path} end in a bare carriage return.", "Save it with usual line ends (LF).")
     lines = [line for line in text.splitlines() if line.strip()]
     # The last line of the sample may be cut short.
     lines = lines[: max(1, len(lines) - 1)][:50] if len(sample) == _SAMPLE else lines[:50]
@@ -149,9 +143,7 @@ def inspect(
         )
     repeated = {name for name in header if name and header.count(name) > 1}
     if repeated:
-        raise DataError(
-            f"{path} has several columns called {listed(sorted(repeated))}.", "Rename them in the header."
-        )
+        raise DataError(f"{path} has several columns called {listed(sorted(repeated))}.", "Rename them in the header.")
     header = [name or f"column {place}" for place, name in enumerate(header, start=1)]
     typed = all(_TYPED.match(name) for name in header)
     return TextFile(path, separator, encoding, tuple(header), typed)
@@ -230,9 +222,7 @@ def _read_bytes(file: TextFile) -> bytes:
         try:
             content = stream.read()
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(
-                f"{file.path} is a damaged gzip file: {error}.", "Fetch or pack it again."
-            ) from None
+            raise DataError(f"{file.path} is a damaged gzip file: {error}.", "Fetch or pack it again.") from None
     if file.encoding == "utf-8-sig":
         return content
     try:
@@ -258,9 +248,7 @@ def magic(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(4)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be opened: {error.strerror}.", "Check the permissions of the file."
-        ) from None
+        raise DataError(f"{path} cannot be opened: {error.strerror}.", "Check the permissions of the file.") from None
 
 
 def _is_gzip(path: Path) -> bool:

@@ -47,9 +47,7 @@ def names(root: str | os.PathLike[str] | None = None) -> list[str]:
     return sorted({*_archives(), *prepared})
 
 
-def fetch(
-    name: str, out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] | None = None
-) -> Dataset:
+def fetch(name: str, out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] | None = None) -> Dataset:
     """A well-known data set.
 
     Sources are tried in this order: the data folder, the publisher, and for ml-100k the RecBole wheel.
@@ -87,9 +85,7 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path | None:
     if not place:
         return None
     if not Path(place).is_dir():
-        raise DataError(
-            f"The data folder {place} does not exist.", "Set REDIFFUSE_DATA to a folder of data sets."
-        )
+        raise DataError(f"The data folder {place} does not exist.", "Set REDIFFUSE_DATA to a folder of data sets.")
     return Path(place)
 
 
@@ -325,16 +321,12 @@ def _from_recbole_wheel() -> Dataset:
 
     films = frame("ml-100k.item")
     known = pl.col("movie_title") != "unkonwn"  # sic
-    title = (
-        pl.when(known).then(pl.format("{} ({})", "movie_title", "release_year")).otherwise(pl.lit("unknown"))
-    )
+    title = pl.when(known).then(pl.format("{} ({})", "movie_title", "release_year")).otherwise(pl.lit("unknown"))
     return Dataset.from_interactions(
         _by_time(frame("ml-100k.inter")),
         time="timestamp",
         rating="rating",
-        items=films.select(
-            "item_id", title.alias("title"), pl.col("class").str.replace_all(" ", "|").alias("genres")
-        ),
+        items=films.select("item_id", title.alias("title"), pl.col("class").str.replace_all(" ", "|").alias("genres")),
         users=frame("ml-100k.user"),
     )
 

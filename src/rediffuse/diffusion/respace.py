@@ -37,9 +37,7 @@ def space_timesteps(steps: int, counts: str | int | Sequence[int]) -> list[int]:
     else:
         sections = [_whole(counts, counts)]
     if not sections:
-        raise ConfigError(
-            "space_timesteps: no section is given.", "Give at least one count, for example '8'."
-        )
+        raise ConfigError("space_timesteps: no section is given.", "Give at least one count, for example '8'.")
 
     size, longer = divmod(steps, len(sections))
     kept: list[int] = []

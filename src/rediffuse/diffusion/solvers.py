@@ -236,9 +236,7 @@ def _noise_source(generator: Generator | NoiseSource | None) -> NoiseSource:
         return torch.randn_like
     if not isinstance(generator, Generator):
         return generator
-    source = (
-        generator  # drawn on the generator's device: a CPU generator gives the same noise to every machine
-    )
+    source = generator  # drawn on the generator's device: a CPU generator gives the same noise to every machine
 
     def noise_like(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=source, dtype=x.dtype, device=source.device).to(x.device)

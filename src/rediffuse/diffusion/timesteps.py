@@ -112,9 +112,7 @@ class LossAwareSampler(UniformSampler):
                 f"lossaware: history_per_term is {history_per_term!r}.", "Give a whole number of at least 1."
             )
         if not 0 < uniform_prob <= 1:
-            raise ConfigError(
-                f"lossaware: uniform_prob is {uniform_prob!r}.", "Give a number above 0 and at most 1."
-            )
+            raise ConfigError(f"lossaware: uniform_prob is {uniform_prob!r}.", "Give a number above 0 and at most 1.")
         self.history_per_term = history_per_term
         self.uniform_prob = uniform_prob
         self.register_buffer("history", torch.zeros(steps, history_per_term))

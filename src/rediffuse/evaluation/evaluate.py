@@ -119,9 +119,7 @@ def _as_polars(table: Any, what: str, columns: tuple[str, ...], ordered: bool) -
 def _plain_ids(frame: pl.DataFrame, what: str) -> pl.DataFrame:
     """Both id columns as Int64 or String, without nulls."""
     if frame.is_empty():  # its types are whatever the library makes of nothing
-        return pl.DataFrame(
-            schema={name: pl.Int64 if name in _ID_COLUMNS else pl.Float64 for name in frame.columns}
-        )
+        return pl.DataFrame(schema={name: pl.Int64 if name in _ID_COLUMNS else pl.Float64 for name in frame.columns})
     for name in _ID_COLUMNS:
         ids = frame[name]
         if ids.null_count():
@@ -134,9 +132,7 @@ def _plain_ids(frame: pl.DataFrame, what: str) -> pl.DataFrame:
             try:
                 plain = ids.cast(pl.Int64)
             except pl.exceptions.InvalidOperationError:
-                raise DataError(
-                    f"Column {name} of the {what} has ids of 2**63 or more.", "Use strings."
-                ) from None
+                raise DataError(f"Column {name} of the {what} has ids of 2**63 or more.", "Use strings.") from None
         elif ids.dtype in (pl.String, pl.Categorical, pl.Enum):
             plain = ids.cast(pl.String)
         else:
@@ -175,23 +171,17 @@ def _in_order(lists: pl.DataFrame) -> pl.DataFrame:
             "Add rank (1 = best) or score (higher = better).",
         )
     if not lists.schema[column].is_numeric():
-        raise DataError(
-            f"Column {column} of the recommendations is of type {lists.schema[column]}.", "Give numbers."
-        )
+        raise DataError(f"Column {column} of the recommendations is of type {lists.schema[column]}.", "Give numbers.")
     key = pl.col(column).cast(pl.Float64)
     lists = lists.with_columns(key=key, behind=(key.is_null() | key.is_nan()))
     if column == "rank":
         if bad := int(lists["behind"].sum()):
-            raise DataError(
-                f"{bad} ranks of the recommendations are missing.", "Give every row a rank, or drop it."
-            )
+            raise DataError(f"{bad} ranks of the recommendations are missing.", "Give every row a rank, or drop it.")
         return lists.select(*_ID_COLUMNS, "behind", "key")
     return lists.select(*_ID_COLUMNS, "behind", key=pl.when("behind").then(0.0).otherwise(-pl.col("key")))
 
 
-def evaluate(
-    recommendations: Any, truth: Any, metrics: Sequence[str] = ("hr@10", "ndcg@10")
-) -> EvaluationResult:
+def evaluate(recommendations: Any, truth: Any, metrics: Sequence[str] = ("hr@10", "ndcg@10")) -> EvaluationResult:
     """Metrics of recommendation lists, whoever made them. They are rated as they stand: nothing is filtered.
 
     Args:
@@ -216,9 +206,7 @@ def evaluate(
         _as_polars(recommendations, "recommendations", (*_ID_COLUMNS, "rank", "score"), ordered=True),
         "recommendations",
     )
-    true_rows = _plain_ids(
-        _as_polars(truth, "truth", _ID_COLUMNS, ordered=False).select(_ID_COLUMNS), "truth"
-    )
+    true_rows = _plain_ids(_as_polars(truth, "truth", _ID_COLUMNS, ordered=False).select(_ID_COLUMNS), "truth")
     if not len(true_rows):
         raise DataError("The truth has no rows.", "Give at least one true item of one user.")
     lists = _in_order(_same_types(lists, true_rows))
@@ -227,9 +215,7 @@ def evaluate(
     true_items = true_rows.unique().with_columns(hit=True)
     num_true = np.bincount(true_items.join(users, on="user_id")["user"].to_numpy())
     known = lists.join(users, on="user_id")
-    ordered = known.join(true_items, on=list(_ID_COLUMNS), how="left").with_columns(
-        pl.col("hit").fill_null(False)
-    )
+    ordered = known.join(true_items, on=list(_ID_COLUMNS), how="left").with_columns(pl.col("hit").fill_null(False))
     ordered = ordered.sort("user", "behind", "key", "hit", "item_id")
     once = ordered.unique(["user", "item_id"], keep="first", maintain_order=True)
 

@@ -127,9 +127,7 @@ def evaluate_task(
     without = int((task.truth.lengths == 0).sum())
     if without or not len(task.truth):
         found = f"has {without} users without a true item" if without else "has no users"
-        raise DataError(
-            f"Task {task.name!r} {found}.", "Make it with a split that leaves something to predict."
-        )
+        raise DataError(f"Task {task.name!r} {found}.", "Make it with a split that leaves something to predict.")
     accuracy = [metric for metric in wanted if metric.kind in ACCURACY]
     listed = [metric for metric in wanted if metric.kind in LIST_METRICS]
     depth = max([k_list, *(metric.k for metric in listed)])

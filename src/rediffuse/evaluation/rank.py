@@ -115,9 +115,7 @@ def _ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.int6
     """
     device = scores.device
     owners = truth.owners
-    mine = scores[
-        torch.from_numpy(owners).to(device), torch.from_numpy(truth.items.astype(np.int64)).to(device)
-    ]
+    mine = scores[torch.from_numpy(owners).to(device), torch.from_numpy(truth.items.astype(np.int64)).to(device)]
     at_least = torch.zeros(len(owners), dtype=torch.int64, device=device)
     lengths = truth.lengths
     for j in range(int(lengths.max(initial=0))):
@@ -170,9 +168,7 @@ def rank_task(
         scratch = None
         for start in range(0, users, block):
             rows = np.arange(start, min(start + block, users))
-            scores = _checked(
-                score(task.histories.take(rows), start), len(rows), num_items, task.users, start
-            )
+            scores = _checked(score(task.histories.take(rows), start), len(rows), num_items, task.users, start)
             if scratch is None:
                 scratch = torch.empty_like(scores)
             true, hidden = truth.take(rows), seen.take(rows)
@@ -181,9 +177,7 @@ def rank_task(
             for policy in POLICIES:
                 if policy == "unseen":
                     scores[where] = -torch.inf
-                ranks[policy][truth.offsets[start] : truth.offsets[rows[-1] + 1]] = _ranks(
-                    scores, true, scratch
-                )
+                ranks[policy][truth.offsets[start] : truth.offsets[rows[-1] + 1]] = _ranks(scores, true, scratch)
                 best, columns = exact_top_k(scores, depth)
                 tops[policy][rows, :depth] = best.cpu().numpy()
                 items[policy][rows, :depth] = columns.masked_fill(best == -torch.inf, -1).cpu().numpy()

@@ -236,9 +236,9 @@ class DiffuRec(SequenceModel):
         """
         approximator, rows = self.approximator, torch.arange(len(items), device=items.device)
         following = self.item_embedding(torch.roll(items, -1, dims=1))
-        first = torch.zeros_like(items)
-        x_first = self.schedule.alphas_cumprod[0].sqrt().to(following) * following
-        tokens = approximator.condition(z, x_first, first, torch.zeros_like)
+        clean = self.schedule.alphas_cumprod[0].sqrt().item() * following
+        first = approximator.embed_time(torch.zeros((), dtype=torch.int64, device=items.device))
+        tokens = z + approximator.lambda_uncertainty * (clean + first)
         cache = approximator.encoder.prefill(tokens, lengths)
         last = z[rows, lengths - 1]
 

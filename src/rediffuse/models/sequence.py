@@ -19,6 +19,8 @@ from rediffuse.models.base import Model, TrainingData
 # The repeat bias is this times a parameter, so that Adam moves it that many times faster than a weight: it has
 # far to go, and an item table is scaled so that a weight has not.
 REPEAT_RATE = 10.0
+# Rows that go through the network together when answering.
+SCORE_ROWS = 64
 
 
 class SequenceConfig(ModelConfig):
@@ -72,7 +74,7 @@ class SequenceModel(Model):
         super().fit(data)
         # Negatives are drawn by popularity ^ 0.75 (Mikolov et al. 2013); unseen items can be drawn too.
         chance = (self.popularity + 1).pow(0.75)
-        expected = self.config.negatives * chance / chance.sum()  # type: ignore[attr-defined]
+        expected = self.config.negatives * chance / chance.sum()
         self.log_chance.copy_(expected.log())
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches:
@@ -87,14 +89,17 @@ class SequenceModel(Model):
 
     def loss(self, batch: SequenceBatch) -> Tensor:
         hidden, weights, note = self.encode(batch)
-        hidden, table = self._metric_space(hidden), self._metric_space(self.catalogue())
-        if self.config.loss == "softmax":
-            loss, per_target = softmax_cross_entropy(hidden, table, batch.targets, weights, self._repeats(batch))
-        else:
-            drawn = torch.multinomial(self.log_chance.exp(), self.config.negatives, replacement=True)  # type: ignore[operator]
-            loss, per_target = sampled_softmax(hidden, table, batch.targets, drawn, self.log_chance, weights)  # type: ignore[arg-type]
+        loss, per_target = self.losses(hidden, batch, weights)
         self.observe(note, per_target)
         return loss * batch.share
+
+    def losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""
+        hidden, table = self._metric_space(hidden), self._metric_space(self.catalogue())
+        if self.config.loss == "softmax":
+            return softmax_cross_entropy(hidden, table, batch.targets, weights, self._repeats(batch))
+        drawn = torch.multinomial(self.log_chance.exp(), self.config.negatives, replacement=True)
+        return sampled_softmax(hidden, table, batch.targets, drawn, self.log_chance, weights)
 
     def catalogue(self) -> Tensor:
         """(num_items, d): the item table without the padding row."""
@@ -124,14 +129,18 @@ class SequenceModel(Model):
         raise NotImplementedError
 
     def score_known(self, histories: Histories, seed: int) -> Tensor:
-        items, lengths = pad_right(histories, self.config.max_length, self.pad)
         device = self.item_embedding.weight.device
+        hidden = torch.empty(len(histories), self.config.embedding_size, device=device)
+        items, lengths = pad_right(histories, self.config.max_length, self.pad)
         items, lengths = items.to(device), lengths.to(device)
-        hidden = self._metric_space(self.represent(items, lengths, seed)).float()
-        scores = hidden @ self._metric_space(self.catalogue()).T
+        # Rows of similar length go through the network together, without the padding of the longest of all.
+        for rows in torch.argsort(lengths).split(SCORE_ROWS):
+            width = int(lengths[rows].max())
+            hidden[rows] = self.represent(items[rows, :width], lengths[rows], seed).float()
+        scores = self._metric_space(hidden) @ self._metric_space(self.catalogue()).T
         if self.repeat is not None:
-            # Assignment, not addition: an item that stands twice in the window is biased once.
-            padded = torch.cat((scores, scores[:, :1]), dim=1)
-            biased = padded.gather(1, items) + REPEAT_RATE * self.repeat
-            scores = padded.scatter_(1, items, biased)[:, : self.num_items]
+            # Read all, then write all: an item that stands twice in the window is biased once.
+            inside = torch.nonzero(items < self.num_items)
+            at = (inside[:, 0], items[inside[:, 0], inside[:, 1]])
+            scores[at] = scores[at] + REPEAT_RATE * self.repeat
         return scores

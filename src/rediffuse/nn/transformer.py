@@ -69,14 +69,18 @@ class Block(nn.Module):
         x = x + self._drop(self._feed(x))
         return self._drop(x), (k, v)
 
+    def keys_and_values(self, normed: Tensor) -> Tensor:
+        """(B, L, d) after the attention's norm -> keys and values, stacked (2, B, heads, L, d / heads)."""
+        size = normed.shape[-1]
+        return self._split(F.linear(normed, self.qkv.weight[size:], self.qkv.bias[size:]))
+
     def at(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         """The output (B, 1, d) at one position (B,) of each row, of which alone queries are computed."""
         size = x.shape[-1]
         normed = self.norm_attention(x)
-        weight, bias = self.qkv.weight, self.qkv.bias
         own = _pick(normed, position)
-        q = self._split(F.linear(own, weight[:size], bias[:size]))[0]
-        k, v = self._split(F.linear(normed, weight[size:], bias[size:]))
+        q = self._split(F.linear(own, self.qkv.weight[:size], self.qkv.bias[:size]))[0]
+        k, v = self.keys_and_values(normed)
         y = _pick(x, position) + self._drop(self._attend(q, k, v, mask, causal=False))
         return self._drop(y + self._drop(self._feed(y)))
 
@@ -149,10 +153,11 @@ class Encoder(nn.Module):
         if not self.causal:
             raise ValueError("only a causal encoder can reuse keys and values")
         cache: Cache = []
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x, (k, v) = block(x, None, True)
             cache.append((k.contiguous(), v.contiguous()))
-        return cache
+        k, v = self.blocks[-1].keys_and_values(self.blocks[-1].norm_attention(x))  # type: ignore[operator]
+        return [*cache, (k.contiguous(), v.contiguous())]
 
     def advance(self, last: Tensor, lengths: Tensor, cache: Cache) -> Tensor:
         """A new last token (B, d) against the cache of `prefill` -> the output there (B, d)."""
