@@ -80,8 +80,8 @@ elif place == "rename":
     from pathlib import Path
     Path.replace = dies_before(Path.replace)
 loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
-rd.train("diffurec", rd.split.leave_one_out(walks()), out, config=%r, seed=3)
-""" % (TINY | {"timesteps": "lossaware", "steps": 4},)
+rd.train("diffurec", rd.split.leave_one_out(walks()), out, config=CONFIG, seed=3)
+""".replace("CONFIG", repr(TINY | {"timesteps": "lossaware", "steps": 4}))
 
 
 @pytest.mark.parametrize("at", ["step:2", "step:17", "checkpoint:9", "rename:6", "rename:40"])
