@@ -1,0 +1,26 @@
+"""The command line. Heavy imports wait inside the commands, so that ``rediffuse --help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from rediffuse.cli import data, doctor, runs
+from rediffuse.cli.app import app
+from rediffuse.cli.output import fail, print_warning
+from rediffuse.errors import RediffuseError, RediffuseWarning
+
+__all__ = ["app", "data", "doctor", "main", "runs"]
+
+
+def main() -> None:
+    """Entry point of the command ``rediffuse``."""
+    warnings.simplefilter("always", RediffuseWarning)
+    warnings.showwarning = print_warning
+    try:
+        app()
+    except RediffuseError as error:
+        fail(error, as_json="--json" in sys.argv)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,113 @@
+"""Commands that bring data in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.output import answer, show, table
+
+if TYPE_CHECKING:
+    from rediffuse.data.dataset import Dataset
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(help="A known data set; without it, all are listed.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write the dataset to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Get a public data set, for example: rediffuse data ml-100k -o data/ml-100k"""
+    from rediffuse.data import zoo
+    from rediffuse.errors import ConfigError
+
+    if name is None:
+        known = list(zoo.names())
+        answer({"names": known}, as_json, lambda: show("\n".join(known)))
+        return
+    if out is None:
+        raise ConfigError("No folder was given for the dataset.", f"Say where to: rediffuse data {name} -o data/{name}")
+    _report(zoo.fetch(name, out), out, as_json)
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="CSV, TSV or Parquet file(s), or RecBole .inter file or folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write the dataset to.")],
+    user: Annotated[str, typer.Option(help="Column with the user's id.")] = "user_id",
+    item: Annotated[str, typer.Option(help="Column with the item's id.")] = "item_id",
+    time: Annotated[str | None, typer.Option(help="Column with the time of the event.")] = None,
+    order: Annotated[str | None, typer.Option(help="Column with each user's order, where there are no times.")] = None,
+    rating: Annotated[str | None, typer.Option(help="Column with a rating or weight.")] = None,
+    min_rating: Annotated[float | None, typer.Option(help="Drop events rated lower.")] = None,
+    k_core: Annotated[int | None, typer.Option(help="Keep users and items with at least this many events.")] = None,
+    duplicates: Annotated[str, typer.Option(help="Repeated user-item pairs: keep, first or last.")] = "keep",
+    items: Annotated[str | None, typer.Option(help="Table that describes items.")] = None,
+    title: Annotated[str | None, typer.Option(help="Its column with a readable name.")] = None,
+    users: Annotated[str | None, typer.Option(help="Table that describes users.")] = None,
+    social: Annotated[str | None, typer.Option(help="Table of links between users.")] = None,
+    kg: Annotated[str | None, typer.Option(help="Table of triples head, relation, tail.")] = None,
+    item_entity: Annotated[str | None, typer.Option(help="Table that links items to entities of the graph.")] = None,
+    splits: Annotated[str | None, typer.Option(help="Table user, item, split (train, valid, test).")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of text files; UTF-8 if not given.")] = None,
+    separator: Annotated[str | None, typer.Option(help="Of the interactions file; found out if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a table of who touched what and when into a dataset."""
+    from rediffuse.data.dataset import Dataset
+
+    if source.endswith(".inter") or (Path(source).is_dir() and any(Path(source).glob("*.inter"))):
+        made = Dataset.from_atomic(source, min_rating=min_rating, k_core=k_core, duplicates=duplicates)
+    else:
+        made = Dataset.from_interactions(
+            source,
+            user=user,
+            item=item,
+            time=time,
+            order=order,
+            rating=rating,
+            items=items,
+            title=title,
+            users=users,
+            social=social,
+            kg=kg,
+            item_entity=item_entity,
+            splits=splits,
+            k_core=k_core,
+            min_rating=min_rating,
+            duplicates=duplicates,  # type: ignore[arg-type]
+            encoding=encoding,
+            separator=separator,
+        )
+    made.save(out)
+    _report(made, out, as_json)
+
+
+def _report(made: Dataset, out: Path, as_json: bool) -> None:
+    lengths = made.interactions.lengths[: made.num_users]
+    facts: dict[str, Any] = {
+        "path": str(out),
+        "users": made.num_users,
+        "items": made.num_items,
+        "events": made.num_events,
+        "timestamps": made.has_timestamps,
+        "median_history": float(sorted(lengths)[len(lengths) // 2]),
+        "given_splits": sorted(made.given),
+        "social_links": 0 if made.social is None else len(made.social),
+        "knowledge_triples": 0 if made.kg is None else len(made.kg),
+        "fingerprint": made.fingerprint,
+        "report": made.report,
+    }
+
+    def for_people() -> None:
+        listing = table(f"Dataset {out}", "", "")
+        for name in ("users", "items", "events", "median_history", "social_links", "knowledge_triples"):
+            listing.add_row(name.replace("_", " "), f"{facts[name]:,.0f}")
+        listing.add_row("timestamps", "yes" if made.has_timestamps else "no")
+        listing.add_row("given splits", ", ".join(facts["given_splits"]) or "none")
+        show(listing, *(f"- {note}" for note in made.report.get("notes", [])))
+
+    answer(facts, as_json, for_people)

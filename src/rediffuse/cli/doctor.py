@@ -1,0 +1,54 @@
+"""What this machine has."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.output import answer, show, table
+
+# Optional package -> the extra that brings it.
+EXTRAS = {"tensorboard": "track"}
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, cores, threads, memory, number formats, and which extras are missing."""
+    import torch
+
+    from rediffuse.training.environment import environment
+    from rediffuse.training.precision import resolve_precision
+
+    found = environment()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    facts: dict[str, Any] = {
+        **found,
+        "memory_gib": _memory_gib(),
+        "device": str(device),
+        "precision": resolve_precision("auto", torch.device(device or "cpu")),
+        "missing_extras": {p: extra for p, extra in EXTRAS.items() if importlib.util.find_spec(p) is None},
+        "data_folder": os.environ.get("REDIFFUSE_DATA"),
+    }
+
+    def for_people() -> None:
+        listing = table("This machine", "", "")
+        for name in ("python", "platform", "processor", "cores", "threads", "memory_gib", "device", "precision"):
+            listing.add_row(name.replace("_", " "), str(facts[name]))
+        for package, version in found["packages"].items():
+            listing.add_row(package, version)
+        show(listing)
+        for package, extra in facts["missing_extras"].items():
+            show(f"{package} is not installed. If you need it: pip install 'rediffuse[{extra}]'")
+        if not facts["data_folder"]:
+            show("REDIFFUSE_DATA is not set: data sets come from their publishers.")
+
+    answer(facts, as_json, for_people)
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, AttributeError, OSError):
+        return None

@@ -1,0 +1,241 @@
+"""Commands that train, evaluate and answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.output import answer, show, table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from rediffuse.evaluation import TaskResult
+
+SHOWN_METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "recall@20", "mrr@10", "coverage@10")
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """All models, their presets and their options."""
+    from rediffuse.models import model_class, names
+
+    facts: dict[str, Any] = {}
+    for name in names():
+        config = model_class(name).Config
+        facts[name] = {
+            "presets": ["default", *config.presets],
+            "options": {
+                option: {"default": field.get_default(), "description": field.description}
+                for option, field in config.model_fields.items()
+            },
+        }
+
+    def for_people() -> None:
+        for name, fact in facts.items():
+            listing = table(f"{name} (presets: {', '.join(fact['presets'])})", "option", "default", "")
+            listing.columns[2].justify = "left"
+            for option, field in fact["options"].items():
+                listing.add_row(option, str(field["default"]), field["description"] or "")
+            show(listing)
+
+    answer(facts, as_json, for_people)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="A model; see: rediffuse models")],
+    dataset: Annotated[Path, typer.Argument(help="Folder made by prepare or data.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")],
+    preset: Annotated[str | None, typer.Option(help="Named options, for example paper or reference.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="option=value; may be repeated.")] = None,
+    split: Annotated[str, typer.Option(help="default, global-time, leave-one-out, given or ratio.")] = "default",
+    seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after this much training.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    track: Annotated[str | None, typer.Option(help="A tracker of Accelerate, for example tensorboard.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model and write its run folder."""
+    from rediffuse.config import parse_settings, read_settings
+    from rediffuse.data.dataset import Dataset
+    from rediffuse.data.split import by_name
+    from rediffuse.training import train as run_training
+
+    options = (read_settings(config) if config else {}) | parse_settings(settings or [])
+    parts = by_name(split, Dataset.load(dataset))
+    for remark in (parts.leak, parts.note):
+        if remark:
+            print(f"Note: {remark}", file=sys.stderr)
+    run = run_training(
+        model,
+        parts,
+        out,
+        preset=preset,
+        config=options,
+        seed=seed,
+        resume=resume,
+        max_minutes=max_minutes,
+        tracker=track,
+        progress=sys.stderr.isatty(),
+    )
+    facts = {"run": str(run.path), "minutes": run.minutes, "split": parts.name, "validation": run.validation}
+    facts |= {"best_epoch": run.config["training"]["best_epoch"], "resolved": run.config["resolved"]}
+
+    def for_people() -> None:
+        if run.validation:
+            listing = table(f"Validation of {out}", "metric", "seen items kept", "seen items filtered")
+            for name in (n for n in run.validation if not n.endswith("/unseen")):
+                listing.add_row(name, f"{run.validation[name]:.4f}", f"{run.validation[name + '/unseen']:.4f}")
+            show(listing)
+        show(f"{run.minutes:.1f} minutes, best epoch {facts['best_epoch']}. Next: rediffuse evaluate {out} {dataset}")
+
+    answer(facts, as_json, for_people)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    dataset: Annotated[Path, typer.Argument(help="The dataset it was trained on.")],
+    seed: Annotated[int, typer.Option(help="Of the noise of a stochastic model.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Metrics on the test part over the whole catalogue; written to the run folder as well."""
+    from rediffuse.data.dataset import Dataset
+    from rediffuse.data.split import by_name
+    from rediffuse.errors import RunError
+    from rediffuse.evaluation import evaluate_task
+    from rediffuse.training import add_files, read_run
+    from rediffuse.training.precision import keep_freed_memory
+
+    contents, data = read_run(run), Dataset.load(dataset)
+    made_with = contents.config["split"]
+    if contents.config["data"]["fingerprint"] != data.fingerprint:
+        raise RunError(f"{run} was trained on other data than {dataset}.", "Give the dataset it was trained on.")
+    split = by_name(made_with["name"], data, **made_with["params"])
+    if split.fingerprint != made_with["fingerprint"]:
+        raise RunError(f"The split {made_with['name']} of {dataset} differs from that of {run}.", "Train again.")
+    began = time.perf_counter()
+    with keep_freed_memory():
+        result = evaluate_task(
+            lambda histories, _start: contents.model.score(histories, seed=seed),
+            split.task("test"),
+            num_items=data.num_items,
+        )
+    seconds = time.perf_counter() - began
+    facts = {"run": str(run), "split": split.name, "leak": split.leak, "seed": seed, **result.to_dict()}
+    facts["users_per_second"] = len(result.per_user) / seconds
+    # People keep their own ids in what is written.
+    per_user = result.per_user.with_columns(user=data.user_ids.gather(result.per_user["user"])).rename(
+        {"user": "user_id"}
+    )
+    add_files(run, {"test.json": json.dumps(facts, indent=2).encode(), "per_user_test.parquet": _parquet(per_user)})
+
+    def for_people() -> None:
+        show(_metrics_table(result, f"Test of {run} ({split.name})"))
+        counts = result.counts
+        show(
+            f"{counts['users']:,} users, {counts['items']:,} items; {counts['cold_users']:,} users without history; "
+            f"{counts['truth_never_trained_share']:.1%} of the true items were never seen in training; "
+            f"{facts['users_per_second']:,.0f} users/s."
+        )
+        if split.leak:
+            show(f"Note: {split.leak}")
+
+    answer(facts, as_json, for_people)
+
+
+@app.command()
+def recommend(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    history: Annotated[str | None, typer.Option(help='Ids or titles, oldest first: "a|b|c".')] = None,
+    user: Annotated[list[str] | None, typer.Option(help="A known user's id; may be repeated.")] = None,
+    users: Annotated[Path | None, typer.Option(help="CSV or Parquet file with a column user_id.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Items per person.")] = 10,
+    exclude: Annotated[str | None, typer.Option(help='Ids or titles nobody is to get: "a|b".')] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise of a stochastic model.")] = 0,
+    samples: Annotated[int, typer.Option(help="Draws to average.")] = 1,
+    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Items of the history may come again.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to this .parquet or .csv file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend to known users, or to anyone by their history."""
+    from rediffuse.errors import ConfigError
+    from rediffuse.recommender import Recommender
+
+    if sum(option is not None for option in (history, user, users)) != 1:
+        raise ConfigError("Say for whom, in one way.", 'Give --history "a|b", --user ID, or --users FILE.')
+    if out is not None and out.suffix not in (".parquet", ".csv"):
+        raise ConfigError(f"{out} is neither .parquet nor .csv.", "Choose one of the two endings.")
+    recommender = Recommender.load(run)
+    found = recommender.recommend(
+        users=user if user else _user_column(users) if users else None,
+        histories=None if history is None else [recommender.find_items(filter(str.strip, history.split("|")))],
+        k=k,
+        exclude=recommender.find_items(exclude.split("|")) if exclude else None,
+        seed=seed,
+        samples=samples,
+        filter_seen=not keep_seen,
+    )
+    if "title" in recommender.items.columns:
+        titles = recommender.items.select("item_id", "title")
+        found = found.join(titles, on="item_id", how="left", maintain_order="left")
+    if out is not None:
+        _write(found, out)
+    facts = {"run": str(run), "recommendations": found.to_dicts()} if out is None else {"rows": len(found), "out": str(out)}
+
+    def for_people() -> None:
+        if out is not None:
+            show(f"{len(found):,} rows written to {out}.")
+            return
+        listing = table("Recommendations", *(name for name in found.columns))
+        for row in found.iter_rows():
+            listing.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+        show(listing)
+
+    answer(facts, as_json, for_people)
+
+
+def _metrics_table(result: TaskResult, title: str) -> Any:
+    listing = table(title, "metric", "seen items kept", "seen items filtered")
+    for name in SHOWN_METRICS:
+        listing.add_row(name, *(f"{result.metrics[policy][name]:.4f}" for policy in ("all", "unseen")))
+    listing.add_row("popularity@10", *(f"{result.metrics[policy]['popularity@10']:.1f}" for policy in ("all", "unseen")))
+    return listing
+
+
+def _user_column(path: Path) -> list[Any]:
+    """The ids in a file's column user_id, or in its first column.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    import polars as pl
+
+    from rediffuse.errors import DataError
+
+    try:
+        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path} cannot be read: {error}", "Give a CSV or Parquet file with a column user_id.") from None
+    return frame["user_id" if "user_id" in frame.columns else frame.columns[0]].to_list()
+
+
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    from rediffuse.data.files import atomic_write_bytes
+
+    atomic_write_bytes(path, _parquet(frame) if path.suffix == ".parquet" else frame.write_csv().encode())
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd")
+    return buffer.getvalue()
