@@ -112,7 +112,7 @@ class Recommender:
             offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
             known = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
         else:
-            asked = list(users)
+            asked = list(users or [])
             labels = pl.Series(asked) if asked else pl.Series([], dtype=self._user_ids.dtype)
             places = [self._user_numbers.get(_like(user, self._user_ids.dtype), -1) for user in asked]
             number = np.asarray(places, dtype=np.int64)

@@ -190,7 +190,8 @@ def recommend(
         found = found.join(titles, on="item_id", how="left", maintain_order="left")
     if out is not None:
         _write(found, out)
-    facts = {"run": str(run), "recommendations": found.to_dicts()} if out is None else {"rows": len(found), "out": str(out)}
+    written = {"rows": len(found), "out": str(out)}
+    facts = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
 
     def for_people() -> None:
         if out is not None:
@@ -208,7 +209,8 @@ def _metrics_table(result: TaskResult, title: str) -> Any:
     listing = table(title, "metric", "seen items kept", "seen items filtered")
     for name in SHOWN_METRICS:
         listing.add_row(name, *(f"{result.metrics[policy][name]:.4f}" for policy in ("all", "unseen")))
-    listing.add_row("popularity@10", *(f"{result.metrics[policy]['popularity@10']:.1f}" for policy in ("all", "unseen")))
+    popularity = (f"{result.metrics[policy]['popularity@10']:.1f}" for policy in ("all", "unseen"))
+    listing.add_row("popularity@10", *popularity)
     return listing
 
 
@@ -225,7 +227,8 @@ def _user_column(path: Path) -> list[Any]:
     try:
         frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "Give a CSV or Parquet file with a column user_id.") from None
+        remedy = "Give a CSV or Parquet file with a column user_id."
+        raise DataError(f"{path} cannot be read: {error}", remedy) from None
     return frame["user_id" if "user_id" in frame.columns else frame.columns[0]].to_list()
 
 
