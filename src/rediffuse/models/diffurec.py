@@ -166,10 +166,9 @@ class DiffuRec(SequenceModel):
     def stochastic(self) -> bool:  # type: ignore[override]
         return self.config.diffusion
 
-    def catalogue(self) -> Tensor:
-        if self.config.reference_padding and self.training:
-            return self.item_embedding.weight  # the released code trains padding as a class
-        return super().catalogue()
+    def classes(self) -> Tensor:
+        # The released code trains padding as a class.
+        return self.item_embedding.weight if self.config.reference_padding else super().classes()
 
     # --- learning ------------------------------------------------------------------------------------------
 

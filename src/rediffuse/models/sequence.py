@@ -95,7 +95,7 @@ class SequenceModel(Model):
 
     def losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""
-        hidden, table = self._metric_space(hidden), self._metric_space(self.catalogue())
+        hidden, table = self._metric_space(hidden), self._metric_space(self.classes())
         if self.config.loss == "softmax":
             return softmax_cross_entropy(hidden, table, batch.targets, weights, self._repeats(batch))
         drawn = torch.multinomial(self.log_chance.exp(), self.config.negatives, replacement=True)
@@ -104,6 +104,10 @@ class SequenceModel(Model):
     def catalogue(self) -> Tensor:
         """(num_items, d): the item table without the padding row."""
         return self.item_embedding.weight[: self.num_items]
+
+    def classes(self) -> Tensor:
+        """(classes, d): what the softmax of the training loss is over, the catalogue."""
+        return self.catalogue()
 
     def _metric_space(self, x: Tensor) -> Tensor:
         """The vectors whose inner products are logits."""

@@ -1,0 +1,182 @@
+"""DiffuRec in both forms, its twin and SASRec: leaks, shortcuts, and whether they learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rediffuse.data.batches import SequenceBatch
+from rediffuse.data.histories import Histories
+from rediffuse.diffusion import posterior_mean
+from rediffuse.diffusion.noise import RowNoise, row_keys
+from rediffuse.models.base import TrainingData
+from rediffuse.models.diffurec import DiffuRec
+from rediffuse.models.sasrec import SASRec
+
+ITEMS = 20
+SMALL = {"embedding_size": 16, "blocks": 2, "heads": 2, "max_length": 8, "batch_size": 64, "precision": "fp32"}
+KINDS = {
+    "causal": (DiffuRec, {"form": "causal"}),
+    "prefix": (DiffuRec, {"form": "prefix"}),
+    "twin": (DiffuRec, {"diffusion": False}),
+    "lossaware": (DiffuRec, {"timesteps": "lossaware", "steps": 4}),
+    "reference": (DiffuRec, {"form": "prefix", "reference_padding": True}),
+    "sampled": (DiffuRec, {"loss": "sampled_softmax", "negatives": 64, "repeat_bias": False}),
+    "sasrec": (SASRec, {}),
+    "sasrec-prefix": (SASRec, {"form": "prefix"}),
+}
+
+
+def build(kind: str, seed: int = 0, **options):
+    model, own = KINDS[kind]
+    torch.manual_seed(seed)
+    return model(model.Config.build(None, SMALL | own | options), ITEMS)
+
+
+def ring(users: int = 120, length: int = 7) -> Histories:
+    starts = np.random.default_rng(0).integers(ITEMS, size=users)
+    return Histories.from_lists([[(int(s) + step) % ITEMS for step in range(length)] for s in starts])
+
+
+def train(model, rows: Histories, epochs: int, learning_rate: float = 0.01) -> None:
+    data = TrainingData(rows, len(rows), ITEMS, np.bincount(rows.items, minlength=ITEMS))
+    model.fit(data)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    model.train()
+    for epoch in range(epochs):
+        batches = model.batches(data, np.random.default_rng(epoch))
+        for index in range(len(batches)):
+            loss = model.loss(batches.get(index))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_a_ring(kind):
+    model = build(kind, dropout=0.1)
+    train(model, ring(), epochs=12)
+    rows = Histories.from_lists([[(s + step) % ITEMS for step in range(1 + s % 7)] for s in range(ITEMS)])
+    expected = (torch.arange(ITEMS) + torch.arange(ITEMS) % 7 + 1) % ITEMS
+    assert (model.score(rows).argmax(1) == expected).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["causal", "twin", "sasrec"])
+def test_a_position_does_not_see_the_items_after_its_target(kind):
+    model = build(kind, lambda_uncertainty=0.5) if kind == "causal" else build(kind)
+    model.eval()  # no dropout; the noise is drawn alike in both passes
+    rows, positions = torch.zeros(6, dtype=torch.long), torch.arange(6)
+
+    def encoded(items: list[int]) -> torch.Tensor:
+        torch.manual_seed(5)
+        row = torch.tensor(items)
+        batch = SequenceBatch(row[None, :6], torch.tensor([6]), rows, positions, row[1:])
+        return model.encode(batch)[0]
+
+    before, after = encoded([1, 2, 3, 4, 5, 6, 7]), encoded([1, 2, 3, 4, 9, 6, 7])
+    torch.testing.assert_close(before[:3], after[:3])  # targets 2, 3, 4 come before the changed item
+    assert not torch.allclose(before[4], after[4])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_company_does_not_change_an_answer(kind):
+    model = build(kind, sampling_steps=4) if kind not in ("sasrec", "sasrec-prefix", "twin") else build(kind)
+    model.eval()
+    rows = Histories.from_lists([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [3, 3, 2]])
+    together = model.score(rows, seed=9)
+    for place in range(4):
+        alone = model.score(rows.take(np.array([place])), seed=9)
+        torch.testing.assert_close(alone[0], together[place], rtol=1e-4, atol=1e-5)
+
+
+def test_only_diffusion_answers_to_the_seed():
+    rows = Histories.from_lists([[1, 2, 3]])
+    for kind, stochastic in (("causal", True), ("prefix", True), ("twin", False), ("sasrec", False)):
+        options = {"lambda_uncertainty": 0.5} if stochastic else {}
+        model = build(kind, **options).eval()
+        assert model.stochastic is stochastic
+        assert torch.equal(model.score(rows, seed=1), model.score(rows, seed=1))
+        assert torch.equal(model.score(rows, seed=1), model.score(rows, seed=2)) is not stochastic
+
+
+@pytest.mark.parametrize("kind", ["causal", "prefix"])
+def test_sampling_equals_the_plain_reverse_chain(kind):
+    """Cached keys, shared solvers and all: the same numbers as re-encoding the whole history at every step."""
+    model = build(kind, lambda_uncertainty=0.3, sampling_steps=32).eval()
+    items = torch.tensor([[1, 2, 3, 4], [7, 8, ITEMS, ITEMS]])
+    lengths = torch.tensor([4, 2])
+    with torch.no_grad():
+        found = model.represent(items, lengths, seed=3)
+        noise = RowNoise(row_keys(items, lengths), 3)
+        part, schedule, rows = model.approximator, model.schedule, torch.arange(2)
+        z = part.history(model.item_embedding(items))
+        x = noise(z[:, 0])
+        for step in reversed(range(32)):
+            t = torch.full((2,), step)
+            if kind == "prefix":
+                tokens = part.condition(z, x, t, noise)
+            else:
+                known = model.item_embedding(torch.roll(items, -1, 1)) * schedule.alphas_cumprod[0].sqrt().float()
+                tokens = part.condition(z, known, torch.zeros_like(items), torch.zeros_like)
+                own = part.condition(z[rows, lengths - 1][:, None], x, t, noise)[:, 0]
+                tokens = tokens.index_put((rows, lengths - 1), own)
+            x0_hat = part.encoder(tokens, lengths)[rows, lengths - 1]
+            mean = posterior_mean(schedule, x0_hat, x, t)
+            spread = torch.exp(0.5 * schedule.log_variance("fixed_small")[step]).float()
+            x = mean + (spread * noise(x) if step else 0)
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_aware_sampler_is_fed_and_saved():
+    model = build("lossaware")
+    train(model, ring(), epochs=3)
+    weights = model.timesteps.probabilities()
+    assert (weights - weights.mean()).abs().max() > 1e-4
+    saved = model.state_dict()
+    assert any("history" in name and bool(tensor.any()) for name, tensor in saved.items())
+
+
+@pytest.mark.parametrize(("repeats", "sign"), [(False, -1), (True, 1)])
+def test_the_repeat_bias_learns_whether_people_repeat(repeats, sign):
+    rng = np.random.default_rng(0)
+    rows = [
+        [int(rng.integers(3)) + 4 * (user % 5) for _ in range(8)] if repeats else rng.permutation(ITEMS)[:8].tolist()
+        for user in range(100)
+    ]
+    model = build("sasrec")
+    train(model, Histories.from_lists(rows), epochs=6)
+    assert model.repeat.item() * sign > 0.01
+
+
+def test_the_repeat_bias_is_added_once_per_item():
+    model = build("twin").eval()
+    rows = Histories.from_lists([[3, 5, 3]])
+    plain = model.score(rows)
+    with torch.no_grad():
+        model.repeat.fill_(0.2)
+    change = model.score(rows) - plain
+    assert change[0, 3].item() == pytest.approx(2.0, abs=1e-5)
+    assert change[0, 5].item() == pytest.approx(2.0, abs=1e-5)
+    assert change.abs().sum().item() == pytest.approx(4.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_history_the_answer_is_popularity(kind):
+    model = build(kind)
+    model.popularity.copy_(torch.arange(ITEMS))
+    scores = model.score(Histories.from_lists([[], [1, 2]]))
+    assert torch.equal(scores[0], torch.arange(ITEMS, dtype=torch.float32))
+    assert not torch.equal(scores[1], scores[0])
+
+
+def test_calibration_keeps_the_fewest_good_steps():
+    model = build("causal")
+    metric = {1: 0.90, 2: 0.9951, 4: 0.996, 8: 1.0, 16: 0.99, 32: 1.0}
+    resolved = model.calibrate(lambda: metric[model.sampling_steps])
+    assert resolved["sampling_steps"] == 2
+    assert resolved["metric_by_steps"] == {str(steps): value for steps, value in metric.items()}
+    model.resolve(resolved)
+    assert model.sampling_steps == 2
+    assert build("twin").calibrate(lambda: 1.0) == {}

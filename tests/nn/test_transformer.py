@@ -1,0 +1,107 @@
+"""The encoder's shortcuts equal its plain form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
+
+
+def encoder(causal: bool, **options) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(8, blocks=3, heads=2, dropout=0.1, causal=causal, **options).double().eval()
+
+
+LENGTHS = torch.tensor([1, 4, 6, 3])
+ROWS = torch.arange(4)
+
+
+def tokens() -> torch.Tensor:
+    return torch.randn(4, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_last_equals_the_last_position_of_all(causal):
+    net, x = encoder(causal), tokens()
+    torch.testing.assert_close(net.last(x, LENGTHS), net(x, LENGTHS)[ROWS, LENGTHS - 1])
+
+
+def test_advance_equals_a_full_pass_with_another_last_token():
+    net, x = encoder(True), tokens()
+    cache = net.prefill(x, LENGTHS)
+    for seed in (2, 3):  # the cache survives being used
+        last = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        changed = x.clone()
+        changed[ROWS, LENGTHS - 1] = last
+        expected = net(changed, LENGTHS)[ROWS, LENGTHS - 1]
+        torch.testing.assert_close(net.advance(last, LENGTHS, cache), expected)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_has_no_influence(causal):
+    net, x = encoder(causal), tokens()
+    noisy = torch.where((torch.arange(6) < LENGTHS[:, None])[..., None], x, 99.0)
+    torch.testing.assert_close(net.last(noisy, LENGTHS), net.last(x, LENGTHS))
+
+
+def test_causal_positions_do_not_see_later_ones():
+    net, x = encoder(True), tokens()
+    later = x.clone()
+    later[:, 3, :4] += 1.0  # not to all elements: LayerNorm would take that off
+    before, after = net(x, LENGTHS), net(later, LENGTHS)
+    torch.testing.assert_close(before[:, :3], after[:, :3])
+    assert not torch.allclose(before[:, 3], after[:, 3])
+
+
+def test_released_padding_is_attended_to_and_attends_uniformly():
+    """The mask laid on query rows: real rows see everything, padded rows weigh everything alike."""
+    net, x = encoder(False, pads_are_keys=True), tokens()
+    real = (torch.arange(6) < LENGTHS[:, None])[:, None, :, None]
+    y = x
+    for block in net.blocks:
+        q, k, v = block._split(block.qkv(block.norm_attention(y)))
+        logits = (q @ k.transpose(-1, -2) / k.shape[-1] ** 0.5).masked_fill(~real, -1e9)
+        y = y + block.out((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        y = y + block._feed(y)
+    expected = net.norm(y)[ROWS, LENGTHS - 1]
+    torch.testing.assert_close(net.last(x, LENGTHS), expected)
+
+
+def test_gradients_by_finite_differences():
+    net = encoder(False)
+    x = tokens()[:2, :3].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: net.last(x, torch.tensor([2, 3])), (x,), atol=1e-5)
+
+
+def test_attention_with_dropout_equals_fused_attention_on_average():
+    net, x = encoder(True), tokens()
+    expected = net.blocks[0](x, None, True)[0]
+    block = net.blocks[0]
+    block.train()
+    torch.manual_seed(0)
+    drawn = torch.stack([block(x, None, True)[0] for _ in range(3000)])
+    # Dropout is unbiased through the linear parts; the feed-forward's GELU bends it a little.
+    assert (drawn.mean(0) - expected).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_dropout_rate_scale_and_seed(rate):
+    drop, x = Dropout(rate), torch.ones(1_000_003)
+    torch.manual_seed(3)
+    first = drop(x)
+    torch.manual_seed(3)
+    assert torch.equal(first, drop(x))
+    assert first.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert (first == 0).float().mean().item() == pytest.approx(round(rate * 256) / 256, abs=0.002)
+    assert torch.equal(drop.eval()(x), x)
+
+
+def test_sinusoidal_vector_of_the_specification():
+    expected = torch.tensor(
+        [-0.9899925, 0.88907862, 0.99716204, 0.99992865, 0.99999821, 0.14112, 0.45775455, 0.07528529, 0.01194293]
+    )
+    found = sinusoidal_embedding(torch.tensor([3]), 10)[0]
+    torch.testing.assert_close(found[:9], expected, atol=1e-6, rtol=0)
+    assert found[9].item() == pytest.approx(0.00189287, abs=1e-6)
+    assert sinusoidal_embedding(torch.tensor([3]), 11).shape == (1, 11)
