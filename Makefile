@@ -2,9 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo    set up, train on MovieLens-100K for a few minutes, print metrics and ten films"
+	@echo "make test    fast tests (slow ones: .venv/bin/python -m pytest -m slow)"
+	@echo "make check   ruff, pyright, import-linter"
+	@echo "make bench   speed and memory of this machine; a long run"
 
 demo: $(VENV)/.run-ready
 	$(PY) benchmarks/demo.py
@@ -25,13 +31,17 @@ bench: $(VENV)/.run-ready
 clean:
 	rm -rf $(VENV)
 
-# torch is asked for first and by its exact pin, so that pip takes the build the pin names and not a larger one.
-$(VENV)/.run-ready: pyproject.toml constraints.txt
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch is asked for first and by its exact pin, so that pip takes the small CPU build where one is offered.
+$(VENV)/.run-ready: pyproject.toml constraints.txt | $(PY)
+	@echo "Installing into $(VENV); the first time takes a few minutes."
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --constraint constraints.txt --editable .
-	touch $@
+	$(PIP) --editable .
+	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.run-ready
-	$(PIP) --constraint constraints.txt --editable ".[dev]"
-	touch $@
+	$(PIP) --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,189 @@
+"""Every command as a person runs it, and as a program does with --json."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rediffuse import cli
+from tests.synthetic import walks
+
+
+def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["rediffuse", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+        sys.exit(0)
+    printed = capsys.readouterr()
+    return int(stop.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    return lambda *arguments: run(capsys, monkeypatch, *map(str, arguments))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with the user's tables."""
+    folder = tmp_path_factory.mktemp("cli")
+    data = walks()
+    users = data.user_ids.gather(data.interactions.owners)
+    items = data.item_ids.gather(data.interactions.items)
+    pl.DataFrame({"userId": users, "movieId": items, "timestamp": data.interactions.times}).write_csv(
+        folder / "ratings.csv"
+    )
+    pl.DataFrame({"movieId": data.item_ids, "title": [f"Film {i}" for i in data.item_ids]}).write_csv(
+        folder / "films.csv"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(place) -> Path:
+    columns = ["--user", "userId", "--item", "movieId", "--time", "timestamp"]
+    films = ["--items", str(place / "films.csv"), "--title", "title"]
+    command = [sys.executable, "-m", "rediffuse", "prepare", str(place / "ratings.csv"), "-o", str(place / "data")]
+    subprocess.run([*command, *columns, *films], check=True, capture_output=True)
+    return place / "data"
+
+
+TINY = ["--set", "epochs=2", "--set", "embedding_size=16", "--set", "blocks=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(dataset) -> Path:
+    out = dataset.parent / "run"
+    command = [sys.executable, "-m", "rediffuse", "train", "diffurec", str(dataset), "-o", str(out), *TINY]
+    subprocess.run([*command, "--split", "leave-one-out"], check=True, capture_output=True)
+    return out
+
+
+def test_help_needs_no_heavy_import():
+    probe = (
+        "import sys; sys.argv = ['rediffuse', '--help']; from rediffuse.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'polars', 'numpy', 'pydantic', 'accelerate', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    assert "recommend" in done.stdout
+
+
+def test_prepare_reports_and_json(command, dataset, place):
+    code, out, _ = command(
+        "prepare", place / "ratings.csv", "--user", "userId", "--item", "movieId", "--time", "timestamp",
+        "--k-core", "2", "-o", place / "core", "--json",
+    )  # fmt: skip
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["timestamps"] is True
+    assert facts["users"] == 60
+
+
+def test_train_then_evaluate_then_recommend(command, dataset, trained):
+    code, out, err = command("evaluate", trained, dataset, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["counts"]["users"] == 60
+    assert facts["leak"].startswith("Leave-one-out leaks")
+    assert json.loads((trained / "test.json").read_text())["metrics"] == facts["metrics"]
+    per_user = pl.read_parquet(trained / "per_user_test.parquet")
+    assert per_user["ndcg@10"].mean() == pytest.approx(facts["metrics"]["all"]["ndcg@10"])
+    assert per_user["user_id"][0].startswith("u")
+
+    code, out, err = command("recommend", trained, "--history", "Film i1| film I2|i3", "-k", "4", "--json")
+    assert code == 0, err
+    rows = json.loads(out)["recommendations"]
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["title"] == f"Film {row['item_id']}" for row in rows)
+    _, out, _ = command("recommend", trained, "--history", "i1|i2|i3", "-k", "4")
+    assert rows[0]["title"] in out
+    _, out, _ = command("recommend", trained, "--history", "i1|i2|i3", "-k", "39", "--exclude", "i9", "--json")
+    assert not {"i1", "i2", "i3", "i9"} & {row["item_id"] for row in json.loads(out)["recommendations"]}
+
+
+def test_recommend_for_a_file_of_users(command, trained, place):
+    pl.DataFrame({"user_id": ["u3", "u5", "stranger"]}).write_csv(place / "users.csv")
+    code, out, err = command(
+        "recommend", trained, "--users", place / "users.csv", "-o", place / "recs.parquet", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["rows"] == 30
+    assert "1 of 3 users are unknown" in err
+    assert pl.read_parquet(place / "recs.parquet")["user_id"].unique().sort().to_list() == ["stranger", "u3", "u5"]
+
+
+def test_train_prints_json_and_the_leak(command, dataset, tmp_path):
+    code, out, err = command("train", "popularity", dataset, "-o", tmp_path / "p", "--split", "leave-one-out", "--json")
+    assert code == 0
+    assert set(json.loads(out)["validation"]) >= {"ndcg@10", "ndcg@10/unseen"}
+    assert "leaks the future" in err
+
+
+def test_models_data_and_doctor_in_json(command):
+    _, out, _ = command("models", "--json")
+    assert json.loads(out)["diffurec"]["presets"] == ["default", "paper", "reference"]
+    _, out, _ = command("data", "--json")
+    assert "ml-100k" in json.loads(out)["names"]
+    _, out, _ = command("doctor", "--json")
+    assert {"python", "cores", "threads", "memory_gib", "packages", "missing_extras"} <= json.loads(out).keys()
+    for name in ("models", "data", "doctor"):
+        code, out, _ = command(name)
+        assert code == 0
+        assert out.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["train", "difurec", "DATA", "-o", "X"], "Did you mean 'diffurec'"),
+        (["train", "diffurec", "DATA", "-o", "X", "--set", "epoch=1"], "Did you mean 'epochs'"),
+        (["train", "diffurec", "DATA", "-o", "X", "--set", "epochs"], "option=value"),
+        (["train", "diffurec", "DATA", "-o", "X", "--preset", "papre"], "Did you mean 'paper'"),
+        (["train", "diffurec", "DATA", "-o", "X", "--split", "leave-on-out"], "Did you mean 'leave-one-out'"),
+        (["train", "diffurec", "nowhere", "-o", "X"], "nowhere"),
+        (["data", "ml-100"], "-o"),
+        (["recommend", "RUN"], "Say for whom"),
+        (["recommend", "RUN", "--history", "Film i99"], "Did you mean 'film i"),
+        (["recommend", "RUN", "--user", "u1", "-o", "x.txt"], ".parquet"),
+        (["recommend", "nowhere", "--user", "u1"], "nowhere"),
+    ],
+)
+def test_mistakes_are_explained_on_stderr_and_in_json(command, dataset, trained, tmp_path, arguments, found):
+    names = {"DATA": str(dataset), "RUN": str(trained), "X": str(tmp_path / "x")}
+    arguments = [names.get(argument, argument) for argument in arguments]
+    code, out, err = command(*arguments)
+    assert code == 2
+    assert found in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not out
+    code, out, _ = command(*arguments, "--json")
+    assert code == 2
+    answer = json.loads(out)
+    assert found in f"{answer['error']} {answer['remedy']}"
+
+
+def test_another_dataset_is_refused(command, trained, place):
+    command(
+        "prepare", place / "ratings.csv", "--user", "userId", "--item", "movieId", "--time", "timestamp",
+        "--duplicates", "last", "-o", place / "other",
+    )  # fmt: skip
+    code, _, err = command("evaluate", trained, place / "other")
+    assert code == 2
+    assert "trained on other data" in err
+
+
+def test_module_form_and_version():
+    environment = os.environ | {"COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rediffuse", "--version"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.startswith("rediffuse 0.")
