@@ -1,6 +1,6 @@
 """Train, select on validation, evaluate once on the test part; append one JSON line per run.
 
-    REDIFFUSE_DATA=... python benchmarks/quality.py --data amazon-beauty --split given --minutes 8 \\
+    REDIFFUSE_DATA=... python benchmarks/quality.py --data amazon-beauty --split given --epochs 25 \\
         --models popularity diffurec twin sasrec --seeds 0 --out benchmarks/results/quality.jsonl
 """
 
@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--split", default="default")
     parser.add_argument("--models", nargs="+", default=["popularity", "diffurec", "twin", "sasrec"], choices=VARIANTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training, per run")
+    parser.add_argument("--minutes", type=float, help="of training, per run")
+    parser.add_argument("--epochs", type=int, default=25, help="at most, per run")
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality.jsonl"))
     arguments = parser.parse_args()
@@ -46,7 +47,8 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         for variant in arguments.models:
-            model, options = VARIANTS[variant]
+            model, own = VARIANTS[variant]
+            options = own | {"epochs": arguments.epochs}
             folder = arguments.runs / f"{arguments.data}-{split.name}-{variant}-{seed}"
             resume = (folder / "checkpoints").exists()
             run = rd.train(

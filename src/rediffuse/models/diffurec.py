@@ -69,13 +69,18 @@ class DiffuRecConfig(SequenceConfig):
     timesteps: Literal["uniform", "fixstep", "lossaware"] = "uniform"
     lambda_uncertainty: float = Field(0.001, ge=0, description="Mean and standard deviation of lambda.")
     solver: Literal["ancestral", "ddim", "dpmpp_2m", "one_step"] = "ancestral"
+    variance: Literal["fixed_small", "fixed_large"] = Field("fixed_small", description="Of the ancestral solver.")
     sampling_steps: int | None = Field(None, ge=1, description="None: calibrated on validation data.")
     reference_padding: bool = Field(
         False, description="Only for the preset reference: padding is attended to, trained, and a class."
     )
 
 
-DiffuRecConfig.presets["reference"] = {**DiffuRecConfig.presets["paper"], "reference_padding": True}
+DiffuRecConfig.presets["reference"] = {
+    **DiffuRecConfig.presets["paper"],
+    "reference_padding": True,
+    "variance": "fixed_large",
+}
 
 
 class Approximator(nn.Module):
@@ -223,7 +228,8 @@ class DiffuRec(SequenceModel):
         if steps == 1 or self.config.solver == "one_step":
             return solver("one_step")(predict, start, self.schedule)
         kept = space_timesteps(self.config.steps, str(steps))
-        return solver(self.config.solver)(predict, start, self.schedule, kept, generator=noise)
+        extra = {"variance": self.config.variance} if self.config.solver == "ancestral" else {}
+        return solver(self.config.solver)(predict, start, self.schedule, kept, generator=noise, **extra)
 
     def _continue_causally(
         self, items: Tensor, z: Tensor, lengths: Tensor, noise: RowNoise

@@ -44,7 +44,8 @@ class SASRec(SequenceModel):
                 nn.init.normal_(table.weight, std=0.02)
 
     def tokens(self, items: Tensor) -> Tensor:
-        x = self.item_embedding(items)
+        # Scaled as in the paper's code, or the positions drown the items.
+        x = self.item_embedding(items) * self.config.embedding_size**0.5
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(items.shape[1], device=items.device))
         return self.drop(x)

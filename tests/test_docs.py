@@ -1,0 +1,131 @@
+"""What the documents say holds: examples run, tables match the code, links lead somewhere, nothing names a machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rediffuse import models
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+LINKS = [
+    (page, target)
+    for page in PAGES
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    if "://" not in target
+]
+
+
+def examples(page: Path) -> list[str]:
+    """The Python examples of a page, each behind as many empty lines as stand before it there."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return ["\n" * text[: match.start(1)].count("\n") + match.group(1) for match in found]
+
+
+def run(example: str, page: Path, names: dict[str, object]) -> None:
+    exec(compile(example, str(page), "exec"), names)
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """A working folder with the files that the pages speak of: ratings.csv and films.csv."""
+    rng = np.random.default_rng(0)
+    users, items, length = 60, 200, 12
+    at = (rng.integers(items, size=users)[:, None] + np.arange(length)) % items
+    ratings = pl.DataFrame(
+        {
+            "userId": np.repeat([f"u{user}" for user in range(users)], length),
+            "movieId": at.ravel(),
+            "rating": rng.integers(1, 6, users * length),
+            "timestamp": 900_000_000 + 3600 * rng.permutation(users * length),
+        }
+    )
+    ratings.write_csv(tmp_path / "ratings.csv")
+    films = pl.DataFrame({"movieId": np.arange(items), "title": [f"Film {item}" for item in range(items)]})
+    films.write_csv(tmp_path / "films.csv")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
+def test_readme_examples_run(tables):
+    first, second = examples(ROOT / "README.md")
+    assert 5 <= len([line for line in first.splitlines() if line.strip()]) <= 10
+    names: dict[str, object] = {}
+    run(first.replace('"epochs": 20', '"epochs": 1'), ROOT / "README.md", names)
+    assert (tables / "runs/a/model.safetensors").exists()
+    lists = {"ann": [1, 2], "bob": [3]}
+    run(second, ROOT / "README.md", {**names, "recommendations": lists, "truth": {"ann": [2], "bob": [3]}})
+
+
+def test_data_examples_run(tables):
+    page = ROOT / "docs/data.md"
+    # The others need a folder of atomic files, or fetch a public set.
+    here = [example for example in examples(page) if "from_atomic" not in example and "fetch" not in example]
+    assert len(here) >= 2
+    names: dict[str, object] = {}
+    for example in here:
+        run(example.replace("k_core=5", "k_core=2"), page, names)
+
+
+def test_readme_shows_what_the_demo_printed():
+    """The output in the README, if any, is the one that was captured with the picture."""
+    captured = ROOT / "docs/img/demo.txt"
+    if not captured.exists():
+        pytest.skip("docs/img/demo.txt was not captured yet: python benchmarks/demo.py --svg docs/img/demo.svg")
+    printed = {line.strip() for line in captured.read_text(encoding="utf-8").splitlines()}
+    shown = re.findall(r"^```text\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert shown
+    for line in "".join(shown).splitlines():
+        assert line.strip() in printed
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_option_is_explained(name):
+    """docs/models.md has one row per option of each model, with its default."""
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \| ", text, flags=re.MULTILINE))
+    for option, field in models.model_class(name).Config.model_fields.items():
+        assert option in rows, f"docs/models.md does not explain {option!r} of {name}."
+        assert rows[option].strip("`") == str(field.get_default()).lower(), (
+            f"{option!r}: another default than {name}'s."
+        )
+
+
+def test_presets_are_as_the_page_says():
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]*) \| ([^|]*) \| ", text, flags=re.MULTILINE)
+    presets = models.model_class("diffurec").Config.presets
+    for place, preset in ((1, "paper"), (2, "reference")):
+        said = {row[0]: row[place].strip(" `") for row in rows if row[place].strip()}
+        assert said == {option: str(value).lower() for option, value in presets[preset].items()}
+
+
+@pytest.mark.parametrize(("page", "target"), LINKS, ids=[f"{page.name}: {target}" for page, target in LINKS])
+def test_links_lead_somewhere(page, target):
+    if target.endswith(("benchmarks.md", "demo.svg")) and not (page.parent / target).exists():
+        pytest.skip(f"{target} is not written yet")
+    assert (page.parent / target).exists()
+
+
+def test_no_page_or_script_names_a_machine():
+    files = [*PAGES, ROOT / "Makefile", ROOT / ".ci/run", *ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]
+    files += [*ROOT.glob("docs/img/*"), ROOT / "constraints.txt", ROOT / "pyproject.toml"]
+    for path in files:
+        found = re.search(r"(?<![\w.)])/(work|home|root|tmp|opt|Users)/", path.read_text(encoding="utf-8"))
+        assert found is None, f"{path.name} names a path of one machine: {found}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_offers_what_the_readme_says():
+    for target in ("demo", "test", "check", "bench"):
+        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
