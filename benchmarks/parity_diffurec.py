@@ -2,8 +2,8 @@
 
     git clone https://github.com/WHUIR/DiffuRec && python benchmarks/parity_diffurec.py --released DiffuRec/src
 
-Prints the largest absolute differences and fails above 1e-4. The released code is imported from where it lies; nothing of
-it is kept here.
+Prints the largest absolute differences and fails above 1e-4. The released code is imported from where it lies; nothing
+of it is kept here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--released", type=Path, required=True, help="folder with the released model.py")
     sys.path.insert(0, str(parser.parse_args().released))
-    np.int = int  # type: ignore[attr-defined]  # the released code uses this name, which numpy removed
+    vars(np)["int"] = int  # the released code uses this name, which numpy removed
     theirs = released_model()
     ours = DiffuRec(
         DiffuRec.Config.build("reference", {"embedding_size": SIZE, "max_length": LENGTH, "sampling_steps": STEPS}),

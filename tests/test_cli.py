@@ -17,11 +17,13 @@ from tests.synthetic import walks
 
 def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["rediffuse", *arguments])
-    with pytest.raises(SystemExit) as stop:
+    code = 0
+    try:
         cli.main()
-        sys.exit(0)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
     printed = capsys.readouterr()
-    return int(stop.value.code or 0), printed.out, printed.err
+    return code, printed.out, printed.err
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rediffuse.data.batches import SequenceBatch
-from rediffuse.diffusion import noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
+from rediffuse.diffusion import ancestral, noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
@@ -228,8 +228,9 @@ class DiffuRec(SequenceModel):
         if steps == 1 or self.config.solver == "one_step":
             return solver("one_step")(predict, start, self.schedule)
         kept = space_timesteps(self.config.steps, str(steps))
-        extra = {"variance": self.config.variance} if self.config.solver == "ancestral" else {}
-        return solver(self.config.solver)(predict, start, self.schedule, kept, generator=noise, **extra)
+        if self.config.solver == "ancestral":
+            return ancestral(predict, start, self.schedule, kept, generator=noise, variance=self.config.variance)
+        return solver(self.config.solver)(predict, start, self.schedule, kept, generator=noise)
 
     def _continue_causally(
         self, items: Tensor, z: Tensor, lengths: Tensor, noise: RowNoise

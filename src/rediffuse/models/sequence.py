@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal
 
 import numpy as np
@@ -97,7 +98,12 @@ class SequenceModel(Model):
         """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""
         hidden, table = self._metric_space(hidden), self._metric_space(self.classes())
         if self.config.loss == "softmax":
-            return softmax_cross_entropy(hidden, table, batch.targets, weights, self._repeats(batch))
+            # Inner products grow without bound, and half precision would round a logit of 100 by a quarter. Cosines
+            # over a temperature stay small enough for it.
+            exact = self.config.temperature is None
+            with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
+                hidden = hidden.float() if exact else hidden
+                return softmax_cross_entropy(hidden, table, batch.targets, weights, self._repeats(batch))
         drawn = torch.multinomial(self.log_chance.exp(), self.config.negatives, replacement=True)
         return sampled_softmax(hidden, table, batch.targets, drawn, self.log_chance, weights)
 

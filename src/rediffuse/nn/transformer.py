@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rediffuse.errors import ConfigError
 from rediffuse.nn.dropout import dropout
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -102,6 +103,7 @@ class Encoder(nn.Module):
         blocks, heads: depth and attention heads.
         dropout: after attention, after the feed-forward, within it and after each block.
         causal: position i sees positions j <= i only. Then padding on the right needs no mask.
+        norm_eps: of every LayerNorm.
         pads_are_keys: only to reproduce DiffuRec's released code: real positions attend to padding, and padded
             positions attend to everything alike.
     """
@@ -118,6 +120,8 @@ class Encoder(nn.Module):
         pads_are_keys: bool = False,
     ) -> None:
         super().__init__()
+        if size % heads:
+            raise ConfigError(f"embedding_size {size} is not a multiple of heads {heads}.", "Change one of the two.")
         self.blocks = nn.ModuleList(Block(size, heads, dropout, norm_eps) for _ in range(blocks))
         self.norm = nn.LayerNorm(size, eps=norm_eps)
         self.dropout = dropout
