@@ -20,12 +20,12 @@ DATA, RUNS = Path("data/ml-100k"), Path("runs/demo")
 # The twin is the same network, trained the same way, without diffusion.
 COMPARED = {"popularity": ("popularity", {}), "twin": ("diffurec", {"diffusion": False}), "diffurec": ("diffurec", {})}
 SHOWN = ("hr@10", "ndcg@10", "coverage@10")
-NAMES = {"popularity": "popularity", "twin": "DiffuRec without diffusion (twin)", "diffurec": "DiffuRec"}
+NAMES = {"popularity": "popularity", "twin": "twin (no diffusion)", "diffurec": "DiffuRec"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1.0, help="of training, per model")
+    parser.add_argument("--minutes", type=float, default=1.5, help="of training, per model")
     parser.add_argument("--split", default="default", help="default (here: global-time), leave-one-out, ratio")
     parser.add_argument("--svg", type=Path, help="also save what is printed as a picture, and beside it as .txt")
     arguments = parser.parse_args()
@@ -63,7 +63,8 @@ def main() -> None:
             task,
             num_items=dataset.num_items,
         )
-        trained = (str(run.config["training"]["best_epoch"]), f"{run.minutes:.1f}") if model != "popularity" else ()
+        best = str(run.config["training"]["best_epoch"] or "none ended")
+        trained = (best, f"{run.minutes:.1f}") if model != "popularity" else ()
         for policy, label in (("all", "kept"), ("unseen", "filtered")):
             values = (f"{result.metrics[policy][metric]:.4f}" for metric in SHOWN)
             first = policy == "all"
@@ -73,7 +74,9 @@ def main() -> None:
 
     console.print("\n[bold]3. Test[/]  All films are ranked for each person; ties count against the model.")
     console.print(listing)
-    console.print(f"   Of {len(task.users)} people, a standard error of hr@10 is about {standard_error(result):.3f}.")
+    console.print("   twin: the same network, trained the same way, without diffusion.")
+    error = standard_error(result)
+    console.print(f"   The standard error of hr@10 is about {error:.3f}: smaller differences say little.")
 
     recommender = rd.Recommender.load(RUNS / "diffurec")
     row = next(row for row in range(len(task.users)) if task.histories.lengths[row] >= 5)

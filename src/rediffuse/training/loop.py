@@ -258,12 +258,9 @@ class Trainer:
         self.optimizer_state, progress = load_training(self.last, self.model)
         self.state = State(**progress)
         if self.log_file.exists():
+            # A line that was being written when the process died does not end in a brace.
             lines = [json.loads(line) for line in self.log_file.read_text().splitlines() if line.endswith("}")]
-            kept = [x for x in lines if (x["phase"], x["epoch"]) != (self._phase_name(), 0) and self._is_past(x)]
-            atomic_write_text(self.log_file, "".join(json.dumps(x) + "\n" for x in kept))
-
-    def _phase_name(self) -> str:
-        return self.model.phases[self.state.phase]
+            atomic_write_text(self.log_file, "".join(json.dumps(x) + "\n" for x in lines if self._is_past(x)))
 
     def _is_past(self, record: dict[str, Any]) -> bool:
         """Whether a line of the log belongs to what the checkpoint has already done."""
