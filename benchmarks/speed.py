@@ -54,6 +54,7 @@ def main() -> None:
             "gemm_gflops": {str(kind).removeprefix("torch."): round(value / 1e9) for kind, value in rates.items()},
             "epochs": {
                 "diffurec causal": epoch("diffurec", split, None, precision, rate),
+                "diffurec causal, fp32": epoch("diffurec", split, None, "fp32", rates[torch.float32]),
                 "diffurec prefix (paper)": epoch("diffurec", split, "paper", precision, rate),
                 "sasrec": epoch("sasrec", split, None, precision, rate),
             },

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tests.synthetic import walks
 
 import rediffuse as rd
-from rediffuse.errors import ConfigError, RunError, TrainingError
+from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.training import read_run
 from rediffuse.training.seeds import derive
@@ -103,7 +103,8 @@ def test_a_killed_run_resumes_to_the_weights_of_one_left_alone(split, tmp_path, 
 
 
 def test_more_time_goes_on_from_where_it_stopped(split, tmp_path):
-    rd.train("sasrec", split, tmp_path / "run", config=TINY, max_minutes=0.0)
+    with pytest.warns(RediffuseWarning, match="before the first validation"):
+        rd.train("sasrec", split, tmp_path / "run", config=TINY, max_minutes=0.0)
     rd.train("sasrec", split, tmp_path / "run", config=TINY, resume=True)
     rd.train("sasrec", split, tmp_path / "alone", config=TINY)
     assert same(weights(tmp_path / "run"), weights(tmp_path / "alone"))

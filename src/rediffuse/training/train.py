@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from accelerate import PartialState
 
 from rediffuse.data.split import Split
-from rediffuse.errors import RunError
+from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.models import model_class
 from rediffuse.training.card import model_card
 from rediffuse.training.checkpoint import load_tensors, save_tensors
@@ -89,6 +90,13 @@ def train(
         show_progress=progress,
     )
     state = trainer.run(resume)
+    if len(trainer.view.valid.users) and network.trained_by_gradient and state.best is None:
+        warnings.warn(
+            "Training ended before the first validation; the weights as they are were kept. Give it more minutes "
+            "(and --resume), or a smaller validate_every.",
+            RediffuseWarning,
+            stacklevel=2,
+        )
     resolved = trainer.calibrate()
     network.resolve(resolved)
     validation = trainer.validate() if len(trainer.view.valid.users) else None
