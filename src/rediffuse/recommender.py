@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import operator
+import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rediffuse.data.histories import Histories
-from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
+from rediffuse.errors import ConfigError, RediffuseWarning
 from rediffuse.evaluation.topk import exact_top_k
 from rediffuse.models.base import Model
 from rediffuse.training.run_folder import RunContents, read_run
@@ -49,16 +52,17 @@ class Recommender:
     def recommend(
         self,
         users: Iterable[Any] | None = None,
-        histories: Sequence[Iterable[Any]] | None = None,
+        histories: Iterable[Iterable[Any]] | None = None,
         k: int = 10,
-        *,
         exclude: Iterable[Any] | None = None,
         seed: int = 0,
         samples: int = 1,
         filter_seen: bool = True,
-        batch_size: int = 256,
+        batch_size: int = 512,
     ) -> pl.DataFrame:
         """The k items each person is most likely to want next.
+
+        Ids may be text or integers of any kind: "50" finds 50 where the data's ids are integers, and the reverse.
 
         Args:
             users: ids of people. Alone: the model answers from what it remembers of them; people it does not know
@@ -68,105 +72,134 @@ class Recommender:
             exclude: ids of items that nobody is to get.
             seed: of a stochastic model's noise. A person's list depends on the history and the seed alone.
             samples: draws that a stochastic model averages; more than one adds the column ``uncertainty``, the
-                standard deviation of the score over draws.
+                standard deviation of the score over draws (0 for a model without noise).
             filter_seen: leave out items of the person's history.
             batch_size: people scored at once; changes memory and time, not lists.
 
         Returns:
-            A frame: user_id, item_id, rank (from 1), score, and uncertainty. Without ``users``, user_id is the place of
-            the history, from 0.
+            A frame: user_id, item_id, rank (from 1), score, and uncertainty. People are in the order asked, best items
+            first. Without ``users``, user_id is the place of the history, from 0. It is of the data's type, or text if
+            a user cannot be of that type.
 
         Raises:
-            ConfigError: neither users nor histories, numbers out of range, or lengths that differ.
+            ConfigError: neither users nor histories, no lists of ids, numbers out of range, or lengths that differ.
 
         Warns:
             RediffuseWarning: unknown users, unknown items, empty histories; with counts.
         """
-        for name, value in (("k", k), ("samples", samples), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}.", f"Give {name} of at least 1.")
-        labels, rows = self._people(users, histories)
-        excluded = self._numbers(exclude or [], "exclude")
-        parts = []
+        return self.recommend_counted(users, histories, k, exclude, seed, samples, filter_seen, batch_size)[0]
+
+    def recommend_counted(
+        self,
+        users: Iterable[Any] | None = None,
+        histories: Iterable[Iterable[Any]] | None = None,
+        k: int = 10,
+        exclude: Iterable[Any] | None = None,
+        seed: int = 0,
+        samples: int = 1,
+        filter_seen: bool = True,
+        batch_size: int = 512,
+    ) -> tuple[pl.DataFrame, dict[str, int]]:
+        """As `recommend`; also what the warnings counted: people, unknown_users, empty_histories, unknown_items and
+        unknown_excluded."""
+        k, samples = _whole("k", k), _whole("samples", samples)
+        batch_size, seed = _whole("batch_size", batch_size), _whole("seed", seed, least=None)
+        labels, rows, counts = self._people(users, histories)
+        banned = self._numbers(_listed("exclude", exclude)) if exclude is not None else np.empty(0, np.int64)
+        counts["unknown_excluded"] = int((banned < 0).sum())
+        for message in _remarks(counts):
+            warnings.warn(message, RediffuseWarning, stacklevel=3)
+        # The empty frame settles the columns where nobody was asked about.
+        lists = [self._no_lists(uncertain=samples > 1)]
         for start in range(0, len(rows), batch_size):
             block = rows.take(np.arange(start, min(start + batch_size, len(rows))))
-            parts.append(self._answer(block, k, excluded, seed, samples, filter_seen, start))
-        if not parts:
-            parts = [self._answer(rows, k, excluded, seed, samples, filter_seen, 0)]
-        frame = pl.concat(parts)
-        return frame.with_columns(labels.gather(frame["user_id"]).alias("user_id"))
+            lists.append(self._lists(block, k, banned[banned >= 0], seed, samples, filter_seen, start))
+        frame = pl.concat(lists)
+        return frame.with_columns(labels.gather(frame["user_id"]).alias("user_id")), counts
 
     # --- people in -----------------------------------------------------------------------------------------
 
-    def _people(self, users: Any, histories: Any) -> tuple[pl.Series, Histories]:
+    def _people(self, users: Any, histories: Any) -> tuple[pl.Series, Histories, dict[str, int]]:
+        """Labels (n,) of the people asked about, their histories (n rows), and what was unknown."""
         if users is None and histories is None:
             raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
-        if isinstance(users, str | bytes) or isinstance(histories, str | bytes):
-            raise ConfigError("users and histories are lists.", 'For one person: users=["id"] or histories=[["item"]].')
-        if histories is not None:
-            rows = [list(history) for history in histories]
-            labels = pl.Series(range(len(rows)), dtype=pl.Int64) if users is None else pl.Series(list(users))
-            if len(labels) != len(rows):
-                raise ConfigError(f"{len(labels)} users and {len(rows)} histories.", "Give one user id per history.")
-            numbers = self._numbers([item for row in rows for item in row], "histories", keep_gaps=True)
-            offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-            known = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
-        else:
-            asked = list(users or [])
-            labels = pl.Series(asked) if asked else pl.Series([], dtype=self._user_ids.dtype)
-            places = [self._user_numbers.get(_like(user, self._user_ids.dtype), -1) for user in asked]
+        asked = None if users is None else _listed("users", users)
+        counts = {"unknown_users": 0, "unknown_items": 0}
+        if histories is None:
+            assert asked is not None
+            places = [self._user_numbers.get(_own_id(user, self._user_ids.dtype), -1) for user in asked]
             number = np.asarray(places, dtype=np.int64)
-            unknown = int((number < 0).sum())
-            if unknown:
-                _warn(f"{unknown} of {len(asked)} users are unknown; they get popular items. Pass their histories.")
+            counts["unknown_users"] = int((number < 0).sum())
             # One row past the last user is empty, and stands for everyone unknown.
             offsets = np.append(self._histories.offsets, self._histories.offsets[-1])
             known = Histories(offsets, self._histories.items).take(np.where(number < 0, len(self._histories), number))
-            if not unknown and (known.lengths == 0).any():
-                _warn(f"{int((known.lengths == 0).sum())} users have no history; they get popular items.")
-        if histories is not None and (known.lengths == 0).any():
-            _warn(f"{int((known.lengths == 0).sum())} of {len(known)} histories are empty; they get popular items.")
-        return labels, known
+        else:
+            rows = [_listed("a history", history) for history in _listed("histories", histories)]
+            if asked is not None and len(asked) != len(rows):
+                raise ConfigError(f"{len(asked)} users and {len(rows)} histories.", "Give one user id per history.")
+            numbers = self._numbers(item for row in rows for item in row)
+            offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+            known = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
+            counts["unknown_items"] = int((numbers < 0).sum())
+        counts["people"] = len(known)
+        counts["empty_histories"] = int((known.lengths == 0).sum()) - counts["unknown_users"]
+        if asked is None:
+            return pl.Series("user_id", range(len(known)), dtype=pl.Int64), known, counts
+        return _labels(asked, self._user_ids.dtype), known, counts
 
-    def _numbers(self, items: Iterable[Any], where: str, keep_gaps: bool = False) -> NDArray[np.int64]:
-        """Item numbers, -1 (or nothing) for unknown ids, which are counted in a warning."""
+    def _numbers(self, items: Iterable[Any]) -> NDArray[np.int64]:
+        """Item numbers, -1 for unknown ids."""
         kind = self.items["item_id"].dtype
-        numbers = np.asarray([self._item_numbers.get(_like(item, kind), -1) for item in items], dtype=np.int64)
-        unknown = int((numbers < 0).sum())
-        if unknown:
-            _warn(f"{unknown} of {len(numbers)} items in {where} are not in the catalogue; they are skipped.")
-        return numbers if keep_gaps else numbers[numbers >= 0]
+        return np.asarray([self._item_numbers.get(_own_id(item, kind), -1) for item in items], dtype=np.int64)
 
     def find_items(self, names: Iterable[str]) -> list[Any]:
-        """Item ids from ids or titles (letter case does not matter).
+        """Item ids from ids or titles (letter case does not matter); an id goes before an equal title.
 
         Raises:
             ConfigError: a name is neither, with the closest titles; or several items have that title.
         """
         titles: dict[str, list[Any]] = {}
+        spelled: dict[str, str] = {}
         if "title" in self.items.columns:
-            for item, title in self.items.select("item_id", "title").iter_rows():
-                titles.setdefault(str(title).casefold(), []).append(item)
+            for item, title in self.items.select("item_id", "title").drop_nulls().iter_rows():
+                titles.setdefault(title.strip().casefold(), []).append(item)
+                spelled.setdefault(title.strip().casefold(), title.strip())
         found = []
-        for name in names:
-            item = _like(name.strip(), self.items["item_id"].dtype)
-            candidates = [item] if item in self._item_numbers else titles.get(name.strip().casefold(), [])
+        for name in map(str.strip, names):
+            item = _own_id(name, self.items["item_id"].dtype)
+            candidates = [item] if item in self._item_numbers else titles.get(name.casefold(), [])
             if not candidates:
-                near = did_you_mean(name.strip().casefold(), titles).split(" Known")[0]
-                raise ConfigError(f"No item has the id or title {name.strip()!r}.", near if "mean" in near else None)
+                raise ConfigError(f"No item has the id or title {name!r}.", self._closest(name.casefold(), spelled))
             if len(candidates) > 1:
-                raise ConfigError(f"{len(candidates)} items are called {name!r}.", f"Use an id: {candidates}.")
+                ids = ", ".join(map(str, candidates))
+                raise ConfigError(f"{len(candidates)} items are called {name!r}.", f"Use one of their ids: {ids}.")
             found.append(candidates[0])
         return found
 
+    def _closest(self, name: str, spelled: dict[str, str]) -> str:
+        """A remedy for an unknown name, out of folded title -> title."""
+        if not spelled:
+            return f"This run knows no titles; give item ids such as {self.items['item_id'][0]}."
+        # "Fargo" is not close to "Fargo (1996)" by edit distance, but is part of it.
+        near = [title for title in spelled if len(name) > 2 and name in title]
+        near = (near or difflib.get_close_matches(name, spelled, n=3))[:3]
+        if not near:
+            return f"Give an id or a whole title, for example {next(iter(spelled.values()))!r}."
+        return f"Did you mean {' or '.join(repr(spelled[title]) for title in near)}?"
+
     # --- lists out -----------------------------------------------------------------------------------------
 
+    def _no_lists(self, uncertain: bool) -> pl.DataFrame:
+        kinds = {"user_id": pl.Int64(), "item_id": self.items["item_id"].dtype}
+        kinds |= {"rank": pl.Int32(), "score": pl.Float32()} | ({"uncertainty": pl.Float32()} if uncertain else {})
+        return pl.DataFrame(schema=kinds)
+
     @torch.inference_mode()
-    def _answer(
+    def _lists(
         self,
         rows: Histories,
         k: int,
-        excluded: NDArray[np.int64],
+        banned: NDArray[np.int64],
         seed: int,
         samples: int,
         filter_seen: bool,
@@ -175,13 +208,14 @@ class Recommender:
         """Lists for one block of people, whose numbers in the request begin at ``start``."""
         draws = samples if self.model.stochastic else 1
         mean = self.model.score(rows, seed=seed).clone()
-        spread = torch.zeros_like(mean) if samples > 1 else None
-        for draw in range(1, draws):  # Welford's running mean and variance
+        squares = torch.zeros_like(mean) if samples > 1 else None
+        for draw in range(1, draws):  # Welford's running mean and sum of squared differences
             scores = self.model.score(rows, seed=derive(seed, "sample", draw))
             difference = scores - mean
             mean += difference / (draw + 1)
-            spread += difference * (scores - mean)  # type: ignore[operator]
-        mean[:, torch.from_numpy(excluded)] = -torch.inf
+            assert squares is not None
+            squares += difference * (scores - mean)
+        mean[:, torch.from_numpy(banned)] = -torch.inf
         if filter_seen:
             mean[torch.from_numpy(rows.owners), torch.from_numpy(rows.items.astype(np.int64))] = -torch.inf
         scores, items = exact_top_k(mean, min(k, mean.shape[1]))
@@ -193,20 +227,75 @@ class Recommender:
             "rank": (place + 1).to(torch.int32).numpy(),
             "score": scores[person, place].numpy(),
         }
-        if spread is not None:
-            columns["uncertainty"] = (spread[person, chosen] / max(draws - 1, 1)).sqrt().numpy()
+        if squares is not None:
+            columns["uncertainty"] = (squares[person, chosen] / max(draws - 1, 1)).sqrt().numpy()
         return pl.DataFrame(columns)
 
 
-def _like(value: Any, kind: pl.DataType) -> Any:
-    """An id as the run's ids are: "50" finds 50 where ids are integers, and 50 finds "50" where they are text."""
-    if kind == pl.String:
-        return value if isinstance(value, str) else str(value)
-    try:
-        return int(value)
-    except (TypeError, ValueError):
+def _own_id(value: Any, kind: pl.DataType) -> int | str | None:
+    """An id as the run's ids are, or None if it cannot be one of them.
+
+    "50" finds 50 where ids are integers, as does 50.0, which pandas makes of it beside a missing value; 50 finds "50"
+    where ids are text. But "050" is not 50, and neither is True 1.
+    """
+    if isinstance(value, str):
+        if kind == pl.String:
+            return value
+        return int(value) if re.fullmatch(r"-?(0|[1-9][0-9]*)", value, re.ASCII) else None
+    if isinstance(value, bool | np.bool_):
         return None
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return None
+    return str(number) if kind == pl.String else number
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, RediffuseWarning, stacklevel=4)
+def _labels(asked: list[Any], kind: pl.DataType) -> pl.Series:
+    """The people's ids in the data's type; all as text if one of them, unknown then, cannot be of that type."""
+    own = [_own_id(user, kind) for user in asked]
+    if None not in own and not any(isinstance(user, int) and abs(user) >= 2**63 for user in own):
+        return pl.Series("user_id", own, dtype=kind)
+    return pl.Series("user_id", [None if user is None else str(user) for user in asked], dtype=pl.String)
+
+
+def _listed(what: str, value: Any) -> list[Any]:
+    """The list that was meant to be given. Text and tables can be iterated over as well, but not to any good."""
+    wrong = isinstance(value, str | bytes | Mapping) or hasattr(value, "columns")
+    if wrong or not isinstance(value, Iterable):
+        raise ConfigError(
+            f"{what[0].upper()}{what[1:]} is {value!r:.60}, not a list.",
+            'Pass lists, also for one person: users=["id"], histories=[["item", "item"]], exclude=["item"].',
+        )
+    return list(value)
+
+
+def _whole(name: str, value: Any, least: int | None = 1) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!r}.", f"Give {name} as a whole number.") from None
+    if least is not None and number < least:
+        raise ConfigError(f"{name} is {value}.", f"Give {name} of at least {least}.")
+    return number
+
+
+def _remarks(counts: dict[str, int]) -> list[str]:
+    """What a caller should know, one sentence each."""
+    remarks = []
+    if counts["unknown_users"]:
+        remarks.append(
+            f"{counts['unknown_users']} of {counts['people']} users are unknown; they get popular items. "
+            "Pass their histories."
+        )
+    if counts["unknown_items"]:
+        remarks.append(f"{counts['unknown_items']} items in the histories are not in the catalogue; they are skipped.")
+    if counts["empty_histories"]:
+        remarks.append(
+            f"{counts['empty_histories']} of {counts['people']} histories are empty; they get popular items."
+        )
+    if counts["unknown_excluded"]:
+        remarks.append(f"{counts['unknown_excluded']} items to exclude are not in the catalogue.")
+    return remarks
