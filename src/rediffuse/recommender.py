@@ -247,7 +247,7 @@ def _own_id(value: Any, kind: pl.DataType) -> int | str | None:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     try:
-        number = operator.index(value)
+        number = operator.index(value)  # pyright: ignore[reportArgumentType]  (that is what is tried)
     except TypeError:
         return None
     return str(number) if kind == pl.String else number
@@ -274,7 +274,7 @@ def _listed(what: str, value: Any) -> list[Any]:
 
 def _whole(name: str, value: Any, least: int | None = 1) -> int:
     try:
-        number = operator.index(value)
+        number = operator.index(value)  # pyright: ignore[reportArgumentType]  (that is what is tried)
     except TypeError:
         raise ConfigError(f"{name} is {value!r}.", f"Give {name} as a whole number.") from None
     if least is not None and number < least:
