@@ -56,7 +56,6 @@ class SequenceModel(Model):
         super().__init__(config, num_items)
         self.item_embedding = nn.Embedding(num_items + 1, config.embedding_size)
         self.repeat = nn.Parameter(torch.zeros(())) if config.repeat_bias else None
-        self._vectors: tuple[tuple[int, int], Tensor] | None = None
         self.register_buffer("log_chance", torch.zeros(num_items), persistent=False)
 
     @property
@@ -139,14 +138,6 @@ class SequenceModel(Model):
         """(B, d): where in item space the next item of each padded history (B, L) should be."""
         raise NotImplementedError
 
-    def _item_vectors(self) -> Tensor:
-        """What answers are multiplied with, computed anew only when the item table has changed."""
-        weight = self.item_embedding.weight
-        key = (weight.data_ptr(), weight._version)
-        if self._vectors is None or self._vectors[0] != key:
-            self._vectors = (key, self._metric_space(self.catalogue()))
-        return self._vectors[1]
-
     def score_known(self, histories: Histories, seed: int) -> Tensor:
         device = self.item_embedding.weight.device
         hidden = torch.empty(len(histories), self.config.embedding_size, device=device)
@@ -156,7 +147,7 @@ class SequenceModel(Model):
         for rows in torch.argsort(lengths).split(SCORE_ROWS):
             width = int(lengths[rows].max())
             hidden[rows] = self.represent(items[rows, :width], lengths[rows], seed).float()
-        scores = self._metric_space(hidden) @ self._item_vectors().T
+        scores = self._metric_space(hidden) @ self._metric_space(self.catalogue()).T
         if self.repeat is not None:
             # Read all, then write all: an item that stands twice in the window is biased once.
             inside = torch.nonzero(items < self.num_items)
