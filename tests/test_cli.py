@@ -154,7 +154,7 @@ def test_models_data_and_doctor_in_json(command):
         (["train", "diffurec", "nowhere", "-o", "X"], "nowhere"),
         (["data", "ml-100"], "-o"),
         (["recommend", "RUN"], "Say for whom"),
-        (["recommend", "RUN", "--history", "Film i99"], "Did you mean 'film i"),
+        (["recommend", "RUN", "--history", "Film i99"], "Did you mean 'Film i"),
         (["recommend", "RUN", "--user", "u1", "-o", "x.txt"], ".parquet"),
         (["recommend", "nowhere", "--user", "u1"], "nowhere"),
     ],
