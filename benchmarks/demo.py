@@ -58,11 +58,7 @@ def main() -> None:
             progress=sys.stderr.isatty(),
         )
         model_in_use = rd.Recommender.load(run.path).model
-        result = evaluate_task(
-            lambda histories, _start, model=model_in_use: model.score(histories, seed=0),
-            task,
-            num_items=dataset.num_items,
-        )
+        result = evaluate_task(model_scores(model_in_use, task), task, num_items=dataset.num_items)
         best = str(run.config["training"]["best_epoch"] or "none ended")
         trained = (best, f"{run.minutes:.1f}") if model != "popularity" else ()
         for policy, label in (("all", "kept"), ("unseen", "filtered")):

@@ -15,7 +15,7 @@ from typing import Any
 
 import rediffuse as rd
 from rediffuse.data.zoo import fetch
-from rediffuse.evaluation import evaluate_task
+from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.training import read_run
 from rediffuse.training.environment import environment
 
@@ -44,6 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
     dataset = fetch(arguments.data)
     split = rd.split.by_name(arguments.split, dataset)
+    task = split.task("test")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         for variant in arguments.models:
@@ -56,11 +57,7 @@ def main() -> None:
             )
             trained = read_run(folder).model
             began = time.perf_counter()
-            result = evaluate_task(
-                lambda histories, _start, trained=trained: trained.score(histories, seed=0),
-                split.task("test"),
-                num_items=dataset.num_items,
-            )
+            result = evaluate_task(model_scores(trained, task), task, num_items=dataset.num_items)
             seconds = time.perf_counter() - began
             line = {
                 "data": arguments.data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -9,6 +10,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rediffuse.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values from ``low`` to ``high`` for `rediffuse tune`; whole numbers if both ends are."""
+
+    low: float
+    high: float
+    log: bool = False
 
 
 class ModelConfig(BaseModel):
@@ -21,6 +31,8 @@ class ModelConfig(BaseModel):
 
     # Named sets of options; "default" is the class itself.
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    # What `rediffuse tune` tries: option -> Range, or a tuple of choices.
+    search: ClassVar[dict[str, Range | tuple[Any, ...]]] = {}
 
     epochs: int = Field(100, ge=0, description="Upper bound; early stopping usually ends before it.")
     batch_size: int = Field(1024, ge=1, description="Prediction targets per optimiser step.")

@@ -104,7 +104,7 @@ class Recommender:
         unknown_excluded."""
         k, samples = _whole("k", k), _whole("samples", samples)
         batch_size, seed = _whole("batch_size", batch_size), _whole("seed", seed, least=None)
-        labels, rows, counts = self._people(users, histories)
+        labels, who, rows, counts = self._people(users, histories)
         banned = self._numbers(_listed("exclude", exclude)) if exclude is not None else np.empty(0, np.int64)
         counts["unknown_excluded"] = int((banned < 0).sum())
         for message in _remarks(counts):
@@ -112,15 +112,16 @@ class Recommender:
         # The empty frame settles the columns where nobody was asked about.
         lists = [self._no_lists(uncertain=samples > 1)]
         for start in range(0, len(rows), batch_size):
-            block = rows.take(np.arange(start, min(start + batch_size, len(rows))))
-            lists.append(self._lists(block, k, banned[banned >= 0], seed, samples, filter_seen, start))
+            part = np.arange(start, min(start + batch_size, len(rows)))
+            block = rows.take(part)
+            lists.append(self._lists(block, who[part], k, banned[banned >= 0], seed, samples, filter_seen, start))
         frame = pl.concat(lists)
         return frame.with_columns(labels.gather(frame["user_id"]).alias("user_id")), counts
 
     # --- people in -----------------------------------------------------------------------------------------
 
-    def _people(self, users: Any, histories: Any) -> tuple[pl.Series, Histories, dict[str, int]]:
-        """Labels (n,) of the people asked about, their histories (n rows), and what was unknown."""
+    def _people(self, users: Any, histories: Any) -> tuple[pl.Series, NDArray[np.int64], Histories, dict[str, int]]:
+        """Labels (n,) of the people asked about, their numbers (n,) or -1, histories (n rows), what was unknown."""
         if users is None and histories is None:
             raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
         asked = None if users is None else _listed("users", users)
@@ -128,11 +129,11 @@ class Recommender:
         if histories is None:
             assert asked is not None
             places = [self._user_numbers.get(_own_id(user, self._user_ids.dtype), -1) for user in asked]
-            number = np.asarray(places, dtype=np.int64)
-            counts["unknown_users"] = int((number < 0).sum())
+            who = np.asarray(places, dtype=np.int64)
+            counts["unknown_users"] = int((who < 0).sum())
             # One row past the last user is empty, and stands for everyone unknown.
             offsets = np.append(self._histories.offsets, self._histories.offsets[-1])
-            known = Histories(offsets, self._histories.items).take(np.where(number < 0, len(self._histories), number))
+            known = Histories(offsets, self._histories.items).take(np.where(who < 0, len(self._histories), who))
         else:
             rows = [_listed("a history", history) for history in _listed("histories", histories)]
             if asked is not None and len(asked) != len(rows):
@@ -141,11 +142,12 @@ class Recommender:
             offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
             known = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
             counts["unknown_items"] = int((numbers < 0).sum())
+            who = np.full(len(rows), -1)  # what the model remembers of people is not about these histories
         counts["people"] = len(known)
         counts["empty_histories"] = int((known.lengths == 0).sum()) - counts["unknown_users"]
         if asked is None:
-            return pl.Series("user_id", range(len(known)), dtype=pl.Int64), known, counts
-        return _labels(asked, self._user_ids.dtype), known, counts
+            return pl.Series("user_id", range(len(known)), dtype=pl.Int64), who, known, counts
+        return _labels(asked, self._user_ids.dtype), who, known, counts
 
     def _numbers(self, items: Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""
@@ -198,6 +200,7 @@ class Recommender:
     def _lists(
         self,
         rows: Histories,
+        who: NDArray[np.int64],
         k: int,
         banned: NDArray[np.int64],
         seed: int,
@@ -207,10 +210,10 @@ class Recommender:
     ) -> pl.DataFrame:
         """Lists for one block of people, whose numbers in the request begin at ``start``."""
         draws = samples if self.model.stochastic else 1
-        mean = self.model.score(rows, seed=seed).clone()
+        mean = self.model.score(rows, users=who, seed=seed).clone()
         squares = torch.zeros_like(mean) if samples > 1 else None
         for draw in range(1, draws):  # Welford's running mean and sum of squared differences
-            scores = self.model.score(rows, seed=derive(seed, "sample", draw))
+            scores = self.model.score(rows, users=who, seed=derive(seed, "sample", draw))
             difference = scores - mean
             mean += difference / (draw + 1)
             assert squares is not None

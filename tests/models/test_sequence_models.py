@@ -11,8 +11,8 @@ from rediffuse.data.histories import Histories
 from rediffuse.diffusion import posterior_mean
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.models.base import TrainingData
+from rediffuse.models.baselines.sasrec import SASRec
 from rediffuse.models.diffurec import DiffuRec
-from rediffuse.models.sasrec import SASRec
 
 ITEMS = 20
 SMALL = {"embedding_size": 16, "blocks": 2, "heads": 2, "max_length": 8, "batch_size": 64, "precision": "fp32"}

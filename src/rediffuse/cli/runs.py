@@ -112,7 +112,7 @@ def evaluate(
     from rediffuse.data.dataset import Dataset
     from rediffuse.data.split import by_name
     from rediffuse.errors import RunError
-    from rediffuse.evaluation import evaluate_task
+    from rediffuse.evaluation import evaluate_task, model_scores
     from rediffuse.training import add_files, read_run
     from rediffuse.training.precision import keep_freed_memory
 
@@ -123,11 +123,12 @@ def evaluate(
     split = by_name(made_with["name"], data, **made_with["params"])
     if split.fingerprint != made_with["fingerprint"]:
         raise RunError(f"The split {made_with['name']} of {dataset} differs from that of {run}.", "Train again.")
+    task = split.task("test")
     began = time.perf_counter()
     with keep_freed_memory():
         result = evaluate_task(
-            lambda histories, _start: contents.model.score(histories, seed=seed),
-            split.task("test"),
+            model_scores(contents.model, task, seed),
+            task,
             num_items=data.num_items,
         )
     seconds = time.perf_counter() - began

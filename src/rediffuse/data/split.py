@@ -36,6 +36,7 @@ class Task:
         users: (n,) int64 numbers of the users with at least one event in the part.
         histories: n rows, the events before the part; empty for people who are new in it.
         truth: n rows, the events in the part.
+        seen: n rows, the events that the policy "unseen" filters, where they are not ``histories``.
         popularity: (num_items,) int64 training events per item.
     """
 
@@ -44,6 +45,7 @@ class Task:
     histories: Histories
     truth: Histories
     popularity: NDArray[np.int64]
+    seen: Histories | None = None
 
 
 @dataclass(frozen=True, eq=False)

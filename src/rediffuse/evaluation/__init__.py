@@ -8,7 +8,7 @@ from rediffuse.evaluation.metrics import DEFAULT_METRICS, NOT_RANKED, POLICIES, 
 
 if TYPE_CHECKING:
     from rediffuse.evaluation.protocol import TaskResult, evaluate_task
-    from rediffuse.evaluation.rank import Ranking, rank_task
+    from rediffuse.evaluation.rank import Ranking, model_scores, rank_task
 
 __all__ = [
     "DEFAULT_METRICS",
@@ -19,12 +19,19 @@ __all__ = [
     "TaskResult",
     "evaluate",
     "evaluate_task",
+    "model_scores",
     "parse_metric",
     "rank_task",
 ]
 
 # These import torch, which takes longer than rating a table of lists.
-_NEEDS_TORCH = {"TaskResult": "protocol", "evaluate_task": "protocol", "Ranking": "rank", "rank_task": "rank"}
+_NEEDS_TORCH = {
+    "TaskResult": "protocol",
+    "evaluate_task": "protocol",
+    "Ranking": "rank",
+    "model_scores": "rank",
+    "rank_task": "rank",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, DataError, TrainingError
 from rediffuse.evaluation.metrics import NOT_RANKED, POLICIES
 from rediffuse.evaluation.topk import exact_top_k
+from rediffuse.models.base import Model
 
 # Scores held at once. Larger blocks leave the caches; smaller ones leave the model's matrix products short.
 _BLOCK_SCORES = 4_000_000
@@ -35,7 +36,18 @@ class RankingTask(Protocol):
     @property
     def truth(self) -> Histories: ...  # n rows: what it should find
     @property
+    def seen(self) -> Histories | None: ...  # n rows: what the policy "unseen" filters; None: the histories
+    @property
     def popularity(self) -> NDArray[np.int64]: ...  # (num_items,) training events per item
+
+
+def model_scores(model: Model, task: RankingTask, seed: int = 0) -> Score:
+    """How `rank_task` asks a trained model about the people of a task."""
+
+    def score(histories: Histories, start: int) -> Tensor:
+        return model.score(histories, users=task.users[start : start + len(histories)], seed=seed)
+
+    return score
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +167,7 @@ def rank_task(
     for option, value in (("num_items", num_items), ("k", k), ("user_block", user_block)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} is {value}; it must be at least 1.")
-    seen = distinct(task.histories, num_items, "history")
+    seen = distinct(task.histories if task.seen is None else task.seen, num_items, "history")
     truth = distinct(task.truth, num_items, "true")
     users = len(truth)
     block = user_block or min(max(_BLOCK_SCORES // num_items, 16), 1024)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 # Loaded on first use: listing the names needs no torch.
 _MODELS = {
     "diffurec": ("rediffuse.models.diffurec", "DiffuRec"),
-    "popularity": ("rediffuse.models.popularity", "Popularity"),
-    "sasrec": ("rediffuse.models.sasrec", "SASRec"),
+    "popularity": ("rediffuse.models.baselines.popularity", "Popularity"),
+    "sasrec": ("rediffuse.models.baselines.sasrec", "SASRec"),
 }
 
 

@@ -46,10 +46,10 @@ class Model(nn.Module):
     stochastic: ClassVar[bool] = False
     popularity: Tensor
 
-    def __init__(self, config: ModelConfig, num_items: int) -> None:
+    def __init__(self, config: ModelConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.num_items = num_items
+        self.num_items, self.num_users = num_items, num_users
         self.register_buffer("popularity", torch.zeros(num_items))
 
     # --- learning ------------------------------------------------------------------------------------------
@@ -73,6 +73,9 @@ class Model(nn.Module):
         """Same as `loss`; the name that distributed wrappers call."""
         return self.loss(batch)
 
+    def prepare(self) -> None:
+        """Derive what answers need from the weights; called before answers whenever the weights have changed."""
+
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
         """Settle what is chosen on validation data after training; returns what was measured."""
         return {}
@@ -83,21 +86,27 @@ class Model(nn.Module):
     # --- answering -----------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def score(self, histories: Histories, *, seed: int = 0) -> Tensor:
+    def score(self, histories: Histories, *, users: NDArray[np.int64] | None = None, seed: int = 0) -> Tensor:
         """Scores (B, num_items) float32 of all items for people with these histories; higher is better.
 
         A person without history gets the popularity of items. The answer for a row depends on the row and ``seed``
         alone, not on the rest of the batch.
+
+        Args:
+            histories: B rows of item numbers, oldest first.
+            users: (B,) numbers of the people in training, -1 for those who were not in it; None: none was. Only
+                models that learn something about each person look at it.
+            seed: of the noise of a stochastic model.
         """
-        empty = torch.from_numpy(histories.lengths == 0)
-        if not bool(empty.any()):
-            return self.score_known(histories, seed)
+        who = np.full(len(histories), -1, dtype=np.int64) if users is None else users
+        known = np.flatnonzero(histories.lengths)
+        if len(known) == len(histories):
+            return self.score_known(histories, who, seed)
         scores = self.popularity.repeat(len(histories), 1)
-        known = torch.nonzero(~empty).squeeze(1)
         if len(known):
-            scores[known] = self.score_known(histories.take(known.numpy()), seed)
+            scores[torch.from_numpy(known)] = self.score_known(histories.take(known), who[known], seed)
         return scores
 
-    def score_known(self, histories: Histories, seed: int) -> Tensor:
-        """Scores (B, num_items) float32 for histories of at least one item."""
+    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+        """Scores (B, num_items) float32 for histories of at least one item; arguments as for `score`."""
         raise NotImplementedError

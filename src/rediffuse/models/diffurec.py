@@ -148,8 +148,8 @@ class DiffuRec(SequenceModel):
     Config = DiffuRecConfig
     config: DiffuRecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, config: DiffuRecConfig, num_items: int) -> None:
-        super().__init__(config, num_items)
+    def __init__(self, config: DiffuRecConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
         self.causal = config.form == "causal"
         self.approximator = Approximator(
             config.embedding_size,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -52,8 +53,8 @@ class SequenceModel(Model):
     config: SequenceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     log_chance: Tensor
 
-    def __init__(self, config: SequenceConfig, num_items: int) -> None:
-        super().__init__(config, num_items)
+    def __init__(self, config: SequenceConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
         self.item_embedding = nn.Embedding(num_items + 1, config.embedding_size)
         self.repeat = nn.Parameter(torch.zeros(())) if config.repeat_bias else None
         self.register_buffer("log_chance", torch.zeros(num_items), persistent=False)
@@ -138,7 +139,7 @@ class SequenceModel(Model):
         """(B, d): where in item space the next item of each padded history (B, L) should be."""
         raise NotImplementedError
 
-    def score_known(self, histories: Histories, seed: int) -> Tensor:
+    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
         device = self.item_embedding.weight.device
         hidden = torch.empty(len(histories), self.config.embedding_size, device=device)
         items, lengths = pad_right(histories, self.config.max_length, self.pad)

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from rediffuse.data.files import atomic_write_text
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import TrainingError
-from rediffuse.evaluation import evaluate_task
+from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.training.checkpoint import (
     load_tensors,
@@ -209,9 +209,10 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Metrics on the validation task, seen items kept and filtered ("/unseen")."""
         self.model.eval()
+        self.model.prepare()
         wanted = dict.fromkeys((*VALIDATION_METRICS, self.config.metric.removesuffix("/unseen")))
         result = evaluate_task(
-            lambda histories, _start: self.model.score(histories, seed=self.seed),
+            model_scores(self.model, self.view.valid, self.seed),
             self.view.valid,
             num_items=self.view.num_items,
             metrics=list(wanted),
@@ -238,6 +239,7 @@ class Trainer:
         if self.best.exists() and self.state.best is not None:
             load_weights(self.best, self.model, load_tensors(self.best)[0])
         self.model.eval()
+        self.model.prepare()
 
     def calibrate(self) -> dict[str, Any]:
         """Let the model settle what it chooses on validation data."""

@@ -117,7 +117,7 @@ def read_run(folder: str | Path) -> RunContents:
     kind = model_class(config["model"])
     items = pl.read_parquet(folder / "items.parquet")
     users = pl.read_parquet(folder / "users.parquet")
-    model = kind(kind.Config.build(None, config["config"]), len(items))
+    model = kind(kind.Config.build(None, config["config"]), len(items), len(users))
     load_weights(folder / "model.safetensors", model, load_tensors(folder / "model.safetensors")[0])
     model.resolve(config["resolved"])
     model.eval()

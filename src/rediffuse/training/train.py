@@ -78,7 +78,7 @@ def train(
     ranks.wait_for_everyone()
     with torch.random.fork_rng():
         seed_torch(seed, "weights")
-        network = kind(options, split.dataset.num_items)
+        network = kind(options, split.dataset.num_items, split.dataset.num_users)
     trainer = Trainer(
         network,
         split.training_view(),

@@ -33,8 +33,8 @@ class SASRec(SequenceModel):
     Config = SASRecConfig
     config: SASRecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, config: SASRecConfig, num_items: int) -> None:
-        super().__init__(config, num_items)
+    def __init__(self, config: SASRecConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
         size = config.embedding_size
         self.position_embedding = nn.Embedding(config.max_length, size) if config.positions else None
         self.encoder = Encoder(size, config.blocks, config.heads, config.dropout, causal=config.form == "causal")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rediffuse.data.histories import Histories
@@ -14,5 +16,5 @@ class Popularity(Model):
     name = "popularity"
     trained_by_gradient = False
 
-    def score_known(self, histories: Histories, seed: int) -> Tensor:
+    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
         return self.popularity.repeat(len(histories), 1)

@@ -1,0 +1,1 @@
+"""Finished runs side by side: test results, statistics, and a report."""

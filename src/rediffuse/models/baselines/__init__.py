@@ -1,0 +1,1 @@
+"""The models that keep the others honest: one file each."""
