@@ -14,7 +14,7 @@ from rich.table import Table
 
 import rediffuse as rd
 from rediffuse.data.zoo import fetch
-from rediffuse.evaluation import TaskResult, evaluate_task
+from rediffuse.evaluation import TaskResult, evaluate_task, model_scores
 
 DATA, RUNS = Path("data/ml-100k"), Path("runs/demo")
 # The twin is the same network, trained the same way, without diffusion.
