@@ -14,6 +14,7 @@ _LAZY = {
     "Dataset": ("rediffuse.data.dataset", "Dataset"),
     "Recommender": ("rediffuse.recommender", "Recommender"),
     "train": ("rediffuse.training", "train"),
+    "tune": ("rediffuse.tuning", "tune"),
     "split": ("rediffuse.data.split", None),
     "data": ("rediffuse.data", None),
     "diffusion": ("rediffuse.diffusion", None),
@@ -31,6 +32,7 @@ __all__ = [
     "models",
     "split",
     "train",
+    "tune",
 ]
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from rediffuse.data.dataset import Dataset
     from rediffuse.recommender import Recommender
     from rediffuse.training import train
+    from rediffuse.tuning import tune
 
 
 def __getattr__(name: str) -> Any:

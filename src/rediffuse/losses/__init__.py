@@ -1,5 +1,6 @@
 """Losses over a catalogue of items."""
 
+from rediffuse.losses.ranking import binary_cross_entropy, bpr, gbce_beta
 from rediffuse.losses.softmax import sampled_softmax, softmax_cross_entropy
 
-__all__ = ["sampled_softmax", "softmax_cross_entropy"]
+__all__ = ["binary_cross_entropy", "bpr", "gbce_beta", "sampled_softmax", "softmax_cross_entropy"]

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 # Loaded on first use: listing the names needs no torch.
 _MODELS = {
+    "bert4rec": ("rediffuse.models.baselines.bert4rec", "BERT4Rec"),
+    "bprmf": ("rediffuse.models.baselines.bprmf", "BPRMF"),
     "diffurec": ("rediffuse.models.diffurec", "DiffuRec"),
+    "ease": ("rediffuse.models.baselines.ease", "EASE"),
+    "gru4rec": ("rediffuse.models.baselines.gru4rec", "GRU4Rec"),
+    "itemknn": ("rediffuse.models.baselines.itemknn", "ItemKNN"),
+    "lightgcn": ("rediffuse.models.baselines.lightgcn", "LightGCN"),
     "popularity": ("rediffuse.models.baselines.popularity", "Popularity"),
     "sasrec": ("rediffuse.models.baselines.sasrec", "SASRec"),
 }

@@ -24,6 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rediffuse.config import Range
 from rediffuse.data.batches import SequenceBatch
 from rediffuse.diffusion import ancestral, noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
 from rediffuse.diffusion.noise import RowNoise, row_keys
@@ -57,7 +58,19 @@ class DiffuRecConfig(SequenceConfig):
             "patience": 20,
         },
     }
+    search = SequenceConfig.search | {
+        "blocks": Range(1, 3),
+        "dropout": Range(0.1, 0.6),
+        "embedding_dropout": Range(0.1, 0.6),
+        "lambda_uncertainty": Range(1e-4, 1e-1, log=True),
+        # These accept any number of steps; some others need more than 20.
+        "schedule": ("trunc_lin", "trunc_cos", "cosine", "sqrt"),
+        "timesteps": ("uniform", "lossaware"),
+    }
 
+    form: Literal["causal", "prefix"] = Field(
+        "causal", description="causal: a history trains all its positions at once; prefix: one target per row."
+    )
     blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
@@ -150,7 +163,7 @@ class DiffuRec(SequenceModel):
 
     def __init__(self, config: DiffuRecConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
-        self.causal = config.form == "causal"
+        self.causal = self.every_position = config.form == "causal"
         self.approximator = Approximator(
             config.embedding_size,
             config.steps,

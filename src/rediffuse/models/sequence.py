@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from rediffuse.config import ModelConfig
+from rediffuse.config import ModelConfig, Range
 from rediffuse.data.batches import SequenceBatch, SequenceBatches, pad_right
 from rediffuse.data.histories import Histories
-from rediffuse.losses import sampled_softmax, softmax_cross_entropy
+from rediffuse.losses import binary_cross_entropy, gbce_beta, sampled_softmax, softmax_cross_entropy
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import Model, TrainingData
 
 # The repeat bias is this times a parameter, so that Adam moves it that many times faster than a weight: it has
 # far to go, and an item table is scaled so that a weight has not.
 REPEAT_RATE = 10.0
+_NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256}
 # Rows that go through the network together when answering.
 SCORE_ROWS = 64
 
@@ -28,13 +29,21 @@ SCORE_ROWS = 64
 class SequenceConfig(ModelConfig):
     """Options of a model that reads a history and ranks the next item by an inner product."""
 
+    search: ClassVar[dict[str, Range | tuple[Any, ...]]] = {
+        "learning_rate": Range(3e-4, 5e-3, log=True),
+        "weight_decay": (0.0, 0.01, 0.1),
+        "embedding_size": (64, 128, 256),
+        "temperature": (0.05, 0.07, 0.1),
+    }
+
     embedding_size: int = Field(128, ge=1)
     max_length: int = Field(50, ge=1, description="Most recent events that are read.")
-    form: Literal["causal", "prefix"] = Field(
-        "causal", description="causal: a history trains all its positions at once; prefix: one target per row."
+    loss: Literal["softmax", "sampled_softmax", "bce", "gbce"] = Field(
+        "softmax", description="softmax is over the whole catalogue; the others draw negatives."
     )
-    loss: Literal["softmax", "sampled_softmax"] = "softmax"
-    negatives: int = Field(1024, ge=1, description="Items drawn per batch for sampled_softmax.")
+    negatives: int | None = Field(
+        None, ge=1, description="None: 1024 a batch for sampled_softmax, 1 a target for bce, 256 a target for gbce."
+    )
     repeat_bias: bool = Field(
         True, description="Learn one number that is added to the logit of every item already in the window."
     )
@@ -51,6 +60,7 @@ class SequenceModel(Model):
 
     Config = SequenceConfig
     config: SequenceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    every_position = True  # a history trains all its positions at once; False: one target per row
     log_chance: Tensor
 
     def __init__(self, config: SequenceConfig, num_items: int, num_users: int = 0) -> None:
@@ -76,7 +86,7 @@ class SequenceModel(Model):
         super().fit(data)
         # Negatives are drawn by popularity ^ 0.75 (Mikolov et al. 2013); unseen items can be drawn too.
         chance = (self.popularity + 1).pow(0.75)
-        expected = self.config.negatives * chance / chance.sum()
+        expected = self._negatives * chance / chance.sum()
         self.log_chance.copy_(expected.log())
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches:
@@ -85,7 +95,7 @@ class SequenceModel(Model):
             max_length=self.config.max_length,
             batch_size=self.config.batch_size,
             pad=self.pad,
-            every_position=self.config.form == "causal",
+            every_position=self.every_position,
             rng=rng,
         )
 
@@ -105,8 +115,17 @@ class SequenceModel(Model):
             with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
                 hidden = hidden.float() if exact else hidden
                 return softmax_cross_entropy(hidden, table, batch.targets, weights, self._repeats(batch))
-        drawn = torch.multinomial(self.log_chance.exp(), self.config.negatives, replacement=True)
-        return sampled_softmax(hidden, table, batch.targets, drawn, self.log_chance, weights)
+        if self.config.loss == "sampled_softmax":
+            drawn = torch.multinomial(self.log_chance.exp(), self._negatives, replacement=True)
+            return sampled_softmax(hidden, table, batch.targets, drawn, self.log_chance, weights)
+        size = (len(hidden), self._negatives)
+        drawn = torch.randint(self.num_items, size, device=hidden.device)
+        beta = gbce_beta(self._negatives, self.num_items) if self.config.loss == "gbce" else 1.0
+        return binary_cross_entropy(hidden, table, batch.targets, drawn, beta, weights)
+
+    @property
+    def _negatives(self) -> int:
+        return self.config.negatives or _NEGATIVES.get(self.config.loss, 1)
 
     def catalogue(self) -> Tensor:
         """(num_items, d): the item table without the padding row."""
@@ -126,12 +145,17 @@ class SequenceModel(Model):
         """The distinct (target row, item) pairs where the item is already in the window at that target."""
         if self.repeat is None:
             return None
-        counts = batch.positions + 1
+        counts = self.visible(batch)
         rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
         column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         items = batch.items[batch.rows[rows], column]
-        keys = torch.unique(rows * (self.num_items + 1) + items)
-        return keys // (self.num_items + 1), keys % (self.num_items + 1), REPEAT_RATE * self.repeat
+        real = items < self.num_items
+        keys = torch.unique(rows[real] * self.num_items + items[real])
+        return keys // self.num_items, keys % self.num_items, REPEAT_RATE * self.repeat
+
+    def visible(self, batch: SequenceBatch) -> Tensor:
+        """(n,) how many items of its row each target may see, from the first."""
+        return batch.positions + 1
 
     # --- answering -----------------------------------------------------------------------------------------
 

@@ -6,9 +6,11 @@ honest selection (one named validation metric, never the test part) and errors t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ class State:
     stale: int = 0  # validations since the best
     seconds: float = 0.0
     precision: str = ""
-    done: bool = False
+    done: bool = False  # whether all phases ran to their end; never in a checkpoint
 
 
 class Trainer:
@@ -69,6 +71,8 @@ class Trainer:
         max_minutes: stop after that much wall time, counting earlier sessions.
         tracker: an Accelerate tracker, for example "tensorboard".
         show_progress: draw a progress bar on stderr.
+        on_validation: told (epoch, value of the config's metric) after each validation, once the epoch is logged and
+            saved; epochs count on over phases. What it raises ends the training and leaves `run`.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Trainer:
         max_minutes: float | None = None,
         tracker: str | None = None,
         show_progress: bool = False,
+        on_validation: Callable[[int, float], None] | None = None,
     ) -> None:
         self.accelerator = Accelerator(cpu=no_accelerator(), log_with=tracker, project_dir=str(folder))
         self.model, self.view, self.folder, self.seed = model, view, folder, seed
@@ -96,28 +101,37 @@ class Trainer:
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
         self.optimizer_state: dict[int, dict[str, torch.Tensor]] = {}
         self.tracked = tracker is not None
+        self.on_validation = on_validation
 
     # --- the walk ------------------------------------------------------------------------------------------
 
     def run(self, resume: bool) -> State:
         """Train until the epochs, the patience or the time run out; leave the best weights in the model."""
-        with torch.random.fork_rng(), keep_freed_memory(), self.progress:
+        with torch.random.fork_rng(), keep_freed_memory(), self.progress, self._tracking():
             self.model.to(self.accelerator.device)
             self.model.fit(self.data)
             if resume:
                 self._restore()
-            if self.tracked:
-                self.accelerator.init_trackers("rediffuse", config=_flat(self.config.model_dump()))
             self.started = time.monotonic() - self.state.seconds
             phases = self.model.phases if self.model.trained_by_gradient else ()
             for index in range(self.state.phase, len(phases)):
                 if not self._train_phase(index, phases[index]):
                     break
+            else:
+                self.state.done = True
             self._take_best()
             self.state.seconds = time.monotonic() - self.started
+        return self.state
+
+    @contextlib.contextmanager
+    def _tracking(self) -> Iterator[None]:
+        if self.tracked:
+            self.accelerator.init_trackers("rediffuse", config=_flat(self.config.model_dump()))
+        try:
+            yield
+        finally:
             if self.tracked:
                 self.accelerator.end_training()
-        return self.state
 
     def _train_phase(self, index: int, phase: str) -> bool:
         """All epochs of a phase. False when time ran out."""
@@ -174,6 +188,8 @@ class Trainer:
             self._log(record)
             self._save(optimizer)
             saved_at = time.monotonic()
+            if self.on_validation is not None and (metrics := record.get("validation")):
+                self.on_validation(index * self.config.epochs + state.epoch, metrics[self.config.metric])
             if self._out_of_time():
                 return False
         return True

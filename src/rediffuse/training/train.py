@@ -12,12 +12,14 @@ import polars as pl
 import torch
 from accelerate import PartialState
 
-from rediffuse.data.split import Split
+from rediffuse.config import ModelConfig
+from rediffuse.data.split import Split, TrainingView
 from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.models import model_class
+from rediffuse.models.base import Model
 from rediffuse.training.card import model_card
 from rediffuse.training.checkpoint import load_tensors, save_tensors
-from rediffuse.training.environment import environment
+from rediffuse.training.environment import PeakMemory, environment
 from rediffuse.training.loop import Trainer
 from rediffuse.training.precision import no_accelerator
 from rediffuse.training.run_folder import FORMAT, Run, write_run
@@ -76,11 +78,10 @@ def train(
     if ranks.is_main_process:
         _prepare_folder(folder, facts, resume)
     ranks.wait_for_everyone()
-    with torch.random.fork_rng():
-        seed_torch(seed, "weights")
-        network = kind(options, split.dataset.num_items, split.dataset.num_users)
-    trainer = Trainer(
-        network,
+    memory = PeakMemory()
+    trainer = make_trainer(
+        kind,
+        options,
         split.training_view(),
         folder,
         seed=seed,
@@ -89,7 +90,7 @@ def train(
         tracker=tracker,
         show_progress=progress,
     )
-    state = trainer.run(resume)
+    network, state = trainer.model, trainer.run(resume)
     if len(trainer.view.valid.users) and network.trained_by_gradient and state.best is None:
         warnings.warn(
             "Training ended before the first validation; the weights as they are were kept. Give it more minutes "
@@ -108,6 +109,7 @@ def train(
             "minutes": state.seconds / 60,
             "precision": state.precision,
             "parameters": sum(p.numel() for p in network.parameters()),
+            "peak_memory_mib": memory.mib(),
         },
         "validation": validation,
     }
@@ -126,6 +128,28 @@ def train(
     return Run(folder, facts, validation, state.seconds / 60)
 
 
+def make_trainer(
+    kind: type[Model], options: ModelConfig, view: TrainingView, folder: Path, *, seed: int, **others: Any
+) -> Trainer:
+    """A fresh model whose weights depend on ``seed`` alone, and its `Trainer`, which gets ``others``."""
+    with torch.random.fork_rng():
+        seed_torch(seed, "weights")
+        network = kind(options, view.num_items, view.num_users)
+    return Trainer(network, view, folder, seed=seed, **others)
+
+
+def refuse_another(folder: Path, earlier: dict[str, Any], identity: dict[str, Any], remedy: str) -> None:
+    """Compare what a folder was made for with what it is to be used for.
+
+    Raises:
+        RunError: they differ; says in what.
+    """
+    for name, value in identity.items():
+        if earlier.get(name) != value:
+            difference = _difference(earlier.get(name), value)
+            raise RunError(f"{folder} was made with another {name}: {difference}.", remedy)
+
+
 def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
     """Refuse to write over a run, or to resume another one."""
     last = folder / "checkpoints" / "last.safetensors"
@@ -136,13 +160,12 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
     if resume:
         if not claim.exists():
             raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
-        earlier = load_tensors(claim)[1]
-        for name, value in identity.items():
-            if earlier[name] != value:
-                raise RunError(
-                    f"{folder} was trained with another {name}: {_difference(earlier[name], value)}.",
-                    "Resume with the same options (epochs and patience may change), or choose another folder.",
-                )
+        refuse_another(
+            folder,
+            load_tensors(claim)[1],
+            identity,
+            "Resume with the same options (epochs and patience may change), or choose another folder.",
+        )
         return
     if last.exists() or (folder.exists() and any(folder.iterdir())):
         raise RunError(f"{folder} is not empty.", "Choose another folder, or pass --resume to go on with that run.")

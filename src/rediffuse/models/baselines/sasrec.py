@@ -6,12 +6,13 @@ catalogue the same network is far stronger (Klenitskiy & Vasilev, RecSys 2023), 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rediffuse.config import Range
 from rediffuse.data.batches import SequenceBatch
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder
@@ -20,6 +21,11 @@ from rediffuse.nn import Dropout, Encoder
 class SASRecConfig(SequenceConfig):
     """Defaults chosen on validation data (docs/benchmarks.md)."""
 
+    search = SequenceConfig.search | {"blocks": Range(1, 3), "dropout": Range(0.1, 0.6)}
+
+    form: Literal["causal", "prefix"] = Field(
+        "causal", description="causal: a history trains all its positions at once; prefix: one target per row."
+    )
     blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
@@ -36,8 +42,9 @@ class SASRec(SequenceModel):
     def __init__(self, config: SASRecConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         size = config.embedding_size
+        self.every_position = config.form == "causal"
         self.position_embedding = nn.Embedding(config.max_length, size) if config.positions else None
-        self.encoder = Encoder(size, config.blocks, config.heads, config.dropout, causal=config.form == "causal")
+        self.encoder = Encoder(size, config.blocks, config.heads, config.dropout, causal=self.every_position)
         self.drop = Dropout(config.dropout)
         for table in (self.item_embedding, self.position_embedding):
             if table is not None:

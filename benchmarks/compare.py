@@ -1,0 +1,89 @@
+"""The benchmark: every model under one budget, several seeds, one report.
+
+    REDIFFUSE_DATA=... OMP_NUM_THREADS=1 python benchmarks/compare.py --data amazon-beauty --split given --minutes 3
+    REDIFFUSE_DATA=... python benchmarks/compare.py --data amazon-beauty --split given --report
+
+The first line trains what is not trained yet (killed, it goes on where it was); it may run twice at once with
+``--part 0/2`` and ``--part 1/2``. The second evaluates on the test part and writes the report. Every gradient-trained
+model gets the same minutes of one thread, its default options, and selection by the same validation metric.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import rediffuse as rd
+from rediffuse.data.split import Split
+from rediffuse.data.zoo import fetch
+from rediffuse.training import read_config
+
+# What is compared: a name, the model, its options beyond the default.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "popularity": ("popularity", {}),
+    "itemknn": ("itemknn", {}),
+    "ease": ("ease", {}),
+    "diffurec": ("diffurec", {}),
+    "twin": ("diffurec", {"diffusion": False}),
+    "sasrec": ("sasrec", {}),
+    "gru4rec": ("gru4rec", {}),
+    "bert4rec": ("bert4rec", {}),
+    "lightgcn": ("lightgcn", {}),
+    "bprmf": ("bprmf", {}),
+}
+METRIC = "ndcg@10/unseen"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", required=True)
+    parser.add_argument("--models", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training, per run")
+    parser.add_argument("--part", default="0/1", help="train only every n-th run, from i: i/n")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--report", action="store_true", help="evaluate and compare what is trained")
+    arguments = parser.parse_args()
+    data = fetch(arguments.data)
+    split = rd.split.by_name(arguments.split, data)
+    folder = arguments.runs / f"{arguments.data}-{split.name}"
+    if arguments.report:
+        report(folder, data)
+        return
+    part, parts = map(int, arguments.part.split("/"))
+    wanted = [(variant, seed) for seed in arguments.seeds for variant in arguments.models]
+    for variant, seed in wanted[part::parts]:
+        train(variant, split, folder / f"{variant}-{seed}", seed, arguments.minutes)
+
+
+def train(variant: str, split: Split, folder: Path, seed: int, minutes: float) -> None:
+    """One run, unless it is there."""
+    model, own = VARIANTS[variant]
+    if (folder / "manifest.json").exists():
+        return
+    if not rd.models.model_class(model).trained_by_gradient and seed:
+        return  # the seed changes nothing
+    options = own | {"metric": METRIC, "epochs": 1000, "patience": 8}
+    started = (folder / "checkpoints" / "claim.safetensors").exists()
+    if folder.exists() and not started:
+        shutil.rmtree(folder)
+    run = rd.train(model, split, folder, config=options, seed=seed, max_minutes=minutes, resume=started)
+    value = 100 * (run.validation or {})[METRIC]
+    print(f"{folder.parent.name} {variant} seed {seed}: {run.minutes:.1f} min, {METRIC} {value:.2f}", flush=True)
+
+
+def report(folder: Path, data: rd.Dataset) -> None:
+    """Evaluate what is trained and not evaluated yet, then compare all of it."""
+    runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    for run in runs:
+        if not (run / "test.json").exists():
+            rd.evaluate_run(run, data, seeds=range(3))
+            print(f"{run} ({read_config(run)['training']['minutes']:.1f} min) evaluated", flush=True)
+    print(rd.compare(runs, out=folder.parent / f"report-{folder.name}", metric=METRIC).to_markdown())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Batches of (person, touched item, item not touched) for models that learn from pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rediffuse.data.histories import Histories
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Attributes:
+    users, positives, negatives: (n,) int64.
+    share: see `rediffuse.data.batches.SequenceBatch`.
+    """
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+    share: float = 1.0
+
+    def to(self, device: torch.device) -> PairBatch:
+        fields = (self.users, self.positives, self.negatives)
+        return PairBatch(*(x.to(device) for x in fields), share=self.share)
+
+
+class PairBatches:
+    """Every training event once an epoch, each with one item that the person never touched in training.
+
+    Args:
+        histories: training events.
+        num_items: size of the catalogue, from which negatives are drawn evenly.
+        batch_size: events per batch.
+        rng: order and negatives depend on it alone.
+    """
+
+    def __init__(self, histories: Histories, *, num_items: int, batch_size: int, rng: np.random.Generator) -> None:
+        self.batch_size = batch_size
+        order = rng.permutation(len(histories.items))
+        self.owners, self.items = histories.owners[order], histories.items.astype(np.int64)[order]
+        self.negatives = draw_untouched(self.owners, histories, num_items, rng)
+
+    def __len__(self) -> int:
+        return -(-len(self.items) // self.batch_size)
+
+    def users(self, index: int) -> NDArray[np.int64]:
+        """People with an event in batch ``index``."""
+        return np.unique(self.owners[index * self.batch_size : (index + 1) * self.batch_size])
+
+    def get(self, index: int, rank: int = 0, ranks: int = 1) -> PairBatch:
+        """Batch ``index``, or the part of it that falls to ``rank``."""
+        start, stop = index * self.batch_size, min((index + 1) * self.batch_size, len(self.items))
+        part = slice(start + rank, stop, ranks)
+        columns = [torch.from_numpy(column[part]) for column in (self.owners, self.items, self.negatives)]
+        return PairBatch(*columns, share=len(columns[0]) * ranks / (stop - start))
+
+
+def draw_untouched(
+    users: NDArray[np.int64], histories: Histories, num_items: int, rng: np.random.Generator, tries: int = 20
+) -> NDArray[np.int64]:
+    """(n,) for each of ``users`` (n,) an item drawn evenly from those not in the person's row of ``histories``.
+
+    Drawn again where it was touched, ``tries`` times: who touched nearly everything may get an item of their own.
+    """
+    touched = np.unique(histories.owners * num_items + histories.items)
+    drawn = rng.integers(0, num_items, len(users))
+    wrong = np.arange(len(users))
+    for _ in range(tries):
+        keys = users[wrong] * num_items + drawn[wrong]
+        place = np.minimum(np.searchsorted(touched, keys), len(touched) - 1)
+        wrong = wrong[touched[place] == keys]
+        if not len(wrong):
+            break
+        drawn[wrong] = rng.integers(0, num_items, len(wrong))
+    return drawn

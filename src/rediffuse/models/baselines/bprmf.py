@@ -1,0 +1,39 @@
+"""BPR-MF: matrix factorisation with Bayesian personalised ranking (Rendle et al., UAI 2009), with a bias per item."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rediffuse.data.histories import Histories
+from rediffuse.data.matrix import binary_matrix
+from rediffuse.models.factors import FactorConfig, FactorModel
+
+
+class BPRMF(FactorModel):
+    """score(u, i) = p_u q_i + b_i."""
+
+    name = "bprmf"
+
+    def __init__(self, config: FactorConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
+        self.item_bias = nn.Parameter(torch.zeros(num_items))
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        # The bias is a further coordinate, at which all people stand at one.
+        users = F.pad(self.user_embedding.weight, (0, 1), value=1.0)
+        return users, torch.cat((self.item_embedding.weight, self.item_bias[:, None]), dim=1)
+
+    def fold_in(self, histories: Histories) -> Tensor:
+        """The direction of the first step of BPR's gradient from zero, as long as people's vectors are on average.
+
+        That step goes from the mean of all items, which the negatives are drawn from, to the mean of the history.
+        """
+        once = binary_matrix(histories, self.num_items)
+        items, offsets = (torch.from_numpy(x.astype(np.int64)) for x in (once.indices, once.indptr[:-1]))
+        table = self.item_embedding.weight
+        direction = F.embedding_bag(items, table, offsets, mode="mean") - table.mean(0)
+        length = self.user_embedding.weight[self.trained].norm(dim=1).mean()
+        return F.pad(F.normalize(direction, dim=1) * length, (0, 1), value=1.0)

@@ -1,0 +1,92 @@
+"""EASE: embarrassingly shallow autoencoders (Steck, WWW 2019): linear item-item weights in closed form.
+
+With X the binary users x items matrix, G = X^T X + regularization * I and P = G^-1, the weights are
+B = I - P / diag(P): ``B_ij = -P_ij / P_jj`` and zero on the diagonal (eq. 8). Scores of a person are the row of X
+times B.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.linalg import get_lapack_funcs
+from torch import Tensor
+from torch.nn import functional as F
+
+from rediffuse.config import ModelConfig, Range
+from rediffuse.data.histories import Histories
+from rediffuse.data.matrix import binary_matrix
+from rediffuse.errors import ConfigError, TrainingError
+from rediffuse.models.base import Model, TrainingData
+
+# Copies of the dense float32 matrix that live at once at worst: the weights, and what is being written of them.
+COPIES = 3
+
+
+class EASEConfig(ModelConfig):
+    """The one hyper-parameter of the paper."""
+
+    search: ClassVar = {"regularization": Range(1.0, 5000.0, log=True)}
+
+    regularization: float = Field(250.0, gt=0, description="L2 penalty on the weights, added to the diagonal of X^T X.")
+
+
+class EASE(Model):
+    """Dense item-item weights (num_items, num_items) float32.
+
+    Raises:
+        ConfigError: at construction, where the weights would not fit into memory; with the gibibytes needed.
+    """
+
+    name = "ease"
+    Config = EASEConfig
+    config: EASEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    trained_by_gradient = False
+    weight: Tensor
+
+    def __init__(self, config: EASEConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
+        needed, free = COPIES * 4 * num_items**2, psutil.virtual_memory().available
+        if needed > free:
+            raise ConfigError(
+                f"EASE needs {needed / 2**30:.1f} GiB for {num_items:,} items (a dense item x item matrix), and "
+                f"{free / 2**30:.1f} GiB are free.",
+                "Use itemknn, which is sparse; or filter rare items with a k-core.",
+            )
+        self.register_buffer("weight", torch.empty(num_items, num_items))
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        matrix = binary_matrix(data.train, data.num_items)
+        # LAPACK's column order, so that it can work in place: there is one dense matrix and no copy of it.
+        gram = np.zeros((data.num_items, data.num_items), dtype=np.float32, order="F")
+        transposed, step = matrix.T.tocsr(), 1024
+        for start in range(0, data.num_items, step):
+            gram[:, start : start + step] = (transposed[start : start + step] @ matrix).toarray().T
+        gram[np.diag_indices_from(gram)] += np.float32(self.config.regularization)
+        potrf, potri = get_lapack_funcs(("potrf", "potri"), (gram,))
+        factor, failed = potrf(gram, lower=1, clean=0, overwrite_a=1)
+        inverse, failed_too = potri(factor, lower=1, overwrite_c=1)
+        if failed or failed_too:
+            raise TrainingError(
+                "The item matrix of EASE is not positive definite in single precision.",
+                f"Raise regularization (it is {self.config.regularization:g}).",
+            )
+        # Only the lower triangle is filled. In rows of the transpose that is the upper one: mirror it.
+        half = torch.from_numpy(inverse.T)
+        diagonal = half.diagonal().clone()
+        half.triu_(1)
+        weight = self.weight
+        for start in range(0, data.num_items, step):
+            rows = slice(start, start + step)
+            weight[rows] = -(half[rows] + half[:, rows].T) / diagonal
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+        once = binary_matrix(histories, self.num_items)
+        items, offsets = (torch.from_numpy(x.astype(np.int64)) for x in (once.indices, once.indptr[:-1]))
+        return F.embedding_bag(items, self.weight, offsets, mode="sum")

@@ -1,0 +1,85 @@
+"""LightGCN: embeddings averaged over a few steps of propagation on the graph of who touched what.
+
+He et al., SIGIR 2020: ``e_u^(k+1) = sum over i in N_u of e_i^(k) / sqrt(|N_u| |N_i|)`` and likewise for items (eq. 7);
+a node's vector is the mean of its e^(0) .. e^(layers) (eq. 8). Only e^(0) is learned, with BPR.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from rediffuse.config import Range
+from rediffuse.data.histories import Histories
+from rediffuse.data.matrix import binary_matrix
+from rediffuse.graphs import bipartite_adjacency, propagate
+from rediffuse.models.base import TrainingData
+from rediffuse.models.factors import FactorConfig, FactorModel
+
+
+class LightGCNConfig(FactorConfig):
+    """The paper's three layers."""
+
+    search = FactorConfig.search | {"layers": Range(1, 4)}
+
+    layers: int = Field(3, ge=1, description="Steps of propagation.")
+
+
+class LightGCN(FactorModel):
+    """The graph itself is not kept with the weights: the propagated vectors are, and answer alone."""
+
+    name = "lightgcn"
+    Config = LightGCNConfig
+    config: LightGCNConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    user_vectors: Tensor
+    item_vectors: Tensor
+    item_spread: Tensor
+    item_degree: Tensor
+
+    def __init__(self, config: LightGCNConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
+        size = config.embedding_size
+        self.adjacency: Tensor | None = None
+        self.register_buffer("user_vectors", torch.zeros(num_users, size))
+        self.register_buffer("item_vectors", torch.zeros(num_items, size))
+        self.register_buffer("item_spread", torch.zeros(num_items, size))
+        self.register_buffer("item_degree", torch.zeros(num_items))
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        links = binary_matrix(data.train, data.num_items)
+        self.item_degree.copy_(torch.from_numpy(np.ravel(links.sum(axis=0))))
+        self.adjacency = bipartite_adjacency(links).to(self.item_degree.device)
+
+    def _layers(self) -> list[Tensor]:
+        assert self.adjacency is not None, "fit comes first"
+        start = torch.cat((self.user_embedding.weight, self.item_embedding.weight))
+        with torch.autocast(start.device.type, enabled=False):  # sparse products know single precision only
+            return propagate(self.adjacency, start, self.config.layers)
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        users, items = torch.stack(self._layers()).mean(0).split((self.num_users, self.num_items))
+        return users, items
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        layers = self._layers()
+        users, items = torch.stack(layers).mean(0).split((self.num_users, self.num_items))
+        self.user_vectors.copy_(users)
+        self.item_vectors.copy_(items)
+        # What an item sends to a new neighbour over all steps; the neighbour's own degree is not in it.
+        sent = torch.stack([layer[self.num_users :] for layer in layers[:-1]]).sum(0) / len(layers)
+        self.item_spread.copy_(sent * self.item_degree.clamp(min=1).rsqrt()[:, None])
+
+    def answering_vectors(self) -> tuple[Tensor, Tensor]:
+        return self.user_vectors, self.item_vectors
+
+    def fold_in(self, histories: Histories) -> Tensor:
+        """What propagation gives a new node with these edges, its own e^(0) being zero."""
+        once = binary_matrix(histories, self.num_items)
+        items, offsets = (torch.from_numpy(x.astype(np.int64)) for x in (once.indices, once.indptr[:-1]))
+        degree = torch.from_numpy(np.diff(once.indptr).astype(np.float32))
+        return F.embedding_bag(items, self.item_spread, offsets, mode="sum") * degree.rsqrt()[:, None]

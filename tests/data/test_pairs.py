@@ -1,0 +1,64 @@
+"""Pairs: every event once, negatives never touched, nothing left to chance but the generator."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rediffuse.data.histories import Histories
+from rediffuse.data.matrix import binary_matrix
+from rediffuse.data.pairs import PairBatches, draw_untouched
+
+ROWS = Histories.from_lists([[0, 1, 1, 2], [], [5, 0], [3]])
+
+
+def batches(seed: int = 0, size: int = 3) -> PairBatches:
+    return PairBatches(ROWS, num_items=6, batch_size=size, rng=np.random.default_rng(seed))
+
+
+def test_every_event_is_a_positive_once():
+    found = batches()
+    seen = [found.get(i) for i in range(len(found))]
+    pairs = [(u, i) for b in seen for u, i in torch.stack((b.users, b.positives), 1).tolist()]
+    assert sorted(pairs) == sorted(zip(ROWS.owners.tolist(), ROWS.items.tolist(), strict=False))
+
+
+def test_negatives_were_never_touched_and_reach_all_others():
+    users = np.repeat([0, 2], 2000)
+    drawn = draw_untouched(users, ROWS, 6, np.random.default_rng(1))
+    assert set(drawn[:2000]) == {3, 4, 5}
+    assert set(drawn[2000:]) == {1, 2, 3, 4}
+    counts = np.bincount(drawn[:2000])[3:]
+    assert (abs(counts - 2000 / 3) < 4 * np.sqrt(2000 * 2 / 9)).all()
+
+
+def test_a_person_who_touched_everything_still_gets_an_item():
+    everything = Histories.from_lists([[0, 1, 2]])
+    assert draw_untouched(np.zeros(5, dtype=np.int64), everything, 3, np.random.default_rng(0)).max() < 3
+
+
+def test_ranks_share_a_batch():
+    found = batches(size=4)
+    whole, parts = found.get(0), [found.get(0, rank, 2) for rank in range(2)]
+    assert sorted(whole.positives.tolist()) == sorted(torch.cat([part.positives for part in parts]).tolist())
+    assert sum(part.share for part in parts) == 2.0
+
+
+def test_order_depends_on_the_generator_alone():
+    first, again, other = batches(3).get(0), batches(3).get(0), batches(4).get(0)
+    assert first.negatives.equal(again.negatives)
+    assert not (first.users.equal(other.users) and first.negatives.equal(other.negatives))
+
+
+def test_users_of_a_batch():
+    found = batches()
+    assert set(found.users(1)) == set(found.get(1).users.tolist())
+
+
+def test_the_matrix_is_binary():
+    assert binary_matrix(ROWS, 6).toarray().tolist() == [
+        [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 1],
+        [0, 0, 0, 1, 0, 0],
+    ]
