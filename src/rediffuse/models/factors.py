@@ -24,7 +24,7 @@ class FactorConfig(ModelConfig):
         "embedding_size": (64, 128, 256),
         "learning_rate": Range(5e-4, 2e-2, log=True),
         "reg": Range(1e-6, 1e-1, log=True),
-        "batch_size": (1024, 4096),
+        "batch_size": (1024, 2048, 4096),
     }
 
     embedding_size: int = Field(64, ge=1)
