@@ -11,6 +11,7 @@ model gets the same minutes of one thread, its default options, and selection by
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,13 @@ def main() -> None:
     part, parts = map(int, arguments.part.split("/"))
     wanted = [(variant, seed) for seed in arguments.seeds for variant in arguments.models]
     for variant, seed in wanted[part::parts]:
-        train(variant, split, folder / f"{variant}-{seed}", seed, arguments.minutes)
+        # A process for each, so that the peak of memory is the run's own.
+        job = (variant, split, folder / f"{variant}-{seed}", seed, arguments.minutes)
+        process = multiprocessing.get_context("fork").Process(target=train, args=job)
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"{variant} with seed {seed} failed.")
 
 
 def train(variant: str, split: Split, folder: Path, seed: int, minutes: float) -> None:

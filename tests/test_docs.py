@@ -89,7 +89,7 @@ def test_readme_shows_what_the_demo_printed():
 
 
 def options_on_the_page() -> dict[tuple[str, str], list[str]]:
-    """(option, model or "" for all) -> default, values in DiffuRec's presets paper and reference, as docs/models.md says."""
+    """(option, model or "" for all) -> default, values in DiffuRec's presets, as docs/models.md says."""
     text = (ROOT / "docs/models.md").read_text(encoding="utf-8").split("## Options")[1]
     page = {}
     for option, owners, cells in re.findall(r"^\| `(\w+)`(?: \(([\w, ]+)\))? \| (.*)", text, flags=re.MULTILINE):

@@ -14,6 +14,8 @@ _LAZY = {
     "Dataset": ("rediffuse.data.dataset", "Dataset"),
     "Recommender": ("rediffuse.recommender", "Recommender"),
     "train": ("rediffuse.training", "train"),
+    "evaluate_run": ("rediffuse.comparison", "evaluate_run"),
+    "compare": ("rediffuse.comparison", "compare"),
     "tune": ("rediffuse.tuning", "tune"),
     "split": ("rediffuse.data.split", None),
     "data": ("rediffuse.data", None),
@@ -26,8 +28,10 @@ __all__ = [
     "Dataset",
     "Recommender",
     "__version__",
+    "compare",
     "data",
     "diffusion",
+    "evaluate_run",
     "evaluation",
     "models",
     "split",
@@ -37,6 +41,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from rediffuse import data, diffusion, evaluation, models
+    from rediffuse.comparison import compare, evaluate_run
     from rediffuse.data import split
     from rediffuse.data.dataset import Dataset
     from rediffuse.recommender import Recommender

@@ -124,7 +124,7 @@ def test_names():
     assert str(parse_metric("coverage@5", LIST_METRICS)) == "coverage@5"
     assert parse_metrics(["hr@5", "HR@5", "hr@10"]) == (Metric("hr", 5), Metric("hr", 10))
     assert parse_metrics("hr@5") == (Metric("hr", 5),)
-    assert len(parse_metrics(DEFAULT_METRICS, (*ACCURACY, *LIST_METRICS))) == len(DEFAULT_METRICS) == 20
+    assert len(parse_metrics(DEFAULT_METRICS, (*ACCURACY, *LIST_METRICS))) == len(DEFAULT_METRICS) == 23
     assert (flat_name("hr@5", "all"), flat_name("hr@5", "unseen")) == ("hr@5", "hr@5/unseen")
     with pytest.raises(ConfigError, match="No metric"):
         parse_metrics([])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +14,12 @@ from rediffuse.cli.output import answer, show, table
 if TYPE_CHECKING:
     import polars as pl
 
-    from rediffuse.evaluation import TaskResult
 
-SHOWN_METRICS = ("hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "recall@20", "mrr@10", "coverage@10")
+SHOWN_METRICS = (
+    *(f"{kind}@{k}" for kind in ("hr", "ndcg") for k in (5, 10, 20)),
+    *("recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "diversity@10"),
+    *("popularity@10", "popularity_lift@10"),
+)
 
 
 @app.command()
@@ -57,7 +57,9 @@ def train(
     preset: Annotated[str | None, typer.Option(help="Named options, for example paper or reference.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="option=value; may be repeated.")] = None,
-    split: Annotated[str, typer.Option(help="default, global-time, leave-one-out, given or ratio.")] = "default",
+    split: Annotated[
+        str, typer.Option(help="default, global-time, leave-one-out, given or ratio; or a protocol.")
+    ] = "default",
     seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this much training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
@@ -67,11 +69,11 @@ def train(
     """Train a model and write its run folder."""
     from rediffuse.config import parse_settings, read_settings
     from rediffuse.data.dataset import Dataset
-    from rediffuse.data.split import by_name
+    from rediffuse.evaluation.protocols import split_for
     from rediffuse.training import train as run_training
 
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
-    parts = by_name(split, Dataset.load(dataset))
+    parts = split_for(split, Dataset.load(dataset))
     for remark in (parts.leak, parts.note):
         if remark:
             print(f"Note: {remark}", file=sys.stderr)
@@ -105,51 +107,34 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     dataset: Annotated[Path, typer.Argument(help="The dataset it was trained on.")],
+    protocol: Annotated[
+        str | None, typer.Option(help="paper:diffurec, paper:diffrec or sampled-N; default: the run's split, in full.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise of a stochastic model.")] = 0,
+    sampling_seeds: Annotated[int, typer.Option(min=1, help="Seeds of that noise to average over.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Metrics on the test part over the whole catalogue; written to the run folder as well."""
+    from rediffuse.comparison import evaluate_run
     from rediffuse.data.dataset import Dataset
-    from rediffuse.data.split import by_name
-    from rediffuse.errors import RunError
-    from rediffuse.evaluation import evaluate_task, model_scores
-    from rediffuse.training import add_files, read_run
-    from rediffuse.training.precision import keep_freed_memory
 
-    contents, data = read_run(run), Dataset.load(dataset)
-    made_with = contents.config["split"]
-    if contents.config["data"]["fingerprint"] != data.fingerprint:
-        raise RunError(f"{run} was trained on other data than {dataset}.", "Give the dataset it was trained on.")
-    split = by_name(made_with["name"], data, **made_with["params"])
-    if split.fingerprint != made_with["fingerprint"]:
-        raise RunError(f"The split {made_with['name']} of {dataset} differs from that of {run}.", "Train again.")
-    task = split.task("test")
-    began = time.perf_counter()
-    with keep_freed_memory():
-        result = evaluate_task(
-            model_scores(contents.model, task, seed),
-            task,
-            num_items=data.num_items,
-        )
-    seconds = time.perf_counter() - began
-    facts = {"run": str(run), "split": split.name, "leak": split.leak, "seed": seed, **result.to_dict()}
-    facts["users_per_second"] = len(result.per_user) / seconds
-    # People keep their own ids in what is written.
-    per_user = result.per_user.with_columns(user=data.user_ids.gather(result.per_user["user"])).rename(
-        {"user": "user_id"}
-    )
-    add_files(run, {"test.json": json.dumps(facts, indent=2).encode(), "per_user_test.parquet": _parquet(per_user)})
+    seeds = range(seed, seed + sampling_seeds)
+    facts = evaluate_run(run, Dataset.load(dataset), protocol=protocol, seeds=seeds)
 
     def for_people() -> None:
-        show(_metrics_table(result, f"Test of {run} ({split.name})"))
-        counts = result.counts
+        rules, counts = facts["protocol"], facts["counts"]
+        show(_metrics_table(facts["metrics"], f"Test of {run} ({facts['split']}, protocol {rules['name']})"))
+        inputs = "are" if rules["validation_is_input"] else "are not"
         show(
             f"{counts['users']:,} users, {counts['items']:,} items; {counts['cold_users']:,} users without history; "
             f"{counts['truth_never_trained_share']:.1%} of the true items were never seen in training; "
-            f"{facts['users_per_second']:,.0f} users/s."
+            f"{facts['users_per_second']:,.0f} users/s. Validation events {inputs} part of the histories."
         )
-        if split.leak:
-            show(f"Note: {split.leak}")
+        if not rules["comparable"]:
+            show("NOT COMPARABLE with figures of other protocols.")
+        for remark in (rules["note"], facts["leak"]):
+            if remark:
+                show(f"Note: {remark}")
 
     answer(facts, as_json, for_people)
 
@@ -206,12 +191,12 @@ def recommend(
     answer(facts, as_json, for_people)
 
 
-def _metrics_table(result: TaskResult, title: str) -> Any:
-    listing = table(title, "metric", "seen items kept", "seen items filtered")
-    for name in SHOWN_METRICS:
-        listing.add_row(name, *(f"{result.metrics[policy][name]:.4f}" for policy in ("all", "unseen")))
-    popularity = (f"{result.metrics[policy]['popularity@10']:.1f}" for policy in ("all", "unseen"))
-    listing.add_row("popularity@10", *popularity)
+def _metrics_table(metrics: dict[str, dict[str, float]], title: str) -> Any:
+    labels = {"all": "seen items kept", "unseen": "seen items filtered"}
+    listing = table(title, "metric", *(labels[policy] for policy in metrics))
+    for name in (name for name in SHOWN_METRICS if all(name in values for values in metrics.values())):
+        shown = ".1f" if name.startswith("popularity@") else ".4f"
+        listing.add_row(name, *(format(values[name], shown) for values in metrics.values()))
     return listing
 
 
@@ -234,12 +219,9 @@ def _user_column(path: Path) -> list[Any]:
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
-    from rediffuse.data.files import atomic_write_bytes
+    from rediffuse.data.files import atomic_write_bytes, atomic_write_parquet
 
-    atomic_write_bytes(path, _parquet(frame) if path.suffix == ".parquet" else frame.write_csv().encode())
-
-
-def _parquet(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()
+    if path.suffix == ".parquet":
+        atomic_write_parquet(path, frame)
+    else:
+        atomic_write_bytes(path, frame.write_csv().encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import secrets
 import shutil
@@ -29,6 +30,13 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 def atomic_write_text(path: Path, content: str) -> None:
     """As `atomic_write_bytes`, in UTF-8 and with line ends as given."""
     atomic_write_bytes(path, content.encode("utf-8"))
+
+
+def parquet_bytes(frame: pl.DataFrame) -> bytes:
+    """The content of a Parquet file of ``frame``."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def atomic_write_parquet(path: Path, frame: pl.DataFrame) -> None:

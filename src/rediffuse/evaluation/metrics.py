@@ -44,12 +44,15 @@ _FORMULAS: dict[str, _Formula] = {
 }
 ACCURACY = tuple(_FORMULAS)
 # Described by the lists alone; only `evaluate_task`, which knows the catalogue, can give them.
-LIST_METRICS = ("coverage", "popularity")
+LIST_METRICS = ("coverage", "gini", "popularity", "novelty", "popularity_lift", "diversity")
 
 DEFAULT_METRICS: tuple[str, ...] = (
     *(f"{kind}@{k}" for k in (5, 10, 20) for kind in ACCURACY),
     "coverage@10",
+    "gini@10",
     "popularity@10",
+    "novelty@10",
+    "popularity_lift@10",
 )
 
 # "all": items of a user's history may be recommended again. "unseen": they are filtered.

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy import sparse
 
 from rediffuse.errors import ConfigError, DataError, did_you_mean
+from rediffuse.evaluation import lists as lists_of
 from rediffuse.evaluation.metrics import (
     ACCURACY,
     DEFAULT_METRICS,
@@ -75,12 +77,21 @@ def _best_ranks(offsets: NDArray[np.int64], ranks: NDArray[np.int64]) -> pl.Seri
     return pl.Series(best).set(pl.Series(best == NOT_RANKED), None)
 
 
-def _mean_popularity(items: NDArray[np.int32], popularity: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(users,) mean training count of the items of each list (users, k); NaN for a list without items."""
-    listed = items >= 0
-    total = np.where(listed, popularity[items], 0).sum(axis=1, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        return total / listed.sum(axis=1)
+_OF_ALL_LISTS = {"coverage": lists_of.coverage, "gini": lists_of.gini}
+
+
+def _of_each_list(
+    kind: str, top: NDArray[np.int32], task: RankingTask, features: sparse.csr_array | None
+) -> NDArray[np.float64]:
+    """(users,) the value of a list metric, NaN where there is none."""
+    counts = np.asarray(task.popularity)
+    if kind == "diversity":
+        if features is None:
+            raise ConfigError("diversity needs features of the items.", "Pass features=..., or leave it out.")
+        return lists_of.diversity(top, features)
+    if kind == "popularity_lift":
+        return lists_of.popularity_lift(top, counts, task.histories)
+    return {"popularity": lists_of.popularity, "novelty": lists_of.novelty}[kind](top, counts)
 
 
 def _counts(task: RankingTask, ranking: Ranking, num_items: int) -> dict[str, int | float]:
@@ -106,6 +117,7 @@ def evaluate_task(
     metrics: Sequence[str] = DEFAULT_METRICS,
     k_list: int = 20,
     user_block: int | None = None,
+    features: sparse.csr_array | None = None,
 ) -> TaskResult:
     """Rank the whole catalogue for every user of a task; average the metrics, with and without seen items.
 
@@ -114,12 +126,13 @@ def evaluate_task(
             too.
         task: users, histories, truth and the training count of every item.
         num_items: size of the catalogue.
-        metrics: accuracy metrics, ``coverage@K`` and ``popularity@K``.
-        k_list: length of the lists that are kept; longer where ``coverage`` or ``popularity`` need it.
+        metrics: accuracy metrics and those of lists (`rediffuse.evaluation.lists`).
+        k_list: length of the lists that are kept; longer where a metric of lists needs it.
         user_block: users scored at once; None lets `rank_task` choose.
+        features: (num_items, values) binary, for ``diversity@K``; see `rediffuse.data.features`.
 
     Raises:
-        ConfigError: an unknown metric.
+        ConfigError: an unknown metric, or ``diversity`` without features.
         DataError: no users, a user without a true item, or an item outside the catalogue.
         TrainingError: a score is NaN.
     """
@@ -132,7 +145,6 @@ def evaluate_task(
     listed = [metric for metric in wanted if metric.kind in LIST_METRICS]
     depth = max([k_list, *(metric.k for metric in listed)])
     ranking = rank_task(score, task, num_items=num_items, k=depth, user_block=user_block)
-    popularity = np.asarray(task.popularity)
 
     truth = ranking.truth
     columns: dict[str, Any] = {
@@ -148,16 +160,12 @@ def evaluate_task(
         means[policy] = {}
         for metric in wanted:
             name = str(metric)
-            if metric.kind == "coverage":  # a property of all lists together: it has no value per user
-                means[policy][name] = _coverage(lists[:, : metric.k], num_items)
+            top = lists[:, : metric.k]
+            if metric.kind in _OF_ALL_LISTS:  # a property of all lists together: it has no value per user
+                means[policy][name] = _OF_ALL_LISTS[metric.kind](top, num_items)
                 continue
-            value = values[name] if name in values else _mean_popularity(lists[:, : metric.k], popularity)
+            value = values[name] if name in values else _of_each_list(metric.kind, top, task, features)
             columns[flat_name(name, policy)] = pl.Series(value).fill_nan(None)
             known = value[~np.isnan(value)]
             means[policy][name] = float(known.mean()) if len(known) else 0.0
     return TaskResult(task.name, means, _counts(task, ranking, num_items), pl.DataFrame(columns), ranking)
-
-
-def _coverage(lists: NDArray[np.int32], num_items: int) -> float:
-    """Share of the catalogue that stands in at least one list (users, k)."""
-    return len(np.unique(lists[lists >= 0])) / num_items

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import polars as pl
 from safetensors.torch import save
 
-from rediffuse.data.files import atomic_write_bytes, atomic_write_text, sha256_file
+from rediffuse.data.files import atomic_write_bytes, atomic_write_text, parquet_bytes, sha256_file
 from rediffuse.data.histories import Histories
 from rediffuse.errors import RunError
 from rediffuse.models import model_class
@@ -77,8 +76,8 @@ def write_run(
     files = {
         "config.json": json.dumps(config, indent=2).encode(),
         "environment.json": json.dumps(environment, indent=2).encode(),
-        "items.parquet": _parquet(items),
-        "users.parquet": _parquet(users),
+        "items.parquet": parquet_bytes(items),
+        "users.parquet": parquet_bytes(users),
         "model.safetensors": save(weights, metadata={"note": json.dumps({"model": config["model"]})}),
         "README.md": card.encode(),
     }
@@ -167,9 +166,3 @@ def _as_lists(histories: Histories) -> pl.Series:
     lists = frame.group_by("user", maintain_order=True).agg(pl.col("item"))
     every = pl.DataFrame({"user": np.arange(len(histories))}).join(lists, on="user", how="left", maintain_order="left")
     return every["item"].fill_null([]).cast(pl.List(pl.Int32))
-
-
-def _parquet(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()

@@ -1,0 +1,47 @@
+"""The command that compares runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.output import answer, show, table
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders, for example runs/*")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the report.")] = None,
+    metric: Annotated[str, typer.Option(help="That pairs are tested on; /unseen: seen items filtered.")] = "ndcg@10",
+    published: Annotated[Path | None, typer.Option(help="YAML of others' figures: label: {source, ...}")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs side by side: intervals, paired tests, slices, costs; as a page that needs no network."""
+    from rediffuse.comparison import compare as run_comparison
+    from rediffuse.comparison.markdown import POLICY_NAMES, SHOWN, sentences
+    from rediffuse.config import read_settings
+
+    found = run_comparison(runs, out, metric=metric, published=read_settings(published) if published else None)
+
+    def for_people() -> None:
+        for policy in found.facts["protocol"]["seen"]:
+            rows = found.summary.filter(policy=policy)
+            names = [name for name in SHOWN if name in set(rows["metric"])]
+            listing = table(POLICY_NAMES[policy].capitalize(), "variant", "seeds", *names)
+            for label in rows["variant"].unique(maintain_order=True):
+                mine = {row["metric"]: row for row in rows.filter(variant=label).iter_rows(named=True)}
+                values: list[Any] = [f"{mine[name]['mean']:.4f}" if name in mine else "" for name in names]
+                listing.add_row(label, str(rows.filter(variant=label)["seeds"][0]), *values)
+            show(listing)
+        if len(found.pairs):
+            for sentence in sentences(found.pairs.filter(policy=found.policy)):
+                show(sentence)
+        if not found.facts["protocol"]["comparable"]:
+            show(f"NOT COMPARABLE with other protocols. {found.facts['protocol']['note']}")
+        if out is not None:
+            show(f"Report: {out / 'report.html'}")
+
+    answer(found.to_dict(), as_json, for_people)

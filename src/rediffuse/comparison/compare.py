@@ -1,0 +1,302 @@
+"""`compare`: runs side by side, with intervals, paired tests, slices and costs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from rediffuse.comparison.markdown import markdown
+from rediffuse.comparison.report import check_folder, write_report
+from rediffuse.comparison.runs import Variant, check_comparable, read_runs, variants
+from rediffuse.comparison.statistics import holm, mean_interval, paired_test
+from rediffuse.errors import ConfigError, did_you_mean
+from rediffuse.evaluation.metrics import POLICIES, flat_name
+
+HEADLINE = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
+# Cut-off of the share of true items found, in slices by popularity.
+SLICE_K = 10
+# Slices aim at this many groups of about equal size.
+SLICES = 4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that `compare` found, in plain tables.
+
+    Attributes:
+        metric, policy: what pairs are tested on, for example "ndcg@10" and "unseen".
+        facts: data, split, protocol and people, equal for all runs.
+        summary: one row per variant, policy and metric: mean over training seeds and its 95 % interval (null with one
+            seed), standard deviation over sampling seeds (null where nothing is sampled), and the 95 % interval over
+            people (null where a metric has no value per person).
+        pairs: one row per policy and pair of variants: mean difference over people with its interval, Cohen's d_z, p
+            of the paired t test, and p after Holm's correction over the pairs of a policy.
+        slices: one row per policy, variant and group of people (by length of history) or of true items (by how often
+            they were trained on).
+        costs: one row per variant.
+        twins: one row per policy, diffusion variant and metric: the difference from its twin without diffusion.
+        steps: validation metric by number of sampling steps, per diffusion variant.
+        curves: validation metric by minutes of training, per trained variant (its first seed).
+        published: figures of others, as given.
+    """
+
+    metric: str
+    policy: str
+    facts: dict[str, Any]
+    summary: pl.DataFrame
+    pairs: pl.DataFrame
+    slices: pl.DataFrame
+    costs: pl.DataFrame
+    twins: pl.DataFrame
+    steps: pl.DataFrame
+    curves: pl.DataFrame
+    published: dict[str, dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        tables = {name: value for name, value in vars(self).items() if isinstance(value, pl.DataFrame)}
+        return vars(self) | {name: table.to_dicts() for name, table in tables.items()}
+
+    def to_markdown(self) -> str:
+        """The main tables."""
+        return markdown(self)
+
+
+def compare(
+    runs: Iterable[str | Path],
+    out: str | Path | None = None,
+    *,
+    metric: str = "ndcg@10",
+    published: dict[str, dict[str, Any]] | None = None,
+) -> Comparison:
+    """Compare evaluated runs of one dataset, split and protocol; write a report if ``out`` is given.
+
+    Runs that differ by their seed alone are one variant.
+
+    Args:
+        runs: run folders, each evaluated by `evaluate_run`; other folders are left out.
+        out: folder for report.html, report.md, report.json and the tables as Parquet.
+        metric: a per-person metric that pairs are tested on; "ndcg@10/unseen" with seen items filtered.
+        published: label -> {"source": where from, metric: value, ...}; shown as published, never tested.
+
+    Raises:
+        RunError: runs that were not evaluated or are not comparable; says in what; ``out`` holds something else.
+        ConfigError: a metric that was not measured per person.
+        MissingExtraError: a report was asked for, and plotly or jinja2 is not installed.
+    """
+    if out is not None:
+        check_folder(Path(out))  # before the work
+    name, _, suffix = metric.partition("/")
+    policy = suffix or "all"
+    found = read_runs(runs)
+    check_comparable(found)
+    groups = variants(found)
+    policies = [p for p in POLICIES if p in found[0].test["protocol"]["seen"]]
+    measured = [c for c in found[0].per_user.columns if ("@" in c and "/" not in c) or c.endswith("/unseen")]
+    if flat_name(name, policy) not in measured:
+        raise ConfigError(f"{metric!r} was not measured per person.", did_you_mean(metric, measured))
+    comparison = Comparison(
+        name,
+        policy,
+        _facts(groups),
+        pl.DataFrame([row for p in policies for group in groups for row in _summary(group, p)], **_WHOLE),
+        pl.DataFrame([row for p in policies for row in _pairs(groups, flat_name(name, p), p)], **_WHOLE),
+        pl.DataFrame([row for p in policies for row in _slices(groups, name, p)], **_WHOLE),
+        pl.DataFrame([_cost(group) for group in groups], **_WHOLE),
+        pl.DataFrame([row for p in policies for row in _twins(groups, p)], **_WHOLE),
+        pl.DataFrame([row for group in groups for row in _steps(group)], **_WHOLE),
+        pl.DataFrame([row for group in groups for row in _curve(group)], **_WHOLE),
+        published or {},
+    )
+    if out is not None:
+        write_report(comparison, Path(out))
+    return comparison
+
+
+# A column may begin with nulls or whole numbers.
+_WHOLE: dict[str, Any] = {"infer_schema_length": None}
+
+
+def _facts(groups: list[Variant]) -> dict[str, Any]:
+    run = groups[0].runs[0]
+    return {
+        "data": run.config["data"],
+        "split": {key: run.config["split"][key] for key in ("name", "params", "leak")},
+        "protocol": run.test["protocol"],
+        "counts": run.test["counts"],
+        "selected_by": sorted({run.config["config"]["metric"] for group in groups for run in group.runs}),
+        "dates": sorted({run.test["date"] for group in groups for run in group.runs}),
+        "processors": sorted({run.test["environment"]["processor"] for group in groups for run in group.runs}),
+        "packages": run.test["environment"]["packages"],
+        "runs": [str(run.path) for group in groups for run in group.runs],
+    }
+
+
+def _summary(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
+    for metric in group.runs[0].test["metrics"][policy]:
+        values = group.values(metric, policy)
+        if values is None:
+            continue
+        seeds = mean_interval(np.asarray(values))
+        draws = [[one[policy][metric] for one in run.test["metrics_by_seed"]] for run in group.runs]
+        column = flat_name(metric, policy)
+        people = None
+        if column in group.runs[0].per_user.columns:
+            per_user = group.per_user(column)
+            people = mean_interval(per_user[~np.isnan(per_user)])
+        yield {
+            "variant": group.label,
+            "policy": policy,
+            "metric": metric,
+            "mean": seeds.mean,
+            "seeds": len(values),
+            "low": seeds.low,
+            "high": seeds.high,
+            "sampling_seeds": len(draws[0]),
+            "sampling_std": float(np.mean([np.std(d, ddof=1) for d in draws])) if len(draws[0]) > 1 else None,
+            "people_low": people and people.low,
+            "people_high": people and people.high,
+        }
+
+
+def _pairs(groups: list[Variant], column: str, policy: str) -> list[dict[str, Any]]:
+    values = {group.label: group.per_user(column) for group in groups}
+    rows = []
+    for first, second in itertools.combinations(values, 2):
+        test = paired_test(values[first], values[second])
+        rows.append(
+            {
+                "policy": policy,
+                "first": first,
+                "second": second,
+                "difference": test.difference.mean,
+                "low": test.difference.low,
+                "high": test.difference.high,
+                "effect": test.effect,
+                "p": test.p,
+                "users": test.users,
+            }
+        )
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+    return rows
+
+
+def _slices(groups: list[Variant], metric: str, policy: str) -> Iterable[dict[str, Any]]:
+    people, items = groups[0].runs[0].per_user, groups[0].runs[0].truth
+    column, rank = flat_name(metric, policy), flat_name("rank", policy)
+    for by, measured, numbers in (
+        ("history length", metric, people["history_length"].to_numpy()),
+        ("item popularity", f"recall@{SLICE_K} of items", items["train_count"].to_numpy()),
+    ):
+        slice_of, names = _groups(numbers)
+        for group in groups:
+            if by == "history length":
+                values = group.per_user(column)
+            else:
+                ranks = [run.truth[rank].fill_null(SLICE_K + 1).to_numpy() for run in group.runs]
+                values = np.mean([r <= SLICE_K for r in ranks], axis=0)
+            for number, name in enumerate(names):
+                inside = values[slice_of == number]
+                interval = mean_interval(inside)
+                yield {
+                    "policy": policy,
+                    "by": by,
+                    "metric": measured,
+                    "slice": name,
+                    "size": len(inside),
+                    "variant": group.label,
+                    "mean": interval.mean,
+                    "low": interval.low,
+                    "high": interval.high,
+                }
+
+
+def _groups(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
+    """The group (n,) of each number, and the groups' names: zero alone, then about `SLICES` of equal size."""
+    some = numbers[numbers > 0]
+    edges = [0]
+    if len(some):
+        inner = np.quantile(some, np.arange(1, SLICES) / SLICES, method="lower") + 1
+        edges = np.unique([0, 1, *inner]).tolist()
+    if not (numbers == 0).any():
+        edges = edges[1:]
+    tops = [edge - 1 for edge in edges[1:]] + [int(numbers.max())]
+    names = [str(low) if low == top else f"{low}-{top}" for low, top in zip(edges, tops, strict=True)]
+    return np.searchsorted(edges, numbers, side="right") - 1, names
+
+
+def _cost(group: Variant) -> dict[str, Any]:
+    training, tests = [run.config["training"] for run in group.runs], [run.test for run in group.runs]
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    return {
+        "variant": group.label,
+        "train_minutes": mean([t["minutes"] for t in training]),
+        "best_epoch": mean([t["best_epoch"] for t in training]),
+        "users_per_second": mean([t["users_per_second"] for t in tests]),
+        "peak_memory_mib": mean([t.get("peak_memory_mib") for t in training]),
+        "parameters": training[0]["parameters"],
+    }
+
+
+def _twins(groups: list[Variant], policy: str) -> Iterable[dict[str, Any]]:
+    """Each diffusion variant beside the variant that differs from it in `diffusion` alone."""
+    for group in groups:
+        if group.options.get("diffusion") is not True:
+            continue
+        for other in groups:
+            if other.model == group.model and other.options == group.options | {"diffusion": False}:
+                for metric in HEADLINE:
+                    column = flat_name(metric, policy)
+                    test = paired_test(group.per_user(column), other.per_user(column))
+                    yield {
+                        "policy": policy,
+                        "variant": group.label,
+                        "twin": other.label,
+                        "metric": metric,
+                        "with_diffusion": float(group.per_user(column).mean()),
+                        "without": float(other.per_user(column).mean()),
+                        **{f"difference_{k}": v for k, v in asdict(test.difference).items()},
+                        "p": test.p,
+                    }
+
+
+def _steps(group: Variant) -> Iterable[dict[str, Any]]:
+    curves = [run.config["resolved"].get("metric_by_steps") for run in group.runs]
+    if None in curves:
+        return
+    for steps in curves[0]:
+        value = float(np.mean([curve[steps] for curve in curves]))
+        yield {
+            "variant": group.label,
+            "steps": int(steps),
+            "metric": group.options["metric"],
+            "value": value,
+            "chosen": [run.config["resolved"].get("sampling_steps") for run in group.runs],
+        }
+
+
+def _curve(group: Variant) -> Iterable[dict[str, Any]]:
+    """Validation against time spent training; validations that were skipped count into the next."""
+    seconds = 0.0
+    for record in group.runs[0].epochs:
+        seconds += record["seconds"]
+        if record.get("validation"):
+            yield {
+                "variant": group.label,
+                "epoch": record["epoch"],
+                "minutes": seconds / 60,
+                "metric": group.options["metric"],
+                "value": record["validation"][group.options["metric"]],
+            }

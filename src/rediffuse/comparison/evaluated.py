@@ -1,0 +1,158 @@
+"""The test part, read once per run: metrics, per-person values and lists, written into the run folder."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.features import item_features
+from rediffuse.data.files import parquet_bytes
+from rediffuse.data.split import Task, by_name
+from rediffuse.errors import RunError
+from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
+from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
+from rediffuse.training import add_files, read_run
+from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.precision import keep_freed_memory
+
+# Of the lists that are kept per person.
+LIST_LENGTH = 20
+
+
+def evaluate_run(
+    run: str | Path, dataset: Dataset, *, protocol: str | None = None, seeds: Sequence[int] = (0,)
+) -> dict[str, Any]:
+    """Evaluate a run on the test part of its split, and write what was found into its folder.
+
+    Written are ``test.json`` (what is returned), ``per_user_test.parquet``, ``truth_test.parquet`` (the rank of every
+    true item) and ``lists_test.parquet``. Another protocol than that of the run's split has files of its own, named so.
+
+    Args:
+        run: a run folder.
+        dataset: the data it was trained on.
+        protocol: see `rediffuse.evaluation.protocols`; by default the one named as the run's split.
+        seeds: of the sampling noise of a stochastic model, which is evaluated once for each. Other models: the first.
+
+    Returns:
+        Metrics per policy, means over ``seeds``; the metrics of each seed; counts, protocol, cost, environment.
+
+    Raises:
+        RunError: the run was trained on other data or another split, or does not fit the protocol.
+        ConfigError: an unknown protocol.
+    """
+    folder = Path(run)
+    contents = read_run(folder)
+    made_with = contents.config["split"]
+    if contents.config["data"]["fingerprint"] != dataset.fingerprint:
+        raise RunError(f"{folder} was trained on other data than this.", "Give the dataset it was trained on.")
+    split = by_name(made_with["name"], dataset, **made_with["params"])
+    if split.fingerprint != made_with["fingerprint"]:
+        raise RunError(f"The split {made_with['name']} of this data differs from that of {folder}.", "Train again.")
+    rules = protocols.protocol(protocol or split.name)
+    task, features = rules.task(split), item_features(dataset.items)
+    metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else [])]
+    results: list[TaskResult] = []
+    memory, seconds = PeakMemory(), []
+    for seed in seeds if contents.model.stochastic else seeds[:1]:
+        score = model_scores(contents.model, task, seed)
+        if rules.negatives is not None:
+            score = protocols.among_sampled(score, task, rules.negatives, dataset.num_items, seed)
+        with keep_freed_memory():
+            began = time.perf_counter()
+            results.append(evaluate_task(score, task, num_items=dataset.num_items, metrics=metrics, features=features))
+            seconds.append(time.perf_counter() - began)
+    by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
+    facts = {
+        "run": str(folder),
+        "split": split.name,
+        "leak": split.leak,
+        "protocol": rules.facts(),
+        "task_fingerprint": _fingerprint(made_with["fingerprint"], rules.facts()),
+        "seed": seeds[0],
+        "sampling_seeds": list(seeds[: len(results)]),
+        "metrics": {
+            policy: {name: float(np.mean([one[policy][name] for one in by_seed])) for name in by_seed[0][policy]}
+            for policy in rules.policies
+        },
+        "metrics_by_seed": by_seed,
+        "counts": results[0].counts,
+        "users_per_second": len(task.users) / seconds[0],
+        "peak_memory_mib": memory.mib(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "environment": environment(),
+    }
+    suffix = "" if rules.name == split.name else "-" + rules.name.replace(":", "-")
+    tables = {
+        "per_user_test": _per_user(results, dataset, rules.policies),
+        "truth_test": _truth(results[0], task, dataset, rules.policies),
+        "lists_test": _lists(results[0], dataset, rules.policies),
+    }
+    files = {f"{name}{suffix}.parquet": parquet_bytes(table) for name, table in tables.items()}
+    add_files(folder, files | {f"test{suffix}.json": json.dumps(facts, indent=2).encode()})
+    return facts
+
+
+def _fingerprint(split: str, rules: dict[str, Any]) -> str:
+    """Equal where the same people are tested on the same items in the same way."""
+    parts = [split, *(rules[name] for name in ("candidates", "seen", "validation_is_input"))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _per_user(results: list[TaskResult], dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
+    """The first draw's table, with metrics averaged over draws."""
+    first = results[0].per_user
+    dropped = [policy for policy in POLICIES if policy not in policies]
+    kept = [c for c in first.columns if not any(_is_of(c, policy) for policy in dropped)]
+    averaged = [
+        pl.Series(c, np.mean([result.per_user[c].to_numpy() for result in results], axis=0)).fill_nan(None)
+        for c in kept
+        if "@" in c
+    ]
+    ids = dataset.user_ids.gather(first["user"]).alias("user_id")
+    return first.select(kept).with_columns(averaged).with_columns(ids.alias("user")).rename({"user": "user_id"})
+
+
+def _is_of(column: str, policy: str) -> bool:
+    """Whether a column of a per-user table belongs to a policy."""
+    measured = "@" in column or column.startswith("rank")
+    return measured and (column.endswith(f"/{policy}") if policy != "all" else "/" not in column)
+
+
+def _truth(result: TaskResult, task: Task, dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
+    truth = result.ranking.truth
+    ranks = {flat_name("rank", policy): pl.Series(result.ranking.ranks[policy]) for policy in policies}
+    return pl.DataFrame(
+        {
+            "user_id": dataset.user_ids.gather(task.users[truth.owners]),
+            "item_id": dataset.item_ids.gather(truth.items),
+            "train_count": task.popularity[truth.items],
+            **{name: column.set(column == NOT_RANKED, None) for name, column in ranks.items()},
+        }
+    )
+
+
+def _lists(result: TaskResult, dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
+    parts = []
+    for policy in policies:
+        items = result.ranking.items[policy][:, :LIST_LENGTH]
+        row, place = np.nonzero(items >= 0)
+        parts.append(
+            pl.DataFrame(
+                {
+                    "user_id": dataset.user_ids.gather(result.ranking.users[row]),
+                    "policy": pl.Series([policy], dtype=pl.Categorical).gather(np.zeros(len(row), dtype=np.int64)),
+                    "rank": (place + 1).astype(np.int32),
+                    "item_id": dataset.item_ids.gather(items[row, place]),
+                }
+            )
+        )
+    return pl.concat(parts)

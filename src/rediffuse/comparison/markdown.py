@@ -1,0 +1,122 @@
+"""A comparison as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from rediffuse.evaluation.metrics import flat_name
+
+if TYPE_CHECKING:
+    from rediffuse.comparison.compare import Comparison
+
+SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10")
+POLICY_NAMES = {"all": "seen items kept", "unseen": "seen items filtered"}
+SIGNIFICANT = 0.05
+
+
+def markdown(comparison: Comparison) -> str:
+    """The main tables of a comparison."""
+    facts = comparison.facts
+    lines = ["# Comparison", "", *_protocol(facts), ""]
+    for policy in facts["protocol"]["seen"]:
+        lines += [f"## {POLICY_NAMES[policy].capitalize()}", "", *_metrics(comparison, policy), ""]
+    lines += ["## Cost", "", *_costs(comparison.costs), ""]
+    pairs = comparison.pairs.filter(policy=comparison.policy) if len(comparison.pairs) else comparison.pairs
+    if len(pairs):
+        lines += [f"## Differences in {flat_name(comparison.metric, comparison.policy)}", "", *_pairs(pairs), ""]
+    if len(comparison.twins):
+        lines += ["## Diffusion against its twin", "", *_twins(comparison.twins), ""]
+    return "\n".join(lines)
+
+
+def sentences(pairs: pl.DataFrame) -> list[str]:
+    """Who is better than whom, in words; pairs without a significant difference last, in one sentence."""
+    said, open_pairs = [], []
+    for row in pairs.iter_rows(named=True):
+        better, worse = (row["first"], row["second"]) if row["difference"] > 0 else (row["second"], row["first"])
+        if row["p_holm"] < SIGNIFICANT:
+            said.append(f"{better} is better than {worse} (by {abs(row['difference']):.4f}, p = {row['p_holm']:.2g}).")
+        else:
+            open_pairs.append(f"{row['first']} and {row['second']}")
+    if open_pairs:
+        said.append(f"No significant difference: {'; '.join(open_pairs)}.")
+    return said
+
+
+def _protocol(facts: dict[str, Any]) -> list[str]:
+    data, rules, counts = facts["data"], facts["protocol"], facts["counts"]
+    inputs = "are" if rules["validation_is_input"] else "are not"
+    leak = facts["split"]["leak"] or "none known: training is strictly earlier than the test part."
+    lines = [
+        f"- Data: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events; "
+        f"{counts['users']:,} people tested.",
+        f"- Protocol: {rules['name']} (split {facts['split']['name']}), candidates: {rules['candidates']}; validation "
+        f"events {inputs} part of the histories at test time.",
+        f"- Leaks: {leak}",
+        f"- Selected on validation by {', '.join(facts['selected_by'])}.",
+    ]
+    return lines if rules["comparable"] else [*lines, f"- **Not comparable.** {rules['note']}"]
+
+
+def _metrics(comparison: Comparison, policy: str) -> list[str]:
+    rows = comparison.summary.filter(policy=policy)
+    names = [name for name in SHOWN if name in set(rows["metric"])]
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows.iter_rows(named=True):
+        spread = "" if row["low"] is None else f" ±{(row['high'] - row['low']) / 2:.4f}"
+        cells.setdefault(row["variant"], {})[row["metric"]] = f"{row['mean']:.4f}{spread}"
+    seeds = dict(rows.select("variant", "seeds").iter_rows())
+    table = [[label, str(seeds[label]), *(values.get(n, "") for n in names)] for label, values in cells.items()]
+    for label, figures in comparison.published.items():
+        shown = [f"{figures[n]:.4f}" if (n := flat_name(name, policy)) in figures else "" for name in names]
+        if any(shown):
+            table.append([f"{label} (published, not run here: {figures.get('source', 'no source')})", "", *shown])
+    return [*_table(["", "seeds", *names], table), "", "± is half the 95 % interval over training seeds."]
+
+
+def _costs(costs: pl.DataFrame) -> list[str]:
+    heads = ["", "training, min", "best epoch", "users/s", "peak memory, MiB", "parameters"]
+    shown = ("{}", "{:.2f}", "{:.0f}", "{:,.0f}", "{:,.0f}", "{:,}")
+    return _table(
+        heads,
+        [["" if v is None else f.format(v) for f, v in zip(shown, r, strict=True)] for r in costs.iter_rows()],
+    )
+
+
+def _pairs(pairs: pl.DataFrame) -> list[str]:
+    rows = [
+        [
+            f"{r['first']} − {r['second']}",
+            f"{r['difference']:+.4f}",
+            f"{r['low']:+.4f} to {r['high']:+.4f}",
+            f"{r['effect']:+.3f}",
+            f"{r['p_holm']:.2g}",
+        ]
+        for r in pairs.iter_rows(named=True)
+    ]
+    return [
+        *_table(["", "difference", "95 % interval", "effect d_z", "p (Holm)"], rows),
+        "",
+        f"Paired t tests over {pairs['users'][0]:,} people, values averaged over seeds; p after Holm's correction.",
+    ]
+
+
+def _twins(twins: pl.DataFrame) -> list[str]:
+    rows = [
+        [
+            f"{r['variant']} − {r['twin']}",
+            flat_name(r["metric"], r["policy"]),
+            f"{r['difference_mean']:+.4f}",
+            f"{r['difference_low']:+.4f} to {r['difference_high']:+.4f}",
+            f"{r['p']:.2g}",
+        ]
+        for r in twins.iter_rows(named=True)
+    ]
+    return _table(["", "metric", "difference", "95 % interval", "p"], rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---", *["--:"] * (len(heads) - 1)], *rows)]

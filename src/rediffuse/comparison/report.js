@@ -1,0 +1,220 @@
+"use strict";
+const D = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+// Okabe & Ito's colours, told apart by people with any colour vision; in pairs with ten line styles and symbols.
+const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C00", "#7A5CD0", "#A6761D", "#6B7280"];
+const GLYPHS = [..."●■◆▲✕★⬢✚▼⬟"];
+const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star", "hexagon", "cross", "triangle-down", "pentagon"];
+const labels = [...new Set(D.summary.map((row) => row.variant))];
+const style = (label) => {
+  const place = labels.indexOf(label);
+  return { color: COLOURS[place % COLOURS.length], symbol: SYMBOLS[place % SYMBOLS.length] };
+};
+// More is better for these; of the others nothing is best.
+const ACCURACY = /^(hr|ndcg|recall|precision|map|mrr)@/;
+const SHOWN = ["hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10", "diversity@10"];
+const state = { policy: D.policy, metric: D.metric, sort: D.metric, ascending: false };
+if (!D.facts.protocol.seen.includes(state.policy)) state.policy = D.facts.protocol.seen[0];
+
+const digits = (value, n = 4) => (value === null || value === undefined ? "" : value.toFixed(n));
+const whole = (value) => (value === null || value === undefined ? "" : Math.round(value).toLocaleString("en"));
+const probability = (p) => (p < 0.0001 ? "< 0.0001" : p.toPrecision(2));
+const of = (rows, wanted) => rows.filter((row) => Object.entries(wanted).every(([key, value]) => row[key] === value));
+
+function fill(table, heads, rows) {
+  table.replaceChildren();
+  const head = table.createTHead().insertRow();
+  for (const name of heads) {
+    const cell = document.createElement("th");
+    if (name instanceof Node) cell.append(name);
+    else cell.textContent = name;
+    head.append(cell);
+  }
+  const body = table.createTBody();
+  for (const { cells, kind } of rows) {
+    const row = body.insertRow();
+    if (kind) row.className = kind;
+    for (const value of cells) {
+      const cell = row.insertCell();
+      if (value && typeof value === "object") {
+        cell.textContent = value.text;
+        if (value.best) cell.className = "best";
+        if (value.small) cell.append(Object.assign(document.createElement("small"), { textContent: ` ${value.small}` }));
+      } else cell.textContent = value;
+    }
+  }
+  return head;
+}
+
+function summary() {
+  const rows = of(D.summary, { policy: state.policy });
+  const names = SHOWN.filter((name) => rows.some((row) => row.metric === name));
+  if (!names.includes(state.metric)) names.unshift(state.metric);
+  const value = (label, metric) => rows.find((row) => row.variant === label && row.metric === metric);
+  const best = (metric) => Math.max(...labels.map((label) => value(label, metric)?.mean ?? -Infinity));
+  const order = [...labels].sort((a, b) => {
+    const [x, y] = [a, b].map((label) => value(label, state.sort)?.mean ?? -Infinity);
+    return state.ascending ? x - y : y - x;
+  });
+  const lines = order.map((label) => ({
+    cells: [label, ...names.map((metric) => {
+      const found = value(label, metric);
+      if (!found) return "";
+      const small = found.low === null ? "" : `±${digits((found.high - found.low) / 2)}`;
+      return { text: digits(found.mean), small, best: ACCURACY.test(metric) && found.mean === best(metric) };
+    })],
+  }));
+  const suffix = state.policy === "all" ? "" : `/${state.policy}`;
+  for (const [label, figures] of Object.entries(D.published)) {
+    const cells = names.map((metric) => digits(figures[metric + suffix]));
+    if (cells.some(Boolean)) {
+      lines.push({ kind: "published", cells: [`${label} (published, not run here: ${figures.source ?? "no source"})`, ...cells] });
+    }
+  }
+  const buttons = names.map((name) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
+    button.addEventListener("click", () => {
+      state.ascending = state.sort === name ? !state.ascending : false;
+      state.sort = name;
+      summary();
+    });
+    return button;
+  });
+  const head = fill(byId("summary"), ["", ...buttons], lines);
+  head.cells[names.indexOf(state.sort) + 1]?.setAttribute("aria-sort", state.ascending ? "ascending" : "descending");
+}
+
+function pairs() {
+  const rows = of(D.pairs, { policy: state.policy });
+  fill(byId("pairs"), ["", `difference in ${D.metric}`, "95 % interval", "effect d_z", "p (Holm)"], rows.map((row) => {
+    const [first, second, sign] = row.difference >= 0 ? [row.first, row.second, 1] : [row.second, row.first, -1];
+    const ends = [sign * row.low, sign * row.high].sort((a, b) => a - b);
+    const clear = row.p_holm < SIGNIFICANT;
+    return { cells: [
+      { text: clear ? `${first} beats ${second}` : `${first} and ${second}: no clear difference`, best: clear },
+      digits(sign * row.difference), `${digits(ends[0])} to ${digits(ends[1])}`, digits(sign * row.effect, 3), probability(row.p_holm),
+    ] };
+  }));
+}
+
+function costs() {
+  fill(byId("costs"), ["", "training, minutes", "best epoch", "users/s", "peak memory, MiB", "parameters"], D.costs.map((row) => ({
+    cells: [row.variant, digits(row.train_minutes, 2), digits(row.best_epoch, 0), whole(row.users_per_second), whole(row.peak_memory_mib), whole(row.parameters)],
+  })));
+}
+
+// --- plots ---------------------------------------------------------------------------------------------------
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function draw(id, traces, x, y, more = {}) {
+  const axis = { gridcolor: css("--line"), zerolinecolor: css("--soft"), linecolor: css("--line"), automargin: true };
+  const layout = {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: css("--ink"), family: "system-ui, sans-serif", size: 13 },
+    margin: { l: 60, r: 20, t: 20, b: 50 }, hovermode: "closest",
+    xaxis: { ...axis, title: { text: x }, ...more.xaxis }, yaxis: { ...axis, title: { text: y }, ...more.yaxis },
+    showlegend: false, height: more.height ?? 360, barmode: "group",
+  };
+  Plotly.react(byId(id), traces, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+}
+
+function bars() {
+  const rows = of(D.summary, { policy: state.policy, metric: state.metric }).sort((a, b) => a.mean - b.mean);
+  const traces = rows.flatMap((row) => {
+    const { color, symbol } = style(row.variant);
+    const line = (low, high, width) => ({
+      type: "scatter", mode: "lines", x: [low, high], y: [row.variant, row.variant], line: { color, width }, hoverinfo: "skip",
+    });
+    return [
+      ...(row.people_low === null ? [] : [line(row.people_low, row.people_high, 1.5)]),
+      ...(row.low === null ? [] : [line(row.low, row.high, 6)]),
+      { type: "scatter", mode: "markers", x: [row.mean], y: [row.variant], marker: { color, symbol, size: 11 },
+        hovertemplate: `${row.variant}<br>%{x:.4f}<br>seeds: ${row.seeds}` +
+          (row.sampling_std === null ? "" : `<br>spread over ${row.sampling_seeds} sampling seeds: ${row.sampling_std.toExponential(1)}`) + "<extra></extra>" },
+    ];
+  });
+  draw("bars", traces, state.metric, "", { height: 80 + 34 * rows.length, xaxis: { rangemode: "tozero" } });
+}
+
+function twins() {
+  const rows = of(D.twins, { policy: state.policy });
+  byId("twins-part").hidden = !rows.length;
+  if (!rows.length) return;
+  const traces = [...new Set(rows.map((row) => row.variant))].map((label) => {
+    const mine = of(rows, { variant: label });
+    return {
+      type: "scatter", mode: "markers", name: label, x: mine.map((row) => row.difference_mean), y: mine.map((row) => row.metric),
+      marker: { ...style(label), size: 11 },
+      error_x: { type: "data", symmetric: false, array: mine.map((row) => row.difference_high - row.difference_mean), arrayminus: mine.map((row) => row.difference_mean - row.difference_low), color: style(label).color },
+    };
+  });
+  draw("twins", traces, "with diffusion − without", "", { height: 300, xaxis: { zeroline: true, zerolinewidth: 2 } });
+}
+
+function steps() {
+  byId("steps-part").hidden = !D.steps.length;
+  if (!D.steps.length) return;
+  const traces = [...new Set(D.steps.map((row) => row.variant))].map((label) => {
+    const mine = of(D.steps, { variant: label });
+    return { type: "scatter", mode: "lines+markers", name: label, x: mine.map((row) => row.steps), y: mine.map((row) => row.value), marker: style(label), line: { color: style(label).color } };
+  });
+  const ticks = [...new Set(D.steps.map((row) => row.steps))];
+  draw("steps", traces, "denoising steps", `validation ${D.steps[0].metric}`, { xaxis: { type: "log", tickvals: ticks, ticktext: ticks.map(String) }, yaxis: { rangemode: "tozero" } });
+}
+
+function cost(id, column, title) {
+  const traces = D.costs.filter((row) => row[column]).map((row) => {
+    const found = of(D.summary, { policy: state.policy, metric: state.metric, variant: row.variant })[0];
+    return { type: "scatter", mode: "markers", name: row.variant, x: [Math.max(row[column], 0.01)], y: [found.mean], marker: { ...style(row.variant), size: 12 }, hovertemplate: `${row.variant}<br>${title}: ${row[column].toLocaleString("en", { maximumFractionDigits: 2 })}<br>%{y:.4f}<extra></extra>` };
+  });
+  draw(id, traces, title, state.metric, { xaxis: { type: "log", dtick: "D2" }, yaxis: { rangemode: "tozero" }, height: 420 });
+}
+
+function slices(id, by) {
+  const rows = of(D.slices, { policy: state.policy, by });
+  const traces = labels.map((label) => {
+    const mine = of(rows, { variant: label });
+    return {
+      type: "scatter", mode: "lines+markers", name: label, x: mine.map((row) => `${row.slice}<br>n=${row.size.toLocaleString("en")}`), y: mine.map((row) => row.mean),
+      marker: { ...style(label), size: 8 }, line: { color: style(label).color, width: 1.5 },
+      error_y: { type: "data", array: mine.map((row) => (row.high ?? row.mean) - row.mean), thickness: 1, width: 2, color: style(label).color },
+    };
+  });
+  draw(id, traces, by === "history length" ? "events in the history" : "training events of the item", rows[0]?.metric ?? "", { xaxis: { type: "category" }, yaxis: { rangemode: "tozero" }, height: 420 });
+}
+
+function curves() {
+  byId("curves-part").hidden = !D.curves.length;
+  if (!D.curves.length) return;
+  const traces = [...new Set(D.curves.map((row) => row.variant))].map((label) => {
+    const mine = of(D.curves, { variant: label });
+    return { type: "scatter", mode: "lines", name: label, x: mine.map((row) => row.minutes), y: mine.map((row) => row.value), line: { color: style(label).color, width: 2 } };
+  });
+  draw("curves", traces, "minutes", `validation ${D.curves[0].metric}`, { yaxis: { rangemode: "tozero" } });
+}
+
+function all() {
+  for (const button of document.querySelectorAll("[data-policy]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.policy === state.policy));
+  }
+  summary(); pairs(); costs(); bars(); twins(); steps();
+  cost("cost-train", "train_minutes", "training, minutes"); cost("cost-serve", "users_per_second", "users per second");
+  slices("slices-people", "history length"); slices("slices-items", "item popularity"); curves();
+}
+
+byId("legend").replaceChildren(...labels.map((label) => {
+  const chip = Object.assign(document.createElement("span"), { textContent: ` ${label}` });
+  const glyph = Object.assign(document.createElement("b"), { textContent: GLYPHS[labels.indexOf(label) % GLYPHS.length] });
+  glyph.style.color = style(label).color;
+  chip.prepend(glyph);
+  return chip;
+}));
+const select = byId("metric");
+for (const name of new Set(D.summary.map((row) => row.metric))) select.add(new Option(name, name, false, name === state.metric));
+select.addEventListener("change", () => { state.metric = state.sort = select.value; state.ascending = false; all(); });
+for (const button of document.querySelectorAll("[data-policy]")) {
+  button.addEventListener("click", () => { state.policy = button.dataset.policy; all(); });
+}
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
+all();

@@ -1,0 +1,67 @@
+"""A comparison as a folder: one page that needs no network, the same as Markdown and JSON, and its tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rediffuse.comparison.markdown import POLICY_NAMES, SIGNIFICANT, markdown
+from rediffuse.data.files import atomic_write_parquet, atomic_write_text
+from rediffuse.errors import MissingExtraError, RunError
+
+if TYPE_CHECKING:
+    from rediffuse.comparison.compare import Comparison
+
+TABLES = ("summary", "pairs", "slices", "costs", "twins", "steps", "curves")
+
+
+def check_folder(out: Path) -> None:
+    """Raises:
+    MissingExtraError: what draws the page is not installed.
+    RunError: ``out`` holds something that is no report.
+    """
+    for package in ("plotly", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "report")
+    if out.exists() and any(out.iterdir()) and not (out / "report.json").exists():
+        raise RunError(f"{out} holds something that is no report.", "Choose another folder for the report.")
+
+
+def write_report(comparison: Comparison, out: Path) -> None:
+    """Write report.html, report.md, report.json and a Parquet file per table; an earlier report is replaced.
+
+    Raises:
+        MissingExtraError, RunError: as `check_folder`.
+    """
+    check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    # JSON has no NaN, and neither should a page.
+    content = json.dumps(comparison.to_dict(), default=str, allow_nan=False)
+    atomic_write_text(out / "report.json", content)
+    for name in TABLES:
+        if len(table := getattr(comparison, name)):
+            atomic_write_parquet(out / f"{name}.parquet", table)
+    atomic_write_text(out / "report.md", markdown(comparison))
+    atomic_write_text(out / "report.html", page(comparison, content))
+
+
+def page(comparison: Comparison, content: str) -> str:
+    """The page, with its script, its data and the plotting library inside."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    here = resources.files("rediffuse.comparison")
+    template = (here / "report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(
+        facts=comparison.facts,
+        policy_names=POLICY_NAMES,
+        significant=SIGNIFICANT,
+        # "</script>" inside a string would end the script.
+        content=content.replace("<", "\\u003c"),
+        plotly=get_plotlyjs(),
+        script=(here / "report.js").read_text(encoding="utf-8"),
+    )

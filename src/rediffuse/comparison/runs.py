@@ -1,0 +1,178 @@
+"""Evaluated runs, read from their folders, checked to be comparable, and grouped by what was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rediffuse.errors import RunError
+from rediffuse.models import model_class
+from rediffuse.training import read_config
+
+# What must be equal for figures to stand side by side: a name for people, and where it is.
+MUST_AGREE = {
+    "data": ("config", "data", "fingerprint"),
+    "split": ("config", "split", "fingerprint"),
+    "candidate set": ("test", "protocol", "candidates"),
+    "seen-item policy": ("test", "protocol", "seen"),
+    "use of validation events as input": ("test", "protocol", "validation_is_input"),
+}
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """Attributes:
+    path: the run folder.
+    config: content of config.json.
+    test: content of test.json.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    test: dict[str, Any]
+
+    @cached_property
+    def per_user(self) -> pl.DataFrame:
+        """One row per person, in the order of the task."""
+        return pl.read_parquet(self.path / "per_user_test.parquet")
+
+    @cached_property
+    def truth(self) -> pl.DataFrame:
+        """One row per true item."""
+        return pl.read_parquet(self.path / "truth_test.parquet")
+
+    @cached_property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; none for a model that is not trained."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ by their seed alone.
+
+    Attributes:
+        label: the model, and what sets it apart from other variants of it.
+        runs: by seed.
+    """
+
+    label: str
+    runs: tuple[EvaluatedRun, ...]
+
+    @property
+    def model(self) -> str:
+        return self.runs[0].config["model"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.runs[0].config["config"]
+
+    def values(self, metric: str, policy: str) -> list[float] | None:
+        """One value per seed, or None where it was not measured."""
+        found = [run.test["metrics"].get(policy, {}).get(metric) for run in self.runs]
+        return None if None in found else found  # pyright: ignore[reportReturnType]
+
+    def per_user(self, column: str) -> np.ndarray:
+        """(users,) means over seeds."""
+        return np.mean([run.per_user[column].to_numpy() for run in self.runs], axis=0)
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[EvaluatedRun]:
+    """Finished and evaluated runs; folders that are no runs are left out.
+
+    Raises:
+        RunError: a run is damaged, unfinished or not evaluated; none is left.
+    """
+    folders = [Path(path) for path in paths]
+    runs = []
+    for folder in dict.fromkeys(folders):
+        if not (folder / "manifest.json").exists() and not (folder / "checkpoints").exists():
+            continue  # runs/* also matches what is no run
+        config = read_config(folder)
+        if not (folder / "test.json").exists():
+            raise RunError(f"{folder} was not evaluated.", f"Run: rediffuse evaluate {folder} DATASET")
+        runs.append(EvaluatedRun(folder, config, json.loads((folder / "test.json").read_text(encoding="utf-8"))))
+    if not runs:
+        raise RunError(f"No runs in {', '.join(map(str, folders)) or 'an empty list'}.", "Give run folders: runs/*")
+    return runs
+
+
+def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
+    """Raises:
+    RunError: two runs differ in something of `MUST_AGREE`, are about other people, or are the same run twice.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        for name, (where, *keys) in MUST_AGREE.items():
+            mine, theirs = _look(getattr(run, where), keys), _look(getattr(first, where), keys)
+            if mine != theirs:
+                raise RunError(
+                    f"{run.path} and {first.path} differ in their {name}: {_brief(run, name, mine)} and "
+                    f"{_brief(first, name, theirs)}.",
+                    "Compare them apart, or train and evaluate them alike.",
+                )
+        if not run.per_user["user_id"].equals(first.per_user["user_id"]):
+            raise RunError(f"{run.path} and {first.path} were evaluated on other people.", "Evaluate them again.")
+
+
+def _look(facts: dict[str, Any], keys: Sequence[str]) -> Any:
+    for key in keys:
+        facts = facts[key]
+    return facts
+
+
+def _brief(run: EvaluatedRun, name: str, value: Any) -> str:
+    if name == "split":
+        return f"{run.config['split']['name']} {run.config['split']['params'] or ''}".strip()
+    if name == "data":
+        return f"{run.config['data']['events']:,} events ({value[:8]})"
+    return str(value)
+
+
+def variants(runs: Sequence[EvaluatedRun]) -> list[Variant]:
+    """Group runs that differ by seed alone; name each group by what sets it apart.
+
+    Raises:
+        RunError: two runs of a group have the same seed.
+    """
+    groups: dict[str, list[EvaluatedRun]] = {}
+    for run in runs:
+        key = json.dumps([run.config["model"], run.config["config"]], sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    for group in groups.values():
+        seeds = [run.seed for run in group]
+        for run in group:
+            if seeds.count(run.seed) > 1:
+                twins = " and ".join(str(other.path) for other in group if other.seed == run.seed)
+                raise RunError(f"{twins} are the same training with the same seed.", "Give one of them.")
+    labels = _labels([group[0] for group in groups.values()])
+    return [
+        Variant(label, tuple(sorted(group, key=lambda run: run.seed)))
+        for label, group in zip(labels, groups.values(), strict=True)
+    ]
+
+
+def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """The model, its preset, and the options in which variants of one model differ, where they are not the default."""
+    labels = []
+    for run in runs:
+        name, options = run.config["model"], run.config["config"]
+        others = [other.config["config"] for other in runs if other.config["model"] == name]
+        default = model_class(name).Config.build(run.config["preset"]).model_dump()
+        apart = [o for o in options if any(other.get(o) != options[o] for other in others) and options[o] != default[o]]
+        named = [run.config["preset"]] if run.config["preset"] else []
+        named += [f"{option}={options[option]}" for option in apart]
+        labels.append(f"{name} ({', '.join(named)})" if named else name)
+    return labels
