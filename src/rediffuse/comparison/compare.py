@@ -225,7 +225,7 @@ def _groups(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
     edges = [0]
     if len(some):
         inner = np.quantile(some, np.arange(1, SLICES) / SLICES, method="lower") + 1
-        edges = np.unique([0, 1, *inner]).tolist()
+        edges = [edge for edge in np.unique([0, 1, *inner]).tolist() if edge <= some.max()]
     if not (numbers == 0).any():
         edges = edges[1:]
     tops = [edge - 1 for edge in edges[1:]] + [int(numbers.max())]

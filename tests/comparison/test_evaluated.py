@@ -1,0 +1,78 @@
+"""What `evaluate_run` finds and leaves in the run folder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from tests.synthetic import walks
+
+import rediffuse as rd
+from rediffuse.errors import RunError
+from rediffuse.evaluation import evaluate_task, model_scores
+
+
+@pytest.fixture(scope="module")
+def data():
+    return walks()
+
+
+@pytest.fixture
+def run(data, tmp_path):
+    return rd.train("itemknn", rd.split.leave_one_out(data), tmp_path / "run").path
+
+
+def test_files_hold_what_the_evaluation_found(run, data):
+    facts = rd.evaluate_run(run, data)
+    split = rd.split.leave_one_out(data)
+    task, model = split.task("test"), rd.Recommender.load(run).model
+    direct = evaluate_task(model_scores(model, task), task, num_items=data.num_items)
+    for policy in ("all", "unseen"):
+        assert facts["metrics"][policy] == pytest.approx(direct.metrics[policy])
+    assert json.loads((run / "test.json").read_text()) == facts
+
+    people = pl.read_parquet(run / "per_user_test.parquet")
+    assert people["user_id"].to_list() == data.user_ids.gather(task.users).to_list()
+    assert people["ndcg@10/unseen"].mean() == pytest.approx(facts["metrics"]["unseen"]["ndcg@10"])
+    truth = pl.read_parquet(run / "truth_test.parquet")
+    assert truth["item_id"].to_list() == data.item_ids.gather(task.truth.items).to_list()
+    assert (truth["rank"] <= 10).mean() == pytest.approx(facts["metrics"]["all"]["hr@10"])
+    lists = pl.read_parquet(run / "lists_test.parquet").filter(pl.col("policy").cast(pl.String) == "unseen")
+    recommended = rd.Recommender.load(run).recommend(users=people["user_id"].to_list()[:5], k=20)
+    ours = lists.filter(pl.col("user_id").is_in(people["user_id"].head(5).implode()))
+    assert ours["item_id"].to_list() == recommended["item_id"].to_list()
+    rd.Recommender.load(run)  # the manifest knows the new files
+
+
+def test_several_draws_of_a_stochastic_model_are_averaged(data, tmp_path):
+    options = {"epochs": 1, "embedding_size": 16, "blocks": 1, "lambda_uncertainty": 0.5, "sampling_steps": 2}
+    run = rd.train("diffurec", rd.split.leave_one_out(data), tmp_path / "run", config=options).path
+    facts = rd.evaluate_run(run, data, seeds=[4, 5, 6])
+    assert facts["sampling_seeds"] == [4, 5, 6]
+    each = [one["all"]["mrr@10"] for one in facts["metrics_by_seed"]]
+    assert len(set(each)) > 1
+    assert facts["metrics"]["all"]["mrr@10"] == pytest.approx(np.mean(each))
+    people = pl.read_parquet(run / "per_user_test.parquet")
+    assert people["mrr@10"].mean() == pytest.approx(np.mean(each))
+
+
+def test_a_deterministic_model_is_evaluated_once(run, data):
+    assert rd.evaluate_run(run, data, seeds=[1, 2, 3])["sampling_seeds"] == [1]
+
+
+def test_another_protocol_leaves_the_full_result_alone(run, data):
+    full = rd.evaluate_run(run, data)
+    sampled = rd.evaluate_run(run, data, protocol="sampled-5")
+    assert json.loads((run / "test.json").read_text()) == full
+    assert json.loads((run / "test-sampled-5.json").read_text()) == sampled
+    assert (run / "per_user_test-sampled-5.parquet").exists()
+    assert sampled["protocol"]["comparable"] is False
+    assert sampled["task_fingerprint"] != full["task_fingerprint"]
+    assert sampled["metrics"]["unseen"]["hr@5"] > full["metrics"]["unseen"]["hr@5"]  # easier by far
+
+
+def test_other_data_is_refused(run):
+    with pytest.raises(RunError, match="was trained on other data"):
+        rd.evaluate_run(run, walks(seed=1))

@@ -1,0 +1,143 @@
+"""The report, opened in a real browser without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+
+import polars as pl
+import pytest
+
+import rediffuse as rd
+from rediffuse.comparison import report
+from rediffuse.comparison.markdown import sentences
+from rediffuse.errors import MissingExtraError, RunError
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+PUBLISHED = {"A </script> paper": {"source": "arXiv 1", "ndcg@10/unseen": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def written(evaluated, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "report"
+    return rd.compare(evaluated.values(), out, metric="ndcg@10/unseen", published=PUBLISHED), out
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    if BROWSER is None:
+        reason = "No browser: install Chromium (Debian's package chromium)."
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.faults, tab.asked = [], []
+        tab.on("console", lambda message: tab.faults.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: tab.faults.append(str(error)))
+        tab.on("request", lambda request: tab.asked.append(request.url))
+        tab.goto((written[1] / "report.html").as_uri())
+        tab.wait_for_selector("#curves .main-svg")
+        yield tab
+        browser.close()
+
+
+def test_the_page_needs_no_network_and_draws_everything(page):
+    assert page.faults == []
+    assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
+    plots = ["bars", "twins", "steps", "cost-train", "cost-serve", "slices-people", "slices-items", "curves"]
+    for plot in plots:
+        marks = page.locator(f"#{plot} .main-svg .trace path, #{plot} .main-svg .trace .point").count()
+        assert marks > 0, plot
+    assert page.locator("#legend span").count() == 4
+
+
+def cell(page, row: str, column: str) -> str:
+    heads = page.locator("#summary th").all_inner_texts()
+    line = page.locator("#summary tbody tr", has_text=row).first
+    return line.locator("td").nth(next(n for n, h in enumerate(heads) if h.strip(" ▾▴") == column)).inner_text()
+
+
+def test_the_policy_switch_changes_the_table(page, written):
+    for policy in ("all", "unseen"):
+        page.click(f"[data-policy={policy}]")
+        for metric in ("hr@10", "recall@20", "mrr@10"):
+            row = written[0].summary.filter(variant="itemknn", policy=policy, metric=metric)
+            assert cell(page, "itemknn", metric).startswith(f"{row['mean'][0]:.4f}")
+    assert page.get_attribute("[data-policy=unseen]", "aria-pressed") == "true"
+
+
+def test_a_column_can_be_sorted(page):
+    def order() -> list[float]:
+        values = page.locator("#summary tbody tr:not(.published) td:nth-child(2)").all_inner_texts()
+        return [float(value.split()[0]) for value in values]
+
+    page.click("#summary th >> text=hr@10")
+    first = order()
+    assert first == sorted(first, reverse=True)
+    page.click("#summary th >> text=hr@10")
+    assert order() == sorted(first)
+
+
+def test_the_metric_selector_changes_the_plot(page):
+    page.select_option("#metric", "mrr@10")
+    assert "mrr@10" in (page.locator("#bars .xtitle").text_content() or "")
+
+
+def test_published_figures_are_marked(page):
+    row = page.locator("#summary tr.published")
+    assert "A </script> paper (published, not run here: arXiv 1)" in row.inner_text()
+    assert "0.5000" in row.inner_text()
+
+
+def test_markdown_puts_figures_under_their_names(written):
+    comparison, out = written
+    text = (out / "report.md").read_text()
+    part = text.split("## Seen items filtered")[1]
+    heads = [head.strip() for head in next(line for line in part.splitlines() if line.startswith("|")).split("|")]
+    line = [part.strip() for part in next(line for line in part.splitlines() if "| itemknn" in line).split("|")]
+    for metric in ("hr@10", "recall@20", "mrr@10", "novelty@10"):
+        mean = comparison.summary.filter(variant="itemknn", policy="unseen", metric=metric)["mean"][0]
+        assert line[heads.index(metric)] == f"{mean:.4f}"
+    assert "published, not run here" in part
+
+
+def test_json_and_parquet_hold_the_same(written):
+    comparison, out = written
+    said = json.loads((out / "report.json").read_text())
+    assert said["pairs"] == comparison.pairs.to_dicts()
+    assert pl.read_parquet(out / "slices.parquet").equals(comparison.slices)
+
+
+def test_an_earlier_report_is_replaced_and_other_folders_are_not(written, evaluated, tmp_path):
+    rd.compare([evaluated["itemknn"]], written[1].parent / "again")
+    rd.compare([evaluated["popularity"]], written[1].parent / "again")
+    assert "popularity" in (written[1].parent / "again" / "report.md").read_text()
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="holds something that is no report"):
+        rd.compare([evaluated["itemknn"]], tmp_path)
+
+
+def test_without_plotly_there_is_a_remedy_and_no_half_report(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None if name == "plotly" else object())
+    with pytest.raises(MissingExtraError, match=re.escape("pip install 'rediffuse[report]'")):
+        rd.compare([evaluated["itemknn"]], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert len(rd.compare([evaluated["itemknn"]]).costs) == 1
+
+
+def test_sentences_name_the_better_one():
+    rows = [
+        {"first": "a", "second": "b", "difference": -0.02, "p_holm": 0.001},
+        {"first": "a", "second": "c", "difference": 0.01, "p_holm": 0.2},
+    ]
+    assert sentences(pl.DataFrame(rows)) == [
+        "b is better than a (by 0.0200, p = 0.001).",
+        "No significant difference: a and c.",
+    ]

@@ -1,0 +1,54 @@
+"""Intervals and tests against scipy and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rediffuse.comparison.statistics import holm, mean_interval, paired_test
+
+
+def test_interval_of_three_seeds_by_hand():
+    found = mean_interval(np.array([0.1, 0.2, 0.3]))
+    # t(0.975, 2) = 4.302653, standard error 0.1 / sqrt(3)
+    assert found.mean == pytest.approx(0.2)
+    assert found.high == pytest.approx(0.2 + 4.302653 * 0.1 / 3**0.5, rel=1e-6)
+    assert found.low == pytest.approx(0.2 - 4.302653 * 0.1 / 3**0.5, rel=1e-6)
+
+
+def test_one_value_has_no_interval():
+    assert mean_interval(np.array([0.4])).to_dict() == {"mean": 0.4, "low": None, "high": None}
+
+
+def test_paired_test_is_scipys():
+    rng = np.random.default_rng(0)
+    first = rng.random(300)
+    second = first - rng.normal(0.02, 0.2, 300)
+    found = paired_test(first, second)
+    theirs = stats.ttest_rel(first, second)
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-12)
+    interval = theirs.confidence_interval(0.95)
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high), rel=1e-12)
+    assert found.effect == pytest.approx(theirs.statistic / np.sqrt(300), rel=1e-12)
+    back = paired_test(second, first)
+    assert (back.p, back.effect) == pytest.approx((found.p, -found.effect))
+
+
+def test_nobody_differs():
+    same = paired_test(np.ones(5), np.ones(5))
+    assert (same.p, same.effect, same.difference.mean) == (1.0, 0.0, 0.0)
+
+
+def test_holm_by_hand():
+    # Sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, made monotone: .04 .06 .06 .06.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_keeps_its_level():
+    """Of many families without any effect, at most about 5 % have a finding."""
+    rng = np.random.default_rng(1)
+    found = sum(min(holm(rng.random(10).tolist())) < 0.05 for _ in range(2000))
+    assert 0.03 < found / 2000 < 0.07

@@ -1,0 +1,112 @@
+"""Protocols by name: what goes in, what is filtered, what is ranked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.synthetic import walks
+
+import rediffuse as rd
+from rediffuse.data.histories import Histories
+from rediffuse.data.split import TRAIN, VALID, Task
+from rediffuse.errors import ConfigError, DataError, RunError
+from rediffuse.evaluation import evaluate_task
+from rediffuse.evaluation.protocols import among_sampled, protocol, split_for
+
+
+@pytest.fixture(scope="module")
+def data():
+    return walks()
+
+
+def test_validation_events_are_shown_unless_the_protocol_says_otherwise(data):
+    split = rd.split.leave_one_out(data)
+    shown = protocol("leave-one-out").task(split)
+    known = data.interactions.where((split.part == TRAIN) | (split.part == VALID)).take(shown.users)
+    assert np.array_equal(shown.histories.items, known.items)
+    assert shown.seen is None
+
+
+def test_diffrec_is_given_the_training_row_and_filters_validation_too(data):
+    split = rd.split.leave_one_out(data)
+    object.__setattr__(split, "name", "given")
+    task = protocol("paper:diffrec").task(split)
+    train = data.interactions.where(split.part == TRAIN).take(task.users)
+    assert np.array_equal(task.histories.items, train.items)
+    assert task.seen is not None
+    assert np.array_equal(task.seen.items, split.task("test").histories.items)
+    result = evaluate_task(
+        lambda histories, start: torch.zeros(len(histories), data.num_items), task, num_items=data.num_items
+    )
+    for row, items in enumerate(result.ranking.items["unseen"]):
+        assert not set(items[items >= 0]) & set(task.seen.row(row))
+
+
+def test_a_protocol_of_another_split_is_refused(data):
+    with pytest.raises(RunError, match=r"'paper:diffrec' is defined on the split 'given', and this is 'leave-one-out'"):
+        protocol("paper:diffrec").task(rd.split.leave_one_out(data))
+
+
+def test_names(data):
+    with pytest.raises(ConfigError, match="Did you mean 'leave-one-out'"):
+        protocol("leave-one-ou")
+    for wrong in ("sampled-0", "sampled-", "sampled-x"):
+        with pytest.raises(ConfigError):
+            protocol(wrong)
+    assert protocol("sampled-99").facts() | {"note": None} == {
+        "name": "sampled-99",
+        "candidates": "sampled-99",
+        "seen": ["all", "unseen"],
+        "validation_is_input": True,
+        "comparable": False,
+        "note": None,
+    }
+    assert split_for("global-time", data, quantile=0.8).params["quantile"] == 0.8
+    with pytest.raises(DataError, match="without a split"):
+        split_for("paper:diffurec", data)
+
+
+NUM_ITEMS = 30
+TASK = Task(
+    "test",
+    np.array([7, 3, 11]),
+    Histories.from_lists([[0, 1, 1], [], list(range(25))]),
+    Histories.from_lists([[4, 5], [9], [26]]),
+    np.ones(NUM_ITEMS, dtype=np.int64),
+)
+
+
+def scores() -> torch.Tensor:
+    return torch.rand(3, NUM_ITEMS, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_sampled_ranks_are_among_the_drawn_items(block):
+    matrix = scores()
+    score = among_sampled(lambda h, start: matrix[start : start + len(h)].clone(), TASK, 5, NUM_ITEMS, seed=2)
+    result = evaluate_task(score, TASK, num_items=NUM_ITEMS, user_block=block, metrics=["hr@1", "mrr@20"])
+    ranks = iter(result.ranking.ranks["unseen"])
+    for row in range(3):
+        kept = torch.isfinite(score(TASK.histories.take(np.array([row])), row)[0]).nonzero().squeeze(1).tolist()
+        true, seen = TASK.truth.row(row).tolist(), set(TASK.histories.row(row).tolist())
+        drawn = set(kept) - set(true)
+        assert len(drawn) == min(5, NUM_ITEMS - len(seen | set(true)))
+        assert not drawn & seen
+        for item in true:
+            others = sum(matrix[row, other] > matrix[row, item] for other in kept)
+            assert next(ranks) == others + 1
+
+
+def test_the_draw_is_even():
+    score = among_sampled(lambda h, start: torch.zeros(1, NUM_ITEMS), TASK, 5, NUM_ITEMS, seed=0)
+    one = TASK.histories.take(np.array([0]))
+    hits = np.zeros(NUM_ITEMS)
+    for seed in range(800):
+        score = among_sampled(lambda h, start: torch.zeros(1, NUM_ITEMS), TASK, 5, NUM_ITEMS, seed=seed)
+        hits += torch.isfinite(score(one, 0)[0]).numpy()
+    assert hits[[0, 1]].sum() == 0
+    assert (hits[[4, 5]] == 800).all()
+    free = np.delete(hits, [0, 1, 4, 5])
+    expected = 800 * 5 / 26
+    assert (np.abs(free - expected) < 4.5 * np.sqrt(expected)).all()
