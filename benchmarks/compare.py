@@ -11,8 +11,9 @@ model gets the same minutes of one thread, its default options, and selection by
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,15 @@ def main() -> None:
         return
     part, parts = map(int, arguments.part.split("/"))
     wanted = [(variant, seed) for seed in arguments.seeds for variant in arguments.models]
+    if len(wanted) == 1:
+        variant, seed = wanted[0]
+        train(variant, split, folder / f"{variant}-{seed}", seed, arguments.minutes)
+        return
     for variant, seed in wanted[part::parts]:
         # A process for each, so that the peak of memory is the run's own.
-        job = (variant, split, folder / f"{variant}-{seed}", seed, arguments.minutes)
-        process = multiprocessing.get_context("fork").Process(target=train, args=job)
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(f"{variant} with seed {seed} failed.")
+        again = ["--data", arguments.data, "--split", arguments.split, "--minutes", str(arguments.minutes)]
+        again += ["--runs", str(arguments.runs), "--models", variant, "--seeds", str(seed)]
+        subprocess.run([sys.executable, __file__, *again], check=True)
 
 
 def train(variant: str, split: Split, folder: Path, seed: int, minutes: float) -> None:
