@@ -62,6 +62,8 @@ def main() -> None:
         train(variant, split, folder / f"{variant}-{seed}", seed, arguments.minutes)
         return
     for variant, seed in wanted[part::parts]:
+        if (folder / f"{variant}-{seed}" / "manifest.json").exists():
+            continue
         # A process for each, so that the peak of memory is the run's own.
         again = ["--data", arguments.data, "--split", arguments.split, "--minutes", str(arguments.minutes)]
         again += ["--runs", str(arguments.runs), "--models", variant, "--seeds", str(seed)]

@@ -3,8 +3,8 @@
     REDIFFUSE_DATA=... OMP_NUM_THREADS=1 python benchmarks/rectools_sasrec.py --rectools PYTHON
 
 PYTHON is an interpreter with ``rectools[torch]`` installed, best in an environment of its own. Amazon Beauty, given
-split: 2 blocks, d = 128, full softmax. Both run some steps and are scaled to an epoch; processor time is counted, so that
-other work on the machine matters less.
+split: 2 blocks, d = 128, full softmax. Both run some steps and are scaled to an epoch; processor time is counted, so
+that other work on the machine matters less.
 """
 
 from __future__ import annotations
