@@ -112,6 +112,44 @@ def test_train_then_evaluate_then_recommend(command, dataset, trained):
     assert not {"i1", "i2", "i3", "i9"} & {row["item_id"] for row in json.loads(out)["recommendations"]}
 
 
+def test_a_sampled_protocol_says_that_it_is_not_comparable(command, dataset, trained):
+    code, out, err = command("evaluate", trained, dataset, "--protocol", "sampled-5")
+    assert code == 0, err
+    assert "NOT COMPARABLE" in out
+    assert "Krichene & Rendle" in " ".join(out.split())
+    assert (trained / "test-sampled-5.json").exists()
+
+
+def test_compare_writes_a_report(command, dataset, trained, tmp_path):
+    command("evaluate", trained, dataset, "--sampling-seeds", "2")
+    command("train", "itemknn", dataset, "-o", tmp_path / "knn", "--split", "leave-one-out")
+    code, _, err = command("compare", trained, tmp_path / "knn")
+    assert code == 2
+    assert f"rediffuse evaluate {tmp_path / 'knn'} DATASET" in " ".join(err.split())
+    command("evaluate", tmp_path / "knn", dataset)
+    (tmp_path / "published.yaml").write_text("A paper:\n  source: here\n  hr@10: 0.5\n")
+    code, out, err = command(
+        "compare", trained, tmp_path / "knn", "-o", tmp_path / "report", "--published", tmp_path / "published.yaml"
+    )
+    assert code == 0, err
+    assert "itemknn" in out
+    assert "diffurec" in out
+    assert {file.name for file in (tmp_path / "report").iterdir()} >= {"report.html", "report.md", "report.json"}
+    code, out, _ = command("compare", trained, tmp_path / "knn", "--json")
+    assert {row["variant"] for row in json.loads(out)["costs"]} == {"diffurec", "itemknn"}
+
+
+def test_tune_prints_the_command_that_trains_with_what_it_found(command, dataset, tmp_path):
+    code, out, err = command("tune", "ease", dataset, "-o", tmp_path / "study", "--trials", "3", "--json")
+    assert code == 0, err
+    assert json.loads(out)["best_value"] > 0
+    code, out, err = command("tune", "ease", dataset, "-o", tmp_path / "study", "--trials", "3")
+    assert code == 0, err
+    assert "--config" in out
+    code, _, err = command("train", "ease", dataset, "-o", tmp_path / "run", "--config", tmp_path / "study/best.yaml")
+    assert code == 0, err
+
+
 def test_recommend_for_a_file_of_users(command, trained, place):
     pl.DataFrame({"user_id": ["u3", "u5", "stranger"]}).write_csv(place / "users.csv")
     code, out, err = command(
@@ -152,6 +190,10 @@ def test_models_data_and_doctor_in_json(command):
         (["train", "diffurec", "DATA", "-o", "X", "--preset", "papre"], "Did you mean 'paper'"),
         (["train", "diffurec", "DATA", "-o", "X", "--split", "leave-on-out"], "Did you mean 'leave-one-out'"),
         (["train", "diffurec", "nowhere", "-o", "X"], "nowhere"),
+        (["train", "diffurec", "DATA", "-o", "X", "--split", "paper:diffrec"], "came without a split"),
+        (["evaluate", "RUN", "DATA", "--protocol", "paper:diffurec"], "Train with --split paper:diffurec"),
+        (["evaluate", "RUN", "DATA", "--protocol", "leave-one"], "Did you mean 'leave-one-out'"),
+        (["tune", "popularity", "DATA", "-o", "X"], "no options to search"),
         (["data", "ml-100"], "-o"),
         (["recommend", "RUN"], "Say for whom"),
         (["recommend", "RUN", "--history", "Film i99"], "Did you mean 'Film i"),

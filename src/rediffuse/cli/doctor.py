@@ -10,7 +10,7 @@ from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import answer, show, table
 
 # Optional package -> the extra that brings it.
-EXTRAS = {"tensorboard": "track"}
+EXTRAS = {"tensorboard": "track", "plotly": "report", "jinja2": "report", "optuna": "tune"}
 
 
 @app.command()
