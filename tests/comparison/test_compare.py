@@ -8,11 +8,15 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+from tests.comparison.folders import made_up_run
 from tests.synthetic import walks
+from typer.testing import CliRunner
 
 import rediffuse as rd
+from rediffuse.cli import app
 from rediffuse.comparison.compare import _groups
-from rediffuse.errors import ConfigError, RunError
+from rediffuse.data.files import parquet_bytes
+from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.training import add_files
 
 
@@ -70,9 +74,14 @@ def test_pairs_are_paired_by_person(comparison, evaluated):
 
 
 def test_slices_add_up(comparison):
-    for by in ("history length", "item popularity"):
-        rows = comparison.slices.filter(by=by, policy="unseen", variant="itemknn")
-        metric = {"history length": "ndcg@10", "item popularity": "hr@10"}[by]  # one true item each: recall is hr
+    # One true item each: recall is hr, and gain is ndcg.
+    for by, sliced, metric in (
+        ("history length", "ndcg@10", "ndcg@10"),
+        ("history length", "mrr@5", "mrr@5"),
+        ("item popularity", "recall@10", "hr@10"),
+        ("item popularity", "gain@10", "ndcg@10"),
+    ):
+        rows = comparison.slices.filter(by=by, metric=sliced, policy="unseen", variant="itemknn")
         total = comparison.summary.filter(policy="unseen", variant="itemknn", metric=metric)["mean"][0]
         assert (rows["size"] * rows["mean"]).sum() / rows["size"].sum() == pytest.approx(total)
 
@@ -125,6 +134,10 @@ def test_unevaluated_and_repeated_runs_are_refused(evaluated, tmp_path):
     run = rd.train("popularity", rd.split.leave_one_out(walks()), tmp_path / "run").path
     with pytest.raises(RunError, match=f"rediffuse evaluate {run} DATASET"):
         rd.compare([evaluated["itemknn"], run])
+    (tmp_path / "link").symlink_to(evaluated["itemknn"])
+    for again in (evaluated["itemknn"], tmp_path / "link"):
+        with pytest.raises(RunError, match="given more than once"):
+            rd.compare([evaluated["itemknn"], again])
     copy = shutil.copytree(evaluated["itemknn"], tmp_path / "copy")
     with pytest.raises(RunError, match="same training with the same seed"):
         rd.compare([evaluated["itemknn"], copy])
@@ -132,11 +145,136 @@ def test_unevaluated_and_repeated_runs_are_refused(evaluated, tmp_path):
 
 def test_what_is_no_run_is_left_out(evaluated, tmp_path):
     (tmp_path / "notes").mkdir()
-    assert len(rd.compare([evaluated["itemknn"], tmp_path / "notes"]).costs) == 1
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.warns(RediffuseWarning, match=r"hold no run: .*notes, .*notes\.txt"):
+        found = rd.compare([evaluated["itemknn"], tmp_path / "notes", tmp_path / "notes.txt"])
+    assert found.costs["variant"].to_list() == ["itemknn"]
     with pytest.raises(RunError, match="No runs in"):
         rd.compare([tmp_path / "notes"])
+    with pytest.raises(RunError, match="typo: no such folder"):
+        rd.compare([evaluated["itemknn"], tmp_path / "typo"])
 
 
 def test_an_unknown_metric_is_refused(evaluated):
     with pytest.raises(ConfigError, match=r"'ndgc@10' was not measured per person[\s\S]*Did you mean 'ndcg@10'"):
         rd.compare([evaluated["itemknn"]], metric="ndgc@10")
+
+
+def test_an_evaluation_of_earlier_weights_does_not_count(tmp_path):
+    run = made_up_run(tmp_path / "run")
+    assert len(rd.compare([run]).costs) == 1
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["files"]["test.json"]  # what training again leaves behind
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="Not evaluated"):
+        rd.compare([run])
+
+
+def test_other_people_and_other_true_items_are_refused(tmp_path):
+    runs = [made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b", "sasrec", people="v")]
+    with pytest.raises(RunError, match=r"b and .*a were evaluated on other people"):
+        rd.compare(runs)
+    other = made_up_run(tmp_path / "c", "sasrec")
+    truth = pl.read_parquet(other / "truth_test.parquet").with_columns(pl.col("item_id").reverse())
+    add_files(other, {"truth_test.parquet": parquet_bytes(truth)})
+    with pytest.raises(RunError, match="other true items"):
+        rd.compare([runs[0], other])
+
+
+def test_labels_say_what_sets_variants_apart(tmp_path):
+    wanted = {
+        "diffurec": (None, {}),
+        "diffurec (diffusion=False)": (None, {"diffusion": False}),
+        "diffurec (heads=4, diffusion=False)": (None, {"diffusion": False, "heads": 4}),
+        "diffurec (paper)": ("paper", {}),
+    }
+    runs = [
+        made_up_run(tmp_path / str(place), "diffurec", options, preset=preset)
+        for place, (preset, options) in enumerate(wanted.values())
+    ]
+    found = rd.compare([*runs, made_up_run(tmp_path / "sasrec", "sasrec", {"heads": 1})])
+    assert set(found.costs["variant"]) == {*wanted, "sasrec"}  # nothing to be told apart from
+
+
+def test_labels_of_two_variants_are_never_one(tmp_path):
+    """A run of an earlier version, without an option that the other has at its default."""
+    runs = [made_up_run(tmp_path / name, "diffurec") for name in ("old", "new")]
+    config = json.loads((runs[0] / "config.json").read_text())
+    del config["config"]["solver"]
+    add_files(runs[0], {"config.json": json.dumps(config).encode()})
+    assert set(rd.compare(runs).costs["variant"]) == {"diffurec [old]", "diffurec [new]"}
+
+
+def test_people_about_whom_a_metric_says_nothing_are_left_out(tmp_path):
+    """popularity_lift has no value without a history."""
+    runs = [made_up_run(tmp_path / "a", "sasrec"), made_up_run(tmp_path / "b", "ease", skill=0.2)]
+    tables = [pl.read_parquet(run / "per_user_test.parquet") for run in runs]
+    known = tables[0]["history_length"] > 0
+    assert 0 < known.sum() < len(known)
+    found = rd.compare(runs, tmp_path / "report", metric="popularity_lift@10")
+    row = found.pairs.row(by_predicate=pl.col("policy") == "all", named=True)
+    assert row["users"] == known.sum()
+    mine, theirs = (table["popularity_lift@10"].filter(known) for table in tables)
+    assert row["difference"] == pytest.approx((mine - theirs).mean())
+    lift = found.slices.filter(by="history length", metric="popularity_lift@10", policy="all", variant="sasrec")
+    assert "0" not in lift["slice"]
+    assert lift["size"].sum() == known.sum()
+    accuracy = found.slices.filter(by="history length", metric="ndcg@10", policy="all", variant="sasrec")
+    assert accuracy["slice"][0] == "0"
+    assert accuracy["size"][0] == (~known).sum()
+
+
+def test_items_are_sliced_by_rank_over_all_seeds(tmp_path):
+    runs = [made_up_run(tmp_path / str(seed), "sasrec", seed=seed) for seed in (0, 1)]
+    rows = rd.compare(runs).slices.filter(by="item popularity", metric="gain@10", policy="all")
+    gains = []
+    for run in runs:
+        truth = pl.read_parquet(run / "truth_test.parquet")
+        low, high = (int(end) for end in rows["slice"][1].split("-"))
+        ranks = truth.filter(pl.col("train_count").is_between(low, high))["rank"].to_list()
+        gains.append(np.mean([1 / np.log2(rank + 1) if rank is not None and rank <= 10 else 0.0 for rank in ranks]))
+    assert rows["mean"][1] == pytest.approx(np.mean(gains))
+
+
+def test_with_a_baseline_only_its_pairs_are_tested(tmp_path):
+    skills = {"ease": 0.2, "sasrec": 0.5, "bprmf": 0.3}
+    runs = [made_up_run(tmp_path / name, name, skill=skill) for name, skill in skills.items()]
+    every, some = rd.compare(runs), rd.compare(runs, baseline="ease")
+    pairs = some.pairs.filter(policy="all")
+    assert pairs.select("first", "second").rows() == [("sasrec", "ease"), ("bprmf", "ease")]
+    assert pairs["difference"][0] == pytest.approx(-every.pairs.filter(policy="all", second="sasrec")["difference"][0])
+    assert max(pairs["p_holm"] / pairs["p"]) <= 2
+    with pytest.raises(ConfigError, match=r"No variant is called 'eas'[\s\S]*Did you mean 'ease'"):
+        rd.compare(runs, baseline="eas")
+
+
+@pytest.mark.parametrize("figures", [3, {"ndcg@10": "high"}, {"ndcg@10": float("nan")}, {"source": 1}])
+def test_published_figures_that_are_none_are_refused(tmp_path, figures):
+    with pytest.raises(ConfigError, match="Published figures of 'x'"):
+        rd.compare([made_up_run(tmp_path / "run")], published={"x": figures})
+
+
+def test_one_seed_has_no_interval_over_seeds(tmp_path):
+    row = rd.compare([made_up_run(tmp_path / "run")]).summary.row(0, named=True)
+    assert (row["seeds"], row["low"], row["high"]) == (1, None, None)
+    assert row["sampling_std"] == pytest.approx(np.std([-0.001, 0.001], ddof=1))
+    assert row["people_low"] < row["mean"] < row["people_high"]
+
+
+def test_the_command_says_who_is_better_and_where_the_report_is(tmp_path):
+    runs = [
+        made_up_run(tmp_path / "runs" / "a", "sasrec", skill=0.9),
+        made_up_run(tmp_path / "runs" / "b", "ease", skill=0.1),
+    ]
+    (tmp_path / "others.json").write_text(json.dumps({"A paper": {"source": "there", "ndcg@10": 0.4}}))
+    command = ["compare", *map(str, runs), "-o", str(tmp_path / "out"), "--published", str(tmp_path / "others.json")]
+    said = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
+    assert said.exit_code == 0, said.output
+    assert "sasrec is better than ease" in said.output
+    assert str(tmp_path / "out" / "report.html") in said.output.replace("\n", "")
+    mean = pl.read_parquet(tmp_path / "out" / "summary.parquet").filter(
+        policy="all", metric="ndcg@10", variant="sasrec"
+    )
+    assert f"{mean['mean'][0]:.4f}" in said.output
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert found["published"] == {"A paper": {"source": "there", "ndcg@10": 0.4}}

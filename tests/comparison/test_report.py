@@ -9,6 +9,7 @@ import shutil
 
 import polars as pl
 import pytest
+from tests.comparison.folders import made_up_run
 
 import rediffuse as rd
 from rediffuse.comparison import report
@@ -30,22 +31,33 @@ def written(evaluated, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(written):
+def browser():
     if BROWSER is None:
         reason = "No browser: install Chromium (Debian's package chromium)."
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.faults, tab.asked = [], []
-        tab.on("console", lambda message: tab.faults.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: tab.faults.append(str(error)))
-        tab.on("request", lambda request: tab.asked.append(request.url))
-        tab.goto((written[1] / "report.html").as_uri())
-        tab.wait_for_selector("#curves .main-svg")
-        yield tab
-        browser.close()
+        started = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+        yield started
+        started.close()
+
+
+def opened(browser, out):
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.faults, tab.asked = [], []
+    tab.on("console", lambda message: tab.faults.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: tab.faults.append(str(error)))
+    tab.on("request", lambda request: tab.asked.append(request.url))
+    tab.goto((out / "report.html").as_uri())
+    tab.wait_for_selector("#slices-items .main-svg")
+    return tab
+
+
+@pytest.fixture(scope="module")
+def page(browser, written):
+    tab = opened(browser, written[1])
+    tab.wait_for_selector("#curves .main-svg")
+    return tab
 
 
 def test_the_page_needs_no_network_and_draws_everything(page):
@@ -87,7 +99,36 @@ def test_a_column_can_be_sorted(page):
 
 def test_the_metric_selector_changes_the_plot(page):
     page.select_option("#metric", "mrr@10")
-    assert "mrr@10" in (page.locator("#bars .xtitle").text_content() or "")
+    for plot, axis in (("bars", "x"), ("cost-train", "y"), ("slices-people", "y")):
+        assert page.locator(f"#{plot} .{axis}title").text_content() == "mrr@10"
+    assert page.locator("#spread th").first.inner_text() == "mrr@10"
+    page.select_option("#metric", "coverage@10")  # has no value per person
+    assert page.locator("#slices-people .ytitle").text_content() == "ndcg@10"
+    assert page.faults == []
+
+
+def test_no_plot_is_wider_than_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_a_page_without_twins_steps_and_training_hides_their_parts(browser, tmp_path):
+    rd.compare([made_up_run(tmp_path / "run", "ease")], tmp_path / "out")
+    tab = opened(browser, tmp_path / "out")
+    assert [tab.is_visible(f"#{part}-part") for part in ("twins", "steps", "curves")] == [False, False, False]
+    assert not tab.is_visible(".warning")
+    assert "one seed" in tab.inner_text("#spread")
+    assert tab.faults == []
+
+
+def test_figures_that_are_not_comparable_carry_a_banner(browser, tmp_path):
+    rules = {"comparable": False, "candidates": "sampled-99", "note": "Ranks are <b>among</b> sampled items."}
+    rd.compare([made_up_run(tmp_path / "run", "ease", protocol=rules)], tmp_path / "out")
+    tab = opened(browser, tmp_path / "out")
+    assert tab.inner_text(".warning") == "Not comparable. Ranks are <b>among</b> sampled items."
+    assert "sampled-99" in tab.inner_text("#protocol")
 
 
 def test_published_figures_are_marked(page):
@@ -116,12 +157,17 @@ def test_json_and_parquet_hold_the_same(written):
 
 
 def test_an_earlier_report_is_replaced_and_other_folders_are_not(written, evaluated, tmp_path):
-    rd.compare([evaluated["itemknn"]], written[1].parent / "again")
-    rd.compare([evaluated["popularity"]], written[1].parent / "again")
-    assert "popularity" in (written[1].parent / "again" / "report.md").read_text()
+    again = tmp_path / "again"
+    rd.compare(evaluated.values(), again)
+    assert (again / "twins.parquet").exists()
+    rd.compare([evaluated["popularity"]], again)
+    assert "popularity" in (again / "report.md").read_text()
+    assert not (again / "twins.parquet").exists()
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(RunError, match="holds something that is no report"):
+    with pytest.raises(RunError, match="is or holds something that is no report"):
         rd.compare([evaluated["itemknn"]], tmp_path)
+    with pytest.raises(RunError, match="is or holds something that is no report"):
+        rd.compare([evaluated["itemknn"]], tmp_path / "thesis.tex")
 
 
 def test_without_plotly_there_is_a_remedy_and_no_half_report(evaluated, tmp_path, monkeypatch):

@@ -40,6 +40,13 @@ def test_nobody_differs():
     assert (same.p, same.effect, same.difference.mean) == (1.0, 0.0, 0.0)
 
 
+def test_people_without_a_value_are_left_out():
+    first, second = np.array([0.1, np.nan, 0.5, 0.7]), np.array([0.2, 0.3, 0.1, np.nan])
+    found = paired_test(first, second)
+    assert found.users == 2
+    assert found == paired_test(first[[0, 2]], second[[0, 2]])
+
+
 def test_holm_by_hand():
     # Sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, made monotone: .04 .06 .06 .06.
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])

@@ -10,6 +10,9 @@ import typer
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import answer, show, table
 
+# What fits a terminal; the report has the rest.
+SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
+
 
 @app.command()
 def compare(
@@ -21,7 +24,7 @@ def compare(
 ) -> None:
     """Runs side by side: intervals, paired tests, slices, costs; as a page that needs no network."""
     from rediffuse.comparison import compare as run_comparison
-    from rediffuse.comparison.markdown import POLICY_NAMES, SHOWN, sentences
+    from rediffuse.comparison.markdown import POLICY_NAMES, sentences
     from rediffuse.config import read_settings
 
     found = run_comparison(runs, out, metric=metric, published=read_settings(published) if published else None)
@@ -30,7 +33,11 @@ def compare(
         for policy in found.facts["protocol"]["seen"]:
             rows = found.summary.filter(policy=policy)
             names = [name for name in SHOWN if name in set(rows["metric"])]
+            if found.metric not in names:
+                names.insert(0, found.metric)
             listing = table(POLICY_NAMES[policy].capitalize(), "variant", "seeds", *names)
+            for column in listing.columns[1:]:
+                column.no_wrap, column.overflow = True, "fold"
             for label in rows["variant"].unique(maintain_order=True):
                 mine = {row["metric"]: row for row in rows.filter(variant=label).iter_rows(named=True)}
                 values: list[Any] = [f"{mine[name]['mean']:.4f}" if name in mine else "" for name in names]

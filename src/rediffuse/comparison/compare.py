@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 
 from rediffuse.comparison.markdown import markdown
 from rediffuse.comparison.report import check_folder, write_report
-from rediffuse.comparison.runs import Variant, check_comparable, read_runs, variants
+from rediffuse.comparison.runs import EvaluatedRun, Variant, check_comparable, read_runs, variants
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES, flat_name
 
 HEADLINE = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
-# Cut-off of the share of true items found, in slices by popularity.
+# Cut-off of slices by popularity.
 SLICE_K = 10
 # Slices aim at this many groups of about equal size.
 SLICES = 4
@@ -32,14 +33,16 @@ class Comparison:
 
     Attributes:
         metric, policy: what pairs are tested on, for example "ndcg@10" and "unseen".
+        baseline: the variant that all pairs are with, or None: every pair is tested.
         facts: data, split, protocol and people, equal for all runs.
         summary: one row per variant, policy and metric: mean over training seeds and its 95 % interval (null with one
             seed), standard deviation over sampling seeds (null where nothing is sampled), and the 95 % interval over
             people (null where a metric has no value per person).
         pairs: one row per policy and pair of variants: mean difference over people with its interval, Cohen's d_z, p
             of the paired t test, and p after Holm's correction over the pairs of a policy.
-        slices: one row per policy, variant and group of people (by length of history) or of true items (by how often
-            they were trained on).
+        slices: one row per policy, variant, metric and group of people (by length of history) or of true items (by how
+            often they were trained on). Of items: "recall@10", the share that stands in the first ten places, and
+            "gain@10", the mean over them of 1 / log2(rank + 1) there and 0 elsewhere.
         costs: one row per variant.
         twins: one row per policy, diffusion variant and metric: the difference from its twin without diffusion.
         steps: validation metric by number of sampling steps, per diffusion variant.
@@ -49,6 +52,7 @@ class Comparison:
 
     metric: str
     policy: str
+    baseline: str | None
     facts: dict[str, Any]
     summary: pl.DataFrame
     pairs: pl.DataFrame
@@ -72,8 +76,8 @@ class Comparison:
 def compare(
     runs: Iterable[str | Path],
     out: str | Path | None = None,
-    *,
     metric: str = "ndcg@10",
+    baseline: str | None = None,
     published: dict[str, dict[str, Any]] | None = None,
 ) -> Comparison:
     """Compare evaluated runs of one dataset, split and protocol; write a report if ``out`` is given.
@@ -84,33 +88,38 @@ def compare(
         runs: run folders, each evaluated by `evaluate_run`; other folders are left out.
         out: folder for report.html, report.md, report.json and the tables as Parquet.
         metric: a per-person metric that pairs are tested on; "ndcg@10/unseen" with seen items filtered.
+        baseline: label of a variant; only pairs with it are tested, so that Holm's correction is for fewer tests.
         published: label -> {"source": where from, metric: value, ...}; shown as published, never tested.
 
     Raises:
         RunError: runs that were not evaluated or are not comparable; says in what; ``out`` holds something else.
-        ConfigError: a metric that was not measured per person.
+        ConfigError: a metric that was not measured per person; an unknown baseline; published figures that are none.
         MissingExtraError: a report was asked for, and plotly or jinja2 is not installed.
     """
     if out is not None:
         check_folder(Path(out))  # before the work
+    check_published(published or {})
     name, _, suffix = metric.partition("/")
     policy = suffix or "all"
     found = read_runs(runs)
     check_comparable(found)
     groups = variants(found)
     policies = [p for p in POLICIES if p in found[0].test["protocol"]["seen"]]
-    measured = [c for c in found[0].per_user.columns if ("@" in c and "/" not in c) or c.endswith("/unseen")]
+    measured = _measured(found)
     if flat_name(name, policy) not in measured:
         raise ConfigError(f"{metric!r} was not measured per person.", did_you_mean(metric, measured))
+    if baseline is not None and baseline not in (labels := [group.label for group in groups]):
+        raise ConfigError(f"No variant is called {baseline!r}.", did_you_mean(baseline, labels))
     comparison = Comparison(
         name,
         policy,
+        baseline,
         _facts(groups),
         pl.DataFrame([row for p in policies for group in groups for row in _summary(group, p)], **_WHOLE),
-        pl.DataFrame([row for p in policies for row in _pairs(groups, flat_name(name, p), p)], **_WHOLE),
-        pl.DataFrame([row for p in policies for row in _slices(groups, name, p)], **_WHOLE),
+        pl.DataFrame([row for p in policies for row in _pairs(groups, name, p, baseline)], **_WHOLE),
+        pl.DataFrame([row for p in policies for row in _slices(groups, measured, p)], **_WHOLE),
         pl.DataFrame([_cost(group) for group in groups], **_WHOLE),
-        pl.DataFrame([row for p in policies for row in _twins(groups, p)], **_WHOLE),
+        pl.DataFrame([row for p in policies for row in _twins(groups, measured, p)], **_WHOLE),
         pl.DataFrame([row for group in groups for row in _steps(group)], **_WHOLE),
         pl.DataFrame([row for group in groups for row in _curve(group)], **_WHOLE),
         published or {},
@@ -124,6 +133,27 @@ def compare(
 _WHOLE: dict[str, Any] = {"infer_schema_length": None}
 
 
+def _measured(runs: list[EvaluatedRun]) -> list[str]:
+    """Flat names of what every run measured per person."""
+    columns = [c for c in runs[0].per_user.columns if "@" in c]
+    return [c for c in columns if all(c in run.per_user and not run.per_user[c].is_null().all() for run in runs)]
+
+
+def check_published(published: dict[str, dict[str, Any]]) -> None:
+    """Raises:
+    ConfigError: not a mapping of label -> {"source": text, metric: number, ...}.
+    """
+    for label, figures in published.items():
+        if not isinstance(figures, dict) or not all(
+            isinstance(value, str) if name == "source" else isinstance(value, int | float) and math.isfinite(value)
+            for name, value in figures.items()
+        ):
+            raise ConfigError(
+                f"Published figures of {label!r} are {figures!r}.",
+                'Write a label with its figures, for example "SASRec": {"source": "ICDM 2018", "ndcg@10": 0.32}.',
+            )
+
+
 def _facts(groups: list[Variant]) -> dict[str, Any]:
     run = groups[0].runs[0]
     return {
@@ -133,24 +163,30 @@ def _facts(groups: list[Variant]) -> dict[str, Any]:
         "counts": run.test["counts"],
         "selected_by": sorted({run.config["config"]["metric"] for group in groups for run in group.runs}),
         "dates": sorted({run.test["date"] for group in groups for run in group.runs}),
-        "processors": sorted({run.test["environment"]["processor"] for group in groups for run in group.runs}),
+        "hardware": sorted({_hardware(run.test["environment"]) for group in groups for run in group.runs}),
         "packages": run.test["environment"]["packages"],
         "runs": [str(run.path) for group in groups for run in group.runs],
     }
 
 
+def _hardware(environment: dict[str, Any]) -> str:
+    cores = f", {environment['cores']} cores" if environment.get("cores") else ""
+    cuda = f", {environment['cuda']}" if environment.get("cuda") else ""
+    return f"{environment['processor']}{cores}{cuda}"
+
+
 def _summary(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
     for metric in group.runs[0].test["metrics"][policy]:
         values = group.values(metric, policy)
-        if values is None:
-            continue
+        if values is None or np.isnan(values).any():
+            continue  # not measured, or nothing to measure it on
         seeds = mean_interval(np.asarray(values))
         draws = [[one[policy][metric] for one in run.test["metrics_by_seed"]] for run in group.runs]
         column = flat_name(metric, policy)
         people = None
         if column in group.runs[0].per_user.columns:
             per_user = group.per_user(column)
-            people = mean_interval(per_user[~np.isnan(per_user)])
+            people = mean_interval(known) if len(known := per_user[~np.isnan(per_user)]) else None
         yield {
             "variant": group.label,
             "policy": policy,
@@ -166,10 +202,14 @@ def _summary(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
         }
 
 
-def _pairs(groups: list[Variant], column: str, policy: str) -> list[dict[str, Any]]:
-    values = {group.label: group.per_user(column) for group in groups}
+def _pairs(groups: list[Variant], metric: str, policy: str, baseline: str | None) -> list[dict[str, Any]]:
+    values = {group.label: group.per_user(flat_name(metric, policy)) for group in groups}
     rows = []
     for first, second in itertools.combinations(values, 2):
+        if baseline not in (None, first, second):
+            continue
+        if first == baseline:
+            first, second = second, first  # differences are from the baseline
         test = paired_test(values[first], values[second])
         rows.append(
             {
@@ -189,29 +229,32 @@ def _pairs(groups: list[Variant], column: str, policy: str) -> list[dict[str, An
     return rows
 
 
-def _slices(groups: list[Variant], metric: str, policy: str) -> Iterable[dict[str, Any]]:
+def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable[dict[str, Any]]:
     people, items = groups[0].runs[0].per_user, groups[0].runs[0].truth
-    column, rank = flat_name(metric, policy), flat_name("rank", policy)
-    for by, measured, numbers in (
-        ("history length", metric, people["history_length"].to_numpy()),
-        ("item popularity", f"recall@{SLICE_K} of items", items["train_count"].to_numpy()),
-    ):
-        slice_of, names = _groups(numbers)
-        for group in groups:
-            if by == "history length":
-                values = group.per_user(column)
-            else:
-                ranks = [run.truth[rank].fill_null(SLICE_K + 1).to_numpy() for run in group.runs]
-                values = np.mean([r <= SLICE_K for r in ranks], axis=0)
+    columns = [c for c in measured if flat_name(c.partition("/")[0], policy) == c]
+    rank = flat_name("rank", policy)
+    by_length, by_count = _groups(people["history_length"].to_numpy()), _groups(items["train_count"].to_numpy())
+    for group in groups:
+        ranks = np.stack([run.truth[rank].fill_null(SLICE_K + 1).to_numpy() for run in group.runs])
+        found = ranks <= SLICE_K
+        of_items = {"recall": found, "gain": found / np.log2(ranks + 1)}
+        sliced = [
+            *(("history length", by_length, c.partition("/")[0], group.per_user(c)) for c in columns),
+            *(("item popularity", by_count, f"{k}@{SLICE_K}", v.mean(axis=0)) for k, v in of_items.items()),
+        ]
+        for by, (slice_of, names), metric, values in sliced:
             for number, name in enumerate(names):
                 inside = values[slice_of == number]
-                interval = mean_interval(inside)
+                known = inside[~np.isnan(inside)]
+                if not len(known):
+                    continue
+                interval = mean_interval(known)
                 yield {
                     "policy": policy,
                     "by": by,
-                    "metric": measured,
+                    "metric": metric,
                     "slice": name,
-                    "size": len(inside),
+                    "size": len(known),
                     "variant": group.label,
                     "mean": interval.mean,
                     "low": interval.low,
@@ -250,14 +293,14 @@ def _cost(group: Variant) -> dict[str, Any]:
     }
 
 
-def _twins(groups: list[Variant], policy: str) -> Iterable[dict[str, Any]]:
+def _twins(groups: list[Variant], measured: list[str], policy: str) -> Iterable[dict[str, Any]]:
     """Each diffusion variant beside the variant that differs from it in `diffusion` alone."""
     for group in groups:
         if group.options.get("diffusion") is not True:
             continue
         for other in groups:
             if other.model == group.model and other.options == group.options | {"diffusion": False}:
-                for metric in HEADLINE:
+                for metric in (name for name in HEADLINE if flat_name(name, policy) in measured):
                     column = flat_name(metric, policy)
                     test = paired_test(group.per_user(column), other.per_user(column))
                     yield {
@@ -292,7 +335,7 @@ def _curve(group: Variant) -> Iterable[dict[str, Any]]:
     seconds = 0.0
     for record in group.runs[0].epochs:
         seconds += record["seconds"]
-        if record.get("validation"):
+        if group.options["metric"] in (record.get("validation") or {}):
             yield {
                 "variant": group.label,
                 "epoch": record["epoch"],

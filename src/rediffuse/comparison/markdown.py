@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10")
 POLICY_NAMES = {"all": "seen items kept", "unseen": "seen items filtered"}
 SIGNIFICANT = 0.05
+ITEM_METRICS = ("recall@10", "gain@10")
 
 
 def markdown(comparison: Comparison) -> str:
@@ -24,11 +25,19 @@ def markdown(comparison: Comparison) -> str:
     for policy in facts["protocol"]["seen"]:
         lines += [f"## {POLICY_NAMES[policy].capitalize()}", "", *_metrics(comparison, policy), ""]
     lines += ["## Cost", "", *_costs(comparison.costs), ""]
+    chosen = flat_name(comparison.metric, comparison.policy)
+    lines += [f"## How sure {chosen} is", "", *_spread(comparison), ""]
     pairs = comparison.pairs.filter(policy=comparison.policy) if len(comparison.pairs) else comparison.pairs
     if len(pairs):
-        lines += [f"## Differences in {flat_name(comparison.metric, comparison.policy)}", "", *_pairs(pairs), ""]
+        lines += [f"## Differences in {chosen}", "", *_pairs(pairs), ""]
     if len(comparison.twins):
         lines += ["## Diffusion against its twin", "", *_twins(comparison.twins), ""]
+    if len(comparison.steps):
+        lines += ["## Steps against validation quality", "", *_steps(comparison.steps), ""]
+    slices = comparison.slices.filter(policy=comparison.policy)
+    for by, metric in (("history length", comparison.metric), *(("item popularity", m) for m in ITEM_METRICS)):
+        shown = slices.filter(by=by, metric=metric)
+        lines += [f"## {flat_name(metric, comparison.policy)} by {by}", "", *_slices(shown), ""]
     return "\n".join(lines)
 
 
@@ -38,12 +47,17 @@ def sentences(pairs: pl.DataFrame) -> list[str]:
     for row in pairs.iter_rows(named=True):
         better, worse = (row["first"], row["second"]) if row["difference"] > 0 else (row["second"], row["first"])
         if row["p_holm"] < SIGNIFICANT:
-            said.append(f"{better} is better than {worse} (by {abs(row['difference']):.4f}, p = {row['p_holm']:.2g}).")
+            said.append(f"{better} is better than {worse} (by {abs(row['difference']):.4f}, {p_value(row['p_holm'])}).")
         else:
             open_pairs.append(f"{row['first']} and {row['second']}")
     if open_pairs:
         said.append(f"No significant difference: {'; '.join(open_pairs)}.")
     return said
+
+
+def p_value(p: float) -> str:
+    """For people; beyond four places a p says more about its assumptions than about the runs."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
 def _protocol(facts: dict[str, Any]) -> list[str]:
@@ -53,10 +67,12 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"- Data: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events; "
         f"{counts['users']:,} people tested.",
-        f"- Protocol: {rules['name']} (split {facts['split']['name']}), candidates: {rules['candidates']}; validation "
-        f"events {inputs} part of the histories at test time.",
+        f"- Protocol: {rules['name']} (split {facts['split']['name']}), candidates: {rules['candidates']}; "
+        f"{' and '.join(POLICY_NAMES[policy] for policy in rules['seen'])}; validation events {inputs} part of the "
+        "histories at test time.",
         f"- Leaks: {leak}",
         f"- Selected on validation by {', '.join(facts['selected_by'])}.",
+        f"- Evaluated on {', '.join(facts['dates'])}; {'; '.join(facts['hardware'])}.",
     ]
     return lines if rules["comparable"] else [*lines, f"- **Not comparable.** {rules['note']}"]
 
@@ -77,6 +93,43 @@ def _metrics(comparison: Comparison, policy: str) -> list[str]:
     return [*_table(["", "seeds", *names], table), "", "± is half the 95 % interval over training seeds."]
 
 
+def _spread(comparison: Comparison) -> list[str]:
+    rows = comparison.summary.filter(policy=comparison.policy, metric=comparison.metric)
+    heads = ["", "mean", "seeds", "95 % over training seeds", "sd over sampling seeds", "95 % over people"]
+    table = [
+        [
+            row["variant"],
+            f"{row['mean']:.4f}",
+            str(row["seeds"]),
+            _ends(row["low"], row["high"]) or "one seed",
+            "" if row["sampling_std"] is None else f"{row['sampling_std']:.1e} ({row['sampling_seeds']} seeds)",
+            _ends(row["people_low"], row["people_high"]),
+        ]
+        for row in rows.iter_rows(named=True)
+    ]
+    return _table(heads, table)
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return "" if low is None else f"{low:z.4f} to {high:z.4f}"
+
+
+def _steps(steps: pl.DataFrame) -> list[str]:
+    rows = [
+        [row["variant"], row["metric"], str(row["steps"]), f"{row['value']:.4f}"] for row in steps.iter_rows(named=True)
+    ]
+    return _table(["", "metric", "steps", "value"], rows)
+
+
+def _slices(slices: pl.DataFrame) -> list[str]:
+    names = dict(slices.select("slice", "size").iter_rows())
+    means: dict[str, dict[str, str]] = {}
+    for row in slices.iter_rows(named=True):
+        means.setdefault(row["variant"], {})[row["slice"]] = f"{row['mean']:.4f}"
+    heads = ["", *(f"{name} (n = {size:,})" for name, size in names.items())]
+    return _table(heads, [[label, *(values.get(name, "") for name in names)] for label, values in means.items()])
+
+
 def _costs(costs: pl.DataFrame) -> list[str]:
     heads = ["", "training, min", "best epoch", "users/s", "peak memory, MiB", "parameters"]
     shown = ("{}", "{:.2f}", "{:.0f}", "{:,.0f}", "{:,.0f}", "{:,}")
@@ -90,10 +143,10 @@ def _pairs(pairs: pl.DataFrame) -> list[str]:
     rows = [
         [
             f"{r['first']} − {r['second']}",
-            f"{r['difference']:+.4f}",
-            f"{r['low']:+.4f} to {r['high']:+.4f}",
-            f"{r['effect']:+.3f}",
-            f"{r['p_holm']:.2g}",
+            f"{r['difference']:+z.4f}",
+            f"{r['low']:+z.4f} to {r['high']:+z.4f}",
+            f"{r['effect']:+z.3f}",
+            p_value(r["p_holm"]),
         ]
         for r in pairs.iter_rows(named=True)
     ]
@@ -109,9 +162,9 @@ def _twins(twins: pl.DataFrame) -> list[str]:
         [
             f"{r['variant']} − {r['twin']}",
             flat_name(r["metric"], r["policy"]),
-            f"{r['difference_mean']:+.4f}",
-            f"{r['difference_low']:+.4f} to {r['difference_high']:+.4f}",
-            f"{r['p']:.2g}",
+            f"{r['difference_mean']:+z.4f}",
+            f"{r['difference_low']:+z.4f} to {r['difference_high']:+z.4f}",
+            p_value(r["p"]),
         ]
         for r in twins.iter_rows(named=True)
     ]

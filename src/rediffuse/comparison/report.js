@@ -16,8 +16,9 @@ const SHOWN = ["hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@1
 const state = { policy: D.policy, metric: D.metric, sort: D.metric, ascending: false };
 if (!D.facts.protocol.seen.includes(state.policy)) state.policy = D.facts.protocol.seen[0];
 
-const digits = (value, n = 4) => (value === null || value === undefined ? "" : value.toFixed(n));
-const whole = (value) => (value === null || value === undefined ? "" : Math.round(value).toLocaleString("en"));
+// Adding zero makes -0 a 0, which "-0.0000" would not be.
+const digits = (value, n = 4) => (value === null || value === undefined ? "" : (Number(value.toFixed(n)) + 0).toFixed(n));
+const whole = (value) => (value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en"));
 const probability = (p) => (p < 0.0001 ? "< 0.0001" : p.toPrecision(2));
 const of = (rows, wanted) => rows.filter((row) => Object.entries(wanted).every(([key, value]) => row[key] === value));
 
@@ -84,6 +85,16 @@ function summary() {
   head.cells[names.indexOf(state.sort) + 1]?.setAttribute("aria-sort", state.ascending ? "ascending" : "descending");
 }
 
+function spread() {
+  const between = (low, high, none) => (low === null ? none : `${digits(low)} to ${digits(high)}`);
+  const rows = of(D.summary, { policy: state.policy, metric: state.metric }).sort((a, b) => b.mean - a.mean);
+  fill(byId("spread"), [state.metric, "mean", "seeds", "95 % over training seeds", "sd over sampling seeds", "95 % over people"], rows.map((row) => ({
+    cells: [row.variant, digits(row.mean), row.seeds, between(row.low, row.high, "one seed"),
+      row.sampling_std === null ? "–" : `${row.sampling_std.toExponential(1)} (${row.sampling_seeds} seeds)`,
+      between(row.people_low, row.people_high, "–")],
+  })));
+}
+
 function pairs() {
   const rows = of(D.pairs, { policy: state.policy });
   fill(byId("pairs"), ["", `difference in ${D.metric}`, "95 % interval", "effect d_z", "p (Holm)"], rows.map((row) => {
@@ -98,9 +109,22 @@ function pairs() {
 }
 
 function costs() {
-  fill(byId("costs"), ["", "training, minutes", "best epoch", "users/s", "peak memory, MiB", "parameters"], D.costs.map((row) => ({
+  fill(byId("costs"), ["", "training, min", "best epoch", "users/s", "peak memory, MiB", "parameters"], D.costs.map((row) => ({
     cells: [row.variant, digits(row.train_minutes, 2), digits(row.best_epoch, 0), whole(row.users_per_second), whole(row.peak_memory_mib), whole(row.parameters)],
   })));
+}
+
+// 1, 2, 5, 10, ... that lie among the values, for logarithmic axes.
+function ticks(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power++) {
+    for (const digit of [1, 2, 5]) found.push(digit * 10 ** power);
+  }
+  const shown = found.filter((tick, n) => (found[n + 1] ?? Infinity) > low && (found[n - 1] ?? 0) < high);
+  const wide = shown.length > 8 ? shown.filter((tick) => String(tick.toPrecision(1)).startsWith("1")) : shown;
+  return { tickvals: wide, ticktext: wide.map((tick) => Number(tick.toPrecision(1)).toLocaleString("en", { maximumFractionDigits: 3 })),
+    range: [Math.log10(shown[0]) - 0.02, Math.log10(shown.at(-1)) + 0.02] };
 }
 
 // --- plots ---------------------------------------------------------------------------------------------------
@@ -123,12 +147,12 @@ function bars() {
   const rows = of(D.summary, { policy: state.policy, metric: state.metric }).sort((a, b) => a.mean - b.mean);
   const traces = rows.flatMap((row) => {
     const { color, symbol } = style(row.variant);
-    const line = (low, high, width) => ({
-      type: "scatter", mode: "lines", x: [low, high], y: [row.variant, row.variant], line: { color, width }, hoverinfo: "skip",
+    const line = (low, high, width, opacity) => ({
+      type: "scatter", mode: "lines", x: [low, high], y: [row.variant, row.variant], line: { color, width }, opacity, hoverinfo: "skip",
     });
     return [
-      ...(row.people_low === null ? [] : [line(row.people_low, row.people_high, 1.5)]),
-      ...(row.low === null ? [] : [line(row.low, row.high, 6)]),
+      ...(row.low === null ? [] : [line(row.low, row.high, 12, 0.3)]),
+      ...(row.people_low === null ? [] : [line(row.people_low, row.people_high, 2, 1)]),
       { type: "scatter", mode: "markers", x: [row.mean], y: [row.variant], marker: { color, symbol, size: 11 },
         hovertemplate: `${row.variant}<br>%{x:.4f}<br>seeds: ${row.seeds}` +
           (row.sampling_std === null ? "" : `<br>spread over ${row.sampling_seeds} sampling seeds: ${row.sampling_std.toExponential(1)}`) + "<extra></extra>" },
@@ -149,8 +173,14 @@ function twins() {
       error_x: { type: "data", symmetric: false, array: mine.map((row) => row.difference_high - row.difference_mean), arrayminus: mine.map((row) => row.difference_mean - row.difference_low), color: style(label).color },
     };
   });
-  draw("twins", traces, "with diffusion − without", "", { height: 300, xaxis: { zeroline: true, zerolinewidth: 2 } });
+  fill(byId("twins-table"), ["", "metric", "with", "without", "difference", "95 % interval", "p"], rows.map((row) => ({
+    cells: [`${row.variant} and ${row.twin}`, row.metric, digits(row.with_diffusion), digits(row.without), digits(row.difference_mean),
+      `${digits(row.difference_low)} to ${digits(row.difference_high)}`, probability(row.p)],
+  })));
+  draw("twins", traces, "with diffusion − without", "", { height: 300, xaxis: { zeroline: true, zerolinewidth: 2, rangemode: "tozero" } });
 }
+
+const validation = (rows) => `validation ${[...new Set(rows.map((row) => row.metric))].join(" or ")}`;
 
 function steps() {
   byId("steps-part").hidden = !D.steps.length;
@@ -160,19 +190,21 @@ function steps() {
     return { type: "scatter", mode: "lines+markers", name: label, x: mine.map((row) => row.steps), y: mine.map((row) => row.value), marker: style(label), line: { color: style(label).color } };
   });
   const ticks = [...new Set(D.steps.map((row) => row.steps))];
-  draw("steps", traces, "denoising steps", `validation ${D.steps[0].metric}`, { xaxis: { type: "log", tickvals: ticks, ticktext: ticks.map(String) }, yaxis: { rangemode: "tozero" } });
+  draw("steps", traces, "denoising steps", validation(D.steps), { xaxis: { type: "log", tickvals: ticks, ticktext: ticks.map(String) }, yaxis: { rangemode: "tozero" } });
 }
 
 function cost(id, column, title) {
-  const traces = D.costs.filter((row) => row[column]).map((row) => {
-    const found = of(D.summary, { policy: state.policy, metric: state.metric, variant: row.variant })[0];
+  const measured = new Map(of(D.summary, { policy: state.policy, metric: state.metric }).map((row) => [row.variant, row]));
+  const rows = D.costs.filter((row) => row[column] && measured.has(row.variant));
+  const traces = rows.map((row) => {
+    const found = measured.get(row.variant);
     return { type: "scatter", mode: "markers", name: row.variant, x: [Math.max(row[column], 0.01)], y: [found.mean], marker: { ...style(row.variant), size: 12 }, hovertemplate: `${row.variant}<br>${title}: ${row[column].toLocaleString("en", { maximumFractionDigits: 2 })}<br>%{y:.4f}<extra></extra>` };
   });
-  draw(id, traces, title, state.metric, { xaxis: { type: "log", dtick: "D2" }, yaxis: { rangemode: "tozero" }, height: 420 });
+  draw(id, traces, title, state.metric, { xaxis: { type: "log", ...ticks(rows.map((row) => Math.max(row[column], 0.01))) }, yaxis: { rangemode: "tozero" }, height: 420 });
 }
 
-function slices(id, by) {
-  const rows = of(D.slices, { policy: state.policy, by });
+function slices(id, by, metric) {
+  const rows = of(D.slices, { policy: state.policy, by, metric });
   const traces = labels.map((label) => {
     const mine = of(rows, { variant: label });
     return {
@@ -191,16 +223,22 @@ function curves() {
     const mine = of(D.curves, { variant: label });
     return { type: "scatter", mode: "lines", name: label, x: mine.map((row) => row.minutes), y: mine.map((row) => row.value), line: { color: style(label).color, width: 2 } };
   });
-  draw("curves", traces, "minutes", `validation ${D.curves[0].metric}`, { yaxis: { rangemode: "tozero" } });
+  draw("curves", traces, "minutes", validation(D.curves), { yaxis: { rangemode: "tozero" } });
 }
 
 function all() {
   for (const button of document.querySelectorAll("[data-policy]")) {
     button.setAttribute("aria-pressed", String(button.dataset.policy === state.policy));
   }
-  summary(); pairs(); costs(); bars(); twins(); steps();
+  summary(); spread(); pairs(); costs(); bars(); twins(); steps();
   cost("cost-train", "train_minutes", "training, minutes"); cost("cost-serve", "users_per_second", "users per second");
-  slices("slices-people", "history length"); slices("slices-items", "item popularity"); curves();
+  // Of some metrics, such as coverage, no person has a value.
+  const byPerson = D.slices.some((row) => row.by === "history length" && row.metric === state.metric);
+  const sliced = byPerson ? state.metric : D.metric;
+  byId("slices-metric").textContent = byPerson ? sliced : `${sliced}, since ${state.metric} has no value per person`;
+  slices("slices-people", "history length", sliced);
+  slices("slices-items", "item popularity", /^(ndcg|mrr|map)@/.test(state.metric) ? "gain@10" : "recall@10");
+  curves();
 }
 
 byId("legend").replaceChildren(...labels.map((label) => {

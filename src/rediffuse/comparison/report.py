@@ -26,8 +26,9 @@ def check_folder(out: Path) -> None:
     for package in ("plotly", "jinja2"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "report")
-    if out.exists() and any(out.iterdir()) and not (out / "report.json").exists():
-        raise RunError(f"{out} holds something that is no report.", "Choose another folder for the report.")
+    ours = not out.exists() or (out / "report.json").exists()
+    if not ours and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is or holds something that is no report.", "Choose another folder for the report.")
 
 
 def write_report(comparison: Comparison, out: Path) -> None:
@@ -44,6 +45,8 @@ def write_report(comparison: Comparison, out: Path) -> None:
     for name in TABLES:
         if len(table := getattr(comparison, name)):
             atomic_write_parquet(out / f"{name}.parquet", table)
+        else:  # an earlier report may have had one
+            (out / f"{name}.parquet").unlink(missing_ok=True)
     atomic_write_text(out / "report.md", markdown(comparison))
     atomic_write_text(out / "report.html", page(comparison, content))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +14,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rediffuse.errors import RunError
+from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.models import model_class
 from rediffuse.training import read_config
+
+EVALUATION = ("test.json", "per_user_test.parquet", "truth_test.parquet")
 
 # What must be equal for figures to stand side by side: a name for people, and where it is.
 MUST_AGREE = {
@@ -85,28 +89,40 @@ class Variant:
         return None if None in found else found  # pyright: ignore[reportReturnType]
 
     def per_user(self, column: str) -> np.ndarray:
-        """(users,) means over seeds."""
+        """(users,) means over seeds; NaN where a metric says nothing about a person."""
         return np.mean([run.per_user[column].to_numpy() for run in self.runs], axis=0)
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[EvaluatedRun]:
-    """Finished and evaluated runs; folders that are no runs are left out.
+    """Finished and evaluated runs; what holds no run is named in a `RediffuseWarning` and left out.
 
     Raises:
-        RunError: a run is damaged, unfinished or not evaluated; none is left.
+        RunError: a run is given twice, damaged, unfinished or not evaluated; a path does not exist; no run is left.
     """
-    folders = [Path(path) for path in paths]
-    runs = []
-    for folder in dict.fromkeys(folders):
-        if not (folder / "manifest.json").exists() and not (folder / "checkpoints").exists():
-            continue  # runs/* also matches what is no run
-        config = read_config(folder)
-        if not (folder / "test.json").exists():
-            raise RunError(f"{folder} was not evaluated.", f"Run: rediffuse evaluate {folder} DATASET")
-        runs.append(EvaluatedRun(folder, config, json.loads((folder / "test.json").read_text(encoding="utf-8"))))
-    if not runs:
-        raise RunError(f"No runs in {', '.join(map(str, folders)) or 'an empty list'}.", "Give run folders: runs/*")
-    return runs
+    given = [Path(path) for path in paths]
+    if missing := [str(path) for path in given if not path.exists()]:
+        raise RunError(f"{', '.join(missing)}: no such folder.", "Give run folders: runs/*")
+    folders = [path for path in given if (path / "manifest.json").exists() or (path / "checkpoints").exists()]
+    if not folders:
+        raise RunError(f"No runs in {', '.join(map(str, given)) or 'an empty list'}.", "Give run folders: runs/*")
+    if others := [str(path) for path in given if path not in folders]:  # runs/* also matches what is no run
+        warnings.warn(f"Left out, since they hold no run: {', '.join(others)}.", RediffuseWarning, stacklevel=3)
+    places = [path.resolve() for path in folders]
+    if twice := sorted({str(path) for path, place in zip(folders, places, strict=True) if places.count(place) > 1}):
+        raise RunError(f"{' and '.join(twice)}: the same run is given more than once.", "Give it once.")
+    configs = [read_config(folder) for folder in folders]
+    if waiting := [str(folder) for folder in folders if not _is_evaluated(folder)]:
+        commands = "; ".join(f"rediffuse evaluate {shlex.quote(folder)} DATASET" for folder in waiting)
+        raise RunError(f"Not evaluated: {', '.join(waiting)}.", f"Run: {commands}")
+    return [
+        EvaluatedRun(folder, config, json.loads((folder / "test.json").read_text(encoding="utf-8")))
+        for folder, config in zip(folders, configs, strict=True)
+    ]
+
+
+def _is_evaluated(folder: Path) -> bool:
+    # Training again starts a new manifest: an evaluation of the old weights may lie there still, but is not in it.
+    return set(EVALUATION) <= json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"].keys()
 
 
 def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
@@ -123,8 +139,10 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
                     f"{_brief(first, name, theirs)}.",
                     "Compare them apart, or train and evaluate them alike.",
                 )
-        if not run.per_user["user_id"].equals(first.per_user["user_id"]):
-            raise RunError(f"{run.path} and {first.path} were evaluated on other people.", "Evaluate them again.")
+        for name, what in (("per_user", "people"), ("truth", "true items")):  # rows are paired by position
+            mine, theirs = (getattr(each, name).select(pl.col("^(user|item)_id$")) for each in (run, first))
+            if not mine.equals(theirs):
+                raise RunError(f"{run.path} and {first.path} were evaluated on other {what}.", "Evaluate them again.")
 
 
 def _look(facts: dict[str, Any], keys: Sequence[str]) -> Any:
@@ -165,14 +183,22 @@ def variants(runs: Sequence[EvaluatedRun]) -> list[Variant]:
 
 
 def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """The model, its preset, and the options in which variants of one model differ, where they are not the default."""
+    """The model, its preset, and the options in which variants of one model differ, where they are not the default.
+
+    Runs of versions with other options or defaults can end up with one label; the folder's name tells these apart.
+    """
     labels = []
     for run in runs:
         name, options = run.config["model"], run.config["config"]
         others = [other.config["config"] for other in runs if other.config["model"] == name]
         default = model_class(name).Config.build(run.config["preset"]).model_dump()
-        apart = [o for o in options if any(other.get(o) != options[o] for other in others) and options[o] != default[o]]
+        apart = [
+            o for o in options if any(other.get(o) != options[o] for other in others) and options[o] != default.get(o)
+        ]
         named = [run.config["preset"]] if run.config["preset"] else []
         named += [f"{option}={options[option]}" for option in apart]
         labels.append(f"{name} ({', '.join(named)})" if named else name)
-    return labels
+    return [
+        f"{label} [{run.path.name}]" if labels.count(label) > 1 else label
+        for label, run in zip(labels, runs, strict=True)
+    ]

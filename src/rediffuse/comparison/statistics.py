@@ -25,7 +25,7 @@ class Interval:
 
 
 def mean_interval(values: NDArray[np.float64]) -> Interval:
-    """Student's t interval of the mean of independent ``values`` (n,): over seeds (few) or over people (many)."""
+    """Student's t interval of the mean of n >= 1 independent ``values`` (n,): over seeds (few) or people (many)."""
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())
     if len(values) < 2:
@@ -42,7 +42,7 @@ class PairedTest:
         difference: mean of (first - second) over people, with its interval.
         effect: Cohen's d_z, the mean difference over its standard deviation; 0 where all differences are 0.
         p: of the two-sided paired t test.
-        users: people behind it.
+        users: people behind it; those about whom a metric says nothing (NaN) are left out.
     """
 
     difference: Interval
@@ -56,9 +56,11 @@ def paired_test(first: NDArray[np.float64], second: NDArray[np.float64]) -> Pair
 
     Per-person metrics are not normal, but their mean over hundreds of people nearly is, and on retrieval metrics the t
     test keeps its level and has the most power of the usual tests, more than Wilcoxon's, which also tests something
-    else than the mean (Smucker et al., CIKM 2007; Urbano et al., SIGIR 2019). Where nobody differs, p is 1.
+    else than the mean (Smucker et al., CIKM 2007; Urbano et al., SIGIR 2019). Where nobody differs, p is 1; so it is
+    where all differ by exactly the same, of which the test can say nothing.
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    difference = difference[~np.isnan(difference)]
     spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     if spread == 0:
         # All alike: either nothing differs, or everyone does by the same, or there is one person.
