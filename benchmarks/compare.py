@@ -21,6 +21,7 @@ from typing import Any
 
 import rediffuse as rd
 from rediffuse.comparison import Comparison
+from rediffuse.comparison.markdown import SHOWN
 from rediffuse.data.split import Split
 from rediffuse.data.zoo import fetch
 from rediffuse.training import read_config
@@ -123,6 +124,7 @@ def report(folder: Path, data: rd.Dataset) -> None:
     print(table(found))
     everything = found.to_dict()
     kept = {name: everything[name] for name in ("facts", "summary", "pairs", "twins", "steps", "costs")}
+    kept["summary"] = [row for row in kept["summary"] if row["metric"] in SHOWN]
     results = Path(__file__).parent / "results" / f"compare-{folder.name}.json"
     results.write_text(json.dumps(kept, default=str) + "\n", encoding="utf-8")
 
@@ -135,19 +137,15 @@ def table(found: Comparison) -> str:
         row = values.get((label, policy, metric))
         if row is None:
             return ""
-        return f"{100 * row['mean']:.2f}" + ("" if row["low"] is None else f" ±{50 * (row['high'] - row['low']):.2f}")
+        spread = "" if row["low"] is None else f" ±{50 * (row['high'] - row['low']):.2f}"
+        return f"{100 * row['mean']:.2f}{spread}"
 
-    columns = [
-        ("all", "hr@10"),
-        ("all", "ndcg@10"),
-        ("unseen", "hr@10"),
-        ("unseen", "ndcg@10"),
-        ("unseen", "coverage@10"),
-    ]
+    columns = [(policy, metric) for policy in ("all", "unseen") for metric in ("hr@10", "ndcg@10")]
+    columns.append(("unseen", "coverage@10"))
     costs = {row["variant"]: row for row in found.costs.iter_rows(named=True)}
     order = sorted(costs, key=lambda label: -values[label, "unseen", "ndcg@10"]["mean"])
     lines = [
-        "| | seeds | HR@10 kept | NDCG@10 kept | HR@10 filtered | NDCG@10 filtered | coverage@10 | minutes | best epoch |",
+        "| | seeds | HR@10 kept | NDCG@10 kept | HR@10 filtered | NDCG@10 filtered | coverage@10 | min | best epoch |",
         "|---|" + "--:|" * 8,
     ]
     for label in order:
@@ -158,9 +156,8 @@ def table(found: Comparison) -> str:
     for label, figures in found.published.items():
         names = [metric if policy == "all" else f"{metric}/{policy}" for policy, metric in columns]
         cells = [f"{100 * figures[name]:.2f}" if name in figures else "" for name in names]
-        lines.append(
-            f"| *{label}, published, not run here ({figures['source']})* | {' | '.join(['', *cells, '', ''])} |"
-        )
+        name = f"*{label}, published, not run here ({figures['source']})*"
+        lines.append(f"| {' | '.join([name, '', *cells, '', ''])} |")
     return "\n".join(lines)
 
 
