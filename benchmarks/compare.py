@@ -11,6 +11,7 @@ model gets the same minutes of one thread, its default options, and selection by
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import rediffuse as rd
+from rediffuse.comparison import Comparison
+from rediffuse.comparison.markdown import SHOWN
 from rediffuse.data.split import Split
 from rediffuse.data.zoo import fetch
 from rediffuse.training import read_config
@@ -115,11 +118,47 @@ def report(folder: Path, data: rd.Dataset) -> None:
             rd.evaluate_run(run, data, seeds=range(3))
             print(f"{run} ({read_config(run)['training']['minutes']:.1f} min) evaluated", flush=True)
     memory, began = PeakMemory(), time.perf_counter()
-    found = rd.compare(
-        runs, out=folder.parent / f"report-{folder.name}", metric=METRIC, published=PUBLISHED.get(folder.name)
-    )
-    print(f"compared in {time.perf_counter() - began:.1f} s, {memory.mib()} MiB at most")
-    print(found.to_markdown())
+    out, published = folder.parent / f"report-{folder.name}", PUBLISHED.get(folder.name)
+    found = rd.compare(runs, out, metric=METRIC, published=published)
+    print(f"Compared in {time.perf_counter() - began:.1f} s, {memory.mib()} MiB at most.\n")
+    print(table(found))
+    everything = found.to_dict()
+    kept = {name: everything[name] for name in ("facts", "summary", "pairs", "twins", "steps", "costs")}
+    kept["summary"] = [row for row in kept["summary"] if row["metric"] in SHOWN]
+    results = Path(__file__).parent / "results" / f"compare-{folder.name}.json"
+    results.write_text(json.dumps(kept, default=str) + "\n", encoding="utf-8")
+
+
+def table(found: Comparison) -> str:
+    """The table of docs/benchmarks.md, in per cent, best first; ± is half the 95 % interval over seeds."""
+    values = {(row["variant"], row["policy"], row["metric"]): row for row in found.summary.iter_rows(named=True)}
+
+    def cell(label: str, policy: str, metric: str) -> str:
+        row = values.get((label, policy, metric))
+        if row is None:
+            return ""
+        spread = "" if row["low"] is None else f" ±{50 * (row['high'] - row['low']):.2f}"
+        return f"{100 * row['mean']:.2f}{spread}"
+
+    columns = [(policy, metric) for policy in ("all", "unseen") for metric in ("hr@10", "ndcg@10")]
+    columns.append(("unseen", "coverage@10"))
+    costs = {row["variant"]: row for row in found.costs.iter_rows(named=True)}
+    order = sorted(costs, key=lambda label: -values[label, "unseen", "ndcg@10"]["mean"])
+    lines = [
+        "| | seeds | HR@10 kept | NDCG@10 kept | HR@10 filtered | NDCG@10 filtered | coverage@10 | min | best epoch |",
+        "|---|" + "--:|" * 8,
+    ]
+    for label in order:
+        cells = [cell(label, *column) for column in columns]
+        cost, seeds = costs[label], values[label, "unseen", "ndcg@10"]["seeds"]
+        spent = (f"{cost['train_minutes']:.1f}", f"{cost['best_epoch']:.0f}") if cost["best_epoch"] else ("", "")
+        lines.append(f"| {' | '.join([label, str(seeds), *cells, *spent])} |")
+    for label, figures in found.published.items():
+        names = [metric if policy == "all" else f"{metric}/{policy}" for policy, metric in columns]
+        cells = [f"{100 * figures[name]:.2f}" if name in figures else "" for name in names]
+        name = f"*{label}, published, not run here ({figures['source']})*"
+        lines.append(f"| {' | '.join([name, '', *cells, '', ''])} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Histories as a sparse users x items matrix."""
+"""Histories as sets: a sparse users x items matrix, and bags of items."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy import sparse
+from torch import Tensor
 
 from rediffuse.data.histories import Histories
 
@@ -16,3 +18,15 @@ def binary_matrix(histories: Histories, num_items: int) -> sparse.csr_array:
     matrix.sum_duplicates()  # also sorts each row's items
     matrix.data.fill(1.0)
     return matrix
+
+
+def bags(histories: Histories, num_items: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The different items of each row, as `torch.nn.functional.embedding_bag` takes them.
+
+    Returns:
+        items (n,), offsets (rows,) where each row begins, and how many each row has (rows,), all int64.
+    """
+    once = binary_matrix(histories, num_items)
+    arrays = (once.indices, once.indptr[:-1], np.diff(once.indptr))
+    items, offsets, counts = (torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays)
+    return items, offsets, counts

@@ -90,13 +90,12 @@ class FactorModel(Model):
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
         known, items = self.answering_vectors()
-        who = torch.from_numpy(users)
-        remembered = torch.zeros(len(who), dtype=torch.bool)
-        inside = who >= 0
-        remembered[inside] = self.trained[who[inside]]
-        mine = torch.empty(len(who), items.shape[1])
+        who = torch.from_numpy(users).to(items.device)
+        remembered = who >= 0
+        remembered[remembered.clone()] = self.trained[who[remembered]]
+        mine = torch.empty(len(who), items.shape[1], device=items.device)
         mine[remembered] = known[who[remembered]]
         new = torch.nonzero(~remembered).squeeze(1)
         if len(new):
-            mine[new] = self.fold_in(histories.take(new.numpy()))
+            mine[new] = self.fold_in(histories.take(new.cpu().numpy()))
         return mine @ items.T

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import binary_matrix
+from rediffuse.data.matrix import bags
 from rediffuse.models.factors import FactorConfig, FactorModel
 
 
@@ -31,9 +30,8 @@ class BPRMF(FactorModel):
 
         That step goes from the mean of all items, which the negatives are drawn from, to the mean of the history.
         """
-        once = binary_matrix(histories, self.num_items)
-        items, offsets = (torch.from_numpy(x.astype(np.int64)) for x in (once.indices, once.indptr[:-1]))
         table = self.item_embedding.weight
+        items, offsets, _ = bags(histories, self.num_items, table.device)
         direction = F.embedding_bag(items, table, offsets, mode="mean") - table.mean(0)
         length = self.user_embedding.weight[self.trained].norm(dim=1).mean()
         return F.pad(F.normalize(direction, dim=1) * length, (0, 1), value=1.0)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import binary_matrix
+from rediffuse.data.matrix import bags, binary_matrix
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models.base import Model, TrainingData
 
@@ -84,9 +84,8 @@ class EASE(Model):
         weight = self.weight
         for start in range(0, data.num_items, step):
             rows = slice(start, start + step)
-            weight[rows] = -(half[rows] + half[:, rows].T) / diagonal
+            weight[rows] = (-(half[rows] + half[:, rows].T) / diagonal).to(weight.device)
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
-        once = binary_matrix(histories, self.num_items)
-        items, offsets = (torch.from_numpy(x.astype(np.int64)) for x in (once.indices, once.indptr[:-1]))
+        items, offsets, _ = bags(histories, self.num_items, self.weight.device)
         return F.embedding_bag(items, self.weight, offsets, mode="sum")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import binary_matrix
+from rediffuse.data.matrix import bags, binary_matrix
 from rediffuse.models.base import Model, TrainingData
 
 # Items whose similarities to all others are held at once.
@@ -70,10 +70,10 @@ class ItemKNN(Model):
             self.weight[at] = torch.from_numpy(similarity[order][kept].astype(np.float32))
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
-        once = binary_matrix(histories, self.num_items)
-        rows = torch.from_numpy(np.repeat(np.arange(len(histories)), np.diff(once.indptr)))
-        items = torch.from_numpy(once.indices.astype(np.int64))
+        device = self.weight.device
+        items, _, counts = bags(histories, self.num_items, device)
+        rows = torch.repeat_interleave(torch.arange(len(histories), device=device), counts)
         at = rows[:, None] * self.num_items + self.near[items]
-        scores = torch.zeros(len(histories) * self.num_items)
+        scores = torch.zeros(len(histories) * self.num_items, device=device)
         scores.index_add_(0, at.flatten(), self.weight[items].flatten())
         return scores.view(len(histories), self.num_items)

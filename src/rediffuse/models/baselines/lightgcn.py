@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rediffuse.config import Range
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import binary_matrix
+from rediffuse.data.matrix import bags, binary_matrix
 from rediffuse.graphs import bipartite_adjacency, propagate
 from rediffuse.models.base import TrainingData
 from rediffuse.models.factors import FactorConfig, FactorModel
@@ -79,7 +79,5 @@ class LightGCN(FactorModel):
 
     def fold_in(self, histories: Histories) -> Tensor:
         """What propagation gives a new node with these edges, its own e^(0) being zero."""
-        once = binary_matrix(histories, self.num_items)
-        items, offsets = (torch.from_numpy(x.astype(np.int64)) for x in (once.indices, once.indptr[:-1]))
-        degree = torch.from_numpy(np.diff(once.indptr).astype(np.float32))
-        return F.embedding_bag(items, self.item_spread, offsets, mode="sum") * degree.rsqrt()[:, None]
+        items, offsets, degree = bags(histories, self.num_items, self.item_spread.device)
+        return F.embedding_bag(items, self.item_spread, offsets, mode="sum") * degree.float().rsqrt()[:, None]
