@@ -58,6 +58,7 @@ def main() -> None:
                 "diffurec prefix (paper)": epoch("diffurec", split, "paper", precision, rate),
                 "sasrec": epoch("sasrec", split, None, precision, rate),
             },
+            "milliseconds_per_step_in_turns": alternating(split, precision),
             "ranking_users_per_second": ranking(split),
             "stated_elsewhere": STATED,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -152,6 +153,31 @@ def epoch(name: str, split: Any, preset: str | None, precision: str, rate: float
         "share": {part: round(value / seconds, 3) for part, value in sorted(parts.items(), key=lambda x: -x[1])},
         "share_of_gemm_rate": round(flops / rate / seconds, 3),
     }
+
+
+def alternating(split: Any, precision: str) -> dict[str, float]:
+    """Milliseconds per step of SASRec and of DiffuRec, in turns: what slows the machine for a while slows both."""
+    view, turns = split.training_view(), {}
+    counts = np.bincount(view.train.items, minlength=view.num_items)
+    data = TrainingData(view.train, view.num_users, view.num_items, counts)
+    for name in ("sasrec", "diffurec"):
+        kind = model_class(name)
+        torch.manual_seed(0)
+        model = kind(kind.Config.build(), view.num_items)
+        model.fit(data)
+        optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, fused=True)
+        turns[name] = (model, optimizer, model.batches(data, np.random.default_rng(0)), [])
+    for _ in range(8):
+        for model, optimizer, batches, times in turns.values():
+            began = time.perf_counter()
+            for index in range(12):
+                with autocast(precision, CPU):
+                    loss = model.loss(batches.get(index))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            times.append((time.perf_counter() - began) / 12 * 1000)
+    return {name: round(float(np.median(times)), 1) for name, (*_, times) in turns.items()}
 
 
 def ranking(split: Any) -> dict[str, int]:

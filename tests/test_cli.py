@@ -116,6 +116,7 @@ def test_a_sampled_protocol_says_that_it_is_not_comparable(command, dataset, tra
     code, out, err = command("evaluate", trained, dataset, "--protocol", "sampled-5")
     assert code == 0, err
     assert "NOT COMPARABLE" in out
+    assert "Validation events are part of the histories" in " ".join(out.split())
     assert "Krichene & Rendle" in " ".join(out.split())
     assert (trained / "test-sampled-5.json").exists()
 
@@ -191,6 +192,8 @@ def test_models_data_and_doctor_in_json(command):
         (["train", "diffurec", "DATA", "-o", "X", "--split", "leave-on-out"], "Did you mean 'leave-one-out'"),
         (["train", "diffurec", "nowhere", "-o", "X"], "nowhere"),
         (["train", "diffurec", "DATA", "-o", "X", "--split", "paper:diffrec"], "came without a split"),
+        (["train", "diffurec", "DATA", "-o", "X", "--split", "sampled-99"], "evaluate with --protocol sampled-99"),
+        (["evaluate", "RUN", "DATA", "--seed", "-1"], "none below 0"),
         (["evaluate", "RUN", "DATA", "--protocol", "paper:diffurec"], "Train with --split paper:diffurec"),
         (["evaluate", "RUN", "DATA", "--protocol", "leave-one"], "Did you mean 'leave-one-out'"),
         (["tune", "popularity", "DATA", "-o", "X"], "no options to search"),

@@ -22,7 +22,6 @@ from rediffuse.config import Range, read_settings
 from rediffuse.data.split import Split, TrainingView
 from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, RunError, TrainingError
 from rediffuse.models import model_class, names
-from rediffuse.training.environment import PeakMemory
 from rediffuse.training.loop import Trainer
 from tests.synthetic import walks
 
@@ -420,17 +419,6 @@ def searched_rows() -> list[str]:
 def test_the_page_lists_what_is_searched():
     page = (Path(__file__).parents[1] / "docs/tuning.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| \w+ \| `\w+` \| .* \|$", page, flags=re.MULTILINE) == searched_rows()
-
-
-def test_peak_memory_is_of_the_block_and_not_of_the_past():
-    memory = PeakMemory()
-    if memory.mib() is None:
-        pytest.skip("this system does not tell")
-    before = memory.mib()
-    block = np.ones(64 * 2**20, dtype=np.uint8)
-    assert memory.mib() >= before + 60
-    del block
-    assert PeakMemory().mib() <= before + 10
 
 
 def test_a_run_says_its_peak_memory(alone, split, tmp_path):

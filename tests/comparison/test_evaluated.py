@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 from tests.synthetic import walks
 
 import rediffuse as rd
-from rediffuse.errors import RunError
+from rediffuse.data.split import TRAIN
+from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation import evaluate_task, model_scores
+from rediffuse.evaluation.protocols import split_for
+from rediffuse.training import add_files, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,78 @@ def test_another_protocol_leaves_the_full_result_alone(run, data):
     assert sampled["metrics"]["unseen"]["hr@5"] > full["metrics"]["unseen"]["hr@5"]  # easier by far
 
 
+@pytest.fixture
+def released(data):
+    """The data with a split of its own."""
+    return dataclasses.replace(data, given={"released": rd.split.leave_one_out(data).part})
+
+
+def test_a_paper_shows_filters_and_reports_what_it_says(released, tmp_path):
+    split = split_for("paper:diffrec", released)
+    run = rd.train("itemknn", split, tmp_path / "run").path
+    facts = rd.evaluate_run(run, released, protocol="paper:diffrec")
+    assert facts["protocol"]["validation_is_input"] is False
+    assert list(facts["metrics"]) == ["unseen"]
+    assert not (run / "test.json").exists()
+    people = pl.read_parquet(run / "per_user_test-paper-diffrec.parquet")
+    shown = released.interactions.where(split.part == TRAIN).take(split.task("test").users)
+    assert people["history_length"].to_list() == shown.lengths.tolist()
+    assert all(column.endswith("/unseen") for column in people.columns[3:])
+    assert pl.read_parquet(run / "truth_test-paper-diffrec.parquet").columns[3:] == ["rank/unseen"]
+    lists = pl.read_parquet(run / "lists_test-paper-diffrec.parquet").with_columns(pl.col("policy").cast(pl.String))
+    assert lists["policy"].unique().to_list() == ["unseen"]
+    known = split.task("test").histories
+    seen = {(released.user_ids[int(user)], released.item_ids[int(item)])
+            for user, item in zip(split.task("test").users[known.owners], known.items, strict=True)}  # fmt: skip
+    assert not seen & set(lists.select("user_id", "item_id").rows())
+
+    kept = rd.evaluate_run(run, released, protocol="paper:diffurec")
+    assert list(kept["metrics"]) == ["all"]
+    assert not any("/" in column for column in pl.read_parquet(run / "per_user_test-paper-diffurec.parquet").columns)
+    whole = rd.evaluate_run(run, released)
+    assert kept["metrics"]["all"] == whole["metrics"]["all"]
+    assert facts["metrics"]["unseen"] != whole["metrics"]["unseen"]  # validation events are worth something
+    assert len({each["task_fingerprint"] for each in (facts, kept, whole)}) == 3
+
+
+def test_a_split_that_differs_is_refused(released, tmp_path):
+    run = rd.train("popularity", rd.split.given(released), tmp_path / "run").path
+    config = json.loads((run / "config.json").read_text())
+    config["split"]["fingerprint"] = "0" * 64
+    add_files(run, {"config.json": json.dumps(config).encode()})
+    with pytest.raises(RunError, match="The split given of this data differs"):
+        rd.evaluate_run(run, released)
+
+
+@pytest.mark.parametrize("seeds", [[], [-1], range(0)])
+def test_seeds_are_checked_before_any_work(run, data, seeds):
+    with pytest.raises(ConfigError, match="sampling seeds are"):
+        rd.evaluate_run(run, data, seeds=seeds)
+    assert not (run / "test.json").exists()
+
+
+def test_seeds_may_be_numbers_of_numpy(run, data):
+    facts = rd.evaluate_run(run, data, seeds=np.arange(2, 4))
+    assert json.loads((run / "test.json").read_text())["seed"] == facts["seed"] == 2
+
+
 def test_other_data_is_refused(run):
     with pytest.raises(RunError, match="was trained on other data"):
         rd.evaluate_run(run, walks(seed=1))
+
+
+def test_a_run_survives_dying_while_it_is_evaluated_again(run, data, monkeypatch):
+    rd.evaluate_run(run, data)
+    written = run_folder.atomic_write_bytes
+
+    def die_after_the_first(path, content):
+        written(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder, "atomic_write_bytes", die_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        rd.evaluate_run(run, data, seeds=[1])
+    monkeypatch.undo()
+    rd.Recommender.load(run)
+    rd.evaluate_run(run, data)
+    rd.compare([run])

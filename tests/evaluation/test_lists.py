@@ -8,6 +8,8 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 
 from rediffuse.data.features import item_features
@@ -49,18 +51,65 @@ def test_gini_is_the_mean_absolute_difference():
     assert lists_of.gini(np.full((2, 3), -1, dtype=np.int32), 6) == 0
 
 
+def jaccard_distance(items: list[int], sets: list[set[str]]) -> float:
+    """The mean over pairs, in plain loops."""
+    pairs = itertools.combinations([item for item in items if sets[item]], 2)
+    distances = [1 - len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i, j in pairs]
+    return float(np.mean(distances)) if distances else math.nan
+
+
 @pytest.mark.parametrize("block", [1, 1_000_000])
 def test_diversity_is_mean_jaccard_distance(block, monkeypatch):
     monkeypatch.setattr(lists_of, "_BLOCK_PAIRS", block)
     features = item_features(pl.DataFrame({"genres": [sorted(genres) for genres in GENRES]}))
     assert features is not None
-    found = lists_of.diversity(LISTS, features)
-    for place, row in enumerate(LISTS):
-        known = [item for item in names(row) if GENRES[item]]
-        distances = [
-            1 - len(GENRES[i] & GENRES[j]) / len(GENRES[i] | GENRES[j]) for i, j in itertools.combinations(known, 2)
-        ]
-        assert found[place] == pytest.approx(np.mean(distances)) if distances else np.isnan(found[place])
+    expected = [jaccard_distance(names(row), GENRES) for row in LISTS]
+    assert np.isnan(expected).tolist() == [False, False, False, True]
+    assert lists_of.diversity(LISTS, features) == pytest.approx(expected, nan_ok=True)
+
+
+@st.composite
+def catalogues(draw):
+    """Lists of different items, ragged, with training counts, histories and feature sets."""
+    num_items = draw(st.integers(1, 7))
+    item = st.integers(0, num_items - 1)
+    k = draw(st.integers(1, 9))
+    rows = draw(st.lists(st.lists(item, max_size=k, unique=True), min_size=1, max_size=5))
+    lists = np.full((len(rows), k), -1, dtype=np.int32)
+    for place, row in enumerate(rows):
+        lists[place, : len(row)] = row
+    counts = draw(st.lists(st.integers(0, 5), min_size=num_items, max_size=num_items))
+    histories = [draw(st.lists(item, max_size=4)) for _ in rows]
+    sets = [draw(st.sets(st.sampled_from("abc"))) for _ in range(num_items)]
+    return lists, np.array(counts), histories, sets
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogues())
+def test_any_lists_against_plain_loops(case):
+    lists, counts, histories, sets = case
+    listed = [names(row) for row in lists]
+    num_items = len(counts)
+    features = sparse.csr_array(np.array([[name in features for name in "abc"] for features in sets], dtype=np.float32))
+
+    def mean(values):
+        return sum(values) / len(values) if values else math.nan
+
+    bits = [mean([-math.log2((counts[i] + 1) / (sum(counts) + num_items)) for i in row]) for row in listed]
+    assert lists_of.novelty(lists, counts) == pytest.approx(bits, nan_ok=True)
+    lifts = []
+    for row, history in zip(listed, histories, strict=True):
+        own = mean([counts[i] for i in history])
+        lifts.append((mean([counts[i] for i in row]) - own) / own if history and own else math.nan)
+    found = lists_of.popularity_lift(lists, counts, Histories.from_lists(histories))
+    assert found == pytest.approx(lifts, nan_ok=True)
+    assert lists_of.diversity(lists, features) == pytest.approx(
+        [jaccard_distance(row, sets) for row in listed], nan_ok=True
+    )
+    times = [sum(i in row for row in listed) for i in range(num_items)]
+    assert lists_of.coverage(lists, num_items) == sum(map(bool, times)) / num_items
+    gaps = sum(abs(a - b) for a in times for b in times)
+    assert lists_of.gini(lists, num_items) == pytest.approx(gaps / (2 * num_items * sum(times)) if any(times) else 0)
 
 
 def test_coverage():

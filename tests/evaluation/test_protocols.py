@@ -43,6 +43,21 @@ def test_diffrec_is_given_the_training_row_and_filters_validation_too(data):
         assert not set(items[items >= 0]) & set(task.seen.row(row))
 
 
+def test_what_is_filtered_without_being_shown_is_out_of_reach_and_counted():
+    task = Task(
+        "test",
+        np.array([0, 1]),
+        histories=Histories.from_lists([[0], [1]]),
+        truth=Histories.from_lists([[1], [2]]),
+        popularity=np.ones(3, dtype=np.int64),
+        seen=Histories.from_lists([[0, 1], [1]]),
+    )
+    result = evaluate_task(lambda h, start: torch.zeros(len(h), 3), task, num_items=3, metrics=["hr@3"])
+    assert result.per_user["rank/unseen"].to_list() == [None, 2]
+    assert result.per_user["history_length"].to_list() == [1, 1]
+    assert result.counts["truth_in_history"] == 1
+
+
 def test_a_protocol_of_another_split_is_refused(data):
     with pytest.raises(RunError, match=r"'paper:diffrec' is defined on the split 'given', and this is 'leave-one-out'"):
         protocol("paper:diffrec").task(rd.split.leave_one_out(data))
@@ -65,6 +80,12 @@ def test_names(data):
     assert split_for("global-time", data, quantile=0.8).params["quantile"] == 0.8
     with pytest.raises(DataError, match="without a split"):
         split_for("paper:diffurec", data)
+    with pytest.raises(ConfigError, match="Did you mean 'paper:diffrec'"):
+        split_for("paper:difrec", data)
+    with pytest.raises(ConfigError, match="evaluate with --protocol sampled-99"):
+        split_for("sampled-99", data)
+    with pytest.raises(ConfigError, match="Did you mean 'leave-one-out'"):
+        split_for("leave-on-out", data)
 
 
 NUM_ITEMS = 30
@@ -99,7 +120,6 @@ def test_sampled_ranks_are_among_the_drawn_items(block):
 
 
 def test_the_draw_is_even():
-    score = among_sampled(lambda h, start: torch.zeros(1, NUM_ITEMS), TASK, 5, NUM_ITEMS, seed=0)
     one = TASK.histories.take(np.array([0]))
     hits = np.zeros(NUM_ITEMS)
     for seed in range(800):

@@ -58,7 +58,7 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="option=value; may be repeated.")] = None,
     split: Annotated[
-        str, typer.Option(help="default, global-time, leave-one-out, given or ratio; or a protocol.")
+        str, typer.Option(help="default, global-time, leave-one-out, given, ratio, paper:diffurec or paper:diffrec.")
     ] = "default",
     seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this much training.")] = None,
@@ -114,7 +114,7 @@ def evaluate(
     sampling_seeds: Annotated[int, typer.Option(min=1, help="Seeds of that noise to average over.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Metrics on the test part over the whole catalogue; written to the run folder as well."""
+    """Metrics on the test part, over the whole catalogue unless asked otherwise; written to the run folder as well."""
     from rediffuse.comparison import evaluate_run
     from rediffuse.data.dataset import Dataset
 

@@ -17,7 +17,7 @@ from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
 from rediffuse.data.files import parquet_bytes
 from rediffuse.data.split import Task, by_name
-from rediffuse.errors import RunError
+from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
 from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
 from rediffuse.training import add_files, read_run
@@ -41,14 +41,18 @@ def evaluate_run(
         dataset: the data it was trained on.
         protocol: see `rediffuse.evaluation.protocols`; by default the one named as the run's split.
         seeds: of the sampling noise of a stochastic model, which is evaluated once for each. Other models: the first.
+            From 0; they also decide what ``sampled-N`` draws.
 
     Returns:
         Metrics per policy, means over ``seeds``; the metrics of each seed; counts, protocol, cost, environment.
 
     Raises:
         RunError: the run was trained on other data or another split, or does not fit the protocol.
-        ConfigError: an unknown protocol.
+        ConfigError: an unknown protocol; no seed, or one below 0.
     """
+    seeds = [int(seed) for seed in seeds]  # numpy's integers cannot be written as JSON
+    if min(seeds, default=-1) < 0:
+        raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
     folder = Path(run)
     contents = read_run(folder)
     made_with = contents.config["split"]
@@ -78,7 +82,7 @@ def evaluate_run(
         "protocol": rules.facts(),
         "task_fingerprint": _fingerprint(made_with["fingerprint"], rules.facts()),
         "seed": seeds[0],
-        "sampling_seeds": list(seeds[: len(results)]),
+        "sampling_seeds": seeds[: len(results)],
         "metrics": {
             policy: {name: float(np.mean([one[policy][name] for one in by_seed])) for name in by_seed[0][policy]}
             for policy in rules.policies

@@ -15,7 +15,7 @@ from rediffuse.data.histories import Histories
 Lists = NDArray[np.int32]
 PerUser = NDArray[np.float64]
 # Pairs of items that are compared at once for `diversity`.
-_BLOCK_PAIRS = 2_000_000
+_BLOCK_PAIRS = 200_000
 
 
 def coverage(lists: Lists, num_items: int) -> float:
@@ -68,20 +68,21 @@ def diversity(lists: Lists, features: sparse.csr_array) -> PerUser:
     Args:
         features: (num_items, values) binary, for example from `rediffuse.data.features.item_features`.
     """
-    dense = features.toarray().astype(np.float32)
-    sizes = dense.sum(1)
+    sizes = features.sum(axis=1, dtype=np.float64)
     first, second = np.triu_indices(lists.shape[1], 1)
     result = np.full(len(lists), np.nan)
-    step = max(1, _BLOCK_PAIRS // max(len(first) * max(dense.shape[1], 1), 1))
+    step = max(1, _BLOCK_PAIRS // max(len(first), 1))
     for start in range(0, len(lists), step):
         items = lists[start : start + step]
         known = (items >= 0) & (sizes[items] > 0)
-        common = np.einsum("ukf,ulf->ukl", dense[items], dense[items])[:, first, second]
-        either = sizes[items[:, first]] + sizes[items[:, second]] - common
         both = known[:, first] & known[:, second]
-        distance = np.where(both, 1 - common / np.maximum(either, 1), 0).sum(1)
-        with np.errstate(invalid="ignore"):
-            result[start : start + step] = distance / np.where(both.any(1), both.sum(1), np.nan)
+        # Rows stay sparse: tags come in tens of thousands, and an item has a few of them.
+        one, other = items[:, first][both], items[:, second][both]
+        common = features[one].multiply(features[other]).sum(axis=1)
+        distance = 1 - common / (sizes[one] + sizes[other] - common)
+        pairs = both.sum(1)
+        total = np.bincount(np.nonzero(both)[0], distance, minlength=len(items))
+        result[start : start + step] = np.divide(total, pairs, where=pairs > 0, out=np.full(len(items), np.nan))
     return result
 
 

@@ -96,8 +96,9 @@ def _of_each_list(
 
 def _counts(task: RankingTask, ranking: Ranking, num_items: int) -> dict[str, int | float]:
     history, truth = task.histories, ranking.truth
+    filtered = history if task.seen is None else task.seen
     never_trained = int((np.asarray(task.popularity)[truth.items] == 0).sum())
-    seen = np.isin(truth.owners * num_items + truth.items, history.owners * num_items + history.items)
+    seen = np.isin(truth.owners * num_items + truth.items, filtered.owners * num_items + filtered.items)
     return {
         "users": len(truth),
         "items": num_items,

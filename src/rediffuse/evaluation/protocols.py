@@ -94,7 +94,7 @@ _PROTOCOLS = {
             "given",
             policies=("unseen",),
             validation_is_input=False,
-            note="As released: 71/19/10 by time; the training row goes in, training and validation items are filtered.",
+            note="As released: the training row goes in, training and validation items are filtered.",
         ),
     )
 }
@@ -117,10 +117,18 @@ def split_for(name: str, dataset: Dataset, **params: Any) -> Split:
     """The split of a protocol, or the split called ``name``.
 
     Raises:
+        ConfigError: an unknown name, or a protocol that fits any split.
         ConfigError, DataError: as `rediffuse.data.split.by_name`.
     """
-    known = _PROTOCOLS.get(name)
-    return by_name(known.split if known and known.split else name, dataset, **params)
+    if name.startswith(("paper:", "sampled-")):  # the other protocols are called as their splits
+        rules = protocol(name)
+        if rules.split is None:
+            raise ConfigError(
+                f"Protocol {name!r} fits any split, so it does not say which.",
+                f"Train on a split, for example global-time, and evaluate with --protocol {name}.",
+            )
+        name = rules.split
+    return by_name(name, dataset, **params)
 
 
 def among_sampled(score: Score, task: Task, negatives: int, num_items: int, seed: int = 0) -> Score:

@@ -89,6 +89,11 @@ def write_run(
 def add_files(folder: Path, files: dict[str, bytes]) -> None:
     """Add or replace files of a run folder and enter them in its manifest."""
     manifest = _read_manifest(folder) if (folder / MANIFEST).exists() else {"format": FORMAT, "files": {}}
+    before = len(manifest["files"])
+    manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name not in files}
+    if len(manifest["files"]) < before:
+        # Whoever is killed while files are replaced leaves a run without them, not one whose checksums are wrong.
+        atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     for name, content in files.items():
         atomic_write_bytes(folder / name, content)
         manifest["files"][name] = sha256_file(folder / name)
