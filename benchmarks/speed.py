@@ -99,8 +99,7 @@ def _seconds(work: Any) -> float:
 def epoch(name: str, split: Any, preset: str | None, precision: str, rate: float) -> dict[str, Any]:
     """One epoch after a warm-up of 10 steps: seconds, and the share of each part."""
     view = split.training_view()
-    counts = np.bincount(view.train.items, minlength=view.num_items)
-    data = TrainingData(view.train, view.num_users, view.num_items, counts)
+    data = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity)
     kind = model_class(name)
     torch.manual_seed(0)
     model = kind(kind.Config.build(preset), view.num_items)
@@ -158,8 +157,7 @@ def epoch(name: str, split: Any, preset: str | None, precision: str, rate: float
 def alternating(split: Any, precision: str) -> dict[str, float]:
     """Milliseconds per step of SASRec and of DiffuRec, in turns: what slows the machine for a while slows both."""
     view, turns = split.training_view(), {}
-    counts = np.bincount(view.train.items, minlength=view.num_items)
-    data = TrainingData(view.train, view.num_users, view.num_items, counts)
+    data = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity)
     for name in ("sasrec", "diffurec"):
         kind = model_class(name)
         torch.manual_seed(0)

@@ -90,22 +90,15 @@ def test_same_seed_same_trials_and_sessions_do_not_matter(alone, split, tmp_path
 
 
 KILLED = """
-import os, signal, sys
+import sys
 import rediffuse as rd
 from rediffuse.training import loop
 from pathlib import Path
+from tests.dying import countdown
 from tests.synthetic import walks
 
-out, place, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
-
-def dies_before(function):
-    def wrapped(*args, **kwargs):
-        global left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapped
+out, place = sys.argv[1], sys.argv[2]
+dies_before = countdown(int(sys.argv[3]))
 
 if place == "epoch":
     loop.Trainer._log = dies_before(loop.Trainer._log)

@@ -54,23 +54,15 @@ def test_training_does_not_touch_the_callers_random_state(split, tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import sys
 import rediffuse as rd
 from rediffuse.training import loop
+from tests.dying import countdown
 from tests.synthetic import walks
 
 out, at = sys.argv[1], sys.argv[2]
 place, count = at.split(":")
-left = int(count)
-
-def dies_before(function):
-    def wrapped(*args, **kwargs):
-        global left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapped
+dies_before = countdown(int(count))
 
 if place == "step":
     loop.Trainer._step = dies_before(loop.Trainer._step)

@@ -10,6 +10,7 @@ import typer
 
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.splits import read_split
 
 if TYPE_CHECKING:
     import polars as pl
@@ -68,15 +69,10 @@ def train(
 ) -> None:
     """Train a model and write its run folder."""
     from rediffuse.config import parse_settings, read_settings
-    from rediffuse.data.dataset import Dataset
-    from rediffuse.evaluation.protocols import split_for
     from rediffuse.training import train as run_training
 
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
-    parts = split_for(split, Dataset.load(dataset))
-    for remark in (parts.leak, parts.note):
-        if remark:
-            print(f"Note: {remark}", file=sys.stderr)
+    parts = read_split(split, dataset)
     run = run_training(
         model,
         parts,

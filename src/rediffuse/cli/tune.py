@@ -11,6 +11,7 @@ import typer
 
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.splits import read_split
 
 SHOWN_TRIALS = 5
 
@@ -34,16 +35,11 @@ def tune(
 ) -> None:
     """Search a model's options on validation data; the test part is not touched."""
     from rediffuse.config import parse_settings
-    from rediffuse.data.dataset import Dataset
-    from rediffuse.data.split import by_name
     from rediffuse.tuning import tune as search
 
     fixed = parse_settings(settings or [])
     fixed |= {name: value for name, value in (("epochs", epochs), ("metric", metric)) if value is not None}
-    parts = by_name(split, Dataset.load(dataset))
-    for remark in (parts.leak, parts.note):
-        if remark:
-            print(f"Note: {remark}", file=sys.stderr)
+    parts = read_split(split, dataset)
     study = search(
         model,
         parts,

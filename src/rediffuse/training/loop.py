@@ -96,8 +96,7 @@ class Trainer:
         self.last, self.best = folder / "checkpoints" / "last.safetensors", folder / "checkpoints" / "best.safetensors"
         self.log_file = folder / "metrics.jsonl"
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
-        counts = np.bincount(view.train.items, minlength=view.num_items)
-        self.data = TrainingData(view.train, view.num_users, view.num_items, counts)
+        self.data = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity)
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
         self.optimizer_state: dict[int, dict[str, torch.Tensor]] = {}
         self.tracked = tracker is not None

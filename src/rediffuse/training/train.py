@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 from accelerate import PartialState
@@ -117,8 +116,7 @@ def train(
         data = split.dataset
         # People are remembered with all that precedes the test part: what a system in use would know.
         known = data.interactions.where((split.part == 0) | (split.part == 1))
-        counts = np.bincount(split.training_view().train.items, minlength=data.num_items)
-        columns = {"item_id": data.item_ids, "train_count": counts}
+        columns = {"item_id": data.item_ids, "train_count": trainer.data.popularity}
         if data.items is not None and data.title is not None:
             columns["title"] = data.items[data.title].cast(pl.String)
         made_with = environment()

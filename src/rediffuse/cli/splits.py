@@ -1,0 +1,26 @@
+"""The dataset and split that a command trains on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rediffuse.data.split import Split
+
+
+def read_split(name: str, dataset: Path) -> Split:
+    """The split called ``name`` (or of the protocol of that name) of a saved dataset; what it leaks goes to stderr.
+
+    Raises:
+        ConfigError, DataError: as `rediffuse.evaluation.protocols.split_for` and `Dataset.load`.
+    """
+    from rediffuse.data.dataset import Dataset
+    from rediffuse.evaluation.protocols import split_for
+
+    split = split_for(name, Dataset.load(dataset))
+    for remark in (split.leak, split.note):
+        if remark:
+            print(f"Note: {remark}", file=sys.stderr)
+    return split
