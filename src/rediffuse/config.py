@@ -67,7 +67,9 @@ class ModelConfig(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            option = ".".join(str(part) for part in first["loc"]) or "config"
+            if not first["loc"]:  # options that do not fit together
+                raise ConfigError(f"These options do not fit: {first['msg'].removeprefix('Value error, ')}.") from None
+            option = ".".join(str(part) for part in first["loc"])
             raise ConfigError(
                 f"Option {option!r} was given {first.get('input')!r}: {first['msg']}.",
                 f"See {cls.__module__} for what {option!r} may be.",
@@ -77,15 +79,23 @@ class ModelConfig(BaseModel):
 def parse_settings(settings: list[str]) -> dict[str, Any]:
     """``["epochs=20", "form=prefix"]`` -> ``{"epochs": 20, "form": "prefix"}`` (values are read as YAML).
 
+    ``part.epochs=20`` is an option of a part: ``{"part": {"epochs": 20}}``.
+
     Raises:
-        ConfigError: a setting without an equals sign.
+        ConfigError: a setting without an equals sign, or of a part that another setting gave one value.
     """
     values: dict[str, Any] = {}
     for setting in settings:
         name, sign, text = setting.partition("=")
         if not sign or not name.strip():
             raise ConfigError(f"Setting {setting!r} is not of the form option=value.", "For example: --set epochs=20")
-        values[name.strip()] = yaml.safe_load(text)
+        *parts, option = name.strip().split(".")
+        place = values
+        for part in parts:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"Setting {setting!r} goes into {part!r}, which was set to {place!r}.")
+        place[option] = yaml.safe_load(text)
     return values
 
 

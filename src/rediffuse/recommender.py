@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import operator
 import re
@@ -133,7 +134,8 @@ class Recommender:
             counts["unknown_users"] = int((who < 0).sum())
             # One row past the last user is empty, and stands for everyone unknown.
             offsets = np.append(self._histories.offsets, self._histories.offsets[-1])
-            known = Histories(offsets, self._histories.items).take(np.where(who < 0, len(self._histories), who))
+            remembered = dataclasses.replace(self._histories, offsets=offsets)
+            known = remembered.take(np.where(who < 0, len(self._histories), who))
         else:
             rows = [_listed("a history", history) for history in _listed("histories", histories)]
             if asked is not None and len(asked) != len(rows):

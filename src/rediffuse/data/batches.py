@@ -28,6 +28,7 @@ class SequenceBatch:
         items: (B, L) int64, padded on the right with ``num_items``.
         lengths: (B,) int64 real items per row, at least 1.
         rows, positions, targets: (n,) int64; after ``items[rows, positions]`` comes ``targets``.
+        events: (n,) int64 places of the targets in the flat histories.
         share: this rank's targets times the number of ranks over all targets of the step; the factor that makes an
             average over ranks of mean losses equal to the mean over the whole batch.
     """
@@ -37,10 +38,11 @@ class SequenceBatch:
     rows: Tensor
     positions: Tensor
     targets: Tensor
+    events: Tensor
     share: float = 1.0
 
     def to(self, device: torch.device) -> SequenceBatch:
-        fields = (self.items, self.lengths, self.rows, self.positions, self.targets)
+        fields = (self.items, self.lengths, self.rows, self.positions, self.targets, self.events)
         return SequenceBatch(*(x.to(device) for x in fields), share=self.share)
 
 
@@ -109,10 +111,11 @@ class SequenceBatches:
             count = (self.stops[whole] - self.starts[whole]).sum()
         else:
             rows, positions, count = np.arange(len(windows)), lengths - 1, len(whole)
-        targets = self.items[starts[rows] + positions + 1].astype(np.int64)
+        events = starts[rows] + positions + 1
+        targets = self.items[events].astype(np.int64)
         return SequenceBatch(
             _gather(self.items, starts, lengths, self.pad),
-            *(torch.from_numpy(x) for x in (lengths, rows, positions, targets)),
+            *(torch.from_numpy(x) for x in (lengths, rows, positions, targets, events)),
             share=float(len(targets) * ranks / max(count, 1)),
         )
 

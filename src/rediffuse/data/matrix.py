@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
@@ -18,6 +19,17 @@ def binary_matrix(histories: Histories, num_items: int) -> sparse.csr_array:
     matrix.sum_duplicates()  # also sorts each row's items
     matrix.data.fill(1.0)
     return matrix
+
+
+def weighted_matrix(histories: Histories, num_items: int, weights: NDArray[np.float32]) -> sparse.csr_array:
+    """(rows, num_items) float32 with the weight (events,) of the last time the row's person touched the item."""
+    keys = histories.owners * num_items + histories.items
+    order = np.argsort(keys, kind="stable")
+    last = np.append(keys[order][1:] != keys[order][:-1], True)[: len(order)]
+    kept = order[last]
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(histories.owners[kept], minlength=len(histories)))))
+    shape = (len(histories), num_items)
+    return sparse.csr_array((weights[kept], histories.items[kept].astype(np.int32), offsets), shape=shape)
 
 
 def bags(histories: Histories, num_items: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

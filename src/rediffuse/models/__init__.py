@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 _MODELS = {
     "bert4rec": ("rediffuse.models.baselines.bert4rec", "BERT4Rec"),
     "bprmf": ("rediffuse.models.baselines.bprmf", "BPRMF"),
+    "diffrec": ("rediffuse.models.diffrec", "DiffRec"),
     "diffurec": ("rediffuse.models.diffurec", "DiffuRec"),
     "ease": ("rediffuse.models.baselines.ease", "EASE"),
     "gru4rec": ("rediffuse.models.baselines.gru4rec", "GRU4Rec"),
     "itemknn": ("rediffuse.models.baselines.itemknn", "ItemKNN"),
     "lightgcn": ("rediffuse.models.baselines.lightgcn", "LightGCN"),
+    "ldiffrec": ("rediffuse.models.ldiffrec", "LDiffRec"),
+    "pdrec": ("rediffuse.models.pdrec", "PDRec"),
     "popularity": ("rediffuse.models.baselines.popularity", "Popularity"),
     "sasrec": ("rediffuse.models.baselines.sasrec", "SASRec"),
+    "tdiffrec": ("rediffuse.models.diffrec", "TDiffRec"),
 }
 
 

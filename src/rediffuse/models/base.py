@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class Model(nn.Module):
     trained_by_gradient: ClassVar[bool] = True
     phases: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = False
+    reads_times: ClassVar[bool] = False  # whether answers depend on when events happened, not on their order alone
     popularity: Tensor
 
     def __init__(self, config: ModelConfig, num_items: int, num_users: int = 0) -> None:
@@ -58,8 +60,16 @@ class Model(nn.Module):
         """Learn in closed form. Trained models only take the popularity of items."""
         self.popularity.copy_(torch.from_numpy(np.asarray(data.popularity, dtype=np.float32)))
 
-    def begin_phase(self, phase: str) -> None:
+    def begin_phase(self, phase: str, data: TrainingData) -> None:
         """Told before each phase of training; a model of several phases says here what is trained."""
+
+    def training_options(self, phase: str) -> ModelConfig:
+        """The options of the loop in a phase."""
+        return self.config
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, as torch's optimisers take it; ``learning_rate_factor`` multiplies the rate of a group."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> Batches:
         """The batches of one epoch, in an order that depends on ``rng`` alone."""
@@ -82,6 +92,10 @@ class Model(nn.Module):
 
     def resolve(self, resolved: dict[str, Any]) -> None:
         """Take over what `calibrate` settled, also after loading."""
+
+    def tables(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
+        """What training found beside the weights, as files of the run folder: name.parquet -> table."""
+        return {}
 
     # --- answering -----------------------------------------------------------------------------------------
 

@@ -99,7 +99,12 @@ class SequenceModel(Model):
             rng=rng,
         )
 
+    def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
+        """The batch with what is to be predicted in it, where that is not what follows each item."""
+        return batch
+
     def loss(self, batch: SequenceBatch) -> Tensor:
+        batch = self.training_batch(batch)
         hidden, weights, note = self.encode(batch)
         loss, per_target = self.losses(hidden, batch, weights)
         self.observe(note, per_target)
@@ -107,7 +112,7 @@ class SequenceModel(Model):
 
     def losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""
-        hidden, table = self._metric_space(hidden), self._metric_space(self.classes())
+        hidden, table = self.metric_space(hidden), self.metric_space(self.classes())
         if self.config.loss == "softmax":
             # Inner products grow without bound, and half precision would round a logit of 100 by a quarter. Cosines
             # over a temperature stay small enough for it.
@@ -135,7 +140,7 @@ class SequenceModel(Model):
         """(classes, d): what the softmax of the training loss is over, the catalogue."""
         return self.catalogue()
 
-    def _metric_space(self, x: Tensor) -> Tensor:
+    def metric_space(self, x: Tensor) -> Tensor:
         """The vectors whose inner products are logits."""
         if self.config.temperature is None:
             return x
@@ -172,7 +177,7 @@ class SequenceModel(Model):
         for rows in torch.argsort(lengths).split(SCORE_ROWS):
             width = int(lengths[rows].max())
             hidden[rows] = self.represent(items[rows, :width], lengths[rows], seed).float()
-        scores = self._metric_space(hidden) @ self._metric_space(self.catalogue()).T
+        scores = self.metric_space(hidden) @ self.metric_space(self.catalogue()).T
         if self.repeat is not None:
             # Read all, then write all: an item that stands twice in the window is biased once.
             inside = torch.nonzero(items < self.num_items)

@@ -71,8 +71,8 @@ class Trainer:
         max_minutes: stop after that much wall time, counting earlier sessions.
         tracker: an Accelerate tracker, for example "tensorboard".
         show_progress: draw a progress bar on stderr.
-        on_validation: told (epoch, value of the config's metric) after each validation, once the epoch is logged and
-            saved; epochs count on over phases. What it raises ends the training and leaves `run`.
+        on_validation: told (epoch, value of the config's metric) after each validation of the last phase, once the
+            epoch is logged and saved. What it raises ends the training and leaves `run`.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Trainer:
     ) -> None:
         self.accelerator = Accelerator(cpu=no_accelerator(), log_with=tracker, project_dir=str(folder))
         self.model, self.view, self.folder, self.seed = model, view, folder, seed
+        self.phases = model.phases if model.trained_by_gradient else ()
         self.config = model.config
         self.user_ids = user_ids
         self.limit = math.inf if max_minutes is None else 60 * max_minutes
@@ -102,6 +103,11 @@ class Trainer:
         self.tracked = tracker is not None
         self.on_validation = on_validation
 
+    def take_phase(self, phase: str, trained: Model) -> None:
+        """Take the part that a phase would train, which is called like the phase, as it is in another run."""
+        getattr(self.model, phase).load_state_dict(trained.state_dict())
+        self.phases = tuple(other for other in self.phases if other != phase)
+
     # --- the walk ------------------------------------------------------------------------------------------
 
     def run(self, resume: bool) -> State:
@@ -112,9 +118,8 @@ class Trainer:
             if resume:
                 self._restore()
             self.started = time.monotonic() - self.state.seconds
-            phases = self.model.phases if self.model.trained_by_gradient else ()
-            for index in range(self.state.phase, len(phases)):
-                if not self._train_phase(index, phases[index]):
+            for index in range(self.state.phase, len(self.phases)):
+                if not self._train_phase(index, self.phases[index]):
                     break
             else:
                 self.state.done = True
@@ -139,10 +144,13 @@ class Trainer:
             self._take_best()
             self.state = state = State(phase=index, seconds=state.seconds, precision=state.precision)
             self.best.unlink(missing_ok=True)
-        self.model.begin_phase(phase)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.begin_phase(phase, self.data)
+        self.config = self.model.training_options(phase)
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+            self.model.parameter_groups(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=True,
         )
         if self.optimizer_state:
             restore_optimizer(optimizer, self.optimizer_state)
@@ -161,7 +169,7 @@ class Trainer:
             if self.config.learning_rate_decay_every:
                 rate *= 0.1 ** (state.epoch // self.config.learning_rate_decay_every)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("learning_rate_factor", 1.0)
             self.model.train()
             began = time.monotonic()
             while state.step < len(batches):
@@ -187,8 +195,9 @@ class Trainer:
             self._log(record)
             self._save(optimizer)
             saved_at = time.monotonic()
-            if self.on_validation is not None and (metrics := record.get("validation")):
-                self.on_validation(index * self.config.epochs + state.epoch, metrics[self.config.metric])
+            chooses = index == len(self.phases) - 1
+            if self.on_validation is not None and chooses and (metrics := record.get("validation")):
+                self.on_validation(state.epoch, metrics[self.config.metric])
             if self._out_of_time():
                 return False
         return True
@@ -281,7 +290,7 @@ class Trainer:
 
     def _is_past(self, record: dict[str, Any]) -> bool:
         """Whether a line of the log belongs to what the checkpoint has already done."""
-        index = self.model.phases.index(record["phase"])
+        index = self.phases.index(record["phase"])
         return index < self.state.phase or (index == self.state.phase and record["epoch"] <= self.state.epoch)
 
     def _log(self, record: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from safetensors.torch import save
 
 from rediffuse.data.files import atomic_write_bytes, atomic_write_text, parquet_bytes, sha256_file
@@ -69,9 +70,12 @@ def write_run(
     user_ids: pl.Series,
     histories: Histories,
     card: str,
+    tables: dict[str, pl.DataFrame],
 ) -> None:
     """Write the files of a finished run. Each is replaced atomically; the manifest comes last."""
-    users = pl.DataFrame({"user_id": user_ids, "history": _as_lists(histories)})
+    users = pl.DataFrame({"user_id": user_ids, "history": _as_lists(histories, histories.items)})
+    if model.reads_times and histories.times is not None:
+        users = users.with_columns(times=_as_lists(histories, histories.times))
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     files = {
         "config.json": json.dumps(config, indent=2).encode(),
@@ -80,6 +84,7 @@ def write_run(
         "users.parquet": parquet_bytes(users),
         "model.safetensors": save(weights, metadata={"note": json.dumps({"model": config["model"]})}),
         "README.md": card.encode(),
+        **{name: parquet_bytes(table) for name, table in tables.items()},
     }
     # A folder that is trained further must not pass for the old run while its files change.
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -128,7 +133,8 @@ def read_run(folder: str | Path) -> RunContents:
     lists = users["history"]
     offsets = np.concatenate(([0], lists.list.len().to_numpy().astype(np.int64).cumsum()))
     flat = lists.explode(empty_as_null=False).drop_nulls().to_numpy().astype(np.int32)
-    return RunContents(folder, config, model, items, users["user_id"], Histories(offsets, flat))
+    times = users["times"].explode(empty_as_null=False).drop_nulls().to_numpy() if "times" in users.columns else None
+    return RunContents(folder, config, model, items, users["user_id"], Histories(offsets, flat, times))
 
 
 def _verify(folder: Path) -> None:
@@ -165,9 +171,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _as_lists(histories: Histories) -> pl.Series:
-    """The CSR rows as one list column."""
-    frame = pl.DataFrame({"user": histories.owners, "item": histories.items})
-    lists = frame.group_by("user", maintain_order=True).agg(pl.col("item"))
+def _as_lists(histories: Histories, values: NDArray[Any]) -> pl.Series:
+    """``values`` (events,) as one list per row."""
+    frame = pl.DataFrame({"user": histories.owners, "value": values})
+    lists = frame.group_by("user", maintain_order=True).agg(pl.col("value"))
     every = pl.DataFrame({"user": np.arange(len(histories))}).join(lists, on="user", how="left", maintain_order="left")
-    return every["item"].fill_null([]).cast(pl.List(pl.Int32))
+    return every["value"].fill_null([]).cast(pl.List(frame["value"].dtype))

@@ -12,8 +12,9 @@ import torch
 from accelerate import PartialState
 
 from rediffuse.config import ModelConfig
+from rediffuse.data.files import sha256_file
 from rediffuse.data.split import Split, TrainingView
-from rediffuse.errors import RediffuseWarning, RunError
+from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.training.card import model_card
@@ -21,7 +22,7 @@ from rediffuse.training.checkpoint import load_tensors, save_tensors
 from rediffuse.training.environment import PeakMemory, environment
 from rediffuse.training.loop import Trainer
 from rediffuse.training.precision import no_accelerator
-from rediffuse.training.run_folder import FORMAT, Run, write_run
+from rediffuse.training.run_folder import FORMAT, Run, RunContents, read_run, write_run
 from rediffuse.training.seeds import seed_torch
 
 
@@ -37,6 +38,7 @@ def train(
     max_minutes: float | None = None,
     tracker: str | None = None,
     progress: bool = False,
+    phases_from: dict[str, str | Path] | None = None,
 ) -> Run:
     """Train a model and write its run folder.
 
@@ -51,19 +53,30 @@ def train(
         max_minutes: of wall time, earlier sessions included.
         tracker: a tracker of Accelerate, for example "tensorboard" (extra ``track``).
         progress: draw a progress bar on stderr.
+        phases_from: phase -> run folder that it is taken from instead of being trained; of a model whose phases train
+            parts that are models themselves, for example ``pdrec`` and ``{"diffusion": "runs/tdiffrec"}``.
 
     Raises:
         ConfigError: unknown model, preset or option, or a value out of range.
-        RunError: ``out`` holds something already, or a checkpoint that does not fit.
-        TrainingError: the loss is not finite, or there is nothing to train on.
+        RunError: ``out`` holds something already, or a checkpoint that does not fit; a run in ``phases_from`` was
+            trained on another split.
+        TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
     """
     kind, folder = model_class(model), Path(out)
-    options = kind.Config.build(preset, config)
+    parts = {phase: _trained_part(phase, path, split) for phase, path in (phases_from or {}).items()}
+    given = {phase: part.config["config"] for phase, part in parts.items()}
+    for phase in given.keys() & (config or {}).keys():
+        raise ConfigError(f"Both options and a run were given for {phase!r}.", "The run has its own; leave them out.")
+    options = kind.Config.build(preset, {**(config or {}), **given})
     facts = {
         "format": FORMAT,
         "model": model,
         "preset": preset,
-        "config": options.model_dump(),
+        "config": options.model_dump(mode="json"),
+        "phases_from": {
+            phase: {"run": str(part.path), "weights": sha256_file(part.path / "model.safetensors")}
+            for phase, part in parts.items()
+        },
         "seed": seed,
         "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint, "leak": split.leak},
         "data": {
@@ -89,7 +102,22 @@ def train(
         tracker=tracker,
         show_progress=progress,
     )
-    network, state = trainer.model, trainer.run(resume)
+    network = trainer.model
+    for phase, part in parts.items():
+        known = network.phases if hasattr(network, phase) else ()
+        if phase not in known or getattr(network, phase).name != part.config["model"]:
+            raise ConfigError(
+                f"{part.path} is a run of {part.config['model']}, which is no phase {phase!r} of {model} trained so.",
+                f"Its phases are {', '.join(network.phases)}.",
+            )
+        trainer.take_phase(phase, part.model)
+    state = trainer.run(resume)
+    unreached = trainer.phases[state.phase + 1 :]
+    if unreached:
+        raise TrainingError(
+            f"Time ran out in phase {trainer.phases[state.phase]!r}; {unreached[-1]!r} was not reached.",
+            "Go on with --resume and more minutes. What was trained is kept.",
+        )
     if len(trainer.view.valid.users) and network.trained_by_gradient and state.best is None:
         warnings.warn(
             "Training ended before the first validation; the weights as they are were kept. Give it more minutes "
@@ -121,9 +149,27 @@ def train(
             columns["title"] = data.items[data.title].cast(pl.String)
         made_with = environment()
         write_run(
-            folder, facts, made_with, network, pl.DataFrame(columns), data.user_ids, known, model_card(facts, made_with)
+            folder,
+            facts,
+            made_with,
+            network,
+            pl.DataFrame(columns),
+            data.user_ids,
+            known,
+            model_card(facts, made_with),
+            network.tables(data.user_ids, data.item_ids),
         )
     return Run(folder, facts, validation, state.seconds / 60)
+
+
+def _trained_part(phase: str, path: str | Path, split: Split) -> RunContents:
+    """The run that a phase is taken from, which must not have learned from what is tested here."""
+    contents = read_run(path)
+    if contents.config["split"]["fingerprint"] != split.fingerprint:
+        raise RunError(
+            f"{path}, given for phase {phase!r}, was trained on another split.", "Train it on this data and split."
+        )
+    return contents
 
 
 def make_trainer(
@@ -153,7 +199,8 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
     last = folder / "checkpoints" / "last.safetensors"
     claim = folder / "checkpoints" / "claim.safetensors"
     identity = {name: facts[name] for name in ("model", "seed", "split")} | {
-        "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")}
+        "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},
+        "phases_from": {phase: part["weights"] for phase, part in facts["phases_from"].items()},
     }
     if resume:
         if not claim.exists():

@@ -25,6 +25,7 @@ def batch() -> SequenceBatch:
         torch.tensor([0, 0, 0, 1]),
         torch.tensor([0, 1, 2, 0]),
         torch.tensor([2, 3, 4, 6]),
+        torch.tensor([1, 2, 3, 5]),
     )
 
 
@@ -34,12 +35,13 @@ def test_targets_are_the_masked_items_of_whole_histories(last):
     counts = torch.zeros_like(whole)
     for seed in range(200):
         torch.manual_seed(seed)
-        masked = model.cloze(batch())
+        masked = model.training_batch(batch())
         assert masked.lengths.tolist() == [4, 2]
         assert torch.equal(masked.targets, whole[masked.rows, masked.positions])
         filled = masked.items.index_put((masked.rows, masked.positions), masked.targets)
         assert torch.equal(filled, whole)
         assert set(masked.rows.tolist()) == {0, 1}
+        assert torch.equal(masked.events, torch.tensor([0, 4])[masked.rows] + masked.positions)
         counts[masked.rows, masked.positions] += 1
     assert not counts[1, 2:].any()
     if last == 1.0:
@@ -54,7 +56,7 @@ def test_a_masked_item_is_hidden_and_both_sides_are_seen():
 
     def at_the_mask(items: list[int]) -> torch.Tensor:
         row = torch.tensor([items])
-        hidden = SequenceBatch(row.clone(), torch.tensor([4]), rows, places, row[0, 1:2])
+        hidden = SequenceBatch(row.clone(), torch.tensor([4]), rows, places, row[0, 1:2], places)
         hidden.items[0, 1] = ITEMS
         return model.encode(hidden)[0]
 
@@ -67,7 +69,7 @@ def test_a_masked_item_is_hidden_and_both_sides_are_seen():
 def test_all_items_of_a_history_may_carry_the_repeat_bias_but_not_the_mask():
     model = build()
     torch.manual_seed(3)
-    masked = model.cloze(batch())
+    masked = model.training_batch(batch())
     rows, items, _ = model._repeats(masked)
     for target, row in enumerate(masked.rows.tolist()):
         seen = {int(i) for i in masked.items[row] if i < ITEMS}

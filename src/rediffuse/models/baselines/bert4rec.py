@@ -63,10 +63,7 @@ class BERT4Rec(SequenceModel):
         places = (lengths[:, None] - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
         return self.drop(x * self.config.embedding_size**0.5 + self.position_embedding(places))
 
-    def loss(self, batch: SequenceBatch) -> Tensor:
-        return super().loss(self.cloze(batch))
-
-    def cloze(self, batch: SequenceBatch) -> SequenceBatch:
+    def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
         """Whole windows, with the padding number at the items to be filled in, which are the targets."""
         whole = F.pad(batch.items, (0, 1), value=self.pad)
         whole[batch.rows, batch.positions + 1] = batch.targets
@@ -76,10 +73,20 @@ class BERT4Rec(SequenceModel):
         masked = (torch.rand(whole.shape, device=whole.device) < self.config.mask_share) & real
         last_only = torch.rand(len(whole), device=whole.device) < self.config.mask_last
         masked &= ~last_only[:, None]
-        masked[rows, lengths - 1] |= last_only | ~masked.any(1)
+        # What is not known yet (`rediffuse.models.pdrec`) can only be a mask.
+        unknown = whole[rows, lengths - 1] == self.pad
+        masked[rows, lengths - 1] |= last_only | unknown | ~masked.any(1)
         at, places = torch.nonzero(masked, as_tuple=True)
+        starts = torch.zeros_like(lengths)
+        starts[batch.rows] = batch.events - batch.positions - 1
         return SequenceBatch(
-            whole.masked_fill(masked, self.pad), lengths, at, places, whole[at, places], share=batch.share
+            whole.masked_fill(masked, self.pad),
+            lengths,
+            at,
+            places,
+            whole[at, places],
+            starts[at] + places,
+            share=batch.share,
         )
 
     def visible(self, batch: SequenceBatch) -> Tensor:

@@ -1,0 +1,262 @@
+"""DiffRec and T-DiffRec: diffusion over a person's whole row of items (Wang et al., SIGIR 2023, arXiv 2304.04971).
+
+A row x_0 of the users x items matrix is noised, a multilayer perceptron recovers it, and what it puts where the row
+was empty ranks the items. T-DiffRec weighs recent events more, by their order or, as PDRec's TI-DiffRec does, by the
+time between them. To answer, the row itself is the start of the chain: nothing is drawn, and the whole chain is walked
+in the network's hidden space (`rediffuse.nn.RowDenoiser.reverse`).
+
+With ``diffusion=false`` the row goes through the same network once, without noise: the non-diffusion twin, a denoising
+autoencoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from rediffuse.config import ModelConfig, Range
+from rediffuse.data.histories import Histories
+from rediffuse.data.matrix import weighted_matrix
+from rediffuse.data.rows import RowBatch, RowBatches, row_batch
+from rediffuse.diffusion import (
+    ancestral,
+    at_timesteps,
+    noise_schedule,
+    predict_x0,
+    q_sample,
+    snr_weights,
+    timestep_sampler,
+)
+from rediffuse.models.base import Model, TrainingData
+from rediffuse.nn import Folded, RowDenoiser
+
+Weighting = Literal["none", "order", "interval"]
+
+
+def event_weights(
+    histories: Histories, weighting: Weighting, low: float, high: float, *, single: Literal["high", "low"] = "high"
+) -> NDArray[np.float32]:
+    """(events,) what each event puts into its person's row, from ``low`` (oldest) to ``high`` (most recent).
+
+    order: evenly over the person's events (T-DiffRec, section 3.3). interval: in proportion to time (TI-DiffRec; Ma et
+    al., AAAI 2024); events that all happened at once get ``high``, and without times it is the order. none: ones.
+
+    Args:
+        single: weight of an only event under ``order``; the released T-DiffRec gives it ``low``.
+    """
+    if weighting == "none":
+        return np.ones(len(histories.items), dtype=np.float32)
+    owners, lengths = histories.owners, histories.lengths
+    first = histories.offsets[:-1]
+    if weighting == "interval" and histories.times is not None:
+        # Differences first: single precision holds seconds since 1970 to two minutes.
+        since = (histories.times - histories.times[first[owners]]).astype(np.float64)
+        alone = 1.0
+    else:
+        since = (np.arange(len(owners)) - first[owners]).astype(np.float64)
+        alone = 1.0 if single == "high" else 0.0
+    last = np.zeros(len(lengths))
+    last[lengths > 0] = since[histories.offsets[1:][lengths > 0] - 1]
+    span = last[owners]
+    share = np.divide(since, span, out=np.full(len(owners), alone), where=span > 0)
+    return (low + share * (high - low)).astype(np.float32)
+
+
+class DiffRecConfig(ModelConfig):
+    """Presets are the released configurations, by data set; they train as released (1000 epochs, patience of 20)."""
+
+    search: ClassVar = {
+        "learning_rate": Range(1e-4, 5e-3, log=True),
+        "hidden_sizes": ((200, 600), (400,), (1000,)),
+        "steps": (2, 5, 10, 40),
+        "noise_scale": Range(1e-4, 1.0, log=True),
+        "dropout": Range(0.2, 0.8),
+    }
+
+    batch_size: int = Field(400, ge=1, description="People per optimiser step.")
+    epochs: int = Field(1000, ge=0, description="Upper bound; early stopping usually ends before it.")
+    validate_every: int = Field(5, ge=1, description="Epochs between validations.")
+    hidden_sizes: tuple[int, ...] = Field(
+        (200, 600), min_length=1, description="Widths from the narrowest outwards: items, 600, 200, 600, items."
+    )
+    time_size: int = Field(10, ge=1, description="Width of the embedding of the timestep.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="On the row that goes in.")
+    normalize: bool = Field(False, description="Scale the row that goes in to length one. Answers are slower with it.")
+    weighting: Weighting = Field("none", description="What recent events weigh more by: none, order or interval.")
+    weight_min: float = Field(0.1, ge=0, le=1, description="Weight of a person's oldest event.")
+    weight_max: float = Field(1.0, gt=0, description="Weight of a person's latest event.")
+    single_event_weight: Literal["high", "low"] = Field(
+        "high", description="Weight of an only event under weighting=order; low as released."
+    )
+    diffusion: bool = Field(True, description="False: the non-diffusion twin.")
+    steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
+    noise_scale: float = Field(0.01, gt=0)
+    noise_min: float = Field(0.001, gt=0)
+    noise_max: float = Field(0.01, gt=0)
+    beta_fixed: bool = Field(True, description="Set the first beta to 1e-5, as released.")
+    prediction: Literal["x0", "eps"] = Field("x0", description="What the network predicts; eps answers more slowly.")
+    snr_weighting: bool = Field(True, description="Weigh timesteps as the variational bound does.")
+    timesteps: Literal["lossaware", "uniform"] = "lossaware"
+
+
+_RELEASED = {"metric": "recall@20/unseen", "patience": 4, "validate_every": 5, "epochs": 1000}
+DiffRecConfig.presets = {
+    "amazon-book": _RELEASED
+    | {"learning_rate": 5e-5, "hidden_sizes": (1000,), "steps": 5}
+    | {"noise_scale": 1e-4, "noise_min": 5e-4, "noise_max": 5e-3},
+    "yelp": _RELEASED
+    | {"learning_rate": 1e-5, "hidden_sizes": (1000,), "steps": 5}
+    | {"noise_scale": 0.01, "noise_min": 1e-3, "noise_max": 0.01},
+    "ml-1m": _RELEASED
+    | {"learning_rate": 1e-3, "hidden_sizes": (200, 600), "steps": 40}
+    | {"noise_scale": 5e-3, "noise_min": 5e-3, "noise_max": 0.01},
+}
+
+
+class TDiffRecConfig(DiffRecConfig):
+    """DiffRec with weighted rows. ``toys`` and ``douban-book`` are PDRec's TI-DiffRec, the others T-DiffRec."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "amazon-book": DiffRecConfig.presets["amazon-book"]
+        | {"learning_rate": 1e-5, "steps": 10, "noise_scale": 5e-4, "noise_min": 1e-3, "weight_min": 0.1},
+        "yelp": DiffRecConfig.presets["yelp"] | {"noise_scale": 5e-3, "weight_min": 0.5},
+        "toys": {
+            **{"weighting": "interval", "weight_min": 0.5, "learning_rate": 5e-5, "weight_decay": 0.5},
+            **{"hidden_sizes": (1000,), "time_size": 10, "steps": 10, "validate_every": 1},
+            **{"noise_scale": 0.01, "noise_min": 5e-4, "noise_max": 5e-3},
+        },
+        "douban-book": {
+            **{"weighting": "interval", "weight_min": 0.3, "learning_rate": 5e-5, "weight_decay": 0.5},
+            **{"hidden_sizes": (256,), "time_size": 8, "steps": 10, "validate_every": 1},
+            **{"noise_scale": 0.01, "noise_min": 5e-4, "noise_max": 0.01},
+        },
+    }
+
+    weighting: Weighting = Field("order", description="What recent events weigh more by: none, order or interval.")
+
+
+class DiffRec(Model):
+    """DiffRec, or its non-diffusion twin."""
+
+    name = "diffrec"
+    Config = DiffRecConfig
+    config: DiffRecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    folded_weight: Tensor
+    folded_bias: Tensor
+
+    def __init__(self, config: DiffRecConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
+        self.schedule = noise_schedule(
+            "linear_var",
+            config.steps,
+            noise_scale=config.noise_scale,
+            noise_min=config.noise_min,
+            noise_max=config.noise_max,
+            beta_fixed=config.beta_fixed,
+        )
+        steps = config.steps if config.diffusion else 1
+        self.denoiser = RowDenoiser(
+            self.row_width(), config.hidden_sizes, config.time_size, steps, config.dropout, normalize=config.normalize
+        )
+        self.timesteps = timestep_sampler(config.timesteps, steps)
+        outer = config.hidden_sizes[-1]
+        self.register_buffer("folded_weight", torch.zeros(outer, outer))
+        self.register_buffer("folded_bias", torch.zeros(outer))
+
+    @property
+    def reads_times(self) -> bool:  # type: ignore[override]
+        return self.config.weighting == "interval"
+
+    def row_width(self) -> int:
+        """Length of what is noised."""
+        return self.num_items
+
+    def rows(self, histories: Histories) -> Any:
+        """The weighted users x items matrix of histories, sparse; an item that comes again has its latest weight."""
+        options = self.config
+        weights = event_weights(
+            histories,
+            options.weighting,
+            options.weight_min,
+            options.weight_max,
+            single=options.single_event_weight,
+        )
+        return weighted_matrix(histories, self.num_items, weights)
+
+    # --- learning ------------------------------------------------------------------------------------------
+
+    def batches(self, data: TrainingData, rng: np.random.Generator) -> RowBatches:
+        return RowBatches(self.rows(data.train), batch_size=self.config.batch_size, rng=rng)
+
+    def loss(self, batch: RowBatch) -> Tensor:
+        if not self.config.diffusion:
+            once = torch.zeros(len(batch), dtype=torch.int64, device=batch.items.device)
+            z = self.denoiser.read(batch.items, batch.offsets, batch.values)
+            x_0_hat = self.denoiser.last(self.denoiser.inner(z, once))
+            return (batch.dense(self.num_items) - x_0_hat).square().mean() * batch.share
+        t, importance = self.timesteps.sample(len(batch), device=batch.items.device)
+        x_0 = batch.dense(self.num_items)
+        noise = torch.randn_like(x_0)
+        x_t = q_sample(self.schedule, x_0, t, noise)
+        losses = self.weighted_errors(x_0, x_t, noise, t, self.denoiser(x_t, t).float())
+        self.timesteps.update(t, losses)
+        return (losses * importance).mean() * batch.share
+
+    def weighted_errors(self, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """(B,) squared errors of what the network gave at (x_t, t), averaged over items, weighted by timestep."""
+        prediction = self.config.prediction
+        target = x_0 if prediction == "x0" else noise
+        errors = (target - output).square().mean(1)
+        if not self.config.snr_weighting:
+            return errors
+        if prediction == "eps":
+            # At t = 0 the bound has a likelihood of x_0 instead.
+            x_0_hat = predict_x0(self.schedule, output, x_t, t, prediction)
+            errors = torch.where(t == 0, (x_0 - x_0_hat).square().mean(1) / 2, errors)
+        return errors * at_timesteps(snr_weights(self.schedule, prediction), t, errors)
+
+    # --- answering -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        folded = self.denoiser.fold()
+        self.folded_weight.copy_(folded.weight)
+        self.folded_bias.copy_(folded.bias)
+
+    @property
+    def in_hidden_space(self) -> bool:
+        """Whether the chain can be walked there, exactly: see `RowDenoiser.reverse`."""
+        return self.config.prediction == "x0" and not self.config.normalize
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+        rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
+        if not self.in_hidden_space:
+            return self.plain_chain(rows.dense(self.num_items))
+        return self.denoiser.last(self.reverse(self.denoiser.read(rows.items, rows.offsets, rows.values)))
+
+    def reverse(self, z: Tensor) -> Tensor:
+        """The whole chain in hidden space, from z = W x_T (B, H) to g (B, H), which the last layer reads."""
+        folded = Folded(self.folded_weight, self.folded_bias)
+        schedule = self.schedule
+        return self.denoiser.reverse(
+            z, folded, schedule.posterior_mean_coef1.tolist(), schedule.posterior_mean_coef2.tolist()
+        )
+
+    def plain_chain(self, x: Tensor) -> Tensor:
+        """The same from x_T (B, I) to x_0_hat (B, I), by T passes over whole rows, for networks of any kind."""
+        if not self.config.diffusion:
+            return self.denoiser(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+        # Nothing is drawn: every step takes the mean.
+        return ancestral(self.denoiser, x, self.schedule, prediction=self.config.prediction, variance=None)
+
+
+class TDiffRec(DiffRec):
+    """T-DiffRec and TI-DiffRec: DiffRec on rows that remember when."""
+
+    name = "tdiffrec"
+    Config = TDiffRecConfig

@@ -1,0 +1,206 @@
+"""L-DiffRec: diffusion in a latent space of item clusters (Wang et al., SIGIR 2023, section 3.2).
+
+Items are clustered; each cluster has its own variational encoder, which turns the person's events in it into some of
+the latent dimensions. The latent vector is noised and denoised as DiffRec does with rows, and one decoder turns it
+into a multinomial over all items. The clusters differ in size, and so do their encoders: here they are one layer from
+all items to all latent dimensions in which only weights within a cluster are not zero.
+
+The paper clusters the item vectors of a trained LightGCN; here they are the leading singular vectors of the normalised
+training matrix, which is what LightGCN's propagation tends to, so that nothing has to be trained before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import sparse
+from scipy.cluster.vq import kmeans2
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rediffuse.config import Range
+from rediffuse.data.histories import Histories
+from rediffuse.data.matrix import binary_matrix
+from rediffuse.data.rows import RowBatch, RowBatches, row_batch
+from rediffuse.diffusion import predict_x0, q_sample
+from rediffuse.errors import ConfigError
+from rediffuse.models.base import TrainingData
+from rediffuse.models.diffrec import DiffRec, DiffRecConfig
+from rediffuse.nn import dropout
+
+ITEM_VECTOR_SIZE = 64
+# How the two parts of the loss are weighed over time, as released.
+KL_STEPS, KL_CAP, DIFFUSION_EPOCHS, DIFFUSION_FLOOR = 200, 0.3, 500, 0.005
+
+
+class LDiffRecConfig(DiffRecConfig):
+    """Options of DiffRec are those of the latent diffusion; ``weighting=order`` makes it LT-DiffRec."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "amazon-book": DiffRecConfig.presets["amazon-book"]
+        | {"learning_rate": 5e-4, "diffusion_rate": 0.2, "hidden_sizes": (300,), "beta_fixed": False}
+        | {"noise_scale": 0.5, "noise_min": 1e-3, "noise_max": 5e-3, "diffusion_share": 0.05},
+        "yelp": DiffRecConfig.presets["yelp"]
+        | {"learning_rate": 5e-4, "diffusion_rate": 0.2, "hidden_sizes": (300,), "beta_fixed": False}
+        | {"noise_scale": 0.01, "noise_min": 5e-3, "noise_max": 0.01, "diffusion_share": 0.03},
+        "ml-1m": DiffRecConfig.presets["ml-1m"]
+        | {"learning_rate": 1e-3, "diffusion_rate": 0.5, "hidden_sizes": (300,), "beta_fixed": False}
+        | {"noise_scale": 5e-3, "noise_min": 5e-3, "noise_max": 0.02, "diffusion_share": 0.03},
+    }
+    search: ClassVar = {name: domain for name, domain in DiffRecConfig.search.items() if name != "dropout"} | {
+        "input_dropout": Range(0.1, 0.7),
+        "diffusion_share": Range(0.01, 0.1, log=True),
+    }
+
+    hidden_sizes: tuple[int, ...] = Field((300,), min_length=1, description="Of the denoiser, between latent rows.")
+    steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
+    noise_scale: float = Field(0.5, gt=0)
+    noise_max: float = Field(0.005, gt=0)
+    beta_fixed: bool = Field(False, description="Set the first beta to 1e-5; not in the released L-DiffRec.")
+    clusters: int = Field(2, ge=1, description="Of items; each has its own part of the latent vector.")
+    latent_size: int = Field(300, ge=1, description="Width of the latent vector, over all clusters.")
+    input_dropout: float = Field(0.1, ge=0, lt=1, description="On the row that is encoded.")
+    reconstruct: Literal["clean", "dropped"] = Field(
+        "clean", description="What the decoder should give; dropped, the row after its dropout, as released."
+    )
+    diffusion_share: float = Field(0.03, ge=0, description="Weight of the diffusion loss; falls over 500 epochs.")
+    diffusion_rate: float = Field(0.5, gt=0, description="Learning rate of the denoiser over that of the rest.")
+
+
+class LDiffRec(DiffRec):
+    """L-DiffRec, or with weighted rows LT-DiffRec; its twin is a variational autoencoder."""
+
+    name = "ldiffrec"
+    Config = LDiffRecConfig
+    config: LDiffRecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    item_cluster: Tensor
+    latent_cluster: Tensor
+    trained_steps: Tensor
+
+    def __init__(self, config: LDiffRecConfig, num_items: int, num_users: int = 0) -> None:
+        if config.clusters > min(config.latent_size, num_items):
+            raise ConfigError(
+                f"{config.clusters} clusters, but {num_items} items and {config.latent_size} latent dimensions.",
+                "Each cluster needs an item and a dimension: lower clusters.",
+            )
+        super().__init__(config, num_items, num_users)
+        width = config.latent_size
+        self.encoder = nn.Parameter(torch.randn(num_items, 2 * width))  # means, then log variances; scaled by `fit`
+        self.encoder_bias = nn.Parameter(torch.zeros(2 * width))
+        self.decoder = nn.Linear(width, num_items)
+        nn.init.xavier_normal_(self.decoder.weight)
+        nn.init.zeros_(self.decoder.bias)
+        self.register_buffer("item_cluster", torch.zeros(num_items, dtype=torch.int64))
+        self.register_buffer("latent_cluster", torch.zeros(width, dtype=torch.int64))
+        self.register_buffer("trained_steps", torch.zeros((), dtype=torch.int64))
+        self.steps_per_epoch = 1
+
+    # --- learning ------------------------------------------------------------------------------------------
+
+    def fit(self, data: TrainingData) -> None:
+        """Cluster the items, and start each cluster's encoder by its own size (Glorot & Bengio 2010)."""
+        super().fit(data)
+        labels = cluster_items(data.train, self.num_items, self.config.clusters)
+        counts = np.bincount(labels, minlength=self.config.clusters)
+        widths = split_width(counts, self.config.latent_size)
+        self.item_cluster.copy_(torch.from_numpy(labels))
+        self.latent_cluster.copy_(torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)))
+        sizes = torch.tensor(counts)[labels] + 2 * torch.tensor(widths)[labels]
+        with torch.no_grad():
+            self.encoder.mul_((2 / sizes.to(self.encoder.device)).sqrt()[:, None] * self.within_clusters())
+
+    def row_width(self) -> int:
+        return self.config.latent_size
+
+    def within_clusters(self) -> Tensor:
+        """(I, 2 latent) bool: where an item and a latent dimension belong to the same cluster."""
+        return self.item_cluster[:, None] == self.latent_cluster.repeat(2)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        denoiser = list(self.denoiser.parameters())
+        inside = {id(p) for p in denoiser}
+        rest = [p for p in self.parameters() if id(p) not in inside]
+        return [{"params": rest}, {"params": denoiser, "learning_rate_factor": self.config.diffusion_rate}]
+
+    def batches(self, data: TrainingData, rng: np.random.Generator) -> RowBatches:
+        batches = super().batches(data, rng)
+        self.steps_per_epoch = max(len(batches), 1)
+        return batches
+
+    def encode(self, batch: RowBatch, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log variances (B, latent), both within (-1, 1) as released."""
+        weight = self.encoder * self.within_clusters()
+        found = F.embedding_bag(batch.items, weight, batch.offsets, mode="sum", per_sample_weights=values)
+        mean, log_variance = torch.tanh(found + self.encoder_bias).chunk(2, dim=1)
+        return mean, log_variance
+
+    def loss(self, batch: RowBatch) -> Tensor:
+        config, step = self.config, int(self.trained_steps)
+        self.trained_steps += 1
+        values = dropout(batch.values, config.input_dropout, self.training)
+        mean, log_variance = self.encode(batch, values)
+        z_0 = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+        divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1).mean()
+        if config.diffusion:
+            t, importance = self.timesteps.sample(len(batch), device=z_0.device)
+            noise = torch.randn_like(z_0)
+            z_t = q_sample(self.schedule, z_0, t, noise)
+            output = self.denoiser(z_t, t).float()
+            losses = self.weighted_errors(z_0, z_t, noise, t, output)
+            self.timesteps.update(t, losses)
+            z_0_hat = predict_x0(self.schedule, output, z_t, t, config.prediction)
+            denoising = (losses * importance).mean()
+        else:
+            z_0_hat, denoising = z_0, z_0.new_zeros(())
+        log_chances = F.log_softmax(self.decoder(z_0_hat).float(), dim=1)
+        wanted = batch.values if config.reconstruct == "clean" else values
+        reconstruction = -(log_chances[batch.owners, batch.items] * wanted).sum() / len(batch)
+        annealed = min(KL_CAP, step / KL_STEPS)
+        share = max((1 - step // self.steps_per_epoch / DIFFUSION_EPOCHS) * config.diffusion_share, DIFFUSION_FLOOR)
+        return (reconstruction + annealed * divergence + share * denoising) * batch.share
+
+    # --- answering -----------------------------------------------------------------------------------------
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+        rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
+        z, _ = self.encode(rows, rows.values)
+        if self.config.diffusion:
+            inside = self.in_hidden_space
+            z = self.denoiser.last(self.reverse(z @ self.denoiser.first)) if inside else self.plain_chain(z)
+        return self.decoder(z)
+
+
+def cluster_items(histories: Histories, num_items: int, clusters: int) -> NDArray[np.int64]:
+    """(num_items,) cluster of each item: k-means (Lloyd 1982) on their singular vectors.
+
+    The matrix is normalised by the square roots of degrees, as LightGCN's is. Every cluster has an item.
+    """
+    matrix = binary_matrix(histories, num_items)
+    degrees = [np.maximum(np.ravel(matrix.sum(axis=axis)), 1) for axis in (1, 0)]
+    scaled = sparse.diags_array(degrees[0] ** -0.5) @ matrix @ sparse.diags_array(degrees[1] ** -0.5)
+    size = min(ITEM_VECTOR_SIZE, *(side - 1 for side in scaled.shape))
+    labels = np.zeros(num_items, dtype=np.int64)
+    if size >= 1 and clusters > 1:
+        start = np.random.default_rng(0).standard_normal(min(scaled.shape))
+        _, _, vectors = sparse.linalg.svds(scaled.astype(np.float64), k=size, v0=start)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an empty cluster is mended below
+            first = np.random.default_rng(0).choice(num_items, clusters, replace=False)
+            _, labels = kmeans2(vectors.T, vectors.T[first], minit="matrix")
+        labels = labels.astype(np.int64)
+    for empty in np.flatnonzero(np.bincount(labels, minlength=clusters) == 0):
+        labels[np.flatnonzero(labels == np.bincount(labels).argmax())[0]] = empty
+    return labels
+
+
+def split_width(counts: NDArray[np.int64], width: int) -> list[int]:
+    """Latent dimensions of clusters with ``counts`` items: in proportion, at least one each, ``width`` in all."""
+    shares = [max(1, int(count / counts.sum() * width)) for count in counts[:-1]]
+    while sum(shares) >= width:  # many small clusters: the largest gives way
+        shares[int(np.argmax(shares))] -= 1
+    return [*shares, width - sum(shares)]
