@@ -187,7 +187,8 @@ def cluster_items(histories: Histories, num_items: int, clusters: int) -> NDArra
     labels = np.zeros(num_items, dtype=np.int64)
     if size >= 1 and clusters > 1:
         start = np.random.default_rng(0).standard_normal(min(scaled.shape))
-        _, _, vectors = sparse.linalg.svds(scaled.astype(np.float64), k=size, v0=start)
+        _, values, vectors = sparse.linalg.svds(scaled.astype(np.float64), k=size, v0=start)
+        vectors *= values[:, None] ** 2  # as one step over the graph, from items to items, would
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an empty cluster is mended below
             first = np.random.default_rng(0).choice(num_items, clusters, replace=False)

@@ -90,6 +90,8 @@ class PDRecConfig(ModelConfig):
             raise ValueError(f"liked={self.liked} items cannot be chosen out of candidates={self.candidates}")
         if self.nns and self.loss == "softmax":
             raise ValueError("with loss=softmax every item is a negative already; set nns=false")
+        self.diffusion_config()
+        self.backbone_config()
         return self
 
     def diffusion_config(self) -> TDiffRecConfig:

@@ -83,6 +83,7 @@ class RowDenoiser(nn.Module):
     def inner(self, z: Tensor, t: Tensor) -> Tensor:
         """z (B, H) at timesteps (B,) -> g (B, H)."""
         every = sinusoidal_embedding(torch.arange(self.steps, device=t.device), self.time_size)
+        every = every.to(self.time.weight.dtype)
         h = torch.tanh(z + self.first_time(self.time(every))[t])
         for layer in self.between:
             h = torch.tanh(layer(h))
@@ -107,6 +108,7 @@ class RowDenoiser(nn.Module):
         Returns:
             g (B, H) at t = 0: the output of the chain is ``last(g)``, because c1_0 = 1 and c2_0 = 0.
         """
+
         def at(step: int) -> Tensor:
             return self.inner(z, torch.full((len(z),), step, dtype=torch.int64, device=z.device))
 

@@ -65,6 +65,9 @@ def train(
     kind, folder = model_class(model), Path(out)
     parts = {phase: _trained_part(phase, path, split) for phase, path in (phases_from or {}).items()}
     given = {phase: part.config["config"] for phase, part in parts.items()}
+    for phase in given:
+        if phase not in kind.Config.model_fields:
+            raise ConfigError(f"{model} has no phase {phase!r} that could be taken from a run.")
     for phase in given.keys() & (config or {}).keys():
         raise ConfigError(f"Both options and a run were given for {phase!r}.", "The run has its own; leave them out.")
     options = kind.Config.build(preset, {**(config or {}), **given})
@@ -107,8 +110,8 @@ def train(
         known = network.phases if hasattr(network, phase) else ()
         if phase not in known or getattr(network, phase).name != part.config["model"]:
             raise ConfigError(
-                f"{part.path} is a run of {part.config['model']}, which is no phase {phase!r} of {model} trained so.",
-                f"Its phases are {', '.join(network.phases)}.",
+                f"{part.path} is a run of {part.config['model']}, which {model} has no use for in phase {phase!r}.",
+                "Give a run of the model that the phase trains, or leave the phase to this run.",
             )
         trainer.take_phase(phase, part.model)
     state = trainer.run(resume)

@@ -69,12 +69,17 @@ class BERT4Rec(SequenceModel):
         whole[batch.rows, batch.positions + 1] = batch.targets
         lengths = batch.lengths + 1
         rows = torch.arange(len(whole), device=whole.device)
+        # A last item may not be known yet (`rediffuse.models.pdrec`), and can then only be a mask. Half the time it is
+        # cut off, or what is masked when answering, the place after the history, would never be trained.
+        unknown = whole[rows, lengths - 1] == self.pad
+        if bool(unknown.any()):
+            cut = unknown & (lengths > 2) & (torch.rand(len(whole), device=whole.device) < 0.5)
+            lengths = lengths - cut.long()
+            unknown = unknown & ~cut
         real = torch.arange(whole.shape[1], device=whole.device) < lengths[:, None]
         masked = (torch.rand(whole.shape, device=whole.device) < self.config.mask_share) & real
         last_only = torch.rand(len(whole), device=whole.device) < self.config.mask_last
         masked &= ~last_only[:, None]
-        # What is not known yet (`rediffuse.models.pdrec`) can only be a mask.
-        unknown = whole[rows, lengths - 1] == self.pad
         masked[rows, lengths - 1] |= last_only | unknown | ~masked.any(1)
         at, places = torch.nonzero(masked, as_tuple=True)
         starts = torch.zeros_like(lengths)

@@ -1,0 +1,295 @@
+"""PDRec: its phases, its loss beside the formula, and the runs it can start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.synthetic import walks
+from torch.nn import functional as F
+
+import rediffuse as rd
+from rediffuse.data.histories import Histories
+from rediffuse.data.split import Split
+from rediffuse.errors import ConfigError, RunError, TrainingError
+from rediffuse.models.base import TrainingData
+from rediffuse.models.pdrec import PDRec, open_ended
+from rediffuse.models.signals import derive_signals
+from rediffuse.training import read_run
+
+ITEMS = 20
+TINY = {
+    **{"epochs": 3, "batch_size": 64, "patience": 2, "precision": "fp32", "candidates": 5, "liked": 2},
+    "diffusion": {"epochs": 4, "hidden_sizes": [16], "validate_every": 2, "batch_size": 32, "learning_rate": 0.01},
+    "backbone_options": {"embedding_size": 16, "dropout": 0.0},
+}
+
+
+def tiny(**options):
+    return TINY | options
+
+
+@pytest.fixture(scope="module")
+def split():
+    return rd.split.leave_one_out(walks())
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------
+
+
+def ring(users: int = 40, length: int = 6) -> Histories:
+    starts = np.random.default_rng(0).integers(ITEMS, size=users)
+    return Histories.from_lists([[(int(s) + step) % ITEMS for step in range(length)] for s in starts])
+
+
+def build(backbone: str = "sasrec", **options) -> PDRec:
+    torch.manual_seed(0)
+    own = {"embedding_size": 16, "dropout": 0.0, **({"blocks": 1} if backbone != "gru4rec" else {})}
+    own |= {"repeat_bias": False} | ({"embedding_dropout": 0.0} if backbone == "diffurec" else {})
+    config = PDRec.Config.build(None, tiny(backbone=backbone, backbone_options=own, precision="fp32") | options)
+    return PDRec(config, ITEMS)
+
+
+def begun(model: PDRec, rows: Histories):
+    """The model in its second phase, and its batches."""
+    data = TrainingData(rows, len(rows), ITEMS, np.bincount(rows.items, minlength=ITEMS))
+    model.fit(data)
+    model.begin_phase("backbone", data)
+    return model.batches(data, np.random.default_rng(0))
+
+
+def test_a_history_gets_an_open_end():
+    found = open_ended(Histories.from_lists([[1, 2], [], [3]]), ITEMS)
+    assert [found.row(user).tolist() for user in range(3)] == [[1, 2, ITEMS], [], [3, ITEMS]]
+
+
+@pytest.mark.parametrize(
+    "switches", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
+)
+def test_the_loss_is_the_papers(switches):
+    """Beside loops over people, events and items, from the states that the backbone alone gives."""
+    hbr, dpa, nns = switches
+    model = build(hbr=hbr, dpa=dpa, nns=nns, positive_weight=0.3).eval()
+    rows = Histories.from_lists([[1, 2, 3, 4], [5], [7, 7, 8], []])
+    batches = begun(model, rows)
+    assert len(batches) == 1
+    batch = batches.get(0)
+    with torch.no_grad():
+        found = model.loss(batch).item()
+        table = F.normalize(model.backbone.catalogue(), dim=1) / model.backbone.config.temperature
+        positive, against, liking = [], [], []
+        open_rows = open_ended(rows, ITEMS)
+        for user in (0, 1, 2):
+            items = torch.from_numpy(rows.row(user).astype(np.int64))
+            for end in range(1, len(items) + 1):
+                state = model.backbone.represent(items[None, :end], torch.tensor([end]), 0)[0]
+                logits = table @ F.normalize(state, dim=0)
+                event = int(open_rows.offsets[user]) + end
+                if end < len(items):
+                    place = int(rows.offsets[user]) + end
+                    weight = model.signals.weights[place] if hbr else 1.0
+                    positive.append(float(weight) * F.softplus(-logits[items[end]]).item())
+                    negatives = model.negatives[event].tolist()
+                    assert not set(negatives) & set(items.tolist())
+                    assert len(negatives) == 1 + nns
+                    against.append(np.mean([F.softplus(logits[n]).item() for n in negatives]))
+                elif dpa:
+                    candidates = model.signals.positives[user]
+                    best = sorted(candidates[candidates >= 0].tolist(), key=lambda i: -logits[i].item())[:2]
+                    liking += [F.softplus(-logits[i]).item() for i in best]
+    expected = np.mean(positive) + np.mean(against) + (0.3 * np.mean(liking) if dpa else 0)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_signals_and_scale_it_is_the_plain_backbone():
+    model = build(hbr=False, dpa=False, nns=False).eval()
+    assert model.phases == ("backbone",)
+    assert model.diffusion is None
+    batches = begun(model, ring())
+    batch = batches.get(0)
+    known = batch.targets < ITEMS
+    torch.manual_seed(0)
+    hidden, _, _ = model.backbone.encode(batch)
+    table = model.backbone.metric_space(model.backbone.catalogue())
+    hidden = model.backbone.metric_space(hidden[known])
+    positive = (hidden * table[batch.targets[known]]).sum(1)
+    negative = (hidden * table[model.negatives[batch.events[known], 0]]).sum(1)
+    plain = F.binary_cross_entropy_with_logits(positive, torch.ones(len(positive)))
+    plain += F.binary_cross_entropy_with_logits(negative, torch.zeros(len(negative)))
+    assert model.loss(batch).item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["bce", "softmax"])
+@pytest.mark.parametrize("backbone", ["sasrec", "gru4rec", "diffurec", "bert4rec"])
+def test_every_backbone_learns_a_ring(backbone, loss):
+    model, rows = build(backbone, loss=loss, nns=loss == "bce"), ring(120)
+    batches = begun(model, rows)
+    data = TrainingData(rows, len(rows), ITEMS, np.bincount(rows.items, minlength=ITEMS))
+    optimizer = torch.optim.AdamW(model.parameter_groups(), lr=0.01, weight_decay=0.0)
+    model.train()
+    for epoch in range(150 if backbone == "bert4rec" else 30):
+        batches = model.batches(data, np.random.default_rng(epoch))
+        for index in range(len(batches)):
+            loss_ = model.loss(batches.get(index))
+            optimizer.zero_grad()
+            loss_.backward()
+            optimizer.step()
+    model.eval()
+    rows = Histories.from_lists([[(s + step) % ITEMS for step in range(3 + s % 3)] for s in range(ITEMS)])
+    expected = (torch.arange(ITEMS) + torch.arange(ITEMS) % 3 + 3) % ITEMS
+    best = model.score(rows).topk(3, dim=1).indices
+    assert (best == expected[:, None]).any(1).float().mean() > 0.8
+
+
+def test_the_open_end_is_never_seen():
+    """BERT4Rec reads both sides; what is not known can only be the mask."""
+    model = build("bert4rec").eval()
+    batch = begun(model, ring(5)).get(0)
+    torch.manual_seed(0)
+    masked = model.backbone.training_batch(batch)
+    ends = masked.targets == ITEMS
+    assert 0 < ends.sum() < 5  # the others end with what is known
+    assert (masked.positions[ends] == masked.lengths[masked.rows[ends]] - 1).all()
+
+
+# --- phases, runs and files -------------------------------------------------------------------------------------
+
+
+def test_the_signals_are_saved_and_are_those_of_the_first_phase(split, tmp_path):
+    run = rd.train("pdrec", split, tmp_path / "run", config=tiny(), seed=1)
+    contents, view = read_run(run.path), split.training_view()
+    options = contents.model.config
+    expected = derive_signals(
+        contents.model.diffusion.score,
+        view.train,
+        view.num_items,
+        band=(options.band_from, options.band_to),
+        candidates=options.candidates,
+    ).to_frame(view.train, split.dataset.user_ids, split.dataset.item_ids)
+    saved = pl.read_parquet(run.path / "signals.parquet")
+    assert saved.drop("weights").equals(expected.drop("weights"))
+    np.testing.assert_allclose(
+        saved["weights"].explode().fill_null(0).to_numpy(),
+        expected["weights"].explode().fill_null(0).to_numpy(),
+        rtol=1e-4,
+    )
+    assert saved["weights"].explode().drop_nulls().is_finite().all()
+    log = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["phase"] for line in log][:4] == ["diffusion"] * 4
+    assert {line["phase"] for line in log[4:]} == {"backbone"}
+
+
+def test_validation_and_test_items_tell_the_signals_nothing(split, tmp_path):
+    """The last two events of everyone are changed; the signals of the training events stay."""
+    data, part = split.dataset, split.part
+    items = data.interactions.items.copy()
+    items[part != 0] = (items[part != 0] + 11) % data.num_items
+    other = dataclasses.replace(data, interactions=dataclasses.replace(data.interactions, items=items))
+    # Validation does select the epoch of the first phase: without patience or a choice, nothing of it is left.
+    config = tiny(diffusion=TINY["diffusion"] | {"validate_every": 4})
+    first = rd.train("pdrec", split, tmp_path / "a", config=config, seed=1)
+    second = rd.train("pdrec", Split(other, split.name, {}, part), tmp_path / "b", config=config, seed=1)
+    left, right = (pl.read_parquet(run.path / "signals.parquet") for run in (first, second))
+    assert left.equals(right)
+
+
+def test_a_phase_can_be_taken_from_a_run(split, tmp_path):
+    whole = rd.train("pdrec", split, tmp_path / "whole", config=tiny(), seed=1)
+    options = read_run(whole.path).model.diffusion.config.model_dump()
+    # Trained alone with another seed, so that it could not be the same by accident.
+    first = rd.train("tdiffrec", split, tmp_path / "first", config=options, seed=5)
+    rest = {name: value for name, value in tiny().items() if name != "diffusion"}
+    second = rd.train("pdrec", split, tmp_path / "second", config=rest, seed=1, phases_from={"diffusion": first.path})
+    log = [json.loads(line) for line in (second.path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["phase"] for line in log} == {"backbone"}
+    saved, taken = weights(second.path), weights(first.path)
+    assert all(
+        torch.equal(saved[f"diffusion.{name}"], tensor) for name, tensor in taken.items() if "folded" not in name
+    )
+    assert second.config["phases_from"]["diffusion"]["run"] == str(first.path)
+    with pytest.raises(ConfigError, match="leave them out"):
+        rd.train("pdrec", split, tmp_path / "x", config=tiny(), phases_from={"diffusion": first.path})
+    with pytest.raises(ConfigError, match="no phase"):
+        rd.train("gru4rec", split, tmp_path / "y", phases_from={"encoder": first.path})
+    ratio = rd.split.ratio(split.dataset)
+    with pytest.raises(RunError, match="another split"):
+        rd.train("pdrec", ratio, tmp_path / "z", config=rest, phases_from={"diffusion": first.path})
+
+
+KILLED = """
+import sys
+import rediffuse as rd
+from rediffuse.training import loop
+from tests.dying import countdown
+from tests.synthetic import walks
+
+out, place, count = sys.argv[1:]
+dies_before = countdown(int(count))
+if place == "step":
+    loop.Trainer._step = dies_before(loop.Trainer._step)
+elif place == "checkpoint":
+    loop.save_training = dies_before(loop.save_training)
+elif place == "signals":
+    from rediffuse.models.pdrec import PDRec
+    PDRec._take_signals = dies_before(PDRec._take_signals)
+loop.CHECKPOINT_SECONDS = 0.0
+rd.train("pdrec", rd.split.leave_one_out(walks()), out, config=CONFIG, seed=3)
+""".replace("CONFIG", repr(TINY))
+
+
+@pytest.mark.parametrize("at", ["step 4", "checkpoint 12", "signals 0", "step 13"])
+def test_a_killed_run_resumes_within_and_between_phases(split, tmp_path, at):
+    alone = rd.train("pdrec", split, tmp_path / "alone", config=TINY, seed=3)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), *at.split()]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    again = rd.train("pdrec", split, tmp_path / "killed", config=TINY, seed=3, resume=True)
+    assert same(weights(tmp_path / "alone"), weights(tmp_path / "killed"))
+    assert again.validation == alone.validation
+    tables = [pl.read_parquet(tmp_path / name / "signals.parquet") for name in ("alone", "killed")]
+    assert tables[0].equals(tables[1])
+
+
+def test_time_that_ends_in_the_first_phase_is_said_and_nothing_is_lost(split, tmp_path):
+    with pytest.raises(TrainingError, match="phase 'diffusion'"):
+        rd.train("pdrec", split, tmp_path / "run", config=tiny(), seed=1, max_minutes=0)
+    again = rd.train("pdrec", split, tmp_path / "run", config=tiny(), seed=1, resume=True)
+    whole = rd.train("pdrec", split, tmp_path / "whole", config=tiny(), seed=1)
+    assert same(weights(again.path), weights(whole.path))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backbone": "sasrek"}, "sasrec"),
+        ({"backbone": "ease"}, "no backbone"),
+        ({"diffusion": {"hidden": 3}}, "hidden_sizes"),
+        ({"backbone_options": {"learning_rate": 1}}, "learning_rate"),
+        ({"backbone_options": {"blocs": 1}}, "blocks"),
+        ({"loss": "softmax"}, "nns=false"),
+        ({"band_from": 99.5}, "band_to"),
+        ({"liked": 6}, "candidates"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(split, tmp_path, options, said):
+    with pytest.raises(ConfigError, match=said):
+        rd.train("pdrec", split, tmp_path / "run", config=tiny(**options))
+    assert not (tmp_path / "run").exists()
