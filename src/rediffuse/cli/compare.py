@@ -20,6 +20,9 @@ def compare(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the report.")] = None,
     metric: Annotated[str, typer.Option(help="That pairs are tested on; /unseen: seen items filtered.")] = "ndcg@10",
     published: Annotated[Path | None, typer.Option(help="YAML of others' figures: label: {source, ...}")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Whose evaluations to compare; default: that of the runs' split.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Runs side by side: intervals, paired tests, slices, costs; as a page that needs no network."""
@@ -27,7 +30,8 @@ def compare(
     from rediffuse.comparison.markdown import POLICY_NAMES, sentences
     from rediffuse.config import read_settings
 
-    found = run_comparison(runs, out, metric=metric, published=read_settings(published) if published else None)
+    figures = read_settings(published) if published else None
+    found = run_comparison(runs, out, metric=metric, published=figures, protocol=protocol)
 
     def for_people() -> None:
         for policy in found.facts["protocol"]["seen"]:

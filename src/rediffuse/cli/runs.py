@@ -65,6 +65,9 @@ def train(
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this much training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     track: Annotated[str | None, typer.Option(help="A tracker of Accelerate, for example tensorboard.")] = None,
+    phases: Annotated[
+        list[str] | None, typer.Option("--phase", help="name=RUN: take a phase from a run instead of training it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and write its run folder."""
@@ -84,6 +87,7 @@ def train(
         max_minutes=max_minutes,
         tracker=track,
         progress=sys.stderr.isatty(),
+        phases_from={name: str(path) for name, path in parse_settings(phases or []).items()},
     )
     facts = {"run": str(run.path), "minutes": run.minutes, "split": parts.name, "validation": run.validation}
     facts |= {"best_epoch": run.config["training"]["best_epoch"], "resolved": run.config["resolved"]}

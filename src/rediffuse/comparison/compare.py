@@ -79,6 +79,7 @@ def compare(
     metric: str = "ndcg@10",
     baseline: str | None = None,
     published: dict[str, dict[str, Any]] | None = None,
+    protocol: str | None = None,
 ) -> Comparison:
     """Compare evaluated runs of one dataset, split and protocol; write a report if ``out`` is given.
 
@@ -90,6 +91,7 @@ def compare(
         metric: a per-person metric that pairs are tested on; "ndcg@10/unseen" with seen items filtered.
         baseline: label of a variant; only pairs with it are tested, so that Holm's correction is for fewer tests.
         published: label -> {"source": where from, metric: value, ...}; shown as published, never tested.
+        protocol: whose evaluations are compared, see `evaluate_run`; by default that of the runs' split.
 
     Raises:
         RunError: runs that were not evaluated or are not comparable; says in what; ``out`` holds something else.
@@ -101,7 +103,7 @@ def compare(
     check_published(published or {})
     name, _, suffix = metric.partition("/")
     policy = suffix or "all"
-    found = read_runs(runs)
+    found = read_runs(runs, protocol)
     check_comparable(found)
     groups = variants(found)
     policies = [p for p in POLICIES if p in found[0].test["protocol"]["seen"]]

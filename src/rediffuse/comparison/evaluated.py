@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rediffuse.comparison.runs import evaluation_file
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
 from rediffuse.data.files import parquet_bytes
@@ -94,14 +95,14 @@ def evaluate_run(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "environment": environment(),
     }
-    suffix = "" if rules.name == split.name else "-" + rules.name.replace(":", "-")
+    other = None if rules.name == split.name else rules.name
     tables = {
         "per_user_test": _per_user(results, dataset, rules.policies),
         "truth_test": _truth(results[0], task, dataset, rules.policies),
         "lists_test": _lists(results[0], dataset, rules.policies),
     }
-    files = {f"{name}{suffix}.parquet": parquet_bytes(table) for name, table in tables.items()}
-    add_files(folder, files | {f"test{suffix}.json": json.dumps(facts, indent=2).encode()})
+    files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
+    add_files(folder, files | {evaluation_file("test.json", other): json.dumps(facts, indent=2).encode()})
     return facts
 
 

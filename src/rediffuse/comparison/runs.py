@@ -20,6 +20,13 @@ from rediffuse.training import read_config
 
 EVALUATION = ("test.json", "per_user_test.parquet", "truth_test.parquet")
 
+
+def evaluation_file(name: str, protocol: str | None) -> str:
+    """Name of a file of an evaluation; that of the run's own protocol (None) has no addition."""
+    stem, ending = name.split(".")
+    return name if protocol is None else f"{stem}-{protocol.replace(':', '-')}.{ending}"
+
+
 # What must be equal for figures to stand side by side: a name for people, and where it is.
 MUST_AGREE = {
     "data": ("config", "data", "fingerprint"),
@@ -36,21 +43,23 @@ class EvaluatedRun:
     path: the run folder.
     config: content of config.json.
     test: content of test.json.
+    protocol: of the evaluation, where it is not that of the run's split.
     """
 
     path: Path
     config: dict[str, Any]
     test: dict[str, Any]
+    protocol: str | None = None
 
     @cached_property
     def per_user(self) -> pl.DataFrame:
         """One row per person, in the order of the task."""
-        return pl.read_parquet(self.path / "per_user_test.parquet")
+        return pl.read_parquet(self.path / evaluation_file("per_user_test.parquet", self.protocol))
 
     @cached_property
     def truth(self) -> pl.DataFrame:
         """One row per true item."""
-        return pl.read_parquet(self.path / "truth_test.parquet")
+        return pl.read_parquet(self.path / evaluation_file("truth_test.parquet", self.protocol))
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
@@ -93,8 +102,10 @@ class Variant:
         return np.mean([run.per_user[column].to_numpy() for run in self.runs], axis=0)
 
 
-def read_runs(paths: Iterable[str | Path]) -> list[EvaluatedRun]:
-    """Finished and evaluated runs; what holds no run is named in a `RediffuseWarning` and left out.
+def read_runs(paths: Iterable[str | Path], protocol: str | None = None) -> list[EvaluatedRun]:
+    """Finished runs, evaluated by ``protocol`` (None: that of their split).
+
+    What holds no run is named in a `RediffuseWarning` and left out.
 
     Raises:
         RunError: a run is given twice, damaged, unfinished or not evaluated; a path does not exist; no run is left.
@@ -111,18 +122,23 @@ def read_runs(paths: Iterable[str | Path]) -> list[EvaluatedRun]:
     if twice := sorted({str(path) for path, place in zip(folders, places, strict=True) if places.count(place) > 1}):
         raise RunError(f"{' and '.join(twice)}: the same run is given more than once.", "Give it once.")
     configs = [read_config(folder) for folder in folders]
-    if waiting := [str(folder) for folder in folders if not _is_evaluated(folder)]:
-        commands = "; ".join(f"rediffuse evaluate {shlex.quote(folder)} DATASET" for folder in waiting)
-        raise RunError(f"Not evaluated: {', '.join(waiting)}.", f"Run: {commands}")
+    own = [None if protocol == config["split"]["name"] else protocol for config in configs]
+    if waiting := [str(folder) for folder, rules in zip(folders, own, strict=True) if not _is_evaluated(folder, rules)]:
+        options = f" --protocol {protocol}" if protocol else ""
+        commands = "; ".join(f"rediffuse evaluate {shlex.quote(folder)} DATASET{options}" for folder in waiting)
+        raise RunError(
+            f"Not evaluated{f' by {protocol}' if protocol else ''}: {', '.join(waiting)}.", f"Run: {commands}"
+        )
     return [
-        EvaluatedRun(folder, config, json.loads((folder / "test.json").read_text(encoding="utf-8")))
-        for folder, config in zip(folders, configs, strict=True)
+        EvaluatedRun(folder, config, json.loads((folder / evaluation_file("test.json", rules)).read_text()), rules)
+        for folder, config, rules in zip(folders, configs, own, strict=True)
     ]
 
 
-def _is_evaluated(folder: Path) -> bool:
+def _is_evaluated(folder: Path, protocol: str | None) -> bool:
     # Training again starts a new manifest: an evaluation of the old weights may lie there still, but is not in it.
-    return set(EVALUATION) <= json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"].keys()
+    names = {evaluation_file(name, protocol) for name in EVALUATION}
+    return names <= json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"].keys()
 
 
 def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
@@ -191,7 +207,7 @@ def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
     for run in runs:
         name, options = run.config["model"], run.config["config"]
         others = [other.config["config"] for other in runs if other.config["model"] == name]
-        default = model_class(name).Config.build(run.config["preset"]).model_dump()
+        default = model_class(name).Config.build(run.config["preset"]).model_dump(mode="json")
         apart = [
             o for o in options if any(other.get(o) != options[o] for other in others) and options[o] != default.get(o)
         ]

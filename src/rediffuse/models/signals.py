@@ -182,12 +182,14 @@ def rank_items(scores: NDArray[np.float32]) -> NDArray[np.int64]:
 
     Sorted as integers that hold the score and the number: several times as fast as a stable sort of floats.
     """
-    bits = np.ascontiguousarray(scores + 0.0).view(np.int32).astype(np.int64)  # + 0.0: minus zero is zero
-    # Floats compare as their bits do, but for those below zero, which run backwards.
-    rising = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-    keys = (-rising << 32) | np.arange(scores.shape[1])
+    bits = (scores + np.float32(0)).view(np.int32)  # + 0: minus zero becomes zero
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # floats compare as their bits do, once those below zero are turned round
+    keys = (~bits).astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(scores.shape[1])
     keys.sort(axis=1)
-    return keys & 0xFFFFFFFF
+    keys &= 0xFFFFFFFF
+    return keys
 
 
 def soft_positives(ranking: NDArray[np.int64], seen: NDArray[np.bool_] | None, depth: int) -> NDArray[np.int32]:
