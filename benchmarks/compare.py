@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,58 @@ from rediffuse.comparison import Comparison
 from rediffuse.comparison.markdown import SHOWN
 from rediffuse.data.split import Split
 from rediffuse.data.zoo import fetch
+from rediffuse.models.diffrec import TDiffRecConfig
 from rediffuse.training import read_config
 from rediffuse.training.environment import PeakMemory
 
-# What is compared: a name, the model, its options beyond the default.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "popularity": ("popularity", {}),
-    "itemknn": ("itemknn", {}),
-    "ease": ("ease", {}),
-    "diffurec": ("diffurec", {}),
-    "twin": ("diffurec", {"diffusion": False}),
-    "sasrec": ("sasrec", {}),
-    "gru4rec": ("gru4rec", {}),
-    "bert4rec": ("bert4rec", {}),
-    "lightgcn": ("lightgcn", {}),
-    "bprmf": ("bprmf", {}),
+
+@dataclass(frozen=True)
+class Variant:
+    """What is compared: a model, its options beyond the default, and the variants that its phases are taken from."""
+
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, str] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "popularity": Variant("popularity"),
+    "itemknn": Variant("itemknn"),
+    "ease": Variant("ease"),
+    "diffurec": Variant("diffurec"),
+    "twin": Variant("diffurec", {"diffusion": False}),
+    "sasrec": Variant("sasrec"),
+    "gru4rec": Variant("gru4rec"),
+    "bert4rec": Variant("bert4rec"),
+    "lightgcn": Variant("lightgcn"),
+    "bprmf": Variant("bprmf"),
 }
 # To be asked for by name.
-MORE: dict[str, tuple[str, dict[str, Any]]] = {
-    "diffurec-norepeat": ("diffurec", {"repeat_bias": False}),
-    "twin-norepeat": ("diffurec", {"repeat_bias": False, "diffusion": False}),
-    "sasrec-sampled": ("sasrec", {"loss": "sampled_softmax"}),
-    "sasrec-bce": ("sasrec", {"loss": "bce"}),
-    "sasrec-gbce": ("sasrec", {"loss": "gbce"}),
+MORE = {
+    "diffurec-norepeat": Variant("diffurec", {"repeat_bias": False}),
+    "twin-norepeat": Variant("diffurec", {"repeat_bias": False, "diffusion": False}),
+    "sasrec-sampled": Variant("sasrec", {"loss": "sampled_softmax"}),
+    "sasrec-bce": Variant("sasrec", {"loss": "bce"}),
+    "sasrec-gbce": Variant("sasrec", {"loss": "gbce"}),
+    "diffrec": Variant("diffrec"),
+    "diffrec-twin": Variant("diffrec", {"diffusion": False}),
+    "tdiffrec": Variant("tdiffrec"),
+    "tdiffrec-twin": Variant("tdiffrec", {"diffusion": False}),
+    "ldiffrec": Variant("ldiffrec"),
+    "ldiffrec-twin": Variant("ldiffrec", {"diffusion": False}),
 }
+# PDRec: TI-DiffRec alone, and each signal alone and together, on two backbones, with the paper's loss and with ours.
+SIGNALS = ("hbr", "dpa", "nns")
+DIFFUSION = TDiffRecConfig.presets["douban-book"] | {"learning_rate": 5e-4}
+MORE["tidiffrec"] = Variant("tdiffrec", DIFFUSION)
+for backbone, rate in (("gru4rec", 3e-3), ("sasrec", 1e-3)):
+    for loss in ("bce", "softmax"):
+        known = [signal for signal in SIGNALS if loss == "bce" or signal != "nns"]
+        for name, on in {"plain": [], "all": known} | {signal: [signal] for signal in known}.items():
+            options = {"backbone": backbone, "learning_rate": rate, "loss": loss, "diffusion": DIFFUSION}
+            options |= {signal: signal in on for signal in SIGNALS}
+            options["backbone_options"] = {"embedding_size": 64, "dropout": 0.2, "temperature": 0.1}
+            MORE[f"{backbone}-{loss}-{name}"] = Variant("pdrec", options, {"diffusion": "tidiffrec"} if on else {})
 METRIC = "ndcg@10/unseen"
 # Figures of papers on the same data family; not run here. Names without /unseen: seen items kept.
 PUBLISHED = {
@@ -71,19 +100,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="of training, per run")
     parser.add_argument("--part", default="0/1", help="train only every n-th run, from i: i/n")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--metric", default=METRIC, help="that selects, and that pairs are tested on")
+    parser.add_argument("--protocol", help="of the report; default: that of the split")
     parser.add_argument("--report", action="store_true", help="evaluate and compare what is trained")
     arguments = parser.parse_args()
     data = fetch(arguments.data)
     split = rd.split.by_name(arguments.split, data)
     folder = arguments.runs / f"{arguments.data}-{split.name}"
     if arguments.report:
-        report(folder, data)
+        report(folder, data, arguments.metric, arguments.protocol)
         return
     part, parts = map(int, arguments.part.split("/"))
     wanted = [(variant, seed) for seed in arguments.seeds for variant in arguments.models]
     if len(wanted) == 1:
         variant, seed = wanted[0]
-        train(variant, split, folder / f"{variant}-{seed}", seed, arguments.minutes)
+        train(variant, split, folder, seed, arguments.minutes, arguments.metric)
         return
     for variant, seed in wanted[part::parts]:
         if (folder / f"{variant}-{seed}" / "manifest.json").exists():
@@ -91,45 +122,59 @@ def main() -> None:
         # A process for each, so that the peak of memory is the run's own.
         again = ["--data", arguments.data, "--split", arguments.split, "--minutes", str(arguments.minutes)]
         again += ["--runs", str(arguments.runs), "--models", variant, "--seeds", str(seed)]
+        again += ["--metric", arguments.metric]
         subprocess.run([sys.executable, __file__, *again], check=True)
 
 
-def train(variant: str, split: Split, folder: Path, seed: int, minutes: float) -> None:
+def train(variant: str, split: Split, runs: Path, seed: int, minutes: float, metric: str) -> None:
     """One run, unless it is there."""
-    model, own = (VARIANTS | MORE)[variant]
+    chosen, folder = (VARIANTS | MORE)[variant], runs / f"{variant}-{seed}"
     if (folder / "manifest.json").exists():
         return
-    if not rd.models.model_class(model).trained_by_gradient and seed:
+    if not rd.models.model_class(chosen.model).trained_by_gradient and seed:
         return  # the seed changes nothing
-    options = own | {"metric": METRIC, "epochs": 1000, "patience": 8}
+    phases = {phase: runs / f"{other}-{seed}" for phase, other in chosen.phases.items()}
+    options = {name: value for name, value in chosen.options.items() if name not in phases}
+    options |= {"metric": metric, "epochs": 1000, "patience": 8}
     started = (folder / "checkpoints" / "claim.safetensors").exists()
     if folder.exists() and not started:
         shutil.rmtree(folder)
-    run = rd.train(model, split, folder, config=options, seed=seed, max_minutes=minutes, resume=started)
-    value = 100 * (run.validation or {})[METRIC]
-    print(f"{folder.parent.name} {variant} seed {seed}: {run.minutes:.1f} min, {METRIC} {value:.2f}", flush=True)
+    run = rd.train(
+        chosen.model,
+        split,
+        folder,
+        config=options,
+        seed=seed,
+        max_minutes=minutes,
+        resume=started,
+        phases_from=phases,
+    )
+    value = 100 * (run.validation or {})[metric]
+    print(f"{runs.name} {variant} seed {seed}: {run.minutes:.1f} min, {metric} {value:.2f}", flush=True)
 
 
-def report(folder: Path, data: rd.Dataset) -> None:
+def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None) -> None:
     """Evaluate what is trained and not evaluated yet, then compare all of it."""
     runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    suffix = f"-{protocol.replace(':', '-')}" if protocol else ""
     for run in runs:
-        if not (run / "test.json").exists():
-            rd.evaluate_run(run, data, seeds=range(3))
+        if not (run / f"test{suffix}.json").exists():
+            rd.evaluate_run(run, data, protocol=protocol, seeds=range(3))
             print(f"{run} ({read_config(run)['training']['minutes']:.1f} min) evaluated", flush=True)
     memory, began = PeakMemory(), time.perf_counter()
-    out, published = folder.parent / f"report-{folder.name}", PUBLISHED.get(folder.name)
-    found = rd.compare(runs, out, metric=METRIC, published=published)
+    name = folder.name if folder.parent.name == "benchmark" else f"{folder.parent.name}-{folder.name}"
+    out, published = folder.parent / f"report-{folder.name}{suffix}", PUBLISHED.get(name + suffix)
+    found = rd.compare(runs, out, metric=metric, published=published, protocol=protocol)
     print(f"Compared in {time.perf_counter() - began:.1f} s, {memory.mib()} MiB at most.\n")
-    print(table(found))
+    print(table(found, metric.partition("/")[0]))
     everything = found.to_dict()
     kept = {name: everything[name] for name in ("facts", "summary", "pairs", "twins", "steps", "costs")}
     kept["summary"] = [row for row in kept["summary"] if row["metric"] in SHOWN]
-    results = Path(__file__).parent / "results" / f"compare-{folder.name}.json"
+    results = Path(__file__).parent / "results" / f"compare-{name}{suffix}.json"
     results.write_text(json.dumps(kept, default=str) + "\n", encoding="utf-8")
 
 
-def table(found: Comparison) -> str:
+def table(found: Comparison, metric: str) -> str:
     """The table of docs/benchmarks.md, in per cent, best first; ± is half the 95 % interval over seeds."""
     values = {(row["variant"], row["policy"], row["metric"]): row for row in found.summary.iter_rows(named=True)}
 
@@ -140,17 +185,21 @@ def table(found: Comparison) -> str:
         spread = "" if row["low"] is None else f" ±{50 * (row['high'] - row['low']):.2f}"
         return f"{100 * row['mean']:.2f}{spread}"
 
-    columns = [(policy, metric) for policy in ("all", "unseen") for metric in ("hr@10", "ndcg@10")]
-    columns.append(("unseen", "coverage@10"))
+    policies = found.facts["protocol"]["seen"]
+    shown = list(dict.fromkeys(("hr@10", "ndcg@10") if metric == "ndcg@10" else (metric, "ndcg@10")))
+    columns = [(policy, name) for policy in policies for name in shown]
+    columns.append((policies[-1], "coverage@10"))
     costs = {row["variant"]: row for row in found.costs.iter_rows(named=True)}
-    order = sorted(costs, key=lambda label: -values[label, "unseen", "ndcg@10"]["mean"])
+    order = sorted(costs, key=lambda label: -values[label, policies[-1], metric]["mean"])
+    words = {"all": "kept", "unseen": "filtered"}
+    heads = [f"{name.replace('hr', 'HR').replace('ndcg', 'NDCG')} {words[policy]}" for policy, name in columns[:-1]]
     lines = [
-        "| | seeds | HR@10 kept | NDCG@10 kept | HR@10 filtered | NDCG@10 filtered | coverage@10 | min | best epoch |",
-        "|---|" + "--:|" * 8,
+        f"| | seeds | {' | '.join(heads)} | coverage@10 | min | best epoch |",
+        "|---|" + "--:|" * (len(heads) + 4),
     ]
     for label in order:
         cells = [cell(label, *column) for column in columns]
-        cost, seeds = costs[label], values[label, "unseen", "ndcg@10"]["seeds"]
+        cost, seeds = costs[label], values[label, policies[-1], metric]["seeds"]
         spent = (f"{cost['train_minutes']:.1f}", f"{cost['best_epoch']:.0f}") if cost["best_epoch"] else ("", "")
         lines.append(f"| {' | '.join([label, str(seeds), *cells, *spent])} |")
     for label, figures in found.published.items():

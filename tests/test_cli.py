@@ -234,3 +234,56 @@ def test_module_form_and_version():
         [sys.executable, "-m", "rediffuse", "--version"], capture_output=True, text=True, check=True, env=environment
     )
     assert done.stdout.startswith("rediffuse 0.")
+
+
+PDREC = [
+    *("--set", "epochs=2", "--set", "backbone=gru4rec", "--set", "backbone_options.embedding_size=16"),
+    *("--set", "candidates=5", "--split", "leave-one-out"),
+]
+TIDIFFREC = ["epochs=2", "hidden_sizes=[8]", "validate_every=1"]
+
+
+def test_pdrec_end_to_end(command, dataset, tmp_path):
+    """Trained whole, trained from a run of its first phase, and its signals written for others."""
+    first = [part for option in TIDIFFREC for part in ("--set", option)]
+    common = ["--split", "leave-one-out", "--set", "weighting=interval"]
+    code, out, err = command("train", "tdiffrec", dataset, "-o", tmp_path / "ti", *first, *common, "--json")
+    assert code == 0, err
+    whole = [part for option in TIDIFFREC for part in ("--set", f"diffusion.{option}")]
+    code, out, err = command("train", "pdrec", dataset, "-o", tmp_path / "whole", *PDREC, *whole, "--json")
+    assert code == 0, err
+    assert json.loads(out)["validation"]["hr@10"] >= 0
+    code, out, err = command(
+        "train", "pdrec", dataset, "-o", tmp_path / "parts", *PDREC, "--phase", f"diffusion={tmp_path / 'ti'}", "--json"
+    )
+    assert code == 0, err
+    code, out, err = command("augment", "pdrec", tmp_path / "parts", "-o", tmp_path / "signals.parquet", "--json")
+    assert code == 0, err
+    table = pl.read_parquet(tmp_path / "signals.parquet")
+    assert json.loads(out)["people"] == len(table) == 60
+    assert table.columns == ["user_id", "items", "weights", "positives"]
+    for row in table.iter_rows(named=True):
+        assert len(row["items"]) == len(row["weights"])
+        assert row["weights"][0] is None
+        assert min(row["weights"][1:], default=1) > 0
+        assert len(row["positives"]) == 5
+        assert not set(row["positives"]) & set(row["items"])
+
+
+def test_augment_refuses_what_has_no_signals(command, trained, tmp_path):
+    code, _, err = command("augment", "pdrec", trained, "-o", tmp_path / "signals.parquet")
+    assert code == 2
+    assert "a run of diffurec and has no signals" in err
+    code, _, err = command("augment", "pdrec", trained, "-o", tmp_path / "signals.csv")
+    assert code == 2
+    assert "Parquet" in err
+
+
+def test_a_protocol_can_be_compared(command, dataset, trained):
+    code, _, err = command("compare", trained, "--protocol", "sampled-9")
+    assert code == 2
+    assert f"rediffuse evaluate {trained} DATASET --protocol sampled-9" in err
+    assert command("evaluate", trained, dataset, "--protocol", "sampled-9", "--json")[0] == 0
+    code, out, err = command("compare", trained, "--protocol", "sampled-9", "--json")
+    assert code == 0, err
+    assert json.loads(out)["facts"]["protocol"]["candidates"] == "sampled-9"

@@ -72,7 +72,6 @@ class DiffRecConfig(ModelConfig):
 
     search: ClassVar = {
         "learning_rate": Range(1e-4, 5e-3, log=True),
-        "hidden_sizes": ((200, 600), (400,), (1000,)),
         "steps": (2, 5, 10, 40),
         "noise_scale": Range(1e-4, 1.0, log=True),
         "dropout": Range(0.2, 0.8),
