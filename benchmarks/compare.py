@@ -67,13 +67,14 @@ MORE = {
 }
 # PDRec: TI-DiffRec alone, and each signal alone and together, on two backbones, with the paper's loss and with ours.
 SIGNALS = ("hbr", "dpa", "nns")
-DIFFUSION = TDiffRecConfig.presets["douban-book"] | {"learning_rate": 5e-4}
+DIFFUSION = TDiffRecConfig.presets["douban-book"] | {"learning_rate": 5e-4, "validate_every": 2}
+LOOP = {"batch_size": 4096, "validate_every": 2}
 MORE["tidiffrec"] = Variant("tdiffrec", DIFFUSION)
 for backbone, rate in (("gru4rec", 3e-3), ("sasrec", 1e-3)):
     for loss in ("bce", "softmax"):
         known = [signal for signal in SIGNALS if loss == "bce" or signal != "nns"]
         for name, on in {"plain": [], "all": known} | {signal: [signal] for signal in known}.items():
-            options = {"backbone": backbone, "learning_rate": rate, "loss": loss, "diffusion": DIFFUSION}
+            options = LOOP | {"backbone": backbone, "learning_rate": rate, "loss": loss, "diffusion": DIFFUSION}
             options |= {signal: signal in on for signal in SIGNALS}
             options["backbone_options"] = {"embedding_size": 64, "dropout": 0.2, "temperature": 0.1}
             MORE[f"{backbone}-{loss}-{name}"] = Variant("pdrec", options, {"diffusion": "tidiffrec"} if on else {})

@@ -63,6 +63,17 @@ def test_order_depends_on_the_generator_alone():
     assert any(not torch.equal(first.get(i).targets, other.get(i).targets) for i in range(len(first)))
 
 
+def test_no_batch_is_larger_than_asked_for():
+    """Also where the shortest windows of one pool meet the longest of the next."""
+    rng = np.random.default_rng(0)
+    rows = Histories.from_lists([list(range(n)) for n in rng.integers(2, 21, 4000)])
+    for every_position in (True, False):
+        made = SequenceBatches(
+            rows, max_length=20, batch_size=64, pad=20, every_position=every_position, rng=np.random.default_rng(1)
+        )
+        assert max(len(made.get(i).targets) for i in range(len(made))) <= 64
+
+
 def test_users_of_a_batch():
     rows = histories([3, 0, 7, 2])
     made = batches(rows, True, batch_size=3)

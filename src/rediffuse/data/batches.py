@@ -155,10 +155,13 @@ def bucket(
     order = rng.permutation(len(lengths))
     pool = np.cumsum(weight[order]) // (batch_size * BUCKET_BATCHES)
     order = order[np.lexsort((-lengths[order], pool))]
+    ends = np.searchsorted(pool, pool, side="right")  # of each window's pool, which is in order already
     ordered, batches, start = weight[order], [], 0
     while start < len(order):
         rows = max(1, batch_size // int(ordered[start]))
         rows = rows // ROWS * ROWS or rows
-        batches.append(order[start : start + rows])
-        start += rows
+        # The shortest windows of a pool do not fill up with the longest of the next.
+        stop = min(start + rows, int(ends[start]))
+        batches.append(order[start:stop])
+        start = stop
     return [batches[i] for i in rng.permutation(len(batches))]
