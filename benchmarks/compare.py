@@ -73,7 +73,8 @@ MORE["tidiffrec"] = Variant("tdiffrec", DIFFUSION)
 for backbone, rate in (("gru4rec", 3e-3), ("sasrec", 1e-3)):
     for loss in ("bce", "softmax"):
         known = [signal for signal in SIGNALS if loss == "bce" or signal != "nns"]
-        for name, on in {"plain": [], "all": known} | {signal: [signal] for signal in known}.items():
+        chosen = {"plain": [], "all": known} | {signal: [signal] for signal in known}
+        for name, on in chosen.items():
             options = LOOP | {"backbone": backbone, "learning_rate": rate, "loss": loss, "diffusion": DIFFUSION}
             options |= {signal: signal in on for signal in SIGNALS}
             options["backbone_options"] = {"embedding_size": 64, "dropout": 0.2, "temperature": 0.1}
