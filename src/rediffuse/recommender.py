@@ -222,6 +222,7 @@ class Recommender:
             squares += difference * (scores - mean)
         mean[:, torch.from_numpy(banned)] = -torch.inf
         if filter_seen:
+            rows = rows.own()
             mean[torch.from_numpy(rows.owners), torch.from_numpy(rows.items.astype(np.int64))] = -torch.inf
         scores, items = exact_top_k(mean, min(k, mean.shape[1]))
         person, place = torch.nonzero(torch.isfinite(scores), as_tuple=True)

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from rediffuse.comparison.runs import evaluation_file
+from rediffuse.data.augmented import augmentation
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
 from rediffuse.data.files import parquet_bytes
@@ -57,7 +58,8 @@ def evaluate_run(
     folder = Path(run)
     contents = read_run(folder)
     made_with = contents.config["split"]
-    if contents.config["data"]["fingerprint"] != dataset.fingerprint:
+    trained_on = contents.config["data"]
+    if (trained_on["fingerprint"], trained_on.get("augmentation")) != (dataset.own_fingerprint, augmentation(dataset)):
         raise RunError(f"{folder} was trained on other data than this.", "Give the dataset it was trained on.")
     split = by_name(made_with["name"], dataset, **made_with["params"])
     if split.fingerprint != made_with["fingerprint"]:

@@ -183,7 +183,7 @@ def variants(runs: Sequence[EvaluatedRun]) -> list[Variant]:
     """
     groups: dict[str, list[EvaluatedRun]] = {}
     for run in runs:
-        key = json.dumps([run.config["model"], run.config["config"]], sort_keys=True)
+        key = json.dumps([run.config["model"], run.config["config"], _added(run)], sort_keys=True)
         groups.setdefault(key, []).append(run)
     for group in groups.values():
         seeds = [run.seed for run in group]
@@ -196,6 +196,11 @@ def variants(runs: Sequence[EvaluatedRun]) -> list[Variant]:
         Variant(label, tuple(sorted(group, key=lambda run: run.seed)))
         for label, group in zip(labels, groups.values(), strict=True)
     ]
+
+
+def _added(run: EvaluatedRun) -> str | None:
+    """What was added to the data before training, by name."""
+    return (run.config["data"].get("augmentation") or {}).get("name")
 
 
 def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
@@ -213,6 +218,7 @@ def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
         ]
         named = [run.config["preset"]] if run.config["preset"] else []
         named += [f"{option}={options[option]}" for option in apart]
+        named += [f"on {_added(run)}"] if _added(run) else []
         labels.append(f"{name} ({', '.join(named)})" if named else name)
     return [
         f"{label} [{run.path.name}]" if labels.count(label) > 1 else label

@@ -29,6 +29,7 @@ class SequenceBatch:
         lengths: (B,) int64 real items per row, at least 1.
         rows, positions, targets: (n,) int64; after ``items[rows, positions]`` comes ``targets``.
         events: (n,) int64 places of the targets in the flat histories.
+        pseudo: (B,) int64 how many items of each row, from its first, a generator wrote; None: none of any.
         share: this rank's targets times the number of ranks over all targets of the step; the factor that makes an
             average over ranks of mean losses equal to the mean over the whole batch.
     """
@@ -39,11 +40,13 @@ class SequenceBatch:
     positions: Tensor
     targets: Tensor
     events: Tensor
+    pseudo: Tensor | None = None
     share: float = 1.0
 
     def to(self, device: torch.device) -> SequenceBatch:
         fields = (self.items, self.lengths, self.rows, self.positions, self.targets, self.events)
-        return SequenceBatch(*(x.to(device) for x in fields), share=self.share)
+        pseudo = None if self.pseudo is None else self.pseudo.to(device)
+        return SequenceBatch(*(x.to(device) for x in fields), pseudo=pseudo, share=self.share)
 
 
 def pad_right(histories: Histories, max_length: int, pad: int) -> tuple[Tensor, Tensor]:
@@ -72,6 +75,8 @@ class SequenceBatches:
         pad: number of the padding item.
         every_position: True: windows tile each history from its end, so that each event but the first is a target
             once (causal form). False: one window per target, ending just before it (prefix form).
+        pseudo_targets: whether events that a generator wrote are targets. Unless they are, neither is the person's
+            first own event after them: they were made from it.
     """
 
     def __init__(
@@ -83,14 +88,30 @@ class SequenceBatches:
         pad: int,
         every_position: bool,
         rng: np.random.Generator,
+        pseudo_targets: bool = False,
     ) -> None:
         self.items, self.offsets = histories.items, histories.offsets
         self.pad, self.every_position = pad, every_position
         tile = tiling_windows if every_position else prefix_windows
         self.starts, self.stops = tile(histories, max_length)
+        self.trained: NDArray[np.bool_] | None = None
+        self.pseudo: NDArray[np.int64] | None = None
+        if histories.pseudo is not None:
+            # (events + 1,) how many of the events before each were written.
+            self.pseudo = np.concatenate(([0], np.cumsum(histories.pseudo)))
+            if not pseudo_targets:
+                self.trained = ~histories.pseudo
+                self.trained[1:] &= ~histories.pseudo[:-1]
+                self.trained_before = np.concatenate(([0], np.cumsum(self.trained)))
+                kept = self._targets(self.starts, self.stops) > 0
+                self.starts, self.stops = self.starts[kept], self.stops[kept]
         lengths = self.stops - self.starts
         targets = lengths if every_position else np.ones_like(lengths)
         self.batches = bucket(lengths, targets, batch_size, rng)
+
+    def _targets(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many targets of windows are trained, where not all are."""
+        return self.trained_before[stops + 1] - self.trained_before[starts + 1 if self.every_position else stops]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -112,10 +133,16 @@ class SequenceBatches:
         else:
             rows, positions, count = np.arange(len(windows)), lengths - 1, len(whole)
         events = starts[rows] + positions + 1
+        if self.trained is not None and self.every_position:
+            kept = self.trained[events]
+            rows, positions, events = rows[kept], positions[kept], events[kept]
+            count = self._targets(self.starts[whole], self.stops[whole]).sum()
         targets = self.items[events].astype(np.int64)
+        written = None if self.pseudo is None else torch.from_numpy(self.pseudo[starts + lengths] - self.pseudo[starts])
         return SequenceBatch(
             _gather(self.items, starts, lengths, self.pad),
             *(torch.from_numpy(x) for x in (lengths, rows, positions, targets, events)),
+            pseudo=written,
             share=float(len(targets) * ranks / max(count, 1)),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -107,7 +107,9 @@ class Dataset:
     def interactions_fingerprint(self) -> str:
         """sha256 over ids and interactions alone."""
         events = self.interactions
-        arrays = (events.offsets, events.items, events.times, events.ratings)
+        arrays: tuple[Any, ...] = (events.offsets, events.items, events.times, events.ratings)
+        if events.pseudo is not None:
+            arrays += (events.pseudo,)
         return _digest("interactions", self.has_timestamps, self.user_ids, self.item_ids, *arrays)
 
     @cached_property
@@ -124,6 +126,19 @@ class Dataset:
             kg = self.kg
             parts += ["kg", kg.head, kg.relation, kg.tail, kg.entity_ids, kg.relation_ids, kg.item_entity]
         return _digest(*parts)
+
+    def without_pseudo(self) -> Dataset:
+        """The same without events that a generator wrote."""
+        pseudo = self.interactions.pseudo
+        if pseudo is None:
+            return self
+        given = {scheme: part[~pseudo] for scheme, part in self.given.items()}
+        return replace(self, interactions=self.interactions.own(), given=given)
+
+    @cached_property
+    def own_fingerprint(self) -> str:
+        """That of the data without events that a generator wrote."""
+        return self.fingerprint if self.interactions.pseudo is None else self.without_pseudo().fingerprint
 
     @staticmethod
     def from_interactions(

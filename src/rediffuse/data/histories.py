@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,15 @@ class Histories:
         items: (events,) int32 item numbers, in order of time within each user; ties keep file order.
         times: (events,) seconds since the epoch (or an order column), or None.
         ratings: (events,) float32, or None.
+        pseudo: (events,) bool, True where a generator wrote the event (`rediffuse.data.augmented`), or None. They come
+            before a person's own events.
     """
 
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
     times: NDArray[np.int64] | NDArray[np.float64] | None = None
     ratings: NDArray[np.float32] | None = None
+    pseudo: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -49,6 +53,7 @@ class Histories:
             self.items[mask],
             None if self.times is None else self.times[mask],
             None if self.ratings is None else self.ratings[mask],
+            None if self.pseudo is None else self.pseudo[mask],
         )
 
     def take(self, users: NDArray[np.int64]) -> Histories:
@@ -61,7 +66,12 @@ class Histories:
             self.items[events],
             None if self.times is None else self.times[events],
             None if self.ratings is None else self.ratings[events],
+            None if self.pseudo is None else self.pseudo[events],
         )
+
+    def own(self) -> Histories:
+        """Without events that a generator wrote."""
+        return self if self.pseudo is None else dataclasses.replace(self.where(~self.pseudo), pseudo=None)
 
     def tail(self, length: int) -> Histories:
         """The last ``length`` events of every user."""

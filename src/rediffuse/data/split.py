@@ -6,7 +6,10 @@ a `Task`.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,9 +93,12 @@ class Split:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the dataset's fingerprint, the name, and the part of every event."""
-        digest = hashlib.sha256(json.dumps([self.dataset.fingerprint, self.name]).encode())
-        digest.update(np.ascontiguousarray(self.part, dtype=np.int8).tobytes())
+        """sha256 over the dataset's fingerprint, the name, and the part of every event; of people's own events alone,
+        so that data have the same splits before and after a generator added to them."""
+        pseudo = self.dataset.interactions.pseudo
+        part = self.part if pseudo is None else self.part[~pseudo]
+        digest = hashlib.sha256(json.dumps([self.dataset.own_fingerprint, self.name]).encode())
+        digest.update(np.ascontiguousarray(part, dtype=np.int8).tobytes())
         return digest.hexdigest()
 
     def sizes(self) -> dict[str, int]:
@@ -127,13 +133,39 @@ class Split:
         known = self.part == TRAIN if name == "valid" else (self.part == TRAIN) | (self.part == VALID)
         truth = events.where(self.part == _PARTS[name])
         users = np.flatnonzero(truth.lengths).astype(np.int64)
-        popularity = np.bincount(events.items[self.part == TRAIN], minlength=self.dataset.num_items)
-        return Task(name, users, events.where(known).take(users), truth.take(users), popularity.astype(np.int64))
+        histories = events.where(known).take(users)
+        trained = events.where(self.part == TRAIN).own().items
+        popularity = np.bincount(trained, minlength=self.dataset.num_items).astype(np.int64)
+        seen = None if events.pseudo is None else histories.own()
+        return Task(name, users, histories, truth.take(users), popularity, seen)
 
 
 _PARTS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
 
 
+def _of_own_events(make: Callable[..., Split]) -> Callable[..., Split]:
+    """Splits are made of people's own events. What a generator wrote trains, if it saw no other training part."""
+
+    @functools.wraps(make)
+    def split(dataset: Dataset, *args: Any, **params: Any) -> Split:
+        if dataset.interactions.pseudo is None:
+            return make(dataset, *args, **params)
+        made = make(dataset.without_pseudo(), *args, **params)
+        told = dataset.report.get("augmentation", {})
+        if told.get("split_fingerprint") not in (None, made.fingerprint):
+            raise DataError(
+                f"This dataset was augmented for the split {told['split']!r}, and {made.name!r} is another: what was "
+                "added may have been made from what is tested.",
+                f"Use --split {told['split']}, or augment the data again with --split {made.name}.",
+            )
+        part = np.full(dataset.num_events, TRAIN, dtype=np.int8)
+        part[~dataset.interactions.pseudo] = made.part
+        return dataclasses.replace(made, dataset=dataset, part=part)
+
+    return split
+
+
+@_of_own_events
 def leave_one_out(dataset: Dataset) -> Split:
     """The last event of each user is tested, the last but one validates, the rest trains.
 
@@ -161,6 +193,7 @@ def leave_one_out(dataset: Dataset) -> Split:
     )
 
 
+@_of_own_events
 def global_time(dataset: Dataset, quantile: float = 0.9, valid_quantile: float = 0.9) -> Split:
     """Everything from one moment on is tested; training is strictly before it.
 
@@ -195,6 +228,7 @@ def global_time(dataset: Dataset, quantile: float = 0.9, valid_quantile: float =
     )
 
 
+@_of_own_events
 def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 0) -> Split:
     """A random share of each user's events for each part; the rest is tested.
 
@@ -228,6 +262,7 @@ def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 
     )
 
 
+@_of_own_events
 def given(dataset: Dataset, scheme: str | None = None) -> Split:
     """The split that came with the data.
 
@@ -313,7 +348,7 @@ def by_name(name: str, dataset: Dataset, **params: Any) -> Split:
     if key not in _BY_NAME:
         raise ConfigError(f"There is no split {name!r}.", did_you_mean(key, _BY_NAME))
     function = _BY_NAME[key]
-    known = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+    known = list(inspect.signature(function).parameters)[1:]
     for param in params:
         if param not in known:
             remedy = did_you_mean(param, known) if known else "It has no parameters."

@@ -74,6 +74,7 @@ def load(folder: Path) -> Dataset:
         _array(events["item"], np.int32),
         _array(events["time"]) if "time" in events.columns else None,
         _array(events["rating"], np.float32) if "rating" in events.columns else None,
+        (events["origin"] == "pseudo").to_numpy() if "origin" in events.columns else None,
     )
     social = kg = None
     if "social.parquet" in manifest["files"]:
@@ -115,6 +116,8 @@ def _frames(dataset: Dataset) -> dict[str, pl.DataFrame]:
         columns["time"] = events.times
     if events.ratings is not None:
         columns["rating"] = events.ratings
+    if events.pseudo is not None:
+        columns["origin"] = pl.Series(["own", "pseudo"], dtype=pl.Categorical).gather(events.pseudo.astype(np.uint8))
     columns |= {_part_column(i): part for i, part in enumerate(dataset.given.values())}
     frames = {
         "interactions.parquet": pl.DataFrame(columns),

@@ -78,7 +78,7 @@ class Protocol:
         if self.validation_is_input:
             return task
         shown = split.dataset.interactions.where(split.part == TRAIN).take(task.users)
-        return dataclasses.replace(task, histories=shown, seen=task.histories)
+        return dataclasses.replace(task, histories=shown, seen=task.histories.own())
 
 
 _PROTOCOLS = {
@@ -137,7 +137,7 @@ def among_sampled(score: Score, task: Task, negatives: int, num_items: int, seed
     Drawn from what the person neither touched nor is to find; fewer where fewer are left. A person's draw depends on
     ``seed`` and the person's number alone.
     """
-    seen = task.histories if task.seen is None else task.seen
+    seen = task.histories.own() if task.seen is None else task.seen
 
     def sampled(histories: Histories, start: int) -> Tensor:
         scores = score(histories, start)

@@ -16,6 +16,7 @@ _MODELS = {
     "bprmf": ("rediffuse.models.baselines.bprmf", "BPRMF"),
     "diffrec": ("rediffuse.models.diffrec", "DiffRec"),
     "diffurec": ("rediffuse.models.diffurec", "DiffuRec"),
+    "diffuasr": ("rediffuse.models.diffuasr", "DiffuASR"),
     "ease": ("rediffuse.models.baselines.ease", "EASE"),
     "gru4rec": ("rediffuse.models.baselines.gru4rec", "GRU4Rec"),
     "itemknn": ("rediffuse.models.baselines.itemknn", "ItemKNN"),

@@ -45,6 +45,7 @@ class Model(nn.Module):
     trained_by_gradient: ClassVar[bool] = True
     phases: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = False
+    reads_pseudo: ClassVar[bool] = False  # whether events that a generator wrote train it and stand in histories
     reads_times: ClassVar[bool] = False  # whether answers depend on when events happened, not on their order alone
     popularity: Tensor
 
@@ -66,6 +67,10 @@ class Model(nn.Module):
     def training_options(self, phase: str) -> ModelConfig:
         """The options of the loop in a phase."""
         return self.config
+
+    def chosen_by_ranking(self, phase: str) -> bool:
+        """Whether the weights of a phase are those with the best validation metric; otherwise they are the last."""
+        return True
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, as torch's optimisers take it; ``learning_rate_factor`` multiplies the rate of a group."""
@@ -113,6 +118,8 @@ class Model(nn.Module):
             seed: of the noise of a stochastic model.
         """
         who = np.full(len(histories), -1, dtype=np.int64) if users is None else users
+        if not self.reads_pseudo:
+            histories = histories.own()
         known = np.flatnonzero(histories.lengths)
         if len(known) == len(histories):
             return self.score_known(histories, who, seed)

@@ -47,6 +47,7 @@ class SequenceConfig(ModelConfig):
     repeat_bias: bool = Field(
         True, description="Learn one number that is added to the logit of every item already in the window."
     )
+    pseudo_targets: bool = Field(False, description="Events that a generator wrote are loss targets too.")
     temperature: float | None = Field(
         0.07, gt=0, description="Rank by cosine divided by this; None ranks by the inner product."
     )
@@ -60,6 +61,7 @@ class SequenceModel(Model):
 
     Config = SequenceConfig
     config: SequenceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    reads_pseudo = True
     every_position = True  # a history trains all its positions at once; False: one target per row
     log_chance: Tensor
 
@@ -97,6 +99,7 @@ class SequenceModel(Model):
             pad=self.pad,
             every_position=self.every_position,
             rng=rng,
+            pseudo_targets=self.config.pseudo_targets,
         )
 
     def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
@@ -155,6 +158,8 @@ class SequenceModel(Model):
         column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         items = batch.items[batch.rows[rows], column]
         real = items < self.num_items
+        if batch.pseudo is not None:
+            real &= column >= batch.pseudo[batch.rows[rows]]  # the person has not had those
         keys = torch.unique(rows[real] * self.num_items + items[real])
         return keys // self.num_items, keys % self.num_items, REPEAT_RATE * self.repeat
 
@@ -163,6 +168,10 @@ class SequenceModel(Model):
         return batch.positions + 1
 
     # --- answering -----------------------------------------------------------------------------------------
+
+    def read_vectors(self, x: Tensor) -> Tensor:
+        """(B, d): as `represent`, of histories given as item vectors (B, L, d); differentiable."""
+        raise NotImplementedError
 
     def represent(self, items: Tensor, lengths: Tensor, seed: int) -> Tensor:
         """(B, d): where in item space the next item of each padded history (B, L) should be."""
@@ -179,7 +188,10 @@ class SequenceModel(Model):
             hidden[rows] = self.represent(items[rows, :width], lengths[rows], seed).float()
         scores = self.metric_space(hidden) @ self.metric_space(self.catalogue()).T
         if self.repeat is not None:
-            # Read all, then write all: an item that stands twice in the window is biased once.
+            # Read all, then write all: an item that stands twice in the window is biased once. Items that a generator
+            # wrote are no repeats.
+            if histories.pseudo is not None:
+                items = pad_right(histories.own(), self.config.max_length, self.pad)[0].to(device)
             inside = torch.nonzero(items < self.num_items)
             at = (inside[:, 0], items[inside[:, 0], inside[:, 1]])
             scores[at] = scores[at] + REPEAT_RATE * self.repeat

@@ -97,7 +97,8 @@ class Trainer:
         self.last, self.best = folder / "checkpoints" / "last.safetensors", folder / "checkpoints" / "best.safetensors"
         self.log_file = folder / "metrics.jsonl"
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
-        self.data = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity)
+        train = view.train if model.reads_pseudo else view.train.own()
+        self.data = TrainingData(train, view.num_users, view.num_items, view.valid.popularity)
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
         self.optimizer_state: dict[int, dict[str, torch.Tensor]] = {}
         self.tracked = tracker is not None
@@ -190,7 +191,8 @@ class Trainer:
                 "seconds": time.monotonic() - began,
             }
             state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-            if state.epoch % self.config.validate_every == 0 or state.epoch == self.config.epochs:
+            due = state.epoch % self.config.validate_every == 0 or state.epoch == self.config.epochs
+            if due and self.model.chosen_by_ranking(phase):
                 record["validation"] = self._validate_and_select()
             self._log(record)
             self._save(optimizer)

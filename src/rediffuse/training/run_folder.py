@@ -76,6 +76,8 @@ def write_run(
     users = pl.DataFrame({"user_id": user_ids, "history": _as_lists(histories, histories.items)})
     if model.reads_times and histories.times is not None:
         users = users.with_columns(times=_as_lists(histories, histories.times))
+    if histories.pseudo is not None:
+        users = users.with_columns(pseudo=_as_lists(histories, histories.pseudo).list.sum())
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     files = {
         "config.json": json.dumps(config, indent=2).encode(),
@@ -134,7 +136,12 @@ def read_run(folder: str | Path) -> RunContents:
     offsets = np.concatenate(([0], lists.list.len().to_numpy().astype(np.int64).cumsum()))
     flat = lists.explode(empty_as_null=False).drop_nulls().to_numpy().astype(np.int32)
     times = users["times"].explode(empty_as_null=False).drop_nulls().to_numpy() if "times" in users.columns else None
-    return RunContents(folder, config, model, items, users["user_id"], Histories(offsets, flat, times))
+    pseudo = None
+    if "pseudo" in users.columns:
+        place = np.arange(len(flat)) - np.repeat(offsets[:-1], np.diff(offsets))
+        pseudo = place < np.repeat(users["pseudo"].to_numpy(), np.diff(offsets))
+    histories = Histories(offsets, flat, times, pseudo=pseudo)
+    return RunContents(folder, config, model, items, users["user_id"], histories)
 
 
 def _verify(folder: Path) -> None:

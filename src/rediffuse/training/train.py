@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from rediffuse.config import ModelConfig
+from rediffuse.data.augmented import augmentation
 from rediffuse.data.files import sha256_file
 from rediffuse.data.split import Split, TrainingView
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
@@ -83,7 +84,8 @@ def train(
         "seed": seed,
         "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint, "leak": split.leak},
         "data": {
-            "fingerprint": split.dataset.fingerprint,
+            "fingerprint": split.dataset.own_fingerprint,
+            "augmentation": augmentation(split.dataset),
             "users": split.dataset.num_users,
             "items": split.dataset.num_items,
             "events": split.dataset.num_events,

@@ -58,9 +58,12 @@ class BERT4Rec(SequenceModel):
 
     def tokens(self, items: Tensor, masked: Tensor, lengths: Tensor) -> Tensor:
         """(B, L) items, where they are hidden, and (B,) lengths -> (B, L, d)."""
-        x = torch.where(masked[..., None], self.mask_embedding, self.item_embedding(items))
+        return self.placed(torch.where(masked[..., None], self.mask_embedding, self.item_embedding(items)), lengths)
+
+    def placed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Item vectors (B, L, d) with their positions."""
         # Counted from the end, as with the paper's padding on the left: an answer's mask always has the same place.
-        places = (lengths[:, None] - 1 - torch.arange(items.shape[1], device=items.device)).clamp(min=0)
+        places = (lengths[:, None] - 1 - torch.arange(x.shape[1], device=x.device)).clamp(min=0)
         return self.drop(x * self.config.embedding_size**0.5 + self.position_embedding(places))
 
     def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
@@ -76,7 +79,11 @@ class BERT4Rec(SequenceModel):
             cut = unknown & (lengths > 2) & (torch.rand(len(whole), device=whole.device) < 0.5)
             lengths = lengths - cut.long()
             unknown = unknown & ~cut
-        real = torch.arange(whole.shape[1], device=whole.device) < lengths[:, None]
+        places = torch.arange(whole.shape[1], device=whole.device)
+        real = places < lengths[:, None]
+        if batch.pseudo is not None and not self.config.pseudo_targets:
+            # What a generator wrote is not to be learned, nor the item after it, from which it was made.
+            real = real & ((places > batch.pseudo[:, None]) | (batch.pseudo == 0)[:, None])
         masked = (torch.rand(whole.shape, device=whole.device) < self.config.mask_share) & real
         last_only = torch.rand(len(whole), device=whole.device) < self.config.mask_last
         masked &= ~last_only[:, None]
@@ -91,7 +98,8 @@ class BERT4Rec(SequenceModel):
             places,
             whole[at, places],
             starts[at] + places,
-            share=batch.share,
+            batch.pseudo,
+            batch.share,
         )
 
     def visible(self, batch: SequenceBatch) -> Tensor:
@@ -103,6 +111,11 @@ class BERT4Rec(SequenceModel):
         )
         x = self.encoder(self.tokens(batch.items, hidden, batch.lengths), batch.lengths)
         return self.head(x[batch.rows, batch.positions]), None, None
+
+    def read_vectors(self, x: Tensor) -> Tensor:
+        lengths = torch.full((len(x),), x.shape[1] + 1, device=x.device)
+        whole = torch.cat((x, self.mask_embedding.expand(len(x), 1, -1)), dim=1)
+        return self.head(self.encoder.last(self.placed(whole, lengths), lengths))
 
     def represent(self, items: Tensor, lengths: Tensor, seed: int) -> Tensor:
         whole = F.pad(items, (0, 1), value=self.pad)

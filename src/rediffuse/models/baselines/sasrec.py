@@ -51,11 +51,18 @@ class SASRec(SequenceModel):
                 nn.init.normal_(table.weight, std=0.02)
 
     def tokens(self, items: Tensor) -> Tensor:
+        return self.placed(self.item_embedding(items))
+
+    def placed(self, x: Tensor) -> Tensor:
+        """Item vectors (B, L, d) with their positions."""
         # Scaled as in the paper's code, or the positions drown the items.
-        x = self.item_embedding(items) * self.config.embedding_size**0.5
+        x = x * self.config.embedding_size**0.5
         if self.position_embedding is not None:
-            x = x + self.position_embedding(torch.arange(items.shape[1], device=items.device))
+            x = x + self.position_embedding(torch.arange(x.shape[1], device=x.device))
         return self.drop(x)
+
+    def read_vectors(self, x: Tensor) -> Tensor:
+        return self.encoder.last(self.placed(x), torch.full((len(x),), x.shape[1], device=x.device))
 
     def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
         x = self.tokens(batch.items)

@@ -1,0 +1,415 @@
+"""DiffuASR: diffusion augmentation for sequential recommendation (Liu et al., CIKM 2023, arXiv 2309.12858).
+
+A generator learns what could have come before a history: the vectors of M items that precede it are noised and a U-Net,
+told what the history is about, recovers the noise. For each person M items are then sampled, rounded to the catalogue
+and put before the history, and a sequence model, the *backbone*, is trained on the longer histories.
+
+Three phases: a sequence model is trained first (*classifier*), for the item vectors, which stay as they are, and to
+guide; then the *generator*; then the backbone. Without a backbone the classifier answers, and the run is there for
+`rediffuse augment diffuasr`.
+
+Guidance leans the sample towards the person: ``cf``, classifier-free (Ho & Salimans 2022), by training without the
+condition now and then; ``cg``, classifier-guided (Dhariwal & Nichol 2021), by the classifier's chance that the person's
+first own item follows what was generated; ``none``, by the condition alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from rediffuse.config import ModelConfig, Range
+from rediffuse.data.augmented import prepend
+from rediffuse.data.batches import SequenceBatch, SequenceBatches, pad_right
+from rediffuse.data.continuations import Continuation, Continuations
+from rediffuse.data.histories import Histories
+from rediffuse.diffusion import (
+    classifier_free,
+    classifier_guided,
+    condition_dropout,
+    ddim,
+    noise_schedule,
+    q_sample,
+    space_timesteps,
+)
+from rediffuse.diffusion.noise import RowNoise, row_keys
+from rediffuse.errors import ConfigError, TrainingError, did_you_mean
+from rediffuse.models import model_class
+from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.nn.unet import SequentialUNet
+
+BACKBONES = ("bert4rec", "diffurec", "gru4rec", "sasrec")
+# Scores of a block of people in rounding and guidance.
+BLOCK_SCORES = 4_000_000
+SAMPLED_ROWS = 512
+
+
+class DiffuASRConfig(ModelConfig):
+    """Options of the loop are those of the backbone's training; the classifier and the generator have their own."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # The released network and guide; its guidance is `reference_guidance`.
+        "reference": {
+            "channels": 8,
+            "multipliers": (1, 2, 2, 2),
+            "pool": "sum",
+            "anywhere": False,
+            "reference_guidance": True,
+        },
+    }
+    search: ClassVar = {"guidance_scale": Range(0.1, 10.0, log=True), "n": (3, 5, 10)}
+
+    backbone: str | None = Field("sasrec", description="Trained on the longer histories; null: none is.")
+    backbone_options: dict[str, Any] = Field({}, description="Its own options, e.g. backbone_options.dropout=0.2.")
+    classifier_model: Literal["bert4rec", "sasrec"] = Field("bert4rec", description="Gives item vectors, and guides.")
+    classifier: dict[str, Any] = Field({}, description="Its options, e.g. classifier.epochs=50.")
+    n: int = Field(10, ge=1, description="M, items written before a history.")
+    only_shorter_than: int | None = Field(None, ge=1, description="Only before histories with fewer events.")
+    guidance: Literal["none", "cf", "cg"] = "cf"
+    guidance_scale: float = Field(1.0, ge=0, description="How much it weighs when sampling; 0 is no guidance.")
+    condition_dropout: float = Field(0.1, ge=0, lt=1, description="For cf: share of rows trained without condition.")
+    channels: int = Field(32, ge=8, description="Of the U-Net's first level, a multiple of 8.")
+    multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="Of the channels, one per level.")
+    pool: Literal["mean", "sum"] = Field("mean", description="How the condition is made of the history's vectors.")
+    anywhere: bool = Field(True, description="Learn from any M successive items; false: from the first M alone.")
+    schedule: Literal["linear", "quad", "sigmoid", "cosine_clip"] = "linear"
+    steps: int = Field(1000, ge=1, description="T of the noise schedule.")
+    sampling_steps: int = Field(5, ge=1, description="Steps of DDIM.")
+    generator_epochs: int = Field(200, ge=1, description="Of the generator; the last weights are kept.")
+    generator_rate: float = Field(1e-3, gt=0, description="Learning rate of the generator.")
+    generator_batch: int = Field(512, ge=1, description="People per step of the generator.")
+    forbid_own: bool = Field(True, description="Items of the person's history are not written.")
+    forbid_repeats: bool = Field(True, description="No item is written twice for a person.")
+    sampling_temperature: float = Field(0.0, ge=0, description="Of the choice of items; 0 takes the nearest.")
+    reference_guidance: bool = Field(
+        False, description="Only for reference: cg with the released sign, and one factor for all steps."
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.sampling_steps > self.steps:
+            raise ValueError(f"sampling_steps={self.sampling_steps} is above steps={self.steps}")
+        self.classifier_config()
+        if self.backbone is not None:
+            self.backbone_config()
+        return self
+
+    def classifier_config(self) -> SequenceConfig:
+        """Options of the first phase.
+
+        Raises:
+            ConfigError: they are not those of the classifier.
+        """
+        usual = {"embedding_size": 64, "metric": self.metric, "precision": self.precision}
+        config = model_class(self.classifier_model).Config.build(None, usual | self.classifier)
+        assert isinstance(config, SequenceConfig)
+        return config
+
+    def generator_config(self) -> ModelConfig:
+        """Options of the loop in the second phase."""
+        own = {"epochs": self.generator_epochs, "batch_size": self.generator_batch}
+        own |= {"learning_rate": self.generator_rate, "precision": self.precision, "metric": self.metric}
+        return ModelConfig.build(None, own)
+
+    def backbone_class(self) -> type[SequenceModel]:
+        """Raises:
+        ConfigError: the backbone is no sequence model.
+        """
+        if self.backbone not in BACKBONES:
+            raise ConfigError(f"{self.backbone!r} is no backbone.", did_you_mean(str(self.backbone), BACKBONES))
+        kind = model_class(self.backbone)
+        assert issubclass(kind, SequenceModel)
+        return kind
+
+    def backbone_config(self) -> SequenceConfig:
+        """Options of the backbone, with those of the loop from here.
+
+        Raises:
+            ConfigError: ``backbone_options`` are not its own.
+        """
+        for option in ModelConfig.model_fields:
+            if option in self.backbone_options:
+                raise ConfigError(f"backbone_options.{option} is an option of diffuasr.", f"Set {option}=... itself.")
+        shared = {option: getattr(self, option) for option in ModelConfig.model_fields}
+        config = self.backbone_class().Config.build(None, self.backbone_options | shared)
+        assert isinstance(config, SequenceConfig)
+        return config
+
+
+class DiffuASR(Model):
+    """A generator of what could have come before a history, and a sequence model trained with it."""
+
+    name = "diffuasr"
+    Config = DiffuASRConfig
+    config: DiffuASRConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    pseudo: Tensor
+
+    def __init__(self, config: DiffuASRConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
+        if config.n > num_items:
+            raise ConfigError(f"n={config.n} items cannot be written, the catalogue has {num_items}.", "Lower n.")
+        reading = config.classifier_config()
+        kind = model_class(config.classifier_model)
+        assert issubclass(kind, SequenceModel)
+        self.classifier = kind(reading, num_items, num_users)
+        size = reading.embedding_size
+        self.generator = SequentialUNet(config.n, size, config.channels, config.multipliers, condition_size=size)
+        self.no_condition = nn.Parameter(torch.zeros(size))
+        self.schedule = noise_schedule(config.schedule, config.steps)
+        self.backbone = None
+        if config.backbone is not None:
+            self.backbone = config.backbone_class()(config.backbone_config(), num_items, num_users)
+        # What was written before each known person's history; -1 for nothing.
+        self.register_buffer("pseudo", torch.full((num_users, config.n), -1, dtype=torch.int32))
+        self.phase = self.phases[-1]
+        self.train_events: Histories | None = None
+
+    @property
+    def phases(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("classifier", "generator") + (("backbone",) if self.config.backbone is not None else ())
+
+    @property
+    def answering(self) -> SequenceModel:
+        """The part that answers in this phase."""
+        return self.backbone if self.phase == "backbone" and self.backbone is not None else self.classifier
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.answering.stochastic
+
+    # --- phases --------------------------------------------------------------------------------------------
+
+    def training_options(self, phase: str) -> ModelConfig:
+        if phase == "generator":
+            return self.config.generator_config()
+        return self.classifier.config if phase == "classifier" else self.config
+
+    def chosen_by_ranking(self, phase: str) -> bool:
+        return phase != "generator"
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        for part in (self.classifier, self.backbone):
+            if part is not None:
+                part.fit(data)
+
+    def begin_phase(self, phase: str, data: TrainingData) -> None:
+        self.phase = phase
+        trained = {"classifier": [self.classifier], "backbone": [self.backbone]}.get(phase, [self.generator])
+        self.requires_grad_(False)
+        for part in trained:
+            assert part is not None
+            part.requires_grad_(True)
+        self.no_condition.requires_grad_(phase == "generator")
+        if phase == "backbone":
+            self.eval()
+            self.pseudo.copy_(torch.from_numpy(self.write(data.train)).to(self.pseudo))
+
+    # --- learning ------------------------------------------------------------------------------------------
+
+    def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches | Continuations:
+        if self.phase == "classifier":
+            return self.classifier.batches(data, rng)
+        if self.phase == "backbone":
+            assert self.backbone is not None
+            longer = prepend(data.train, self.pseudo.cpu().numpy().astype(np.int64))
+            return self.backbone.batches(dataclasses.replace(data, train=longer), rng)
+        cuts = Continuations(
+            data.train,
+            length=self.config.n,
+            max_length=self.classifier.config.max_length,
+            batch_size=self.config.generator_batch,
+            anywhere=self.config.anywhere,
+            rng=rng,
+        )
+        if not len(cuts):
+            raise TrainingError(
+                f"No training history has more than {self.config.n} events, so none shows what {self.config.n} items "
+                "before it could be.",
+                f"Lower n; the longest has {int(data.train.lengths.max(initial=0))} events.",
+            )
+        return cuts
+
+    def loss(self, batch: SequenceBatch | Continuation) -> Tensor:
+        if isinstance(batch, SequenceBatch):
+            return self.answering.loss(batch)
+        config, rows = self.config, len(batch.targets)
+        x_0, condition = self.vectors(batch.targets), self.conditions(batch.items, batch.offsets)
+        if config.guidance == "cf":
+            dropped = condition_dropout(rows, config.condition_dropout, device=condition.device)
+            condition = torch.where(dropped[:, None], self.no_condition, condition)
+        half = torch.randint(config.steps, (rows // 2 + 1,), device=x_0.device)
+        t = torch.cat((half, config.steps - 1 - half))[:rows]  # antithetic, as released
+        noise = torch.randn_like(x_0)
+        output = self.generator(q_sample(self.schedule, x_0, t, noise), t, condition)
+        return (output - noise).square().mean() * batch.share
+
+    # --- vectors -------------------------------------------------------------------------------------------
+
+    def scale(self) -> Tensor:
+        """What item vectors are divided by, so that their elements are of size one, as those of noise are."""
+        return self.classifier.catalogue().square().mean().sqrt().clamp_min(1e-8)
+
+    def vectors(self, items: Tensor) -> Tensor:
+        """(...,) item numbers -> (..., d) what is noised: vectors of the classifier, which are not trained here."""
+        return (self.classifier.item_embedding(items) / self.scale()).detach()
+
+    def conditions(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """(B, d) what each history is about."""
+        table = self.classifier.item_embedding.weight.detach()
+        return F.embedding_bag(items, table, offsets, mode=self.config.pool) / self.scale().detach()
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def write(self, histories: Histories, seed: int = 0) -> NDArray[np.int64]:
+        """(rows, n) items that could have come before each history; -1 where nothing was to be written.
+
+        A row depends on its history and ``seed`` alone.
+        """
+        wanted = histories.lengths > 0
+        if self.config.only_shorter_than is not None:
+            wanted &= histories.lengths < self.config.only_shorter_than
+        found = np.full((len(histories), self.config.n), -1, dtype=np.int64)
+        people = np.flatnonzero(wanted)
+        step = max(1, min(SAMPLED_ROWS, BLOCK_SCORES // self.num_items))
+        for start in range(0, len(people), step):
+            part = people[start : start + step]
+            found[part] = self._write(histories.take(part), seed).cpu().numpy()
+        return found
+
+    def _write(self, rows: Histories, seed: int) -> Tensor:
+        device = self.no_condition.device
+        items, lengths = pad_right(rows, max(int(rows.lengths.max()), 1), self.num_items)
+        noise = RowNoise(row_keys(items, lengths).to(device), seed)
+        # As in training, the condition is what follows at once.
+        place = np.arange(len(rows.items)) - np.repeat(rows.offsets[:-1], rows.lengths)
+        near = rows.where(place < self.classifier.config.max_length)
+        following = torch.from_numpy(near.items.astype(np.int64)).to(device)
+        offsets = torch.from_numpy(near.offsets[:-1]).to(device)
+        x = self.sample(self.conditions(following, offsets), items[:, 0].to(device), noise)
+        own = torch.zeros(len(rows), self.num_items, dtype=torch.bool, device=device)
+        if self.config.forbid_own:
+            own[torch.from_numpy(rows.owners).to(device), torch.from_numpy(rows.items.astype(np.int64)).to(device)] = (
+                True
+            )
+        return round_to_items(
+            x,
+            self.classifier.catalogue(),
+            own,
+            forbid_repeats=self.config.forbid_repeats,
+            temperature=self.config.sampling_temperature,
+            noise=noise,
+        )
+
+    def sample(self, condition: Tensor, first: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B, n, d) vectors, by DDIM from noise, under guidance.
+
+        Args:
+            condition: (B, d) from `conditions`.
+            first: (B,) each person's first own item, which cg wants to follow.
+            noise: where the start comes from.
+        """
+        config = self.config
+
+        def conditional(x: Tensor, t: Tensor) -> Tensor:
+            return self.generator(x, t, condition)
+
+        network = conditional
+        if config.guidance == "cf":
+            empty = self.no_condition.expand_as(condition)
+            network = classifier_free(network, lambda x, t: self.generator(x, t, empty), config.guidance_scale)
+        elif config.guidance == "cg":
+            wanted = lambda x, t: self.log_chance(x, first)  # noqa: E731
+            if config.reference_guidance:
+                network = _reference_guided(network, wanted, self.schedule, config.guidance_scale)
+            else:
+                network = classifier_guided(network, wanted, self.schedule, config.guidance_scale)
+        start = noise(condition.new_empty(len(condition), config.n, condition.shape[1]))
+        kept = space_timesteps(config.steps, f"ddim{config.sampling_steps}")
+        return ddim(network, start, self.schedule, kept, prediction="eps")
+
+    def log_chance(self, x: Tensor, first: Tensor) -> Tensor:
+        """(B,) log p(first own item | generated vectors (B, n, d)), by the classifier."""
+        state = self.classifier.metric_space(self.classifier.read_vectors(x * self.scale()))
+        logits = state @ self.classifier.metric_space(self.classifier.catalogue()).T
+        return torch.log_softmax(logits.float(), dim=1)[torch.arange(len(x), device=x.device), first]
+
+    # --- answering -----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        self.answering.prepare()
+
+    def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
+        return self.answering.calibrate(validate)
+
+    def resolve(self, resolved: dict[str, Any]) -> None:
+        self.answering.resolve(resolved)
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+        if self.phase == "backbone":
+            written = self.pseudo.cpu().numpy().astype(np.int64)[np.maximum(users, 0)] if len(self.pseudo) else None
+            if written is not None:
+                histories = prepend(histories, np.where(users[:, None] < 0, -1, written))
+        return self.answering.score_known(histories, users, seed)
+
+
+def round_to_items(
+    x: Tensor,
+    table: Tensor,
+    forbidden: Tensor,
+    *,
+    forbid_repeats: bool = True,
+    temperature: float = 0.0,
+    noise: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """(B, n) the items whose vectors are nearest to x (B, n, d) by cosine, one place after the other.
+
+    Args:
+        table: (items, d).
+        forbidden: (B, items) bool, items that a row may not have.
+        forbid_repeats: an item may stand in a row once.
+        temperature: above 0, an item is drawn by a softmax of cosine / temperature.
+        noise: for that; called once per place with a (B, items) tensor.
+
+    An item is given in spite of all where nothing is left; -1 never comes.
+    """
+    directions, points = F.normalize(table, dim=1), F.normalize(x, dim=2)
+    taken, found = forbidden.clone(), []
+    rows = torch.arange(len(x), device=x.device)
+    for place in range(x.shape[1]):
+        cosine = points[:, place] @ directions.T
+        if temperature > 0 and noise is not None:
+            uniform = torch.special.ndtr(noise(cosine).double()).clamp(1e-12, 1 - 1e-12)
+            cosine = cosine / temperature - (-uniform.log()).log().to(cosine.dtype)  # Gumbel-max
+        free = ~taken
+        full = ~free.any(1)
+        free[full] = True
+        chosen = cosine.masked_fill(~free, -torch.inf).argmax(1)
+        if forbid_repeats:
+            taken[rows, chosen] = True
+        found.append(chosen)
+    return torch.stack(found, dim=1)
+
+
+def _reference_guided(network: Any, log_prob: Any, schedule: Any, scale: float) -> Any:
+    """As released: with sqrt(1 - abar_0) for all steps, and the sign that makes the wanted item less likely."""
+    if scale == 0:
+        return network
+
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x_t.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(-log_prob(point, t.clone()).sum(), point)
+        return network(x_t, t) - scale * float(schedule.sqrt_one_minus_alphas_cumprod[0]) * gradient
+
+    return guided
