@@ -17,6 +17,7 @@ _LAZY = {
     "evaluate_run": ("rediffuse.comparison", "evaluate_run"),
     "compare": ("rediffuse.comparison", "compare"),
     "tune": ("rediffuse.tuning", "tune"),
+    "augment": ("rediffuse.augmentation", "augment"),
     "split": ("rediffuse.data.split", None),
     "data": ("rediffuse.data", None),
     "diffusion": ("rediffuse.diffusion", None),
@@ -28,6 +29,7 @@ __all__ = [
     "Dataset",
     "Recommender",
     "__version__",
+    "augment",
     "compare",
     "data",
     "diffusion",
@@ -41,6 +43,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from rediffuse import data, diffusion, evaluation, models
+    from rediffuse.augmentation import augment
     from rediffuse.comparison import compare, evaluate_run
     from rediffuse.data import split
     from rediffuse.data.dataset import Dataset

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,6 +53,132 @@ def pdrec(
         show(
             f"{facts['people']:,} people with {facts['events']:,} weighted events and {facts['positives']:,} "
             f"positives written to {out}."
+        )
+
+    answer(facts, as_json, for_people)
+
+
+Data = Annotated[Path, typer.Argument(help="Folder made by prepare or data.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the longer dataset.")]
+Number = Annotated[int, typer.Option("--n", help="Items written before each history.")]
+Shorter = Annotated[int | None, typer.Option(help="Only before histories with fewer training events.")]
+SplitName = Annotated[str, typer.Option("--split", help="Whose training part is used; see: rediffuse train --help.")]
+Seed = Annotated[int, typer.Option(help="Of the training and of what is written.")]
+RunFolder = Annotated[
+    Path | None, typer.Option(help="Of the generator: trained there, or taken from there. Default: OUT.run")
+]
+Minutes = Annotated[float | None, typer.Option(help="Stop after this much training.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="option=value of the training; may be repeated.")]
+
+
+@augment.command()
+def diffuasr(
+    dataset: Data,
+    out: Out,
+    guidance: Annotated[str | None, typer.Option(help="none, cf (classifier-free) or cg (classifier-guided).")] = None,
+    n: Number = 10,
+    only_shorter_than: Shorter = None,
+    split: SplitName = "default",
+    run: RunFolder = None,
+    preset: Annotated[str | None, typer.Option(help="Named options of diffuasr.")] = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    max_minutes: Minutes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Items that a diffusion model finds could have come before each history."""
+    from rediffuse.config import parse_settings
+
+    options = parse_settings(settings or []) | ({"guidance": guidance} if guidance else {})
+    _write(
+        "diffuasr",
+        dataset,
+        out,
+        split,
+        as_json,
+        n=n,
+        only_shorter_than=only_shorter_than,
+        run=run or out.with_name(out.name + ".run"),
+        preset=preset,
+        config=options,
+        seed=seed,
+        max_minutes=max_minutes,
+    )
+
+
+@augment.command()
+def asrep(
+    dataset: Data,
+    out: Out,
+    n: Number = 10,
+    only_shorter_than: Shorter = None,
+    split: SplitName = "default",
+    run: RunFolder = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    max_minutes: Minutes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Items that a SASRec, which reads from right to left, puts before each history."""
+    from rediffuse.config import parse_settings
+
+    _write(
+        "asrep",
+        dataset,
+        out,
+        split,
+        as_json,
+        n=n,
+        only_shorter_than=only_shorter_than,
+        run=run or out.with_name(out.name + ".run"),
+        config=parse_settings(settings or []),
+        seed=seed,
+        max_minutes=max_minutes,
+    )
+
+
+@augment.command(name="random")
+def random_items(
+    dataset: Data,
+    out: Out,
+    n: Number = 10,
+    only_shorter_than: Shorter = None,
+    split: SplitName = "default",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Any items before each history: a control."""
+    _write("random", dataset, out, split, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
+
+
+@augment.command(name="random-seq")
+def random_seq(
+    dataset: Data,
+    out: Out,
+    n: Number = 10,
+    only_shorter_than: Shorter = None,
+    split: SplitName = "default",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Items of the person's own history before it: a control."""
+    _write("random-seq", dataset, out, split, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
+
+
+def _write(method: str, dataset: Path, out: Path, split: str, as_json: bool, **options: Any) -> None:
+    from rediffuse.augmentation import augment as run_augmentation
+    from rediffuse.cli.splits import read_split
+
+    parts = read_split(split, dataset)
+    made = run_augmentation(parts, method, progress=sys.stderr.isatty(), **options)
+    made.save(out)
+    told = made.report["augmentation"]
+    facts = {"out": str(out), **told}
+
+    def for_people() -> None:
+        show(
+            f"{told['events']:,} events written before those of {told['users']:,} people; saved in {out}. "
+            f"Next: rediffuse train sasrec {out} -o RUN --split {parts.name}"
         )
 
     answer(facts, as_json, for_people)

@@ -91,10 +91,6 @@ def train(
             "events": split.dataset.num_events,
         },
     }
-    ranks = PartialState(cpu=no_accelerator())
-    if ranks.is_main_process:
-        _prepare_folder(folder, facts, resume)
-    ranks.wait_for_everyone()
     memory = PeakMemory()
     trainer = make_trainer(
         kind,
@@ -116,6 +112,11 @@ def train(
                 "Give a run of the model that the phase trains, or leave the phase to this run.",
             )
         trainer.take_phase(phase, part.model)
+    # Only now: options that no model can be made of leave no folder behind.
+    ranks = PartialState(cpu=no_accelerator())
+    if ranks.is_main_process:
+        _prepare_folder(folder, facts, resume)
+    ranks.wait_for_everyone()
     state = trainer.run(resume)
     unreached = trainer.phases[state.phase + 1 :]
     if unreached:
@@ -123,7 +124,9 @@ def train(
             f"Time ran out in phase {trainer.phases[state.phase]!r}; {unreached[-1]!r} was not reached.",
             "Go on with --resume and more minutes. What was trained is kept.",
         )
-    if len(trainer.view.valid.users) and network.trained_by_gradient and state.best is None:
+    last = trainer.phases[-1] if trainer.phases else None
+    ranked = last is not None and network.chosen_by_ranking(last)
+    if len(trainer.view.valid.users) and ranked and state.best is None:
         warnings.warn(
             "Training ended before the first validation; the weights as they are were kept. Give it more minutes "
             "(and --resume), or a smaller validate_every.",

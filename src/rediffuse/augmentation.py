@@ -1,0 +1,185 @@
+"""Datasets with events written before each history: by DiffuASR, and by what it must be compared with.
+
+- ``diffuasr``: `rediffuse.models.diffuasr`;
+- ``asrep``: a SASRec that reads from right to left and goes on (Liu et al., ASReP, SIGIR 2021);
+- ``random-seq``: items of the person's own history; ``random``: any items.
+
+Only training events of the split are seen. What is written depends on them, the options and the seed alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rediffuse.data.augmented import augment as put_before
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.histories import Histories
+from rediffuse.data.split import TRAIN, VALID, Split
+from rediffuse.errors import ConfigError, RunError, did_you_mean
+from rediffuse.models.base import Model
+from rediffuse.models.diffuasr import DiffuASR
+from rediffuse.training import read_run, train
+
+METHODS = ("asrep", "diffuasr", "random", "random-seq")
+BLOCK = 256
+
+
+def augment(
+    split: Split,
+    method: str = "diffuasr",
+    *,
+    n: int = 10,
+    only_shorter_than: int | None = None,
+    run: str | Path | None = None,
+    config: dict[str, Any] | None = None,
+    preset: str | None = None,
+    seed: int = 0,
+    max_minutes: float | None = None,
+    progress: bool = False,
+) -> Dataset:
+    """The split's dataset with up to ``n`` written events before each history that has a training event.
+
+    They are marked, belong to the training part of this split and no other, and are not loss targets unless a model's
+    ``pseudo_targets`` says so.
+
+    Args:
+        split: its training part is used, and the validation part to choose weights.
+        method: one of `METHODS`.
+        n: events written per person.
+        only_shorter_than: only before histories with fewer training events.
+        run: folder of the generator's training (diffuasr and asrep). Trained there unless it is finished; goes on
+            with a training that was interrupted.
+        config, preset: options of the generator's training: of ``diffuasr``, or of ``sasrec`` for asrep.
+        seed: of the training and of what is written.
+        max_minutes: of training.
+
+    Raises:
+        ConfigError: an unknown method, numbers out of range, options of a method that has none, or no ``run``.
+        RunError: ``run`` holds another model, or was trained on another split.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"There is no way to augment called {method!r}.", did_you_mean(method, METHODS))
+    for name, value in (("n", n), ("only_shorter_than", only_shorter_than)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}.", f"Give {name} of at least 1.")
+    options: dict[str, Any] = {"n": n, "only_shorter_than": only_shorter_than, "seed": seed}
+    plain = dataclasses.replace(split, dataset=split.dataset.without_pseudo(), part=_own_part(split))
+    view = plain.training_view()
+    if method in ("random", "random-seq"):
+        if config or preset or run is not None:
+            raise ConfigError(f"{method} trains nothing.", "Leave out the options of a training.")
+        write = _random if method == "random" else _random_seq
+        written = write(view.train, view.num_items, n, seed)
+    elif run is None:
+        raise ConfigError(f"{method} needs a folder for the training of its generator.", "Give run=...")
+    elif method == "diffuasr":
+        wanted = {"n": n, "only_shorter_than": only_shorter_than, "backbone": None, **(config or {})}
+        model = _trained("diffuasr", plain, Path(run), preset, wanted, seed, max_minutes, progress)
+        assert isinstance(model, DiffuASR)
+        if model.config.n != n:
+            raise RunError(f"{run} writes {model.config.n} events, not {n}.", f"Ask for n={model.config.n}.")
+        options["guidance"] = model.config.guidance
+        options["guidance_scale"] = model.config.guidance_scale
+        written = model.write(view.train, seed)
+    else:
+        model = _trained("sasrec", _reversed(plain), Path(run), preset, config or {}, seed, max_minutes, progress)
+        written = _going_on(model, view.train, n)
+    if only_shorter_than is not None:
+        written[view.train.lengths >= only_shorter_than] = -1
+    name = f"diffuasr-{options['guidance']}" if method == "diffuasr" else method
+    return put_before(plain, written, name, options)
+
+
+def _own_part(split: Split) -> NDArray[np.int8]:
+    pseudo = split.dataset.interactions.pseudo
+    return split.part if pseudo is None else split.part[~pseudo]
+
+
+def _trained(
+    kind: str,
+    split: Split,
+    run: Path,
+    preset: str | None,
+    config: dict[str, Any],
+    seed: int,
+    max_minutes: float | None,
+    progress: bool,
+) -> Model:
+    """The model of a run folder, trained there if it was not."""
+    if not (run / "manifest.json").exists():
+        begun = (run / "checkpoints" / "claim.safetensors").exists()
+        train(
+            kind,
+            split,
+            run,
+            preset=preset,
+            config=config,
+            seed=seed,
+            resume=begun,
+            max_minutes=max_minutes,
+            progress=progress,
+        )
+    contents = read_run(run)
+    if contents.config["model"] != kind:
+        raise RunError(f"{run} is a run of {contents.config['model']}, not of {kind}.", "Choose another folder.")
+    if contents.config["split"]["fingerprint"] != split.fingerprint:
+        raise RunError(f"{run} was trained on another split than this.", "Choose another folder, or the same split.")
+    return contents.model
+
+
+# --- the other ways -------------------------------------------------------------------------------------------
+
+
+def _random(histories: Histories, num_items: int, n: int, seed: int) -> NDArray[np.int64]:
+    """Any items, each person's by the person's number."""
+    rows = [np.random.default_rng((seed, user)).integers(0, num_items, n) for user in range(len(histories))]
+    return np.stack(rows) if rows else np.empty((0, n), dtype=np.int64)
+
+
+def _random_seq(histories: Histories, num_items: int, n: int, seed: int) -> NDArray[np.int64]:
+    """Items of the person's own history."""
+    written = np.full((len(histories), n), -1, dtype=np.int64)
+    for user in np.flatnonzero(histories.lengths):
+        written[user] = np.random.default_rng((seed, int(user))).choice(histories.row(int(user)), n)
+    return written
+
+
+def _reversed(split: Split) -> Split:
+    """Training histories from right to left, of which the last event validates: the earliest of the person."""
+    data = split.dataset
+    events = data.interactions.where(split.part == TRAIN)
+    first = np.repeat(events.offsets[:-1] + events.offsets[1:] - 1, events.lengths)
+    turned = events.items[first - np.arange(len(events.items))]
+    part = np.full(len(turned), TRAIN, dtype=np.int8)
+    part[events.offsets[1:][events.lengths >= 3] - 1] = VALID
+    backwards = dataclasses.replace(
+        data, interactions=Histories(events.offsets, turned), has_timestamps=False, given={}, report={}
+    )
+    return Split(backwards, f"{split.name}, from right to left", split.params, part)
+
+
+@torch.inference_mode()
+def _going_on(model: Model, histories: Histories, n: int) -> NDArray[np.int64]:
+    """(rows, n) the items that a model which reads from right to left puts before each history, the farthest first."""
+    written = np.full((len(histories), n), -1, dtype=np.int64)
+    known = np.flatnonzero(histories.lengths)
+    for start in range(0, len(known), BLOCK):
+        people = known[start : start + BLOCK]
+        rows = histories.take(people)
+        lists = [rows.row(i)[::-1].tolist() for i in range(len(rows))]
+        for step in range(n):
+            scores = model.score(Histories.from_lists(lists)).clone()
+            owners = np.repeat(np.arange(len(lists)), [len(row) for row in lists])
+            had = torch.tensor([item for row in lists for item in row])
+            scores[torch.from_numpy(owners), had] = -torch.inf  # neither own items nor any twice, as DiffuASR
+            chosen = scores.argmax(1)
+            written[people, n - 1 - step] = chosen.numpy()
+            for row, item in zip(lists, chosen.tolist(), strict=True):
+                row.append(item)
+    return written

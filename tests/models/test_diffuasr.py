@@ -1,0 +1,345 @@
+"""DiffuASR: guidance, rounding, what is written and what it may depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.synthetic import walks
+
+import rediffuse as rd
+from rediffuse.data.continuations import Continuations
+from rediffuse.data.histories import Histories
+from rediffuse.data.split import Split
+from rediffuse.diffusion.noise import RowNoise, row_keys
+from rediffuse.errors import ConfigError, RunError, TrainingError
+from rediffuse.models.base import TrainingData
+from rediffuse.models.diffuasr import DiffuASR, round_to_items
+
+ITEMS = 20
+SMALL = {
+    **{"n": 3, "channels": 8, "epochs": 2, "generator_epochs": 2, "batch_size": 64, "precision": "fp32"},
+    "classifier": {"embedding_size": 16, "epochs": 2, "blocks": 1, "batch_size": 64},
+    "backbone_options": {"embedding_size": 16},
+}
+
+
+def build(**options) -> DiffuASR:
+    torch.manual_seed(0)
+    return DiffuASR(DiffuASR.Config.build(None, SMALL | options), ITEMS, 30).eval()
+
+
+def ring(users: int = 40, length: int = 8, seed: int = 0) -> Histories:
+    starts = np.random.default_rng(seed).integers(ITEMS, size=users)
+    return Histories.from_lists([[(int(s) + step) % ITEMS for step in range(length)] for s in starts])
+
+
+def data_of(rows: Histories) -> TrainingData:
+    return TrainingData(rows, len(rows), ITEMS, np.bincount(rows.items, minlength=ITEMS))
+
+
+def trained(phases=("classifier", "generator"), epochs=(60, 150), **options) -> DiffuASR:
+    """A model on the ring, trained without the loop."""
+    model, data = build(**options), data_of(ring(200))
+    model.fit(data)
+    for phase, count in zip(phases, epochs, strict=False):
+        model.begin_phase(phase, data)
+        rate = 0.01 if phase == "classifier" else 0.003
+        optimizer = torch.optim.AdamW(model.parameter_groups(), lr=rate, weight_decay=0.0)
+        model.train()
+        for epoch in range(count):
+            batches = model.batches(data, np.random.default_rng(epoch))
+            for index in range(len(batches)):
+                loss = model.loss(batches.get(index))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        model.eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def guided() -> DiffuASR:
+    return trained(guidance="cg", classifier=SMALL["classifier"] | {"temperature": 0.2})
+
+
+# --- rounding ---------------------------------------------------------------------------------------------------
+
+
+def test_an_items_own_vector_is_rounded_to_it():
+    table = torch.randn(ITEMS, 16)
+    x = table[torch.tensor([[3, 7], [7, 1]])] * torch.tensor([0.1, 50.0])[:, None]  # of any length
+    nothing = torch.zeros(2, ITEMS, dtype=torch.bool)
+    assert round_to_items(x, table, nothing).tolist() == [[3, 7], [7, 1]]
+
+
+def test_rounding_is_the_nearest_by_cosine_that_is_allowed():
+    torch.manual_seed(0)
+    table, x = torch.randn(ITEMS, 8), torch.randn(6, 5, 8)
+    forbidden = torch.rand(6, ITEMS) < 0.5
+    for repeats in (True, False):
+        found = round_to_items(x, table, forbidden, forbid_repeats=not repeats)
+        for row in range(6):
+            had: set[int] = set()
+            for place in range(5):
+                cosine = F.cosine_similarity(table, x[row, place][None], dim=1)
+                banned = set(torch.nonzero(forbidden[row]).flatten().tolist()) | (set() if repeats else had)
+                best = max((i for i in range(ITEMS) if i not in banned), key=lambda i: cosine[i].item())
+                assert found[row, place] == best
+                had.add(best)
+
+
+def test_where_nothing_is_left_something_is_given():
+    found = round_to_items(torch.randn(1, 4, 8), torch.randn(3, 8), torch.ones(1, 3, dtype=torch.bool))
+    assert set(found[0].tolist()) <= {0, 1, 2}
+    assert len(set(round_to_items(torch.randn(1, 3, 8), torch.randn(3, 8), torch.zeros(1, 3) > 0)[0].tolist())) == 3
+
+
+def test_a_temperature_draws_by_the_softmax_of_cosines():
+    torch.manual_seed(0)
+    table, x = torch.randn(4, 8), torch.randn(1, 1, 8).expand(4000, 1, 8)
+    noise = RowNoise(torch.arange(4000), 0)
+    found = round_to_items(x, table, torch.zeros(4000, 4) > 0, temperature=0.3, noise=noise)
+    chances = torch.softmax(F.cosine_similarity(table, x[0]) / 0.3, dim=0)
+    shares = torch.bincount(found[:, 0], minlength=4) / 4000
+    assert (shares - chances).abs().max() < 0.04
+
+
+# --- guidance ---------------------------------------------------------------------------------------------------
+
+
+def sampled(model: DiffuASR, **options) -> torch.Tensor:
+    before = model.config
+    model.config = before.model_copy(update=options)
+    rows = ring(16, 4, seed=3)
+    flat, offsets = torch.from_numpy(rows.items.astype(np.int64)), torch.from_numpy(rows.offsets[:-1])
+    items = flat.view(16, 4)
+    with torch.no_grad():
+        noise = RowNoise(row_keys(items, torch.full((16,), 4)), 0)
+        found = model.sample(model.conditions(flat, offsets), items[:, 0], noise)
+    model.config = before
+    return found
+
+
+@pytest.mark.parametrize("guidance", ["cf", "cg"])
+def test_guidance_of_scale_zero_is_none(guided, guidance):
+    assert torch.equal(sampled(guided, guidance=guidance, guidance_scale=0.0), sampled(guided, guidance="none"))
+    assert not torch.allclose(sampled(guided, guidance=guidance, guidance_scale=2.0), sampled(guided, guidance="none"))
+
+
+def test_classifier_free_guidance_is_the_published_combination(guided):
+    x, t, c = torch.randn(4, 3, 16), torch.full((4,), 400), torch.randn(4, 16)
+    with_it, without = guided.generator(x, t, c), guided.generator(x, t, guided.no_condition.expand(4, 16))
+    expected = with_it + 1.5 * (with_it - without)
+    torch.testing.assert_close(2.5 * with_it - 1.5 * without, expected, atol=1e-5, rtol=1e-4)
+
+
+def after_a_step(model: DiffuASR, scale: float, reference: bool) -> torch.Tensor:
+    """The classifier's loss after one DDIM step 200 -> 0 from points near real ones, guided or not."""
+    rows = ring(400, 6, seed=9)
+    items = torch.from_numpy(rows.items.astype(np.int64)).view(400, 6)
+    x_0, first = model.vectors(items[:, :3]), items[:, 3]
+    condition = model.conditions(items[:, 3:].reshape(-1), torch.arange(0, 1200, 3))
+    torch.manual_seed(1)
+    abar = model.schedule.alphas_cumprod[[200, 0]].float()
+    x = abar[0].sqrt() * x_0 + (1 - abar[0]).sqrt() * torch.randn_like(x_0)
+    t = torch.full((400,), 200)
+    point = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.log_chance(point, first).sum(), point)
+    eps = model.generator(x, t, condition)
+    if reference:
+        eps = eps + scale * (1 - model.schedule.alphas_cumprod[0]).sqrt().float() * gradient
+    else:
+        eps = eps - scale * (1 - abar[0]).sqrt() * gradient
+    x_0_hat = (x - (1 - abar[0]).sqrt() * eps) / abar[0].sqrt()
+    moved = abar[1].sqrt() * x_0_hat + (1 - abar[1]).sqrt() * eps
+    return -model.log_chance(moved, first)
+
+
+def test_one_guided_step_makes_the_wanted_item_more_likely(guided):
+    """By more than four standard errors; the released sign makes it less likely."""
+    ways = ((0.0, False), (1.0, False), (100.0, True))
+    plain, right, wrong = (after_a_step(guided, scale, reference).detach() for scale, reference in ways)
+    for change, sign in ((right - plain, -1), (wrong - plain, 1)):
+        assert sign * change.mean() > 4 * change.std() / len(change) ** 0.5
+
+
+def test_the_sampler_takes_that_sign(guided):
+    """The model's own guided samples against unguided ones, by the classifier's opinion of them."""
+    rows = ring(16, 4, seed=3)
+    first = torch.from_numpy(rows.items.astype(np.int64)).view(16, 4)[:, 0]
+
+    def opinion(**options) -> float:
+        with torch.no_grad():
+            return guided.log_chance(sampled(guided, **options), first).mean().item()
+
+    plain = opinion(guidance="none")
+    assert opinion(guidance="cg", guidance_scale=1.0) > plain
+    assert opinion(guidance="cg", guidance_scale=300.0, reference_guidance=True) < plain
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+def test_cuts_are_successive_items_and_what_followed():
+    rows = Histories.from_lists([[0, 1, 2, 3, 4, 5], [6, 7], [8, 9, 10], [11, 12, 13, 14]])
+    for anywhere in (True, False):
+        seen = set()
+        for seed in range(30):
+            made = Continuations(
+                rows, length=2, max_length=3, batch_size=2, anywhere=anywhere, rng=np.random.default_rng(seed)
+            )
+            assert sorted(made.people) == [0, 2, 3]
+            for index in range(len(made)):
+                batch = made.get(index)
+                ends = [*batch.offsets[1:].tolist(), len(batch.items)]
+                for target, start, end in zip(batch.targets.tolist(), batch.offsets.tolist(), ends, strict=True):
+                    following = batch.items[start:end].tolist()
+                    assert 1 <= len(following) <= 3
+                    assert target == [following[0] - 2, following[0] - 1]
+                    seen.add(target[0])
+        assert seen == ({0, 1, 2, 3, 8, 11, 12} if anywhere else {0, 8, 11})
+    whole = Continuations(rows, length=2, max_length=3, batch_size=9, anywhere=True, rng=np.random.default_rng(0))
+    parts = [whole.get(0, rank, 2) for rank in range(2)]
+    assert sum(part.share for part in parts) == 2.0
+
+
+def test_it_learns_what_comes_before():
+    """On a ring, the three items before a history are known: those before its first."""
+    model = trained(guidance="none", sampling_steps=20, generator_batch=32)
+    rows = ring(60, 4, seed=5)
+    written = model.write(rows)
+    first = rows.items[rows.offsets[:-1]]
+    expected = (first[:, None] + np.array([-3, -2, -1])) % ITEMS
+    assert (written == expected).mean() > 0.5  # by chance 0.06
+    own = np.array([set(written[i]) & set(rows.row(i)) for i in range(len(rows))])
+    assert not own.any()
+
+
+def test_the_parts_are_trained_one_after_the_other():
+    model, data = build(), data_of(ring(30))
+    model.fit(data)
+    for phase, part in (("classifier", model.classifier), ("generator", model.generator), ("backbone", model.backbone)):
+        model.begin_phase(phase, data)
+        mine = {id(p) for p in part.parameters()}
+        trainable = {id(p) for p in model.parameters() if p.requires_grad}
+        expected = mine | ({id(model.no_condition)} if phase == "generator" else set())
+        assert trainable == expected
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_written_for_itself_alone():
+    model = build(sampling_temperature=0.1)
+    rows = Histories.from_lists([[1, 2, 3], [4], [5] * 80, [], [6, 7]])
+    together = model.write(rows, seed=4)
+    assert (together[3] == -1).all()
+    assert (together[[0, 1, 2, 4]] >= 0).all()
+    for row in (0, 1, 2, 4):
+        assert (model.write(rows.take(np.array([row])), seed=4)[0] == together[row]).all()
+    assert (model.write(rows, seed=5) != together).any()
+
+
+def test_only_short_histories_if_asked():
+    model = build(only_shorter_than=3)
+    written = model.write(Histories.from_lists([[1, 2, 3], [4], [5, 6]]))
+    assert (written[0] == -1).all()
+    assert (written[1:] >= 0).all()
+
+
+@pytest.fixture(scope="module")
+def split():
+    return rd.split.leave_one_out(walks())
+
+
+@pytest.mark.parametrize("method", ["diffuasr", "asrep", "random", "random-seq"])
+def test_validation_and_test_items_change_nothing_that_is_written(split, tmp_path, method):
+    """The last two events of everyone are other items, and validation has no say in the weights."""
+    data, part = split.dataset, split.part
+    items = data.interactions.items.copy()
+    items[part != 0] = (items[part != 0] + 11) % data.num_items
+    other = dataclasses.replace(data, interactions=dataclasses.replace(data.interactions, items=items))
+    quick = {"epochs": 2, "validate_every": 2, "embedding_size": 16, "blocks": 1}
+    config = {"diffuasr": {"classifier": quick, "generator_epochs": 2, "channels": 8}, "asrep": quick}.get(method)
+    found = []
+    for name, one in (("a", split), ("b", Split(other, split.name, {}, part))):
+        run = tmp_path / name if config else None
+        made = rd.augment(one, method, n=3, run=run, config=config, seed=2)
+        longer = made.interactions
+        found.append(longer.items[longer.pseudo])
+        assert (longer.own().items == one.dataset.interactions.items).all()
+    assert (found[0] == found[1]).all()
+    assert len(found[0]) == 3 * data.num_users
+
+
+def test_controls_are_what_they_are_called(split):
+    own, data = split.training_view().train, split.dataset
+    anything = rd.augment(split, "random", n=5, seed=1)
+    from_own = rd.augment(split, "random-seq", n=5, seed=1, only_shorter_than=6)
+    for user in range(data.num_users):
+        rows = []
+        for made in (anything, from_own):
+            written = made.interactions.take(np.array([user]))
+            rows.append(written.items[written.pseudo])
+        assert len(rows[0]) == 5
+        assert len(rows[1]) == (5 if own.lengths[user] < 6 else 0)
+        assert set(rows[1]) <= set(own.row(user))
+    assert anything.report["augmentation"]["name"] == "random"
+    with pytest.raises(ConfigError, match="trains nothing"):
+        rd.augment(split, "random", run="x")
+
+
+def test_from_right_to_left_the_ring_is_known(tmp_path):
+    """ASReP on walks round a ring goes on backwards."""
+    data = walks(users=150, items=30)
+    split = rd.split.leave_one_out(data)
+    made = rd.augment(split, "asrep", n=2, run=tmp_path / "run", config={"epochs": 30, "embedding_size": 32}, seed=1)
+    number = {item: place for place, item in enumerate(data.item_ids.to_list())}
+    place = np.array([int(i[1:]) for i in data.item_ids.to_list()])
+    assert len(number) == 30
+    rows = made.interactions
+    steps = []
+    for user in range(data.num_users):
+        row = place[rows.row(user)[:3]]
+        steps += [(row[1] - row[0]) % 30, (row[2] - row[1]) % 30]
+    assert np.mean(np.array(steps) == 1) > 0.25  # by chance 0.03
+    again = rd.augment(split, "asrep", n=2, run=tmp_path / "run", seed=1)  # the run is there: nothing is trained
+    assert (again.interactions.items == rows.items).all()
+    with pytest.raises(RunError, match="a run of sasrec, not of diffuasr"):
+        rd.augment(split, "diffuasr", n=2, run=tmp_path / "run")
+
+
+def test_the_whole_model_trains_answers_and_resumes(split, tmp_path):
+    run = rd.train("diffuasr", split, tmp_path / "run", config=SMALL, seed=1)
+    model = rd.Recommender.load(run.path).model
+    written = model.write(split.training_view().train)
+    assert (model.pseudo.numpy() == written).all()
+    # Known people are answered with what was written before their history, others by their history alone.
+    task = split.task("test")
+    with_it, without = model.score(task.histories, users=task.users), model.score(task.histories)
+    assert not torch.allclose(with_it, without)
+
+
+def test_bad_input_is_refused_by_name(split, tmp_path):
+    for options, said in (
+        ({"n": 500}, "the catalogue has"),
+        ({"classifier": {"embedding_size": 20}}, "embedding_size of 16"),
+        ({"backbone": "ease"}, "no backbone"),
+        ({"backbone_options": {"epochs": 3}}, "option of diffuasr"),
+        ({"sampling_steps": 2000}, "above steps"),
+        ({"classifier": {"blocs": 1}}, "blocks"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            rd.train("diffuasr", split, tmp_path / "run", config=SMALL | options)
+    with pytest.raises(TrainingError, match="Lower n"):
+        rd.train("diffuasr", split, tmp_path / "long", config=SMALL | {"n": 30})
+    with pytest.raises(ConfigError, match="random-seq"):
+        rd.augment(split, "random-sec")
+    with pytest.raises(ConfigError, match="Give n of at least 1"):
+        rd.augment(split, "random", n=0)
+    with pytest.raises(ConfigError, match="folder"):
+        rd.augment(split, "diffuasr")
