@@ -24,6 +24,7 @@ _MODELS = {
     "ldiffrec": ("rediffuse.models.ldiffrec", "LDiffRec"),
     "pdrec": ("rediffuse.models.pdrec", "PDRec"),
     "popularity": ("rediffuse.models.baselines.popularity", "Popularity"),
+    "s3rec": ("rediffuse.models.baselines.s3rec", "S3Rec"),
     "sasrec": ("rediffuse.models.baselines.sasrec", "SASRec"),
     "tdiffrec": ("rediffuse.models.diffrec", "TDiffRec"),
 }

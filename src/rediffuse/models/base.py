@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor, nn
 
 from rediffuse.config import ModelConfig
@@ -31,6 +32,7 @@ class TrainingData:
     num_users: int
     num_items: int
     popularity: NDArray[np.int64]  # (num_items,) training events per item
+    features: sparse.csr_array | None = None  # (num_items, values) binary, see `rediffuse.data.features`
 
 
 class Model(nn.Module):

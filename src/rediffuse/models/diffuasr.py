@@ -47,7 +47,7 @@ from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn.unet import SequentialUNet
 
-BACKBONES = ("bert4rec", "diffurec", "gru4rec", "sasrec")
+BACKBONES = ("bert4rec", "diffurec", "gru4rec", "s3rec", "sasrec")
 # Scores of a block of people in rounding and guidance.
 BLOCK_SCORES = 4_000_000
 SAMPLED_ROWS = 512
@@ -175,12 +175,20 @@ class DiffuASR(Model):
 
     @property
     def phases(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("classifier", "generator") + (("backbone",) if self.config.backbone is not None else ())
+        return ("classifier", "generator", *self._backbone_phases)
+
+    @property
+    def _backbone_phases(self) -> dict[str, str]:
+        """Our name of each phase of the backbone -> its own name."""
+        if self.backbone is None:
+            return {}
+        own = self.backbone.phases
+        return {"backbone": own[0]} if len(own) == 1 else {f"backbone-{phase}": phase for phase in own}
 
     @property
     def answering(self) -> SequenceModel:
         """The part that answers in this phase."""
-        return self.backbone if self.phase == "backbone" and self.backbone is not None else self.classifier
+        return self.backbone if self.backbone is not None and self.phase in self._backbone_phases else self.classifier
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -191,9 +199,13 @@ class DiffuASR(Model):
     def training_options(self, phase: str) -> ModelConfig:
         if phase == "generator":
             return self.config.generator_config()
-        return self.classifier.config if phase == "classifier" else self.config
+        if phase == "classifier" or self.backbone is None:
+            return self.classifier.config
+        return self.backbone.training_options(self._backbone_phases[phase])
 
     def chosen_by_ranking(self, phase: str) -> bool:
+        if self.backbone is not None and phase in self._backbone_phases:
+            return self.backbone.chosen_by_ranking(self._backbone_phases[phase])
         return phase != "generator"
 
     def fit(self, data: TrainingData) -> None:
@@ -204,13 +216,12 @@ class DiffuASR(Model):
 
     def begin_phase(self, phase: str, data: TrainingData) -> None:
         self.phase = phase
-        trained = {"classifier": [self.classifier], "backbone": [self.backbone]}.get(phase, [self.generator])
+        trained = self.generator if phase == "generator" else self.answering
         self.requires_grad_(False)
-        for part in trained:
-            assert part is not None
-            part.requires_grad_(True)
+        trained.requires_grad_(True)
         self.no_condition.requires_grad_(phase == "generator")
-        if phase == "backbone":
+        if self.backbone is not None and phase in self._backbone_phases:
+            self.backbone.begin_phase(self._backbone_phases[phase], data)
             self.eval()
             self.pseudo.copy_(torch.from_numpy(self.write(data.train)).to(self.pseudo))
 
@@ -219,8 +230,7 @@ class DiffuASR(Model):
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches | Continuations:
         if self.phase == "classifier":
             return self.classifier.batches(data, rng)
-        if self.phase == "backbone":
-            assert self.backbone is not None
+        if self.backbone is not None and self.answering is self.backbone:
             longer = prepend(data.train, self.pseudo.cpu().numpy().astype(np.int64))
             return self.backbone.batches(dataclasses.replace(data, train=longer), rng)
         cuts = Continuations(
@@ -356,7 +366,7 @@ class DiffuASR(Model):
         self.answering.resolve(resolved)
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
-        if self.phase == "backbone":
+        if self.answering is self.backbone:
             written = self.pseudo.cpu().numpy().astype(np.int64)[np.maximum(users, 0)] if len(self.pseudo) else None
             if written is not None:
                 histories = prepend(histories, np.where(users[:, None] < 0, -1, written))

@@ -20,6 +20,7 @@ import polars as pl
 import torch
 from accelerate import Accelerator
 
+from rediffuse.data.features import item_features
 from rediffuse.data.files import atomic_write_text
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import TrainingError
@@ -98,7 +99,9 @@ class Trainer:
         self.log_file = folder / "metrics.jsonl"
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
         train = view.train if model.reads_pseudo else view.train.own()
-        self.data = TrainingData(train, view.num_users, view.num_items, view.valid.popularity)
+        self.data = TrainingData(
+            train, view.num_users, view.num_items, view.valid.popularity, item_features(view.item_table)
+        )
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
         self.optimizer_state: dict[int, dict[str, torch.Tensor]] = {}
         self.tracked = tracker is not None

@@ -1,0 +1,143 @@
+"""S3-Rec: a SASRec that learns without labels first (Zhou et al., CIKM 2020, arXiv 2008.07873).
+
+In the first phase the transformer reads both ways and is trained on four tasks at once (section 4.2): fill in masked
+items (MIP) and their attributes (MAP), tell the attributes of items that are seen (AAP), and tell a masked segment from
+another person's (SP). In the second it is a SASRec that starts from these weights. Data without attributes have the two
+tasks that need none. Items here are told apart by a softmax over the catalogue, as in the second phase, where the paper
+has one sampled negative.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from rediffuse.config import ModelConfig
+from rediffuse.data.batches import SequenceBatch
+from rediffuse.losses import softmax_cross_entropy
+from rediffuse.models.base import TrainingData
+from rediffuse.models.baselines.sasrec import SASRec, SASRecConfig
+
+
+class S3RecConfig(SASRecConfig):
+    """Weights of the tasks are the paper's."""
+
+    search: ClassVar = SASRecConfig.search
+
+    pretrain_epochs: int = Field(20, ge=1, description="Of the first phase; its last weights are kept.")
+    mask_share: float = Field(0.2, gt=0, lt=1, description="Chance of each item to be masked in the first phase.")
+    mip_weight: float = Field(0.2, ge=0, description="Masked item prediction.")
+    map_weight: float = Field(1.0, ge=0, description="Masked attribute prediction.")
+    aap_weight: float = Field(0.2, ge=0, description="Associated attribute prediction.")
+    sp_weight: float = Field(0.5, ge=0, description="Segment prediction.")
+    attributes: int = Field(256, ge=1, description="Vectors for attribute values; more values than that share them.")
+
+
+class S3Rec(SASRec):
+    """SASRec with a first phase of self-supervision."""
+
+    name = "s3rec"
+    Config = S3RecConfig
+    phases = ("pretrain", "finetune")
+    config: S3RecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    item_attributes: Tensor
+
+    def __init__(self, config: S3RecConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
+        size = config.embedding_size
+        self.mask_embedding = nn.Parameter(torch.randn(size) * 0.02)
+        self.attribute_embedding = nn.Embedding(config.attributes, size)
+        nn.init.normal_(self.attribute_embedding.weight, std=0.02)
+        self.to_item, self.to_masked, self.to_seen, self.to_segment = (nn.Linear(size, size) for _ in range(4))
+        self.register_buffer("item_attributes", torch.zeros(0, 0), persistent=False)
+        self.phase = "finetune"
+
+    # --- phases --------------------------------------------------------------------------------------------
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        if data.features is None:
+            return
+        table = np.zeros((self.num_items + 1, self.config.attributes), dtype=np.float32)
+        items, values = data.features.nonzero()
+        table[items, values % self.config.attributes] = 1
+        self.item_attributes = torch.from_numpy(table).to(self.popularity.device)
+
+    def begin_phase(self, phase: str, data: TrainingData) -> None:
+        self.phase = phase
+        self.encoder.causal = phase != "pretrain" and self.every_position
+
+    def training_options(self, phase: str) -> ModelConfig:
+        if phase != "pretrain":
+            return self.config
+        return self.config.model_copy(update={"epochs": self.config.pretrain_epochs})
+
+    def chosen_by_ranking(self, phase: str) -> bool:
+        return phase != "pretrain"
+
+    def loss(self, batch: SequenceBatch) -> Tensor:
+        return self.self_supervision(batch) * batch.share if self.phase == "pretrain" else super().loss(batch)
+
+    # --- the four tasks --------------------------------------------------------------------------------------
+
+    def read_masked(self, items: Tensor, masked: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L, d) states of histories (B, L) in which items under ``masked`` (B, L) are hidden."""
+        x = torch.where(masked[..., None], self.mask_embedding, self.item_embedding(items))
+        return self.encoder(self.placed(x), lengths)
+
+    def self_supervision(self, batch: SequenceBatch) -> Tensor:
+        """The weighted sum of the losses of the tasks."""
+        config = self.config
+        items, lengths = self.whole(batch)
+        real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
+        masked = (torch.rand(items.shape, device=items.device) < config.mask_share) & real
+        rows = torch.arange(len(items), device=items.device)
+        masked[rows, lengths - 1] |= ~masked.any(1)
+        states = self.read_masked(items, masked, lengths)
+        hidden, targets = self.to_item(states[masked]), items[masked]
+        loss, _ = softmax_cross_entropy(self.metric_space(hidden.float()), self.metric_space(self.catalogue()), targets)
+        loss = config.mip_weight * loss
+        if len(self.item_attributes):
+            loss = loss + config.map_weight * self.attribute_loss(self.to_masked(states[masked]), targets)
+            seen = real & ~masked
+            if bool(seen.any()):
+                loss = loss + config.aap_weight * self.attribute_loss(self.to_seen(states[seen]), items[seen])
+        if config.sp_weight and len(items) > 1:
+            loss = loss + config.sp_weight * self.segment_loss(items, lengths)
+        return loss
+
+    def whole(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Windows with their last target, and their lengths; the first item of the longest gives way to it."""
+        items = F.pad(batch.items, (0, 1), value=self.pad)
+        items[batch.rows, batch.positions + 1] = batch.targets
+        if items.shape[1] <= self.config.max_length:
+            return items, batch.lengths + 1
+        return items[:, 1:], batch.lengths
+
+    def attribute_loss(self, states: Tensor, items: Tensor) -> Tensor:
+        """Binary cross entropy of all attributes of items (n,), from states (n, d); mean over items that have any."""
+        wanted = self.item_attributes[items]
+        each = F.binary_cross_entropy_with_logits(
+            (states @ self.attribute_embedding.weight.T).float(), wanted, reduction="none"
+        ).mean(1)
+        known = wanted.any(1).float()
+        return (each * known).sum() / known.sum().clamp(min=1)
+
+    def segment_loss(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """-log sigmoid of how much better a segment fits its own context than another person's segment does."""
+        place = torch.arange(items.shape[1], device=items.device)
+        longest = (lengths // 2).clamp(min=1)
+        size = 1 + (torch.rand(len(items), device=items.device) * longest).long().clamp(max=longest - 1)
+        start = (torch.rand(len(items), device=items.device) * (lengths - size + 1)).long()
+        inside = (place >= start[:, None]) & (place < (start + size)[:, None])
+        rows, last = torch.arange(len(items), device=items.device), lengths - 1
+        context = self.to_segment(self.read_masked(items, inside, lengths)[rows, last])
+        segment = self.read_masked(items, ~inside, lengths)[rows, last]
+        mine = (context * segment).sum(1)
+        other = (context * segment.roll(1, 0)).sum(1)
+        return -F.logsigmoid((mine - other).float()).mean()
