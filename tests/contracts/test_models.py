@@ -14,14 +14,8 @@ from rediffuse.errors import ConfigError, RediffuseWarning
 
 # The smallest configuration that trains; unknown options of a model are left out.
 TINY = {
-    "embedding_size": 16,
-    "batch_size": 64,
-    "epochs": 3,
-    "blocks": 1,
-    "patience": 2,
-    "n": 2,
-    "generator_epochs": 2,
-    "pretrain_epochs": 2,
+    **{"embedding_size": 16, "batch_size": 64, "epochs": 3, "blocks": 1, "patience": 2},
+    **{"n": 2, "generator_epochs": 2, "pretrain_epochs": 2},
 }
 
 

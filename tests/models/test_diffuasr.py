@@ -209,14 +209,14 @@ def test_cuts_are_successive_items_and_what_followed():
 
 def test_it_learns_what_comes_before():
     """On a ring, the three items before a history are known: those before its first."""
-    model = trained(guidance="none", sampling_steps=20, generator_batch=32)
+    options = {"channels": 32, "multipliers": [1], "generator_batch": 64, "sampling_steps": 20}
+    model = trained(epochs=(40, 80), guidance="none", **options)
     rows = ring(60, 4, seed=5)
     written = model.write(rows)
-    first = rows.items[rows.offsets[:-1]]
-    expected = (first[:, None] + np.array([-3, -2, -1])) % ITEMS
-    assert (written == expected).mean() > 0.5  # by chance 0.06
-    own = np.array([set(written[i]) & set(rows.row(i)) for i in range(len(rows))])
-    assert not own.any()
+    expected = (rows.items[rows.offsets[:-1]][:, None] + np.array([-3, -2, -1])) % ITEMS
+    right = [len(set(w) & set(e)) for w, e in zip(written, expected, strict=True)]
+    assert np.mean(right) > 0.85  # of three; by chance 0.56
+    assert not any(set(written[i]) & set(rows.row(i)) for i in range(len(rows)))
 
 
 def test_the_parts_are_trained_one_after_the_other():
