@@ -68,7 +68,7 @@ MORE = {
 # PDRec: TI-DiffRec alone, and each signal alone and together, on two backbones, with the paper's loss and with ours.
 SIGNALS = ("hbr", "dpa", "nns")
 DIFFUSION = TDiffRecConfig.presets["douban-book"] | {"learning_rate": 5e-4, "validate_every": 2}
-LOOP = {"batch_size": 4096, "validate_every": 2}
+LOOP = {"batch_size": 4096, "validate_every": 4}
 MORE["tidiffrec"] = Variant("tdiffrec", DIFFUSION)
 for backbone, rate in (("gru4rec", 3e-3), ("sasrec", 1e-3)):
     for loss in ("bce", "softmax"):
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(VARIANTS), choices=VARIANTS | MORE)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=3.0, help="of training, per run")
+    parser.add_argument("--epochs", type=int, default=1000, help="at most; with many --minutes, what is equal")
     parser.add_argument("--part", default="0/1", help="train only every n-th run, from i: i/n")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--metric", default=METRIC, help="that selects, and that pairs are tested on")
@@ -116,7 +117,7 @@ def main() -> None:
     wanted = [(variant, seed) for seed in arguments.seeds for variant in arguments.models]
     if len(wanted) == 1:
         variant, seed = wanted[0]
-        train(variant, split, folder, seed, arguments.minutes, arguments.metric)
+        train(variant, split, folder, seed, arguments.minutes, arguments.epochs, arguments.metric)
         return
     for variant, seed in wanted[part::parts]:
         if (folder / f"{variant}-{seed}" / "manifest.json").exists():
@@ -124,11 +125,11 @@ def main() -> None:
         # A process for each, so that the peak of memory is the run's own.
         again = ["--data", arguments.data, "--split", arguments.split, "--minutes", str(arguments.minutes)]
         again += ["--runs", str(arguments.runs), "--models", variant, "--seeds", str(seed)]
-        again += ["--metric", arguments.metric]
+        again += ["--metric", arguments.metric, "--epochs", str(arguments.epochs)]
         subprocess.run([sys.executable, __file__, *again], check=True)
 
 
-def train(variant: str, split: Split, runs: Path, seed: int, minutes: float, metric: str) -> None:
+def train(variant: str, split: Split, runs: Path, seed: int, minutes: float, epochs: int, metric: str) -> None:
     """One run, unless it is there."""
     chosen, folder = (VARIANTS | MORE)[variant], runs / f"{variant}-{seed}"
     if (folder / "manifest.json").exists():
@@ -137,7 +138,7 @@ def train(variant: str, split: Split, runs: Path, seed: int, minutes: float, met
         return  # the seed changes nothing
     phases = {phase: runs / f"{other}-{seed}" for phase, other in chosen.phases.items()}
     options = {name: value for name, value in chosen.options.items() if name not in phases}
-    options |= {"metric": metric, "epochs": 1000, "patience": 8}
+    options |= {"metric": metric, "epochs": epochs, "patience": 8}
     started = (folder / "checkpoints" / "claim.safetensors").exists()
     if folder.exists() and not started:
         shutil.rmtree(folder)

@@ -102,7 +102,7 @@ def test_the_loss_is_the_papers(switches):
             for end in range(1, len(items) + 1):
                 state = model.backbone.represent(items[None, :end], torch.tensor([end]), 0)[0]
                 logits = table @ F.normalize(state, dim=0)
-                event = int(open_rows.offsets[user]) + end
+                event = int((open_rows if dpa else rows).offsets[user]) + end
                 if end < len(items):
                     place = int(rows.offsets[user]) + end
                     weight = model.signals.weights[place] if hbr else 1.0
@@ -126,6 +126,7 @@ def test_without_signals_and_scale_it_is_the_plain_backbone():
     batches = begun(model, ring())
     batch = batches.get(0)
     known = batch.targets < ITEMS
+    assert known.all()  # nobody needs an open end
     torch.manual_seed(0)
     hidden, _, _ = model.backbone.encode(batch)
     table = model.backbone.metric_space(model.backbone.catalogue())
@@ -159,6 +160,15 @@ def test_every_backbone_learns_a_ring(backbone, loss):
     scores[rows.owners, rows.items.astype(np.int64)] = -torch.inf  # negatives are never of the history
     best = scores.topk(3, dim=1).indices
     assert (best == expected[:, None]).any(1).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("loss", ["bce", "softmax"])
+def test_people_with_one_event_each_have_an_open_end_and_no_loss_elsewhere(loss):
+    model = build(loss=loss, nns=loss == "bce")
+    found = model.loss(begun(model, Histories.from_lists([[1], [2], [3]])).get(0))
+    found.backward()
+    assert found.item() > 0
+    assert model.backbone.item_embedding.weight.grad.isfinite().all()
 
 
 def test_the_open_end_is_never_seen():

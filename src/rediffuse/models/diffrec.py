@@ -68,7 +68,7 @@ def event_weights(
 
 
 class DiffRecConfig(ModelConfig):
-    """Presets are the released configurations, by data set; they train as released (1000 epochs, patience of 20)."""
+    """Defaults chosen on validation data (docs/benchmarks.md). Presets are the released configurations, by data set."""
 
     search: ClassVar = {
         "learning_rate": Range(1e-4, 5e-3, log=True),
@@ -79,7 +79,9 @@ class DiffRecConfig(ModelConfig):
 
     batch_size: int = Field(400, ge=1, description="People per optimiser step.")
     epochs: int = Field(1000, ge=0, description="Upper bound; early stopping usually ends before it.")
-    validate_every: int = Field(5, ge=1, description="Epochs between validations.")
+    learning_rate: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(1.0, ge=0, description="Decoupled (AdamW).")
+    validate_every: int = Field(2, ge=1, description="Epochs between validations.")
     hidden_sizes: tuple[int, ...] = Field(
         (200, 600), min_length=1, description="Widths from the narrowest outwards: items, 600, 200, 600, items."
     )
@@ -103,7 +105,7 @@ class DiffRecConfig(ModelConfig):
     timesteps: Literal["lossaware", "uniform"] = "lossaware"
 
 
-_RELEASED = {"metric": "recall@20/unseen", "patience": 4, "validate_every": 5, "epochs": 1000}
+_RELEASED = {"metric": "recall@20/unseen", "patience": 4, "validate_every": 5, "weight_decay": 0.0}
 DiffRecConfig.presets = {
     "amazon-book": _RELEASED
     | {"learning_rate": 5e-5, "hidden_sizes": (1000,), "steps": 5}

@@ -57,6 +57,8 @@ class LDiffRecConfig(DiffRecConfig):
         "diffusion_share": Range(0.01, 0.1, log=True),
     }
 
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled (AdamW).")
     hidden_sizes: tuple[int, ...] = Field((300,), min_length=1, description="Of the denoiser, between latent rows.")
     steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
     noise_scale: float = Field(0.5, gt=0)

@@ -37,8 +37,8 @@ from rediffuse.models.diffrec import TDiffRec, TDiffRecConfig
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.models.signals import Signals, derive_signals
 
-# Of the backbone's phase, and not of what is called after it.
-_SHARED = tuple(name for name in ModelConfig.model_fields)
+# What the backbone's options are not asked for, because PDRec's own are.
+_SHARED = (*ModelConfig.model_fields, "loss")
 
 
 class PDRecConfig(ModelConfig):
@@ -120,10 +120,10 @@ class PDRecConfig(ModelConfig):
         Raises:
             ConfigError: ``backbone_options`` are not its own.
         """
-        for option in (*_SHARED, "loss"):
+        for option in _SHARED:
             if option in self.backbone_options:
                 raise ConfigError(f"backbone_options.{option} is an option of pdrec.", f"Set {option}=... itself.")
-        shared = {option: getattr(self, option) for option in (*_SHARED, "loss")}
+        shared = {option: getattr(self, option) for option in _SHARED}
         config = self.backbone_class().Config.build(None, self.backbone_options | shared)
         assert isinstance(config, SequenceConfig)
         return config
@@ -142,7 +142,7 @@ class PDRec(Model):
         self.backbone = config.backbone_class()(config.backbone_config(), num_items, num_users)
         self.phase = "backbone"
         self.signals: Signals | None = None
-        self.open_ended = self.train_events = Histories.from_lists([])
+        self.events = self.train_events = Histories.from_lists([])
         self.event_weights = self.owners = self.positives = self.negatives = torch.empty(0)
 
     @property
@@ -187,8 +187,8 @@ class PDRec(Model):
         """Derive the signals. Nothing is drawn, so that a run which is resumed has the same."""
         config = self.config
         self.train_events = data.train
-        self.open_ended = open_ended(data.train, self.num_items)
-        known = self.open_ended.items < self.num_items
+        self.events = open_ended(data.train, self.num_items) if config.dpa else data.train
+        known = self.events.items < self.num_items
         weights = torch.ones(len(known))
         if self.diffusion is not None:
             self.diffusion.eval()
@@ -209,7 +209,7 @@ class PDRec(Model):
                 # A first event is nobody's target but BERT4Rec's: it weighs what events weigh on average.
                 weights[torch.from_numpy(known)] = torch.from_numpy(signals.weights).nan_to_num(config.scale)
         self.event_weights = weights.to(self.popularity.device)
-        self.owners = torch.from_numpy(self.open_ended.owners).to(self.popularity.device)
+        self.owners = torch.from_numpy(self.events.owners).to(self.popularity.device)
 
     def tables(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
         if self.signals is None:
@@ -222,12 +222,12 @@ class PDRec(Model):
         if self.phase == "diffusion":
             return self.part.batches(data, rng)  # type: ignore[return-value]
         if self.config.loss == "bce":
-            owners = self.open_ended.owners
+            owners = self.events.owners
             drawn = [draw_untouched(owners, data.train, self.num_items, rng)]
             if self.config.nns and self.signals is not None:
                 drawn.append(self.signals.draw(owners, self.num_items, rng))
             self.negatives = torch.from_numpy(np.stack(drawn, axis=1)).to(self.popularity.device)
-        return self.backbone.batches(dataclasses.replace(data, train=self.open_ended), rng)
+        return self.backbone.batches(dataclasses.replace(data, train=self.events), rng)
 
     def loss(self, batch: RowBatch | SequenceBatch) -> Tensor:
         if isinstance(batch, RowBatch):
@@ -239,7 +239,7 @@ class PDRec(Model):
         weights = self.event_weights[batch.events]
         per_target = torch.zeros(len(hidden), device=hidden.device)
         loss, per_target[known] = self.losses(hidden[known], _only(batch, known), importance[known], weights[known])
-        if self.config.dpa and self.config.positive_weight and not bool(known.all()):
+        if not bool(known.all()):
             # What follows the history is not known; the diffusion model has an opinion.
             ends, at_ends = hidden[~known], _only(batch, ~known)
             rows, items = self.liked(ends, self.owners[at_ends.events])
@@ -266,12 +266,13 @@ class PDRec(Model):
         hidden = self.backbone.metric_space(hidden)
         table = self.backbone.metric_space(self.backbone.catalogue())
         positive = F.softplus(-(hidden * table[batch.targets]).sum(-1).float())
+        count = max(len(positive), 1)  # a batch of people with one event each has open ends alone
         if weights is None:
-            return (importance * positive).mean(), positive.detach()
+            return (importance * positive).sum() / count, positive.detach()
         negatives = self.negatives[batch.events]
         logits = torch.einsum("nd,nkd->nk", hidden, table[negatives.clamp(min=0)].to(hidden.dtype)).float()
         against = F.softplus(logits).masked_fill(negatives < 0, 0.0).mean(1)
-        return (importance * (weights * positive + against)).mean(), (positive + against).detach()
+        return (importance * (weights * positive + against)).sum() / count, (positive + against).detach()
 
     @torch.no_grad()
     def liked(self, ends: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:
