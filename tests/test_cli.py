@@ -287,3 +287,33 @@ def test_a_protocol_can_be_compared(command, dataset, trained):
     code, out, err = command("compare", trained, "--protocol", "sampled-9", "--json")
     assert code == 0, err
     assert json.loads(out)["facts"]["protocol"]["candidates"] == "sampled-9"
+
+
+def test_augmented_data_from_the_command_line(command, dataset, tmp_path):
+    """Each way to write events, and a model trained on what came out."""
+    common = ["--n", "2", "--split", "leave-one-out", "--json"]
+    small = ["classifier.epochs=1", "classifier.embedding_size=16", "generator_epochs=1", "channels=8"]
+    ways = {
+        "random": [],
+        "random-seq": ["--only-shorter-than", "6"],
+        "asrep": ["--set", "epochs=1", "--set", "embedding_size=16"],
+        "diffuasr": ["--guidance", "cg", *(part for option in small for part in ("--set", option))],
+    }
+    for way, options in ways.items():
+        out = tmp_path / way
+        code, printed, err = command("augment", way, dataset, "-o", out, *common, *options)
+        assert code == 0, err
+        told = json.loads(printed)
+        assert told["events"] == 2 * told["users"]
+        assert told["name"] == {"diffuasr": "diffuasr-cg"}.get(way, way)
+    longer = tmp_path / "diffuasr"
+    code, printed, err = command(
+        "train", "gru4rec", longer, "-o", tmp_path / "run", *TINY[:4], "--split", "leave-one-out"
+    )
+    assert code == 0, err
+    code, _, err = command("train", "gru4rec", longer, "-o", tmp_path / "other", *TINY[:4])
+    assert code == 2
+    assert "Use --split leave-one-out" in err
+    code, _, err = command("augment", "diffuasr", dataset, "-o", longer, "--guidance", "cf", *common)
+    assert code == 2
+    assert "guidance was 'cg', is 'cf'" in err

@@ -22,6 +22,7 @@ from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TRAIN, VALID, Split
 from rediffuse.errors import ConfigError, RunError, did_you_mean
+from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.models.diffuasr import DiffuASR
 from rediffuse.training import read_run, train
@@ -128,6 +129,10 @@ def _trained(
     contents = read_run(run)
     if contents.config["model"] != kind:
         raise RunError(f"{run} is a run of {contents.config['model']}, not of {kind}.", "Choose another folder.")
+    asked = model_class(kind).Config.build(preset, config).model_dump(mode="json")
+    wanted = {option: asked[option] for option in (asked if preset else config)}
+    had = {option: contents.config["config"].get(option) for option in wanted}
+    refuse_another(run, {"config": had}, {"config": wanted}, "Leave these options out, or choose another folder.")
     if contents.config["split"]["fingerprint"] != split.fingerprint:
         raise RunError(f"{run} was trained on another split than this.", "Choose another folder, or the same split.")
     return contents.model

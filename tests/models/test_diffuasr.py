@@ -309,6 +309,8 @@ def test_from_right_to_left_the_ring_is_known(tmp_path):
     assert np.mean(np.array(steps) == 1) > 0.25  # by chance 0.03
     again = rd.augment(split, "asrep", n=2, run=tmp_path / "run", seed=1)  # the run is there: nothing is trained
     assert (again.interactions.items == rows.items).all()
+    with pytest.raises(RunError, match="embedding_size was 32, is 64"):
+        rd.augment(split, "asrep", n=2, run=tmp_path / "run", config={"embedding_size": 64}, seed=1)
     with pytest.raises(RunError, match="a run of sasrec, not of diffuasr"):
         rd.augment(split, "diffuasr", n=2, run=tmp_path / "run")
 
