@@ -26,6 +26,7 @@ from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.models.diffuasr import DiffuASR
 from rediffuse.training import read_run, train
+from rediffuse.training.train import refuse_another
 
 METHODS = ("asrep", "diffuasr", "random", "random-seq")
 BLOCK = 256
