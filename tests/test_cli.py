@@ -314,6 +314,6 @@ def test_augmented_data_from_the_command_line(command, dataset, tmp_path):
     code, _, err = command("train", "gru4rec", longer, "-o", tmp_path / "other", *TINY[:4])
     assert code == 2
     assert "Use --split leave-one-out" in err
-    code, _, err = command("augment", "diffuasr", dataset, "-o", longer, "--guidance", "cf", *common)
+    code, printed, _ = command("augment", "diffuasr", dataset, "-o", longer, "--guidance", "cf", *common)
     assert code == 2
-    assert "guidance was 'cg', is 'cf'" in err
+    assert "guidance was 'cg', is 'cf'" in printed
