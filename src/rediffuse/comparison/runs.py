@@ -203,6 +203,19 @@ def _added(run: EvaluatedRun) -> str | None:
     return (run.config["data"].get("augmentation") or {}).get("name")
 
 
+def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Options of parts by their full names: ``diffusion.epochs``."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
+
+
+def _differ(other: dict[str, Any], options: dict[str, Any], option: str) -> bool:
+    """Whether two runs differ in an option; an option of a part that one does not spell out is no difference."""
+    return (option in other or "." not in option) and other.get(option) != options[option]
+
+
 def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
     """The model, its preset, and the options in which variants of one model differ, where they are not the default.
 
@@ -210,12 +223,11 @@ def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
     """
     labels = []
     for run in runs:
-        name, options = run.config["model"], run.config["config"]
-        others = [other.config["config"] for other in runs if other.config["model"] == name]
-        default = model_class(name).Config.build(run.config["preset"]).model_dump(mode="json")
-        apart = [
-            o for o in options if any(other.get(o) != options[o] for other in others) and options[o] != default.get(o)
-        ]
+        name, options = run.config["model"], _flat(run.config["config"])
+        others = [_flat(other.config["config"]) for other in runs if other.config["model"] == name]
+        default = _flat(model_class(name).Config.build(run.config["preset"]).model_dump(mode="json"))
+        apart = [o for o in options if any(_differ(other, options, o) for other in others)]
+        apart = [o for o in apart if options[o] != default.get(o)]
         named = [run.config["preset"]] if run.config["preset"] else []
         named += [f"{option}={options[option]}" for option in apart]
         named += [f"on {_added(run)}"] if _added(run) else []
