@@ -23,6 +23,7 @@ from typing import Any
 import rediffuse as rd
 from rediffuse.comparison import Comparison
 from rediffuse.comparison.markdown import SHOWN
+from rediffuse.comparison.runs import evaluation_file
 from rediffuse.data.split import Split
 from rediffuse.data.zoo import fetch
 from rediffuse.models.diffrec import TDiffRecConfig
@@ -159,7 +160,7 @@ def train(variant: str, split: Split, runs: Path, seed: int, minutes: float, epo
 def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None) -> None:
     """Evaluate what is trained and not evaluated yet, then compare all of it."""
     runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
-    suffix = f"-{protocol.replace(':', '-')}" if protocol else ""
+    suffix = Path(evaluation_file("test.json", protocol)).stem.removeprefix("test")
     for run in runs:
         if not (run / f"test{suffix}.json").exists():
             rd.evaluate_run(run, data, protocol=protocol, seeds=range(3))

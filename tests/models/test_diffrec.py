@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 import torch
 from scipy import sparse
+from tests.fitting import steps, training_data
 from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
 from rediffuse.data.zoo import fetch
 from rediffuse.errors import ConfigError
-from rediffuse.models.base import TrainingData
 from rediffuse.models.diffrec import DiffRec, TDiffRec, event_weights
 from rediffuse.models.ldiffrec import LDiffRec, cluster_items, split_width
 
@@ -29,29 +29,15 @@ def build(kind=DiffRec, items: int = ITEMS, preset: str | None = None, **options
     return kind(kind.Config.build(preset, own | options), items).eval()
 
 
-def data_of(rows: Histories, items: int = ITEMS) -> TrainingData:
-    return TrainingData(rows, len(rows), items, np.bincount(rows.items, minlength=items))
-
-
 def some_rows(users: int = 30, items: int = ITEMS, seed: int = 0) -> Histories:
     rng = np.random.default_rng(seed)
     return Histories.from_lists([rng.integers(items, size=rng.integers(1, 12)).tolist() for _ in range(users)])
 
 
 def train(model, rows: Histories, epochs: int, learning_rate: float = 0.005) -> None:
-    data = data_of(rows, model.num_items)
+    data = training_data(rows, model.num_items)
     model.fit(data)
-    groups = model.parameter_groups()
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)
-    model.train()
-    for epoch in range(epochs):
-        batches = model.batches(data, np.random.default_rng(epoch))
-        for index in range(len(batches)):
-            loss = model.loss(batches.get(index))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    model.eval()
+    steps(model, data, epochs, learning_rate)
     model.prepare()
 
 
@@ -130,7 +116,7 @@ def test_the_sampler_hears_weighted_losses_and_its_importance_is_undone():
     model = build(steps=3, noise_scale=0.5).train()
     rows = some_rows(200)
     for epoch in range(6):
-        batches = model.batches(data_of(rows), np.random.default_rng(epoch))
+        batches = model.batches(training_data(rows, ITEMS), np.random.default_rng(epoch))
         for index in range(len(batches)):
             model.loss(batches.get(index))
     assert (model.timesteps.counts == 10).all()
@@ -143,7 +129,7 @@ def test_the_sampler_hears_weighted_losses_and_its_importance_is_undone():
 
 def test_the_loss_is_unbiased_over_timesteps_and_without_weights_a_plain_error():
     model = build(steps=2, snr_weighting=False, timesteps="uniform", noise_scale=1e-3, dropout=0.0)
-    batch = model.batches(data_of(some_rows(8)), np.random.default_rng(0)).get(0)
+    batch = model.batches(training_data(some_rows(8), ITEMS), np.random.default_rng(0)).get(0)
     torch.manual_seed(0)
     losses = [model.loss(batch).item() for _ in range(200)]
     x_0 = batch.dense(ITEMS)
@@ -159,7 +145,7 @@ PRESETS = [(kind, preset) for kind in (DiffRec, TDiffRec, LDiffRec) for preset i
 @pytest.mark.parametrize(("kind", "preset"), PRESETS, ids=[f"{kind.name}-{preset}" for kind, preset in PRESETS])
 def test_hidden_space_is_exact_on_the_released_presets(kind, preset):
     model, rows = build(kind, 300, preset), some_rows(20, 300)
-    model.fit(data_of(rows, 300))
+    model.fit(training_data(rows, 300))
     model.prepare()
     assert model.in_hidden_space
     fast = model.score_known(rows, np.full(20, -1), 0)
@@ -177,7 +163,7 @@ def test_hidden_space_is_exact_on_the_released_presets(kind, preset):
 @pytest.mark.parametrize("kind", [DiffRec, LDiffRec])
 def test_other_networks_take_the_plain_chain(kind, options):
     model, rows = build(kind, **options), some_rows()
-    model.fit(data_of(rows))
+    model.fit(training_data(rows, ITEMS))
     model.prepare()
     assert not model.in_hidden_space
     model.reverse = None  # not to be called
@@ -216,7 +202,7 @@ def test_the_twin_is_one_pass_without_noise():
     x = torch.from_numpy(model.rows(rows).toarray())
     expected = model.denoiser(x, torch.zeros(len(x), dtype=torch.int64))
     torch.testing.assert_close(model.score_known(rows, np.full(len(rows), -1), 0), expected, atol=1e-5, rtol=0)
-    batch = model.batches(data_of(rows), np.random.default_rng(0)).get(0)
+    batch = model.batches(training_data(rows, ITEMS), np.random.default_rng(0)).get(0)
     dense = batch.dense(ITEMS)
     zero = torch.zeros(len(batch), dtype=torch.int64)
     assert model.loss(batch).item() == pytest.approx((dense - model.denoiser(dense, zero)).square().mean().item())

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.fitting import steps, training_data
 from tests.synthetic import walks
 from torch.nn import functional as F
 
@@ -22,7 +23,6 @@ import rediffuse as rd
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import Split
 from rediffuse.errors import ConfigError, RunError, TrainingError
-from rediffuse.models.base import TrainingData
 from rediffuse.models.pdrec import PDRec, open_ended
 from rediffuse.models.signals import derive_signals
 from rediffuse.training import read_run
@@ -70,7 +70,7 @@ def build(backbone: str = "sasrec", **options) -> PDRec:
 
 def begun(model: PDRec, rows: Histories):
     """The model in its second phase, and its batches."""
-    data = TrainingData(rows, len(rows), ITEMS, np.bincount(rows.items, minlength=ITEMS))
+    data = training_data(rows, ITEMS)
     model.fit(data)
     model.begin_phase("backbone", data)
     return model.batches(data, np.random.default_rng(0))
@@ -142,18 +142,9 @@ def test_without_signals_and_scale_it_is_the_plain_backbone():
 @pytest.mark.parametrize("backbone", ["sasrec", "gru4rec", "diffurec", "bert4rec"])
 def test_every_backbone_learns_a_ring(backbone, loss):
     model, rows = build(backbone, loss=loss, nns=loss == "bce"), ring(120)
-    batches = begun(model, rows)
-    data = TrainingData(rows, len(rows), ITEMS, np.bincount(rows.items, minlength=ITEMS))
-    optimizer = torch.optim.AdamW(model.parameter_groups(), lr=0.01, weight_decay=0.0)
-    model.train()
-    for epoch in range(150 if backbone == "bert4rec" else 30):
-        batches = model.batches(data, np.random.default_rng(epoch))
-        for index in range(len(batches)):
-            loss_ = model.loss(batches.get(index))
-            optimizer.zero_grad()
-            loss_.backward()
-            optimizer.step()
-    model.eval()
+    begun(model, rows)
+    data = training_data(rows, ITEMS)
+    steps(model, data, 150 if backbone == "bert4rec" else 30, learning_rate=0.01)
     rows = Histories.from_lists([[(s + step) % ITEMS for step in range(3 + s % 3)] for s in range(ITEMS)])
     expected = (torch.arange(ITEMS) + torch.arange(ITEMS) % 3 + 3) % ITEMS
     scores = model.score(rows).clone()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.fitting import steps, training_data
 
 from rediffuse.data.batches import SequenceBatch
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion import posterior_mean
 from rediffuse.diffusion.noise import RowNoise, row_keys
-from rediffuse.models.base import TrainingData
 from rediffuse.models.baselines.bert4rec import BERT4Rec
 from rediffuse.models.baselines.gru4rec import GRU4Rec
 from rediffuse.models.baselines.sasrec import SASRec
@@ -47,18 +47,9 @@ def ring(users: int = 120, length: int = 7) -> Histories:
 
 
 def train(model, rows: Histories, epochs: int, learning_rate: float = 0.01) -> None:
-    data = TrainingData(rows, len(rows), ITEMS, np.bincount(rows.items, minlength=ITEMS))
+    data = training_data(rows, ITEMS)
     model.fit(data)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    model.train()
-    for epoch in range(epochs):
-        batches = model.batches(data, np.random.default_rng(epoch))
-        for index in range(len(batches)):
-            loss = model.loss(batches.get(index))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    model.eval()
+    steps(model, data, epochs, learning_rate)
 
 
 @pytest.mark.parametrize("kind", KINDS)

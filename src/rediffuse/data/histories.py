@@ -41,6 +41,11 @@ class Histories:
         """(events,) the user of each event."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """(events,) place of each event in its row, from 0."""
+        return np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+
     def row(self, user: int) -> NDArray[np.int32]:
         """Items of one user, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
@@ -75,8 +80,7 @@ class Histories:
 
     def tail(self, length: int) -> Histories:
         """The last ``length`` events of every user."""
-        position = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
-        return self.where(position >= np.repeat(self.lengths - length, self.lengths))
+        return self.where(self.positions >= np.repeat(self.lengths - length, self.lengths))
 
     @staticmethod
     def from_lists(rows: list[list[int]]) -> Histories:

@@ -176,7 +176,7 @@ def leave_one_out(dataset: Dataset) -> Split:
     """
     events = dataset.interactions
     length = np.repeat(events.lengths, events.lengths)
-    from_end = length - 1 - _position(events)
+    from_end = length - 1 - events.positions
     part = np.full(len(events.items), TRAIN, dtype=np.int8)
     part[(from_end == 0) & (length >= 3)] = TEST
     part[(from_end == 1) & (length >= 3)] = VALID
@@ -249,7 +249,7 @@ def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 
     # Within each user, events are ranked by a random key; the first ranks are tested, the next validate.
     order = np.lexsort((np.random.default_rng(seed).random(len(events.items)), events.owners))
     rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = _position(events)
+    rank[order] = events.positions
     tested = np.minimum(np.floor(lengths * test + 0.5), np.maximum(lengths - 1, 0))
     validated = np.minimum(np.floor(lengths * valid + 0.5), np.maximum(lengths - 1 - tested, 0))
     part = np.full(len(rank), TRAIN, dtype=np.int8)
@@ -363,11 +363,6 @@ def _later(dataset: Dataset, part: NDArray[np.int8]) -> float | None:
         return None
     train = np.sort(times[part == TRAIN])
     return float(1 - np.searchsorted(train, times[part == TEST], side="right").mean() / len(train))
-
-
-def _position(events: Histories) -> NDArray[np.int64]:
-    """(events,) index of each event within its user."""
-    return np.arange(len(events.items)) - np.repeat(events.offsets[:-1], events.lengths)
 
 
 def _between(name: str, value: float) -> None:

@@ -52,13 +52,12 @@ def event_weights(
     if weighting == "none":
         return np.ones(len(histories.items), dtype=np.float32)
     owners, lengths = histories.owners, histories.lengths
-    first = histories.offsets[:-1]
     if weighting == "interval" and histories.times is not None:
         # Differences first: single precision holds seconds since 1970 to two minutes.
-        since = (histories.times - histories.times[first[owners]]).astype(np.float64)
+        since = (histories.times - histories.times[histories.offsets[owners]]).astype(np.float64)
         alone = 1.0
     else:
-        since = (np.arange(len(owners)) - first[owners]).astype(np.float64)
+        since = histories.positions.astype(np.float64)
         alone = 1.0 if single == "high" else 0.0
     last = np.zeros(len(lengths))
     last[lengths > 0] = since[histories.offsets[1:][lengths > 0] - 1]

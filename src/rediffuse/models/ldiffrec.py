@@ -60,7 +60,6 @@ class LDiffRecConfig(DiffRecConfig):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="Decoupled (AdamW).")
     hidden_sizes: tuple[int, ...] = Field((300,), min_length=1, description="Of the denoiser, between latent rows.")
-    steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
     noise_scale: float = Field(0.5, gt=0)
     noise_max: float = Field(0.005, gt=0)
     beta_fixed: bool = Field(False, description="Set the first beta to 1e-5; not in the released L-DiffRec.")

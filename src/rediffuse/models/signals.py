@@ -88,14 +88,13 @@ def derive_signals(
     candidates: int = 100,
     seen_positives: bool = False,
     hidden: Histories | None = None,
-    pad_score: float | None = None,
 ) -> Signals:
     """All three signals for all people.
 
     Args:
         score: histories (B rows) -> (B, num_items), higher is better; for people with at least one event.
         histories: training events.
-        rank_share, largest, scale, pad_score: see `behaviour_weights`.
+        rank_share, largest, scale: see `behaviour_weights`.
         band: from and to which per cent of the ranking safe negatives are taken; see `safe_band`.
         candidates: items taken as liked.
         seen_positives: whether they may be items of the history, as in the released code.
@@ -107,7 +106,7 @@ def derive_signals(
     """
     users = len(histories)
     depth = min(candidates, num_items)
-    own = np.full(len(histories.items), np.nan, dtype=np.float32)
+    own = [np.empty(0, dtype=np.float32)]
     positives = np.full((users, depth), -1, dtype=np.int32)
     bands = np.zeros((users, -(-num_items // 8)), dtype=np.uint8)
     known = np.flatnonzero(histories.lengths)
@@ -116,14 +115,14 @@ def derive_signals(
         people = known[start : start + step]
         rows = histories.take(people)
         scores = score(rows).float().cpu().numpy()
-        own[_places(histories, people)] = scores[rows.owners, rows.items]
+        own.append(scores[rows.owners, rows.items])  # people come in order, and so do their events
         ranking = rank_items(scores)
         seen = _mask(rows, num_items)
         positives[people] = soft_positives(ranking, None if seen_positives else seen, depth)
         if hidden is not None:
             seen |= _mask(hidden.take(people), num_items)
         bands[people] = np.packbits(safe_band(ranking, seen, *band), axis=1, bitorder="little")
-    weights = behaviour_weights(own, histories.offsets, rank_share, largest, scale, pad_score=pad_score)
+    weights = behaviour_weights(np.concatenate(own), histories.offsets, rank_share, largest, scale)
     return Signals(weights, positives, bands)
 
 
@@ -226,10 +225,3 @@ def _mask(rows: Histories, num_items: int) -> NDArray[np.bool_]:
     mask = np.zeros((len(rows), num_items), dtype=bool)
     mask[rows.owners, rows.items] = True
     return mask
-
-
-def _places(histories: Histories, people: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the events of ``people`` stand among all, in their order."""
-    lengths = histories.lengths[people]
-    starts = np.cumsum(lengths) - lengths
-    return np.arange(lengths.sum()) + np.repeat(histories.offsets[:-1][people] - starts, lengths)

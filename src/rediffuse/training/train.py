@@ -105,8 +105,7 @@ def train(
     )
     network = trainer.model
     for phase, part in parts.items():
-        known = network.phases if hasattr(network, phase) else ()
-        if phase not in known or getattr(network, phase).name != part.config["model"]:
+        if phase not in network.phases or getattr(network, phase).name != part.config["model"]:
             raise ConfigError(
                 f"{part.path} is a run of {part.config['model']}, which {model} has no use for in phase {phase!r}.",
                 "Give a run of the model that the phase trains, or leave the phase to this run.",

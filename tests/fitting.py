@@ -1,0 +1,27 @@
+"""Models trained without the loop: what tests of their mathematics need, and nothing that is saved."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rediffuse.data.histories import Histories
+from rediffuse.models.base import Model, TrainingData
+
+
+def training_data(rows: Histories, num_items: int) -> TrainingData:
+    return TrainingData(rows, len(rows), num_items, np.bincount(rows.items, minlength=num_items))
+
+
+def steps(model: Model, data: TrainingData, epochs: int, learning_rate: float) -> None:
+    """Epochs of AdamW on what the model's present phase trains; leaves it in evaluation mode."""
+    optimizer = torch.optim.AdamW(model.parameter_groups(), lr=learning_rate, weight_decay=0.0)
+    model.train()
+    for epoch in range(epochs):
+        batches = model.batches(data, np.random.default_rng(epoch))
+        for index in range(len(batches)):
+            loss = model.loss(batches.get(index))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
