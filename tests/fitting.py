@@ -13,10 +13,11 @@ def training_data(rows: Histories, num_items: int) -> TrainingData:
     return TrainingData(rows, len(rows), num_items, np.bincount(rows.items, minlength=num_items))
 
 
-def steps(model: Model, data: TrainingData, epochs: int, learning_rate: float) -> None:
-    """Epochs of AdamW on what the model's present phase trains; leaves it in evaluation mode."""
+def steps(model: Model, data: TrainingData, epochs: int, learning_rate: float) -> list[float]:
+    """The loss of each step of AdamW on what the model's present phase trains; leaves it in evaluation mode."""
     optimizer = torch.optim.AdamW(model.parameter_groups(), lr=learning_rate, weight_decay=0.0)
     model.train()
+    losses = []
     for epoch in range(epochs):
         batches = model.batches(data, np.random.default_rng(epoch))
         for index in range(len(batches)):
@@ -24,4 +25,6 @@ def steps(model: Model, data: TrainingData, epochs: int, learning_rate: float) -
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            losses.append(loss.item())
     model.eval()
+    return losses

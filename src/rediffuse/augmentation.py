@@ -160,8 +160,7 @@ def _reversed(split: Split) -> Split:
     """Training histories from right to left, of which the last event validates: the earliest of the person."""
     data = split.dataset
     events = data.interactions.where(split.part == TRAIN)
-    first = np.repeat(events.offsets[:-1] + events.offsets[1:] - 1, events.lengths)
-    turned = events.items[first - np.arange(len(events.items))]
+    turned = events.items[np.repeat(events.offsets[1:] - 1, events.lengths) - events.positions]
     part = np.full(len(turned), TRAIN, dtype=np.int8)
     part[events.offsets[1:][events.lengths >= 3] - 1] = VALID
     backwards = dataclasses.replace(

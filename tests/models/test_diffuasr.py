@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.fitting import steps, training_data
 from tests.synthetic import walks
 
 import rediffuse as rd
@@ -16,7 +17,6 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.split import Split
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.errors import ConfigError, RunError, TrainingError
-from rediffuse.models.base import TrainingData
 from rediffuse.models.diffuasr import DiffuASR, round_to_items
 
 ITEMS = 20
@@ -37,27 +37,13 @@ def ring(users: int = 40, length: int = 8, seed: int = 0) -> Histories:
     return Histories.from_lists([[(int(s) + step) % ITEMS for step in range(length)] for s in starts])
 
 
-def data_of(rows: Histories) -> TrainingData:
-    return TrainingData(rows, len(rows), ITEMS, np.bincount(rows.items, minlength=ITEMS))
-
-
 def trained(phases=("classifier", "generator"), epochs=(60, 150), **options) -> DiffuASR:
     """A model on the ring, trained without the loop."""
-    model, data = build(**options), data_of(ring(200))
+    model, data = build(**options), training_data(ring(200), ITEMS)
     model.fit(data)
     for phase, count in zip(phases, epochs, strict=False):
         model.begin_phase(phase, data)
-        rate = 0.01 if phase == "classifier" else 0.003
-        optimizer = torch.optim.AdamW(model.parameter_groups(), lr=rate, weight_decay=0.0)
-        model.train()
-        for epoch in range(count):
-            batches = model.batches(data, np.random.default_rng(epoch))
-            for index in range(len(batches)):
-                loss = model.loss(batches.get(index))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        model.eval()
+        steps(model, data, count, learning_rate=0.01 if phase == "classifier" else 0.003)
     return model
 
 
@@ -220,7 +206,7 @@ def test_it_learns_what_comes_before():
 
 
 def test_the_parts_are_trained_one_after_the_other():
-    model, data = build(), data_of(ring(30))
+    model, data = build(), training_data(ring(30), ITEMS)
     model.fit(data)
     for phase, part in (("classifier", model.classifier), ("generator", model.generator), ("backbone", model.backbone)):
         model.begin_phase(phase, data)

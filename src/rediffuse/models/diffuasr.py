@@ -302,8 +302,7 @@ class DiffuASR(Model):
         items, lengths = pad_right(rows, max(int(rows.lengths.max()), 1), self.num_items)
         noise = RowNoise(row_keys(items, lengths).to(device), seed)
         # As in training, the condition is what follows at once.
-        place = np.arange(len(rows.items)) - np.repeat(rows.offsets[:-1], rows.lengths)
-        near = rows.where(place < self.classifier.config.max_length)
+        near = rows.where(rows.positions < self.classifier.config.max_length)
         following = torch.from_numpy(near.items.astype(np.int64)).to(device)
         offsets = torch.from_numpy(near.offsets[:-1]).to(device)
         x = self.sample(self.conditions(following, offsets), items[:, 0].to(device), noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from scipy import sparse
+from tests.fitting import steps, training_data
 from tests.synthetic import walks
 
 import rediffuse as rd
@@ -30,26 +32,14 @@ def build(features: bool = True, **options) -> tuple[S3Rec, TrainingData]:
     torch.manual_seed(0)
     model, rows = S3Rec(S3Rec.Config.build(None, SMALL | options), ITEMS), ring()
     classes = sparse.csr_array(np.eye(4, dtype=np.float32)[np.arange(ITEMS) // 5]) if features else None
-    data = TrainingData(rows, len(rows), ITEMS, np.bincount(rows.items, minlength=ITEMS), classes)
+    data = dataclasses.replace(training_data(rows, ITEMS), features=classes)
     model.fit(data)
     return model, data
 
 
 def train(model: S3Rec, data: TrainingData, phase: str, epochs: int) -> list[float]:
     model.begin_phase(phase, data)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
-    model.train()
-    losses = []
-    for epoch in range(epochs):
-        batches = model.batches(data, np.random.default_rng(epoch))
-        for index in range(len(batches)):
-            loss = model.loss(batches.get(index))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    model.eval()
-    return losses
+    return steps(model, data, epochs, learning_rate=0.01)
 
 
 def test_the_first_phase_reads_both_ways_and_the_second_does_not():
