@@ -18,8 +18,8 @@ from rediffuse.data.split import Split
 from rediffuse.data.zoo import fetch
 
 # The classifier, and the SASRec from right to left, are trained as the SASRec that is compared.
-SASREC = {"embedding_size": 64, "dropout": 0.2, "learning_rate": 2e-3, "epochs": 8, "validate_every": 2}
-GENERATOR = {"backbone": None, "classifier_model": "sasrec", "classifier": SASREC, "generator_epochs": 200}
+SASREC = {"embedding_size": 64, "dropout": 0.2, "learning_rate": 2e-3, "epochs": 6, "validate_every": 2}
+GENERATOR = {"backbone": None, "classifier_model": "sasrec", "classifier": SASREC, "generator_epochs": 60}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
     "random-seq": ("random-seq", {}),
@@ -41,7 +41,7 @@ def main() -> None:
         for way in METHODS:
             began = time.perf_counter()
             write(split, arguments.runs / f"{arguments.data}-{split.name}", way, seed)
-            print(f"{split.dataset.name} {way} seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
+            print(f"{arguments.data} {way} seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def where(runs: Path, way: str, seed: int) -> Path:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import augmented
+
 import rediffuse as rd
 from rediffuse.comparison import Comparison
 from rediffuse.comparison.markdown import SHOWN
@@ -33,11 +35,13 @@ from rediffuse.training.environment import PeakMemory
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compared: a model, its options beyond the default, and the variants that its phases are taken from."""
+    """What is compared: a model, its options beyond the default, the variants that its phases are taken from, and which
+    of the longer data sets of `augmented.py` it is trained on."""
 
     model: str
     options: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, str] = field(default_factory=dict)
+    on: str = ""
 
 
 VARIANTS = {
@@ -80,6 +84,17 @@ for backbone, rate in (("gru4rec", 3e-3), ("sasrec", 1e-3)):
             options |= {signal: signal in on for signal in SIGNALS}
             options["backbone_options"] = {"embedding_size": 64, "dropout": 0.2, "temperature": 0.1}
             MORE[f"{backbone}-{loss}-{name}"] = Variant("pdrec", options, {"diffusion": "tidiffrec"} if on else {})
+# Augmentation: each backbone on the data as they are, and on what each way to augment wrote.
+SMALL = {"embedding_size": 64, "dropout": 0.2, "learning_rate": 2e-3, "validate_every": 2}
+BACKBONES = {
+    "sasrec": SMALL | {"epochs": 6},
+    "bert4rec": SMALL | {"epochs": 8},
+    "s3rec": SMALL | {"epochs": 6, "pretrain_epochs": 2},
+    "gru4rec": SMALL | {"epochs": 4},
+}
+for backbone, options in BACKBONES.items():
+    for on in ("", *augmented.METHODS):
+        MORE[f"{backbone}-on-{on or 'own'}"] = Variant(backbone, options, on=on)
 METRIC = "ndcg@10/unseen"
 # Figures of papers on the same data family; not run here. Names without /unseen: seen items kept.
 PUBLISHED = {
@@ -139,7 +154,10 @@ def train(variant: str, split: Split, runs: Path, seed: int, minutes: float, epo
         return  # the seed changes nothing
     phases = {phase: runs / f"{other}-{seed}" for phase, other in chosen.phases.items()}
     options = {name: value for name, value in chosen.options.items() if name not in phases}
-    options |= {"metric": metric, "epochs": epochs, "patience": 8}
+    options |= {"metric": metric, "epochs": min(epochs, options.get("epochs", epochs)), "patience": 8}
+    if chosen.on:
+        longer = rd.Dataset.load(augmented.where(runs, chosen.on, seed))
+        split = rd.split.by_name(split.name, longer, **split.params)
     started = (folder / "checkpoints" / "claim.safetensors").exists()
     if folder.exists() and not started:
         shutil.rmtree(folder)
@@ -163,7 +181,10 @@ def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None) ->
     suffix = Path(evaluation_file("test.json", protocol)).stem.removeprefix("test")
     for run in runs:
         if not (run / f"test{suffix}.json").exists():
-            rd.evaluate_run(run, data, protocol=protocol, seeds=range(3))
+            variant, _, seed = run.name.rpartition("-")
+            on = (VARIANTS | MORE)[variant].on
+            read = rd.Dataset.load(augmented.where(folder, on, int(seed))) if on else data
+            rd.evaluate_run(run, read, protocol=protocol, seeds=range(3))
             print(f"{run} ({read_config(run)['training']['minutes']:.1f} min) evaluated", flush=True)
     memory, began = PeakMemory(), time.perf_counter()
     name = folder.name if folder.parent.name == "benchmark" else f"{folder.parent.name}-{folder.name}"
