@@ -61,6 +61,7 @@ class DiffuASRConfig(ModelConfig):
         "reference": {
             "channels": 8,
             "multipliers": (1, 2, 2, 2),
+            "classifier_model": "bert4rec",
             "pool": "sum",
             "anywhere": False,
             "reference_guidance": True,
@@ -70,7 +71,7 @@ class DiffuASRConfig(ModelConfig):
 
     backbone: str | None = Field("sasrec", description="Trained on the longer histories; null: none is.")
     backbone_options: dict[str, Any] = Field({}, description="Its own options, e.g. backbone_options.dropout=0.2.")
-    classifier_model: Literal["bert4rec", "sasrec"] = Field("bert4rec", description="Gives item vectors, and guides.")
+    classifier_model: Literal["sasrec", "bert4rec"] = Field("sasrec", description="Gives item vectors, and guides.")
     classifier: dict[str, Any] = Field({}, description="Its options, e.g. classifier.epochs=50.")
     n: int = Field(10, ge=1, description="M, items written before a history.")
     only_shorter_than: int | None = Field(None, ge=1, description="Only before histories with fewer events.")
