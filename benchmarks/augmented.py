@@ -2,8 +2,8 @@
 
     REDIFFUSE_DATA=... python benchmarks/augmented.py --data amazon-beauty --split given --runs runs/asr
 
-Every way to augment writes ten events before every history, once per seed. The two guided generators of a seed share
-one classifier. What is there already is kept; an interrupted training goes on.
+Every way to augment writes ten events before every history, once per seed. What is there already is kept; an
+interrupted training goes on.
 """
 
 from __future__ import annotations
@@ -56,17 +56,7 @@ def write(split: Split, runs: Path, way: str, seed: int) -> None:
         return
     method, options = METHODS[way]
     run = folder.with_name(f"{way}-{seed}-generator") if options else None
-    if way == "cg" and run is not None and not run.exists():
-        rd.train(
-            "diffuasr",
-            split,
-            run,
-            config={"n": 10, "only_shorter_than": None} | options,
-            seed=seed,
-            phases_from={"classifier": where(runs, "cf", seed).with_name(f"cf-{seed}-generator")},
-        )
-    longer = rd.augment(split, method, n=10, run=run, config=options or None, seed=seed)
-    longer.save(folder)
+    rd.augment(split, method, n=10, run=run, config=options or None, seed=seed).save(folder)
 
 
 if __name__ == "__main__":
