@@ -19,7 +19,7 @@ from rediffuse.data.zoo import fetch
 
 # The classifier, and the SASRec from right to left, are trained as the SASRec that is compared.
 SASREC = {"embedding_size": 64, "dropout": 0.2, "learning_rate": 2e-3, "epochs": 6, "validate_every": 2}
-GENERATOR = {"backbone": None, "classifier_model": "sasrec", "classifier": SASREC, "generator_epochs": 60}
+GENERATOR = {"backbone": None, "classifier_model": "sasrec", "classifier": SASREC}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
     "random-seq": ("random-seq", {}),
@@ -35,12 +35,14 @@ def main() -> None:
     parser.add_argument("--split", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/asr"))
+    parser.add_argument("--generator-epochs", type=int, default=60, help="more where there are few people")
     arguments = parser.parse_args()
     split = rd.split.by_name(arguments.split, fetch(arguments.data))
     for seed in arguments.seeds:
         for way in METHODS:
             began = time.perf_counter()
-            write(split, arguments.runs / f"{arguments.data}-{split.name}", way, seed)
+            runs = arguments.runs / f"{arguments.data}-{split.name}"
+            write(split, runs, way, seed, arguments.generator_epochs)
             print(f"{arguments.data} {way} seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
@@ -49,12 +51,14 @@ def where(runs: Path, way: str, seed: int) -> Path:
     return runs / "augmented" / f"{way}-{seed}"
 
 
-def write(split: Split, runs: Path, way: str, seed: int) -> None:
+def write(split: Split, runs: Path, way: str, seed: int, generator_epochs: int) -> None:
     """One data set, unless it is there."""
     folder = where(runs, way, seed)
     if (folder / "manifest.json").exists():
         return
     method, options = METHODS[way]
+    if method == "diffuasr":
+        options = options | {"generator_epochs": generator_epochs}
     run = folder.with_name(f"{way}-{seed}-generator") if options else None
     rd.augment(split, method, n=10, run=run, config=options or None, seed=seed).save(folder)
 
