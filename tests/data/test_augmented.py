@@ -17,6 +17,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.errors import DataError
 from rediffuse.evaluation.protocols import protocol
 from rediffuse.models.baselines.bert4rec import BERT4Rec
+from rediffuse.models.baselines.s3rec import S3Rec
 
 OWN = dataclasses.replace(
     Histories.from_lists([[1, 2, 3], [4], [], [5, 6]]),
@@ -137,8 +138,30 @@ def test_a_window_in_the_middle_knows_what_was_written():
         rows, max_length=5, batch_size=100, pad=50, every_position=True, rng=np.random.default_rng(0)
     )
     batch = made.get(0)
-    for items, written, length in zip(batch.items, batch.pseudo, batch.lengths, strict=True):
+    for items, written, length, learned in zip(
+        batch.items, batch.pseudo, batch.lengths, batch.learnable(6), strict=True
+    ):
         assert written == (items[:length] < 10).sum()
+        # Neither what was written nor the first own item, 10, also where a window begins with it.
+        assert learned[:length].tolist() == (items[:length] > 10).tolist()
+
+
+def test_s3rec_does_not_fill_them_in_either():
+    small = {"embedding_size": 8, "blocks": 1, "heads": 2, "mask_share": 0.9, "max_length": 4}
+    model = S3Rec(S3Rec.Config.build(None, small), 50)
+    made = SequenceBatches(
+        prepend(OWN, PSEUDO), max_length=4, batch_size=8, pad=50, every_position=True, rng=np.random.default_rng(0)
+    )
+    targets: set[int] = set()
+    model.read_masked = lambda items, masked, lengths: (  # pyright: ignore[reportAttributeAccessIssue]
+        targets.update(items[masked].tolist()) or torch.zeros(*items.shape, 8)
+    )
+    model.config = model.config.model_copy(update={"sp_weight": 0.0})
+    for seed in range(20):
+        torch.manual_seed(seed)
+        for index in range(len(made)):
+            model.self_supervision(made.get(index))
+    assert targets == {2, 3, 6}
 
 
 @pytest.mark.parametrize("model", ["sasrec", "gru4rec", "bert4rec", "diffurec", "ease", "diffrec", "popularity"])

@@ -30,6 +30,8 @@ class SequenceBatch:
         rows, positions, targets: (n,) int64; after ``items[rows, positions]`` comes ``targets``.
         events: (n,) int64 places of the targets in the flat histories.
         pseudo: (B,) int64 how many items of each row, from its first, a generator wrote; None: none of any.
+        untrained: (B,) int64 how many items of each row, from its first, are no targets: those, and the first own one
+            after them; None: all may be.
         share: this rank's targets times the number of ranks over all targets of the step; the factor that makes an
             average over ranks of mean losses equal to the mean over the whole batch.
     """
@@ -41,12 +43,19 @@ class SequenceBatch:
     targets: Tensor
     events: Tensor
     pseudo: Tensor | None = None
+    untrained: Tensor | None = None
     share: float = 1.0
 
     def to(self, device: torch.device) -> SequenceBatch:
         fields = (self.items, self.lengths, self.rows, self.positions, self.targets, self.events)
-        pseudo = None if self.pseudo is None else self.pseudo.to(device)
-        return SequenceBatch(*(x.to(device) for x in fields), pseudo=pseudo, share=self.share)
+        marks = (None if x is None else x.to(device) for x in (self.pseudo, self.untrained))
+        return SequenceBatch(*(x.to(device) for x in fields), *marks, share=self.share)
+
+    def learnable(self, width: int) -> Tensor:
+        """(B, width) which places of windows may be targets, as far as written events go."""
+        places = torch.arange(width, device=self.items.device)
+        first = torch.zeros_like(self.lengths) if self.untrained is None else self.untrained
+        return places >= first[:, None]
 
 
 def pad_right(histories: Histories, max_length: int, pad: int) -> tuple[Tensor, Tensor]:
@@ -139,10 +148,15 @@ class SequenceBatches:
             count = self._targets(self.starts[whole], self.stops[whole]).sum()
         targets = self.items[events].astype(np.int64)
         written = None if self.pseudo is None else torch.from_numpy(self.pseudo[starts + lengths] - self.pseudo[starts])
+        untrained = None
+        if self.trained is not None:
+            learned = self.trained_before[starts + lengths + 1] - self.trained_before[starts]
+            untrained = torch.from_numpy(lengths + 1 - learned)
         return SequenceBatch(
             _gather(self.items, starts, lengths, self.pad),
             *(torch.from_numpy(x) for x in (lengths, rows, positions, targets, events)),
             pseudo=written,
+            untrained=untrained,
             share=float(len(targets) * ranks / max(count, 1)),
         )
 

@@ -80,10 +80,7 @@ class BERT4Rec(SequenceModel):
             lengths = lengths - cut.long()
             unknown = unknown & ~cut
         places = torch.arange(whole.shape[1], device=whole.device)
-        real = places < lengths[:, None]
-        if batch.pseudo is not None and not self.config.pseudo_targets:
-            # What a generator wrote is not to be learned, nor the item after it, from which it was made.
-            real = real & ((places > batch.pseudo[:, None]) | (batch.pseudo == 0)[:, None])
+        real = (places < lengths[:, None]) & batch.learnable(whole.shape[1])
         masked = (torch.rand(whole.shape, device=whole.device) < self.config.mask_share) & real
         last_only = torch.rand(len(whole), device=whole.device) < self.config.mask_last
         masked &= ~last_only[:, None]
@@ -99,6 +96,7 @@ class BERT4Rec(SequenceModel):
             whole[at, places],
             starts[at] + places,
             batch.pseudo,
+            batch.untrained,
             batch.share,
         )
 

@@ -93,8 +93,8 @@ class S3Rec(SASRec):
     def self_supervision(self, batch: SequenceBatch) -> Tensor:
         """The weighted sum of the losses of the tasks."""
         config = self.config
-        items, lengths = self.whole(batch)
-        real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
+        items, lengths, learnable = self.whole(batch)
+        real = (torch.arange(items.shape[1], device=items.device) < lengths[:, None]) & learnable
         masked = (torch.rand(items.shape, device=items.device) < config.mask_share) & real
         rows = torch.arange(len(items), device=items.device)
         masked[rows, lengths - 1] |= ~masked.any(1)
@@ -111,13 +111,17 @@ class S3Rec(SASRec):
             loss = loss + config.sp_weight * self.segment_loss(items, lengths)
         return loss
 
-    def whole(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Windows with their last target, and their lengths; the first item of the longest gives way to it."""
+    def whole(self, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows with their last target, their lengths, and which places (B, L) may be filled in.
+
+        The first item of the longest windows gives way to the last target.
+        """
         items = F.pad(batch.items, (0, 1), value=self.pad)
         items[batch.rows, batch.positions + 1] = batch.targets
+        learnable = batch.learnable(items.shape[1])
         if items.shape[1] <= self.config.max_length:
-            return items, batch.lengths + 1
-        return items[:, 1:], batch.lengths
+            return items, batch.lengths + 1, learnable
+        return items[:, 1:], batch.lengths, learnable[:, 1:]
 
     def attribute_loss(self, states: Tensor, items: Tensor) -> Tensor:
         """Binary cross entropy of all attributes of items (n,), from states (n, d); mean over items that have any."""
