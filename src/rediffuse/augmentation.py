@@ -4,12 +4,14 @@
 - ``asrep``: a SASRec that reads from right to left and goes on (Liu et al., ASReP, SIGIR 2021);
 - ``random-seq``: items of the person's own history; ``random``: any items.
 
-Only training events of the split are seen. What is written depends on them, the options and the seed alone.
+Only training events of the split are seen; the last of each person's also choose the weights of generators. What is
+written depends on them, the options and the seed alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,19 @@ from rediffuse.data.augmented import augment as put_before
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TRAIN, VALID, Split
-from rediffuse.errors import ConfigError, RunError, did_you_mean
+from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError, did_you_mean
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.models.diffuasr import DiffuASR
 from rediffuse.training import read_run, train
 from rediffuse.training.train import refuse_another
 
+# Options of diffuasr that are arguments of `augment`.
+_ARGUMENTS = {
+    "n": "Give n itself (--n).",
+    "only_shorter_than": "Give only_shorter_than itself (--only-shorter-than).",
+    "backbone": "Train the backbone on what is written: rediffuse train MODEL OUT.",
+}
 METHODS = ("asrep", "diffuasr", "random", "random-seq")
 BLOCK = 256
 
@@ -51,7 +59,7 @@ def augment(
     ``pseudo_targets`` says so.
 
     Args:
-        split: its training part is used, and the validation part to choose weights.
+        split: its training part is used.
         method: one of `METHODS`.
         n: events written per person.
         only_shorter_than: only before histories with fewer training events.
@@ -63,13 +71,18 @@ def augment(
 
     Raises:
         ConfigError: an unknown method, numbers out of range, options of a method that has none, or no ``run``.
-        RunError: ``run`` holds another model, or was trained on another split.
+        RunError: ``run`` holds another model, or was trained on another split or with another seed.
+        TrainingError: the time ran out before the generator was trained.
     """
     if method not in METHODS:
         raise ConfigError(f"There is no way to augment called {method!r}.", did_you_mean(method, METHODS))
     for name, value in (("n", n), ("only_shorter_than", only_shorter_than)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}.", f"Give {name} of at least 1.")
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}.", "Give a seed of at least 0.")
+    for name in _ARGUMENTS.keys() & (config or {}).keys():
+        raise ConfigError(f"{name!r} is no option of the generator's training here.", _ARGUMENTS[name])
     options: dict[str, Any] = {"n": n, "only_shorter_than": only_shorter_than, "seed": seed}
     plain = dataclasses.replace(split, dataset=split.dataset.without_pseudo(), part=_own_part(split))
     view = plain.training_view()
@@ -82,16 +95,17 @@ def augment(
         raise ConfigError(f"{method} needs a folder for the training of its generator.", "Give run=...")
     elif method == "diffuasr":
         wanted = {"n": n, "only_shorter_than": only_shorter_than, "backbone": None, **(config or {})}
-        model = _trained("diffuasr", plain, Path(run), preset, wanted, seed, max_minutes, progress)
+        inner = _within_training(plain, backwards=False)
+        model = _trained("diffuasr", inner, Path(run), preset, wanted, seed, max_minutes, progress)
         assert isinstance(model, DiffuASR)
-        if model.config.n != n:
-            raise RunError(f"{run} writes {model.config.n} events, not {n}.", f"Ask for n={model.config.n}.")
         options["guidance"] = model.config.guidance
         options["guidance_scale"] = model.config.guidance_scale
         written = model.write(view.train, seed)
     else:
-        model = _trained("sasrec", _reversed(plain), Path(run), preset, config or {}, seed, max_minutes, progress)
+        inner = _within_training(plain, backwards=True)
+        model = _trained("sasrec", inner, Path(run), preset, config or {}, seed, max_minutes, progress)
         written = _going_on(model, view.train, n)
+    written[view.train.lengths == 0] = -1
     if only_shorter_than is not None:
         written[view.train.lengths >= only_shorter_than] = -1
     name = f"diffuasr-{options['guidance']}" if method == "diffuasr" else method
@@ -116,24 +130,37 @@ def _trained(
     """The model of a run folder, trained there if it was not."""
     if not (run / "manifest.json").exists():
         begun = (run / "checkpoints" / "claim.safetensors").exists()
-        train(
-            kind,
-            split,
-            run,
-            preset=preset,
-            config=config,
-            seed=seed,
-            resume=begun,
-            max_minutes=max_minutes,
-            progress=progress,
-        )
+        try:
+            train(
+                kind,
+                split,
+                run,
+                preset=preset,
+                config=config,
+                seed=seed,
+                resume=begun,
+                max_minutes=max_minutes,
+                progress=progress,
+            )
+        except TrainingError as error:
+            if max_minutes is None:
+                raise
+            raise TrainingError(str(error), "Do the same with more minutes; the training goes on.") from None
     contents = read_run(run)
+    if not contents.config["training"].get("finished", True):
+        warnings.warn(
+            f"The training in {run} was ended by its time; what it had learned by then is used.",
+            RediffuseWarning,
+            stacklevel=3,
+        )
     if contents.config["model"] != kind:
         raise RunError(f"{run} is a run of {contents.config['model']}, not of {kind}.", "Choose another folder.")
     asked = model_class(kind).Config.build(preset, config).model_dump(mode="json")
     wanted = {option: asked[option] for option in (asked if preset else config)}
     had = {option: contents.config["config"].get(option) for option in wanted}
-    refuse_another(run, {"config": had}, {"config": wanted}, "Leave these options out, or choose another folder.")
+    earlier = {"config": had, "seed": contents.config["seed"]}
+    remedy = "Leave these options out, or choose another folder."
+    refuse_another(run, earlier, {"config": wanted, "seed": seed}, remedy)
     if contents.config["split"]["fingerprint"] != split.fingerprint:
         raise RunError(f"{run} was trained on another split than this.", "Choose another folder, or the same split.")
     return contents.model
@@ -156,17 +183,22 @@ def _random_seq(histories: Histories, num_items: int, n: int, seed: int) -> NDAr
     return written
 
 
-def _reversed(split: Split) -> Split:
-    """Training histories from right to left, of which the last event validates: the earliest of the person."""
+def _within_training(split: Split, backwards: bool) -> Split:
+    """The training events as data of their own, from left to right or ``backwards``; the last of each person validates.
+
+    So generators never see what the split validates and tests on, nor are their weights chosen by it.
+    """
     data = split.dataset
     events = data.interactions.where(split.part == TRAIN)
-    turned = events.items[np.repeat(events.offsets[1:] - 1, events.lengths) - events.positions]
-    part = np.full(len(turned), TRAIN, dtype=np.int8)
+    if backwards:
+        turned = events.items[np.repeat(events.offsets[1:] - 1, events.lengths) - events.positions]
+        events = Histories(events.offsets, turned)
+    part = np.full(len(events.items), TRAIN, dtype=np.int8)
     part[events.offsets[1:][events.lengths >= 3] - 1] = VALID
-    backwards = dataclasses.replace(
-        data, interactions=Histories(events.offsets, turned), has_timestamps=False, given={}, report={}
+    inner = dataclasses.replace(
+        data, interactions=events, has_timestamps=data.has_timestamps and not backwards, given={}, report={}
     )
-    return Split(backwards, f"{split.name}, from right to left", split.params, part)
+    return Split(inner, f"{split.name}, its training part", split.params, part)
 
 
 @torch.inference_mode()
@@ -183,8 +215,9 @@ def _going_on(model: Model, histories: Histories, n: int) -> NDArray[np.int64]:
             owners = np.repeat(np.arange(len(lists)), [len(row) for row in lists])
             had = torch.tensor([item for row in lists for item in row])
             scores[torch.from_numpy(owners), had] = -torch.inf  # neither own items nor any twice, as DiffuASR
-            chosen = scores.argmax(1)
+            best, chosen = scores.max(1)
+            chosen[best == -torch.inf] = -1  # nothing is left
             written[people, n - 1 - step] = chosen.numpy()
             for row, item in zip(lists, chosen.tolist(), strict=True):
-                row.append(item)
+                row += [item] if item >= 0 else []
     return written

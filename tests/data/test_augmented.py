@@ -81,7 +81,7 @@ def test_splits_are_those_of_the_own_events(make, split):
 
 
 def test_another_split_is_refused(longer):
-    with pytest.raises(DataError, match="augmented for the split 'leave-one-out'"):
+    with pytest.raises(DataError, match="augmented for the split leave-one-out, and global-time"):
         rd.split.global_time(longer)
 
 

@@ -16,7 +16,7 @@ from rediffuse.data.continuations import Continuations
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import Split
 from rediffuse.diffusion.noise import RowNoise, row_keys
-from rediffuse.errors import ConfigError, RunError, TrainingError
+from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.models.diffuasr import DiffuASR, round_to_items
 
 ITEMS = 20
@@ -244,12 +244,12 @@ def split():
 
 @pytest.mark.parametrize("method", ["diffuasr", "asrep", "random", "random-seq"])
 def test_validation_and_test_items_change_nothing_that_is_written(split, tmp_path, method):
-    """The last two events of everyone are other items, and validation has no say in the weights."""
+    """The last two events of everyone are other items; generators choose their weights on training events."""
     data, part = split.dataset, split.part
     items = data.interactions.items.copy()
     items[part != 0] = (items[part != 0] + 11) % data.num_items
     other = dataclasses.replace(data, interactions=dataclasses.replace(data.interactions, items=items))
-    quick = {"epochs": 2, "validate_every": 2, "embedding_size": 16, "blocks": 1}
+    quick = {"epochs": 6, "learning_rate": 0.01, "embedding_size": 16, "blocks": 1}
     config = {"diffuasr": {"classifier": quick, "generator_epochs": 2, "channels": 8}, "asrep": quick}.get(method)
     found = []
     for name, one in (("a", split), ("b", Split(other, split.name, {}, part))):
@@ -260,6 +260,55 @@ def test_validation_and_test_items_change_nothing_that_is_written(split, tmp_pat
         assert (longer.own().items == one.dataset.interactions.items).all()
     assert (found[0] == found[1]).all()
     assert len(found[0]) == 3 * data.num_users
+
+
+def test_nothing_is_written_before_who_has_no_training_event():
+    """Under a split by time some people are new."""
+    data = walks()
+    split = rd.split.global_time(data, quantile=0.1)
+    new = split.training_view().train.lengths == 0
+    assert new.any()
+    for method in ("random", "random-seq"):
+        made = rd.augment(split, method, n=3)
+        assert (np.diff(made.interactions.offsets)[new] == data.interactions.lengths[new]).all()
+        again = rd.augment(rd.split.global_time(made, quantile=0.1), "random", n=2)  # in place of what was there
+        assert len([note for note in again.report["notes"] if "were written" in note]) == 1
+
+
+def test_asrep_stops_where_the_catalogue_ends(tmp_path):
+    data = walks(users=30, items=5)
+    config = {"epochs": 1, "embedding_size": 8, "blocks": 1}
+    split = rd.split.leave_one_out(data)
+    made = rd.augment(split, "asrep", n=4, run=tmp_path / "run", config=config).interactions
+    for user in range(30):
+        row, written = made.row(user), made.take(np.array([user])).pseudo
+        own = split.training_view().train.row(user)
+        assert len(set(row[written])) == written.sum() == min(4, 5 - len(set(own)))
+        assert not set(row[written]) & set(own)
+
+
+def test_a_generator_is_used_again_as_it_was_made(split, tmp_path):
+    config = {"epochs": 1, "embedding_size": 8, "blocks": 1}
+    rd.augment(split, "asrep", n=2, run=tmp_path / "run", config=config)
+    with pytest.raises(RunError, match="another seed: was 0, is 1"):
+        rd.augment(split, "asrep", n=2, run=tmp_path / "run", seed=1)
+
+
+def test_time_that_ends_a_generators_training_is_said(split, tmp_path):
+    classifier = SMALL["classifier"] | {"epochs": 1}
+    config = {"classifier": classifier, "generator_epochs": 100_000, "channels": 8}
+    with pytest.warns(RediffuseWarning, match="ended by its time"):
+        rd.augment(split, "diffuasr", n=2, run=tmp_path / "run", config=config, max_minutes=0.05)
+    with pytest.raises(TrainingError, match="with more minutes"):
+        rd.augment(split, "diffuasr", n=2, run=tmp_path / "other", config=config, max_minutes=1e-6)
+
+
+def test_a_run_is_not_resumed_on_other_data(split, tmp_path):
+    options = {"config": {"epochs": 1, "embedding_size": 8, "blocks": 1}}
+    rd.train("sasrec", split, tmp_path / "run", **options)
+    longer = rd.split.leave_one_out(rd.augment(split, "random", n=2))
+    with pytest.raises(RunError, match="another augmentation"):
+        rd.train("sasrec", longer, tmp_path / "run", resume=True, **options)
 
 
 def test_controls_are_what_they_are_called(split):
@@ -304,7 +353,7 @@ def test_from_right_to_left_the_ring_is_known(tmp_path):
 def test_the_whole_model_trains_answers_and_resumes(split, tmp_path):
     run = rd.train("diffuasr", split, tmp_path / "run", config=SMALL, seed=1)
     model = rd.Recommender.load(run.path).model
-    written = model.write(split.training_view().train)
+    written = model.write(split.training_view().train, seed=1)
     assert (model.pseudo.numpy() == written).all()
     # Known people are answered with what was written before their history, others by their history alone.
     task = split.task("test")
@@ -318,7 +367,13 @@ def test_bad_input_is_refused_by_name(split, tmp_path):
         ({"classifier": {"embedding_size": 20}}, "embedding_size of 16"),
         ({"backbone": "ease"}, "no backbone"),
         ({"backbone_options": {"epochs": 3}}, "option of diffuasr"),
-        ({"sampling_steps": 2000}, "above steps"),
+        ({"sampling_steps": 2000}, "no whole stride"),
+        ({"sampling_steps": 600}, "no whole stride"),
+        ({"multipliers": (1, 0)}, "at least 1"),
+        (
+            {"guidance": "cg", "classifier": SMALL["classifier"] | {"max_length": 2}},
+            "do not fit the classifier's window",
+        ),
         ({"classifier": {"blocs": 1}}, "blocks"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -329,5 +384,9 @@ def test_bad_input_is_refused_by_name(split, tmp_path):
         rd.augment(split, "random-sec")
     with pytest.raises(ConfigError, match="Give n of at least 1"):
         rd.augment(split, "random", n=0)
+    with pytest.raises(ConfigError, match="Give a seed of at least 0"):
+        rd.augment(split, "random", seed=-1)
+    with pytest.raises(ConfigError, match="'n' is no option"):
+        rd.augment(split, "diffuasr", run=tmp_path / "none", config={"n": 3})
     with pytest.raises(ConfigError, match="folder"):
         rd.augment(split, "diffuasr")

@@ -168,7 +168,9 @@ def random_seq(
 def _write(method: str, dataset: Path, out: Path, split: str, as_json: bool, **options: Any) -> None:
     from rediffuse.augmentation import augment as run_augmentation
     from rediffuse.cli.splits import read_split
+    from rediffuse.data.store import refuse_foreign
 
+    refuse_foreign(out)  # before the work
     parts = read_split(split, dataset)
     made = run_augmentation(parts, method, progress=sys.stderr.isatty(), **options)
     made.save(out)

@@ -64,13 +64,14 @@ def augment(split: Split, pseudo: NDArray[np.int64], name: str, facts: dict[str,
     told = {
         "name": name,
         "split": split.name,
+        "split_params": split.params,
         "split_fingerprint": split.fingerprint,
         "events": int((~own).sum()),
         "users": int((np.diff(longer.offsets) > data.interactions.lengths).sum()),
         **facts,
     }
-    note = f"{told['events']:,} events were written before those of {told['users']:,} people ({name})."
-    notes = [*data.report.get("notes", []), note]
+    told["note"] = f"{told['events']:,} events were written before those of {told['users']:,} people ({name})."
+    notes = [*data.report.get("notes", []), told["note"]]
     report = {**data.report, "notes": notes, "augmentation": told}
     return dataclasses.replace(data, interactions=longer, given=given, report=report)
 

@@ -133,7 +133,10 @@ class Dataset:
         if pseudo is None:
             return self
         given = {scheme: part[~pseudo] for scheme, part in self.given.items()}
-        return replace(self, interactions=self.interactions.own(), given=given)
+        told = self.report.get("augmentation", {})
+        report = {name: value for name, value in self.report.items() if name != "augmentation"}
+        report["notes"] = [note for note in report.get("notes", []) if note != told.get("note")]
+        return replace(self, interactions=self.interactions.own(), given=given, report=report)
 
     @cached_property
     def own_fingerprint(self) -> str:

@@ -143,6 +143,10 @@ class Split:
 _PARTS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
 
 
+def _shown(name: str, params: dict[str, Any] | None) -> str:
+    return f"{name}({', '.join(f'{key}={value}' for key, value in (params or {}).items())})" if params else name
+
+
 def _of_own_events(make: Callable[..., Split]) -> Callable[..., Split]:
     """Splits are made of people's own events. What a generator wrote trains, if it saw no other training part."""
 
@@ -153,10 +157,11 @@ def _of_own_events(make: Callable[..., Split]) -> Callable[..., Split]:
         made = make(dataset.without_pseudo(), *args, **params)
         told = dataset.report.get("augmentation", {})
         if told.get("split_fingerprint") not in (None, made.fingerprint):
+            was, now = (told["split"], told.get("split_params")), (made.name, made.params)
             raise DataError(
-                f"This dataset was augmented for the split {told['split']!r}, and {made.name!r} is another: what was "
+                f"This dataset was augmented for the split {_shown(*was)}, and {_shown(*now)} is another: what was "
                 "added may have been made from what is tested.",
-                f"Use --split {told['split']}, or augment the data again with --split {made.name}.",
+                f"Use that split, or augment the data again for {_shown(*now)}.",
             )
         part = np.full(dataset.num_events, TRAIN, dtype=np.int8)
         part[~dataset.interactions.pseudo] = made.part

@@ -31,7 +31,7 @@ def save(dataset: Dataset, folder: Path) -> Path:
 
 
 def _save(dataset: Dataset, folder: Path) -> Path:
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     frames = _frames(dataset)
     with atomic_folder(folder) as new:
         for name, frame in frames.items():
@@ -144,7 +144,7 @@ def _array(column: pl.Series, dtype: Any = None) -> Any:
     return np.ascontiguousarray(column.to_numpy(), dtype=dtype)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
     """Replacing a folder removes what is in it, so it must hold a dataset of ours and nothing else."""
     if not folder.exists():
         return

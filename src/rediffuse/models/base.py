@@ -33,6 +33,7 @@ class TrainingData:
     num_items: int
     popularity: NDArray[np.int64]  # (num_items,) training events per item
     features: sparse.csr_array | None = None  # (num_items, values) binary, see `rediffuse.data.features`
+    seed: int = 0  # of the training, for noise that is drawn between phases
 
 
 class Model(nn.Module):

@@ -64,7 +64,10 @@ class DiffuASRConfig(ModelConfig):
             "classifier_model": "bert4rec",
             "pool": "sum",
             "anywhere": False,
+            "guidance": "cg",
             "reference_guidance": True,
+            "forbid_own": False,
+            "forbid_repeats": False,
         },
     }
     search: ClassVar = {"guidance_scale": Range(0.1, 10.0, log=True), "n": (3, 5, 10)}
@@ -97,9 +100,12 @@ class DiffuASRConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.sampling_steps > self.steps:
-            raise ValueError(f"sampling_steps={self.sampling_steps} is above steps={self.steps}")
-        self.classifier_config()
+        space_timesteps(self.steps, f"ddim{self.sampling_steps}")
+        if min(self.multipliers) < 1:
+            raise ValueError(f"multipliers are {self.multipliers}, and each must be at least 1")
+        window = self.classifier_config().max_length
+        if self.guidance == "cg" and self.n > window:
+            raise ValueError(f"n={self.n} items do not fit the classifier's window, classifier.max_length={window}")
         if self.backbone is not None:
             self.backbone_config()
         return self
@@ -211,6 +217,13 @@ class DiffuASR(Model):
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
+        longest = int(data.train.lengths.max(initial=0))
+        if longest <= self.config.n:
+            raise TrainingError(
+                f"No training history has more than {self.config.n} events, so none shows what {self.config.n} items "
+                "before it could be.",
+                f"Lower n; the longest has {longest} events.",
+            )
         for part in (self.classifier, self.backbone):
             if part is not None:
                 part.fit(data)
@@ -224,7 +237,7 @@ class DiffuASR(Model):
         if self.backbone is not None and phase in self._backbone_phases:
             self.backbone.begin_phase(self._backbone_phases[phase], data)
             self.eval()
-            self.pseudo.copy_(torch.from_numpy(self.write(data.train)).to(self.pseudo))
+            self.pseudo.copy_(torch.from_numpy(self.write(data.train, data.seed)).to(self.pseudo))
 
     # --- learning ------------------------------------------------------------------------------------------
 
@@ -234,7 +247,7 @@ class DiffuASR(Model):
         if self.backbone is not None and self.answering is self.backbone:
             longer = prepend(data.train, self.pseudo.cpu().numpy().astype(np.int64))
             return self.backbone.batches(dataclasses.replace(data, train=longer), rng)
-        cuts = Continuations(
+        return Continuations(
             data.train,
             length=self.config.n,
             max_length=self.classifier.config.max_length,
@@ -242,13 +255,6 @@ class DiffuASR(Model):
             anywhere=self.config.anywhere,
             rng=rng,
         )
-        if not len(cuts):
-            raise TrainingError(
-                f"No training history has more than {self.config.n} events, so none shows what {self.config.n} items "
-                "before it could be.",
-                f"Lower n; the longest has {int(data.train.lengths.max(initial=0))} events.",
-            )
-        return cuts
 
     def loss(self, batch: SequenceBatch | Continuation) -> Tensor:
         if isinstance(batch, SequenceBatch):
@@ -367,9 +373,10 @@ class DiffuASR(Model):
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
         if self.answering is self.backbone:
-            written = self.pseudo.cpu().numpy().astype(np.int64)[np.maximum(users, 0)] if len(self.pseudo) else None
-            if written is not None:
-                histories = prepend(histories, np.where(users[:, None] < 0, -1, written))
+            known = users >= 0
+            written = np.full((len(users), self.config.n), -1, dtype=np.int64)
+            written[known] = self.pseudo[torch.from_numpy(users[known]).to(self.pseudo.device)].cpu().numpy()
+            histories = prepend(histories, written)
         return self.answering.score_known(histories, users, seed)
 
 

@@ -100,7 +100,7 @@ class Trainer:
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
         train = view.train if model.reads_pseudo else view.train.own()
         self.data = TrainingData(
-            train, view.num_users, view.num_items, view.valid.popularity, item_features(view.item_table)
+            train, view.num_users, view.num_items, view.valid.popularity, item_features(view.item_table), seed
         )
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
         self.optimizer_state: dict[int, dict[str, torch.Tensor]] = {}

@@ -140,6 +140,7 @@ def train(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "training": {
             "best_epoch": state.best_epoch,
+            "finished": state.done,
             "minutes": state.seconds / 60,
             "precision": state.precision,
             "parameters": sum(p.numel() for p in network.parameters()),
@@ -208,6 +209,7 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
     identity = {name: facts[name] for name in ("model", "seed", "split")} | {
         "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},
         "phases_from": {phase: part["weights"] for phase, part in facts["phases_from"].items()},
+        "augmentation": facts["data"]["augmentation"],
     }
     if resume:
         if not claim.exists():
