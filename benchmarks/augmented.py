@@ -19,7 +19,7 @@ from rediffuse.data.zoo import fetch
 
 # The classifier, and the SASRec from right to left, are trained as the SASRec that is compared.
 SASREC = {"embedding_size": 64, "dropout": 0.2, "learning_rate": 2e-3, "epochs": 6, "validate_every": 2}
-GENERATOR = {"backbone": None, "classifier_model": "sasrec", "classifier": SASREC}
+GENERATOR = {"classifier_model": "sasrec", "classifier": SASREC}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
     "random-seq": ("random-seq", {}),
