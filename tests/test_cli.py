@@ -313,7 +313,7 @@ def test_augmented_data_from_the_command_line(command, dataset, tmp_path):
     assert code == 0, err
     code, _, err = command("train", "gru4rec", longer, "-o", tmp_path / "other", *TINY[:4])
     assert code == 2
-    assert "Use --split leave-one-out" in err
+    assert "augmented for the split leave-one-out" in err
     code, printed, _ = command("augment", "diffuasr", dataset, "-o", longer, "--guidance", "cf", *common)
     assert code == 2
     assert "guidance was 'cg', is 'cf'" in printed
