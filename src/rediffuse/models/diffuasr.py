@@ -41,8 +41,9 @@ from rediffuse.diffusion import (
     space_timesteps,
 )
 from rediffuse.diffusion.noise import RowNoise, row_keys
-from rediffuse.errors import ConfigError, TrainingError, did_you_mean
+from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models import model_class
+from rediffuse.models.backbone import backbone_class, backbone_config
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn.unet import SequentialUNet
@@ -131,11 +132,7 @@ class DiffuASRConfig(ModelConfig):
         """Raises:
         ConfigError: the backbone is no sequence model.
         """
-        if self.backbone not in BACKBONES:
-            raise ConfigError(f"{self.backbone!r} is no backbone.", did_you_mean(str(self.backbone), BACKBONES))
-        kind = model_class(self.backbone)
-        assert issubclass(kind, SequenceModel)
-        return kind
+        return backbone_class("DiffuASR", str(self.backbone), BACKBONES)
 
     def backbone_config(self) -> SequenceConfig:
         """Options of the backbone, with those of the loop from here.
@@ -143,13 +140,8 @@ class DiffuASRConfig(ModelConfig):
         Raises:
             ConfigError: ``backbone_options`` are not its own.
         """
-        for option in ModelConfig.model_fields:
-            if option in self.backbone_options:
-                raise ConfigError(f"backbone_options.{option} is an option of diffuasr.", f"Set {option}=... itself.")
         shared = {option: getattr(self, option) for option in ModelConfig.model_fields}
-        config = self.backbone_class().Config.build(None, self.backbone_options | shared)
-        assert isinstance(config, SequenceConfig)
-        return config
+        return backbone_config("DiffuASR", self.backbone_class(), self.backbone_options, shared)
 
 
 class DiffuASR(Model):
@@ -178,7 +170,6 @@ class DiffuASR(Model):
         # What was written before each known person's history; -1 for nothing.
         self.register_buffer("pseudo", torch.full((num_users, config.n), -1, dtype=torch.int32))
         self.phase = self.phases[-1]
-        self.train_events: Histories | None = None
 
     @property
     def phases(self) -> tuple[str, ...]:  # type: ignore[override]

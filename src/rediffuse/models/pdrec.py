@@ -30,13 +30,13 @@ from rediffuse.data.batches import SequenceBatch, SequenceBatches
 from rediffuse.data.histories import Histories
 from rediffuse.data.pairs import draw_untouched
 from rediffuse.data.rows import RowBatch, RowBatches
-from rediffuse.errors import ConfigError, did_you_mean
-from rediffuse.models import model_class
+from rediffuse.models.backbone import backbone_class, backbone_config
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.diffrec import TDiffRec, TDiffRecConfig
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.models.signals import Signals, derive_signals
 
+BACKBONES = ("bert4rec", "diffurec", "gru4rec", "sasrec")
 # What the backbone's options are not asked for, because PDRec's own are.
 _SHARED = (*ModelConfig.model_fields, "loss")
 
@@ -107,12 +107,7 @@ class PDRecConfig(ModelConfig):
         """Raises:
         ConfigError: the backbone is no sequence model.
         """
-        known = ("bert4rec", "diffurec", "gru4rec", "sasrec")
-        if self.backbone not in known:
-            raise ConfigError(f"{self.backbone!r} is no backbone for PDRec.", did_you_mean(self.backbone, known))
-        kind = model_class(self.backbone)
-        assert issubclass(kind, SequenceModel)
-        return kind
+        return backbone_class("PDRec", self.backbone, BACKBONES)
 
     def backbone_config(self) -> SequenceConfig:
         """Options of the backbone, with those of the loop from here.
@@ -120,13 +115,8 @@ class PDRecConfig(ModelConfig):
         Raises:
             ConfigError: ``backbone_options`` are not its own.
         """
-        for option in _SHARED:
-            if option in self.backbone_options:
-                raise ConfigError(f"backbone_options.{option} is an option of pdrec.", f"Set {option}=... itself.")
         shared = {option: getattr(self, option) for option in _SHARED}
-        config = self.backbone_class().Config.build(None, self.backbone_options | shared)
-        assert isinstance(config, SequenceConfig)
-        return config
+        return backbone_config("PDRec", self.backbone_class(), self.backbone_options, shared)
 
 
 class PDRec(Model):

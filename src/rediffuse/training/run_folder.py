@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +136,10 @@ def read_run(folder: str | Path) -> RunContents:
     offsets = np.concatenate(([0], lists.list.len().to_numpy().astype(np.int64).cumsum()))
     flat = lists.explode(empty_as_null=False).drop_nulls().to_numpy().astype(np.int32)
     times = users["times"].explode(empty_as_null=False).drop_nulls().to_numpy() if "times" in users.columns else None
-    pseudo = None
+    histories = Histories(offsets, flat, times)
     if "pseudo" in users.columns:
-        place = np.arange(len(flat)) - np.repeat(offsets[:-1], np.diff(offsets))
-        pseudo = place < np.repeat(users["pseudo"].to_numpy(), np.diff(offsets))
-    histories = Histories(offsets, flat, times, pseudo=pseudo)
+        written = np.repeat(users["pseudo"].to_numpy(), histories.lengths)
+        histories = replace(histories, pseudo=histories.positions < written)
     return RunContents(folder, config, model, items, users["user_id"], histories)
 
 
