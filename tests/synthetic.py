@@ -8,16 +8,29 @@ import polars as pl
 from rediffuse.data.dataset import Dataset
 
 
-def walks(users: int = 60, items: int = 40, length: int = 12, seed: int = 0, named: bool = True) -> Dataset:
-    """A dataset of ring walks with timestamps and titles; ids are strings where ``named``."""
+def walks(
+    users: int = 60, items: int = 40, length: int = 12, seed: int = 0, named: bool = True, friends: int = 0
+) -> Dataset:
+    """A dataset of ring walks with timestamps and titles; ids are strings where ``named``.
+
+    With ``friends``, each of the people is linked to so many who began near, and "u_alone", who did nothing, to u0.
+    """
     rng = np.random.default_rng(seed)
     rows = []
+    starts = []
     for user in range(users):
         at = int(rng.integers(items))
+        starts.append(at)
         for step in range(int(rng.integers(4, length + 1))):
             rows.append((f"u{user}" if named else user, f"i{at}" if named else at, 1_000_000 + 977 * step + user))
             at = (at + 1) % items if rng.random() < 0.8 else int(rng.integers(items))
     table = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
     ids = table["item"].unique().sort()
     films = pl.DataFrame({"item": ids, "title": [f"Film {i}" for i in ids]})
-    return Dataset.from_interactions(table, user="user", item="item", time="time", items=films, title="title")
+    social = None
+    if friends:
+        order = np.argsort(starts, kind="stable")
+        pairs = [(f"u{order[i]}", f"u{order[(i + n) % users]}") for i in range(users) for n in range(1, friends + 1)]
+        social = pl.DataFrame([*pairs, ("u_alone", "u0")], schema=["source", "target"], orient="row")
+    columns = {"user": "user", "item": "item", "time": "time"}
+    return Dataset.from_interactions(table, **columns, items=films, title="title", social=social)

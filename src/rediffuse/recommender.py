@@ -146,7 +146,8 @@ class Recommender:
             counts["unknown_items"] = int((numbers < 0).sum())
             who = np.full(len(rows), -1)  # what the model remembers of people is not about these histories
         counts["people"] = len(known)
-        counts["empty_histories"] = int((known.lengths == 0).sum()) - counts["unknown_users"]
+        without = (known.lengths == 0) & ~self.model.remembers(who)
+        counts["empty_histories"] = int(without.sum()) - counts["unknown_users"]
         if asked is None:
             return pl.Series("user_id", range(len(known)), dtype=pl.Int64), who, known, counts
         return _labels(asked, self._user_ids.dtype), who, known, counts

@@ -23,6 +23,14 @@ def test_every_event_is_a_positive_once():
     assert sorted(pairs) == sorted(zip(ROWS.owners.tolist(), ROWS.items.tolist(), strict=False))
 
 
+def test_several_negatives():
+    found = PairBatches(ROWS, num_items=6, batch_size=3, rng=np.random.default_rng(0), negatives=4)
+    batch = found.get(0)
+    assert batch.negatives.shape == (3, 4)
+    for user, drawn in zip(batch.users.tolist(), batch.negatives.tolist(), strict=True):
+        assert not set(drawn) & set(ROWS.row(user).tolist())
+
+
 def test_negatives_were_never_touched_and_reach_all_others():
     users = np.repeat([0, 2], 2000)
     drawn = draw_untouched(users, ROWS, 6, np.random.default_rng(1))

@@ -119,6 +119,18 @@ def test_sampled_ranks_are_among_the_drawn_items(block):
             assert next(ranks) == others + 1
 
 
+def test_seen_items_may_be_among_the_drawn():
+    """As DiffNet's released code draws: only what is to be found is kept out."""
+    matrix = scores()
+    score = among_sampled(lambda h, start: matrix[start : start + len(h)].clone(), TASK, 29, NUM_ITEMS, clean=False)
+    kept = torch.isfinite(score(TASK.histories, 0))
+    assert kept.all()
+    rules = protocol("paper:diffnet")
+    assert (rules.negatives, rules.clean, rules.policies) == (1000, False, ("all",))
+    assert rules.facts()["candidates"] != protocol("sampled-1000").facts()["candidates"]
+    assert not rules.comparable
+
+
 def test_the_draw_is_even():
     one = TASK.histories.take(np.array([0]))
     hits = np.zeros(NUM_ITEMS)

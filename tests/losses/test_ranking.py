@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rediffuse.losses import binary_cross_entropy, bpr, gbce_beta
+from rediffuse.losses import binary_cross_entropy, bpr, gbce_beta, logistic, squared_error
 
 
 def sigmoid(x: float) -> float:
@@ -15,8 +15,21 @@ def sigmoid(x: float) -> float:
 
 
 def test_bpr_by_hand():
-    found = bpr(torch.tensor([2.0, -1.0]), torch.tensor([0.5, 3.0]))
-    assert found.item() == pytest.approx((-math.log(sigmoid(1.5)) - math.log(sigmoid(-4.0))) / 2, rel=1e-6)
+    found = bpr(torch.tensor([2.0, -1.0]), torch.tensor([[0.5, 1.0], [3.0, -1.5]]))
+    assert found.item() == pytest.approx(-sum(math.log(sigmoid(x)) for x in (1.5, 1.0, -4.0, 0.5)) / 4, rel=1e-6)
+
+
+def test_pointwise_losses_by_hand():
+    positive, negative = torch.tensor([1.5, 0.3]), torch.tensor([[-0.5, 2.0], [0.0, 1.0]])
+    crosses = [-math.log(sigmoid(s)) for s in (1.5, 0.3)] + [-math.log(1 - sigmoid(s)) for s in (-0.5, 2.0, 0.0, 1.0)]
+    assert logistic(positive, negative).item() == pytest.approx(sum(crosses) / 2, rel=1e-6)
+    squares = [(1 - sigmoid(s)) ** 2 for s in (1.5, 0.3)] + [sigmoid(s) ** 2 for s in (-0.5, 2.0, 0.0, 1.0)]
+    assert squared_error(positive, negative).item() == pytest.approx(sum(squares) / 4, rel=1e-6)
+
+
+def test_squared_error_of_the_released_code():
+    """Vector W2 of the specification."""
+    assert squared_error(torch.tensor([1.5]), torch.tensor([[-0.5]])).item() == pytest.approx(0.0879080, abs=1e-7)
 
 
 def test_binary_cross_entropy_by_hand():

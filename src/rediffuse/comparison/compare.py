@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rediffuse.comparison.markdown import markdown
 from rediffuse.comparison.report import check_folder, write_report
-from rediffuse.comparison.runs import EvaluatedRun, Variant, check_comparable, read_runs, variants
+from rediffuse.comparison.runs import BY_PERSON, EvaluatedRun, Variant, check_comparable, read_runs, variants
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES, flat_name
@@ -40,9 +40,10 @@ class Comparison:
             people (null where a metric has no value per person).
         pairs: one row per policy and pair of variants: mean difference over people with its interval, Cohen's d_z, p
             of the paired t test, and p after Holm's correction over the pairs of a policy.
-        slices: one row per policy, variant, metric and group of people (by length of history) or of true items (by how
-            often they were trained on). Of items: "recall@10", the share that stands in the first ten places, and
-            "gain@10", the mean over them of 1 / log2(rank + 1) there and 0 elsewhere.
+        slices: one row per policy, variant, metric and group of people (by length of history, and by number of friends
+            where there is a social graph) or of true items (by how often they were trained on). Of items: "recall@10",
+            the share that stands in the first ten places, and "gain@10", the mean over them of 1 / log2(rank + 1)
+            there and 0 elsewhere.
         costs: one row per variant.
         twins: one row per policy, diffusion variant and metric: the difference from its twin without diffusion.
         steps: validation metric by number of sampling steps, per diffusion variant.
@@ -235,13 +236,18 @@ def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable
     people, items = groups[0].runs[0].per_user, groups[0].runs[0].truth
     columns = [c for c in measured if flat_name(c.partition("/")[0], policy) == c]
     rank = flat_name("rank", policy)
-    by_length, by_count = _groups(people["history_length"].to_numpy()), _groups(items["train_count"].to_numpy())
+    by_person = {
+        name: _groups(people[column].to_numpy())
+        for name, column in BY_PERSON.items()
+        if all(column in run.per_user.columns for group in groups for run in group.runs)
+    }
+    by_count = _groups(items["train_count"].to_numpy())
     for group in groups:
         ranks = np.stack([run.truth[rank].fill_null(SLICE_K + 1).to_numpy() for run in group.runs])
         found = ranks <= SLICE_K
         of_items = {"recall": found, "gain": found / np.log2(ranks + 1)}
         sliced = [
-            *(("history length", by_length, c.partition("/")[0], group.per_user(c)) for c in columns),
+            *((by, of, c.partition("/")[0], group.per_user(c)) for by, of in by_person.items() for c in columns),
             *(("item popularity", by_count, f"{k}@{SLICE_K}", v.mean(axis=0)) for k, v in of_items.items()),
         ]
         for by, (slice_of, names), metric, values in sliced:

@@ -22,6 +22,7 @@ from rediffuse.data.split import Task, by_name
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
 from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
+from rediffuse.graphs import social_adjacency
 from rediffuse.training import add_files, read_run
 from rediffuse.training.environment import PeakMemory, environment
 from rediffuse.training.precision import keep_freed_memory
@@ -72,7 +73,7 @@ def evaluate_run(
     for seed in seeds if contents.model.stochastic else seeds[:1]:
         score = model_scores(contents.model, task, seed)
         if rules.negatives is not None:
-            score = protocols.among_sampled(score, task, rules.negatives, dataset.num_items, seed)
+            score = protocols.among_sampled(score, task, rules.negatives, dataset.num_items, seed, rules.clean)
         with keep_freed_memory():
             began = time.perf_counter()
             results.append(evaluate_task(score, task, num_items=dataset.num_items, metrics=metrics, features=features))
@@ -125,6 +126,10 @@ def _per_user(results: list[TaskResult], dataset: Dataset, policies: Sequence[st
         if "@" in c
     ]
     ids = dataset.user_ids.gather(first["user"]).alias("user_id")
+    if (links := dataset.social) is not None:
+        friends = np.diff(social_adjacency(links.source, links.target, dataset.num_users).indptr)
+        kept.insert(kept.index("truth_items"), "friends")
+        first = first.with_columns(friends=pl.Series(friends[first["user"]], dtype=pl.Int64))
     return first.select(kept).with_columns(averaged).with_columns(ids.alias("user")).rename({"user": "user_id"})
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from rediffuse.comparison.runs import BY_PERSON
 from rediffuse.evaluation.metrics import flat_name
 
 if TYPE_CHECKING:
@@ -35,8 +36,11 @@ def markdown(comparison: Comparison) -> str:
     if len(comparison.steps):
         lines += ["## Steps against validation quality", "", *_steps(comparison.steps), ""]
     slices = comparison.slices.filter(policy=comparison.policy)
-    for by, metric in (("history length", comparison.metric), *(("item popularity", m) for m in ITEM_METRICS)):
+    of_people = [(by, comparison.metric) for by in BY_PERSON]
+    for by, metric in (*of_people, *(("item popularity", m) for m in ITEM_METRICS)):
         shown = slices.filter(by=by, metric=metric)
+        if not len(shown):  # no social graph
+            continue
         lines += [f"## {flat_name(metric, comparison.policy)} by {by}", "", *_slices(shown), ""]
     return "\n".join(lines)
 

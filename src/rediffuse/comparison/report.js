@@ -213,7 +213,9 @@ function slices(id, by, metric) {
       error_y: { type: "data", array: mine.map((row) => (row.high ?? row.mean) - row.mean), thickness: 1, width: 2, color: style(label).color },
     };
   });
-  draw(id, traces, by === "history length" ? "events in the history" : "training events of the item", rows[0]?.metric ?? "", { xaxis: { type: "category" }, yaxis: { rangemode: "tozero" }, height: 420 });
+  const axes = { "history length": "events in the history", "number of friends": "friends" };
+  byId(id).hidden = !rows.length;
+  if (rows.length) draw(id, traces, axes[by] ?? "training events of the item", rows[0]?.metric ?? "", { xaxis: { type: "category" }, yaxis: { rangemode: "tozero" }, height: 420 });
 }
 
 function curves() {
@@ -237,6 +239,7 @@ function all() {
   const sliced = byPerson ? state.metric : D.metric;
   byId("slices-metric").textContent = byPerson ? sliced : `${sliced}, since ${state.metric} has no value per person`;
   slices("slices-people", "history length", sliced);
+  slices("slices-friends", "number of friends", sliced);
   slices("slices-items", "item popularity", /^(ndcg|mrr|map)@/.test(state.metric) ? "gain@10" : "recall@10");
   curves();
 }

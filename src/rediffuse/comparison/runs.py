@@ -27,6 +27,9 @@ def evaluation_file(name: str, protocol: str | None) -> str:
     return name if protocol is None else f"{stem}-{protocol.replace(':', '-')}.{ending}"
 
 
+# What people are grouped by in slices: a name, and the column of the table of people.
+BY_PERSON = {"history length": "history_length", "number of friends": "friends"}
+
 # What must be equal for figures to stand side by side: a name for people, and where it is.
 MUST_AGREE = {
     "data": ("config", "data", "fingerprint"),

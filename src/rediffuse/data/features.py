@@ -1,14 +1,20 @@
-"""What is known of items beyond who touched them, as sets."""
+"""What is known of people and items beyond who touched what: as sets, and as vectors."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from scipy import sparse
+
+from rediffuse.errors import DataError
 
 # Columns that hold several values per item, in the order in which they are looked for.
 COLUMNS = ("genres", "genre", "categories", "category", "tags", "class")
 SEPARATOR = r"\s*[|;]\s*"
+# Columns that hold a vector per row, in the order in which they are looked for.
+VECTORS = ("vector", "features", "embedding")
+MOST_VALUES = 256
 
 
 def item_features(table: pl.DataFrame | None) -> sparse.csr_array | None:
@@ -37,3 +43,40 @@ def item_features(table: pl.DataFrame | None) -> sparse.csr_array | None:
     ones = np.ones(len(number), dtype=np.float32)
     shape = (len(table), int(number.max(initial=-1)) + 1)
     return sparse.csr_array((ones, (values["item"].to_numpy(), number)), shape=shape)
+
+
+def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
+    """(rows, width) what a table says of each row in numbers; rows without any are zero.
+
+    The first column called vector, features or embedding that holds lists of numbers; without one, the sets of
+    `item_features` as zeros and ones, of their 256 most common values.
+
+    Args:
+        table: of items or users, see `rediffuse.data.dataset.Dataset`.
+
+    Returns:
+        None without a table or such a column.
+
+    Raises:
+        DataError: vectors of different lengths, or values that are not finite numbers.
+    """
+    name = next((c for c in VECTORS if table is not None and c in table.columns), None)
+    if table is None or name is None or not isinstance(table[name].dtype, pl.List | pl.Array):
+        sets = item_features(table)
+        if sets is None or not sets.nnz:
+            return None
+        common = np.argsort(-np.ravel(sets.sum(axis=0)), kind="stable")[:MOST_VALUES]
+        return sets[:, common].toarray()
+    column = table[name].cast(pl.List(pl.Float32), strict=False)
+    lengths = column.list.len().drop_nulls().unique()
+    if len(lengths) != 1 or not lengths[0]:
+        raise DataError(
+            f"Column {name!r} holds vectors of {', '.join(map(str, lengths.sort()))} values.",
+            "Give every row a vector of the same length, or none.",
+        )
+    known = column.is_not_null().to_numpy()
+    vectors = np.zeros((len(table), lengths[0]), dtype=np.float32)
+    vectors[known] = column.drop_nulls().explode().fill_null(np.nan).to_numpy().reshape(-1, lengths[0])
+    if wrong := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+        raise DataError(f"Column {name!r}: the vector in row {wrong[0]} holds values that are not finite numbers.")
+    return vectors

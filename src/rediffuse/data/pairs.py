@@ -15,7 +15,8 @@ from rediffuse.data.histories import Histories
 @dataclass(frozen=True)
 class PairBatch:
     """Attributes:
-    users, positives, negatives: (n,) int64.
+    users, positives: (n,) int64.
+    negatives: (n, k) int64.
     share: see `rediffuse.data.batches.SequenceBatch`.
     """
 
@@ -30,20 +31,24 @@ class PairBatch:
 
 
 class PairBatches:
-    """Every training event once an epoch, each with one item that the person never touched in training.
+    """Every training event once an epoch, each with items that the person never touched in training.
 
     Args:
         histories: training events.
         num_items: size of the catalogue, from which negatives are drawn evenly.
         batch_size: events per batch.
         rng: order and negatives depend on it alone.
+        negatives: k, such items per event.
     """
 
-    def __init__(self, histories: Histories, *, num_items: int, batch_size: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, histories: Histories, *, num_items: int, batch_size: int, rng: np.random.Generator, negatives: int = 1
+    ) -> None:
         self.batch_size = batch_size
         order = rng.permutation(len(histories.items))
         self.owners, self.items = histories.owners[order], histories.items.astype(np.int64)[order]
-        self.negatives = draw_untouched(self.owners, histories, num_items, rng)
+        drawn = draw_untouched(np.repeat(self.owners, negatives), histories, num_items, rng)
+        self.negatives = drawn.reshape(-1, negatives)
 
     def __len__(self) -> int:
         return -(-len(self.items) // self.batch_size)

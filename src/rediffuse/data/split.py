@@ -59,7 +59,9 @@ class TrainingView:
         train: the training events; one row per user, also for users without any.
         valid: the validation task; without rows where the split has no validation part.
         item_ids: (num_items,) ids of the whole catalogue.
+        social, kg: graphs, if there are any.
         item_table: row i describes item i.
+        user_table: row u describes user u.
     """
 
     train: Histories
@@ -70,6 +72,7 @@ class TrainingView:
     social: SocialGraph | None
     kg: KnowledgeGraph | None
     item_table: pl.DataFrame | None
+    user_table: pl.DataFrame | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +120,7 @@ class Split:
             social=data.social,
             kg=data.kg,
             item_table=data.items,
+            user_table=data.users,
         )
 
     def task(self, name: Literal["valid", "test"]) -> Task:

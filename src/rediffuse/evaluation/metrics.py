@@ -37,6 +37,7 @@ _FORMULAS: dict[str, _Formula] = {
     "hr": lambda k, rank, ordinal, total, true: total((ordinal == 1).astype(np.float64)),
     "ndcg": _ndcg,
     "recall": lambda k, rank, ordinal, total, true: total(np.ones(len(rank))) / true,
+    "capped_recall": lambda k, rank, ordinal, total, true: total(np.ones(len(rank))) / np.minimum(true, k),
     "precision": lambda k, rank, ordinal, total, true: total(np.ones(len(rank))) / k,
     # trec_eval divides by all true items, also where there are more of them than k.
     "map": lambda k, rank, ordinal, total, true: total(ordinal / rank) / true,

@@ -35,6 +35,7 @@ class Protocol:
     name: as it is asked for.
     split: name of the split it needs, or None for any.
     negatives: items that each person's true items are ranked among; None: the whole catalogue.
+    clean: whether items of the person's history are kept out of these.
     policies: which of "all" (seen items may come again) and "unseen" (they are filtered) it reports.
     validation_is_input: whether validation events are part of the history at test time.
     note: a sentence for whoever reads the numbers, or None.
@@ -43,6 +44,7 @@ class Protocol:
     name: str
     split: str | None
     negatives: int | None = None
+    clean: bool = True
     policies: tuple[str, ...] = POLICIES
     validation_is_input: bool = True
     note: str | None = None
@@ -52,11 +54,17 @@ class Protocol:
         """False where figures must not stand beside those of other protocols."""
         return self.negatives is None
 
+    @property
+    def candidates(self) -> str:
+        if self.negatives is None:
+            return "all"
+        return f"sampled-{self.negatives}" if self.clean else f"sampled-{self.negatives}, seen items among them"
+
     def facts(self) -> dict[str, Any]:
         """What is written beside every number."""
         return {
             "name": self.name,
-            "candidates": "all" if self.negatives is None else f"sampled-{self.negatives}",
+            "candidates": self.candidates,
             "seen": list(self.policies),
             "validation_is_input": self.validation_is_input,
             "comparable": self.comparable,
@@ -96,6 +104,14 @@ _PROTOCOLS = {
             validation_is_input=False,
             note="As released: the training row goes in, training and validation items are filtered.",
         ),
+        Protocol(
+            "paper:diffnet",
+            "given",
+            negatives=1000,
+            clean=False,
+            policies=("all",),
+            note=f"As released; capped_recall is its HR. {_SAMPLED}",
+        ),
     )
 }
 
@@ -131,11 +147,11 @@ def split_for(name: str, dataset: Dataset, **params: Any) -> Split:
     return by_name(name, dataset, **params)
 
 
-def among_sampled(score: Score, task: Task, negatives: int, num_items: int, seed: int = 0) -> Score:
+def among_sampled(score: Score, task: Task, negatives: int, num_items: int, seed: int = 0, clean: bool = True) -> Score:
     """``score``, with -inf for all but each person's true items and ``negatives`` others, drawn evenly without repeats.
 
-    Drawn from what the person neither touched nor is to find; fewer where fewer are left. A person's draw depends on
-    ``seed`` and the person's number alone.
+    Drawn from what the person neither touched (unless not ``clean``) nor is to find; fewer where fewer are left. A
+    person's draw depends on ``seed`` and the person's number alone.
     """
     seen = task.histories.own() if task.seen is None else task.seen
 
@@ -145,7 +161,8 @@ def among_sampled(score: Score, task: Task, negatives: int, num_items: int, seed
         for row in range(len(histories)):
             place = start + row
             true = task.truth.row(place)
-            drawn = _draw(np.union1d(seen.row(place), true), negatives, num_items, (seed, int(task.users[place])))
+            taken = np.union1d(seen.row(place), true) if clean else true
+            drawn = _draw(np.unique(taken), negatives, num_items, (seed, int(task.users[place])))
             kept[row, torch.from_numpy(np.concatenate((true, drawn)).astype(np.int64))] = True
         return scores.masked_fill(~kept.to(scores.device), -torch.inf)
 

@@ -1,35 +1,46 @@
-"""Normalised adjacency matrices."""
+"""Adjacency matrices, as SciPy's CSR: who is joined to whom, and with what weight."""
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from scipy import sparse
-from torch import Tensor
 
 
-def bipartite_adjacency(links: sparse.csr_array) -> Tensor:
-    """D^-1/2 A D^-1/2 of the graph whose edges run between rows and columns of ``links``.
+def bipartite_adjacency(links: sparse.csr_array) -> sparse.csr_array:
+    """(n + m, n + m) symmetric: rows of ``links`` (n, m), then its columns, joined where it is not zero."""
+    return sparse.csr_array(sparse.block_array([[None, links], [links.T, None]]))
 
-    Args:
-        links: (n, m), non-negative; row u and column i are joined where it is not zero.
 
-    Returns:
-        Sparse CSR float32 (n + m, n + m), symmetric; nodes are the rows, then the columns. A node without edges has
-        an empty row.
-    """
-    square = sparse.csr_array(sparse.block_array([[None, links], [links.T, None]]))
-    degree = np.ravel(square.sum(axis=1))
-    scale = np.divide(1, np.sqrt(degree), out=np.zeros_like(degree), where=degree > 0)
-    rows = np.repeat(np.arange(len(degree)), np.diff(square.indptr))
-    values = square.data * scale[rows] * scale[square.indices]
-    with warnings.catch_warnings():  # torch says at every use that CSR support is in beta
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(square.indptr.astype(np.int64)),
-            torch.from_numpy(square.indices.astype(np.int64)),
-            torch.from_numpy(values.astype(np.float32)),
-            size=square.shape,
-        )
+def social_adjacency(source: NDArray[np.int32], target: NDArray[np.int32], users: int) -> sparse.csr_array:
+    """(users, users) binary and symmetric: a link joins both ends, however often and in whichever direction it is
+    given; links from a user to the same are left out."""
+    apart = source != target
+    ends = (np.concatenate((source[apart], target[apart])), np.concatenate((target[apart], source[apart])))
+    matrix = sparse.csr_array(sparse.coo_array((np.ones(len(ends[0]), dtype=np.float32), ends), shape=(users, users)))
+    matrix.sum_duplicates()
+    matrix.data.fill(1.0)
+    return matrix
+
+
+def row_normalised(matrix: sparse.csr_array) -> sparse.csr_array:
+    """D^-1 A: each row averages over its neighbours; rows without any stay empty."""
+    sums = np.ravel(matrix.sum(axis=1))
+    return _scaled(matrix, _inverse(sums), None)
+
+
+def symmetric_normalised(matrix: sparse.csr_array) -> sparse.csr_array:
+    """D^-1/2 A D^-1/2 (Kipf & Welling, ICLR 2017) with the degrees of rows on the left and of columns on the right."""
+    degrees = [np.ravel(matrix.sum(axis=axis)) for axis in (1, 0)]
+    return _scaled(matrix, *(_inverse(np.sqrt(d)) for d in degrees))
+
+
+def _inverse(x: NDArray) -> NDArray:
+    """1 / x, and 0 where x is."""
+    return np.divide(1, x, out=np.zeros_like(x), where=x > 0)
+
+
+def _scaled(matrix: sparse.csr_array, left: NDArray, right: NDArray | None) -> sparse.csr_array:
+    values = matrix.data * np.repeat(left, np.diff(matrix.indptr))
+    values = values if right is None else values * right[matrix.indices]
+    return sparse.csr_array((values.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape)

@@ -11,9 +11,23 @@ def bpr(positive: Tensor, negative: Tensor) -> Tensor:
     """Bayesian personalised ranking, ``mean(-log sigmoid(positive - negative))`` (Rendle et al., UAI 2009).
 
     Args:
-        positive, negative: scores of the same shape.
+        positive: (n,) scores.
+        negative: (n, k) scores.
     """
-    return -F.logsigmoid(positive.float() - negative.float()).mean()
+    return -F.logsigmoid(positive.float()[:, None] - negative.float()).mean()
+
+
+def logistic(positive: Tensor, negative: Tensor) -> Tensor:
+    """Binary cross entropy of each positive and all its negatives, ``mean over n of -log sigmoid(s+) - sum over k of
+    log(1 - sigmoid(s-))``; arguments as for `bpr`."""
+    return (F.softplus(-positive.float()) + F.softplus(negative.float()).sum(1)).mean()
+
+
+def squared_error(positive: Tensor, negative: Tensor) -> Tensor:
+    """Half the squared error of probabilities, ``mean over n of ((1 - sigmoid(s+))^2 + sum over k of sigmoid(s-)^2) /
+    2``, which DiffNet's released code sums over n; arguments as for `bpr`."""
+    of_positive = torch.sigmoid(-positive.float()).square()
+    return (of_positive + torch.sigmoid(negative.float()).square().sum(1)).mean() / 2
 
 
 def binary_cross_entropy(

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 _MODELS = {
     "bert4rec": ("rediffuse.models.baselines.bert4rec", "BERT4Rec"),
     "bprmf": ("rediffuse.models.baselines.bprmf", "BPRMF"),
+    "diffnet": ("rediffuse.models.diffnet", "DiffNet"),
+    "diffnetpp": ("rediffuse.models.diffnetpp", "DiffNetPP"),
     "diffrec": ("rediffuse.models.diffrec", "DiffRec"),
     "diffurec": ("rediffuse.models.diffurec", "DiffuRec"),
     "diffuasr": ("rediffuse.models.diffuasr", "DiffuASR"),
     "ease": ("rediffuse.models.baselines.ease", "EASE"),
+    "friends": ("rediffuse.models.baselines.friends", "Friends"),
     "gru4rec": ("rediffuse.models.baselines.gru4rec", "GRU4Rec"),
     "itemknn": ("rediffuse.models.baselines.itemknn", "ItemKNN"),
     "lightgcn": ("rediffuse.models.baselines.lightgcn", "LightGCN"),

@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor, nn
 
 from rediffuse.config import ModelConfig
+from rediffuse.data.dataset import SocialGraph
 from rediffuse.data.histories import Histories
 
 
@@ -32,7 +32,9 @@ class TrainingData:
     num_users: int
     num_items: int
     popularity: NDArray[np.int64]  # (num_items,) training events per item
-    features: sparse.csr_array | None = None  # (num_items, values) binary, see `rediffuse.data.features`
+    item_table: pl.DataFrame | None = None  # row i describes item i
+    user_table: pl.DataFrame | None = None  # row u describes user u
+    social: SocialGraph | None = None
     seed: int = 0  # of the training, for noise that is drawn between phases
 
 
@@ -59,6 +61,13 @@ class Model(nn.Module):
         self.register_buffer("popularity", torch.zeros(num_items))
 
     # --- learning ------------------------------------------------------------------------------------------
+
+    def check(self, data: TrainingData) -> None:
+        """Refuse data that lack what the model learns from; called before anything is written.
+
+        Raises:
+            DataError: says what is missing.
+        """
 
     def fit(self, data: TrainingData) -> None:
         """Learn in closed form. Trained models only take the popularity of items."""
@@ -107,12 +116,16 @@ class Model(nn.Module):
 
     # --- answering -----------------------------------------------------------------------------------------
 
+    def remembers(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(B,) whether there is an answer of their own for these people (-1: unknown) even without any history."""
+        return np.zeros(len(users), dtype=np.bool_)
+
     @torch.inference_mode()
     def score(self, histories: Histories, *, users: NDArray[np.int64] | None = None, seed: int = 0) -> Tensor:
         """Scores (B, num_items) float32 of all items for people with these histories; higher is better.
 
-        A person without history gets the popularity of items. The answer for a row depends on the row and ``seed``
-        alone, not on the rest of the batch.
+        A person without history gets the popularity of items, unless the model `remembers` them. The answer for a row
+        depends on the row and ``seed`` alone, not on the rest of the batch.
 
         Args:
             histories: B rows of item numbers, oldest first.
@@ -123,7 +136,7 @@ class Model(nn.Module):
         who = np.full(len(histories), -1, dtype=np.int64) if users is None else users
         if not self.reads_pseudo:
             histories = histories.own()
-        known = np.flatnonzero(histories.lengths)
+        known = np.flatnonzero((histories.lengths > 0) | self.remembers(who))
         if len(known) == len(histories):
             return self.score_known(histories, who, seed)
         scores = self.popularity.repeat(len(histories), 1)
@@ -132,5 +145,6 @@ class Model(nn.Module):
         return scores
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
-        """Scores (B, num_items) float32 for histories of at least one item; arguments as for `score`."""
+        """Scores (B, num_items) float32 for histories of at least one item, or people whom the model remembers;
+        arguments as for `score`."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
@@ -29,7 +30,8 @@ class FactorConfig(ModelConfig):
 
     embedding_size: int = Field(64, ge=1)
     learning_rate: float = Field(5e-3, gt=0)
-    batch_size: int = Field(2048, ge=1, description="Events per optimiser step, each with one negative.")
+    batch_size: int = Field(2048, ge=1, description="Events per optimiser step, each with its negatives.")
+    negatives: int = Field(1, ge=1, description="Items drawn against each event.")
     reg: float = Field(1e-2, ge=0, description="L2 penalty on the embeddings of a batch.")
     validate_every: int = Field(5, ge=1, description="Epochs between validations.")
 
@@ -58,7 +60,14 @@ class FactorModel(Model):
         self.trained.copy_(torch.from_numpy(data.train.lengths > 0))
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> PairBatches:
-        return PairBatches(data.train, num_items=self.num_items, batch_size=self.config.batch_size, rng=rng)
+        config = self.config
+        return PairBatches(
+            data.train,
+            num_items=self.num_items,
+            batch_size=config.batch_size,
+            rng=rng,
+            negatives=config.negatives,
+        )
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """(num_users, d) and (num_items, d): those whose inner products are scores, differentiable."""
@@ -72,27 +81,38 @@ class FactorModel(Model):
         """(B, d): vectors of people who are known by their history alone."""
         raise NotImplementedError
 
-    def loss(self, batch: PairBatch) -> Tensor:
+    def batch_vectors(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors of the batch's people (n, d), of what they touched (n, d), and of what they did not (n, k, d)."""
         users, items = self.vectors()
-        mine = users[batch.users]
-        positive = (mine * items[batch.positives]).sum(-1)
-        negative = (mine * items[batch.negatives]).sum(-1)
-        return (bpr(positive, negative) + self.config.reg * self.penalty(batch)) * batch.share
+        # Not by indexing, whose gradient is added up in no fixed order.
+        return F.embedding(batch.users, users), F.embedding(batch.positives, items), F.embedding(batch.negatives, items)
+
+    def pair_loss(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """The scalar loss of scores (n,) and (n, k)."""
+        return bpr(positive, negative)
+
+    def loss(self, batch: PairBatch) -> Tensor:
+        # Sums over the edges of graphs know single precision only, and nothing else here takes time.
+        with torch.autocast(batch.users.device.type, enabled=False):
+            mine, touched, others = self.batch_vectors(batch)
+            positive, negative = (mine * touched).sum(-1), (mine[:, None] * others).sum(-1)
+            return (self.pair_loss(positive, negative) + self.config.reg * self.penalty(batch)) * batch.share
 
     def penalty(self, batch: PairBatch) -> Tensor:
-        """Half the squared length of the batch's embeddings, per event."""
-        rows = (
-            self.user_embedding(batch.users),
-            self.item_embedding(batch.positives),
-            self.item_embedding(batch.negatives),
-        )
-        return torch.stack([row.square().sum() for row in rows]).sum() / (2 * len(batch.users))
+        """Half the squared length of the batch's embeddings, per event; of its negatives, the mean over them."""
+        rows = (self.user_embedding(batch.users), self.item_embedding(batch.positives))
+        against = self.item_embedding(batch.negatives).square().sum() / batch.negatives.shape[1]
+        return (sum(row.square().sum() for row in rows) + against) / (2 * len(batch.users))
+
+    def remembers(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
+        found = users >= 0
+        found[found] = self.trained.cpu().numpy()[users[found]]
+        return found
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
         known, items = self.answering_vectors()
         who = torch.from_numpy(users).to(items.device)
-        remembered = who >= 0
-        remembered[remembered.clone()] = self.trained[who[remembered]]
+        remembered = torch.from_numpy(self.remembers(users)).to(items.device)
         mine = torch.empty(len(who), items.shape[1], device=items.device)
         mine[remembered] = known[who[remembered]]
         new = torch.nonzero(~remembered).squeeze(1)

@@ -20,7 +20,6 @@ import polars as pl
 import torch
 from accelerate import Accelerator
 
-from rediffuse.data.features import item_features
 from rediffuse.data.files import atomic_write_text
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import TrainingError
@@ -100,8 +99,16 @@ class Trainer:
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
         train = view.train if model.reads_pseudo else view.train.own()
         self.data = TrainingData(
-            train, view.num_users, view.num_items, view.valid.popularity, item_features(view.item_table), seed
+            train,
+            view.num_users,
+            view.num_items,
+            view.valid.popularity,
+            view.item_table,
+            view.user_table,
+            view.social,
+            seed,
         )
+        model.check(self.data)
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
         self.optimizer_state: dict[int, dict[str, torch.Tensor]] = {}
         self.tracked = tracker is not None
@@ -118,6 +125,7 @@ class Trainer:
         """Train until the epochs, the patience or the time run out; leave the best weights in the model."""
         with torch.random.fork_rng(), keep_freed_memory(), self.progress, self._tracking():
             self.model.to(self.accelerator.device)
+            seed_torch(self.seed, "fit")
             self.model.fit(self.data)
             if resume:
                 self._restore()

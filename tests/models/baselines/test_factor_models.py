@@ -60,14 +60,16 @@ def test_lightgcn_follows_the_paper():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_loss_is_bpr_with_a_penalty(name):
-    model = build(name, reg=0.5)
+    model = build(name, reg=0.5, negatives=3)
     batch = model.batches(TrainingData(ROWS, 4, 6, np.zeros(6, np.int64)), np.random.default_rng(0)).get(0)
     users, items = model.vectors()
-    margin = (users[batch.users] * (items[batch.positives] - items[batch.negatives])).sum(1)
+    assert batch.negatives.shape == (len(batch.users), 3)
+    mine, table = users[batch.users], model.item_embedding.weight
+    margin = torch.stack([(mine * (items[batch.positives] - items[drawn])).sum(1) for drawn in batch.negatives.T])
     squares = (
         model.user_embedding.weight[batch.users].square().sum()
-        + model.item_embedding.weight[batch.positives].square().sum()
-        + model.item_embedding.weight[batch.negatives].square().sum()
+        + table[batch.positives].square().sum()
+        + table[batch.negatives].square().sum() / 3
     )
     expected = torch.log1p(torch.exp(-margin)).mean() + 0.5 * squares / (2 * len(batch.users))
     torch.testing.assert_close(model.loss(batch), expected)

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from scipy import sparse
 from tests.fitting import steps, training_data
 from tests.synthetic import walks
 
@@ -31,8 +30,8 @@ def ring(users: int = 150, length: int = 9) -> Histories:
 def build(features: bool = True, **options) -> tuple[S3Rec, TrainingData]:
     torch.manual_seed(0)
     model, rows = S3Rec(S3Rec.Config.build(None, SMALL | options), ITEMS), ring()
-    classes = sparse.csr_array(np.eye(4, dtype=np.float32)[np.arange(ITEMS) // 5]) if features else None
-    data = dataclasses.replace(training_data(rows, ITEMS), features=classes)
+    classes = pl.DataFrame({"genres": [f"class {item // 5}" for item in range(ITEMS)]}) if features else None
+    data = dataclasses.replace(training_data(rows, ITEMS), item_table=classes)
     model.fit(data)
     return model, data
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rediffuse.config import Range
 from rediffuse.data.histories import Histories
 from rediffuse.data.matrix import bags, binary_matrix
-from rediffuse.graphs import bipartite_adjacency, propagate
+from rediffuse.graphs import Graph, bipartite_adjacency, propagate, symmetric_normalised
 from rediffuse.models.base import TrainingData
 from rediffuse.models.factors import FactorConfig, FactorModel
 
@@ -42,7 +42,7 @@ class LightGCN(FactorModel):
     def __init__(self, config: LightGCNConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         size = config.embedding_size
-        self.adjacency: Tensor | None = None
+        self.graph: Graph | None = None
         self.register_buffer("user_vectors", torch.zeros(num_users, size))
         self.register_buffer("item_vectors", torch.zeros(num_items, size))
         self.register_buffer("item_spread", torch.zeros(num_items, size))
@@ -52,13 +52,12 @@ class LightGCN(FactorModel):
         super().fit(data)
         links = binary_matrix(data.train, data.num_items)
         self.item_degree.copy_(torch.from_numpy(np.ravel(links.sum(axis=0))))
-        self.adjacency = bipartite_adjacency(links).to(self.item_degree.device)
+        self.graph = Graph(symmetric_normalised(bipartite_adjacency(links)), self.item_degree.device)
 
     def _layers(self) -> list[Tensor]:
-        assert self.adjacency is not None, "fit comes first"
+        assert self.graph is not None, "fit comes first"
         start = torch.cat((self.user_embedding.weight, self.item_embedding.weight))
-        with torch.autocast(start.device.type, enabled=False):  # sparse products know single precision only
-            return propagate(self.adjacency, start, self.config.layers)
+        return propagate(self.graph, start, self.config.layers)
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         users, items = torch.stack(self._layers()).mean(0).split((self.num_users, self.num_items))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rediffuse.config import ModelConfig
 from rediffuse.data.batches import SequenceBatch
+from rediffuse.data.features import item_features
 from rediffuse.losses import softmax_cross_entropy
 from rediffuse.models.base import TrainingData
 from rediffuse.models.baselines.sasrec import SASRec, SASRecConfig
@@ -61,10 +62,11 @@ class S3Rec(SASRec):
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
-        if data.features is None:
+        features = item_features(data.item_table)
+        if features is None:
             return
         table = np.zeros((self.num_items + 1, self.config.attributes), dtype=np.float32)
-        items, values = data.features.nonzero()
+        items, values = features.nonzero()
         table[items, values % self.config.attributes] = 1
         self.item_attributes = torch.from_numpy(table).to(self.popularity.device)
 

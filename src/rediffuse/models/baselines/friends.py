@@ -1,0 +1,61 @@
+"""Friends' popularity: what most of one's friends touched. The floor for every model that reads a social graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from rediffuse.config import ModelConfig
+from rediffuse.data.histories import Histories
+from rediffuse.data.matrix import binary_matrix
+from rediffuse.errors import DataError
+from rediffuse.graphs import social_adjacency
+from rediffuse.models.base import Model, TrainingData
+from rediffuse.nn import SizedByData
+
+
+class Friends(Model):
+    """Scores are the number of friends who touched an item; among equals, its popularity decides.
+
+    A link joins both ends. People without friends, and those who were not in training, get popular items.
+    """
+
+    name = "friends"
+    trained_by_gradient = False
+
+    def __init__(self, config: ModelConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
+        # CSR: row u has the items of u's friends and how many of them touched each.
+        self.offsets = SizedByData(trained=False, dtype=torch.int64)
+        self.items = SizedByData(trained=False, dtype=torch.int32)
+        self.counts = SizedByData(trained=False, dtype=torch.int32)
+
+    def check(self, data: TrainingData) -> None:
+        if data.social is None or not len(data.social):
+            raise DataError(
+                "friends learns from links between people, and the data have none.",
+                "Give them with --social (Python: social=...), or take popularity.",
+            )
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        assert data.social is not None
+        joined = social_adjacency(data.social.source, data.social.target, self.num_users)
+        counts = sparse.csr_array(joined @ binary_matrix(data.train, self.num_items))
+        for held, array in ((self.offsets, counts.indptr), (self.items, counts.indices), (self.counts, counts.data)):
+            held.set(torch.from_numpy(array))
+
+    def remembers(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
+        found = users >= 0
+        found[found] = self.offsets.value.diff().cpu().numpy()[users[found]] > 0
+        return found
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+        scores = (self.popularity / (self.popularity.max() + 1)).repeat(len(users), 1)
+        for row in np.flatnonzero(self.remembers(users)):
+            start, stop = self.offsets.value[users[row] : users[row] + 2].tolist()
+            scores[row, self.items.value[start:stop].long()] += self.counts.value[start:stop]
+        return scores

@@ -1,0 +1,245 @@
+"""DiffNet++: people and items spread to each other, over friends and over what was touched, with attention.
+
+Wu et al., TKDE 2020 (arXiv 2002.00844). In layer k a person a and an item i become
+
+    s_a = sum over friends b of  alpha_ab u_b        n_a = sum over touched items i of  beta_ai v_i
+    u_a' = u_a + gamma_as s_a + gamma_an n_a         v_i' = v_i + sum over its people a of  eta_ia u_a
+
+where alpha, beta and eta are softmaxes over the edges of a node, and gamma over what the person has: friends, items, or
+both. All weights come from the vectors at both ends, through a layer of their own each. A score is the inner product of
+the vectors of all layers together, u^0 to u^hops and v^0 to v^hops.
+
+The released code has another form (``form=released``, preset ``reference``): each edge has a trained number instead
+(``attention=link``), a person's gates are lifted by fixed amounts and average with the old vector, an item has gates
+as well, and u^0 stands apart from what features add to it in the last product.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy import sparse
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rediffuse.data.histories import Histories
+from rediffuse.data.matrix import binary_matrix
+from rediffuse.data.pairs import PairBatch
+from rediffuse.graphs import Graph, Part, row_normalised
+from rediffuse.models.base import TrainingData
+from rediffuse.models.social import SocialConfig, SocialModel
+from rediffuse.nn import SizedByData
+
+# Width of the layer between two vectors and their weight.
+HIDDEN = 16
+# What the released code adds to the exponentials of its gates.
+INTEREST_OFFSET, SOCIAL_OFFSET, ITEM_OFFSET = 0.7, 0.3, 1.0
+
+
+class DiffNetPPConfig(SocialConfig):
+    """Defaults are chosen on validation data; see docs/benchmarks.md."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "reference": {
+            **{"embedding_size": 64, "learning_rate": 5e-4, "reg": 0.0, "negatives": 8, "loss": "squared"},
+            **{"form": "released", "attention": "link", "fusion": "add", "feature_scale": 0.1, "init": 0.01},
+            **{"epochs": 450},
+        },
+    }
+    search: ClassVar[dict[str, Any]] = SocialConfig.search | {"attention": ("vectors", "link", "mean")}
+
+    form: Literal["paper", "released"] = Field("paper", description="How a layer's parts are put together.")
+    attention: Literal["vectors", "link", "mean"] = Field(
+        "vectors", description="What weighs an edge: the vectors at its ends, a number of its own, or nothing."
+    )
+
+
+class VectorAttention(nn.Module):
+    """Weights from the vectors at both ends of an edge, e = w leaky(W [x_row || x_column] + b)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.row, self.column = nn.Linear(size, HIDDEN), nn.Linear(size, HIDDEN, bias=False)
+        self.out = nn.Linear(HIDDEN, 1, bias=False)
+
+    def forward(self, part: Part, rows: Tensor, columns: Tensor) -> Tensor:
+        """(e,) weights of the edges of ``part``; arguments (n, d) and (columns, d)."""
+        hidden = part.both_ends(self.row(rows), self.column(columns))
+        return part.softmax(self.out(F.leaky_relu(hidden, 0.2)).squeeze(1))
+
+
+class LinkAttention(nn.Module):
+    """Weights from a number theta of each edge, exp(sigmoid(w theta + b)): within a row at most e^(e - 1) apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = SizedByData()
+        self.graph: Graph | None = None
+        self.scale = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, 1)).squeeze())
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def begin(self, graph: Graph) -> None:
+        """Fresh numbers for the edges of ``graph``."""
+        self.graph = graph
+        self.theta.set(torch.randn(len(graph)))
+
+    def forward(self, part: Part, rows: Tensor, columns: Tensor) -> Tensor:
+        """As `VectorAttention`; the edges of any other graph weigh alike."""
+        if part.graph is not self.graph:
+            return part.values
+        return part.softmax(torch.exp(torch.sigmoid(self.scale * part.of_graph(self.theta.value) + self.shift)))
+
+
+class Mean(nn.Module):
+    """All edges of a node weigh alike."""
+
+    def forward(self, part: Part, rows: Tensor, columns: Tensor) -> Tensor:
+        return part.values
+
+
+class Gate(nn.Module):
+    """(n,) one number from vectors (n, size): leaky(w tanh(W x + b) + c)."""
+
+    def __init__(self, size: int, hidden: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(size, hidden), nn.Linear(hidden, 1)
+        for layer in (self.first, self.second):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.second(torch.tanh(self.first(x))), 0.2).squeeze(1)
+
+
+class Layer(nn.Module):
+    """One step of spreading, from the vectors of all people and items to new ones of some."""
+
+    def __init__(self, config: DiffNetPPConfig) -> None:
+        super().__init__()
+        size, self.form = config.embedding_size, config.form
+        kinds = {"vectors": lambda: VectorAttention(size), "link": LinkAttention, "mean": Mean}
+        self.of_friends, self.of_items, self.of_fans = (kinds[config.attention]() for _ in range(3))
+        hidden = HIDDEN if self.form == "paper" else 1
+        self.social, self.interest = Gate(2 * size, hidden), Gate(2 * size, hidden)
+        if self.form == "released":
+            self.own, self.fans = Gate(size, 1), Gate(size, 1)
+
+    def people(self, mine: Tensor, users: Tensor, items: Tensor, friends: Part, interest: Part) -> Tensor:
+        """(n, d) new vectors of the people in both parts, whose old ones are ``mine`` (n, d).
+
+        Args:
+            users, items: (users, d) and (items, d), all old vectors.
+        """
+        social = friends.gather(users, self.of_friends(friends, mine, users))
+        liked = interest.gather(items, self.of_items(interest, mine, items))
+        gates = self.gates(mine, social, liked, friends, interest)
+        pooled = gates[:, :1] * social + gates[:, 1:] * liked
+        return mine + pooled if self.form == "paper" else (mine + pooled) / 2
+
+    def gates(self, mine: Tensor, social: Tensor, liked: Tensor, friends: Part, interest: Part) -> Tensor:
+        """(n, 2) how much friends and items weigh, summing to one; in the paper's form, over what the person has."""
+        logits = torch.stack((self.social(torch.cat((mine, social), 1)), self.interest(torch.cat((mine, liked), 1))), 1)
+        if self.form == "paper":
+            nothing = torch.stack((friends.offsets.diff() == 0, interest.offsets.diff() == 0), 1)
+            # Not -inf, which makes a row of two into NaN; of such a row both pools are zero.
+            return logits.masked_fill(nothing, -1e9).softmax(1)
+        lifted = logits.exp() + logits.new_tensor([SOCIAL_OFFSET, INTEREST_OFFSET])
+        return lifted / lifted.sum(1, keepdim=True)
+
+    def items(self, mine: Tensor, users: Tensor, fans: Part) -> Tensor:
+        """(n, d) new vectors of the items in ``fans``, whose old ones are ``mine`` (n, d)."""
+        pooled = fans.gather(users, self.of_fans(fans, mine, users))
+        if self.form == "paper":
+            return mine + pooled
+        own, theirs = self.own(mine).exp() + ITEM_OFFSET, self.fans(pooled).exp() + ITEM_OFFSET
+        share = (own / (own + theirs))[:, None]
+        return share * mine + (1 - share) * pooled
+
+
+class DiffNetPP(SocialModel):
+    """In a batch the last layer is computed for its people and items alone."""
+
+    name = "diffnetpp"
+    Config = DiffNetPPConfig
+    config: DiffNetPPConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    fans: Graph  # items x users, made by `fit`
+
+    def __init__(self, config: DiffNetPPConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.hops))
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        touched_by = binary_matrix(data.train, self.num_items).T.tocsr()
+        self.fans = Graph(row_normalised(sparse.csr_array(touched_by)), self.popularity.device)
+        if self.config.attention == "link":
+            for layer in self.layers:
+                for attention, graph in (
+                    (layer.of_friends, self.friends),
+                    (layer.of_items, self.interest),
+                    (layer.of_fans, self.fans),
+                ):
+                    attention.begin(graph)  # pyright: ignore
+
+    def spread(self, rows: Tensor | None = None, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Vectors of all layers, (n, width) and (m, width), of all people and items or of some (distinct)."""
+        users_of, items_of = [self.fused("user")], [self.fused("item")]
+        for number, layer in enumerate(self.layers):
+            last = number == len(self.layers) - 1
+            some_users, some_items = (rows, items) if last else (None, None)
+            users, things = users_of[-1], items_of[-1]
+            friends, interest = self.friends.part(some_users), self.interest.part(some_users)
+            users_of.append(layer.people(_some(users, some_users), users, things, friends, interest))  # pyright: ignore
+            items_of.append(layer.items(_some(things, some_items), users, self.fans.part(some_items)))  # pyright: ignore
+        return self.joined("user", users_of, rows), self.joined("item", items_of, items)
+
+    def joined(self, who: Literal["user", "item"], layers: list[Tensor], rows: Tensor | None) -> Tensor:
+        """One vector out of those of all layers, of which the last one is of ``rows`` alone already."""
+        start, last = layers[:-1], layers[-1:]
+        if not start:  # no hops
+            start, last = last, []
+        if self.config.form == "released":
+            free, told = self.starts(who)
+            start = [*start[1:], free]
+            if self.feature_vectors:  # of people, of items, or of both
+                start.append(torch.zeros_like(free) if told is None else told)
+        return torch.cat([*(_some(layer, rows) for layer in start), *last], dim=1)
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        return self.spread()
+
+    def batch_vectors(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+        rows, place = batch.users.unique(return_inverse=True)
+        asked = torch.cat((batch.positives[:, None], batch.negatives), dim=1)
+        items, places = asked.unique(return_inverse=True)
+        mine, things = self.spread(rows, items)
+        things = F.embedding(places, things)
+        return F.embedding(place, mine), things[:, 0], things[:, 1:]
+
+    @torch.no_grad()
+    def fold_in(self, histories: Histories) -> Tensor:
+        """The same layers for someone without friends, whose u^0 is that of people on average."""
+        size, device = self.config.embedding_size, self.popularity.device
+        blocks = list(self.item_vectors.value.split(size, dim=1))
+        between, apart = self.config.hops - 1, []
+        if self.config.form == "released" and self.config.hops:
+            # v^1 .. v^(hops - 1), the embedding, perhaps what features say, and v^hops: see `joined`
+            apart = blocks[between:-1]
+            blocks = [torch.stack(apart).sum(0), *blocks[:between], blocks[-1]]
+        interest = Graph(row_normalised(binary_matrix(histories, self.num_items)), device).part(None)
+        nobody = sparse.csr_array((len(histories), 1), dtype=np.float32)
+        friends = Graph(nobody, device).part(None)
+        states = [self.newcomer().repeat(len(histories), 1)]
+        for layer, things in zip(self.layers, blocks, strict=False):
+            states.append(layer.people(states[-1], torch.zeros(1, size, device=device), things, friends, interest))  # pyright: ignore
+        if apart:
+            told = [torch.zeros_like(states[0])] * (len(apart) - 1)  # of features of theirs we know nothing
+            states = [*states[1:-1], states[0], *told, states[-1]]
+        return torch.cat(states, dim=1)
+
+
+def _some(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else F.embedding(rows, x)
