@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -9,11 +11,18 @@ from rediffuse.data.dataset import Dataset
 
 
 def walks(
-    users: int = 60, items: int = 40, length: int = 12, seed: int = 0, named: bool = True, friends: int = 0
+    users: int = 60,
+    items: int = 40,
+    length: int = 12,
+    seed: int = 0,
+    named: bool = True,
+    friends: int = 0,
+    knowledge: bool = False,
 ) -> Dataset:
     """A dataset of ring walks with timestamps and titles; ids are strings where ``named``.
 
     With ``friends``, each of the people is linked to so many who began near, and "u_alone", who did nothing, to u0.
+    With ``knowledge``, items are entities, and know which part of the ring they are in, of five and of two items.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -32,5 +41,10 @@ def walks(
         order = np.argsort(starts, kind="stable")
         pairs = [(f"u{order[i]}", f"u{order[(i + n) % users]}") for i in range(users) for n in range(1, friends + 1)]
         social = pl.DataFrame([*pairs, ("u_alone", "u0")], schema=["source", "target"], orient="row")
-    columns = {"user": "user", "item": "item", "time": "time"}
+    columns: dict[str, Any] = {"user": "user", "item": "item", "time": "time"}
+    if knowledge:
+        facts = [(f"e{i}", f"of {size}", f"part {size}.{i // size}") for i in range(items) for size in (5, 2)]
+        links = pl.DataFrame({"item": ids, "entity": [f"e{str(i).removeprefix('i')}" for i in ids]})
+        kg = pl.DataFrame(facts, schema=["head", "relation", "tail"], orient="row")
+        columns |= {"kg": kg, "item_entity": links}
     return Dataset.from_interactions(table, **columns, items=films, title="title", social=social)

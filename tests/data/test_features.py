@@ -39,5 +39,14 @@ def test_vectors_that_are_none():
         feature_vectors(pl.DataFrame({"vector": [[1.0], [1.0, 2.0]]}))
     with pytest.raises(DataError, match="row 1 holds values that are not finite"):
         feature_vectors(pl.DataFrame({"vector": [[1.0, 2.0], [np.nan, 2.0]]}))
-    with pytest.raises(DataError, match="vector"):
-        feature_vectors(pl.DataFrame({"vector": [["a", "b"], ["c", "d"]]}))
+    with pytest.raises(DataError, match="Column 'embedding' of the user table"):
+        feature_vectors(pl.DataFrame({"user_id": [1, 2], "embedding": [[1.0], [1.0, 2.0]]}))
+
+
+def test_columns_of_the_name_that_are_no_vectors_are_passed_over():
+    table = pl.DataFrame({"features": ["a", "b"], "embedding": [[1.0], [2.0]]})
+    assert feature_vectors(table).tolist() == [[1], [2]]
+    table = pl.DataFrame({"features": [["a"], ["b", "c"]], "genres": ["x", "x|y"]})
+    assert feature_vectors(table).tolist() == [[1, 0], [1, 1]]
+    assert feature_vectors(pl.DataFrame({"vector": [[1.0], []]})).tolist() == [[1], [0]]
+    assert feature_vectors(pl.DataFrame({"vector": pl.Series([None, None], dtype=pl.List(pl.Float64))})) is None

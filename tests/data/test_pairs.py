@@ -7,7 +7,7 @@ import torch
 
 from rediffuse.data.histories import Histories
 from rediffuse.data.matrix import binary_matrix
-from rediffuse.data.pairs import PairBatches, draw_untouched
+from rediffuse.data.pairs import PairBatches, draw_untouched, touched_keys
 
 ROWS = Histories.from_lists([[0, 1, 1, 2], [], [5, 0], [3]])
 
@@ -33,7 +33,7 @@ def test_several_negatives():
 
 def test_negatives_were_never_touched_and_reach_all_others():
     users = np.repeat([0, 2], 2000)
-    drawn = draw_untouched(users, ROWS, 6, np.random.default_rng(1))
+    drawn = draw_untouched(users, touched_keys(ROWS, 6), 6, np.random.default_rng(1))
     assert set(drawn[:2000]) == {3, 4, 5}
     assert set(drawn[2000:]) == {1, 2, 3, 4}
     counts = np.bincount(drawn[:2000])[3:]
@@ -42,7 +42,8 @@ def test_negatives_were_never_touched_and_reach_all_others():
 
 def test_a_person_who_touched_everything_still_gets_an_item():
     everything = Histories.from_lists([[0, 1, 2]])
-    assert draw_untouched(np.zeros(5, dtype=np.int64), everything, 3, np.random.default_rng(0)).max() < 3
+    users, touched = np.zeros(5, dtype=np.int64), touched_keys(everything, 3)
+    assert draw_untouched(users, touched, 3, np.random.default_rng(0)).max() < 3
 
 
 def test_ranks_share_a_batch():

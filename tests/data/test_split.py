@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rediffuse.data import split
 from rediffuse.data.dataset import Dataset
+from rediffuse.data.histories import Histories
 from rediffuse.data.split import TEST, TRAIN, UNUSED, VALID, Split
 from rediffuse.errors import ConfigError, DataError
 
@@ -174,6 +175,20 @@ def test_given_without_validation() -> None:
     assert result.part.tolist() == [TRAIN, VALID, TEST, TRAIN, TEST]
     assert "has no validation part" in (result.note or "")
     assert data.given["given"].tolist() == [TRAIN, TRAIN, TEST, TRAIN, TEST], "the dataset itself stays as it is"
+
+
+def test_given_without_validation_and_order_draws_evenly() -> None:
+    """Rows of people are often in the order of items: the last one would be the item with the largest number."""
+    people, length = 2000, 5
+    rows = Histories(np.arange(people + 1) * length, np.tile(np.arange(length, dtype=np.int32), people))
+    part = np.tile(np.array([TRAIN, TRAIN, TRAIN, TRAIN, TEST], dtype=np.int8), people)
+    ids = (pl.Series(range(people)), pl.Series(range(length)))
+    result = split.given(Dataset(rows, *ids, given={"given": part}))
+    assert "a random training event" in (result.note or "")
+    chosen = rows.items[result.part == VALID]
+    assert len(chosen) == people
+    assert (np.abs(np.bincount(chosen, minlength=5)[:4] - people / 4) < 4 * np.sqrt(people * 3 / 16)).all()
+    assert (split.given(Dataset(rows, *ids, given={"given": part})).part == result.part).all()
 
 
 def test_given_schemes() -> None:

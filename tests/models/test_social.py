@@ -14,7 +14,7 @@ from tests.synthetic import walks
 import rediffuse as rd
 from rediffuse.data.dataset import SocialGraph
 from rediffuse.data.histories import Histories
-from rediffuse.errors import DataError
+from rediffuse.errors import DataError, RunError
 from rediffuse.models import model_class
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffnet import DiffNet
@@ -214,7 +214,9 @@ FORMS = [
     ("diffnet", {"combine": "last"}),
     ("diffnetpp", {}),
     ("diffnetpp", {"form": "released", "attention": "link", "loss": "squared"}),
-    ("diffnetpp", {"attention": "mean", "hops": 1}),
+    ("diffnetpp", {"form": "released", "attention": "mean", "hops": 1, "fusion": "add"}),
+    ("diffnetpp", {"form": "released", "hops": 0}),
+    ("diffnetpp", {"attention": "mean", "hops": 3}),
 ]
 
 
@@ -283,14 +285,18 @@ def test_someone_new_gets_what_someone_without_friends_would(name, options):
     """A person of the graph without links, whose own embedding is the mean of all."""
     options = options | ({"attention": "mean"} if options.get("attention") == "link" else {})
     rows = Histories.from_lists([[0, 1], [1, 3], [2], [0, 2]])
-    data = data_of(rows, 4, [(0, 1), (1, 2)])
-    model = build(name, data, embedding_size=3, **options)
-    with torch.no_grad():  # person 3 is not in their mean
-        model.user_embedding.weight[3] = model.user_embedding.weight[:3].mean(0)
-        model.trained[3] = False
-        model.prepare()
-        found = model.fold_in(Histories.from_lists([[2, 0, 2]]))
-    torch.testing.assert_close(found[0], model.user_vectors.value[3])
+    features = pl.DataFrame({"vector": np.random.default_rng(0).normal(size=(4, 5)).tolist()})
+    for tables in ({}, {"item_table": features}):
+        data = data_of(rows, 4, [(0, 1), (1, 2)], **tables)
+        model = build(name, data, embedding_size=3, **options)
+        with torch.no_grad():  # person 3 is not in their mean
+            for weights in model.fusions.parameters():
+                weights.normal_(generator=torch.Generator().manual_seed(1))
+            model.user_embedding.weight[3] = model.user_embedding.weight[:3].mean(0)
+            model.trained[3] = False
+            model.prepare()
+            found = model.fold_in(Histories.from_lists([[2, 0, 2]]))
+        torch.testing.assert_close(found[0], model.user_vectors.value[3])
 
 
 def test_features_take_part_and_can_be_left_out():
@@ -323,6 +329,13 @@ def test_the_released_form_learns(name):
     model = build(name, data, preset="reference", embedding_size=16, batch_size=64)
     losses = steps(model, data, 40, learning_rate=0.02)
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("name", [*KINDS, "friends"])
+def test_links_to_oneself_are_none(name):
+    data = data_of(ROWS, 3, [(0, 0), (2, 2)])
+    with pytest.raises(DataError, match="the data have none"):
+        model_class(name)(model_class(name).Config(), 3, 4).check(data)
 
 
 @pytest.mark.parametrize("name", [*KINDS, "friends"])
@@ -363,6 +376,41 @@ def test_who_is_remembered():
     assert not torch.equal(scores[0], model.popularity)
     assert torch.equal(scores[1], model.popularity)
     assert torch.equal(scores[2], model.popularity)
+
+
+@pytest.mark.parametrize(
+    ("options", "remembered"),
+    [
+        ({"combine": "all", "hops": 1}, True),
+        ({"combine": "hops", "hops": 1}, False),  # u of the second is made of P of the first, which nothing trained
+        ({"combine": "hops", "hops": 2}, True),
+        ({"combine": "last", "hops": 1}, False),
+        ({"combine": "last", "hops": 2}, False),
+    ],
+)
+def test_a_vector_that_nothing_trained_is_not_remembered(options, remembered):
+    """Two friends, of whom the first alone has events."""
+    rows = Histories.from_lists([[0, 1], []])
+    model = build("diffnet", data_of(rows, 3, [(0, 1)]), **options)
+    assert model.remembers(np.array([0, 1])).tolist() == [True, remembered]
+
+
+def test_other_features_are_another_run(tmp_path):
+    data = walks(friends=3)
+    tables = [pl.DataFrame({"item": data.item_ids, "vector": [[float(i * s), 1.0] for i in range(40)]}) for s in (1, 2)]
+    one, two = (dataclasses.replace(data, items=table, title=None) for table in tables)
+    options = {"epochs": 1, "embedding_size": 8}
+    for name, dataset in (("one", one), ("two", two)):
+        rd.train("diffnet", rd.split.leave_one_out(dataset), tmp_path / name, config=options)
+        rd.evaluate_run(tmp_path / name, dataset)
+    with pytest.raises(RunError, match="another tables"):
+        rd.train("diffnet", rd.split.leave_one_out(two), tmp_path / "one", config=options, resume=True)
+    with pytest.raises(RunError, match="item and user tables"):
+        rd.compare([tmp_path / "one", tmp_path / "two"])
+    # Who reads no tables may stand beside either.
+    rd.train("popularity", rd.split.leave_one_out(data), tmp_path / "popular")
+    rd.evaluate_run(tmp_path / "popular", data)
+    assert len(rd.compare([tmp_path / "popular", tmp_path / "two"]).summary)
 
 
 def test_friends_popularity_by_hand():

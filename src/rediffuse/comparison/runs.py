@@ -30,9 +30,10 @@ def evaluation_file(name: str, protocol: str | None) -> str:
 # What people are grouped by in slices: a name, and the column of the table of people.
 BY_PERSON = {"history length": "history_length", "number of friends": "friends"}
 
-# What must be equal for figures to stand side by side: a name for people, and where it is.
+# What must be equal for figures to stand side by side, wherever a run says it: a name for people, and where it is.
 MUST_AGREE = {
     "data": ("config", "data", "fingerprint"),
+    "item and user tables": ("config", "data", "tables"),
     "split": ("config", "split", "fingerprint"),
     "candidate set": ("test", "protocol", "candidates"),
     "seen-item policy": ("test", "protocol", "seen"),
@@ -148,16 +149,18 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
     """Raises:
     RunError: two runs differ in something of `MUST_AGREE`, are about other people, or are the same run twice.
     """
-    first = runs[0]
-    for run in runs[1:]:
-        for name, (where, *keys) in MUST_AGREE.items():
-            mine, theirs = _look(getattr(run, where), keys), _look(getattr(first, where), keys)
+    for name, (where, *keys) in MUST_AGREE.items():
+        said = [(run, value) for run in runs if (value := _look(getattr(run, where), keys)) is not None]
+        for run, mine in said[1:]:
+            first, theirs = said[0]
             if mine != theirs:
                 raise RunError(
                     f"{run.path} and {first.path} differ in their {name}: {_brief(run, name, mine)} and "
                     f"{_brief(first, name, theirs)}.",
                     "Compare them apart, or train and evaluate them alike.",
                 )
+    first = runs[0]
+    for run in runs[1:]:
         for name, what in (("per_user", "people"), ("truth", "true items")):  # rows are paired by position
             mine, theirs = (getattr(each, name).select(pl.col("^(user|item)_id$")) for each in (run, first))
             if not mine.equals(theirs):
@@ -165,9 +168,10 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
 
 
 def _look(facts: dict[str, Any], keys: Sequence[str]) -> Any:
-    for key in keys:
-        facts = facts[key]
-    return facts
+    *parts, last = keys
+    for part in parts:
+        facts = facts[part]
+    return facts.get(last)
 
 
 def _brief(run: EvaluatedRun, name: str, value: Any) -> str:
@@ -175,7 +179,7 @@ def _brief(run: EvaluatedRun, name: str, value: Any) -> str:
         return f"{run.config['split']['name']} {run.config['split']['params'] or ''}".strip()
     if name == "data":
         return f"{run.config['data']['events']:,} events ({value[:8]})"
-    return str(value)
+    return value[:8] if name == "item and user tables" else str(value)
 
 
 def variants(runs: Sequence[EvaluatedRun]) -> list[Variant]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rediffuse.data.features import feature_vectors
 from rediffuse.data.histories import Histories
 
 if TYPE_CHECKING:
@@ -126,6 +127,16 @@ class Dataset:
             kg = self.kg
             parts += ["kg", kg.head, kg.relation, kg.tail, kg.entity_ids, kg.relation_ids, kg.item_entity]
         return _digest(*parts)
+
+    @cached_property
+    def tables_fingerprint(self) -> str:
+        """sha256 over what models read of the item and user tables: vectors and sets, in numbers.
+
+        Raises:
+            DataError: as `rediffuse.data.features.feature_vectors`.
+        """
+        found = [feature_vectors(table) for table in (self.items, self.users)]
+        return _digest(*(b"" if vectors is None else vectors for vectors in found))
 
     def without_pseudo(self) -> Dataset:
         """The same without events that a generator wrote."""

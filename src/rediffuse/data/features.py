@@ -48,35 +48,42 @@ def item_features(table: pl.DataFrame | None) -> sparse.csr_array | None:
 def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
     """(rows, width) what a table says of each row in numbers; rows without any are zero.
 
-    The first column called vector, features or embedding that holds lists of numbers; without one, the sets of
+    The first of the columns vector, features and embedding that holds lists of numbers; without one, the sets of
     `item_features` as zeros and ones, of their 256 most common values.
 
     Args:
         table: of items or users, see `rediffuse.data.dataset.Dataset`.
 
     Returns:
-        None without a table or such a column.
+        None without a table or such a column, or where no row has any.
 
     Raises:
         DataError: vectors of different lengths, or values that are not finite numbers.
     """
-    name = next((c for c in VECTORS if table is not None and c in table.columns), None)
-    if table is None or name is None or not isinstance(table[name].dtype, pl.List | pl.Array):
+    name = next((c for c in VECTORS if table is not None and c in table.columns and _numeric(table[c].dtype)), None)
+    if table is None or name is None:
         sets = item_features(table)
         if sets is None or not sets.nnz:
             return None
         common = np.argsort(-np.ravel(sets.sum(axis=0)), kind="stable")[:MOST_VALUES]
         return sets[:, common].toarray()
-    column = table[name].cast(pl.List(pl.Float32), strict=False)
-    lengths = column.list.len().drop_nulls().unique()
-    if len(lengths) != 1 or not lengths[0]:
+    where = f"Column {name!r} of the {table.columns[0].removesuffix('_id')} table"
+    column = table[name].cast(pl.List(pl.Float32))
+    known = (column.list.len() > 0).fill_null(False).to_numpy()
+    lengths = column.list.len().filter(known).unique().sort()
+    if not len(lengths):
+        return None
+    if len(lengths) > 1:
         raise DataError(
-            f"Column {name!r} holds vectors of {', '.join(map(str, lengths.sort()))} values.",
+            f"{where} holds vectors of {', '.join(map(str, lengths))} values.",
             "Give every row a vector of the same length, or none.",
         )
-    known = column.is_not_null().to_numpy()
     vectors = np.zeros((len(table), lengths[0]), dtype=np.float32)
-    vectors[known] = column.drop_nulls().explode().fill_null(np.nan).to_numpy().reshape(-1, lengths[0])
+    vectors[known] = column.filter(known).explode().fill_null(np.nan).to_numpy().reshape(-1, lengths[0])
     if wrong := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-        raise DataError(f"Column {name!r}: the vector in row {wrong[0]} holds values that are not finite numbers.")
+        raise DataError(f"{where}: the vector in row {wrong[0]} holds values that are not finite numbers.")
     return vectors
+
+
+def _numeric(kind: pl.DataType) -> bool:
+    return isinstance(kind, pl.List | pl.Array) and kind.inner.is_numeric()  # pyright: ignore

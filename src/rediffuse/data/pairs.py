@@ -47,8 +47,8 @@ class PairBatches:
         self.batch_size = batch_size
         order = rng.permutation(len(histories.items))
         self.owners, self.items = histories.owners[order], histories.items.astype(np.int64)[order]
-        drawn = draw_untouched(np.repeat(self.owners, negatives), histories, num_items, rng)
-        self.negatives = drawn.reshape(-1, negatives)
+        self.negatives, self.num_items = negatives, num_items
+        self.touched, self.seed = touched_keys(histories, num_items), int(rng.integers(2**62))
 
     def __len__(self) -> int:
         return -(-len(self.items) // self.batch_size)
@@ -60,19 +60,27 @@ class PairBatches:
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> PairBatch:
         """Batch ``index``, or the part of it that falls to ``rank``."""
         start, stop = index * self.batch_size, min((index + 1) * self.batch_size, len(self.items))
-        part = slice(start + rank, stop, ranks)
-        columns = [torch.from_numpy(column[part]) for column in (self.owners, self.items, self.negatives)]
-        return PairBatch(*columns, share=len(columns[0]) * ranks / (stop - start))
+        owners, items = self.owners[start:stop], self.items[start:stop]
+        # Drawn for the whole batch, so that it is the same whoever asks.
+        rng = np.random.default_rng([self.seed, index])
+        drawn = draw_untouched(np.repeat(owners, self.negatives), self.touched, self.num_items, rng)
+        columns = (owners, items, drawn.reshape(-1, self.negatives))
+        mine = [torch.from_numpy(column[rank::ranks]) for column in columns]
+        return PairBatch(*mine, share=len(mine[0]) * ranks / (stop - start))
+
+
+def touched_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:
+    """person * num_items + item for all that was touched, sorted, each once."""
+    return np.unique(histories.owners * num_items + histories.items)
 
 
 def draw_untouched(
-    users: NDArray[np.int64], histories: Histories, num_items: int, rng: np.random.Generator, tries: int = 20
+    users: NDArray[np.int64], touched: NDArray[np.int64], num_items: int, rng: np.random.Generator, tries: int = 20
 ) -> NDArray[np.int64]:
-    """(n,) for each of ``users`` (n,) an item drawn evenly from those not in the person's row of ``histories``.
+    """(n,) for each of ``users`` (n,) an item drawn evenly from those not among ``touched``, see `touched_keys`.
 
     Drawn again where it was touched, ``tries`` times: who touched nearly everything may get an item of their own.
     """
-    touched = np.unique(histories.owners * num_items + histories.items)
     drawn = rng.integers(0, num_items, len(users))
     wrong = np.arange(len(users))
     for _ in range(tries):

@@ -275,7 +275,8 @@ def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 
 def given(dataset: Dataset, scheme: str | None = None) -> Split:
     """The split that came with the data.
 
-    A split without a validation part gets one: the last training event of each user who has at least two.
+    A split without a validation part gets one: the last training event of each user who has at least two, or one drawn
+    at random where events have no order.
         `Split.note` says so.
 
     Args:
@@ -303,13 +304,17 @@ def given(dataset: Dataset, scheme: str | None = None) -> Split:
     events = dataset.interactions
     if not (part == VALID).any():
         train = np.flatnonzero(part == TRAIN)
+        which = "the last"
+        if events.times is None:  # the last row of a person is often that of the item with the largest number
+            train, which = np.random.default_rng(0).permutation(train), "a random"
+            train = train[np.argsort(events.owners[train], kind="stable")]
         owners = events.owners[train]
         last = np.ones(len(train), dtype=bool)
         last[:-1] = owners[1:] != owners[:-1]
         several = np.bincount(owners, minlength=len(events))[owners] >= 2
         part[train[last & several]] = VALID
         note = (
-            f"The given split {scheme!r} has no validation part; the last training event of each user with "
+            f"The given split {scheme!r} has no validation part; {which} training event of each user with "
             f"at least two was taken for it ({int((part == VALID).sum()):,} events)."
         )
     share = _later(dataset, part)

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 
-def bipartite_adjacency(links: sparse.csr_array) -> sparse.csr_array:
+def bipartite_adjacency(links: sparse.csr_array, *, self_loops: bool = False) -> sparse.csr_array:
     """(n + m, n + m) symmetric: rows of ``links`` (n, m), then its columns, joined where it is not zero."""
-    return sparse.csr_array(sparse.block_array([[None, links], [links.T, None]]))
+    loops = [sparse.eye_array(size, dtype=np.dtype(np.float32)) if self_loops else None for size in links.shape]  # pyright: ignore
+    return sparse.csr_array(sparse.block_array([[loops[0], links], [links.T, loops[1]]]))
 
 
 def social_adjacency(source: NDArray[np.int32], target: NDArray[np.int32], users: int) -> sparse.csr_array:

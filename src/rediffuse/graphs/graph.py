@@ -7,6 +7,7 @@ take half the time of torch's sparse product, and are added up in one order, so 
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -97,7 +98,8 @@ class Part:
         """(e, ...) of this part's edges, from (edges, ...) of the graph's; differentiable."""
         if self.rows is None:
             return edge_values
-        return F.embedding(self.edges, edge_values.view(len(edge_values), -1)).view(-1, *edge_values.shape[1:])
+        flat = edge_values.reshape(len(edge_values), math.prod(edge_values.shape[1:]))
+        return F.embedding(self.edges, flat).view(len(self.edges), *edge_values.shape[1:])
 
     @property
     def values(self) -> Tensor:
@@ -119,6 +121,11 @@ class Part:
     def both_ends(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
         """(e, d): on each edge, its row's of ``of_rows`` (n, d) plus its column's of ``of_columns`` (columns, d)."""
         return _BothEnds.apply(self, of_rows, of_columns)  # pyright: ignore[reportReturnType]
+
+    def inner(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
+        """(e,) on each edge, the inner product of its row's of ``of_rows`` (n, d) and its column's of ``of_columns``
+        (columns, d). Not differentiable."""
+        return _at_edges(self, of_rows, of_columns)
 
     def over_all_edges(self, edge_values: Tensor) -> Tensor:
         """(edges, ...) of the whole graph, zero outside this part, from (e, ...)."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rediffuse.config import ModelConfig
-from rediffuse.data.dataset import SocialGraph
+from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
 
 
@@ -35,6 +35,7 @@ class TrainingData:
     item_table: pl.DataFrame | None = None  # row i describes item i
     user_table: pl.DataFrame | None = None  # row u describes user u
     social: SocialGraph | None = None
+    kg: KnowledgeGraph | None = None
     seed: int = 0  # of the training, for noise that is drawn between phases
 
 
@@ -51,6 +52,7 @@ class Model(nn.Module):
     phases: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = False
     reads_pseudo: ClassVar[bool] = False  # whether events that a generator wrote train it and stand in histories
+    reads_tables: ClassVar[bool] = False  # whether it learns from what the tables say of items or people
     reads_times: ClassVar[bool] = False  # whether answers depend on when events happened, not on their order alone
     popularity: Tensor
 

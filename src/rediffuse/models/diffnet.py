@@ -11,6 +11,7 @@ paper's layers have weights and a nonlinearity, the released code has neither, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -66,6 +67,10 @@ class DiffNet(SocialModel):
         spread = friends @ torch.stack(states).sum(0)
         return (own + spread if self.config.combine == "all" else spread) + liked
 
+    def steps_that_count(self) -> Sequence[int]:
+        hops = self.config.hops
+        return {"all": range(hops + 1), "hops": range(min(1, hops), hops + 1), "last": [hops]}[self.config.combine]
+
     def vectors(self) -> tuple[Tensor, Tensor]:
         h_0, q = self.fused("user"), self.fused("item")
         return self.people(h_0, q), q
@@ -82,4 +87,4 @@ class DiffNet(SocialModel):
         items, offsets, _ = bags(histories, self.num_items, table.device)
         liked = F.embedding_bag(items, table, offsets, mode="mean")
         counts = self.config.combine == "all" or not self.config.hops
-        return liked + self.newcomer() if counts else liked
+        return liked + self.newcomer[0] if counts else liked

@@ -51,6 +51,7 @@ class DiffNetPPConfig(SocialConfig):
     }
     search: ClassVar[dict[str, Any]] = SocialConfig.search | {"attention": ("vectors", "link", "mean")}
 
+    learning_rate: float = Field(5e-3, gt=0)
     form: Literal["paper", "released"] = Field("paper", description="How a layer's parts are put together.")
     attention: Literal["vectors", "link", "mean"] = Field(
         "vectors", description="What weighs an edge: the vectors at its ends, a number of its own, or nothing."
@@ -170,6 +171,7 @@ class DiffNetPP(SocialModel):
     def __init__(self, config: DiffNetPPConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.hops))
+        self.item_layers = SizedByData(trained=False)  # v^0 to v^hops, side by side
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
@@ -184,8 +186,9 @@ class DiffNetPP(SocialModel):
                 ):
                     attention.begin(graph)  # pyright: ignore
 
-    def spread(self, rows: Tensor | None = None, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Vectors of all layers, (n, width) and (m, width), of all people and items or of some (distinct)."""
+    def layers_of(self, rows: Tensor | None = None, items: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """u^0 to u^hops and v^0 to v^hops, (users, d) and (items, d); the last ones of ``rows`` and ``items`` alone,
+        which are distinct."""
         users_of, items_of = [self.fused("user")], [self.fused("item")]
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
@@ -194,19 +197,28 @@ class DiffNetPP(SocialModel):
             friends, interest = self.friends.part(some_users), self.interest.part(some_users)
             users_of.append(layer.people(_some(users, some_users), users, things, friends, interest))  # pyright: ignore
             items_of.append(layer.items(_some(things, some_items), users, self.fans.part(some_items)))  # pyright: ignore
-        return self.joined("user", users_of, rows), self.joined("item", items_of, items)
+        return users_of, items_of
 
-    def joined(self, who: Literal["user", "item"], layers: list[Tensor], rows: Tensor | None) -> Tensor:
-        """One vector out of those of all layers, of which the last one is of ``rows`` alone already."""
-        start, last = layers[:-1], layers[-1:]
-        if not start:  # no hops
-            start, last = last, []
+    def spread(self, rows: Tensor | None = None, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(n, width) and (m, width): the vectors of all people and items, or of some (distinct)."""
+        sides = zip(("user", "item"), self.layers_of(rows, items), (rows, items), strict=True)
+        users, things = (self.joined(layers, *self.apart(who), chosen) for who, layers, chosen in sides)  # pyright: ignore
+        return users, things
+
+    def apart(self, who: Literal["user", "item"]) -> tuple[Tensor, Tensor | None]:
+        """`starts`; zeros where the other side alone has features."""
+        free, told = self.starts(who)
+        return free, torch.zeros_like(free) if told is None and self.feature_vectors else told
+
+    def joined(self, layers: list[Tensor], free: Tensor, told: Tensor | None, rows: Tensor | None = None) -> Tensor:
+        """One vector out of all layers, of which the last is of ``rows`` already. In the released form u^0 is left out,
+        and the embeddings and what features become stand in its place."""
+        first, last = layers[:-1], layers[-1:]
+        if not first:  # no hops
+            first, last = last, []
         if self.config.form == "released":
-            free, told = self.starts(who)
-            start = [*start[1:], free]
-            if self.feature_vectors:  # of people, of items, or of both
-                start.append(torch.zeros_like(free) if told is None else told)
-        return torch.cat([*(_some(layer, rows) for layer in start), *last], dim=1)
+            first = [*first[1:], free] if told is None else [*first[1:], free, told]
+        return torch.cat([*(_some(layer, rows) for layer in first), *last], dim=1)
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         return self.spread()
@@ -220,25 +232,22 @@ class DiffNetPP(SocialModel):
         return F.embedding(place, mine), things[:, 0], things[:, 1:]
 
     @torch.no_grad()
+    def prepare(self) -> None:
+        super().prepare()
+        self.item_layers.set(torch.cat(self.layers_of()[1], dim=1))
+
+    @torch.no_grad()
     def fold_in(self, histories: Histories) -> Tensor:
         """The same layers for someone without friends, whose u^0 is that of people on average."""
         size, device = self.config.embedding_size, self.popularity.device
-        blocks = list(self.item_vectors.value.split(size, dim=1))
-        between, apart = self.config.hops - 1, []
-        if self.config.form == "released" and self.config.hops:
-            # v^1 .. v^(hops - 1), the embedding, perhaps what features say, and v^hops: see `joined`
-            apart = blocks[between:-1]
-            blocks = [torch.stack(apart).sum(0), *blocks[:between], blocks[-1]]
         interest = Graph(row_normalised(binary_matrix(histories, self.num_items)), device).part(None)
-        nobody = sparse.csr_array((len(histories), 1), dtype=np.float32)
-        friends = Graph(nobody, device).part(None)
-        states = [self.newcomer().repeat(len(histories), 1)]
-        for layer, things in zip(self.layers, blocks, strict=False):
-            states.append(layer.people(states[-1], torch.zeros(1, size, device=device), things, friends, interest))  # pyright: ignore
-        if apart:
-            told = [torch.zeros_like(states[0])] * (len(apart) - 1)  # of features of theirs we know nothing
-            states = [*states[1:-1], states[0], *told, states[-1]]
-        return torch.cat(states, dim=1)
+        friends = Graph(sparse.csr_array((len(histories), 1), dtype=np.float32), device).part(None)
+        mean, free, told = (x.expand(len(histories), size) for x in self.newcomer)
+        states, nobody = [mean], torch.zeros(1, size, device=device)
+        for layer, things in zip(self.layers, self.item_layers.value.split(size, dim=1), strict=False):
+            states.append(layer.people(states[-1], nobody, things, friends, interest))  # pyright: ignore
+        width = self.item_vectors.value.shape[1] // size
+        return self.joined(states, free, told if width > self.config.hops + 1 else None)
 
 
 def _some(x: Tensor, rows: Tensor | None) -> Tensor:

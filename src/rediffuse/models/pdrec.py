@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.batches import SequenceBatch, SequenceBatches
 from rediffuse.data.histories import Histories
-from rediffuse.data.pairs import draw_untouched
+from rediffuse.data.pairs import draw_untouched, touched_keys
 from rediffuse.data.rows import RowBatch, RowBatches
 from rediffuse.models.backbone import backbone_class, backbone_config
 from rediffuse.models.base import Model, TrainingData
@@ -213,7 +213,7 @@ class PDRec(Model):
             return self.part.batches(data, rng)  # type: ignore[return-value]
         if self.config.loss == "bce":
             owners = self.events.owners
-            drawn = [draw_untouched(owners, data.train, self.num_items, rng)]
+            drawn = [draw_untouched(owners, touched_keys(data.train, self.num_items), self.num_items, rng)]
             if self.config.nns and self.signals is not None:
                 drawn.append(self.signals.draw(owners, self.num_items, rng))
             self.negatives = torch.from_numpy(np.stack(drawn, axis=1)).to(self.popularity.device)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
+from scipy import sparse
 from torch import Tensor, nn
 
 from rediffuse.data.dataset import SocialGraph
@@ -33,6 +36,7 @@ class SocialConfig(FactorConfig):
     }
 
     learning_rate: float = Field(1e-3, gt=0)
+    reg: float = Field(0.03, ge=0, description="L2 penalty on the embeddings of a batch.")
     batch_size: int = Field(4096, ge=1, description="Events per optimiser step, each with its negatives.")
     hops: int = Field(2, ge=0, description="Steps along the graphs; 0: friends play no part.")
     loss: Literal["bpr", "bce", "squared"] = Field("bpr", description="squared: of probabilities, as released.")
@@ -50,11 +54,14 @@ class SocialModel(FactorModel):
     """Subclasses implement `vectors` and `fold_in`, and answer by what `prepare` keeps: no graph is saved.
 
     A link joins both ends; see `rediffuse.graphs.social_adjacency`. `trained` covers, besides people with events,
-    those whom such people reach within ``hops`` links.
+    those whose vectors are made of what such people trained.
     """
+
+    reads_tables = True
 
     Config = SocialConfig
     config: SocialConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    newcomer: Tensor
     friends: Graph  # users x users, and
     interest: Graph  # users x items, both made by `fit`
 
@@ -72,9 +79,11 @@ class SocialModel(FactorModel):
             nn.init.eye_(layer.weight[:, size:])  # pyright: ignore
         self.feature_vectors: dict[str, Tensor] = {}
         self.user_vectors, self.item_vectors = SizedByData(trained=False), SizedByData(trained=False)
+        # Means over trained people, for someone who is none of them: fused, the embedding, what features become.
+        self.register_buffer("newcomer", torch.zeros(3, size))
 
     def check(self, data: TrainingData) -> None:
-        if self.config.hops and (data.social is None or not len(data.social)):
+        if self.config.hops and (data.social is None or not (data.social.source != data.social.target).any()):
             raise DataError(
                 f"{self.name} learns from links between people, and the data have none.",
                 "Give them with --social (Python: social=...), or set hops=0.",
@@ -90,16 +99,27 @@ class SocialModel(FactorModel):
         links = data.social or SocialGraph(np.empty(0, np.int32), np.empty(0, np.int32))
         linked = row_normalised(social_adjacency(links.source, links.target, self.num_users))
         self.interest, self.friends = Graph(touched, device), Graph(linked, device)
-        reached = np.diff(touched.indptr) > 0
-        for _ in range(self.config.hops):
-            reached |= (linked @ reached.astype(np.float32)) > 0
-        self.trained.copy_(torch.from_numpy(reached))
+        active = np.diff(touched.indptr) > 0
+        # Whose embedding is in the vector of someone with events, and whose vector is mostly made of such.
+        embedded = self._spread(linked, active) > 0
+        self.trained.copy_(torch.from_numpy(active | (self._spread(linked, embedded) > 0.5)))
         tables = {"user": data.user_table, "item": data.item_table} if self.config.features else {}
         for who, table in tables.items():
             if (vectors := feature_vectors(table)) is not None:
                 known = torch.from_numpy(vectors).to(device)
                 self.feature_vectors[who] = standardised(known, self.config.feature_scale)
                 self.projections[who].set_width(vectors.shape[1])  # pyright: ignore
+
+    def steps_that_count(self) -> Sequence[int]:
+        """The k whose h^k is part of a person's vector."""
+        return range(self.config.hops + 1)
+
+    def _spread(self, linked: sparse.csr_array, people: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """(users,) the share of ``people`` (users,) in what each person's vector is made of."""
+        steps = [people.astype(np.float32)]
+        for _ in range(self.config.hops):
+            steps.append(linked @ steps[-1])
+        return np.mean([steps[step] for step in self.steps_that_count()], axis=0)
 
     def starts(self, who: Literal["user", "item"]) -> tuple[Tensor, Tensor | None]:
         """(n, d) the free embeddings, and what the feature vectors become, if there are any."""
@@ -114,10 +134,6 @@ class SocialModel(FactorModel):
             return free
         return free + told if self.config.fusion == "add" else self.fusions[who](torch.cat((free, told), dim=1))
 
-    def newcomer(self) -> Tensor:
-        """(d,) the mean free embedding, for people who have none."""
-        return self.user_embedding.weight[self.trained].mean(0)
-
     def pair_loss(self, positive: Tensor, negative: Tensor) -> Tensor:
         return LOSSES[self.config.loss](positive, negative)
 
@@ -126,6 +142,9 @@ class SocialModel(FactorModel):
         users, items = self.vectors()
         self.user_vectors.set(users)
         self.item_vectors.set(items)
+        free, told = self.starts("user")
+        means = (self.fused("user"), free, torch.zeros_like(free) if told is None else told)
+        self.newcomer.copy_(torch.stack([x[self.trained].mean(0) for x in means]))
 
     def answering_vectors(self) -> tuple[Tensor, Tensor]:
         return self.user_vectors.value, self.item_vectors.value

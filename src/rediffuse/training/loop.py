@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rediffuse.data.files import atomic_write_text
 from rediffuse.data.split import TrainingView
@@ -88,7 +88,11 @@ class Trainer:
         show_progress: bool = False,
         on_validation: Callable[[int, float], None] | None = None,
     ) -> None:
-        self.accelerator = Accelerator(cpu=no_accelerator(), log_with=tracker, project_dir=str(folder))
+        # A phase, a batch or an option can leave weights without a gradient.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(
+            cpu=no_accelerator(), log_with=tracker, project_dir=str(folder), kwargs_handlers=[unused]
+        )
         self.model, self.view, self.folder, self.seed = model, view, folder, seed
         self.phases = model.phases if model.trained_by_gradient else ()
         self.config = model.config
@@ -106,6 +110,7 @@ class Trainer:
             view.item_table,
             view.user_table,
             view.social,
+            view.kg,
             seed,
         )
         model.check(self.data)

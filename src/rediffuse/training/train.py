@@ -86,6 +86,7 @@ def train(
         "data": {
             "fingerprint": split.dataset.own_fingerprint,
             "augmentation": augmentation(split.dataset),
+            "tables": split.dataset.tables_fingerprint if kind.reads_tables else None,
             "users": split.dataset.num_users,
             "items": split.dataset.num_items,
             "events": split.dataset.num_events,
@@ -210,6 +211,7 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
         "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},
         "phases_from": {phase: part["weights"] for phase, part in facts["phases_from"].items()},
         "augmentation": facts["data"]["augmentation"],
+        "tables": facts["data"]["tables"],
     }
     if resume:
         if not claim.exists():

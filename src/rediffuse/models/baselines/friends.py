@@ -34,7 +34,7 @@ class Friends(Model):
         self.counts = SizedByData(trained=False, dtype=torch.int32)
 
     def check(self, data: TrainingData) -> None:
-        if data.social is None or not len(data.social):
+        if data.social is None or not (data.social.source != data.social.target).any():
             raise DataError(
                 "friends learns from links between people, and the data have none.",
                 "Give them with --social (Python: social=...), or take popularity.",

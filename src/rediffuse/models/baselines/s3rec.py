@@ -43,6 +43,7 @@ class S3Rec(SASRec):
     """SASRec with a first phase of self-supervision."""
 
     name = "s3rec"
+    reads_tables = True
     Config = S3RecConfig
     phases = ("pretrain", "finetune")
     config: S3RecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
