@@ -28,6 +28,7 @@ from rediffuse.comparison.markdown import SHOWN
 from rediffuse.comparison.runs import BY_PERSON, evaluation_file
 from rediffuse.data.split import Split
 from rediffuse.data.zoo import fetch
+from rediffuse.models.diffkg import DiffKGConfig
 from rediffuse.models.diffnet import DiffNetConfig
 from rediffuse.models.diffnetpp import DiffNetPPConfig
 from rediffuse.models.diffrec import TDiffRecConfig
@@ -84,6 +85,10 @@ MORE |= {
     "lightgcn-tuned": Variant("lightgcn", {"reg": 0.03}),
     "diffnetpp-reference": Variant("diffnetpp", DiffNetPPConfig.presets["reference"]),
 }
+# A knowledge graph, pruned by diffusion, at random, or not at all.
+for pruning in ("diffusion", "random", "none"):
+    MORE[f"diffkg-{pruning}"] = Variant("diffkg", {"pruning": pruning})
+MORE["diffkg-reference"] = Variant("diffkg", DiffKGConfig.presets["reference"])
 # PDRec: TI-DiffRec alone, and each signal alone and together, on two backbones, with the paper's loss and with ours.
 SIGNALS = ("hbr", "dpa", "nns")
 DIFFUSION = TDiffRecConfig.presets["douban-book"] | {"learning_rate": 5e-4, "validate_every": 2}

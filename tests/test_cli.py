@@ -317,3 +317,48 @@ def test_augmented_data_from_the_command_line(command, dataset, tmp_path):
     code, printed, _ = command("augment", "diffuasr", dataset, "-o", longer, "--guidance", "cf", *common)
     assert code == 2
     assert "guidance was 'cg', is 'cf'" in printed
+
+
+def test_graphs_end_to_end(command, place, tmp_path):
+    """Links and a knowledge graph as files: recommendations to who has only friends, and reasons."""
+    data = walks(friends=3, knowledge=True)
+    social, kg = data.social, data.kg
+    ends = {"source": data.user_ids.gather(social.source), "target": data.user_ids.gather(social.target)}
+    pl.DataFrame(ends).write_csv(tmp_path / "friends.csv")
+    facts = {"head": kg.entity_ids.gather(kg.head), "relation": kg.relation_ids.gather(kg.relation)}
+    pl.DataFrame(facts | {"tail": kg.entity_ids.gather(kg.tail)}).write_csv(tmp_path / "facts.csv")
+    items, entities = kg.item_entity.T
+    links = {"item_id": data.item_ids.gather(items), "entity_id": kg.entity_ids.gather(entities)}
+    pl.DataFrame(links).write_csv(tmp_path / "links.csv")
+    columns = ["--user", "userId", "--item", "movieId", "--time", "timestamp"]
+    films = ["--items", place / "films.csv", "--title", "title", "--social", tmp_path / "friends.csv"]
+    graphs = ["--kg", tmp_path / "facts.csv", "--item-entity", tmp_path / "links.csv"]
+    code, _, err = command("prepare", place / "ratings.csv", "-o", tmp_path / "data", *columns, *films, *graphs)
+    assert code == 0, err
+
+    small = ["--set", "epochs=2", "--set", "embedding_size=8", "--split", "leave-one-out"]
+    code, _, err = command("train", "diffnet", tmp_path / "data", "-o", tmp_path / "social", *small)
+    assert code == 0, err
+    code, out, err = command("recommend", tmp_path / "social", "--user", "u_alone", "-k", "3", "--json")
+    assert code == 0, err
+    assert "empty" not in err
+    assert len(json.loads(out)["recommendations"]) == 3
+    code, _, err = command("recommend", tmp_path / "social", "--user", "u1", "--explain")
+    assert code == 2
+    assert "no knowledge graph" in err
+
+    code, _, err = command("train", "diffkg", tmp_path / "data", "-o", tmp_path / "facts", *small)
+    assert code == 0, err
+    asked = ["recommend", tmp_path / "facts", "--history", "Film i1|Film i2", "-k", "20", "--explain"]
+    code, out, err = command(*asked, "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer["paths"]
+    assert {row["touched_item"] for row in answer["paths"]} <= {"i1", "i2"}
+    assert {row["item_id"] for row in answer["paths"]} <= {row["item_id"] for row in answer["recommendations"]}
+    code, out, err = command(*asked)
+    assert code == 0, err
+    assert "-- of 5 -- part 5.0 -- of 5 -- Film i1" in out
+    code, _, err = command("recommend", tmp_path / "facts", "--users", place / "ratings.csv", "--explain")
+    assert code == 2
+    assert "one list at a time" in err

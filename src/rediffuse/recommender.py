@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, RediffuseWarning
 from rediffuse.evaluation.topk import exact_top_k
+from rediffuse.graphs.paths import strongest_paths
 from rediffuse.models.base import Model
 from rediffuse.training.run_folder import RunContents, read_run
 from rediffuse.training.seeds import derive
@@ -37,6 +38,7 @@ class Recommender:
         self.config: dict[str, Any] = run.config
         self.items: pl.DataFrame = run.items
         self.model: Model = run.model
+        self._folder = run.path
         self._user_ids, self._histories = run.user_ids, run.histories
         self._item_numbers = {item: number for number, item in enumerate(run.items["item_id"].to_list())}
         self._user_numbers = {user: number for number, user in enumerate(run.user_ids.to_list())}
@@ -156,6 +158,37 @@ class Recommender:
         """Item numbers, -1 for unknown ids."""
         kind = self.items["item_id"].dtype
         return np.asarray([self._item_numbers.get(_own_id(item, kind), -1) for item in items], dtype=np.int64)
+
+    def explain(
+        self, items: Iterable[Any], *, user: Any = None, history: Iterable[Any] | None = None, paths: int = 3
+    ) -> pl.DataFrame:
+        """The strongest knowledge paths from what someone touched to ``items``, of a model that learned from a graph.
+
+        Args:
+            items: ids, for example those recommended.
+            user: a known person's id; or
+            history: item ids.
+            paths: per item, at most.
+
+        Returns:
+            A frame, see `rediffuse.graphs.paths.strongest_paths`; weights are those of the model's attention, and edges
+            that are not ``kept`` are those that it pruned.
+
+        Raises:
+            ConfigError: the model learned from no knowledge graph; neither or both of user and history were given.
+        """
+        file = self._folder / "knowledge.parquet"
+        if not file.exists():
+            raise ConfigError(
+                f"{self.config['model']} learned from no knowledge graph, so it has no paths.", "Take a run of diffkg."
+            )
+        if (user is None) == (history is None):
+            raise ConfigError("Say for whom, in one way.", "Pass user=... or history=[...].")
+        rows = self._people([user] if history is None else None, None if history is None else [history])[2]
+        asked = self._numbers(_listed("items", items))
+        ids = self.items["item_id"]
+        touched = ids.gather(np.unique(rows.items))
+        return strongest_paths(pl.read_parquet(file), ids.gather(asked[asked >= 0]), touched, _whole("paths", paths))
 
     def find_items(self, names: Iterable[str]) -> list[Any]:
         """Item ids from ids or titles (letter case does not matter); an id goes before an equal title.

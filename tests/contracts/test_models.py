@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:1 of 61 histories are empty")
 
 @pytest.fixture(scope="module")
 def split():
-    return rd.split.leave_one_out(walks(friends=3))
+    return rd.split.leave_one_out(walks(friends=3, knowledge=True))
 
 
 @pytest.fixture(scope="module", params=models.names())

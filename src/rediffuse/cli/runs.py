@@ -15,6 +15,7 @@ from rediffuse.cli.splits import read_split
 if TYPE_CHECKING:
     import polars as pl
 
+    from rediffuse.recommender import Recommender
 
 SHOWN_METRICS = (
     *(f"{kind}@{k}" for kind in ("hr", "ndcg") for k in (5, 10, 20)),
@@ -150,6 +151,7 @@ def recommend(
     seed: Annotated[int, typer.Option(help="Of the noise of a stochastic model.")] = 0,
     samples: Annotated[int, typer.Option(help="Draws to average.")] = 1,
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Items of the history may come again.")] = False,
+    explain: Annotated[bool, typer.Option(help="Say why, by paths of a knowledge graph (diffkg).")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to this .parquet or .csv file.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -161,6 +163,8 @@ def recommend(
         raise ConfigError("Say for whom, in one way.", 'Give --history "a|b", --user ID, or --users FILE.')
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise ConfigError(f"{out} is neither .parquet nor .csv.", "Choose one of the two endings.")
+    if explain and (users or out):
+        raise ConfigError("--explain speaks of one list at a time.", 'Use it with --history "a|b" or --user ID.')
     recommender = Recommender.load(run)
     found = recommender.recommend(
         users=user if user else _user_column(users) if users else None,
@@ -178,6 +182,9 @@ def recommend(
         _write(found, out)
     written = {"rows": len(found), "out": str(out)}
     facts = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
+    reasons = _reasons(recommender, found, history) if explain else None
+    if reasons is not None:
+        facts["paths"] = reasons.to_dicts()
 
     def for_people() -> None:
         if out is not None:
@@ -187,8 +194,40 @@ def recommend(
         for row in found.iter_rows():
             listing.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
         show(listing)
+        for line in [] if reasons is None else _sentences(recommender, reasons):
+            show(line)
 
     answer(facts, as_json, for_people)
+
+
+def _reasons(recommender: Recommender, found: pl.DataFrame, history: str | None) -> pl.DataFrame:
+    """Paths to all that was recommended, with the person's id in front."""
+    import polars as pl
+
+    touched = None if history is None else recommender.find_items(filter(str.strip, history.split("|")))
+    parts = []
+    for (person,), theirs in found.group_by("user_id", maintain_order=True):
+        whom = {"user": person} if touched is None else {"history": touched}
+        paths = recommender.explain(theirs["item_id"], **whom, paths=2)
+        parts.append(paths.select(pl.lit(person).alias("user_id"), pl.all()))
+    return pl.concat(parts)
+
+
+def _sentences(recommender: Recommender, reasons: pl.DataFrame) -> list[str]:
+    """Each path as one line, in titles where there are any."""
+    titled = "title" in recommender.items.columns
+    named = dict(recommender.items.select("item_id", "title").iter_rows()) if titled else {}
+    lines = ["Why, as the attention over the knowledge graph has it:"]
+    for row in reasons.iter_rows(named=True):
+        to, came_from = (str(named.get(row[end]) or row[end]) for end in ("item_id", "touched_item"))
+        way = f"-- {row['relation']} --"
+        if row["entity"] is not None:
+            way += f" {row['entity']} -- {row['relation_back']} --"
+        pruned = "" if row["kept"] else ", an edge of it pruned"
+        lines.append(f"  {to} {way} {came_from} ({row['strength']:.3f}{pruned})")
+    if len(lines) == 1:
+        return ["No path of the knowledge graph leads from the history to what is recommended."]
+    return lines
 
 
 def _metrics_table(metrics: dict[str, dict[str, float]], title: str) -> Any:

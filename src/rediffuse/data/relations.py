@@ -156,7 +156,11 @@ def read_knowledge(
     _count(report, notes, "kg_repeated", repeated, "repeated triples were dropped")
     known, repeated = _first_of(known, items, linked)
     _count(report, notes, "item_entity_repeated", repeated, "repeated links of an item to an entity were dropped")
-    report.update(kg_triples=int(keep.sum()), kg_linked_items=len(np.unique(items[known])))
+    report.update(
+        kg_triples=int(keep.sum()),
+        kg_linked_items=len(np.unique(items[known])),
+        kg_unlinked_entities=len(entity_ids) - len(np.unique(linked[known])),
+    )
     return KnowledgeGraph(
         head[keep],
         relation[keep],

@@ -281,16 +281,18 @@ def linear_var(
     noise_min: float = 1e-4,
     noise_max: float = 0.02,
     beta_fixed: bool = True,
+    first_beta: float = _FIXED_FIRST_BETA,
 ) -> Tensor:
     """1 - abar_t = linspace(noise_scale noise_min, noise_scale noise_max). DiffRec (Wang et al. 2023), eq. 4.
 
-    ``beta_fixed`` then sets beta_0 = 1e-5, as the release does for all but L-DiffRec; 1 - abar_t moves along.
+    ``beta_fixed`` then sets beta_0 = ``first_beta``, 1e-5 as the release does for all but L-DiffRec, or 1e-4 as that of
+    DiffKG; 1 - abar_t moves along.
     """
     variance = _linspace(noise_scale * noise_min, noise_scale * noise_max, steps)
     abar = torch.cat((torch.ones(1, dtype=torch.float64), 1 - variance))
     betas = 1 - abar[1:] / abar[:-1]
     betas[1:] = betas[1:].clamp(max=_MAX_BETA)
-    return _first_fixed(betas) if beta_fixed else betas
+    return _first_fixed(betas, first_beta) if beta_fixed else betas
 
 
 def linear_scaled(
@@ -311,8 +313,8 @@ def binomial(steps: int, beta_fixed: bool = False) -> Tensor:
     return _first_fixed(betas) if beta_fixed else betas
 
 
-def _first_fixed(betas: Tensor) -> Tensor:
-    return _with_first(betas, torch.tensor(_FIXED_FIRST_BETA, dtype=torch.float64))
+def _first_fixed(betas: Tensor, first: float = _FIXED_FIRST_BETA) -> Tensor:
+    return _with_first(betas, torch.tensor(first, dtype=torch.float64))
 
 
 SCHEDULES: dict[str, Callable[..., Tensor]] = {

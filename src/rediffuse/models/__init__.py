@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _MODELS = {
     "bert4rec": ("rediffuse.models.baselines.bert4rec", "BERT4Rec"),
     "bprmf": ("rediffuse.models.baselines.bprmf", "BPRMF"),
+    "diffkg": ("rediffuse.models.diffkg", "DiffKG"),
     "diffnet": ("rediffuse.models.diffnet", "DiffNet"),
     "diffnetpp": ("rediffuse.models.diffnetpp", "DiffNetPP"),
     "diffrec": ("rediffuse.models.diffrec", "DiffRec"),

@@ -1,0 +1,39 @@
+"""Paths between items in a knowledge graph whose edges have weights, as tables of ids."""
+
+from __future__ import annotations
+
+import polars as pl
+
+
+def strongest_paths(edges: pl.DataFrame, items: pl.Series, touched: pl.Series, most: int) -> pl.DataFrame:
+    """The strongest paths from each of ``items`` to any of ``touched``, at most ``most`` each.
+
+    A path is item - relation - entity - relation - touched item, and as strong as the product of both items' edge
+    weights; or item - relation - touched item, as strong as that edge.
+
+    Args:
+        edges: of items: item_id, relation, entity or other_item (what it leads to), weight, kept.
+        items, touched: ids.
+
+    Returns:
+        item_id (in the order asked), relation, entity and relation_back (null on a direct edge), touched_item,
+        strength, kept (False if an edge of it is not), strongest first. Items without a path have no row.
+    """
+    asked = pl.DataFrame({"item_id": items}).unique(maintain_order=True)
+    ends = pl.DataFrame({"touched_item": touched}).unique()
+    # An item in the middle of a path is an entity as well.
+    edges = edges.with_columns(node=pl.coalesce("entity", pl.format("item {}", "other_item")))
+    mine = asked.join(edges, on="item_id")
+    theirs = edges.rename({"item_id": "touched_item", "relation": "relation_back"}).join(ends, on="touched_item")
+    columns = ["item_id", "relation", "entity", "relation_back", "touched_item", "strength", "kept"]
+    through = mine.join(theirs, on="node").with_columns(
+        entity="node", strength=pl.col("weight") * pl.col("weight_right"), kept=pl.col("kept") & pl.col("kept_right")
+    )
+    direct = mine.join(ends, left_on="other_item", right_on="touched_item", coalesce=False).with_columns(
+        strength="weight", entity=pl.lit(None, pl.String), relation_back=pl.lit(None, pl.String)
+    )
+    found = pl.concat([through.select(columns), direct.select(columns)])
+    found = found.filter(pl.col("touched_item") != pl.col("item_id"))
+    best = found.sort("strength", "relation", "touched_item", descending=[True, False, False])
+    best = best.group_by("item_id", maintain_order=True).head(most)
+    return asked.join(best, on="item_id", maintain_order="left_right")
