@@ -45,6 +45,12 @@ def test_links_join_both_ends_once():
     # Repeated, reversed and self links change nothing.
     source, target = np.array([0, 0, 1, 3, 2, 4], np.int32), np.array([1, 1, 0, 2, 3, 4], np.int32)
     assert (social_adjacency(source, target, 5).toarray() == plain).all()
+    one_way = social_adjacency(source, target, 5, directed=True).toarray()
+    assert sorted(zip(*np.nonzero(one_way), strict=True)) == [(0, 1), (1, 0), (2, 3), (3, 2)]
+    assert social_adjacency(source[:2], target[:2], 5, directed=True).toarray()[:2].tolist() == [
+        [0, 1, 0, 0, 0],
+        [0] * 5,
+    ]
 
 
 def test_layers_are_powers():

@@ -77,6 +77,17 @@ def test_no_hops_is_a_vector_and_the_mean_of_the_items():
     torch.testing.assert_close(liked.vectors()[0], liked.interest @ liked.item_embedding.weight)
 
 
+def test_directed_links():
+    """Person 0 links to 1; nobody takes in person 0."""
+    model = build("diffnet", data_of(ROWS, 3, [(0, 1)]), directed=True, hops=1, combine="last", embedding_size=2)
+    assert model.people(P, torch.zeros(3, 2)).tolist() == [P[1].tolist(), [0, 0], [0, 0], [0, 0]]
+    # Who did nothing and links to someone has half a trained vector; who is linked to has nothing.
+    for links, remembered in (([(0, 1)], True), ([(1, 0)], True), ([(2, 0)], False)):
+        rows = Histories.from_lists([[], [0, 1], []])
+        model = build("diffnet", data_of(rows, 3, links), directed=True, hops=1)
+        assert model.remembers(np.array([0])).tolist() == [remembered]
+
+
 def test_w3_standardised():
     close(standardised(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), 0.2), [[-0.213809, -0.106904], [0, 0.320713]])
     assert not standardised(torch.full((3, 2), 7.0), 0.2).any()
@@ -366,13 +377,12 @@ def test_friends_answer_for_someone_without_events(name, tmp_path):
 
 
 def test_who_is_remembered():
-    """A chain of people of whom the first alone has events: two hops reach two of them; nothing reaches the last."""
-    rows = Histories.from_lists([[0, 1], [], [], [], []])
-    data = data_of(rows, 3, [(0, 1), (1, 2), (2, 3)])
-    model = build("diffnet", data, hops=2)
-    assert model.remembers(np.array([0, 1, 2, 3, 4, -1])).tolist() == [True, True, True, False, False, False]
+    """A chain of people of whom the first alone has events; two hops train three, and less than half of the fourth."""
+    rows = Histories.from_lists([[0, 1], [], [], [], [], []])
+    model = build("diffnet", data_of(rows, 3, [(0, 1), (1, 2), (2, 3), (3, 4)]), hops=2)
+    assert model.remembers(np.array([0, 1, 2, 3, 4, 5, -1])).tolist() == [True] * 3 + [False] * 4
     model.prepare()
-    scores = model.score(Histories.from_lists([[], [], []]), users=np.array([1, 3, -1]))
+    scores = model.score(Histories.from_lists([[], [], []]), users=np.array([1, 4, -1]))
     assert not torch.equal(scores[0], model.popularity)
     assert torch.equal(scores[1], model.popularity)
     assert torch.equal(scores[2], model.popularity)

@@ -13,11 +13,15 @@ def bipartite_adjacency(links: sparse.csr_array, *, self_loops: bool = False) ->
     return sparse.csr_array(sparse.block_array([[loops[0], links], [links.T, loops[1]]]))
 
 
-def social_adjacency(source: NDArray[np.int32], target: NDArray[np.int32], users: int) -> sparse.csr_array:
-    """(users, users) binary and symmetric: a link joins both ends, however often and in whichever direction it is
-    given; links from a user to the same are left out."""
+def social_adjacency(
+    source: NDArray[np.int32], target: NDArray[np.int32], users: int, *, directed: bool = False
+) -> sparse.csr_array:
+    """(users, users) binary. A link joins both ends, however often and in whichever direction it is given, or if
+    ``directed`` its source to its target alone; links from a user to the same are left out."""
     apart = source != target
-    ends = (np.concatenate((source[apart], target[apart])), np.concatenate((target[apart], source[apart])))
+    ends = (source[apart], target[apart])
+    if not directed:
+        ends = (np.concatenate(ends), np.concatenate(ends[::-1]))
     matrix = sparse.csr_array(sparse.coo_array((np.ones(len(ends[0]), dtype=np.float32), ends), shape=(users, users)))
     matrix.sum_duplicates()
     matrix.data.fill(1.0)

@@ -39,6 +39,7 @@ class SocialConfig(FactorConfig):
     reg: float = Field(0.03, ge=0, description="L2 penalty on the embeddings of a batch.")
     batch_size: int = Field(4096, ge=1, description="Events per optimiser step, each with its negatives.")
     hops: int = Field(2, ge=0, description="Steps along the graphs; 0: friends play no part.")
+    directed: bool = Field(False, description="People take in whom they link to, and not who links to them.")
     loss: Literal["bpr", "bce", "squared"] = Field("bpr", description="squared: of probabilities, as released.")
     features: bool = Field(
         True, description="Use the feature vectors of the item and user tables, where there are any."
@@ -53,8 +54,8 @@ class SocialConfig(FactorConfig):
 class SocialModel(FactorModel):
     """Subclasses implement `vectors` and `fold_in`, and answer by what `prepare` keeps: no graph is saved.
 
-    A link joins both ends; see `rediffuse.graphs.social_adjacency`. `trained` covers, besides people with events,
-    those whose vectors are made of what such people trained.
+    A link joins both ends unless ``directed``; see `rediffuse.graphs.social_adjacency`. `trained` covers, besides people
+    with events, those whose vectors are made of what such people trained.
     """
 
     reads_tables = True
@@ -97,12 +98,14 @@ class SocialModel(FactorModel):
         device = self.popularity.device
         touched = row_normalised(binary_matrix(data.train, self.num_items))
         links = data.social or SocialGraph(np.empty(0, np.int32), np.empty(0, np.int32))
-        linked = row_normalised(social_adjacency(links.source, links.target, self.num_users))
+        linked = row_normalised(
+            social_adjacency(links.source, links.target, self.num_users, directed=self.config.directed)
+        )
         self.interest, self.friends = Graph(touched, device), Graph(linked, device)
         active = np.diff(touched.indptr) > 0
-        # Whose embedding is in the vector of someone with events, and whose vector is mostly made of such.
-        embedded = self._spread(linked, active) > 0
-        self.trained.copy_(torch.from_numpy(active | (self._spread(linked, embedded) > 0.5)))
+        # Whose embedding is in the vector of someone with events, and whose vector is made of such by half or more.
+        embedded = self._spread(sparse.csr_array(linked.T.tocsr()), active) > 0
+        self.trained.copy_(torch.from_numpy(active | (self._spread(linked, embedded) > 0.499)))
         tables = {"user": data.user_table, "item": data.item_table} if self.config.features else {}
         for who, table in tables.items():
             if (vectors := feature_vectors(table)) is not None:

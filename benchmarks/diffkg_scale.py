@@ -1,0 +1,130 @@
+"""One epoch of DiffKG at three sizes: what its parts take, and how that grows.
+
+    REDIFFUSE_DATA=... python benchmarks/diffkg_scale.py --data lastfm-kgat-partial
+
+Each size is a share of the items with all that concerns them, in a process of its own, whose memory is measured. The
+epoch is whole: every entity through the denoiser, the pruning, every training event through the recommender.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import rediffuse as rd
+from rediffuse.data.dataset import KnowledgeGraph
+from rediffuse.data.histories import Histories
+from rediffuse.data.zoo import fetch
+from rediffuse.models.base import TrainingData
+from rediffuse.models.diffkg import DiffKG, DiffKGConfig, EntityBatch
+from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
+
+SHARES = (0.25, 0.5, 1.0)
+
+
+def part_of(data: TrainingData, share: float) -> TrainingData:
+    """The training data of a random share of the items, and the triples that touch them."""
+    kg = data.kg
+    assert kg is not None
+    kept = np.random.default_rng(0).random(data.num_items) < share
+    number = np.cumsum(kept) - 1
+    events = data.train.where(kept[data.train.items])
+    train = Histories(events.offsets, number[events.items].astype(np.int32))
+    links = kg.item_entity[kept[kg.item_entity[:, 0]]]
+    touched = np.isin(kg.head, links[:, 1]) | np.isin(kg.tail, links[:, 1])
+    entities = np.unique(np.concatenate((kg.head[touched], kg.tail[touched], links[:, 1])))
+
+    def renumbered(x: np.ndarray) -> np.ndarray:
+        return np.searchsorted(entities, x).astype(np.int32)
+
+    smaller = KnowledgeGraph(
+        renumbered(kg.head[touched]),
+        kg.relation[touched],
+        renumbered(kg.tail[touched]),
+        kg.entity_ids.gather(entities),
+        kg.relation_ids,
+        np.stack((number[links[:, 0]], renumbered(links[:, 1])), axis=1).astype(np.int32),
+    )
+    counts = np.bincount(train.items, minlength=int(kept.sum()))
+    return TrainingData(train, data.num_users, int(kept.sum()), counts, kg=smaller)
+
+
+def measure(name: str, share: float) -> dict[str, object]:
+    """Seconds of each part of an epoch, and the most memory held from before the model is made."""
+    memory = PeakMemory()
+    dataset = fetch(name)
+    split = rd.split.given(dataset) if dataset.given else rd.split.ratio(dataset)
+    view = split.training_view()
+    whole = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity, kg=view.kg)
+    data = whole if share == 1 else part_of(whole, share)
+    torch.manual_seed(0)
+    model = DiffKG(DiffKGConfig(), data.num_items, data.num_users)
+    model.fit(data)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0, fused=True)
+    device = torch.device("cpu")
+    precision = resolve_precision("auto", device)
+    seconds = dict.fromkeys(("denoiser", "pruning", "recommender"), 0.0)
+    batches = model.batches(data, np.random.default_rng(0))
+    for index in range(len(batches)):
+        batch = batches.get(index)
+        part = "denoiser" if isinstance(batch, EntityBatch) else "recommender"
+        if part == "recommender" and not model.rebuilt:
+            began = time.perf_counter()
+            model.rebuild()
+            seconds["pruning"] = time.perf_counter() - began
+        began = time.perf_counter()
+        with autocast(precision, device):
+            loss = model.loss(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds[part] += time.perf_counter() - began
+    return {
+        "share": share,
+        "nodes": model.edges.num_nodes,
+        "edges": len(model.edges),
+        "events": len(data.train.items),
+        "kept": round(float(model.kept.value.float().mean()), 4),
+        **{part: round(spent, 1) for part, spent in seconds.items()},
+        "epoch": round(sum(seconds.values()), 1),
+        "peak_memory_mib": memory.mib(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="lastfm-kgat-partial")
+    parser.add_argument("--share", type=float, help="measure this one, in this process")
+    arguments = parser.parse_args()
+    if arguments.share:
+        with keep_freed_memory():
+            print(json.dumps(measure(arguments.data, arguments.share)))
+        return
+    rows = []
+    for share in SHARES:
+        command = [sys.executable, __file__, "--data", arguments.data, "--share", str(share)]
+        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        print(rows[-1], flush=True)
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    facts = {
+        "date": date,
+        "data": arguments.data,
+        "rows": rows,
+        "environment": environment(),
+    }
+    results = Path(__file__).parent / "results" / "diffkg_scale.json"
+    results.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
