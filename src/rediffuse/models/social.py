@@ -54,8 +54,8 @@ class SocialConfig(FactorConfig):
 class SocialModel(FactorModel):
     """Subclasses implement `vectors` and `fold_in`, and answer by what `prepare` keeps: no graph is saved.
 
-    A link joins both ends unless ``directed``; see `rediffuse.graphs.social_adjacency`. `trained` covers, besides people
-    with events, those whose vectors are made of what such people trained.
+    A link joins both ends unless ``directed``; see `rediffuse.graphs.social_adjacency`. `trained` covers, besides
+    people with events, those whose vectors are made of what such people trained.
     """
 
     reads_tables = True
