@@ -359,6 +359,10 @@ def test_graphs_end_to_end(command, place, tmp_path):
     code, out, err = command(*asked)
     assert code == 0, err
     assert "-- of 5 -- part 5.0 -- of 5 -- Film i1" in out
+    everything = "|".join(data.item_ids)
+    code, out, err = command("recommend", tmp_path / "facts", "--history", everything, "--explain")
+    assert code == 0, err
+    assert "No path of the knowledge graph" in out
     code, _, err = command("recommend", tmp_path / "facts", "--users", place / "ratings.csv", "--explain")
     assert code == 2
     assert "one list at a time" in err

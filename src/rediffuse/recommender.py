@@ -176,6 +176,9 @@ class Recommender:
 
         Raises:
             ConfigError: the model learned from no knowledge graph; neither or both of user and history were given.
+
+        Warns:
+            RediffuseWarning: an unknown user, unknown items in the history, an empty history.
         """
         file = self._folder / "knowledge.parquet"
         if not file.exists():
@@ -184,8 +187,10 @@ class Recommender:
             )
         if (user is None) == (history is None):
             raise ConfigError("Say for whom, in one way.", "Pass user=... or history=[...].")
-        rows = self._people([user] if history is None else None, None if history is None else [history])[2]
+        _, _, rows, counts = self._people([user] if history is None else None, None if history is None else [history])
         asked = self._numbers(_listed("items", items))
+        for message in _remarks(counts | {"unknown_excluded": 0}, answer="there are no paths for them"):
+            warnings.warn(message, RediffuseWarning, stacklevel=2)
         ids = self.items["item_id"]
         touched = ids.gather(np.unique(rows.items))
         return strongest_paths(pl.read_parquet(file), ids.gather(asked[asked >= 0]), touched, _whole("paths", paths))
@@ -322,20 +327,17 @@ def _whole(name: str, value: Any, least: int | None = 1) -> int:
     return number
 
 
-def _remarks(counts: dict[str, int]) -> list[str]:
-    """What a caller should know, one sentence each."""
+def _remarks(counts: dict[str, int], answer: str = "they get popular items") -> list[str]:
+    """What a caller should know, one sentence each; ``answer``: what people without a history get."""
     remarks = []
     if counts["unknown_users"]:
         remarks.append(
-            f"{counts['unknown_users']} of {counts['people']} users are unknown; they get popular items. "
-            "Pass their histories."
+            f"{counts['unknown_users']} of {counts['people']} users are unknown; {answer}. Pass their histories."
         )
     if counts["unknown_items"]:
         remarks.append(f"{counts['unknown_items']} items in the histories are not in the catalogue; they are skipped.")
     if counts["empty_histories"]:
-        remarks.append(
-            f"{counts['empty_histories']} of {counts['people']} histories are empty; they get popular items."
-        )
+        remarks.append(f"{counts['empty_histories']} of {counts['people']} histories are empty; {answer}.")
     if counts["unknown_excluded"]:
         remarks.append(f"{counts['unknown_excluded']} items to exclude are not in the catalogue.")
     return remarks

@@ -17,7 +17,7 @@ import rediffuse as rd
 from rediffuse.data.histories import Histories
 from rediffuse.data.rows import row_batch
 from rediffuse.diffusion import ancestral, noise_schedule, q_sample, snr_weights
-from rediffuse.errors import ConfigError, DataError
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.graphs import Graph, knowledge_edges
 from rediffuse.losses import bpr, softmax_cross_entropy
 from rediffuse.models.base import TrainingData
@@ -250,6 +250,27 @@ def test_noise_in_hidden_space_has_the_distribution_of_noised_rows():
     torch.testing.assert_close(one, other, rtol=0.03, atol=0.03 * float(one.diagonal().mean()))
 
 
+@pytest.mark.parametrize("hidden", [8, 64, 512])
+def test_noise_can_be_drawn_with_many_hidden_units(hidden):
+    """W'W is singular where there are fewer entities."""
+    rows, dense = rows_of(larger(), torch.float32)
+    network = denoiser(dense.shape[1], hidden, torch.float32)
+    with torch.no_grad():
+        network.first.add_(torch.randn(dense.shape[1], 1) @ torch.randn(1, hidden))
+    found = noised(network, schedule(), rows, torch.zeros(len(dense), dtype=torch.int64))
+    assert torch.isfinite(found).all()
+
+
+def test_a_rank_without_a_part_of_the_last_batch():
+    data = larger()
+    model = build(data, denoiser_batch=67).train()
+    batches = model.batches(data, np.random.default_rng(0))
+    loss = model.loss(batches.get(1, 1, 2))
+    assert loss.item() == 0.0
+    loss.backward()
+    assert not model.denoiser.first.grad.any()
+
+
 def test_the_whole_loss_is_that_of_dense_rows_on_average():
     """Both ways to noise have the same expectation: compared over many draws, by their standard errors."""
     data = larger()
@@ -438,6 +459,8 @@ def test_paths_of_a_run(tmp_path):
     assert paths.filter(item_id="i1")["entity"].to_list() in (["part 5.0", "part 2.0"], ["part 2.0", "part 5.0"])
     assert (paths["touched_item"].to_list()[-1], paths["entity"].to_list()[-1]) == ("i5", "part 5.1")
     assert recommender.explain(["i1"], user="u1").columns == paths.columns
+    with pytest.warns(RediffuseWarning, match="1 of 1 users are unknown; there are no paths"):
+        assert not len(recommender.explain(["i1"], user="nobody"))
     with pytest.raises(ConfigError, match="Say for whom"):
         recommender.explain(["i1"])
     popular = rd.train("popularity", rd.split.leave_one_out(data), tmp_path / "popular")

@@ -163,7 +163,7 @@ def recommend(
         raise ConfigError("Say for whom, in one way.", 'Give --history "a|b", --user ID, or --users FILE.')
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise ConfigError(f"{out} is neither .parquet nor .csv.", "Choose one of the two endings.")
-    if explain and (users or out):
+    if explain and (users or out or len(user or []) > 1):
         raise ConfigError("--explain speaks of one list at a time.", 'Use it with --history "a|b" or --user ID.')
     recommender = Recommender.load(run)
     found = recommender.recommend(
@@ -182,7 +182,7 @@ def recommend(
         _write(found, out)
     written = {"rows": len(found), "out": str(out)}
     facts = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
-    reasons = _reasons(recommender, found, history) if explain else None
+    reasons = _reasons(recommender, found["item_id"], history, user) if explain else None
     if reasons is not None:
         facts["paths"] = reasons.to_dicts()
 
@@ -200,17 +200,11 @@ def recommend(
     answer(facts, as_json, for_people)
 
 
-def _reasons(recommender: Recommender, found: pl.DataFrame, history: str | None) -> pl.DataFrame:
-    """Paths to all that was recommended, with the person's id in front."""
-    import polars as pl
-
-    touched = None if history is None else recommender.find_items(filter(str.strip, history.split("|")))
-    parts = []
-    for (person,), theirs in found.group_by("user_id", maintain_order=True):
-        whom = {"user": person} if touched is None else {"history": touched}
-        paths = recommender.explain(theirs["item_id"], **whom, paths=2)
-        parts.append(paths.select(pl.lit(person).alias("user_id"), pl.all()))
-    return pl.concat(parts)
+def _reasons(recommender: Recommender, items: pl.Series, history: str | None, user: list[str] | None) -> pl.DataFrame:
+    """Paths to all that was recommended to one person."""
+    if history is None:
+        return recommender.explain(items, user=(user or [])[0], paths=2)
+    return recommender.explain(items, history=recommender.find_items(filter(str.strip, history.split("|"))), paths=2)
 
 
 def _sentences(recommender: Recommender, reasons: pl.DataFrame) -> list[str]:

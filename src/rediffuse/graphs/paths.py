@@ -34,6 +34,6 @@ def strongest_paths(edges: pl.DataFrame, items: pl.Series, touched: pl.Series, m
     )
     found = pl.concat([through.select(columns), direct.select(columns)])
     found = found.filter(pl.col("touched_item") != pl.col("item_id"))
-    best = found.sort("strength", "relation", "touched_item", descending=[True, False, False])
+    best = found.sort("strength", "relation", "touched_item", "entity", descending=[True, False, False, False])
     best = best.group_by("item_id", maintain_order=True).head(most)
     return asked.join(best, on="item_id", maintain_order="left_right")

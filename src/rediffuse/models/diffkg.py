@@ -259,13 +259,16 @@ class DiffKG(FactorModel):
             with torch.autocast(batch.entities.device.type, enabled=False):
                 return self.denoising(batch)
         if not self.rebuilt:
-            self.rebuild()
+            with torch.autocast(batch.users.device.type, enabled=False):  # rounded scores would tie
+                self.rebuild()
         return self.recommending(batch)
 
     # --- the denoiser ----------------------------------------------------------------------------------------
 
     def denoising(self, batch: EntityBatch) -> Tensor:
         assert self.denoiser is not None
+        if not len(batch.rows):  # a rank without a part of the last batch
+            return sum(p.sum() for p in self.denoiser.parameters()) * 0.0  # pyright: ignore
         entities = self.entity_embedding.value.detach()
         if self.liked is None:  # it does not change before the recommender's turn
             self.liked = self.fans @ self.user_embedding.weight.detach()

@@ -46,12 +46,13 @@ class DiffNetPPConfig(SocialConfig):
         "reference": {
             **{"embedding_size": 64, "learning_rate": 5e-4, "reg": 0.0, "negatives": 8, "loss": "squared"},
             **{"form": "released", "attention": "link", "fusion": "add", "feature_scale": 0.1, "init": 0.01},
-            **{"epochs": 450},
+            **{"hops": 2, "epochs": 450},
         },
     }
     search: ClassVar[dict[str, Any]] = SocialConfig.search | {"attention": ("vectors", "link", "mean")}
 
     learning_rate: float = Field(5e-3, gt=0)
+    hops: int = Field(1, ge=0, description="Steps along the graphs; 0: friends play no part.")
     form: Literal["paper", "released"] = Field("paper", description="How a layer's parts are put together.")
     attention: Literal["vectors", "link", "mean"] = Field(
         "vectors", description="What weighs an edge: the vectors at its ends, a number of its own, or nothing."

@@ -59,7 +59,7 @@ class RelationAttention(nn.Module):
 
 
 def _pick(table: Tensor, places: Tensor) -> Tensor:
-    return table.reshape(-1).index_select(0, places)
+    return F.embedding(places, table.reshape(-1, 1)).squeeze(1)
 
 
 class OutputForms(NamedTuple):
@@ -118,11 +118,17 @@ def noised(denoiser: RowDenoiser, schedule: NoiseSchedule, rows: RowBatch, t: Te
     the same distribution for every W, and so the same expected gradient, from H normal numbers a row instead of N.
     """
     z_0 = denoiser.read(rows.items, rows.offsets, rows.values)
-    first = denoiser.first.double() if denoiser.first.dtype == torch.float64 else denoiser.first.float()
-    covariance = first.T @ first
-    jitter = 1e-6 * covariance.diagonal().mean().detach() * torch.eye(len(covariance), device=covariance.device)
-    factor = torch.linalg.cholesky(covariance + jitter)
-    return q_sample(schedule, z_0, t, torch.randn_like(z_0) @ factor.T)
+    first = denoiser.first
+    nodes, hidden = first.shape
+    if nodes <= 4 * hidden:  # few entities: W'W may have no such factor, and eps costs little
+        noise = torch.randn(len(z_0), nodes, dtype=z_0.dtype, device=z_0.device) @ first
+    else:
+        covariance = first.T @ first
+        # The rounding of a product grows with its largest eigenvalue, which the trace bounds.
+        jitter = 1e-6 * covariance.trace().detach() * torch.eye(hidden, dtype=first.dtype, device=first.device)
+        noise = torch.randn_like(z_0) @ torch.linalg.cholesky(covariance + jitter).T
+    kept = 1 - denoiser.drop.rate if denoiser.training else 1.0
+    return q_sample(schedule, z_0, t, noise / kept**0.5)  # what dropout of eps would do to its variance
 
 
 def reverse_of_normalised(denoiser: RowDenoiser, schedule: NoiseSchedule, rows: RowBatch) -> Tensor:

@@ -84,7 +84,7 @@ class RowDenoiser(nn.Module):
         """z (B, H) at timesteps (B,) -> g (B, H)."""
         every = sinusoidal_embedding(torch.arange(self.steps, device=t.device), self.time_size)
         every = every.to(self.time.weight.dtype)
-        h = torch.tanh(z + self.first_time(self.time(every))[t])
+        h = torch.tanh(z + F.embedding(t, self.first_time(self.time(every))))
         for layer in self.between:
             h = torch.tanh(layer(h))
         return h
