@@ -79,7 +79,8 @@ MORE |= {
     "diffnet": Variant("diffnet"),
     "diffnet-alone": Variant("diffnet", {"hops": 0}),
     "diffnet-reference": Variant("diffnet", DiffNetConfig.presets["reference"]),
-    "diffnetpp": Variant("diffnetpp"),
+    "diffnetpp": Variant("diffnetpp", {"hops": 2}),
+    "diffnetpp-one": Variant("diffnetpp"),
     "diffnetpp-mean": Variant("diffnetpp", {"attention": "mean"}),
     "bprmf-tuned": Variant("bprmf", {"reg": 0.03}),  # the best of a few on Yelp's validation part
     "lightgcn-tuned": Variant("lightgcn", {"reg": 0.03}),

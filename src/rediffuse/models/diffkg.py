@@ -233,9 +233,9 @@ class DiffKG(FactorModel):
         self.denoiser = denoiser.to(device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
-        if self.denoiser is None:  # a run is being read, without its data
-            entities, relations = (state_dict[f"{prefix}{x}_embedding.value"] for x in ("entity", "relation"))
-            self.begin_sized(len(entities), len(relations))
+        sizes = [state_dict.get(f"{prefix}{x}_embedding.value", ()) for x in ("entity", "relation")]
+        if self.denoiser is None and all(map(len, sizes)):  # a run is being read, without its data
+            self.begin_sized(*map(len, sizes))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def view(self, kept: NDArray[np.bool_]) -> tuple[Graph, Tensor]:

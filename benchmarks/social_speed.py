@@ -1,0 +1,55 @@
+"""One epoch of DiffNet and DiffNet++ on Yelp: seconds, and the most memory held.
+
+    REDIFFUSE_DATA=... python benchmarks/social_speed.py
+
+Each in a process of its own, three epochs, of which the last two count. DiffNet with 32 numbers a vector and 8
+negatives an event, as published; DiffNet++ with 64 and two layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import rediffuse as rd
+from rediffuse.data.zoo import fetch
+from rediffuse.training.environment import PeakMemory, environment
+
+MODELS = {"diffnet": {"embedding_size": 32}, "diffnetpp": {"embedding_size": 64, "hops": 2}}
+
+
+def measure(model: str) -> dict[str, object]:
+    """Whole training runs, without validation before the last epoch."""
+    memory = PeakMemory()
+    split = rd.split.given(fetch("diffnet-yelp"))
+    options = MODELS[model] | {"negatives": 8, "epochs": 3, "validate_every": 3}
+    with tempfile.TemporaryDirectory() as folder:
+        run = rd.train(model, split, Path(folder) / "run", config=options)
+        seconds = [json.loads(line)["seconds"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return {"model": model, "seconds": round(sum(seconds[1:]) / 2, 2), "peak_memory_mib": memory.mib(), **options}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, help="measure this one, in this process")
+    arguments = parser.parse_args()
+    if arguments.model:
+        print(json.dumps(measure(arguments.model)))
+        return
+    rows = []
+    for model in MODELS:
+        done = subprocess.run([sys.executable, __file__, "--model", model], check=True, capture_output=True, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    facts = {"date": date, "rows": rows, "environment": environment()}
+    (Path(__file__).parent / "results/social_speed.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
