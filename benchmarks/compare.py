@@ -89,6 +89,7 @@ MORE |= {
 # A knowledge graph, pruned by diffusion, at random, or not at all.
 for pruning in ("diffusion", "random", "none"):
     MORE[f"diffkg-{pruning}"] = Variant("diffkg", {"pruning": pruning})
+MORE["diffkg-plain"] = Variant("diffkg", {"pruning": "none", "contrast": 0.0})
 MORE["diffkg-reference"] = Variant("diffkg", DiffKGConfig.presets["reference"])
 # PDRec: TI-DiffRec alone, and each signal alone and together, on two backbones, with the paper's loss and with ours.
 SIGNALS = ("hbr", "dpa", "nns")
