@@ -8,17 +8,18 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from tests.data.test_knowledge import SMALL, kg
 from tests.fitting import steps, training_data
-from tests.graphs.test_knowledge import SMALL, kg
 from tests.synthetic import walks
 from torch.nn import functional as F
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
+from rediffuse.data.knowledge import knowledge_edges
 from rediffuse.data.rows import row_batch
 from rediffuse.diffusion import ancestral, noise_schedule, q_sample, snr_weights
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
-from rediffuse.graphs import Graph, knowledge_edges
+from rediffuse.graphs import Graph
 from rediffuse.losses import bpr, softmax_cross_entropy
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffkg import DiffKG

@@ -28,21 +28,13 @@ from torch.nn import functional as F
 
 from rediffuse.config import Range
 from rediffuse.data.histories import Histories
+from rediffuse.data.knowledge import KnowledgeEdges, knowledge_edges, leading_to, most_per_node
 from rediffuse.data.matrix import bags, binary_matrix
 from rediffuse.data.pairs import PairBatch
 from rediffuse.data.rows import RowBatch, RowBatches, row_batch
 from rediffuse.diffusion import noise_schedule
 from rediffuse.errors import DataError
-from rediffuse.graphs import (
-    Graph,
-    KnowledgeEdges,
-    bipartite_adjacency,
-    knowledge_edges,
-    leading_to,
-    most_per_node,
-    propagate,
-    symmetric_normalised,
-)
+from rediffuse.graphs import Graph, bipartite_adjacency, propagate, symmetric_normalised
 from rediffuse.losses import bpr, softmax_cross_entropy
 from rediffuse.models.base import Batches, TrainingData
 from rediffuse.models.factors import FactorConfig, FactorModel

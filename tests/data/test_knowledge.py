@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from rediffuse.data.dataset import KnowledgeGraph
-from rediffuse.graphs import KnowledgeEdges, knowledge_edges, leading_to, most_per_node
+from rediffuse.data.knowledge import KnowledgeEdges, knowledge_edges, leading_to, most_per_node
 from rediffuse.graphs.paths import strongest_paths
 
 
