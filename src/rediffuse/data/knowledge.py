@@ -34,9 +34,9 @@ class KnowledgeEdges:
     def __len__(self) -> int:
         return len(self.head)
 
-    def matrix(self, values: NDArray[np.float32] | None = None) -> sparse.csr_array:
-        """(N, N) adjacency with ones, or with the edges' ``values``."""
-        data = np.ones(len(self), dtype=np.float32) if values is None else values
+    def matrix(self) -> sparse.csr_array:
+        """(N, N) adjacency, with ones."""
+        data = np.ones(len(self), dtype=np.float32)
         offsets = np.concatenate(([0], np.cumsum(np.bincount(self.head, minlength=self.num_nodes))))
         return sparse.csr_array((data, self.tail, offsets), shape=(self.num_nodes, self.num_nodes))
 

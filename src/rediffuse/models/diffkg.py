@@ -355,19 +355,14 @@ class DiffKG(FactorModel):
             beside.split((self.num_users, self.num_items)), (users, items), (batch.users, batch.positives), strict=True
         )
         for theirs, ours, asked in parts:
-            anchors = F.normalize(F.embedding(asked.unique(), theirs), dim=1) / self.config.temperature
-            loss = (
-                loss
-                + self.config.contrast * softmax_cross_entropy(anchors, F.normalize(ours, dim=1), asked.unique())[0]
-            )
+            once = asked.unique()
+            anchors = F.normalize(F.embedding(once, theirs), dim=1) / self.config.temperature
+            contrast = softmax_cross_entropy(anchors, F.normalize(ours, dim=1), once)[0]
+            loss = loss + self.config.contrast * contrast
         return loss * batch.share
 
-    def penalty(self, batch: PairBatch) -> Tensor:
-        """As `FactorModel.penalty`, on the embeddings of people and of the entities that the items are."""
-        entities = self.entity_embedding.value
-        rows = F.embedding(batch.users, self.user_embedding.weight), F.embedding(batch.positives, entities)
-        against = F.embedding(batch.negatives, entities).square().sum() / batch.negatives.shape[1]
-        return (sum(row.square().sum() for row in rows) + against) / (2 * len(batch.users))
+    def item_table(self) -> Tensor:
+        return self.entity_embedding.value
 
     # --- answering -------------------------------------------------------------------------------------------
 

@@ -202,8 +202,14 @@ class DiffNetPP(SocialModel):
 
     def spread(self, rows: Tensor | None = None, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(n, width) and (m, width): the vectors of all people and items, or of some (distinct)."""
-        sides = zip(("user", "item"), self.layers_of(rows, items), (rows, items), strict=True)
-        users, things = (self.joined(layers, *self.apart(who), chosen) for who, layers, chosen in sides)  # pyright: ignore
+        return self.both_joined(self.layers_of(rows, items), (rows, items))
+
+    def both_joined(
+        self, layers: tuple[list[Tensor], list[Tensor]], chosen: tuple[Tensor | None, Tensor | None] = (None, None)
+    ) -> tuple[Tensor, Tensor]:
+        """`joined` of people and of items."""
+        sides = zip(("user", "item"), layers, chosen, strict=True)
+        users, things = (self.joined(states, *self.apart(who), some) for who, states, some in sides)  # pyright: ignore
         return users, things
 
     def apart(self, who: Literal["user", "item"]) -> tuple[Tensor, Tensor | None]:
@@ -234,8 +240,9 @@ class DiffNetPP(SocialModel):
 
     @torch.no_grad()
     def prepare(self) -> None:
-        super().prepare()
-        self.item_layers.set(torch.cat(self.layers_of()[1], dim=1))
+        layers = self.layers_of()
+        self.keep(*self.both_joined(layers))
+        self.item_layers.set(torch.cat(layers[1], dim=1))
 
     @torch.no_grad()
     def fold_in(self, histories: Histories) -> Tensor:

@@ -98,10 +98,15 @@ class FactorModel(Model):
             positive, negative = (mine * touched).sum(-1), (mine[:, None] * others).sum(-1)
             return (self.pair_loss(positive, negative) + self.config.reg * self.penalty(batch)) * batch.share
 
+    def item_table(self) -> Tensor:
+        """The free embeddings of items, from row 0 on."""
+        return self.item_embedding.weight
+
     def penalty(self, batch: PairBatch) -> Tensor:
         """Half the squared length of the batch's embeddings, per event; of its negatives, the mean over them."""
-        rows = (self.user_embedding(batch.users), self.item_embedding(batch.positives))
-        against = self.item_embedding(batch.negatives).square().sum() / batch.negatives.shape[1]
+        items = self.item_table()
+        rows = (self.user_embedding(batch.users), F.embedding(batch.positives, items))
+        against = F.embedding(batch.negatives, items).square().sum() / batch.negatives.shape[1]
         return (sum(row.square().sum() for row in rows) + against) / (2 * len(batch.users))
 
     def remembers(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:

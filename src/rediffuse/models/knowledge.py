@@ -76,7 +76,7 @@ def output_forms(denoiser: RowDenoiser) -> OutputForms:
     return OutputForms(weight.T @ weight, weight.T @ bias, bias @ bias)
 
 
-def squared_errors(denoiser: RowDenoiser, g: Tensor, rows: RowBatch, forms: OutputForms | None = None) -> Tensor:
+def squared_errors(denoiser: RowDenoiser, g: Tensor, rows: RowBatch) -> Tensor:
     """(B,) mean over the N columns of (x_0 - (V g + c))^2, without making either.
 
     = (g' V'V g + 2 g . V'c + c . c - 2 (V' x_0 . g + x_0 . c) + x_0 . x_0) / N.
@@ -85,12 +85,17 @@ def squared_errors(denoiser: RowDenoiser, g: Tensor, rows: RowBatch, forms: Outp
         g: (B, H) what the last layer reads.
         rows: x_0.
     """
-    forms = output_forms(denoiser) if forms is None else forms
-    weight, bias = denoiser.last.weight, denoiser.last.bias
-    towards, lifted = _bag(rows, weight), _bag(rows, bias[:, None]).squeeze(1)
-    lengths = _bag(rows, torch.ones_like(bias)[:, None], rows.values.square()).squeeze(1)
+    forms = output_forms(denoiser)
+    towards, lifted, squared = _products(denoiser, rows)
     own = ((g @ forms.gram) * g).sum(1) + 2 * g @ forms.mixed + forms.constant
-    return (own - 2 * ((towards * g).sum(1) + lifted) + lengths) / len(bias)
+    return (own - 2 * ((towards * g).sum(1) + lifted) + squared) / len(denoiser.last.bias)
+
+
+def _products(denoiser: RowDenoiser, rows: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """V' x_0 (B, H), x_0 . c (B,) and x_0 . x_0 (B,)."""
+    weight, bias = denoiser.last.weight, denoiser.last.bias
+    lifted = _bag(rows, bias[:, None]).squeeze(1)
+    return _bag(rows, weight), lifted, _bag(rows, torch.ones_like(bias)[:, None], rows.values.square()).squeeze(1)
 
 
 def _bag(rows: RowBatch, table: Tensor, values: Tensor | None = None) -> Tensor:
@@ -137,10 +142,8 @@ def reverse_of_normalised(denoiser: RowDenoiser, schedule: NoiseSchedule, rows: 
     x_t = a x_0 + V m + r c stays in the span of three known vectors, so its length is known from a, m and r.
     """
     folded, forms = denoiser.fold(), output_forms(denoiser)
-    weight, bias = denoiser.last.weight, denoiser.last.bias
     z_0 = _bag(rows, denoiser.first)
-    towards, lifted = _bag(rows, weight), _bag(rows, bias[:, None]).squeeze(1)
-    squared = _bag(rows, torch.ones_like(bias)[:, None], rows.values.square()).squeeze(1)
+    towards, lifted, squared = _products(denoiser, rows)
     a, r, m, z = 1.0, 0.0, torch.zeros_like(z_0), z_0
     for step in reversed(range(schedule.steps)):
         length = a**2 * squared + ((m @ forms.gram) * m).sum(1) + r**2 * forms.constant

@@ -142,7 +142,10 @@ class SocialModel(FactorModel):
 
     @torch.no_grad()
     def prepare(self) -> None:
-        users, items = self.vectors()
+        self.keep(*self.vectors())
+
+    def keep(self, users: Tensor, items: Tensor) -> None:
+        """Keep what answers need, of the vectors that `vectors` gives."""
         self.user_vectors.set(users)
         self.item_vectors.set(items)
         free, told = self.starts("user")
