@@ -22,6 +22,7 @@ from torch import Tensor
 from rediffuse.data.histories import Histories
 from rediffuse.data.rows import row_batch
 from rediffuse.models.diffrec import DiffRec
+from rediffuse.models.sampling import Sampling
 
 ITEMS, PEOPLE, TOLERANCE = 120, 32, 1e-4
 
@@ -54,7 +55,9 @@ def compare(preset: str, prediction: str) -> dict[str, float]:
         t = torch.arange(PEOPLE) % steps
         found["network"] = gap(ours.denoiser(x_0, t), theirs(x_0, t))
         ours.prepare()
-        found["chain"] = gap(ours.score_known(rows, np.full(PEOPLE, -1), 0), diffusion.p_sample(theirs, x_0, 0))
+        found["chain"] = gap(
+            ours.score_known(rows, np.full(PEOPLE, -1), Sampling()), diffusion.p_sample(theirs, x_0, 0)
+        )
 
         # A step of training with the same timesteps and noise; then the history and the chances that follow from it.
         noise = torch.randn(PEOPLE, ITEMS)

@@ -18,6 +18,7 @@ from rediffuse.data.zoo import fetch
 from rediffuse.errors import ConfigError
 from rediffuse.models.diffrec import DiffRec, TDiffRec, event_weights
 from rediffuse.models.ldiffrec import LDiffRec, cluster_items, split_width
+from rediffuse.models.sampling import Sampling
 
 ITEMS = 40
 SMALL = {"hidden_sizes": (8, 24), "batch_size": 32, "precision": "fp32", "time_size": 6}
@@ -148,7 +149,7 @@ def test_hidden_space_is_exact_on_the_released_presets(kind, preset):
     model.fit(training_data(rows, 300))
     model.prepare()
     assert model.in_hidden_space
-    fast = model.score_known(rows, np.full(20, -1), 0)
+    fast = model.score_known(rows, np.full(20, -1), Sampling())
     if kind is LDiffRec:
         x = torch.from_numpy(model.rows(rows).toarray())
         weight = model.encoder * model.within_clusters()
@@ -167,7 +168,7 @@ def test_other_networks_take_the_plain_chain(kind, options):
     model.prepare()
     assert not model.in_hidden_space
     model.reverse = None  # not to be called
-    found = model.score_known(rows, np.full(len(rows), -1), 0)
+    found = model.score_known(rows, np.full(len(rows), -1), Sampling())
     if kind is DiffRec:  # by hand, a step at a time
         x = torch.from_numpy(model.rows(rows).toarray())
         for t in reversed(range(model.config.steps)):
@@ -186,11 +187,11 @@ def test_other_networks_take_the_plain_chain(kind, options):
 def test_weights_that_changed_are_used_once_prepared():
     model, rows = build(), some_rows()
     model.prepare()
-    before = model.score_known(rows, np.full(len(rows), -1), 0)
+    before = model.score_known(rows, np.full(len(rows), -1), Sampling())
     with torch.no_grad():
         model.denoiser.first.mul_(1.5)
     model.prepare()
-    after = model.score_known(rows, np.full(len(rows), -1), 0)
+    after = model.score_known(rows, np.full(len(rows), -1), Sampling())
     assert not torch.allclose(before, after)
     plain = model.plain_chain(torch.from_numpy(model.rows(rows).toarray()))
     torch.testing.assert_close(after, plain, atol=1e-5, rtol=0)
@@ -201,7 +202,7 @@ def test_the_twin_is_one_pass_without_noise():
     model.prepare()
     x = torch.from_numpy(model.rows(rows).toarray())
     expected = model.denoiser(x, torch.zeros(len(x), dtype=torch.int64))
-    torch.testing.assert_close(model.score_known(rows, np.full(len(rows), -1), 0), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.score_known(rows, np.full(len(rows), -1), Sampling()), expected, atol=1e-5, rtol=0)
     batch = model.batches(training_data(rows, ITEMS), np.random.default_rng(0)).get(0)
     dense = batch.dense(ITEMS)
     zero = torch.zeros(len(batch), dtype=torch.int64)
@@ -213,14 +214,14 @@ def test_numbering_does_not_matter():
     """Items under other numbers, with the weights moved along, have the same scores."""
     model, rows = build(), some_rows()
     model.prepare()
-    scores = model.score_known(rows, np.full(len(rows), -1), 0)
+    scores = model.score_known(rows, np.full(len(rows), -1), Sampling())
     order = np.random.default_rng(0).permutation(ITEMS)
     moved = dataclasses.replace(rows, items=np.argsort(order)[rows.items].astype(np.int32))
     with torch.no_grad():
         for tensor in (model.denoiser.first, model.denoiser.last.weight, model.denoiser.last.bias):
             tensor.copy_(tensor[torch.from_numpy(order)].clone())
     model.prepare()
-    again = model.score_known(moved, np.full(len(rows), -1), 0)
+    again = model.score_known(moved, np.full(len(rows), -1), Sampling())
     torch.testing.assert_close(again, scores[:, torch.from_numpy(order)], atol=1e-5, rtol=0)
 
 

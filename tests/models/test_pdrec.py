@@ -24,6 +24,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.split import Split
 from rediffuse.errors import ConfigError, RunError, TrainingError
 from rediffuse.models.pdrec import PDRec, open_ended
+from rediffuse.models.sampling import Sampling
 from rediffuse.models.signals import derive_signals
 from rediffuse.training import read_run
 
@@ -100,7 +101,7 @@ def test_the_loss_is_the_papers(switches):
         for user in (0, 1, 2):
             items = torch.from_numpy(rows.row(user).astype(np.int64))
             for end in range(1, len(items) + 1):
-                state = model.backbone.represent(items[None, :end], torch.tensor([end]), 0)[0]
+                state = model.backbone.represent(items[None, :end], torch.tensor([end]), Sampling())[0]
                 logits = table @ F.normalize(state, dim=0)
                 event = int((open_rows if dpa else rows).offsets[user]) + end
                 if end < len(items):
@@ -240,6 +241,7 @@ def test_a_phase_can_be_taken_from_a_run(split, tmp_path):
 KILLED = """
 import sys
 import rediffuse as rd
+from rediffuse.models.sampling import Sampling
 from rediffuse.training import loop
 from tests.dying import countdown
 from tests.synthetic import walks

@@ -15,6 +15,7 @@ from rediffuse.models.baselines.bert4rec import BERT4Rec
 from rediffuse.models.baselines.gru4rec import GRU4Rec
 from rediffuse.models.baselines.sasrec import SASRec
 from rediffuse.models.diffurec import DiffuRec
+from rediffuse.models.sampling import Sampling
 
 ITEMS = 20
 SMALL = {"embedding_size": 16, "blocks": 2, "heads": 2, "max_length": 8, "batch_size": 64, "precision": "fp32"}
@@ -107,7 +108,7 @@ def test_sampling_equals_the_plain_reverse_chain(kind):
     items = torch.tensor([[1, 2, 3, 4], [7, 8, ITEMS, ITEMS]])
     lengths = torch.tensor([4, 2])
     with torch.no_grad():
-        found = model.represent(items, lengths, seed=3)
+        found = model.represent(items, lengths, Sampling(seed=3))
         noise = RowNoise(row_keys(items, lengths), 3)
         part, schedule, rows = model.approximator, model.schedule, torch.arange(2)
         z = part.history(model.item_embedding(items))

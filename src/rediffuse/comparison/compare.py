@@ -237,11 +237,11 @@ def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable
     columns = [c for c in measured if flat_name(c.partition("/")[0], policy) == c]
     rank = flat_name("rank", policy)
     by_person = {
-        name: _groups(people[column].to_numpy())
+        name: groups_of_equal_size(people[column].to_numpy())
         for name, column in BY_PERSON.items()
         if all(column in run.per_user.columns for group in groups for run in group.runs)
     }
-    by_count = _groups(items["train_count"].to_numpy())
+    by_count = groups_of_equal_size(items["train_count"].to_numpy())
     for group in groups:
         ranks = np.stack([run.truth[rank].fill_null(SLICE_K + 1).to_numpy() for run in group.runs])
         found = ranks <= SLICE_K
@@ -270,7 +270,7 @@ def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable
                 }
 
 
-def _groups(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
+def groups_of_equal_size(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
     """The group (n,) of each number, and the groups' names: zero alone, then about `SLICES` of equal size."""
     some = numbers[numbers > 0]
     edges = [0]

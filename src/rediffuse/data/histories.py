@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +83,20 @@ class Histories:
     def tail(self, length: int) -> Histories:
         """The last ``length`` events of every user."""
         return self.where(self.positions >= np.repeat(self.lengths - length, self.lengths))
+
+    @staticmethod
+    def joined(parts: Sequence[Histories]) -> Histories:
+        """The rows of all ``parts`` (at least one), in order; all of them or none have times, and so on."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def column(name: str) -> Any:
+            arrays = [getattr(part, name) for part in parts]
+            return None if arrays[0] is None else np.concatenate(arrays)
+
+        lengths = np.concatenate([part.lengths for part in parts])
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        return Histories(offsets, column("items"), column("times"), column("ratings"), column("pseudo"))
 
     @staticmethod
     def from_lists(rows: list[list[int]]) -> Histories:

@@ -45,13 +45,14 @@ class RowNoise:
     Args:
         keys: (B,) int64, one per row, from `row_keys`.
         seed: of the request.
+        scale: standard deviation.
 
     Successive calls are successive draws. Make one per request; it is not shared.
     """
 
-    def __init__(self, keys: Tensor, seed: int) -> None:
+    def __init__(self, keys: Tensor, seed: int, scale: float = 1.0) -> None:
         self.keys = mix(keys ^ mix(torch.tensor(_wrap(seed + _GOLDEN), device=keys.device)))
-        self.draw = 0
+        self.draw, self.scale = 0, scale
 
     def __call__(self, like: Tensor) -> Tensor:
         """(B, ...) float noise; element j of a row depends on j, not on how many there are."""
@@ -63,4 +64,4 @@ class RowNoise:
         first = ((bits & 0xFFFFFFFF).double() + 0.5) * 2.0**-32
         second = _shift_right(bits, 32).double() * 2.0**-32
         normal = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()
-        return normal.to(like.dtype).view(like.shape)
+        return (self.scale * normal).to(like.dtype).view(like.shape)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
+from rediffuse.models.sampling import Sampling
 
 
 class Batches(Protocol):
@@ -123,7 +124,14 @@ class Model(nn.Module):
         return np.zeros(len(users), dtype=np.bool_)
 
     @torch.inference_mode()
-    def score(self, histories: Histories, *, users: NDArray[np.int64] | None = None, seed: int = 0) -> Tensor:
+    def score(
+        self,
+        histories: Histories,
+        *,
+        users: NDArray[np.int64] | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+    ) -> Tensor:
         """Scores (B, num_items) float32 of all items for people with these histories; higher is better.
 
         A person without history gets the popularity of items, unless the model `remembers` them. The answer for a row
@@ -134,19 +142,39 @@ class Model(nn.Module):
             users: (B,) numbers of the people in training, -1 for those who were not in it; None: none was. Only
                 models that learn something about each person look at it.
             seed: of the noise of a stochastic model.
+            sampling: all that can be chosen about the drawing, instead of ``seed`` alone.
         """
+        sampling = sampling or Sampling(seed)
         who = np.full(len(histories), -1, dtype=np.int64) if users is None else users
         if not self.reads_pseudo:
             histories = histories.own()
         known = np.flatnonzero((histories.lengths > 0) | self.remembers(who))
         if len(known) == len(histories):
-            return self.score_known(histories, who, seed)
+            return self.score_known(histories, who, sampling)
         scores = self.popularity.repeat(len(histories), 1)
         if len(known):
-            scores[torch.from_numpy(known)] = self.score_known(histories.take(known), who[known], seed)
+            scores[torch.from_numpy(known)] = self.score_known(histories.take(known), who[known], sampling)
         return scores
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         """Scores (B, num_items) float32 for histories of at least one item, or people whom the model remembers;
         arguments as for `score`."""
+        raise NotImplementedError
+
+    # --- looking inside ------------------------------------------------------------------------------------
+
+    @property
+    def denoising_steps(self) -> int | None:
+        """The most steps of denoising that an answer can be asked for, or None where there is nothing to choose."""
+        return None
+
+    def index_vectors(self) -> Tensor | None:
+        """(num_items, d) the vectors that `query_vectors` are multiplied by to rank items; None: ranked otherwise."""
+        return None
+
+    def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        """(B, d) for people with an answer of their own; arguments as for `score_known`.
+
+        Inner products with `index_vectors` are the scores, but for what a model says of items already in the history.
+        """
         raise NotImplementedError

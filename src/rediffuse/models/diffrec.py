@@ -11,6 +11,7 @@ autoencoder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ from rediffuse.diffusion import (
     timestep_sampler,
 )
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.sampling import Sampling
 from rediffuse.nn import Folded, RowDenoiser
 
 Weighting = Literal["none", "order", "interval"]
@@ -233,18 +235,38 @@ class DiffRec(Model):
         """Whether the chain can be walked there, exactly: see `RowDenoiser.reverse`."""
         return self.config.prediction == "x0" and not self.config.normalize
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        if self.in_hidden_space:
+            return self.denoiser.last(self.hidden(histories, sampling))
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
-        if not self.in_hidden_space:
-            return self.plain_chain(rows.dense(self.num_items))
-        return self.denoiser.last(self.reverse(self.denoiser.read(rows.items, rows.offsets, rows.values)))
+        return self.plain_chain(rows.dense(self.num_items))
 
-    def reverse(self, z: Tensor) -> Tensor:
+    def hidden(self, histories: Histories, sampling: Sampling) -> Tensor:
+        """(B, H) what the last layer reads to score."""
+        rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
+        first, watch = self.denoiser.steps - 1, sampling.watch
+
+        def tell(t: int, g: Tensor) -> None:
+            if watch is not None:
+                watch(first - t, t, None, _with_one(g))
+
+        return self.reverse(self.denoiser.read(rows.items, rows.offsets, rows.values), tell)
+
+    def index_vectors(self) -> Tensor | None:
+        """The last layer, whose bias is a column more."""
+        if not self.in_hidden_space:
+            return None
+        return torch.cat((self.denoiser.last.weight, self.denoiser.last.bias[:, None]), dim=1)
+
+    def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        return _with_one(self.hidden(histories, sampling))
+
+    def reverse(self, z: Tensor, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """The whole chain in hidden space, from z = W x_T (B, H) to g (B, H), which the last layer reads."""
         folded = Folded(self.folded_weight, self.folded_bias)
         schedule = self.schedule
         return self.denoiser.reverse(
-            z, folded, schedule.posterior_mean_coef1.tolist(), schedule.posterior_mean_coef2.tolist()
+            z, folded, schedule.posterior_mean_coef1.tolist(), schedule.posterior_mean_coef2.tolist(), watch
         )
 
     def plain_chain(self, x: Tensor) -> Tensor:
@@ -253,6 +275,11 @@ class DiffRec(Model):
             return self.denoiser(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
         # Nothing is drawn: every step takes the mean.
         return ancestral(self.denoiser, x, self.schedule, prediction=self.config.prediction, variance=None)
+
+
+def _with_one(g: Tensor) -> Tensor:
+    """(B, H + 1): what the bias is multiplied by, at the end."""
+    return torch.cat((g, g.new_ones(len(g), 1)), dim=1)
 
 
 class TDiffRec(DiffRec):

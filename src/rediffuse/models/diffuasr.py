@@ -45,6 +45,7 @@ from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models import model_class
 from rediffuse.models.backbone import backbone_class, backbone_config
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn.unet import SequentialUNet
 
@@ -362,13 +363,27 @@ class DiffuASR(Model):
     def resolve(self, resolved: dict[str, Any]) -> None:
         self.answering.resolve(resolved)
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    @property
+    def denoising_steps(self) -> int | None:
+        return self.answering.denoising_steps
+
+    def index_vectors(self) -> Tensor | None:
+        return self.answering.index_vectors()
+
+    def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        return self.answering.query_vectors(self.lengthened(histories, users), users, sampling)
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        return self.answering.score_known(self.lengthened(histories, users), users, sampling)
+
+    def lengthened(self, histories: Histories, users: NDArray[np.int64]) -> Histories:
+        """Histories as the answering model was trained on them."""
         if self.answering is self.backbone:
             known = users >= 0
             written = np.full((len(users), self.config.n), -1, dtype=np.int64)
             written[known] = self.pseudo[torch.from_numpy(users[known]).to(self.pseudo.device)].cpu().numpy()
             histories = prepend(histories, written)
-        return self.answering.score_known(histories, users, seed)
+        return histories
 
 
 def round_to_items(

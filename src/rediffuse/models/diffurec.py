@@ -28,8 +28,10 @@ from rediffuse.config import Range
 from rediffuse.data.batches import SequenceBatch
 from rediffuse.diffusion import ancestral, noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
 from rediffuse.diffusion.noise import RowNoise, row_keys
+from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
+from rediffuse.nn.transformer import Cache
 
 # The fewest steps are kept whose validation metric is within this share of the metric at all steps.
 CALIBRATION_TOLERANCE = 0.005
@@ -153,6 +155,13 @@ class Approximator(nn.Module):
         """x0_hat (B, d) at the last real token of each row; arguments as in `condition`."""
         return self.encoder.last(self.condition(z, x_t, t, noise), lengths)
 
+    def advance(
+        self, last: Tensor, lengths: Tensor, cache: Cache, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The same of the causal form: z (B, d) of each row's last token, against the cached tokens before it."""
+        token = self.condition(last[:, None], x_t, t, noise).squeeze(1)
+        return self.encoder.advance(token, lengths, cache)
+
 
 class DiffuRec(SequenceModel):
     """DiffuRec in either form, or its non-diffusion twin."""
@@ -178,6 +187,7 @@ class DiffuRec(SequenceModel):
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
         self.schedule = noise_schedule(config.schedule, steps=config.steps)
         self.timesteps = timestep_sampler(config.timesteps, steps=config.steps)
+        self.first_scale = self.schedule.alphas_cumprod[0].sqrt().item()  # of x_0 at the smallest timestep
         self.sampling_steps = config.sampling_steps or 1
 
     @property
@@ -226,46 +236,62 @@ class DiffuRec(SequenceModel):
 
     # --- answering -----------------------------------------------------------------------------------------
 
-    def represent(self, items: Tensor, lengths: Tensor, seed: int) -> Tensor:
-        z = self.approximator.history(self.item_embedding(self._full_width(items)))
+    @property
+    def denoising_steps(self) -> int | None:
+        return self.config.steps if self.config.diffusion and self.config.solver != "one_step" else None
+
+    def history(self, items: Tensor) -> Tensor:
+        """z (B, L, d) of padded histories (B, L)."""
+        return self.approximator.history(self.item_embedding(self._full_width(items)))
+
+    def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
+        z = self.history(items)
         if not self.config.diffusion:
             return self.approximator.encoder.last(z, lengths)
-        noise = RowNoise(row_keys(items, lengths), seed)
+        noise = RowNoise(row_keys(items, lengths), sampling.seed, sampling.noise)
         network = self._continue_causally(items, z, lengths, noise) if self.causal else None
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
             return network(x_t, t) if network else self.approximator(z, lengths, x_t, t, noise)
 
         start = noise(z[:, 0])
-        steps = min(self.sampling_steps, self.config.steps)
+
+        def tell(step: int, t: int, x_t: Tensor, x0_hat: Tensor) -> None:
+            if sampling.watch is not None:
+                sampling.watch(step, t, self.metric_space(x_t), self.metric_space(x0_hat))
+
+        steps = min(sampling.steps or self.sampling_steps, self.config.steps)
         if steps == 1 or self.config.solver == "one_step":
-            return solver("one_step")(predict, start, self.schedule)
+            return solver("one_step")(predict, start, self.schedule, callback=tell)
         kept = space_timesteps(self.config.steps, str(steps))
+        chain = self.schedule, kept
         if self.config.solver == "ancestral":
-            return ancestral(predict, start, self.schedule, kept, generator=noise, variance=self.config.variance)
-        return solver(self.config.solver)(predict, start, self.schedule, kept, generator=noise)
+            variance = self.config.variance
+            return ancestral(predict, start, *chain, generator=noise, callback=tell, variance=variance)
+        return solver(self.config.solver)(predict, start, *chain, generator=noise, callback=tell)
 
     def _continue_causally(
         self, items: Tensor, z: Tensor, lengths: Tensor, noise: RowNoise
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """f(x_t, t) for the last token, with the keys and values of all earlier tokens computed once.
+        """f(x_t, t) for the last token, with the keys and values of all earlier tokens computed once."""
+        last, cache = self.earlier_tokens(items, z, lengths)
+
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.approximator.advance(last, lengths, cache, x_t, t, noise)
+
+        return network
+
+    def earlier_tokens(self, items: Tensor, z: Tensor, lengths: Tensor) -> tuple[Tensor, Cache]:
+        """Of the causal form, what the steps share: z (B, d) of each row's last token, and keys and values of the others.
 
         Earlier tokens carry the item that is known to follow them, at the smallest timestep and with the mean of
         lambda: nothing about them is left to chance.
         """
-        approximator, rows = self.approximator, torch.arange(len(items), device=items.device)
-        following = self.item_embedding(torch.roll(items, -1, dims=1))
-        clean = self.schedule.alphas_cumprod[0].sqrt().item() * following
+        approximator, rows = self.approximator, torch.arange(items.shape[0], device=items.device)
+        clean = self.first_scale * self.item_embedding(torch.roll(items, -1, dims=1))
         first = approximator.embed_time(torch.zeros((), dtype=torch.int64, device=items.device))
         tokens = z + approximator.lambda_uncertainty * (clean + first)
-        cache = approximator.encoder.prefill(tokens, lengths)
-        last = z[rows, lengths - 1]
-
-        def network(x_t: Tensor, t: Tensor) -> Tensor:
-            token = approximator.condition(last[:, None], x_t, t, noise).squeeze(1)
-            return approximator.encoder.advance(token, lengths, cache)
-
-        return network
+        return z[rows, lengths - 1], approximator.encoder.prefill(tokens, lengths)
 
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
         """Choose `sampling_steps`: the fewest whose validation metric is within 0.5 % of that of all T steps."""

@@ -16,6 +16,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.pairs import PairBatch, PairBatches
 from rediffuse.losses import bpr
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.sampling import Sampling
 
 
 class FactorConfig(ModelConfig):
@@ -114,7 +115,10 @@ class FactorModel(Model):
         found[found] = self.trained.cpu().numpy()[users[found]]
         return found
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    def index_vectors(self) -> Tensor:
+        return self.answering_vectors()[1]
+
+    def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         known, items = self.answering_vectors()
         who = torch.from_numpy(users).to(items.device)
         remembered = torch.from_numpy(self.remembers(users)).to(items.device)
@@ -123,4 +127,7 @@ class FactorModel(Model):
         new = torch.nonzero(~remembered).squeeze(1)
         if len(new):
             mine[new] = self.fold_in(histories.take(new.cpu().numpy()))
-        return mine @ items.T
+        return mine
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        return self.query_vectors(histories, users, sampling) @ self.index_vectors().T

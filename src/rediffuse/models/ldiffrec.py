@@ -31,6 +31,7 @@ from rediffuse.diffusion import predict_x0, q_sample
 from rediffuse.errors import ConfigError
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffrec import DiffRec, DiffRecConfig
+from rediffuse.models.sampling import Sampling
 from rediffuse.nn import dropout
 
 ITEM_VECTOR_SIZE = 64
@@ -167,7 +168,10 @@ class LDiffRec(DiffRec):
 
     # --- answering -----------------------------------------------------------------------------------------
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    def index_vectors(self) -> None:
+        """None: the decoder is no single product."""
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
         z, _ = self.encode(rows, rows.values)
         if self.config.diffusion:

@@ -33,6 +33,7 @@ from rediffuse.data.rows import RowBatch, RowBatches
 from rediffuse.models.backbone import backbone_class, backbone_config
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.diffrec import TDiffRec, TDiffRecConfig
+from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.models.signals import Signals, derive_signals
 
@@ -287,8 +288,18 @@ class PDRec(Model):
     def resolve(self, resolved: dict[str, Any]) -> None:
         self.backbone.resolve(resolved)
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
-        return self.part.score_known(histories, users, seed)
+    @property
+    def denoising_steps(self) -> int | None:
+        return self.part.denoising_steps
+
+    def index_vectors(self) -> Tensor | None:
+        return self.part.index_vectors()
+
+    def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        return self.part.query_vectors(histories, users, sampling)
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        return self.part.score_known(histories, users, sampling)
 
 
 def open_ended(histories: Histories, num_items: int) -> Histories:

@@ -17,6 +17,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.losses import binary_cross_entropy, gbce_beta, sampled_softmax, softmax_cross_entropy
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.sampling import Sampling
 
 # The repeat bias is this times a parameter, so that Adam moves it that many times faster than a weight: it has
 # far to go, and an item table is scaled so that a weight has not.
@@ -173,11 +174,14 @@ class SequenceModel(Model):
         """(B, d): as `represent`, of histories given as item vectors (B, L, d); differentiable."""
         raise NotImplementedError
 
-    def represent(self, items: Tensor, lengths: Tensor, seed: int) -> Tensor:
+    def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         """(B, d): where in item space the next item of each padded history (B, L) should be."""
         raise NotImplementedError
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    def index_vectors(self) -> Tensor:
+        return self.metric_space(self.catalogue())
+
+    def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         device = self.item_embedding.weight.device
         hidden = torch.empty(len(histories), self.config.embedding_size, device=device)
         items, lengths = pad_right(histories, self.config.max_length, self.pad)
@@ -185,13 +189,15 @@ class SequenceModel(Model):
         # Rows of similar length go through the network together, without the padding of the longest of all.
         for rows in torch.argsort(lengths).split(SCORE_ROWS):
             width = int(lengths[rows].max())
-            hidden[rows] = self.represent(items[rows, :width], lengths[rows], seed).float()
-        scores = self.metric_space(hidden) @ self.metric_space(self.catalogue()).T
+            hidden[rows] = self.represent(items[rows, :width], lengths[rows], sampling).float()
+        return self.metric_space(hidden)
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        scores = self.query_vectors(histories, users, sampling) @ self.index_vectors().T
         if self.repeat is not None:
             # Read all, then write all: an item that stands twice in the window is biased once. Items that a generator
             # wrote are no repeats.
-            if histories.pseudo is not None:
-                items = pad_right(histories.own(), self.config.max_length, self.pad)[0].to(device)
+            items = pad_right(histories.own(), self.config.max_length, self.pad)[0].to(scores.device)
             inside = torch.nonzero(items < self.num_items)
             at = (inside[:, 0], items[inside[:, 0], inside[:, 1]])
             scores[at] = scores[at] + REPEAT_RATE * self.repeat

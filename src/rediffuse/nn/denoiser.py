@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,7 +93,14 @@ class RowDenoiser(nn.Module):
         """What `reverse` needs of the weights. O(I H^2), once."""
         return Folded(self.first.T @ self.last.weight, self.last.bias @ self.first)
 
-    def reverse(self, z: Tensor, folded: Folded, coef1: Sequence[float], coef2: Sequence[float]) -> Tensor:
+    def reverse(
+        self,
+        z: Tensor,
+        folded: Folded,
+        coef1: Sequence[float],
+        coef2: Sequence[float],
+        watch: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
         """The whole reverse chain of a network that predicts x_0, without noise, without ever leaving the hidden space.
 
         x_{t-1} = c1_t f(x_t, t) + c2_t x_t is linear in f and x, and so is z = W x. Each step is therefore
@@ -104,13 +111,17 @@ class RowDenoiser(nn.Module):
             z: (B, H) W x_T.
             folded: from `fold`.
             coef1, coef2: (T,) of the posterior mean, see `rediffuse.diffusion.NoiseSchedule`.
+            watch: called as watch(t, g) at every step; ``last(g)`` is x_0_hat there.
 
         Returns:
             g (B, H) at t = 0: the output of the chain is ``last(g)``, because c1_0 = 1 and c2_0 = 0.
         """
 
         def at(step: int) -> Tensor:
-            return self.inner(z, torch.full((len(z),), step, dtype=torch.int64, device=z.device))
+            g = self.inner(z, torch.full((len(z),), step, dtype=torch.int64, device=z.device))
+            if watch is not None:
+                watch(step, g)
+            return g
 
         for step in reversed(range(1, self.steps)):
             z = coef1[step] * (at(step) @ folded.weight.T + folded.bias) + coef2[step] * z

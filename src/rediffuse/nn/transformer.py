@@ -88,7 +88,7 @@ class Block(nn.Module):
     def advance(self, x: Tensor, position: Tensor, cache: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """One token (B, 1, d) at ``position`` (B,), against the cached keys and values of the others."""
         q, k, v = self._split(self.qkv(self.norm_attention(x)))
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(x.shape[0], device=x.device)
         keys, values = cache
         keys[rows, :, position], values[rows, :, position] = k[:, :, 0], v[:, :, 0]
         y = x + self._drop(self._attend(q, keys, values, mask, causal=False))
@@ -133,7 +133,10 @@ class Encoder(nn.Module):
 
     def _key_mask(self, x: Tensor, lengths: Tensor) -> Tensor | None:
         """(B, 1, 1, L) True where a key may be attended, or None where all may."""
-        if self.pads_are_keys or x.shape[1] == 1 or bool((lengths == x.shape[1]).all()):
+        if self.pads_are_keys:
+            return None
+        # A graph that is being exported is for lengths that are not known yet.
+        if not torch.compiler.is_compiling() and (x.shape[1] == 1 or bool((lengths == x.shape[1]).all())):
             return None
         return _real(x, lengths)[:, None, None, :]
 
@@ -179,4 +182,4 @@ def _real(x: Tensor, lengths: Tensor) -> Tensor:
 
 def _pick(x: Tensor, position: Tensor) -> Tensor:
     """(B, L, d), (B,) -> (B, 1, d)."""
-    return x[torch.arange(len(x), device=x.device), position][:, None]
+    return x[torch.arange(x.shape[0], device=x.device), position][:, None]

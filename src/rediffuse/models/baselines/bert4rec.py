@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from rediffuse.config import Range
 from rediffuse.data.batches import SequenceBatch
+from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder
 
@@ -115,7 +116,7 @@ class BERT4Rec(SequenceModel):
         whole = torch.cat((x, self.mask_embedding.expand(len(x), 1, -1)), dim=1)
         return self.head(self.encoder.last(self.placed(whole, lengths), lengths))
 
-    def represent(self, items: Tensor, lengths: Tensor, seed: int) -> Tensor:
+    def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         whole = F.pad(items, (0, 1), value=self.pad)
         hidden = torch.arange(whole.shape[1], device=items.device) == lengths[:, None]
         return self.head(self.encoder.last(self.tokens(whole, hidden, lengths + 1), lengths + 1))

@@ -23,6 +23,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.matrix import bags, binary_matrix
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.sampling import Sampling
 
 # Copies of the dense float32 matrix that live at once at worst: the weights, and what is being written of them.
 COPIES = 3
@@ -86,6 +87,6 @@ class EASE(Model):
             rows = slice(start, start + step)
             weight[rows] = (-(half[rows] + half[:, rows].T) / diagonal).to(weight.device)
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         items, offsets, _ = bags(histories, self.num_items, self.weight.device)
         return F.embedding_bag(items, self.weight, offsets, mode="sum")

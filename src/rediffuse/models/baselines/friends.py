@@ -14,6 +14,7 @@ from rediffuse.data.matrix import binary_matrix
 from rediffuse.errors import DataError
 from rediffuse.graphs import social_adjacency
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.sampling import Sampling
 from rediffuse.nn import SizedByData
 
 
@@ -53,7 +54,7 @@ class Friends(Model):
         found[found] = self.offsets.value.diff().cpu().numpy()[users[found]] > 0
         return found
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         scores = (self.popularity / (self.popularity.max() + 1)).repeat(len(users), 1)
         for row in np.flatnonzero(self.remembers(users)):
             start, stop = self.offsets.value[users[row] : users[row] + 2].tolist()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rediffuse.config import Range
 from rediffuse.data.batches import SequenceBatch
+from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout
 
@@ -51,5 +52,5 @@ class GRU4Rec(SequenceModel):
     def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
         return self.read(batch.items)[batch.rows, batch.positions], None, None
 
-    def represent(self, items: Tensor, lengths: Tensor, seed: int) -> Tensor:
-        return self.read(items)[torch.arange(len(items), device=items.device), lengths - 1]
+    def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
+        return self.read(items)[torch.arange(items.shape[0], device=items.device), lengths - 1]

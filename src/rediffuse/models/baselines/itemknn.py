@@ -20,6 +20,7 @@ from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.data.matrix import bags, binary_matrix
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.sampling import Sampling
 
 # Items whose similarities to all others are held at once.
 BLOCK = 1024
@@ -69,7 +70,7 @@ class ItemKNN(Model):
             self.near[at] = torch.from_numpy(columns[order][kept].astype(np.int32))
             self.weight[at] = torch.from_numpy(similarity[order][kept].astype(np.float32))
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         device = self.weight.device
         items, _, counts = bags(histories, self.num_items, device)
         rows = torch.repeat_interleave(torch.arange(len(histories), device=device), counts)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import Model
+from rediffuse.models.sampling import Sampling
 
 
 class Popularity(Model):
@@ -16,5 +17,5 @@ class Popularity(Model):
     name = "popularity"
     trained_by_gradient = False
 
-    def score_known(self, histories: Histories, users: NDArray[np.int64], seed: int) -> Tensor:
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return self.popularity.repeat(len(histories), 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rediffuse.config import Range
 from rediffuse.data.batches import SequenceBatch
+from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder
 
@@ -70,5 +71,5 @@ class SASRec(SequenceModel):
             return self.encoder.last(x, batch.lengths), None, None
         return self.encoder(x, batch.lengths)[batch.rows, batch.positions], None, None
 
-    def represent(self, items: Tensor, lengths: Tensor, seed: int) -> Tensor:
+    def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         return self.encoder.last(self.tokens(items), lengths)

@@ -1,0 +1,45 @@
+"""The catalogue in two dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ItemMap:
+    """The two main directions of item vectors, all of them scaled to length one before.
+
+    Attributes:
+        centre: (d,) their mean.
+        axes: (d, 2) orthonormal.
+        points: (num_items, 2) where the items are.
+        explained: the share of the variance that the map shows.
+    """
+
+    centre: Tensor
+    axes: Tensor
+    points: Tensor
+    explained: float
+
+    def place(self, vectors: Tensor) -> Tensor:
+        """(B, 2): where vectors (B, d) stand on the map."""
+        return (F.normalize(vectors.float(), dim=1) - self.centre) @ self.axes
+
+
+def item_map(vectors: Tensor) -> ItemMap:
+    """Principal components of item vectors (num_items, d), d at least 2.
+
+    The sign of an axis, which is arbitrary, is such that its largest weight is positive: the same run has the same map.
+    """
+    directions = F.normalize(vectors.float(), dim=1)
+    centre = directions.mean(0)
+    centred = directions - centre
+    values, axes = torch.linalg.eigh(centred.T @ centred)
+    axes = axes[:, [-1, -2]]
+    signs = torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
+    axes = axes * torch.where(signs == 0, 1.0, signs)
+    return ItemMap(centre, axes, centred @ axes, float(values[-2:].sum() / values.sum().clamp_min(1e-30)))

@@ -1,0 +1,414 @@
+"""Recommendations out of a run folder, in the caller's own ids, without the training data."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from rediffuse.data.histories import Histories
+from rediffuse.errors import ConfigError, RediffuseWarning
+from rediffuse.evaluation.topk import exact_top_k
+from rediffuse.graphs.paths import strongest_paths
+from rediffuse.models.base import Model
+from rediffuse.models.sampling import Sampling
+from rediffuse.recommender.answering import Answer, Answerer, Ask
+from rediffuse.recommender.ids import labels, listed, own_id, whole
+from rediffuse.recommender.index import read_index
+from rediffuse.recommender.item_map import ItemMap, item_map
+from rediffuse.recommender.titles import Titles
+from rediffuse.training.run_folder import RunContents, read_run
+
+Retrieval = Literal["exact", "index"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of denoising: its timestep, what it starts from (d,) if that is known, and the guess at the end (d,)."""
+
+    t: int
+    state: Tensor | None
+    guess: Tensor
+
+
+class Recommender:
+    """Answers from a trained model. Make one with `Recommender.load`; it holds no state between requests.
+
+    Attributes:
+        config: content of the run's config.json.
+        items: row i describes item number i: item_id, train_count, and title where there is one.
+        model: in evaluation mode.
+        answerer: the same without ids.
+        titles: finds items by name.
+        item_vectors: (num_items, d), see `rediffuse.models.base.Model.index_vectors`, or None.
+    """
+
+    def __init__(self, run: RunContents, retrieval: Retrieval = "exact") -> None:
+        self.config: dict[str, Any] = run.config
+        self.items: pl.DataFrame = run.items
+        self.model: Model = run.model
+        self.folder = run.path
+        self.titles = Titles(run.items)
+        with torch.inference_mode():
+            self.item_vectors = self.model.index_vectors()
+        table = None if self.item_vectors is None else self.item_vectors.numpy()
+        index = read_index(run.path, table) if retrieval == "index" else None
+        self.answerer = Answerer(self.model, self.item_vectors, index)
+        self.user_ids, self._histories = run.user_ids, run.histories
+        self._item_numbers = {item: number for number, item in enumerate(run.items["item_id"].to_list())}
+        self._user_numbers = {user: number for number, user in enumerate(run.user_ids.to_list())}
+
+    @classmethod
+    def load(cls, run: str | Path, retrieval: Retrieval = "exact") -> Recommender:
+        """Load a run folder; the data it was trained on is not needed.
+
+        Args:
+            run: the folder.
+            retrieval: ``exact`` scores all items; ``index`` those that the run's index finds
+                (`rediffuse.recommender.index`). Requests that an index cannot answer, such as those with seen items
+                kept or with candidates, are answered exactly all the same.
+
+        Raises:
+            RunError: the folder is no finished run, a file in it is missing or damaged, or it has no index.
+        """
+        return cls(read_run(run), retrieval)
+
+    def recommend(
+        self,
+        users: Iterable[Any] | None = None,
+        histories: Iterable[Iterable[Any]] | None = None,
+        k: int = 10,
+        exclude: Iterable[Any] | None = None,
+        seed: int = 0,
+        samples: int = 1,
+        filter_seen: bool = True,
+        batch_size: int = 512,
+        candidates: Iterable[Any] | None = None,
+        steps: int | None = None,
+        noise: float = 1.0,
+    ) -> pl.DataFrame:
+        """The k items each person is most likely to want next.
+
+        Ids may be text or integers of any kind: "50" finds 50 where the data's ids are integers, and the reverse.
+
+        Args:
+            users: ids of people. Alone: the model answers from what it remembers of them; people it does not know
+                get popular items. With ``histories``: labels for the answer, one per history.
+            histories: item ids, oldest first, one list per person; also people never seen in training.
+            k: items per person; fewer where fewer are left.
+            exclude: ids of items that nobody is to get.
+            seed: of a stochastic model's noise. A person's list depends on the history and the seed alone.
+            samples: draws that a stochastic model averages; more than one adds the column ``uncertainty``, the
+                standard deviation of the score over draws (0 for a model without noise).
+            filter_seen: leave out items of the person's history.
+            batch_size: people scored at once; changes memory and time, not lists.
+            candidates: ids of the only items that anybody is to get.
+            steps: of denoising, at most those of training; None: as many as were calibrated on validation data.
+            noise: what the noise of a stochastic model is multiplied by.
+
+        Returns:
+            A frame: user_id, item_id, rank (from 1), score, and uncertainty. People are in the order asked, best items
+            first. Without ``users``, user_id is the place of the history, from 0. It is of the data's type, or text if
+            a user cannot be of that type.
+
+        Raises:
+            ConfigError: neither users nor histories, no lists of ids, numbers out of range, or lengths that differ,
+                or steps or noise that mean nothing to the model.
+
+        Warns:
+            RediffuseWarning: unknown users, unknown items, empty histories; with counts.
+        """
+        k, samples = whole("k", k), whole("samples", samples)
+        batch_size = whole("batch_size", batch_size)
+        sampling = self.sampling(seed, steps, noise)
+        names, who, rows, counts = self.people(users, histories)
+        banned = self.numbers(listed("exclude", exclude)) if exclude is not None else np.empty(0, np.int64)
+        among = None if candidates is None else self.numbers(listed("candidates", candidates))
+        counts["unknown_excluded"] = int((banned < 0).sum())
+        counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
+        for message in remarks(counts):
+            warnings.warn(message, RediffuseWarning, stacklevel=2)
+        ask = Ask(k, banned[banned >= 0], None if among is None else among[among >= 0], filter_seen)
+        answers: list[Answer] = []
+        for start in range(0, len(rows), batch_size):
+            part = np.arange(start, min(start + batch_size, len(rows)))
+            answers += self.answerer.answer(rows.take(part), who[part], [ask] * len(part), sampling, samples)
+        return self._frame(names, answers, uncertain=samples > 1)
+
+    def sampling(self, seed: Any = 0, steps: Any = None, noise: float = 1.0) -> Sampling:
+        """How answers are drawn, checked against what the model can do.
+
+        Raises:
+            ConfigError: no whole numbers, more steps than the model has, or options that mean nothing to it.
+        """
+        seed = whole("seed", seed, least=None)
+        most = self.model.denoising_steps
+        if steps is not None:
+            steps = whole("steps", steps)
+            if most is None:
+                raise ConfigError(f"{self.config['model']} has no steps to choose in this run.", "Leave out steps.")
+            if steps > most:
+                raise ConfigError(f"steps is {steps}; this run was trained with {most}.", f"Give 1 to {most}.")
+        if not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
+            raise ConfigError(f"noise is {noise!r}.", "Give a number of at least 0; 1 is what the model is made for.")
+        if noise != 1 and not self.model.stochastic:
+            raise ConfigError(f"{self.config['model']} draws no noise in this run.", "Leave out noise.")
+        return Sampling(seed, steps, float(noise))
+
+    # --- people in -----------------------------------------------------------------------------------------
+
+    def people(self, users: Any, histories: Any) -> tuple[pl.Series, NDArray[np.int64], Histories, dict[str, int]]:
+        """Labels (n,) of the people asked about, their numbers (n,) or -1, histories (n rows), what was unknown."""
+        if users is None and histories is None:
+            raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
+        asked = None if users is None else listed("users", users)
+        counts = {"unknown_users": 0, "unknown_items": 0}
+        if histories is None:
+            assert asked is not None
+            places = [self._user_numbers.get(own_id(user, self.user_ids.dtype), -1) for user in asked]
+            who = np.asarray(places, dtype=np.int64)
+            counts["unknown_users"] = int((who < 0).sum())
+            # One row past the last user is empty, and stands for everyone unknown.
+            offsets = np.append(self._histories.offsets, self._histories.offsets[-1])
+            remembered = replace(self._histories, offsets=offsets)
+            known = remembered.take(np.where(who < 0, len(self._histories), who))
+        else:
+            rows = [listed("a history", history) for history in listed("histories", histories)]
+            if asked is not None and len(asked) != len(rows):
+                raise ConfigError(f"{len(asked)} users and {len(rows)} histories.", "Give one user id per history.")
+            numbers = self.numbers(item for row in rows for item in row)
+            offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+            known = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
+            counts["unknown_items"] = int((numbers < 0).sum())
+            who = np.full(len(rows), -1)  # what the model remembers of people is not about these histories
+        counts["people"] = len(known)
+        without = (known.lengths == 0) & ~self.model.remembers(who)
+        counts["empty_histories"] = int(without.sum()) - counts["unknown_users"]
+        if asked is None:
+            return pl.Series("user_id", range(len(known)), dtype=pl.Int64), who, known, counts
+        return labels(asked, self.user_ids.dtype), who, known, counts
+
+    def numbers(self, items: Iterable[Any]) -> NDArray[np.int64]:
+        """Item numbers, -1 for unknown ids."""
+        kind = self.items["item_id"].dtype
+        return np.asarray([self._item_numbers.get(own_id(item, kind), -1) for item in items], dtype=np.int64)
+
+    # --- looking inside ------------------------------------------------------------------------------------
+
+    def similar(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
+        """The k items nearest to each of ``items``, by the cosine of the model's item vectors.
+
+        Returns:
+            A frame: item_id, similar_id, rank (from 1), cosine. Items that are not in the catalogue have no row.
+
+        Raises:
+            ConfigError: the model has no vectors of items.
+
+        Warns:
+            RediffuseWarning: unknown items.
+        """
+        asked = self.numbers(listed("items", items))
+        for message in [f"{(asked < 0).sum()} items are not in the catalogue."] if (asked < 0).any() else []:
+            warnings.warn(message, RediffuseWarning, stacklevel=2)
+        asked = asked[asked >= 0]
+        cosines, near = self.nearest(asked, whole("k", k))
+        owners = np.repeat(np.arange(len(asked)), near.shape[1])
+        ids = self.items["item_id"]
+        return pl.DataFrame(
+            {
+                "item_id": ids.gather(asked[owners]),
+                "similar_id": ids.gather(near.ravel()),
+                "rank": np.tile(np.arange(1, near.shape[1] + 1, dtype=np.int32), len(asked)),
+                "cosine": cosines.ravel(),
+            }
+        )
+
+    def nearest(self, items: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Cosines and numbers (n, k) of the items nearest to ``items`` (n,), but themselves; errors as `similar`."""
+        cosines = self.directions[torch.from_numpy(items)] @ self.directions.T
+        cosines[torch.arange(len(items)), torch.from_numpy(items)] = -torch.inf
+        values, near = exact_top_k(cosines, min(k, len(self.items) - 1)) if len(items) else (cosines, cosines.long())
+        return values[:, :k].numpy(), near[:, :k].numpy()
+
+    @functools.cached_property
+    def directions(self) -> Tensor:
+        """(num_items, d): the item vectors, of length one."""
+        if self.item_vectors is None:
+            raise ConfigError(
+                f"{self.config['model']} has no vectors of items: it ranks in another way.",
+                "Take a model that learns them, such as diffurec, sasrec or lightgcn.",
+            )
+        return F.normalize(self.item_vectors, dim=1)
+
+    @functools.cached_property
+    def map(self) -> ItemMap:
+        """The items in two dimensions; raises as `similar`."""
+        return item_map(self.directions)
+
+    @torch.inference_mode()
+    def walk(self, rows: Histories, who: NDArray[np.int64], sampling: Sampling) -> list[Step]:
+        """What the model goes through to answer one person; empty for models and people without denoising."""
+        steps: list[Step] = []
+        if self.item_vectors is None or not len(rows.own().items):
+            return steps
+
+        def watch(step: int, t: int, state: Tensor | None, guess: Tensor) -> None:
+            steps.append(Step(t, None if state is None else state[0].clone(), guess[0].clone()))
+
+        self.model.query_vectors(rows, who, replace(sampling, watch=watch))
+        return steps
+
+    def best(self, query: Tensor, k: int) -> list[tuple[int, float]]:
+        """Numbers and scores of the k items that ``query`` (d,) ranks first."""
+        assert self.item_vectors is not None
+        scores, items = exact_top_k((query @ self.item_vectors.T)[None], min(k, len(self.items)))
+        return list(zip(items[0].tolist(), scores[0].tolist(), strict=True))
+
+    def denoise(
+        self,
+        *,
+        user: Any = None,
+        history: Iterable[Any] | None = None,
+        k: int = 10,
+        seed: int = 0,
+        steps: int | None = None,
+        noise: float = 1.0,
+    ) -> pl.DataFrame:
+        """What a diffusion model would recommend after each step of denoising, from noise on.
+
+        Args:
+            user: a known person's id; or
+            history: item ids, oldest first.
+            k, seed, steps, noise: as for `recommend`. Seen items are kept.
+
+        Returns:
+            A frame: step (from 0), t (the timestep), rank (from 1), item_id, score: the k items that the network's
+            guess at that step ranks first. The last step's are those of `recommend`, but for what a model says of items
+            already in the history.
+
+        Raises:
+            ConfigError: the model does not denoise; neither or both of user and history were given.
+
+        Warns:
+            RediffuseWarning: as `recommend`.
+        """
+        if (user is None) == (history is None):
+            raise ConfigError("Say for whom, in one way.", "Pass user=... or history=[...].")
+        _, who, rows, counts = self.people([user] if history is None else None, None if history is None else [history])
+        for message in remarks(counts, answer="there is nothing to denoise for them"):
+            warnings.warn(message, RediffuseWarning, stacklevel=2)
+        walked = self.walk(rows, who, self.sampling(seed, steps, noise))
+        if not walked and len(rows.items):
+            raise ConfigError(f"{self.config['model']} does not denoise in this run.", "Take a run of diffurec.")
+        ids, parts = self.items["item_id"], []
+        for number, step in enumerate(walked):
+            items, scores = zip(*self.best(step.guess, k), strict=True)
+            part = {"item_id": ids.gather(list(items)), "score": scores}
+            parts.append(pl.DataFrame(part).with_columns(step=number, t=step.t).with_row_index("rank", offset=1))
+        kinds = {"step": pl.Int32, "t": pl.Int32, "rank": pl.Int32, "item_id": ids.dtype, "score": pl.Float32}
+        empty = pl.DataFrame(schema=kinds)
+        return pl.concat(
+            [empty, *(part.select(pl.col(name).cast(kind) for name, kind in kinds.items()) for part in parts)]
+        )
+
+    def explain(
+        self, items: Iterable[Any], *, user: Any = None, history: Iterable[Any] | None = None, paths: int = 3
+    ) -> pl.DataFrame:
+        """The strongest knowledge paths from what someone touched to ``items``, of a model that learned from a graph.
+
+        Args:
+            items: ids, for example those recommended.
+            user: a known person's id; or
+            history: item ids.
+            paths: per item, at most.
+
+        Returns:
+            A frame, see `rediffuse.graphs.paths.strongest_paths`; weights are those of the model's attention, and edges
+            that are not ``kept`` are those that it pruned.
+
+        Raises:
+            ConfigError: the model learned from no knowledge graph; neither or both of user and history were given.
+
+        Warns:
+            RediffuseWarning: an unknown user, unknown items in the history, an empty history.
+        """
+        if not self.has_paths:
+            raise ConfigError(
+                f"{self.config['model']} learned from no knowledge graph, so it has no paths.", "Take a run of diffkg."
+            )
+        if (user is None) == (history is None):
+            raise ConfigError("Say for whom, in one way.", "Pass user=... or history=[...].")
+        _, _, rows, counts = self.people([user] if history is None else None, None if history is None else [history])
+        asked = self.numbers(listed("items", items))
+        for message in remarks(counts, answer="there are no paths for them"):
+            warnings.warn(message, RediffuseWarning, stacklevel=2)
+        ids = self.items["item_id"]
+        touched = ids.gather(np.unique(rows.items))
+        return self.paths(ids.gather(asked[asked >= 0]), touched, whole("paths", paths))
+
+    @property
+    def has_paths(self) -> bool:
+        """Whether the run learned from a knowledge graph, so that `explain` has an answer."""
+        return (self.folder / "knowledge.parquet").exists()
+
+    def paths(self, items: pl.Series, touched: pl.Series, most: int) -> pl.DataFrame:
+        """As `explain`, by ids of the run's own type: from items ``touched`` to each of ``items``."""
+        return strongest_paths(self._knowledge, items, touched, most)
+
+    @functools.cached_property
+    def _knowledge(self) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / "knowledge.parquet")
+
+    def find_items(self, names: Iterable[str]) -> list[Any]:
+        """Item ids from ids or titles (letter case does not matter); an id goes before an equal title.
+
+        Raises:
+            ConfigError: a name is neither, with the closest titles; or several items have that title.
+        """
+        return self.titles.find(names)
+
+    # --- lists out -----------------------------------------------------------------------------------------
+
+    def _frame(self, names: pl.Series, answers: Sequence[Answer], uncertain: bool) -> pl.DataFrame:
+        """The answers of people called ``names``, as one table; its columns are settled also where there is no row."""
+        lengths = [len(answer.items) for answer in answers]
+
+        def joined(parts: list[Any], kind: Any) -> NDArray[Any]:
+            return np.concatenate([np.empty(0, kind), *parts]).astype(kind)
+
+        columns = {
+            "user_id": names.gather(np.repeat(np.arange(len(answers)), lengths)),
+            "item_id": self.items["item_id"].gather(joined([answer.items for answer in answers], np.int64)),
+            "rank": joined([np.arange(1, length + 1) for length in lengths], np.int32),
+            "score": joined([answer.scores for answer in answers], np.float32),
+        }
+        if uncertain:
+            columns["uncertainty"] = joined([answer.uncertainty for answer in answers], np.float32)
+        return pl.DataFrame(columns)
+
+
+def remarks(counts: dict[str, int], answer: str = "they get popular items") -> list[str]:
+    """What a caller should know, one sentence each; ``answer``: what people without a history get."""
+    found = []
+    if counts["unknown_users"]:
+        found.append(
+            f"{counts['unknown_users']} of {counts['people']} users are unknown; {answer}. Pass their histories."
+        )
+    if counts["unknown_items"]:
+        found.append(f"{counts['unknown_items']} items in the histories are not in the catalogue; they are skipped.")
+    if counts["empty_histories"]:
+        found.append(f"{counts['empty_histories']} of {counts['people']} histories are empty; {answer}.")
+    for kind, what in (("unknown_excluded", "items to exclude"), ("unknown_candidates", "candidates")):
+        if counts.get(kind):
+            found.append(f"{counts[kind]} {what} are not in the catalogue.")
+    return found

@@ -1,0 +1,88 @@
+"""A run folder that is being served: read whole, and replaced whole when it changes."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import logging
+import threading
+from pathlib import Path
+
+from rediffuse.errors import ConfigError, RediffuseError
+from rediffuse.recommender import Recommender
+from rediffuse.recommender.recommender import Retrieval
+from rediffuse.serving.batcher import Batcher
+from rediffuse.serving.telemetry import Telemetry
+from rediffuse.training.run_folder import MANIFEST
+
+log = logging.getLogger("rediffuse.serving")
+
+
+class Loaded:
+    """One state of a run folder. Requests hold on to the one they began with."""
+
+    def __init__(self, folder: Path, retrieval: Retrieval) -> None:
+        # The manifest first: should the folder change meanwhile, the next look sees a manifest that is not this one.
+        self.version = _version(folder)
+        self.recommender = Recommender.load(folder, retrieval)
+        self.loaded_at = datetime.datetime.now(datetime.UTC)
+        self.titles = None
+        if "title" in self.recommender.items.columns:
+            self.titles = self.recommender.items["title"].to_list()
+        self.item_ids = self.recommender.items["item_id"].to_list()
+
+
+class HostedRun:
+    """A run under the name of its folder, with the thread that scores for it."""
+
+    def __init__(self, folder: Path, retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> None:
+        self.folder, self.name = folder, folder.resolve().name
+        self.retrieval: Retrieval = retrieval
+        self.loaded = Loaded(folder, retrieval)
+        self.telemetry, self.reloading = telemetry, threading.Lock()
+        self.refused: str | None = None  # the version that could not be read
+        self.batcher = Batcher(max_batch, telemetry.batch.labels(self.name).observe)
+        telemetry.waiting.labels(self.name).set_function(lambda: self.batcher.people_waiting)
+
+    def refresh(self) -> None:
+        """Read the folder again if it has changed. One that cannot be read is reported once; the old state goes on."""
+        with self.reloading:
+            try:
+                version = _version(self.folder)
+            except OSError:
+                return  # being written; the manifest comes last
+            if version in (self.loaded.version, self.refused):
+                return
+            try:
+                self.loaded = Loaded(self.folder, self.retrieval)
+            except (RediffuseError, OSError) as error:
+                self.refused = version
+                self.telemetry.reloads.labels(self.name, "failed").inc()
+                log.warning("%s has changed and cannot be read; the earlier state goes on: %s", self.name, error)
+                return
+            self.telemetry.reloads.labels(self.name, "done").inc()
+            log.info("%s was read again (%s)", self.name, self.loaded.version)
+
+
+def host(folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> dict[str, HostedRun]:
+    """Runs by name.
+
+    Raises:
+        ConfigError: none, or two folders of one name.
+        RunError: a folder is no run, or has no index where one was asked for.
+    """
+    runs: dict[str, HostedRun] = {}
+    names = [folder.resolve().name for folder in folders]
+    if not folders:
+        raise ConfigError("No run was given.", "Give one or more run folders.")
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{names.count(name)} of the run folders are called {name!r}.", "Rename all but one.")
+    for folder, name in zip(folders, names, strict=True):
+        runs[name] = HostedRun(folder, retrieval, max_batch, telemetry)
+    return runs
+
+
+def _version(folder: Path) -> str:
+    """A digest of everything in a run folder: that of its manifest."""
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]

@@ -1,0 +1,190 @@
+"""Runs behind a service: who answers what, in plain objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rediffuse.recommender.answering import Answer, Ask
+from rediffuse.recommender.recommender import remarks
+from rediffuse.serving.batcher import Job
+from rediffuse.serving.hosted import HostedRun, Loaded
+from rediffuse.serving.problems import Problem
+from rediffuse.serving.schemas import DenoiseRequest, RecommendRequest, SimilarRequest
+from rediffuse.serving.settings import Settings
+
+# Items of the history that a reason names.
+REASONS = 3
+RETRY = {"Retry-After": "1"}
+
+
+class Service:
+    """Answers requests, within limits.
+
+    Args:
+        runs: by name; the first is the default.
+        settings: the limits.
+    """
+
+    def __init__(self, runs: dict[str, HostedRun], settings: Settings) -> None:
+        self.runs, self.settings = runs, settings
+
+    def run(self, name: str | None) -> HostedRun:
+        """A run by name.
+
+        Raises:
+            Problem: there is none of that name.
+        """
+        if name is None:
+            return next(iter(self.runs.values()))
+        if name not in self.runs:
+            raise Problem(404, "unknown-model", "No run of that name is served.", f"Known: {', '.join(self.runs)}.")
+        return self.runs[name]
+
+    async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
+        """The content of a RecommendResponse."""
+        run = self.run(request.model)
+        loaded = run.loaded
+        recommender = loaded.recommender
+        sampling = recommender.sampling(request.seed, request.steps, request.noise)
+        names, who, rows, counts = recommender.people(request.users, request.histories)
+        samples = request.samples if recommender.model.stochastic else 1
+        self._admit(run, len(rows), samples, sampling.steps or 1)
+        banned = recommender.numbers(request.exclude)
+        among = None if request.candidates is None else recommender.numbers(request.candidates)
+        counts["unknown_excluded"] = int((banned < 0).sum())
+        counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
+        ask = Ask(request.k, banned[banned >= 0], None if among is None else among[among >= 0], request.filter_seen)
+        job = Job(recommender.answerer, rows, who, [ask] * len(rows), sampling, request.samples)
+        answers = await self._answered(run, job) if len(rows) else []
+        results = [
+            {"user": name, "items": _items(loaded, answer)}
+            for name, answer in zip(names.to_list(), answers, strict=True)
+        ]
+        if request.explain:
+            histories = [np.unique(rows.row(person)).astype(np.int64) for person in range(len(rows))]
+            await asyncio.to_thread(_explain, loaded, histories, answers, results)
+        return _about(run, loaded) | {"notes": remarks(counts), "results": results}
+
+    def similar(self, request: SimilarRequest) -> dict[str, Any]:
+        """The content of a SimilarResponse."""
+        run = self.run(request.model)
+        loaded = run.loaded
+        asked = loaded.recommender.numbers(request.items)
+        known = asked[asked >= 0]
+        cosines, near = loaded.recommender.nearest(known, request.k)
+        results = [
+            {
+                "item_id": loaded.item_ids[item],
+                "items": [
+                    _item(loaded, other) | {"cosine": round(cosine, 4)}
+                    for other, cosine in zip(near[row].tolist(), cosines[row].tolist(), strict=True)
+                ],
+            }
+            for row, item in enumerate(known.tolist())
+        ]
+        unknown = len(asked) - len(known)
+        notes = [f"{unknown} items are not in the catalogue."] if unknown else []
+        return _about(run, loaded) | {"notes": notes, "results": results}
+
+    def denoise(self, request: DenoiseRequest) -> dict[str, Any]:
+        """The content of a DenoiseResponse."""
+        run = self.run(request.model)
+        loaded = run.loaded
+        recommender = loaded.recommender
+        sampling = recommender.sampling(request.seed, request.steps, request.noise)
+        self._admit(run, 1, 1, sampling.steps or 1)
+        users = None if request.user is None else [request.user]
+        _, who, rows, counts = recommender.people(users, None if request.history is None else [request.history])
+        if recommender.item_vectors is None:
+            recommender.directions  # noqa: B018  (says why there is none)
+        steps = []
+        for step in recommender.walk(rows, who, sampling):
+            frame = recommender.best(step.guess, request.k)
+            places = recommender.map.place(torch.stack([step.guess, step.guess if step.state is None else step.state]))
+            guess, state = places.tolist()
+            steps.append(
+                {
+                    "t": step.t,
+                    "state": None if step.state is None else _rounded(state),
+                    "guess": _rounded(guess),
+                    "items": [_item(loaded, item) | {"score": score} for item, score in frame],
+                }
+            )
+        return _about(run, loaded) | {"notes": remarks(counts, "there is nothing to denoise for them"), "steps": steps}
+
+    def _admit(self, run: HostedRun, people: int, samples: int, steps: int) -> None:
+        """Refuse what would take too long, or come too late."""
+        work, most = people * samples * steps, self.settings.max_work
+        if work > most:
+            detail = f"{people} people x {samples} samples x {steps} steps are more than {most:,}."
+            raise Problem(422, "too-much-work", detail, "Ask for fewer at once.")
+        if run.batcher.people_waiting + people > self.settings.max_waiting:
+            raise Problem(503, "overloaded", "Too many people are waiting.", "Try again in a second.", RETRY)
+
+    async def _answered(self, run: HostedRun, job: Job) -> list[Answer]:
+        future = asyncio.wrap_future(run.batcher.submit(job))
+        try:
+            return await asyncio.wait_for(future, self.settings.timeout)
+        except TimeoutError:
+            detail = f"No answer within {self.settings.timeout:g} seconds."
+            raise Problem(503, "timeout", detail, "Try again, or ask for fewer at once.", RETRY) from None
+
+
+def _about(run: HostedRun, loaded: Loaded) -> dict[str, Any]:
+    return {"model": run.name, "version": loaded.version}
+
+
+def _item(loaded: Loaded, number: int) -> dict[str, Any]:
+    return {"item_id": loaded.item_ids[number], "title": None if loaded.titles is None else loaded.titles[number]}
+
+
+def _items(loaded: Loaded, answer: Answer) -> list[dict[str, Any]]:
+    listed = [
+        _item(loaded, number) | {"score": score, "uncertainty": None, "why": None}
+        for number, score in zip(answer.items.tolist(), answer.scores.tolist(), strict=True)
+    ]
+    if answer.uncertainty is not None:
+        for item, spread in zip(listed, answer.uncertainty.tolist(), strict=True):
+            item["uncertainty"] = spread
+    return listed
+
+
+def _explain(
+    loaded: Loaded, histories: Sequence[np.ndarray], answers: Sequence[Answer], results: list[dict[str, Any]]
+) -> None:
+    """Enter into ``results`` why each item is there: the nearest items of the history, and knowledge paths."""
+    recommender = loaded.recommender
+    for history, answer, result in zip(histories, answers, results, strict=True):
+        paths = _paths(loaded, history, answer) if recommender.has_paths and len(history) else {}
+        near: list[list[dict[str, Any]]] = [[] for _ in answer.items]
+        if recommender.item_vectors is not None and len(history):
+            mine, theirs = (recommender.directions[torch.from_numpy(items)] for items in (answer.items, history))
+            cosines, places = (mine @ theirs.T).topk(min(REASONS, len(history)))
+            near = [
+                [
+                    _item(loaded, int(history[place])) | {"cosine": round(cosine, 4)}
+                    for cosine, place in zip(*row, strict=True)
+                ]
+                for row in zip(cosines.tolist(), places.tolist(), strict=True)
+            ]
+        for item, nearest in zip(result["items"], near, strict=True):
+            item["why"] = {"nearest": nearest, "paths": paths.get(item["item_id"], [])}
+
+
+def _paths(loaded: Loaded, history: np.ndarray, answer: Answer) -> dict[Any, list[dict[str, Any]]]:
+    recommender, found = loaded.recommender, {}
+    ids = recommender.items["item_id"]
+    for row in recommender.paths(ids.gather(answer.items), ids.gather(history), 2).iter_rows(named=True):
+        touched = _item(loaded, int(recommender.numbers([row["touched_item"]])[0]))
+        way = {name: row[name] for name in ("relation", "entity", "relation_back", "strength", "kept")}
+        found.setdefault(row["item_id"], []).append(way | {"touched_item": touched})
+    return found
+
+
+def _rounded(point: list[float]) -> list[float]:
+    return [round(value, 4) for value in point]
