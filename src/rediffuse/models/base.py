@@ -144,16 +144,25 @@ class Model(nn.Module):
             seed: of the noise of a stochastic model.
             sampling: all that can be chosen about the drawing, instead of ``seed`` alone.
         """
-        sampling = sampling or Sampling(seed)
+        drawn = sampling or Sampling(seed)
+        return self.answer_known(histories, users, lambda known, who: self.score_known(known, who, drawn))
+
+    def answer_known(
+        self,
+        histories: Histories,
+        users: NDArray[np.int64] | None,
+        score: Callable[[Histories, NDArray[np.int64]], Tensor],
+    ) -> Tensor:
+        """Scores as of `score`: by the function for people with an answer of their own, by popularity for others."""
         who = np.full(len(histories), -1, dtype=np.int64) if users is None else users
         if not self.reads_pseudo:
             histories = histories.own()
         known = np.flatnonzero((histories.lengths > 0) | self.remembers(who))
         if len(known) == len(histories):
-            return self.score_known(histories, who, sampling)
+            return score(histories, who)
         scores = self.popularity.repeat(len(histories), 1)
         if len(known):
-            scores[torch.from_numpy(known)] = self.score_known(histories.take(known), who[known], sampling)
+            scores[torch.from_numpy(known)] = score(histories.take(known), who[known])
         return scores
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
@@ -172,9 +181,13 @@ class Model(nn.Module):
         """(num_items, d) the vectors that `query_vectors` are multiplied by to rank items; None: ranked otherwise."""
         return None
 
+    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
+        """(B, num_items) the scores, from `query_vectors` (B, d) of ``histories`` and from `index_vectors`."""
+        return queries @ items.T
+
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         """(B, d) for people with an answer of their own; arguments as for `score_known`.
 
-        Inner products with `index_vectors` are the scores, but for what a model says of items already in the history.
+        Inner products with `index_vectors` are the scores, but for what `scores_by_vectors` says of the history's items.
         """
         raise NotImplementedError

@@ -373,6 +373,9 @@ class DiffuASR(Model):
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return self.answering.query_vectors(self.lengthened(histories, users), users, sampling)
 
+    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
+        return self.answering.scores_by_vectors(queries, items, histories)
+
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return self.answering.score_known(self.lengthened(histories, users), users, sampling)
 

@@ -298,6 +298,9 @@ class PDRec(Model):
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return self.part.query_vectors(histories, users, sampling)
 
+    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
+        return self.part.scores_by_vectors(queries, items, histories)
+
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return self.part.score_known(histories, users, sampling)
 

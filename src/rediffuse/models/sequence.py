@@ -193,12 +193,15 @@ class SequenceModel(Model):
         return self.metric_space(hidden)
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        scores = self.query_vectors(histories, users, sampling) @ self.index_vectors().T
+        return self.scores_by_vectors(self.query_vectors(histories, users, sampling), self.index_vectors(), histories)
+
+    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
+        scores = queries @ items.T
         if self.repeat is not None:
             # Read all, then write all: an item that stands twice in the window is biased once. Items that a generator
             # wrote are no repeats.
-            items = pad_right(histories.own(), self.config.max_length, self.pad)[0].to(scores.device)
-            inside = torch.nonzero(items < self.num_items)
-            at = (inside[:, 0], items[inside[:, 0], inside[:, 1]])
+            window = pad_right(histories.own(), self.config.max_length, self.pad)[0].to(scores.device)
+            inside = torch.nonzero(window < self.num_items)
+            at = (inside[:, 0], window[inside[:, 0], inside[:, 1]])
             scores[at] = scores[at] + REPEAT_RATE * self.repeat
         return scores

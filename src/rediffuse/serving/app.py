@@ -47,6 +47,8 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         nonlocal ready
+        for run in runs.values():
+            run.batcher.start()
         fresh, ready = asyncio.create_task(keep_fresh()), True
         yield
         ready = False
@@ -77,7 +79,7 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _described(app)
+            app.openapi_schema = _described(app, locked=settings.token is not None)
         return app.openapi_schema
 
     app.openapi = openapi
@@ -86,12 +88,17 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
     return app
 
 
-def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI description, with our problems in place of FastAPI's validation errors."""
+def _described(app: FastAPI, locked: bool) -> dict[str, Any]:
+    """The OpenAPI description, with our problems in place of FastAPI's validation errors, and a token where one is asked."""
     described = get_openapi(title=app.title, version=app.version, routes=app.routes)
     parts = described["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         parts.pop(name, None)
     schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
     parts |= schema.pop("$defs", {}) | {"ProblemDetails": schema}
+    if not locked:
+        described["components"].pop("securitySchemes", None)
+        for operations in described["paths"].values():
+            for operation in operations.values():
+                operation.pop("security", None)
     return described

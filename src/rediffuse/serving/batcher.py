@@ -43,7 +43,7 @@ class Job:
 
 
 class Batcher:
-    """A thread that scores.
+    """A thread that scores, once it is started.
 
     Args:
         max_batch: people scored together.
@@ -54,10 +54,15 @@ class Batcher:
         self.max_batch, self.observe = max_batch, observe
         self.waiting: deque[Job] = deque()
         self.people_waiting = 0
-        self.closed = False
+        self.closed = True
         self.changed = threading.Condition()
+
+    def start(self) -> Batcher:
+        """Begin to take jobs; also again, after `close`."""
+        self.closed = False
         self.thread = threading.Thread(target=self._work, name="rediffuse-scoring", daemon=True)
         self.thread.start()
+        return self
 
     def submit(self, job: Job) -> Future[list[Answer]]:
         """Queue a job; its answers come as a future, which may be cancelled while it waits."""

@@ -23,7 +23,7 @@ class Loaded:
 
     def __init__(self, folder: Path, retrieval: Retrieval) -> None:
         # The manifest first: should the folder change meanwhile, the next look sees a manifest that is not this one.
-        self.version = _version(folder)
+        self.version = _version(folder) if (folder / MANIFEST).is_file() else ""
         self.recommender = Recommender.load(folder, retrieval)
         self.loaded_at = datetime.datetime.now(datetime.UTC)
         self.titles = None
