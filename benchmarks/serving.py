@@ -132,9 +132,11 @@ def hostile(rng: random.Random, ids: list[int | str]) -> bytes:
     path = rng.choice(paths)
     if way <= 3:  # a request of odd parts, sometimes nearly right
         content = {name: rng.choice(odd) for name in rng.sample(fields, rng.randrange(1, 6))}
-        if rng.random() < 0.6:
-            some = [rng.choice([*ids[:50], *odd]) for _ in range(rng.randrange(30))]
-            content["histories"] = [some for _ in range(rng.choice([1, 1, 2, 300]))]
+        if rng.random() < 0.7:  # but for one part of it at most
+            content = {name: content[name] for name in list(content)[: rng.randrange(2)]}
+            some = [rng.choice([*ids[:50], "unknown", 10**9]) for _ in range(rng.randrange(30))]
+            content |= {"histories": [some] * rng.choice([1, 2, 9]), "k": rng.randrange(1, 30)}
+            content |= {"samples": rng.randrange(1, 9), "explain": rng.random() < 0.3} if rng.random() < 0.5 else {}
         return request(json.dumps(content).encode("utf-8", "surrogatepass"), path)
     if way == 4:  # broken bytes
         body = bytearray(json.dumps({"histories": [ids[:5]], "k": 5}).encode())
@@ -153,10 +155,8 @@ def hostile(rng: random.Random, ids: list[int | str]) -> bytes:
         value = rng.choice(["%00", "1e9", "-5", "99999999999999999999", "a" * 5000, "%F0%9F%92%A5", "[", "(?"])
         where = rng.choice(["items", "users", "history", "map", "training"])
         return request(b"", f"/v1/models/{rng.choice(['RUN', 'none'])}/{where}?{name}={value}", "GET")
-    kind = rng.choice(
-        ["text/plain", "application/xml", "multipart/form-data; boundary=x", "application/json; charset=x"]
-    )
-    return request(b'{"users": ["1"]}', path, kind=kind)
+    kinds = ["text/plain", "application/xml", "multipart/form-data; boundary=x", "application/json; charset=x"]
+    return request(b'{"users": ["1"]}', path, kind=rng.choice(kinds))
 
 
 async def attack(count: int, name: str, ids: list[int | str], memory: list[float], server: Server) -> Counter[str]:

@@ -89,7 +89,7 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
 
 
 def _described(app: FastAPI, locked: bool) -> dict[str, Any]:
-    """The OpenAPI description, with our problems in place of FastAPI's validation errors, and a token where one is asked."""
+    """The OpenAPI description, with our problems for FastAPI's, and a token only where one is asked for."""
     described = get_openapi(title=app.title, version=app.version, routes=app.routes)
     parts = described["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
