@@ -11,6 +11,7 @@ import rediffuse as rd
 from rediffuse import models
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, RediffuseWarning
+from rediffuse.models.sampling import Sampling
 
 # The smallest configuration that trains; unknown options of a model are left out.
 TINY = {
@@ -76,6 +77,32 @@ def test_scores_are_finite_for_any_history(run):
     assert scores.shape == (4, 40)
     assert scores.dtype == torch.float32
     assert np.isfinite(scores.numpy()).all()
+
+
+def test_vectors_rank_as_the_model_does(run):
+    """What an index searches, and what `Recommender` scores with, are the scores of the model itself."""
+    model = rd.Recommender.load(run.path).model
+    with torch.inference_mode():
+        items = model.index_vectors()
+        if items is None:
+            return  # it ranks in another way
+        rows, who = Histories.from_lists([[0], [3] * 70, [5, 6, 7, 5]]), np.array([-1, 2, -1])
+        queries = model.query_vectors(rows, who, Sampling(seed=4))
+        scores = model.score(rows, users=who, seed=4)
+        torch.testing.assert_close(model.scores_by_vectors(queries, items, rows), scores, atol=1e-5, rtol=1e-5)
+        for row, history in enumerate(([0], [3], [5, 6, 7])):
+            unseen = np.setdiff1d(np.arange(40), history)
+            torch.testing.assert_close((queries @ items.T)[row, unseen], scores[row, unseen], atol=1e-5, rtol=1e-5)
+
+
+def test_candidates_are_ranked_as_in_the_whole_list(run):
+    recommender = rd.Recommender.load(run.path)
+    asked = {"users": ["u1", "u2"], "k": 40, "seed": 2}
+    among = [f"i{i}" for i in range(0, 40, 3)]
+    every = recommender.recommend(**asked)
+    every = every.filter(every["item_id"].is_in(among))
+    found = recommender.recommend(**asked, candidates=among)
+    assert found.drop("rank").equals(every.drop("rank"))
 
 
 def test_a_bad_configuration_is_refused(run, split, tmp_path):
