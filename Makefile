@@ -4,12 +4,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check docs bench clean
 
 help:
 	@echo "make demo    set up, train on MovieLens-100K for a few minutes, print metrics and ten films"
 	@echo "make test    fast tests (slow ones: .venv/bin/python -m pytest -m slow)"
 	@echo "make check   ruff, pyright, import-linter"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   speed and memory of this machine; a long run"
 
 demo: $(VENV)/.run-ready
@@ -24,12 +25,16 @@ check: $(VENV)/.dev-ready
 	$(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports
 
+docs: $(VENV)/.dev-ready
+	@# The variable hides an announcement of the theme's.
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 bench: $(VENV)/.run-ready
 	$(PY) benchmarks/speed.py
 	$(PY) benchmarks/ingest.py --rows 25000000
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 ...")'

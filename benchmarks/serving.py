@@ -28,7 +28,7 @@ import psutil
 from rediffuse.training.environment import environment
 
 PORT = 8377
-LEAKS = re.compile(rb"Traceback|File \"|\.py\b|site-packages|/home/|/root/|/tmp/|/usr/|/work|/var/")
+LEAKS = re.compile(rb"Traceback|File \"|\.py\b|site-packages|/(home|root|tmp|usr|var|srv|opt)/")
 
 
 class Server:

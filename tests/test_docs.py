@@ -6,15 +6,19 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from rediffuse import models
+from rediffuse.config import ModelConfig
+from rediffuse.data.histories import Histories
+from rediffuse.models.base import TrainingData
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
 LINKS = [
     (page, target)
     for page in PAGES
@@ -64,6 +68,24 @@ def test_readme_examples_run(tables):
     assert (tables / "runs/a/model.safetensors").exists()
     lists = {"ann": [1, 2], "bob": [3]}
     run(second, ROOT / "README.md", {**names, "recommendations": lists, "truth": {"ann": [2], "bob": [3]}})
+
+
+@pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
+def test_first_page_example_runs(tables):
+    (example,) = examples(ROOT / "docs/index.md")
+    run(example.replace('"epochs": 20', '"epochs": 1'), ROOT / "docs/index.md", {})
+    assert (tables / "runs/first/model.safetensors").exists()
+
+
+def test_model_to_extend_runs(tables):
+    (example,) = examples(ROOT / "docs/extend.md")
+    names: dict[str, Any] = {"__name__": "extend"}
+    run(example, ROOT / "docs/extend.md", names)
+    train = Histories.from_lists([[0, 1, 2], [0, 1], [2, 1]])
+    model = names["Follows"](ModelConfig(), num_items=3)
+    model.fit(TrainingData(train, num_users=3, num_items=3, popularity=np.bincount(train.items, minlength=3)))
+    scores = model.score(Histories.from_lists([[2, 0], [1], [2], []]))
+    assert scores.argmax(dim=1).tolist() == [1, 2, 1, 1]
 
 
 def test_data_examples_run(tables):
@@ -127,7 +149,8 @@ def test_links_lead_somewhere(page, target):
 
 def test_no_page_or_script_names_a_machine():
     files = [*PAGES, ROOT / "Makefile", ROOT / ".ci/run", *ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]
-    files += [*ROOT.glob("docs/img/*"), ROOT / "constraints.txt", ROOT / "pyproject.toml"]
+    files += [path for path in ROOT.glob("docs/**/*") if path.suffix in (".svg", ".txt", ".css", ".py", ".ipynb")]
+    files += [ROOT / "constraints.txt", ROOT / "pyproject.toml", ROOT / "mkdocs.yml"]
     for path in files:
         found = re.search(r"(?<![\w.)])/(work|home|root|tmp|opt|Users)/", path.read_text(encoding="utf-8"))
         assert found is None, f"{path.name} names a path of one machine: {found}"

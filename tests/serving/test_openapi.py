@@ -13,7 +13,6 @@ from starlette.testclient import TestClient
 
 from rediffuse.serving.app import create_app
 
-
 # That a run has no steps to choose, or that there are as many users as histories, no schema can say: such requests are
 # refused though they keep it.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 
-from rediffuse.cli import augment, compare, data, doctor, runs, serve, tune
+from rediffuse.cli import augment, compare, data, doctor, export, index, runs, serve, tune
 from rediffuse.cli.app import app
 from rediffuse.cli.output import fail, print_warning
 from rediffuse.errors import RediffuseError, RediffuseWarning
 
-__all__ = ["app", "augment", "compare", "data", "doctor", "main", "runs", "serve", "tune"]
+__all__ = ["app", "augment", "compare", "data", "doctor", "export", "index", "main", "runs", "serve", "tune"]
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ class Dataset:
         """sha256 over all that a model can learn from in numbers: ids, interactions and both graphs.
 
         Item and user tables and given splits are not part of it: correcting a title does not make a new
-            dataset, and a split has its own fingerprint.
+        dataset, and a split has its own fingerprint.
         """
         parts: list[Any] = [self.interactions_fingerprint]
         if self.social is not None:

@@ -6,6 +6,7 @@ export.json. The README.md that is written beside them (`rediffuse.exporting.rea
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, Literal, get_args
 import polars as pl
 from safetensors.torch import save_file
 
-from rediffuse import __version__
 from rediffuse.data.files import atomic_folder
 from rediffuse.diffusion import space_timesteps
 from rediffuse.diffusion.respace import respace
@@ -141,7 +141,7 @@ def _about(contents: RunContents, model: SequenceModel, format: Format, graphs: 
     temperature = model.config.temperature
     return {
         "version": VERSION,
-        "rediffuse": __version__,
+        "rediffuse": importlib.metadata.version("rediffuse"),
         "model": contents.config["model"],
         "format": format,
         "config": contents.config["config"],

@@ -117,7 +117,9 @@ def graphs_of(model: SequenceModel) -> dict[str, Graph]:
         known = {"z": vector, "cache": (keys_and_values, real)}
         encoder, step = _CausalHistory(model), _CausalStep(model)
     else:
-        known = {"z": (("B", "L", size), real)}
+        # Where padding is attended to there is always the same amount of it.
+        length = model.config.max_length if model.config.reference_padding else "L"
+        known = {"z": (("B", length, size), real)}
         encoder, step = _PrefixHistory(model), _PrefixStep(model)
     asked = {"lengths": history["lengths"], "x_t": vector, "t": (("B",), whole), "noise": known["z"]}
     return {"history": Graph(encoder, history, known), "step": Graph(step, known | asked, {"x0_hat": vector})}

@@ -188,6 +188,6 @@ class Model(nn.Module):
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         """(B, d) for people with an answer of their own; arguments as for `score_known`.
 
-        Inner products with `index_vectors` are the scores, but for what `scores_by_vectors` says of the history's items.
+        Inner products with `index_vectors` are the scores, but for what `scores_by_vectors` says of items seen.
         """
         raise NotImplementedError

@@ -282,7 +282,7 @@ class DiffuRec(SequenceModel):
         return network
 
     def earlier_tokens(self, items: Tensor, z: Tensor, lengths: Tensor) -> tuple[Tensor, Cache]:
-        """Of the causal form, what the steps share: z (B, d) of each row's last token, and keys and values of the others.
+        """Of the causal form, what steps share: z (B, d) of each row's last token, and keys and values of the others.
 
         Earlier tokens carry the item that is known to follow them, at the smallest timestep and with the mean of
         lambda: nothing about them is left to chance.

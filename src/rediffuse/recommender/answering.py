@@ -109,7 +109,7 @@ class Answerer:
         return [_answer(items[i], scores[i], spread[i], ask, uncertain) for i, ask in enumerate(asks)]
 
     def _scores(self, rows: Histories, who: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        """As `Model.score`, with the item vectors that are known already: to compute them takes longer than the rest."""
+        """As `Model.score`, with item vectors that are known already: to compute them takes longer than the rest."""
         if (items := self.item_vectors) is None:
             return self.model.score(rows, users=who, sampling=sampling)
 

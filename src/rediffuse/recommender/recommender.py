@@ -59,8 +59,9 @@ class Recommender:
         self.model: Model = run.model
         self.folder = run.path
         self.titles = Titles(run.items)
-        with torch.inference_mode():
-            self.item_vectors = self.model.index_vectors()
+        with torch.no_grad():
+            vectors = self.model.index_vectors()
+        self.item_vectors = None if vectors is None else vectors.detach()
         table = None if self.item_vectors is None else self.item_vectors.numpy()
         index = read_index(run.path, table) if retrieval == "index" else None
         self.answerer = Answerer(self.model, self.item_vectors, index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,14 @@ def add_files(folder: Path, files: dict[str, bytes]) -> None:
     atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
+def forget_files(folder: Path, names: Iterable[str]) -> None:
+    """Take files out of the manifest of a run folder, so that they are no part of the run any more."""
+    if (folder / MANIFEST).exists():
+        manifest = _read_manifest(folder)
+        manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name not in set(names)}
+        atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The verified config.json of a run.
 
@@ -147,12 +156,11 @@ def _verify(folder: Path) -> None:
     manifest = _read_manifest(folder)
     for name, digest in manifest["files"].items():
         path = folder / name
+        again = f"build it again: rediffuse index {folder}" if name.startswith("index.") else "train again."
         if not path.is_file():
-            raise RunError(f"{path} is missing.", "Restore it from a copy, or train again.")
+            raise RunError(f"{path} is missing.", f"Restore it from a copy, or {again}")
         if sha256_file(path) != digest:
-            raise RunError(
-                f"{path} is not the file that was written: its checksum differs.", "Restore it, or train again."
-            )
+            raise RunError(f"{path} is not the file that was written: its checksum differs.", f"Restore it, or {again}")
     for name in ("config.json", "items.parquet", "users.parquet", "model.safetensors"):
         if name not in manifest["files"]:
             raise RunError(f"{folder / MANIFEST} does not list {name}.", "Restore the manifest, or train again.")

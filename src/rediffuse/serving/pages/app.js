@@ -197,6 +197,7 @@ function chips(focus) {
   byId("clear").hidden = !state.history.length;
   const move = (from, to) => {
     if (to < 0 || to >= state.history.length) return;
+    if (to < first) unfolded = true;
     const history = [...state.history];
     history.splice(to, 0, ...history.splice(from, 1));
     edit(history, to);
@@ -215,7 +216,7 @@ function chips(focus) {
     // The small buttons are for pointers; keys do the same on the name, so that a history is one stop of the Tab key.
     const small = (text, label, click, disabled = false) => el("button", { type: "button", tabIndex: -1, className: "tiny", ariaLabel: `${label} ${named(item)}`, title: label, disabled, click }, text);
     const name = el("button", { type: "button", className: "chip-name", title: named(item), tabIndex: at === (focus ?? state.history.length - 1) ? 0 : -1,
-      ariaKeyShortcuts: "Alt+ArrowUp Alt+ArrowDown Delete", keydown: keys }, named(item));
+      "aria-describedby": "keys", ariaKeyShortcuts: "Alt+ArrowUp Alt+ArrowDown Delete", keydown: keys }, named(item));
     return el("li", {}, name, small("↑", "Earlier:", () => move(at, at - 1), at === 0),
       small("↓", "Later:", () => move(at, at + 1), at === state.history.length - 1), small("×", "Remove", () => remove(at)));
   }));
@@ -280,12 +281,12 @@ function controls() {
   const usual = stepping.map((run) => run.calibrated_steps ?? run.denoising_steps);
   byId("steps").max = Math.max(1, ...stepping.map((run) => run.denoising_steps));
   const without = flat.length ? ` None in ${names(flat)}.` : "";
-  set("steps", state.steps ?? usual[0] ?? 1, stepping.length, stepping.length ? (state.steps === null ? "As calibrated on validation data." : "Fewer where a run has fewer.") + without : `Off: ${names(flat)} ${flat.length === 1 ? "has" : "have"} no steps to choose.`);
+  set("steps", state.steps ?? usual[0] ?? 1, stepping.length, stepping.length ? (state.steps === null ? "As calibrated on validation data." : stepping.length > 1 ? "Fewer where a run has fewer." : "") + without : `Off: ${names(flat)} ${flat.length === 1 ? "has" : "have"} no steps to choose.`);
   byId("steps-out").textContent = stepping.length ? state.steps ?? [...new Set(usual)].join(", ") : "–";
   const off = still.length ? `${noisy.length ? "Not for" : "Off:"} ${names(still)}${noisy.length ? "" : still.length === 1 ? " draws no noise" : " draw no noise"}.` : "";
   set("samples", state.samples, noisy.length, [noisy.length && state.samples === 1 ? "More than one shows how sure a score is." : "", off].join(" "));
-  set("noise", state.noise, noisy.length, off || "1 is what the model was made for.");
-  set("seed", state.seed, noisy.length, off || "The same seed gives the same answer.");
+  set("noise", state.noise, noisy.length, noisy.length ? "1 is what the model was made for." : off);
+  set("seed", state.seed, noisy.length, noisy.length ? "The same seed gives the same answer." : off);
   byId("samples-out").textContent = noisy.length ? state.samples : "–";
   byId("noise-out").textContent = noisy.length ? `× ${state.noise.toFixed(1)}` : "–";
   byId("again").disabled = !noisy.length;
@@ -316,6 +317,7 @@ async function answer() {
     const began = performance.now();
     try {
       const said = await api("recommend", body, signal);
+      run.version = said.version; // the folder may have changed; then there is another map, too
       answers.push({ run, took: performance.now() - began, notes: said.notes, items: said.results[0].items });
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -360,9 +362,9 @@ function column({ run, took, notes, items, failed }, times, lists) {
     const score = item.score.toFixed(decimals) + (item.uncertainty === null ? "" : ` ± ${spread && spread < 10 ** -decimals ? Number(spread.toPrecision(1)) : spread.toFixed(decimals)}`);
     return el("li", {},
       el("span", { className: "rank", ariaHidden: "true" }, n + 1),
-      el("div", { className: "title" }, el("span", {}, named(item)), within > 1 ? el("span", { className: "tag" }, lists === 2 ? "both" : `${within} of ${lists}`) : null),
+      el("div", { className: "title" }, el("span", {}, named(item)), " ", within > 1 ? el("span", { className: "tag" }, lists === 2 ? "both" : `${within} of ${lists}`) : null),
       el("button", { type: "button", className: "tiny", title: "Add to the history", ariaLabel: `Add ${named(item)} to the history`, click: () => edit([...state.history, item]) }, "+"),
-      bar, el("span", { className: "score soft small" }, score), why(run, item));
+      el("div", { className: "line" }, bar, el("span", { className: "score soft small" }, score)), why(run, item));
   })));
   if (items.length) box.append(el("p", { className: "soft small" }, "Bars: lowest to highest score of this list; scores of different models are different quantities." + (items[0].uncertainty === null ? "" : ` Line: ± one standard deviation over ${state.samples} samples.`)));
   return box;
@@ -375,7 +377,7 @@ function why(run, item) {
     says.push(el("p", { className: "soft" }, "In the knowledge graph"), el("ul", {}, item.why.paths.map((way) => {
       const back = way.relation_back === way.relation ? "" : ` (${way.relation_back})`;
       const words = way.entity === null ? `${way.relation}: ${named(way.touched_item)}` : `${way.relation}: ${way.entity}, as for ${named(way.touched_item)}${back}`;
-      return el("li", { className: way.kept ? "" : "pruned" }, el("span", {}, words), way.kept ? null : el("span", { className: "tag" }, "pruned by diffusion"));
+      return el("li", { className: way.kept ? "" : "pruned" }, el("span", {}, words), " ", way.kept ? null : el("span", { className: "tag" }, "pruned by diffusion"));
     })));
   }
   if (!says.length) says.push(el("p", { className: "soft" }, state.history.length ? "This model has neither vectors of items nor a knowledge graph, so it can give no reason." : "There is no history to reason from."));
@@ -422,7 +424,7 @@ async function path(answers, signal) {
   byId("player").hidden = said.steps.length < 2;
   const share = Math.round(100 * shown.explained);
   byId("map-says").textContent = `Every point is an item, by the direction of its vector: the two main directions of ${run.name}. ` +
-    `They hold ${share} % of how the vectors differ. The other ${100 - share} % cannot be seen here, so what looks near may be far apart. Noise has no direction of its own, and mostly starts about the middle.` +
+    `They hold ${share} % of how the vectors differ. The other ${100 - share} % cannot be seen here, so what looks near may be far apart.` + (said.steps[0]?.state ? " Noise has no direction of its own, and mostly starts about the middle." : "") +
     (shown.total > CLOUD ? ` Grey: the ${CLOUD.toLocaleString("en")} of ${shown.total.toLocaleString("en")} items with the most events.` : "");
   drawMap();
   step(player ? 0 : clamp(state.step ?? last, 0, last));
@@ -433,9 +435,12 @@ function pathSays(steps) {
   const same = (a, b) => a.items.every((item, n) => item.item_id === b.items[n]?.item_id);
   const moved = taken.filter((one, n) => n && !same(one, taken[n - 1])).length;
   const text = [];
-  if (!taken.length) text.push(run.denoising_steps === null ? `${run.model} does not denoise, so there is no path: the map has the history and what is recommended.` : notes.join(" ") || "There is no path to show.");
+  const none = notes.find((note) => note.includes("nothing to denoise"));
+  if (!taken.length) text.push(none ?? `${run.model} does not denoise, so there is no path: the map has the history and what is recommended.`);
   else {
-    text.push(`From noise to items in ${count(taken.length, "step")}: at each the network starts from a noisy state and guesses the end.`);
+    const long = count(taken.length, "step");
+    if (taken[0].state) text.push(`From noise to items in ${long}. At each the network is given a noisy state and guesses the end.`);
+    else text.push(`${long}. At each the network guesses the end anew; what it is given is no item vector, so the map has the guesses alone.`);
     if (state.steps === null && run.calibrated_steps !== null && run.calibrated_steps !== steps) text.push(`The answer above takes ${run.calibrated_steps}, as calibrated; more are drawn here to look at.`);
     if (taken.length > 1) text.push(moved ? `The first ${taken[0].items.length} items changed in ${moved} of ${taken.length - 1} steps.` : "The list never changed on the way: for this history the first guess decides.");
   }
@@ -470,7 +475,7 @@ function drawMap() {
   };
   const bare = { showgrid: false, zeroline: false, showline: false, showticklabels: false, automargin: false };
   draw("map", traces, { height: innerWidth < 600 ? 340 : 500, margin: { l: 0, r: 0, t: 0, b: 0 }, dragmode: false, xaxis: { ...bare, range: range(0), fixedrange: true }, yaxis: { ...bare, range: range(1), fixedrange: true } });
-  const keys = [["•", "--cloud", "item"], ["□", "--past", state.history.length > LATEST ? `history, the latest ${LATEST} large` : "history"], ["◆", "--pick", walk.steps.length ? "first items at this step" : "recommended"], ...(walk.steps.length ? [["○", "--soft", "noisy state"], ["●", "--walk", "guess"]] : [])];
+  const keys = [["•", "--cloud", "item"], ["□", "--past", state.history.length > LATEST ? `history, the latest ${LATEST} large` : "history"], ["◆", "--pick", walk.steps.length ? "first items at this step" : "recommended"], ...(walk.steps[0]?.state ? [["○", "--soft", "noisy state"]] : []), ...(walk.steps.length ? [["●", "--walk", "guess"]] : [])];
   byId("legend").replaceChildren(...keys.map(([glyph, color, text]) => {
     const sign = el("b", { ariaHidden: "true" }, glyph);
     sign.style.color = `var(${color})`;
@@ -484,8 +489,9 @@ function step(number) {
   const numbers = taken.map((_, n) => n + 1);
   const lines = [placed(items), { ...at(taken.map((one) => one.state)), text: numbers }, { ...at(taken.map((one) => one.guess)), text: numbers },
     { ...at(now ? [now.state, now.guess] : []), text: now ? ["state now", "guess now"] : [] }];
-  const of = (name) => lines.map((line) => line[name]);
-  Plotly.restyle(byId("map"), { x: of("x"), y: of("y"), text: of("text") }, [2, 3, 4, 5]);
+  // A frame of four traces leaves the cloud alone, which a restyling would draw again. One may overtake another.
+  const still = { mode: "immediate", transition: { duration: 0 }, frame: { duration: 0, redraw: false } };
+  Plotly.animate(byId("map"), { data: lines, traces: [2, 3, 4, 5] }, still).catch(() => {});
   byId("step").value = number;
   byId("step-out").textContent = now ? `${number + 1} of ${walk.steps.length}, t = ${now.t}` : "";
   byId("step").setAttribute("aria-valuetext", `step ${number + 1}, first ${items.length ? named(items[0]) : "none"}`);
@@ -495,7 +501,7 @@ function step(number) {
   byId("step-list").replaceChildren(...items.map((item, n) => {
     const was = earlier.get(item.item_id);
     const change = !before || was === n ? "" : was === undefined ? "new" : was > n ? `↑ ${was - n}` : `↓ ${n - was}`;
-    return el("li", { className: change ? "moved" : "" }, el("span", {}, named(item), past.has(String(item.item_id)) ? el("span", { className: "soft small" }, " in the history") : null),
+    return el("li", {}, el("span", {}, named(item), past.has(String(item.item_id)) ? el("span", { className: "soft small" }, " in the history") : null),
       el("span", { className: "change small" }, change));
   }));
 }
@@ -549,7 +555,8 @@ async function explorer() {
   }));
   const number = (id, low, high) => on(id, "input", () => {
     if (byId(id).value === "") return;
-    state[id] = clamp(Number(byId(id).value), low, high);
+    const value = Number(byId(id).value);
+    state[id] = clamp(id === "noise" ? value : Math.round(value), low, high);
     state.step = null;
     changed();
   });
@@ -559,6 +566,9 @@ async function explorer() {
   on("unseen", "change", () => { state.unseen = byId("unseen").checked; changed(); });
   on("reset", "click", () => { Object.assign(state, DEFAULTS, { step: null }); changed(); });
   on("clear", "click", () => { edit([]); byId("search").focus(); });
+  on("chips", "focusin", (event) => {
+    for (const name of byId("chips").querySelectorAll(".chip-name")) name.tabIndex = event.target.closest("li").contains(name) ? 0 : -1;
+  });
   on("earlier", "click", () => { unfolded = !unfolded; chips(); });
   on("path-run", "change", () => { pause(); state.path = byId("path-run").value; state.step = null; changed(); });
   on("step", "input", () => { pause(); goTo(Number(byId("step").value)); });
@@ -707,6 +717,7 @@ function markdown(text) {
 
 async function start() {
   runs = (await api("models")).models;
+  document.body.classList.remove("waiting");
   const redraw = await { explorer, training }[document.body.dataset.page]();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 }

@@ -1,0 +1,88 @@
+"""The notebooks run from nothing, learn what there is to learn, and are stored with what they print."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs/notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *wanted: str) -> dict[str, Any]:
+    """Run a notebook in an empty folder, without the shared data; what these expressions are at its end."""
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.delenv("REDIFFUSE_DATA", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    pairs = ", ".join(f"{text!r}: {text}" for text in wanted)
+    notebook.cells.append(nbformat.v4.new_code_cell(f"import json; print(json.dumps({{{pairs}}}))"))
+    resources = {"metadata": {"path": str(folder)}}
+    client.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    assert not list(folder.iterdir())  # nothing is left where it was run
+    return json.loads(notebook.cells[-1].outputs[-1].text)
+
+
+def test_first_recommendations(tmp_path, monkeypatch):
+    found = executed(
+        "first_recommendations",
+        tmp_path,
+        monkeypatch,
+        "answer['title'].to_list()",
+        "dict(zip(results['model'], results['HR@5 kept'], strict=True))",
+        "pairs.height",
+    )
+    titles, hits, pairs = found.values()
+    assert titles[0] == "Lock"  # the stop after the last one
+    assert min(hits["DiffuRec"], hits["its twin"]) > 0.6 > 0.4 > hits["item-kNN"] > hits["popularity"]
+    assert pairs == 6
+
+
+def test_what_denoising_does(tmp_path, monkeypatch):
+    found = executed("what_denoising_does", tmp_path, monkeypatch, "float(knowable)", "states", "guesses", "quality")
+    knowable, states, guesses, quality = found.values()
+    assert abs(states[0]) < 0.2  # from noise
+    assert states[-1] > 0.5  # to the item
+    assert min(guesses) > 0.9 * max(guesses)  # and the guess was there all along
+    for label in ("λ = 0.001", "twin"):
+        assert all(abs(value - knowable) < 0.1 for value in quality[label])
+    assert max(quality["λ = 0.001"]) - min(quality["λ = 0.001"]) < 0.02  # steps change nothing
+    assert quality["λ = 1"][-1] > quality["λ = 1"][0]  # where the network listens they do
+    assert max(quality["λ = 1"]) < knowable - 0.2  # and that is worse
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_notebooks_are_stored_with_their_outputs(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 200_000
+    notebook = json.loads(text)
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    assert len(outputs) >= 5
+    assert {output["output_type"] for output in outputs} <= {"execute_result", "display_data", "stream"}
+    assert all(output.get("name") != "stderr" for output in outputs)
+    # No path of a machine, and nothing that would be loaded when it is shown.
+    for word in ("/work/", "/home/", "/root/", "/tmp/", "site-packages", "<script", "cdn"):
+        assert word not in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_notebooks_become_pages(path):
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "docs/hooks/notebooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    page = hook.as_markdown(path)
+    assert page.startswith("# ")
+    assert page.count("``` { .python .input }") >= 5
+    assert f'href="{path.name}"' in page
+    assert hook.on_page_markdown("[a](../notebooks/b.ipynb#c)") == "[a](../notebooks/b.md#c)"
