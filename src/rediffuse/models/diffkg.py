@@ -8,7 +8,8 @@ its best, and the rest is pruned. Then the recommender learns from both graphs, 
     Z = sum over layers of propagation between people and items, from their vectors and x
     loss = BPR on the main view + contrast (InfoNCE) between the two views + L2
 
-The released code never trains on the pruned graph (``wiring=released``) and holds dense matrices; see docs/models/diffkg.md.
+The released code never trains on the pruned graph (``wiring=released``) and holds dense
+matrices; see docs/models/diffkg.md.
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ def training(run: HostedRun) -> dict[str, Any]:
     return {
         "card": _text(folder / "README.md"),
         "epochs": [json.loads(line) for line in lines],
+        "best_epoch": config["training"]["best_epoch"],
         "metric": metric,
+        "metric_by_steps": config["resolved"].get("metric_by_steps"),
         "validation": config["validation"],
         "test": test.get("metrics"),
         "slices": _slices(folder / "per_user_test.parquet"),

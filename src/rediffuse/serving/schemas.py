@@ -208,7 +208,9 @@ class TrainingResponse(BaseModel):
 
     card: str = Field(description="The model card, in Markdown.")
     epochs: list[dict[str, Any]] = Field(description="Lines of metrics.jsonl.")
+    best_epoch: int | None = Field(description="Whose weights are served.")
     metric: str
+    metric_by_steps: dict[str, float] | None = Field(description="By number of denoising steps, where calibrated.")
     validation: dict[str, float] | None
     test: dict[str, dict[str, float]] | None = Field(description="By policy, once evaluated.")
     slices: list[dict[str, Any]] = Field(description="Test metric by length of history, once evaluated.")

@@ -647,9 +647,9 @@ function curves(list, metric) {
       if (!measured.length) return;
       values.push(styled(lineOf(name, measured.map((one) => one.epoch), measured.map((one) => one.validation[metric]))));
     });
-    const own = list.find((run) => run.name === name).metric;
-    const best = epochs.filter((one) => one.validation?.[own] !== undefined).sort((a, b) => b.validation[own] - a.validation[own])[0];
-    if (best?.validation[metric] !== undefined) values.push({ type: "scatter", mode: "markers", x: [best.epoch], y: [best.validation[metric]], marker: { symbol: "circle-open", size: 14, color: colour(name), line: { width: 2 } }, hovertemplate: `${plain(name)}: best epoch %{x}<extra></extra>` });
+    const { best_epoch } = list.find((run) => run.name === name);
+    const best = epochs.findLast((one) => one.epoch === best_epoch);
+    if (best?.validation?.[metric] !== undefined) values.push({ type: "scatter", mode: "markers", x: [best.epoch], y: [best.validation[metric]], marker: { symbol: "circle-open", size: 14, color: colour(name), line: { width: 2 } }, hovertemplate: `${plain(name)}: best epoch %{x}<extra></extra>` });
   }
   draw("loss", losses, { x: "epoch", y: "loss" });
   draw("validation", values, { x: "epoch", y: metric ? inWords(metric) : "" });
@@ -663,12 +663,10 @@ function slices(list, metric) {
     { x: "events in the history", y: inWords(metric), xaxis: { type: "category" }, yaxis: { rangemode: "tozero" } });
 }
 
-// The model card has the line "metric_by_steps: {'1': 0.29, ...}" where steps were calibrated.
 function quality(list) {
-  const measured = list.map(({ name, card, metric }) => {
-    const found = /metric_by_steps: \{(.*)\}/.exec(card);
-    return { name, metric, points: found ? [...found[1].matchAll(/'(\d+)': ([\d.e-]+)/g)].map((pair) => [Number(pair[1]), Number(pair[2])]) : [] };
-  }).filter(({ points }) => points.length);
+  const measured = list.filter(({ metric_by_steps }) => metric_by_steps).map(({ name, metric, metric_by_steps }) => (
+    { name, metric, points: Object.entries(metric_by_steps).map(([steps, value]) => [Number(steps), value]) }
+  ));
   byId("quality").hidden = !measured.length;
   if (!measured.length) return;
   const level = measured.filter(({ points }) => new Set(points.map(([, value]) => value.toFixed(4))).size === 1).map(({ name }) => name);
