@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -43,8 +44,17 @@ def test_bad_tokens_and_options_are_refused(tmp_path):
     short.write_text("abc")
     assert "fewer than 16 characters" in str(refused("--token-file", str(short)))
     assert "REDIFFUSE_TOKEN has fewer" in str(refused(env={"REDIFFUSE_TOKEN": "x"}))
+    short.write_text("é" * 20)
+    assert "other than ASCII" in str(refused("--token-file", str(short)))
     assert "cannot be read" in str(refused("--token-file", str(tmp_path / "none")))
     assert "--retrieval is 'best'" in str(refused("--retrieval", "best"))
+
+
+def test_a_port_that_is_taken_is_said(folders):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        error = refused("--port", str(taken.getsockname()[1]), run=str(folders[0]))
+    assert isinstance(error, ConfigError)
+    assert "Nothing can listen at 127.0.0.1" in error.problem
 
 
 def test_a_missing_extra_is_named(monkeypatch):
@@ -58,14 +68,11 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 def test_a_service_finishes_what_it_began_and_stops(folders):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "rediffuse", "serve", str(folders[0]), "--port", str(port)]
+    command = [sys.executable, "-m", "rediffuse", "serve", str(folders[0]), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 60
+        address = re.search(r"http://\S+", process.stdout.readline()).group()
         while True:
             try:
                 urllib.request.urlopen(f"{address}/ready")
@@ -77,7 +84,7 @@ def test_a_service_finishes_what_it_began_and_stops(folders):
         statuses = []
 
         def ask():
-            content = json.dumps({"users": [f"u{n}" for n in range(60)], "samples": 64, "steps": 8}).encode()
+            content = json.dumps({"users": [f"u{n}" for n in range(60)], "samples": 64, "steps": 2}).encode()
             request = urllib.request.Request(f"{address}/v1/recommend", content, {"content-type": "application/json"})
             statuses.append(urllib.request.urlopen(request).status)
 

@@ -163,13 +163,13 @@ class Slow:
     """An answerer that waits until it is let go, and notes whom it answered together."""
 
     def __init__(self, items=5):
-        self.model = type("Model", (), {"num_items": items})
+        self.model = type("Model", (), {"num_items": items, "steps_taken": lambda self, sampling: 1})()
         self.go, self.began, self.together = threading.Event(), threading.Event(), []
 
     def answer(self, rows, who, asks, sampling, samples):
         self.began.set()
         assert self.go.wait(10)
-        if sampling.seed == 13:
+        if 99 in rows.items:
             raise ValueError("unlucky")
         self.together.append([rows.row(n).tolist() for n in range(len(rows))])
         return [Answer(rows.row(n).astype(np.int64), np.zeros(1, np.float32), None) for n in range(len(rows))]
@@ -193,11 +193,12 @@ def test_what_comes_during_work_is_scored_together():
     assert batcher.people_waiting == 13
     answerer.go.set()
     batcher.close()  # finishes what waits
-    # Other seeds, and people of whom times are known, are scored apart; a large request in parts.
-    parts = [[0], [1, 3, 4, 5], [2], [6], [7], [10, 11, 12, 13], [14, 15]]
+    # Other seeds, and people of whom times are known, are scored apart; a large request in parts, as its turn comes.
+    parts = [[0], [1, 3, 4, 5], [2], [6, 10, 11, 12], [7], [13, 14, 15]]
     assert answerer.together == [[[n] for n in part] for part in parts]
     assert sizes == [len(part) for part in parts]
     assert [a.items.tolist() for a in waiting[2].result()] == [[3], [4]]
+    assert [a.items.tolist() for a in waiting[-1].result()] == [[n] for n in range(10, 16)]
     assert first.result()[0].items.tolist() == [0]
     assert batcher.people_waiting == 0
     with pytest.raises(RuntimeError, match="closed"):
@@ -209,13 +210,50 @@ def test_a_failure_is_the_callers_and_the_thread_goes_on():
     answerer.go.set()
     batcher = Batcher(4).start()
     with pytest.raises(ValueError, match="unlucky"):
-        batcher.submit(job(answerer, 1, seed=13)).result(10)
-    gone = job(answerer, 2)
-    gone.answers.cancel()
-    batcher.submit(gone)
+        batcher.submit(job(answerer, 99)).result(10)
     assert batcher.submit(job(answerer, 3)).result(10)[0].items.tolist() == [3]
     batcher.close()
-    assert [[2]] not in answerer.together
+    batcher.start()  # as an application that is started again
+    assert batcher.submit(job(answerer, 4)).result(10)[0].items.tolist() == [4]
+    batcher.close()
+
+
+def test_one_failure_in_a_batch_is_not_the_others():
+    answerer = Slow()
+    batcher = Batcher(8).start()
+    batcher.submit(job(answerer, 0))
+    assert answerer.began.wait(10)
+    good, bad, late = (batcher.submit(job(answerer, n)) for n in (1, 99, 2))
+    answerer.go.set()
+    assert [good.result(10)[0].items.tolist(), late.result(10)[0].items.tolist()] == [[1], [2]]
+    with pytest.raises(ValueError, match="unlucky"):
+        bad.result(10)
+    batcher.close()
+    assert batcher.people_waiting == 0
+
+
+def test_what_nobody_waits_for_is_dropped_also_half_done():
+    answerer = Slow()
+    batcher = Batcher(4).start()
+    large = batcher.submit(job(answerer, *range(20, 40)))
+    assert answerer.began.wait(10)
+    gone = batcher.submit(job(answerer, 1))
+    assert batcher.people_waiting == 17
+    assert gone.cancel()
+    assert large.cancel()
+    assert batcher.people_waiting == 0
+    answerer.go.set()
+    batcher.close()
+    assert answerer.together == [[[20], [21], [22], [23]]]
+
+
+def test_much_work_is_done_in_small_batches():
+    answerer = Slow()
+    answerer.model.steps_taken = lambda sampling: sampling.steps
+    some = job(answerer, *range(9))
+    assert Job(**{**vars(some), "sampling": Sampling(steps=128), "samples": 4}).most(64) == 2
+    assert Job(**{**vars(some), "sampling": Sampling(steps=10_000)}).most(64) == 1
+    assert Job(**{**vars(some), "sampling": Sampling(steps=1)}).most(64) == 64
 
 
 # --- problems --------------------------------------------------------------------------------------------------
@@ -285,6 +323,44 @@ def test_who_waits_too_long_is_told(folders, monkeypatch):
         assert client.post("/v1/recommend", json={"users": ["u1"]}).status_code == 200
 
 
+def test_what_is_done_aside_has_its_limits(folders, monkeypatch):
+    app = create_app(folders[:1], Settings(timeout=0.3, max_aside=2))
+    service = app.state.service
+    go = threading.Event()
+    real = service.denoise
+    monkeypatch.setattr(service, "denoise", lambda request: go.wait(10) and real(request))
+    with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(client.post, "/v1/denoise", json={"user": "u1"}) for _ in range(3)]
+        kinds = sorted(one.result().json()["type"] for one in asked)
+        assert kinds == ["urn:rediffuse:overloaded", "urn:rediffuse:timeout", "urn:rediffuse:timeout"]
+        go.set()
+        assert client.post("/v1/denoise", json={"user": "u1"}).status_code == 200
+
+
+def test_other_names_for_this_machine_are_refused(folders):
+    app = create_app(folders[:1], Settings(hosts=frozenset({"localhost", "::1"})))
+    for host, status in (("localhost:8000", 200), ("[::1]:8000", 200), ("[::1]", 200), ("evil.example:8000", 421)):
+        with TestClient(app, base_url="http://localhost") as client:
+            assert client.get("/v1/models", headers={"host": host}).status_code == status
+
+
+def test_answers_about_people_are_kept_nowhere(client):
+    for answer in (client.get("/v1/models"), client.post("/v1/recommend", json={"users": ["u1"]}), client.get("/v1/x")):
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_half_written_line_of_training_is_left_out(folders, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(folders[1], folder)
+    with (folder / "metrics.jsonl").open("a") as lines:
+        lines.write('{"epoch": 3, "loss": NaN}\n{"epoch": 4, "lo')
+    with TestClient(create_app([folder])) as client:
+        epochs = client.get("/v1/models/copy/training").json()["epochs"]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
+    assert epochs[2]["loss"] is None
+
+
 def test_a_failure_of_ours_tells_no_secrets(folders, monkeypatch):
     app = create_app(folders[:1])
     answerer = app.state.service.runs["diffurec"].loaded.recommender.answerer
@@ -308,6 +384,8 @@ def test_a_token_is_asked_for(folders):
             assert client.get(path, headers={"Authorization": "Bearer " + "b" * 32}).status_code == 401
             assert client.get(path, headers={"Authorization": "Bearer é".encode()}).status_code == 401
             assert client.get(path, headers={"Authorization": "Bearer " + "a" * 32}).status_code == 200
+        # Strangers have nothing parsed.
+        assert client.post("/v1/recommend", content=b"{").status_code == 401
         for path in ("/health", "/ready", "/openapi.json", "/"):
             assert client.get(path).status_code == 200
 
@@ -337,6 +415,7 @@ def test_a_run_folder_that_changes_is_read_again_whole(train, tmp_path):
             assert time.monotonic() < until
         wanted = rd.Recommender.load(other).recommend(users=["u1"])
         assert [item["item_id"] for item in second["results"][0]["items"]] == wanted["item_id"].to_list()
+        assert second["model"] == "run"
         # A damaged folder changes nothing but a count.
         (folder / "items.parquet").write_bytes(b"x")
         (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + " ")
@@ -346,7 +425,18 @@ def test_a_run_folder_that_changes_is_read_again_whole(train, tmp_path):
         assert ask(client, users=["u1"])["version"] == second["version"]
         text = client.get("/metrics").text
         assert 'rediffuse_reloads_total{outcome="done",run="run"} 1.0' in text
-        assert 'rediffuse_reloads_total{outcome="failed",run="run"} 1.0' in text
+        assert 'rediffuse_reloads_total{outcome="failed",run="run"}' in text
+        # Files that come after their manifest are looked at again, and so are failures of any kind.
+        third = train("sasrec", tmp_path / "third", seed=3)
+        (folder / "manifest.json").write_bytes((third / "manifest.json").read_bytes())
+        run.refresh()
+        assert run.loaded.version == second["version"]
+        shutil.copytree(third, folder, dirs_exist_ok=True)
+        run.refresh()
+        assert run.loaded.version != second["version"]
+        second = ask(client, users=["u1"])
+        (folder / "manifest.json").write_text("[]")
+        run.refresh()
         (folder / "manifest.json").unlink()  # as while it is being written
         run.refresh()
         assert ask(client, users=["u1"])["version"] == second["version"]

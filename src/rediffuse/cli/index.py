@@ -14,7 +14,7 @@ from rediffuse.cli.output import answer, show
 @app.command()
 def index(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    kind: Annotated[str, typer.Option(help="hnsw, a graph; or ivf, clusters: quicker to build.")] = "hnsw",
+    kind: Annotated[str, typer.Option(help="ivf, clusters; or hnsw, a graph: slow to build.")] = "ivf",
     recall: Annotated[float, typer.Option(help="Share of the exact best items that it is to find.")] = 0.95,
     k: Annotated[int, typer.Option("-k", help="Items per list that the recall is of.")] = 100,
     as_json: AsJson = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
+import socket
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from rediffuse.cli.app import app
 from rediffuse.cli.output import show
 
 TOKEN = "REDIFFUSE_TOKEN"
+MOST_CONNECTIONS = 1024
 
 
 @app.command()
@@ -53,21 +55,40 @@ def serve(
     from rediffuse.serving.settings import Settings
 
     torch.set_num_threads(threads)
-    settings = Settings(max_batch=max_batch, timeout=timeout, token=token)
+    listening = _listen(host, port)
+    # Without a token, only this machine may ask, and not a page of another by a name that leads here.
+    hosts = frozenset({"localhost", "127.0.0.1", "::1", host}) if token is None and not allow_public else None
+    settings = Settings(max_batch=max_batch, timeout=timeout, token=token, hosts=hosts)
     kind: Literal["exact", "index"] = "index" if retrieval == "index" else "exact"
     served = create_app(runs, settings, kind)
     shown = f"[{host}]" if ":" in host else host
-    show(f"Serving {', '.join(served.state.service.runs)} at http://{shown}:{port} (stop with Ctrl+C)")
-    # Requests that have begun are finished, within this time, before the process ends.
-    uvicorn.run(
+    names = ", ".join(served.state.service.runs)
+    show(f"Serving {names} at http://{shown}:{listening.getsockname()[1]} (stop with Ctrl+C)")
+    config = uvicorn.Config(
         served,
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,
         server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        # Requests that have begun are finished, within this time, before the process ends.
         timeout_graceful_shutdown=int(timeout) + 1,
     )
+    uvicorn.Server(config).run([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        ConfigError: another process does, or the address is none of this machine's.
+    """
+    from rediffuse.errors import ConfigError
+
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(f"Nothing can listen at {host}, port {port}: {error}", "Choose another --port.") from None
 
 
 def _token(path: Path | None) -> str | None:
@@ -79,12 +100,14 @@ def _token(path: Path | None) -> str | None:
     from rediffuse.errors import ConfigError
 
     if path is None:
-        token, named = os.environ.get(TOKEN), TOKEN
+        token, named = os.environ.get(TOKEN, "").strip() or None, TOKEN
     else:
         try:
             token, named = path.read_text(encoding="utf-8").strip(), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}", "Give a text file that holds the token.") from None
+    if token is not None and not token.isascii():
+        raise ConfigError(f"The token in {named} has other than ASCII characters.", "Make one: openssl rand -hex 32")
     if token is not None and len(token) < 16:
         raise ConfigError(f"The token in {named} has fewer than 16 characters.", "Make one: openssl rand -hex 32")
     return token

@@ -177,6 +177,10 @@ class Model(nn.Module):
         """The most steps of denoising that an answer can be asked for, or None where there is nothing to choose."""
         return None
 
+    def steps_taken(self, sampling: Sampling) -> int:
+        """How many passes through the network an answer takes."""
+        return 1
+
     def index_vectors(self) -> Tensor | None:
         """(num_items, d) the vectors that `query_vectors` are multiplied by to rank items; None: ranked otherwise."""
         return None

@@ -367,6 +367,9 @@ class DiffuASR(Model):
     def denoising_steps(self) -> int | None:
         return self.answering.denoising_steps
 
+    def steps_taken(self, sampling: Sampling) -> int:
+        return self.answering.steps_taken(sampling)
+
     def index_vectors(self) -> Tensor | None:
         return self.answering.index_vectors()
 

@@ -244,6 +244,10 @@ class DiffuRec(SequenceModel):
         """z (B, L, d) of padded histories (B, L)."""
         return self.approximator.history(self.item_embedding(self._full_width(items)))
 
+    def steps_taken(self, sampling: Sampling) -> int:
+        steps = min(sampling.steps or self.sampling_steps, self.config.steps)
+        return steps if self.denoising_steps is not None else 1
+
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         z = self.history(items)
         if not self.config.diffusion:
@@ -260,8 +264,8 @@ class DiffuRec(SequenceModel):
             if sampling.watch is not None:
                 sampling.watch(step, t, self.metric_space(x_t), self.metric_space(x0_hat))
 
-        steps = min(sampling.steps or self.sampling_steps, self.config.steps)
-        if steps == 1 or self.config.solver == "one_step":
+        steps = self.steps_taken(sampling)
+        if steps == 1:
             return solver("one_step")(predict, start, self.schedule, callback=tell)
         kept = space_timesteps(self.config.steps, str(steps))
         chain = self.schedule, kept

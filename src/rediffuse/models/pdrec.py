@@ -292,6 +292,9 @@ class PDRec(Model):
     def denoising_steps(self) -> int | None:
         return self.part.denoising_steps
 
+    def steps_taken(self, sampling: Sampling) -> int:
+        return self.part.steps_taken(sampling)
+
     def index_vectors(self) -> Tensor | None:
         return self.part.index_vectors()
 

@@ -40,6 +40,11 @@ class Answer:
     uncertainty: NDArray[np.float32] | None
 
 
+# Of lists that an index makes, seen and excluded items among them: deeper ones, whose recall nobody measured and which
+# take an index longer than scoring, are exact.
+DEEPEST = 1024
+
+
 class Answerer:
     """A model, and what finds the items it ranks first.
 
@@ -72,16 +77,22 @@ class Answerer:
         own = rows.own()
         quick = np.zeros(len(rows), dtype=np.bool_)
         if self.index is not None:
+            most = min(DEEPEST, self.model.num_items // 2)
             # The index does not know what a model says of items already in the history; left out, it does not matter.
+            depths = own.lengths + [ask.k + len(ask.banned) for ask in asks]
             plain = np.asarray([ask.filter_seen and ask.candidates is None for ask in asks], dtype=np.bool_)
-            quick = plain & ((own.lengths > 0) | self.model.remembers(who))
-        answers: dict[int, Answer] = {}
-        for people, ways in ((np.flatnonzero(quick), self._by_index), (np.flatnonzero(~quick), self._by_all_scores)):
-            if len(people):
-                some = [asks[person] for person in people.tolist()]
-                found = ways(rows.take(people), own.take(people), who[people], some, draws, samples > 1)
-                answers |= dict(zip(people.tolist(), found, strict=True))
-        return [answers[person] for person in range(len(rows))]
+            quick = plain & (depths <= most) & ((own.lengths > 0) | self.model.remembers(who))
+        answers: dict[int, Answer | None] = {}
+        if len(people := np.flatnonzero(quick)):
+            some = [asks[person] for person in people.tolist()]
+            found = self._by_index(rows.take(people), own.take(people), who[people], some, draws, samples > 1)
+            answers |= dict(zip(people.tolist(), found, strict=True))
+        # Also whom the index found too little for.
+        if len(people := np.asarray([n for n in range(len(rows)) if answers.get(n) is None], dtype=np.int64)):
+            some = [asks[person] for person in people.tolist()]
+            found = self._by_all_scores(rows.take(people), own.take(people), who[people], some, draws, samples > 1)
+            answers |= dict(zip(people.tolist(), found, strict=True))
+        return [answer for _, answer in sorted(answers.items()) if answer is not None]
 
     def _by_all_scores(
         self,
@@ -126,18 +137,28 @@ class Answerer:
         asks: Sequence[Ask],
         draws: Sequence[Sampling],
         uncertain: bool,
-    ) -> list[Answer]:
-        """As `_by_all_scores`, for people with an answer of their own whose seen items are left out."""
+    ) -> list[Answer | None]:
+        """As `_by_all_scores`, for people with an answer of their own whose seen items are left out. None: the index
+        found too few."""
         assert self.index is not None
         assert self.item_vectors is not None
         queries = torch.stack([self.model.query_vectors(rows, who, sampling) for sampling in draws])
         left_out = [np.union1d(own.row(person), ask.banned) for person, ask in enumerate(asks)]
-        most = max(ask.k + len(left) for ask, left in zip(asks, left_out, strict=True))
-        # The mean of scores over draws is the score of the mean query.
-        found = self.index.search(queries.mean(0).numpy(), min(most, self.model.num_items))
-        answers = []
+        # How deep the index looks decides what it finds: that must not depend on who else is asked about. Depths are
+        # powers of two, so that many people still share one.
+        depths = [1 << (ask.k + len(left) - 1).bit_length() for ask, left in zip(asks, left_out, strict=True)]
+        found: dict[int, NDArray[np.int64]] = {}
+        mean_queries = queries.mean(0).numpy()  # the mean of scores over draws is the score of the mean query
+        for depth in set(depths):
+            people = [person for person, one in enumerate(depths) if one == depth]
+            lists = self.index.search(mean_queries[people], min(depth, self.model.num_items))
+            found |= dict(zip(people, lists, strict=True))
+        answers: list[Answer | None] = []
         for person, ask in enumerate(asks):
             items = found[person][(found[person] >= 0) & ~np.isin(found[person], left_out[person])]
+            if len(items) < min(ask.k, self.model.num_items - len(left_out[person])):
+                answers.append(None)
+                continue
             scores = queries[:, person] @ self.item_vectors[torch.from_numpy(items)].T
             mean, spread = _over(scores)
             order = torch.argsort(mean, descending=True, stable=True)[: ask.k]

@@ -31,7 +31,7 @@ TIMED_QUERIES = 100
 _ROWS = 16
 
 
-def build_index(run: str | Path, kind: Kind = "hnsw", k: int = 100, recall: float = 0.95) -> dict[str, Any]:
+def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float = 0.95) -> dict[str, Any]:
     """Build the index of a run, or build it again, and write index.faiss, index.json and the card's section on it.
 
     The effort of a search is the least that finds ``recall`` of the exact best ``k`` items for half of the people

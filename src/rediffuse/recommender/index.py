@@ -6,7 +6,9 @@ Two kinds, both of faiss and both by inner product:
 - ``ivf``: items in clusters, of which a search reads the nearest; in large catalogues by codes of 4 bits a number
   (product quantisation, Jégou et al., TPAMI 2011; André et al., VLDB 2015), the best of which are scored exactly.
 
-What was measured is in benchmarks/ann.py. Build one with `rediffuse.recommender.build.build_index`.
+Among a million random vectors of 64 numbers, ivf finds .99 of the best hundred in a quarter of the time of exact search
+and is built in seconds; hnsw finds .948 in two thirds of it, and is built in minutes (benchmarks/ann.py). Build one
+with `rediffuse.recommender.build.build_index`.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class ItemIndex:
         self.num_items, self.size = int(index.ntotal), int(index.d)
 
     @classmethod
-    def build(cls, vectors: NDArray[np.float32], kind: Kind = "hnsw", threads: int | None = None) -> ItemIndex:
+    def build(cls, vectors: NDArray[np.float32], kind: Kind = "ivf", threads: int | None = None) -> ItemIndex:
         """An index of ``vectors`` (items, d), at the lowest effort.
 
         Args:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rediffuse.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ItemMap:
@@ -34,7 +36,12 @@ def item_map(vectors: Tensor) -> ItemMap:
     """Principal components of item vectors (num_items, d), d at least 2.
 
     The sign of an axis, which is arbitrary, is such that its largest weight is positive: the same run has the same map.
+
+    Raises:
+        ConfigError: d is 1.
     """
+    if vectors.shape[1] < 2:
+        raise ConfigError("Item vectors of one number have no map.", "Train with embedding_size of at least 2.")
     directions = F.normalize(vectors.float(), dim=1)
     centre = directions.mean(0)
     centred = directions - centre

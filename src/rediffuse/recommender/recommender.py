@@ -49,6 +49,7 @@ class Recommender:
         items: row i describes item number i: item_id, train_count, and title where there is one.
         model: in evaluation mode.
         answerer: the same without ids.
+        knowledge: edges of the knowledge graph that the model learned from, or None.
         titles: finds items by name.
         item_vectors: (num_items, d), see `rediffuse.models.base.Model.index_vectors`, or None.
     """
@@ -57,7 +58,8 @@ class Recommender:
         self.config: dict[str, Any] = run.config
         self.items: pl.DataFrame = run.items
         self.model: Model = run.model
-        self.folder = run.path
+        knowledge = run.path / "knowledge.parquet"
+        self.knowledge = pl.read_parquet(knowledge) if knowledge.exists() else None
         self.titles = Titles(run.items)
         with torch.no_grad():
             vectors = self.model.index_vectors()
@@ -192,6 +194,8 @@ class Recommender:
             known = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
             counts["unknown_items"] = int((numbers < 0).sum())
             who = np.full(len(rows), -1)  # what the model remembers of people is not about these histories
+        if not self.model.reads_pseudo:
+            known = known.own()
         counts["people"] = len(known)
         without = (known.lengths == 0) & ~self.model.remembers(who)
         counts["empty_histories"] = int(without.sum()) - counts["unknown_users"]
@@ -354,21 +358,18 @@ class Recommender:
         for message in remarks(counts, answer="there are no paths for them"):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         ids = self.items["item_id"]
-        touched = ids.gather(np.unique(rows.items))
+        touched = ids.gather(np.unique(rows.own().items))
         return self.paths(ids.gather(asked[asked >= 0]), touched, whole("paths", paths))
 
     @property
     def has_paths(self) -> bool:
         """Whether the run learned from a knowledge graph, so that `explain` has an answer."""
-        return (self.folder / "knowledge.parquet").exists()
+        return self.knowledge is not None
 
     def paths(self, items: pl.Series, touched: pl.Series, most: int) -> pl.DataFrame:
         """As `explain`, by ids of the run's own type: from items ``touched`` to each of ``items``."""
-        return strongest_paths(self._knowledge, items, touched, most)
-
-    @functools.cached_property
-    def _knowledge(self) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / "knowledge.parquet")
+        assert self.knowledge is not None
+        return strongest_paths(self.knowledge, items, touched, most)
 
     def find_items(self, names: Iterable[str]) -> list[Any]:
         """Item ids from ids or titles (letter case does not matter); an id goes before an equal title.

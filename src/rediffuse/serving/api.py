@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from pydantic_core import to_json
 
 from rediffuse.serving import facts, schemas
-from rediffuse.serving.problems import MEDIA_TYPE, Problem, ProblemDetails
+from rediffuse.serving.problems import MEDIA_TYPE, PRIVATE
 from rediffuse.serving.service import Service
 
 bearer = HTTPBearer(auto_error=False, description="Only where the service was started with a token.")
@@ -38,28 +37,15 @@ def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
-def admitted(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-    """Refuse callers without the token, where there is one.
-
-    Raises:
-        Problem: 401.
-    """
-    token = service_of(request).settings.token
-    given = credentials.credentials if credentials is not None else ""
-    if token is not None and not secrets.compare_digest(given.encode(), token.encode()):
-        headers = {"WWW-Authenticate": "Bearer"}
-        raise Problem(
-            401, "unauthorized", "The token is missing or wrong.", "Send Authorization: Bearer TOKEN.", headers
-        )
-
-
 At = Annotated[Service, Depends(service_of)]
-api = APIRouter(prefix="/v1", dependencies=[Depends(admitted)], responses=PROBLEMS)
+# The token is looked at by `middleware.Guarded`, before a body is read; here it is described.
+api = APIRouter(prefix="/v1", dependencies=[Depends(bearer)], responses=PROBLEMS)
 
 
 def _json(content: dict[str, Any]) -> Response:
     # What we made ourselves is not checked once more on its way out; tests hold it to its schema.
-    return Response(to_json(content), media_type="application/json")
+    content_bytes = to_json(content, inf_nan_mode="null")
+    return Response(content_bytes, headers=PRIVATE, media_type="application/json")
 
 
 @api.post("/recommend", response_model=schemas.RecommendResponse, summary="The best items for people")
@@ -69,15 +55,15 @@ async def recommend(request: schemas.RecommendRequest, service: At) -> Response:
 
 
 @api.post("/similar", response_model=schemas.SimilarResponse, summary="Items like others")
-def similar(request: schemas.SimilarRequest, service: At) -> Response:
+async def similar(request: schemas.SimilarRequest, service: At) -> Response:
     """By the cosine of the model's item vectors; models without such vectors refuse."""
-    return _json(service.similar(request))
+    return _json(await service.aside(service.similar, request))
 
 
 @api.post("/denoise", response_model=schemas.DenoiseResponse, summary="The walk from noise to items")
-def denoise(request: schemas.DenoiseRequest, service: At) -> Response:
+async def denoise(request: schemas.DenoiseRequest, service: At) -> Response:
     """Every step of one answer of a diffusion model, on the item map. No steps: there is nothing to denoise."""
-    return _json(service.denoise(request))
+    return _json(await service.aside(service.denoise, request))
 
 
 @api.get("/models", response_model=schemas.RunsResponse, summary="Runs that are served")
@@ -114,6 +100,3 @@ def item_map(name: str, service: At, limit: Annotated[int, Query(ge=1, le=20_000
 def training(name: str, service: At) -> Response:
     """Curves, metrics, slices and the model card."""
     return _json(facts.training(service.run(name)))
-
-
-__all__ = ["ProblemDetails", "admitted", "api", "service_of"]

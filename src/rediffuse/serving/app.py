@@ -10,13 +10,14 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
 
 from rediffuse import __version__
 from rediffuse.recommender.recommender import Retrieval
 from rediffuse.serving import explorer, problems
-from rediffuse.serving.api import admitted, api
+from rediffuse.serving.api import PROBLEMS, api, bearer
 from rediffuse.serving.hosted import host
-from rediffuse.serving.middleware import Limited, Measured
+from rediffuse.serving.middleware import Guarded, Limited, Measured
 from rediffuse.serving.problems import ProblemDetails, problem_response
 from rediffuse.serving.service import Service
 from rediffuse.serving.settings import Settings
@@ -53,8 +54,7 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
         yield
         ready = False
         fresh.cancel()
-        for run in runs.values():
-            await asyncio.to_thread(run.batcher.close)
+        await asyncio.gather(*(asyncio.to_thread(run.batcher.close) for run in runs.values()))
 
     # FastAPI's own documentation pages load their script from elsewhere.
     app = FastAPI(title="Rediffuse", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -67,14 +67,20 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", summary="Whether requests are answered", responses={503: {"model": ProblemDetails}})
+    @app.get("/ready", summary="Whether requests are answered", responses={503: PROBLEMS[503]})
     async def readiness() -> Response:
         if not ready:
             return problem_response(503, "not-ready", "The service is starting or stopping.")
         return Response('{"status":"ready"}', media_type="application/json")
 
-    @app.get("/metrics", summary="Counts for Prometheus", dependencies=[Depends(admitted)], response_class=Response)
-    def metrics() -> Response:
+    @app.get(
+        "/metrics",
+        summary="Counts for Prometheus",
+        dependencies=[Depends(bearer)],
+        response_class=PlainTextResponse,
+        responses={401: PROBLEMS[401]},
+    )
+    async def metrics() -> Response:
         return Response(telemetry.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def openapi() -> dict[str, Any]:
@@ -84,6 +90,7 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
 
     app.openapi = openapi
     app.add_middleware(Limited, most=settings.max_body)
+    app.add_middleware(Guarded, settings=settings)
     app.add_middleware(Measured, telemetry=telemetry)
     return app
 

@@ -6,10 +6,12 @@ caller alone is answered at once, and the more there are the larger the batches 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,11 +23,18 @@ from rediffuse.recommender.answering import Answer, Answerer, Ask
 
 # Scores held at once: 256 MiB of them.
 MOST_SCORES = 1 << 26
+# People x samples x steps in one batch, so that nobody waits long behind somebody who asks for much.
+MOST_WORK = 1024
+# Jobs that are looked at for company: a long queue must not take longer to search than to answer.
+LOOK = 256
 
 
 @dataclass
 class Job:
-    """People of one request, with the model that is to answer; arguments as of `Answerer.answer`."""
+    """People of one request, with the model that is to answer; arguments as of `Answerer.answer`.
+
+    A job whose future is cancelled is dropped, also half done.
+    """
 
     answerer: Answerer
     rows: Histories
@@ -34,12 +43,42 @@ class Job:
     sampling: Sampling
     samples: int
     answers: Future[list[Answer]] = field(default_factory=Future)
+    done: list[Answer] = field(default_factory=list)
+    taken: int = 0  # people who are being scored, or were
 
     @property
     def kind(self) -> tuple[int, Sampling, int, bool, bool]:
         """Jobs of one kind can be scored together. What people did is told with times, or it is not."""
         rows = self.rows
         return id(self.answerer), self.sampling, self.samples, rows.times is None, rows.pseudo is None
+
+    @property
+    def left(self) -> int:
+        """People who wait."""
+        return len(self.rows) - self.taken
+
+    def take(self, most: int) -> Part:
+        """Some of those who wait."""
+        start, self.taken = self.taken, min(self.taken + most, len(self.rows))
+        return Part(self, start, self.taken)
+
+    def most(self, max_batch: int) -> int:
+        """People of its kind in one batch."""
+        work = self.samples * self.answerer.model.steps_taken(self.sampling)
+        return max(1, min(max_batch, MOST_SCORES // self.answerer.model.num_items, MOST_WORK // work))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some people of a job: from ``start`` to ``stop``."""
+
+    job: Job
+    start: int
+    stop: int
+
+    @property
+    def people(self) -> NDArray[np.int64]:
+        return np.arange(self.start, self.stop)
 
 
 class Batcher:
@@ -56,6 +95,7 @@ class Batcher:
         self.people_waiting = 0
         self.closed = True
         self.changed = threading.Condition()
+        self.thread: threading.Thread | None = None
 
     def start(self) -> Batcher:
         """Begin to take jobs; also again, after `close`."""
@@ -65,68 +105,89 @@ class Batcher:
         return self
 
     def submit(self, job: Job) -> Future[list[Answer]]:
-        """Queue a job; its answers come as a future, which may be cancelled while it waits."""
+        """Queue a job; its answers come as a future, which may be cancelled at any time."""
         with self.changed:
             if self.closed:
                 raise RuntimeError("The batcher is closed.")
             self.waiting.append(job)
-            self.people_waiting += len(job.rows)
+            self.people_waiting += job.left
             self.changed.notify()
+        job.answers.add_done_callback(lambda _: self._forget(job))
         return job.answers
+
+    def _forget(self, job: Job) -> None:
+        """Nobody waits any more for those of a job who wait, if any: it failed, or was cancelled."""
+        with self.changed:
+            self.people_waiting -= len(job.take(job.left).people)
 
     def close(self) -> None:
         """Finish what waits, then stop."""
         with self.changed:
             self.closed = True
             self.changed.notify()
-        self.thread.join()
+        if self.thread is not None:
+            self.thread.join()
 
-    def _take(self) -> list[Job]:
-        """The first job, and those of its kind that fit beside it; others keep their order. Empty: closed."""
+    def _take(self) -> list[Part]:
+        """The next people of the first job, and those of its kind that fit beside them. Empty: closed.
+
+        A job of which people are left goes to the end of the queue: others have their turn first.
+        """
         with self.changed:
-            while not self.waiting and not self.closed:
-                self.changed.wait()
-            if not self.waiting:
-                return []
-            taken = [self.waiting.popleft()]
-            people, others = len(taken[0].rows), []
-            while self.waiting and people < self.max_batch:
+            while True:
+                while not self.waiting and not self.closed:
+                    self.changed.wait()
+                if not self.waiting:
+                    return []
+                first = self.waiting.popleft()
+                if first.left:
+                    break
+            room, kind, others = first.most(self.max_batch), first.kind, []
+            parts = [first.take(room)]
+            room -= len(parts[0].people)
+            for _ in range(min(LOOK, len(self.waiting))):
+                if not room:
+                    break
                 job = self.waiting.popleft()
-                if job.kind == taken[0].kind and people + len(job.rows) <= self.max_batch:
-                    taken.append(job)
-                    people += len(job.rows)
+                if job.kind == kind:
+                    parts.append(job.take(room))
+                    room -= len(parts[-1].people)
                 else:
                     others.append(job)
             self.waiting.extendleft(reversed(others))
-            self.people_waiting -= people
-            return taken
+            self.waiting.extend(part.job for part in parts if part.job.left)
+            self.people_waiting -= sum(len(part.people) for part in parts)
+            return parts
 
     def _work(self) -> None:
-        while jobs := self._take():
-            jobs = [job for job in jobs if job.answers.set_running_or_notify_cancel()]
-            if not jobs:
-                continue
+        while parts := self._take():
             try:
-                answers = self._score(jobs)
-            except BaseException as error:  # the callers' to handle; the thread goes on
-                for job in jobs:
-                    job.answers.set_exception(error)
-                continue
-            start = 0
-            for job in jobs:
-                job.answers.set_result(answers[start : start + len(job.rows)])
-                start += len(job.rows)
+                self._score(parts)
+            except Exception:
+                for part in parts:  # whose fault it was, the next attempt shows
+                    try:
+                        self._score([part])
+                    except Exception as error:
+                        _settle(part.job, error)
+            del parts  # and with them the model, should it be replaced meanwhile
 
-    def _score(self, jobs: Sequence[Job]) -> list[Answer]:
-        rows = Histories.joined([job.rows for job in jobs])
-        who = np.concatenate([job.who for job in jobs])
-        asks = [ask for job in jobs for ask in job.asks]
-        first, answers = jobs[0], []
-        size = max(1, min(self.max_batch, MOST_SCORES // first.answerer.model.num_items))
-        for start in range(0, len(rows), size):
-            part = np.arange(start, min(start + size, len(rows)))
-            self.observe(len(part))
-            some = rows.take(part) if len(part) < len(rows) else rows
-            asked = asks[start : start + size]
-            answers += first.answerer.answer(some, who[part], asked, first.sampling, first.samples)
-        return answers
+    def _score(self, parts: Sequence[Part]) -> None:
+        rows = Histories.joined([part.job.rows.take(part.people) for part in parts])
+        who = np.concatenate([part.job.who[part.people] for part in parts])
+        asks = [ask for part in parts for ask in part.job.asks[part.start : part.stop]]
+        first = parts[0].job
+        answers = iter(first.answerer.answer(rows, who, asks, first.sampling, first.samples))
+        self.observe(len(rows))
+        for part in parts:
+            part.job.done += itertools.islice(answers, len(part.people))
+            if len(part.job.done) == len(part.job.rows):
+                _settle(part.job, None)
+
+
+def _settle(job: Job, error: Exception | None) -> None:
+    """Hand a job's answers, or what went wrong, to whoever still waits for them."""
+    with contextlib.suppress(InvalidStateError):  # cancelled
+        if error is None:
+            job.answers.set_result(job.done)
+        else:
+            job.answers.set_exception(error)

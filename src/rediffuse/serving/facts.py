@@ -76,12 +76,12 @@ def item_map(run: HostedRun, limit: int) -> dict[str, Any]:
 def training(run: HostedRun) -> dict[str, Any]:
     """The content of TrainingResponse."""
     folder, config = run.folder, run.loaded.recommender.config
-    lines = _text(folder / "metrics.jsonl").splitlines()
+    epochs = [_parsed(line) for line in _text(folder / "metrics.jsonl").splitlines()]
     metric = config["config"].get("metric", "")
-    test = json.loads(_text(folder / "test.json") or "{}")
+    test = _parsed(_text(folder / "test.json")) or {}
     return {
         "card": _text(folder / "README.md"),
-        "epochs": [json.loads(line) for line in lines],
+        "epochs": [epoch for epoch in epochs if epoch is not None],
         "best_epoch": config["training"]["best_epoch"],
         "metric": metric,
         "metric_by_steps": config["resolved"].get("metric_by_steps"),
@@ -98,14 +98,25 @@ def _named(run: HostedRun, numbers: list[int]) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """None of what is no JSON: while training goes on in a folder, its last line may be half written."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _slices(path: Path) -> list[dict[str, Any]]:
     """Means of the test metrics by length of history, as comparisons slice them."""
     if not path.is_file():
         return []
-    people = pl.read_parquet(path)
+    try:
+        people = pl.read_parquet(path)
+    except pl.exceptions.PolarsError:
+        return []  # being written
     slice_of, names = groups_of_equal_size(people[BY_PERSON["history length"]].to_numpy())
     metrics = [name for name in people.columns if "@" in name]
     means = people.group_by(pl.Series("slice", slice_of)).agg(pl.len().alias("people"), pl.col(metrics).mean())

@@ -36,11 +36,11 @@ class HostedRun:
     """A run under the name of its folder, with the thread that scores for it."""
 
     def __init__(self, folder: Path, retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> None:
-        self.folder, self.name = folder, folder.resolve().name
+        self.folder, self.name = folder, _name(folder)
         self.retrieval: Retrieval = retrieval
         self.loaded = Loaded(folder, retrieval)
         self.telemetry, self.reloading = telemetry, threading.Lock()
-        self.refused: str | None = None  # the version that could not be read
+        self.refused: object = None  # the state of the folder that could not be read
         self.batcher = Batcher(max_batch, telemetry.batch.labels(self.name).observe)
         telemetry.waiting.labels(self.name).set_function(lambda: self.batcher.people_waiting)
 
@@ -48,18 +48,26 @@ class HostedRun:
         """Read the folder again if it has changed. One that cannot be read is reported once; the old state goes on."""
         with self.reloading:
             try:
-                version = _version(self.folder)
+                version, state = _version(self.folder), _state(self.folder)
             except OSError:
                 return  # being written; the manifest comes last
-            if version in (self.loaded.version, self.refused):
+            # A folder that is copied may have its manifest before other files: any change is worth another look.
+            if version == self.loaded.version or state == self.refused:
                 return
             try:
                 self.loaded = Loaded(self.folder, self.retrieval)
-            except (RediffuseError, OSError) as error:
-                self.refused = version
+            except Exception as error:  # files that change while they are read end in errors of any kind
+                self.refused = state
                 self.telemetry.reloads.labels(self.name, "failed").inc()
-                log.warning("%s has changed and cannot be read; the earlier state goes on: %s", self.name, error)
+                expected = isinstance(error, RediffuseError)
+                log.warning(
+                    "%s has changed and cannot be read; the earlier state goes on: %s",
+                    self.name,
+                    error,
+                    exc_info=None if expected else error,
+                )
                 return
+            self.refused = None
             self.telemetry.reloads.labels(self.name, "done").inc()
             log.info("%s was read again (%s)", self.name, self.loaded.version)
 
@@ -72,7 +80,7 @@ def host(folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: T
         RunError: a folder is no run, or has no index where one was asked for.
     """
     runs: dict[str, HostedRun] = {}
-    names = [folder.resolve().name for folder in folders]
+    names = [_name(folder) for folder in folders]
     if not folders:
         raise ConfigError("No run was given.", "Give one or more run folders.")
     for name in names:
@@ -81,6 +89,17 @@ def host(folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: T
     for folder, name in zip(folders, names, strict=True):
         runs[name] = HostedRun(folder, retrieval, max_batch, telemetry)
     return runs
+
+
+def _name(folder: Path) -> str:
+    """As given: a link that is put to another folder keeps its name."""
+    return folder.name or folder.resolve().name
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    """Something that changes whenever a file of the folder does."""
+    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
+    return [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
 
 
 def _version(folder: Path) -> str:

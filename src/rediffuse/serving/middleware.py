@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rediffuse.serving.problems import problem_response
+from rediffuse.serving.settings import Settings
 from rediffuse.serving.telemetry import Telemetry
 
 
@@ -20,7 +22,7 @@ class Measured:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), 499  # of those who left before there was an answer
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -30,12 +32,43 @@ class Measured:
 
         try:
             await self.app(scope, receive, noting)
+        except Exception:
+            status = 500
+            raise
         finally:
             route = getattr(scope.get("route"), "path", "none")
             # Methods are the caller's words; only known ones become labels.
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD") else "other"
             self.telemetry.requests.labels(route, method, str(status)).inc()
             self.telemetry.seconds.labels(route).observe(time.perf_counter() - began)
+
+
+class Guarded:
+    """Refuses callers by other names than ``settings.hosts``, and those without the token where it matters; before any
+    of their body is read."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ASGIApp | None:
+        headers = dict(scope["headers"])
+        if (hosts := self.settings.hosts) is not None:
+            name = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0] if headers.get(b"host") else ""
+            whole = headers.get(b"host", b"").decode("latin-1")
+            if name.strip("[]").lower() not in hosts and whole.strip("[]").lower() not in hosts:
+                remedy = f"Call it by one of: {', '.join(sorted(hosts))}."
+                return problem_response(421, "unknown-host", "The service does not go by that name.", remedy)
+        token = self.settings.token
+        if token is None or not scope["path"].startswith(("/v1", "/metrics")):
+            return None
+        if secrets.compare_digest(headers.get(b"authorization", b""), b"Bearer " + token.encode()):
+            return None
+        detail, remedy = "The token is missing or wrong.", "Send the header Authorization: Bearer TOKEN."
+        return problem_response(401, "unauthorized", detail, remedy, headers={"WWW-Authenticate": "Bearer"})
 
 
 class Limited:

@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from rediffuse.errors import RediffuseError
 
 MEDIA_TYPE = "application/problem+json"
+# Of all answers that are about somebody: kept nowhere on the way, and nothing but what they say they are.
+PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 log = logging.getLogger("rediffuse.serving")
 
 
@@ -70,7 +72,7 @@ def problem_response(
         "errors": errors,
     }
     content = {name: value for name, value in content.items() if value is not None}
-    return Response(to_json(content), status, headers, media_type=MEDIA_TYPE)
+    return Response(to_json(content), status, PRIVATE | (headers or {}), media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:

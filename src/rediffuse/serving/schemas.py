@@ -50,7 +50,9 @@ class RecommendRequest(_Request):
         1, description="Draws to average; of more than one, every item has the spread of its score."
     )
     steps: Steps | None = Field(None, description="Of denoising; by default as many as were calibrated.")
-    seed: Seed = Field(0, description="The same seed gives the same answer, alone or in company.")
+    seed: Seed = Field(
+        0, description="The same seed gives the same list, alone or in company, but for ties within rounding."
+    )
     noise: Noise = Field(1.0, description="What noise is multiplied by.")
     explain: bool = Field(False, description="Say of each item why.")
 
@@ -95,7 +97,7 @@ class RecommendedItem(Item):
 
 
 class PersonsItems(BaseModel):
-    user: int | str = Field(description="As asked, or the place of the history, from 0.")
+    user: int | str = Field(description="As the data's ids are, or the place of the history, from 0.")
     items: list[RecommendedItem]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ from rediffuse.serving.batcher import Job
 from rediffuse.serving.hosted import HostedRun, Loaded
 from rediffuse.serving.problems import Problem
 from rediffuse.serving.schemas import DenoiseRequest, RecommendRequest, SimilarRequest
-from rediffuse.serving.settings import Settings
+from rediffuse.serving.settings import FEW_IDS, MAX_EXPLAINED, MAX_LISTED, Settings
 
 # Items of the history that a reason names.
 REASONS = 3
 RETRY = {"Retry-After": "1"}
+Result = TypeVar("Result")
 
 
 class Service:
@@ -32,6 +34,7 @@ class Service:
 
     def __init__(self, runs: dict[str, HostedRun], settings: Settings) -> None:
         self.runs, self.settings = runs, settings
+        self.threads, self.beside = ThreadPoolExecutor(2, "rediffuse-aside"), 0
 
     def run(self, name: str | None) -> HostedRun:
         """A run by name.
@@ -51,11 +54,24 @@ class Service:
         loaded = run.loaded
         recommender = loaded.recommender
         sampling = recommender.sampling(request.seed, request.steps, request.noise)
-        names, who, rows, counts = recommender.people(request.users, request.histories)
+        people = len(request.histories if request.histories is not None else request.users or ())
         samples = request.samples if recommender.model.stochastic else 1
-        self._admit(run, len(rows), samples, sampling.steps or 1)
-        banned = recommender.numbers(request.exclude)
-        among = None if request.candidates is None else recommender.numbers(request.candidates)
+        self._admit(run, people, samples, recommender.model.steps_taken(sampling))
+        most = MAX_EXPLAINED if request.explain else MAX_LISTED
+        if people * request.k > most:
+            reasons = " with reasons" if request.explain else ""
+            detail = f"{people} people x k of {request.k} are more than {most:,} items{reasons}."
+            raise Problem(422, "too-much-work", detail, "Ask for fewer at once.")
+
+        def look_up() -> tuple[Any, ...]:
+            among = None if request.candidates is None else recommender.numbers(request.candidates)
+            found = recommender.people(request.users, request.histories)
+            return *found, recommender.numbers(request.exclude), among
+
+        ids = sum(
+            map(len, (*(request.histories or ()), request.users or (), request.exclude, request.candidates or ()))
+        )
+        names, who, rows, counts, banned, among = look_up() if ids <= FEW_IDS else await self.aside(look_up)
         counts["unknown_excluded"] = int((banned < 0).sum())
         counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
         ask = Ask(request.k, banned[banned >= 0], None if among is None else among[among >= 0], request.filter_seen)
@@ -66,8 +82,9 @@ class Service:
             for name, answer in zip(names.to_list(), answers, strict=True)
         ]
         if request.explain:
-            histories = [np.unique(rows.row(person)).astype(np.int64) for person in range(len(rows))]
-            await asyncio.to_thread(_explain, loaded, histories, answers, results)
+            own = rows.own()
+            histories = [np.unique(own.row(person)).astype(np.int64) for person in range(len(own))]
+            await self.aside(_explain, loaded, histories, answers, results)
         return _about(run, loaded) | {"notes": remarks(counts), "results": results}
 
     def similar(self, request: SimilarRequest) -> dict[str, Any]:
@@ -97,7 +114,6 @@ class Service:
         loaded = run.loaded
         recommender = loaded.recommender
         sampling = recommender.sampling(request.seed, request.steps, request.noise)
-        self._admit(run, 1, 1, sampling.steps or 1)
         users = None if request.user is None else [request.user]
         _, who, rows, counts = recommender.people(users, None if request.history is None else [request.history])
         if recommender.item_vectors is None:
@@ -126,13 +142,30 @@ class Service:
         if run.batcher.people_waiting + people > self.settings.max_waiting:
             raise Problem(503, "overloaded", "Too many people are waiting.", "Try again in a second.", RETRY)
 
-    async def _answered(self, run: HostedRun, job: Job) -> list[Answer]:
-        future = asyncio.wrap_future(run.batcher.submit(job))
+    async def aside(self, work: Callable[..., Result], *given: Any) -> Result:
+        """What takes a while beside scoring, in one of two threads.
+
+        Raises:
+            Problem: too many wait for them, or there is no answer in time.
+        """
+        if self.beside >= self.settings.max_aside:
+            raise Problem(503, "overloaded", "Too many requests are waiting.", "Try again in a second.", RETRY)
+        self.beside += 1
+        future = self.threads.submit(work, *given)
+        try:
+            return await self._in_time(asyncio.wrap_future(future))
+        finally:
+            self.beside -= 1
+
+    async def _in_time(self, future: asyncio.Future[Result]) -> Result:
         try:
             return await asyncio.wait_for(future, self.settings.timeout)
         except TimeoutError:
             detail = f"No answer within {self.settings.timeout:g} seconds."
             raise Problem(503, "timeout", detail, "Try again, or ask for fewer at once.", RETRY) from None
+
+    async def _answered(self, run: HostedRun, job: Job) -> list[Answer]:
+        return await self._in_time(asyncio.wrap_future(run.batcher.submit(job)))
 
 
 def _about(run: HostedRun, loaded: Loaded) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Approximate search over random vectors beside exact search: time to build, memory, recall@100 and time per query.
+
+    OMP_NUM_THREADS=1 python benchmarks/ann.py --items 1_000_000 --dim 64 --out benchmarks/results/ann.json
+
+Vectors and queries are standard normal, not normalised: there is nothing in them to cluster and hardly a neighbourhood
+to walk in, which is hard for both kinds. Each kind has a process of its own, one thread, and one query at a time. The
+effort is the least with which 200 queries reach the recall; 500 others are measured. Milliseconds are those of the
+clock and, since machines are shared, also those of the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rediffuse.evaluation.topk import exact_top_k
+from rediffuse.recommender.build import recall_of
+from rediffuse.recommender.index import ItemIndex, load_faiss
+from rediffuse.training.environment import PeakMemory, environment
+
+K, RECALL, CHOOSING, REPORTING = 100, 0.95, 200, 500
+
+
+def milliseconds(search: Callable[[torch.Tensor], Any], queries: torch.Tensor) -> dict[str, float]:
+    """Of one query at a time: half take at most p50, all but a hundredth at most p99."""
+    clock, processor = [], []
+    for query in queries.split(1):
+        start, worked = time.perf_counter(), time.thread_time()
+        search(query)
+        processor.append(1000 * (time.thread_time() - worked))
+        clock.append(1000 * (time.perf_counter() - start))
+    times = {"ms": clock, "cpu_ms": processor}
+    return {f"{name}_p{p}": round(float(np.percentile(of, p)), 2) for name, of in times.items() for p in (50, 99)}
+
+
+def measure(kind: str, items: int, dim: int) -> dict[str, Any]:
+    """One kind, or exact search, in this process."""
+    torch.set_num_threads(1)
+    load_faiss().omp_set_num_threads(1)
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((items, dim), dtype=np.float32)
+    vectors = torch.from_numpy(table)
+    queries = torch.from_numpy(rng.standard_normal((CHOOSING + REPORTING, dim), dtype=np.float32))
+    reported = queries[CHOOSING:]
+    row: dict[str, Any] = {"kind": kind, "items": items, "dim": dim, "index_mib": round(table.nbytes / 2**20)}
+    if kind == "exact":
+        return row | {"recall": 1.0} | milliseconds(lambda query: exact_top_k(query @ vectors.T, K), reported[:100])
+    thresholds = torch.cat([exact_top_k(part @ vectors.T, K)[0][:, -1] for part in queries.split(16)])
+    memory = PeakMemory()
+    start, worked = time.perf_counter(), time.process_time()
+    index = ItemIndex.build(table, "hnsw" if kind == "hnsw" else "ivf", threads=1)
+    row |= {
+        "build_seconds": round(time.perf_counter() - start, 1),
+        "build_cpu_seconds": round(time.process_time() - worked, 1),
+        "build_peak_mib": memory.mib(),
+        "index_mib": round(len(index.to_bytes()) / 2**20),
+    }
+    tried = []
+    for effort in index.efforts:
+        index.effort = effort
+        found = recall_of(index, vectors, queries[:CHOOSING], thresholds[:CHOOSING], K)
+        times = milliseconds(lambda query: index.search(query.numpy(), K), queries[:CHOOSING])
+        tried.append({"effort": effort, "recall": round(found, 4), "cpu_ms_p50": times["cpu_ms_p50"]})
+        print(tried[-1], file=sys.stderr, flush=True)
+        if found >= RECALL:
+            break
+    found = recall_of(index, vectors, reported, thresholds[CHOOSING:], K)
+    row |= {"effort": index.effort, "recall": round(found, 4)}
+    return row | milliseconds(lambda query: index.search(query.numpy(), K), reported) | {"tried": tried}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--kind", choices=["exact", "ivf", "hnsw"], help="this one alone, in this process")
+    parser.add_argument("--out", type=Path, help="JSON file of the rows; without --kind")
+    arguments = parser.parse_args()
+    if arguments.kind:
+        print(json.dumps(measure(arguments.kind, arguments.items, arguments.dim)))
+        return
+    rows = []
+    for kind in ("exact", "ivf", "hnsw"):
+        command = [sys.executable, __file__, "--kind", kind, f"--items={arguments.items}", f"--dim={arguments.dim}"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    facts = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "rows": rows, "environment": environment()}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
