@@ -68,7 +68,7 @@ def histories(run: Path, count: int) -> list[list[int | str]]:
 
 def request(body: bytes, path: str = "/v1/recommend", method: str = "POST", kind: str = "application/json") -> bytes:
     """The bytes of an HTTP request."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode("latin-1") + body
 
 

@@ -303,9 +303,16 @@ def test_limits(folders):
         chunks = (b"x" * 500 for _ in range(10))
         assert client.post("/v1/recommend", content=chunks).status_code == 413
         busy = {"users": ["u1"], "samples": 20, "steps": 6}
-        assert (
-            "20 samples x 6 steps" in problem(client.post("/v1/recommend", json=busy), 422, "too-much-work")["detail"]
-        )
+        told = problem(client.post("/v1/recommend", json=busy), 422, "too-much-work")
+        assert "20 samples x 6 steps" in told["detail"]
+        model = client.app.state.service.runs["diffurec"].loaded.recommender.model
+        model.sampling_steps = 8  # as calibrated
+        problem(client.post("/v1/recommend", json={"users": ["u1"], "samples": 20}), 422, "too-much-work")
+        model.sampling_steps = 1
+        for k, explain in ((300, False), (20, True)):
+            busy = {"histories": [["i1"]] * 70, "k": k, "explain": explain}
+            told = problem(client.post("/v1/recommend", json=busy), 422, "too-much-work")
+            assert "70 people x k" in told["detail"]
         answer = client.post("/v1/recommend", json={"users": ["u1", "u2", "u3"]})
         problem(answer, 503, "overloaded")
         assert answer.headers["retry-after"] == "1"

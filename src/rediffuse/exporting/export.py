@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import polars as pl
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from rediffuse.data.files import atomic_folder
 from rediffuse.diffusion import space_timesteps
@@ -75,9 +75,9 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
             for name, graph in graphs.items():
                 write_graph(graph, new / (name + _ENDINGS[format]))
             vectors = {"vectors": model.index_vectors().detach(), "popularity": contents.model.popularity}
-            save_file(
-                {name: tensor.contiguous().clone() for name, tensor in vectors.items()}, new / "items.safetensors"
-            )
+            # safetensors's own files can be read by their owner alone.
+            content = save({name: tensor.contiguous().clone() for name, tensor in vectors.items()})
+            (new / "items.safetensors").write_bytes(content)
             shown = [name for name in ("item_id", "title") if name in contents.items.columns]
             numbered = contents.items.select(shown).with_row_index("item").with_columns(pl.col("item").cast(pl.Int64))
             numbered.write_parquet(new / "items.parquet", compression="zstd")

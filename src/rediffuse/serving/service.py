@@ -54,23 +54,15 @@ class Service:
         loaded = run.loaded
         recommender = loaded.recommender
         sampling = recommender.sampling(request.seed, request.steps, request.noise)
-        people = len(request.histories if request.histories is not None else request.users or ())
-        samples = request.samples if recommender.model.stochastic else 1
-        self._admit(run, people, samples, recommender.model.steps_taken(sampling))
-        most = MAX_EXPLAINED if request.explain else MAX_LISTED
-        if people * request.k > most:
-            reasons = " with reasons" if request.explain else ""
-            detail = f"{people} people x k of {request.k} are more than {most:,} items{reasons}."
-            raise Problem(422, "too-much-work", detail, "Ask for fewer at once.")
+        self._admit(run, request, recommender.model.steps_taken(sampling))
 
         def look_up() -> tuple[Any, ...]:
             among = None if request.candidates is None else recommender.numbers(request.candidates)
             found = recommender.people(request.users, request.histories)
             return *found, recommender.numbers(request.exclude), among
 
-        ids = sum(
-            map(len, (*(request.histories or ()), request.users or (), request.exclude, request.candidates or ()))
-        )
+        lists = (*(request.histories or ()), request.users or (), request.exclude, request.candidates or ())
+        ids = sum(len(one) for one in lists)
         names, who, rows, counts, banned, among = look_up() if ids <= FEW_IDS else await self.aside(look_up)
         counts["unknown_excluded"] = int((banned < 0).sum())
         counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
@@ -133,11 +125,17 @@ class Service:
             )
         return _about(run, loaded) | {"notes": remarks(counts, "there is nothing to denoise for them"), "steps": steps}
 
-    def _admit(self, run: HostedRun, people: int, samples: int, steps: int) -> None:
+    def _admit(self, run: HostedRun, request: RecommendRequest, steps: int) -> None:
         """Refuse what would take too long, or come too late."""
-        work, most = people * samples * steps, self.settings.max_work
-        if work > most:
-            detail = f"{people} people x {samples} samples x {steps} steps are more than {most:,}."
+        people = len(request.histories if request.histories is not None else request.users or ())
+        most = MAX_EXPLAINED if request.explain else MAX_LISTED
+        if people * request.k > most:
+            reasons = " with reasons" if request.explain else ""
+            detail = f"{people} people x k of {request.k} are more than {most:,} items{reasons}."
+            raise Problem(422, "too-much-work", detail, "Ask for fewer at once.")
+        samples = request.samples if run.loaded.recommender.model.stochastic else 1
+        if people * samples * steps > self.settings.max_work:
+            detail = f"{people} people x {samples} samples x {steps} steps are more than {self.settings.max_work:,}."
             raise Problem(422, "too-much-work", detail, "Ask for fewer at once.")
         if run.batcher.people_waiting + people > self.settings.max_waiting:
             raise Problem(503, "overloaded", "Too many people are waiting.", "Try again in a second.", RETRY)
