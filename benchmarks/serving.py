@@ -79,8 +79,13 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return int(head[9:12]), await reader.readexactly(int(length.group(1)) if length else 0)
 
 
-async def client(asked: list[bytes], until: float, seconds: list[float], statuses: Counter[int], first: int) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def client(
+    link: Connection, asked: list[bytes], until: float, seconds: list[float], statuses: Counter[int], first: int
+) -> None:
+    reader, writer = link
     for n in range(first, 10**9):
         began = time.perf_counter()
         if began > until:
@@ -89,18 +94,20 @@ async def client(asked: list[bytes], until: float, seconds: list[float], statuse
         status, _ = await answer(reader)
         seconds.append(time.perf_counter() - began)
         statuses[status] += 1
-    writer.close()
 
 
 async def load(asked: list[bytes], clients: int, duration: float) -> dict[str, float | int]:
     """What ``clients`` at once saw during ``duration`` seconds, after a fifth of it to warm up."""
+    links = [await asyncio.open_connection("127.0.0.1", PORT) for _ in range(clients)]
     for warm in (True, False):
         seconds: list[float] = []
         statuses: Counter[int] = Counter()
         began = time.perf_counter()
         until = began + duration * (0.2 if warm else 1.0)
-        await asyncio.gather(*(client(asked, until, seconds, statuses, 7 * n) for n in range(clients)))
+        await asyncio.gather(*(client(link, asked, until, seconds, statuses, 7 * n) for n, link in enumerate(links)))
     elapsed = time.perf_counter() - began
+    for _, writer in links:
+        writer.close()
     return {
         "clients": clients,
         "requests_per_second": len(seconds) / elapsed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import ipaddress
 import os
@@ -73,6 +74,9 @@ def serve(
         # Requests that have begun are finished, within this time, before the process ends.
         timeout_graceful_shutdown=int(timeout) + 1,
     )
+    # What was loaded stays; the collector need not look through all of it, which stops everything for 0.2 s.
+    gc.collect()
+    gc.freeze()
     uvicorn.Server(config).run([listening])
 
 
