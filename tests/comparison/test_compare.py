@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import rediffuse as rd
 from rediffuse.cli import app
-from rediffuse.comparison.compare import _groups
+from rediffuse.comparison.compare import groups_of_equal_size
 from rediffuse.data.files import parquet_bytes
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.training import add_files
@@ -88,12 +88,12 @@ def test_slices_add_up(comparison):
 
 def test_groups_of_numbers():
     numbers = np.array([0, 0, 3, 3, 3, 5, 8, 9, 40, 41])
-    group, names = _groups(numbers)
+    group, names = groups_of_equal_size(numbers)
     assert names[0] == "0"
     bounds = [tuple(map(int, name.split("-"))) if "-" in name else (int(name),) * 2 for name in names]
     for number, place in zip(numbers, group, strict=True):
         assert bounds[place][0] <= number <= bounds[place][1]
-    assert _groups(np.array([4, 4, 4]))[1] == ["1-4"]
+    assert groups_of_equal_size(np.array([4, 4, 4]))[1] == ["1-4"]
 
 
 def test_the_twin_is_found(comparison):
