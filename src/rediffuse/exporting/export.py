@@ -22,10 +22,9 @@ from rediffuse.errors import ConfigError, MissingExtraError, RunError, did_you_m
 from rediffuse.exporting.graphs import Graph, graphs_of, write_graph
 from rediffuse.exporting.readme import readme
 from rediffuse.models.base import Model
-from rediffuse.models.diffuasr import DiffuASR
+from rediffuse.models.composite import Composite
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.models.factors import FactorModel
-from rediffuse.models.pdrec import PDRec
 from rediffuse.models.sequence import REPEAT_RATE, SequenceModel
 from rediffuse.training.run_folder import RunContents, read_run
 
@@ -106,10 +105,8 @@ def _next_item_model(contents: RunContents) -> SequenceModel:
         ConfigError: there is none that could be exported, or its solver could not.
     """
     name, model = contents.config["model"], contents.model
-    if isinstance(model, PDRec):
-        model = model.backbone
-    elif isinstance(model, DiffuASR):
-        model = model.answering
+    if isinstance(model, Composite):
+        model = model.part
     if not isinstance(model, SequenceModel):
         raise ConfigError(
             f"{name} cannot be exported: {_why_not(model)}.",

@@ -44,8 +44,8 @@ from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models import model_class
 from rediffuse.models.backbone import backbone_class, backbone_config
-from rediffuse.models.base import Model, TrainingData
-from rediffuse.models.sampling import Sampling
+from rediffuse.models.base import TrainingData
+from rediffuse.models.composite import Composite
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn.unet import SequentialUNet
 
@@ -145,7 +145,7 @@ class DiffuASRConfig(ModelConfig):
         return backbone_config("DiffuASR", self.backbone_class(), self.backbone_options, shared)
 
 
-class DiffuASR(Model):
+class DiffuASR(Composite):
     """A generator of what could have come before a history, and a sequence model trained with it."""
 
     name = "diffuasr"
@@ -185,13 +185,13 @@ class DiffuASR(Model):
         return {"backbone": own[0]} if len(own) == 1 else {f"backbone-{phase}": phase for phase in own}
 
     @property
-    def answering(self) -> SequenceModel:
+    def part(self) -> SequenceModel:
         """The part that answers in this phase."""
         return self.backbone if self.backbone is not None and self.phase in self._backbone_phases else self.classifier
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        return self.answering.stochastic
+        return self.part.stochastic
 
     # --- phases --------------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class DiffuASR(Model):
 
     def begin_phase(self, phase: str, data: TrainingData) -> None:
         self.phase = phase
-        trained = self.generator if phase == "generator" else self.answering
+        trained = self.generator if phase == "generator" else self.part
         self.requires_grad_(False)
         trained.requires_grad_(True)
         self.no_condition.requires_grad_(phase == "generator")
@@ -236,7 +236,7 @@ class DiffuASR(Model):
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches | Continuations:
         if self.phase == "classifier":
             return self.classifier.batches(data, rng)
-        if self.backbone is not None and self.answering is self.backbone:
+        if self.backbone is not None and self.part is self.backbone:
             longer = prepend(data.train, self.pseudo.cpu().numpy().astype(np.int64))
             return self.backbone.batches(dataclasses.replace(data, train=longer), rng)
         return Continuations(
@@ -250,7 +250,7 @@ class DiffuASR(Model):
 
     def loss(self, batch: SequenceBatch | Continuation) -> Tensor:
         if isinstance(batch, SequenceBatch):
-            return self.answering.loss(batch)
+            return self.part.loss(batch)
         config, rows = self.config, len(batch.targets)
         x_0, condition = self.vectors(batch.targets), self.conditions(batch.items, batch.offsets)
         if config.guidance == "cf":
@@ -354,37 +354,14 @@ class DiffuASR(Model):
 
     # --- answering -----------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        self.answering.prepare()
-
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
-        return self.answering.calibrate(validate)
+        return self.part.calibrate(validate)
 
     def resolve(self, resolved: dict[str, Any]) -> None:
-        self.answering.resolve(resolved)
+        self.part.resolve(resolved)
 
-    @property
-    def denoising_steps(self) -> int | None:
-        return self.answering.denoising_steps
-
-    def steps_taken(self, sampling: Sampling) -> int:
-        return self.answering.steps_taken(sampling)
-
-    def index_vectors(self) -> Tensor | None:
-        return self.answering.index_vectors()
-
-    def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        return self.answering.query_vectors(self.lengthened(histories, users), users, sampling)
-
-    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
-        return self.answering.scores_by_vectors(queries, items, histories)
-
-    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        return self.answering.score_known(self.lengthened(histories, users), users, sampling)
-
-    def lengthened(self, histories: Histories, users: NDArray[np.int64]) -> Histories:
-        """Histories as the answering model was trained on them."""
-        if self.answering is self.backbone:
+    def as_trained(self, histories: Histories, users: NDArray[np.int64]) -> Histories:
+        if self.part is self.backbone:
             known = users >= 0
             written = np.full((len(users), self.config.n), -1, dtype=np.int64)
             written[known] = self.pseudo[torch.from_numpy(users[known]).to(self.pseudo.device)].cpu().numpy()

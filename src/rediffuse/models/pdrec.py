@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,8 +31,8 @@ from rediffuse.data.pairs import draw_untouched, touched_keys
 from rediffuse.data.rows import RowBatch, RowBatches
 from rediffuse.models.backbone import backbone_class, backbone_config
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.composite import Composite
 from rediffuse.models.diffrec import TDiffRec, TDiffRecConfig
-from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.models.signals import Signals, derive_signals
 
@@ -120,7 +119,7 @@ class PDRecConfig(ModelConfig):
         return backbone_config("PDRec", self.backbone_class(), self.backbone_options, shared)
 
 
-class PDRec(Model):
+class PDRec(Composite):
     """A sequence model that was trained with the advice of a TI-DiffRec."""
 
     name = "pdrec"
@@ -279,33 +278,11 @@ class PDRec(Model):
 
     # --- answering -----------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        self.part.prepare()
-
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
         return self.backbone.calibrate(validate)
 
     def resolve(self, resolved: dict[str, Any]) -> None:
         self.backbone.resolve(resolved)
-
-    @property
-    def denoising_steps(self) -> int | None:
-        return self.part.denoising_steps
-
-    def steps_taken(self, sampling: Sampling) -> int:
-        return self.part.steps_taken(sampling)
-
-    def index_vectors(self) -> Tensor | None:
-        return self.part.index_vectors()
-
-    def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        return self.part.query_vectors(histories, users, sampling)
-
-    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
-        return self.part.scores_by_vectors(queries, items, histories)
-
-    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        return self.part.score_known(histories, users, sampling)
 
 
 def open_ended(histories: Histories, num_items: int) -> Histories:

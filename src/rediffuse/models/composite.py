@@ -1,0 +1,46 @@
+"""What models share that are made of several models."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rediffuse.data.histories import Histories
+from rediffuse.models.base import Model
+from rediffuse.models.sampling import Sampling
+
+
+class Composite(Model):
+    """A model of parts, of which one answers, by phase: what is asked of the whole is asked of that part."""
+
+    @property
+    def part(self) -> Model:
+        """The one that answers."""
+        raise NotImplementedError
+
+    def as_trained(self, histories: Histories, users: NDArray[np.int64]) -> Histories:
+        """Histories (B rows) as the part that answers has learned to read them."""
+        return histories
+
+    def prepare(self) -> None:
+        self.part.prepare()
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        return self.part.score_known(self.as_trained(histories, users), users, sampling)
+
+    @property
+    def denoising_steps(self) -> int | None:
+        return self.part.denoising_steps
+
+    def steps_taken(self, sampling: Sampling) -> int:
+        return self.part.steps_taken(sampling)
+
+    def index_vectors(self) -> Tensor | None:
+        return self.part.index_vectors()
+
+    def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        return self.part.query_vectors(self.as_trained(histories, users), users, sampling)
+
+    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
+        return self.part.scores_by_vectors(queries, items, histories)
