@@ -10,7 +10,11 @@ from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import answer, show, table
 
 # Optional package -> the extra that brings it.
-EXTRAS = {"tensorboard": "track", "plotly": "report", "jinja2": "report", "optuna": "tune"}
+EXTRAS = {
+    **{"tensorboard": "track", "plotly": "report", "jinja2": "report", "optuna": "tune"},
+    **{"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "faiss": "ann"},
+    **{"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
+}
 
 
 @app.command()
