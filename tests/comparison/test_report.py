@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 
 import polars as pl
 import pytest
@@ -16,11 +14,6 @@ from rediffuse.comparison import report
 from rediffuse.comparison.markdown import sentences
 from rediffuse.errors import MissingExtraError, RunError
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 PUBLISHED = {"A </script> paper": {"source": "arXiv 1", "ndcg@10/unseen": 0.5}}
 
 
@@ -28,18 +21,6 @@ PUBLISHED = {"A </script> paper": {"source": "arXiv 1", "ndcg@10/unseen": 0.5}}
 def written(evaluated, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "report"
     return rd.compare(evaluated.values(), out, metric="ndcg@10/unseen", published=PUBLISHED), out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if BROWSER is None:
-        reason = "No browser: install Chromium (Debian's package chromium)."
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
-        yield started
-        started.close()
 
 
 def opened(browser, out):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import re
 import shutil
 import socket
@@ -22,11 +21,6 @@ pytest.importorskip("fastapi")
 pytest.importorskip("jinja2")
 pytest.importorskip("plotly")
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 NASTY = "<img src=x onerror=alert(1)>"
 
 
@@ -71,18 +65,6 @@ def site(shown):
     address, stop = served(shown)
     yield address
     stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if BROWSER is None:
-        reason = "No browser: install Chromium (Debian's package chromium)."
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from rediffuse.models.base import Model
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.models.factors import FactorModel
+from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import REPEAT_RATE, SequenceModel
 from rediffuse.training.run_folder import RunContents, read_run
 
@@ -112,12 +113,11 @@ def _next_item_model(contents: RunContents) -> SequenceModel:
             f"{name} cannot be exported: {_why_not(model)}.",
             "Those that can: bert4rec, diffuasr, diffurec, gru4rec, pdrec, s3rec and sasrec.",
         )
-    if isinstance(model, DiffuRec) and model.config.diffusion and _steps(model) > 1:
-        solver = model.config.solver
-        if solver not in ("ancestral", "one_step"):
-            raise ConfigError(
-                f"The solver {solver} is not exported.", "Train with --set solver=ancestral, or with solver=one_step."
-            )
+    if isinstance(model, DiffuRec) and model.steps_taken(Sampling()) > 1 and model.config.solver != "ancestral":
+        raise ConfigError(
+            f"The solver {model.config.solver} is not exported.",
+            "Train with --set solver=ancestral, or with solver=one_step.",
+        )
     return model
 
 
@@ -127,10 +127,6 @@ def _why_not(model: Model) -> str:
     if model.index_vectors() is None:
         return "it does not rank by a vector per item"
     return "it reads and denoises rows over the whole catalogue, and no sequence of items"
-
-
-def _steps(model: DiffuRec) -> int:
-    return min(model.sampling_steps, model.config.steps)
 
 
 def _about(contents: RunContents, model: SequenceModel, format: Format, graphs: dict[str, Graph]) -> dict[str, Any]:
@@ -155,9 +151,9 @@ def _about(contents: RunContents, model: SequenceModel, format: Format, graphs: 
 
 def _denoising(model: DiffuRec) -> dict[str, Any]:
     """The loop as numbers: after each step, x = x0 * x0_hat + x_t * x + noise * (a fresh draw)."""
-    steps, config = _steps(model), model.config
+    steps, config = model.steps_taken(Sampling()), model.config
     end = {"x0": 1.0, "x_t": 0.0, "noise": 0.0}
-    if steps == 1 or config.solver == "one_step":
+    if steps == 1:
         return {"solver": "one_step", "timesteps": config.steps, "steps": [{"t": config.steps - 1, **end}]}
     short, numbers = respace(model.schedule, space_timesteps(config.steps, str(steps)))
     columns = (

@@ -244,11 +244,11 @@ class DiffRec(Model):
     def hidden(self, histories: Histories, sampling: Sampling) -> Tensor:
         """(B, H) what the last layer reads to score."""
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
-        first, watch = self.denoiser.steps - 1, sampling.watch
+        watch = sampling.watch
 
         def tell(t: int, g: Tensor) -> None:
             if watch is not None:
-                watch(first - t, t, None, _with_one(g))
+                watch(t, None, _with_one(g))
 
         return self.reverse(self.denoiser.read(rows.items, rows.offsets, rows.values), tell)
 

@@ -262,7 +262,7 @@ class DiffuRec(SequenceModel):
 
         def tell(step: int, t: int, x_t: Tensor, x0_hat: Tensor) -> None:
             if sampling.watch is not None:
-                sampling.watch(step, t, self.metric_space(x_t), self.metric_space(x0_hat))
+                sampling.watch(t, self.metric_space(x_t), self.metric_space(x0_hat))
 
         steps = self.steps_taken(sampling)
         if steps == 1:

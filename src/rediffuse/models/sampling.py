@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Called as watch(step, t, state, guess) with step = 0, 1, ..: the timestep t, what the step starts from (B, d), or None
+# Called at every step as watch(t, state, guess): the timestep t, what the step starts from (B, d), or None
 # where it is not in the space of `Model.index_vectors`, and what the network takes the end to be (B, d), which is.
-Watch = Callable[[int, int, Tensor | None, Tensor], None]
+Watch = Callable[[int, Tensor | None, Tensor], None]
 
 
 @dataclass(frozen=True)

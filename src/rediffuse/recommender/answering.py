@@ -85,24 +85,24 @@ class Answerer:
         answers: dict[int, Answer | None] = {}
         if len(people := np.flatnonzero(quick)):
             some = [asks[person] for person in people.tolist()]
-            found = self._by_index(rows.take(people), own.take(people), who[people], some, draws, samples > 1)
+            found = self._by_index(rows.take(people), who[people], some, draws, samples > 1)
             answers |= dict(zip(people.tolist(), found, strict=True))
         # Also whom the index found too little for.
         if len(people := np.asarray([n for n in range(len(rows)) if answers.get(n) is None], dtype=np.int64)):
             some = [asks[person] for person in people.tolist()]
-            found = self._by_all_scores(rows.take(people), own.take(people), who[people], some, draws, samples > 1)
+            found = self._by_all_scores(rows.take(people), who[people], some, draws, samples > 1)
             answers |= dict(zip(people.tolist(), found, strict=True))
         return [answer for _, answer in sorted(answers.items()) if answer is not None]
 
     def _by_all_scores(
         self,
         rows: Histories,
-        own: Histories,
         who: NDArray[np.int64],
         asks: Sequence[Ask],
         draws: Sequence[Sampling],
         uncertain: bool,
     ) -> list[Answer]:
+        own = rows.own()
         mean, spread = _over(self._scores(rows, who, sampling) for sampling in draws)
         for person, ask in enumerate(asks):
             if ask.candidates is not None:
@@ -132,7 +132,6 @@ class Answerer:
     def _by_index(
         self,
         rows: Histories,
-        own: Histories,
         who: NDArray[np.int64],
         asks: Sequence[Ask],
         draws: Sequence[Sampling],
@@ -142,6 +141,7 @@ class Answerer:
         found too few."""
         assert self.index is not None
         assert self.item_vectors is not None
+        own = rows.own()
         queries = torch.stack([self.model.query_vectors(rows, who, sampling) for sampling in draws])
         left_out = [np.union1d(own.row(person), ask.banned) for person, ask in enumerate(asks)]
         # How deep the index looks decides what it finds: that must not depend on who else is asked about. Depths are

@@ -135,13 +135,9 @@ class Recommender:
         batch_size = whole("batch_size", batch_size)
         sampling = self.sampling(seed, steps, noise)
         names, who, rows, counts = self.people(users, histories)
-        banned = self.numbers(listed("exclude", exclude)) if exclude is not None else np.empty(0, np.int64)
-        among = None if candidates is None else self.numbers(listed("candidates", candidates))
-        counts["unknown_excluded"] = int((banned < 0).sum())
-        counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
-        for message in remarks(counts):
+        ask, unknown = self.ask(k, exclude, candidates, filter_seen)
+        for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        ask = Ask(k, banned[banned >= 0], None if among is None else among[among >= 0], filter_seen)
         answers: list[Answer] = []
         for start in range(0, len(rows), batch_size):
             part = np.arange(start, min(start + batch_size, len(rows)))
@@ -203,6 +199,16 @@ class Recommender:
             return pl.Series("user_id", range(len(known)), dtype=pl.Int64), who, known, counts
         return labels(asked, self.user_ids.dtype), who, known, counts
 
+    def ask(
+        self, k: int, exclude: Iterable[Any] | None, candidates: Iterable[Any] | None, filter_seen: bool
+    ) -> tuple[Ask, dict[str, int]]:
+        """What was asked for in item numbers, and how many of the ids are unknown: arguments as of `recommend`."""
+        banned = self.numbers([] if exclude is None else listed("exclude", exclude))
+        among = None if candidates is None else self.numbers(listed("candidates", candidates))
+        counts = {"unknown_excluded": int((banned < 0).sum())}
+        counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
+        return Ask(k, banned[banned >= 0], None if among is None else among[among >= 0], filter_seen), counts
+
     def numbers(self, items: Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""
         kind = self.items["item_id"].dtype
@@ -223,7 +229,7 @@ class Recommender:
             RediffuseWarning: unknown items.
         """
         asked = self.numbers(listed("items", items))
-        for message in [f"{(asked < 0).sum()} items are not in the catalogue."] if (asked < 0).any() else []:
+        for message in remarks({"unknown_asked": int((asked < 0).sum())}):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         asked = asked[asked >= 0]
         cosines, near = self.nearest(asked, whole("k", k))
@@ -267,7 +273,7 @@ class Recommender:
         if self.item_vectors is None or not len(rows.own().items):
             return steps
 
-        def watch(step: int, t: int, state: Tensor | None, guess: Tensor) -> None:
+        def watch(t: int, state: Tensor | None, guess: Tensor) -> None:
             steps.append(Step(t, None if state is None else state[0].clone(), guess[0].clone()))
 
         self.model.query_vectors(rows, who, replace(sampling, watch=watch))
@@ -402,15 +408,16 @@ class Recommender:
 def remarks(counts: dict[str, int], answer: str = "they get popular items") -> list[str]:
     """What a caller should know, one sentence each; ``answer``: what people without a history get."""
     found = []
-    if counts["unknown_users"]:
+    if counts.get("unknown_users"):
         found.append(
             f"{counts['unknown_users']} of {counts['people']} users are unknown; {answer}. Pass their histories."
         )
-    if counts["unknown_items"]:
+    if counts.get("unknown_items"):
         found.append(f"{counts['unknown_items']} items in the histories are not in the catalogue; they are skipped.")
-    if counts["empty_histories"]:
+    if counts.get("empty_histories"):
         found.append(f"{counts['empty_histories']} of {counts['people']} histories are empty; {answer}.")
-    for kind, what in (("unknown_excluded", "items to exclude"), ("unknown_candidates", "candidates")):
+    lists = {"unknown_excluded": "items to exclude", "unknown_candidates": "candidates", "unknown_asked": "items"}
+    for kind, what in lists.items():
         if counts.get(kind):
             found.append(f"{counts[kind]} {what} are not in the catalogue.")
     return found

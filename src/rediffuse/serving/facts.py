@@ -92,9 +92,7 @@ def training(run: HostedRun) -> dict[str, Any]:
 
 
 def _named(run: HostedRun, numbers: list[int]) -> dict[str, Any]:
-    loaded = run.loaded
-    titles = loaded.titles or [None] * len(loaded.item_ids)
-    return {"items": [{"item_id": loaded.item_ids[number], "title": titles[number]} for number in numbers]}
+    return {"items": [run.loaded.item(number) for number in numbers]}
 
 
 def _text(path: Path) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 from rediffuse.errors import ConfigError, RediffuseError
 from rediffuse.recommender import Recommender
@@ -30,6 +31,10 @@ class Loaded:
         if "title" in self.recommender.items.columns:
             self.titles = self.recommender.items["title"].to_list()
         self.item_ids = self.recommender.items["item_id"].to_list()
+
+    def item(self, number: int) -> dict[str, Any]:
+        """The content of an Item."""
+        return {"item_id": self.item_ids[number], "title": None if self.titles is None else self.titles[number]}
 
 
 class HostedRun:

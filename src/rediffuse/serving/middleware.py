@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -57,9 +58,11 @@ class Guarded:
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         headers = dict(scope["headers"])
         if (hosts := self.settings.hosts) is not None:
-            name = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0] if headers.get(b"host") else ""
-            whole = headers.get(b"host", b"").decode("latin-1")
-            if name.strip("[]").lower() not in hosts and whole.strip("[]").lower() not in hosts:
+            try:
+                name = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
+            except ValueError:
+                name = None
+            if name not in hosts:
                 remedy = f"Call it by one of: {', '.join(sorted(hosts))}."
                 return problem_response(421, "unknown-host", "The service does not go by that name.", remedy)
         token = self.settings.token

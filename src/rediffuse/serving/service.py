@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from rediffuse.recommender.answering import Answer, Ask
+from rediffuse.models.base import Model
+from rediffuse.models.sampling import Sampling
+from rediffuse.recommender.answering import Answer
 from rediffuse.recommender.recommender import remarks
 from rediffuse.serving.batcher import Job
 from rediffuse.serving.hosted import HostedRun, Loaded
@@ -54,21 +56,17 @@ class Service:
         loaded = run.loaded
         recommender = loaded.recommender
         sampling = recommender.sampling(request.seed, request.steps, request.noise)
-        self._admit(run, request, recommender.model.steps_taken(sampling))
+        self._admit(run, request, recommender.model, sampling)
 
         def look_up() -> tuple[Any, ...]:
-            among = None if request.candidates is None else recommender.numbers(request.candidates)
-            found = recommender.people(request.users, request.histories)
-            return *found, recommender.numbers(request.exclude), among
+            people = recommender.people(request.users, request.histories)
+            return *people, *recommender.ask(request.k, request.exclude, request.candidates, request.filter_seen)
 
         lists = (*(request.histories or ()), request.users or (), request.exclude, request.candidates or ())
         ids = sum(len(one) for one in lists)
-        names, who, rows, counts, banned, among = look_up() if ids <= FEW_IDS else await self.aside(look_up)
-        counts["unknown_excluded"] = int((banned < 0).sum())
-        counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
-        ask = Ask(request.k, banned[banned >= 0], None if among is None else among[among >= 0], request.filter_seen)
+        names, who, rows, counts, ask, unknown = look_up() if ids <= FEW_IDS else await self.aside(look_up)
         job = Job(recommender.answerer, rows, who, [ask] * len(rows), sampling, request.samples)
-        answers = await self._answered(run, job) if len(rows) else []
+        answers = await self._in_time(asyncio.wrap_future(run.batcher.submit(job))) if len(rows) else []
         results = [
             {"user": name, "items": _items(loaded, answer)}
             for name, answer in zip(names.to_list(), answers, strict=True)
@@ -77,7 +75,7 @@ class Service:
             own = rows.own()
             histories = [np.unique(own.row(person)).astype(np.int64) for person in range(len(own))]
             await self.aside(_explain, loaded, histories, answers, results)
-        return _about(run, loaded) | {"notes": remarks(counts), "results": results}
+        return _about(run, loaded) | {"notes": remarks(counts | unknown), "results": results}
 
     def similar(self, request: SimilarRequest) -> dict[str, Any]:
         """The content of a SimilarResponse."""
@@ -90,14 +88,13 @@ class Service:
             {
                 "item_id": loaded.item_ids[item],
                 "items": [
-                    _item(loaded, other) | {"cosine": round(cosine, 4)}
+                    loaded.item(other) | {"cosine": round(cosine, 4)}
                     for other, cosine in zip(near[row].tolist(), cosines[row].tolist(), strict=True)
                 ],
             }
             for row, item in enumerate(known.tolist())
         ]
-        unknown = len(asked) - len(known)
-        notes = [f"{unknown} items are not in the catalogue."] if unknown else []
+        notes = remarks({"unknown_asked": len(asked) - len(known)})
         return _about(run, loaded) | {"notes": notes, "results": results}
 
     def denoise(self, request: DenoiseRequest) -> dict[str, Any]:
@@ -108,24 +105,22 @@ class Service:
         sampling = recommender.sampling(request.seed, request.steps, request.noise)
         users = None if request.user is None else [request.user]
         _, who, rows, counts = recommender.people(users, None if request.history is None else [request.history])
-        if recommender.item_vectors is None:
-            recommender.directions  # noqa: B018  (says why there is none)
-        steps = []
+        place, steps = recommender.map.place, []
         for step in recommender.walk(rows, who, sampling):
             frame = recommender.best(step.guess, request.k)
-            places = recommender.map.place(torch.stack([step.guess, step.guess if step.state is None else step.state]))
+            places = place(torch.stack([step.guess, step.guess if step.state is None else step.state]))
             guess, state = places.tolist()
             steps.append(
                 {
                     "t": step.t,
                     "state": None if step.state is None else _rounded(state),
                     "guess": _rounded(guess),
-                    "items": [_item(loaded, item) | {"score": score} for item, score in frame],
+                    "items": [loaded.item(item) | {"score": score} for item, score in frame],
                 }
             )
         return _about(run, loaded) | {"notes": remarks(counts, "there is nothing to denoise for them"), "steps": steps}
 
-    def _admit(self, run: HostedRun, request: RecommendRequest, steps: int) -> None:
+    def _admit(self, run: HostedRun, request: RecommendRequest, model: Model, sampling: Sampling) -> None:
         """Refuse what would take too long, or come too late."""
         people = len(request.histories if request.histories is not None else request.users or ())
         most = MAX_EXPLAINED if request.explain else MAX_LISTED
@@ -133,7 +128,7 @@ class Service:
             reasons = " with reasons" if request.explain else ""
             detail = f"{people} people x k of {request.k} are more than {most:,} items{reasons}."
             raise Problem(422, "too-much-work", detail, "Ask for fewer at once.")
-        samples = request.samples if run.loaded.recommender.model.stochastic else 1
+        samples, steps = request.samples if model.stochastic else 1, model.steps_taken(sampling)
         if people * samples * steps > self.settings.max_work:
             detail = f"{people} people x {samples} samples x {steps} steps are more than {self.settings.max_work:,}."
             raise Problem(422, "too-much-work", detail, "Ask for fewer at once.")
@@ -162,21 +157,14 @@ class Service:
             detail = f"No answer within {self.settings.timeout:g} seconds."
             raise Problem(503, "timeout", detail, "Try again, or ask for fewer at once.", RETRY) from None
 
-    async def _answered(self, run: HostedRun, job: Job) -> list[Answer]:
-        return await self._in_time(asyncio.wrap_future(run.batcher.submit(job)))
-
 
 def _about(run: HostedRun, loaded: Loaded) -> dict[str, Any]:
     return {"model": run.name, "version": loaded.version}
 
 
-def _item(loaded: Loaded, number: int) -> dict[str, Any]:
-    return {"item_id": loaded.item_ids[number], "title": None if loaded.titles is None else loaded.titles[number]}
-
-
 def _items(loaded: Loaded, answer: Answer) -> list[dict[str, Any]]:
     listed = [
-        _item(loaded, number) | {"score": score, "uncertainty": None, "why": None}
+        loaded.item(number) | {"score": score, "uncertainty": None, "why": None}
         for number, score in zip(answer.items.tolist(), answer.scores.tolist(), strict=True)
     ]
     if answer.uncertainty is not None:
@@ -198,7 +186,7 @@ def _explain(
             cosines, places = (mine @ theirs.T).topk(min(REASONS, len(history)))
             near = [
                 [
-                    _item(loaded, int(history[place])) | {"cosine": round(cosine, 4)}
+                    loaded.item(int(history[place])) | {"cosine": round(cosine, 4)}
                     for cosine, place in zip(*row, strict=True)
                 ]
                 for row in zip(cosines.tolist(), places.tolist(), strict=True)
@@ -211,7 +199,7 @@ def _paths(loaded: Loaded, history: np.ndarray, answer: Answer) -> dict[Any, lis
     recommender, found = loaded.recommender, {}
     ids = recommender.items["item_id"]
     for row in recommender.paths(ids.gather(answer.items), ids.gather(history), 2).iter_rows(named=True):
-        touched = _item(loaded, int(recommender.numbers([row["touched_item"]])[0]))
+        touched = loaded.item(int(recommender.numbers([row["touched_item"]])[0]))
         way = {name: row[name] for name in ("relation", "entity", "relation_back", "strength", "kept")}
         found.setdefault(row["item_id"], []).append(way | {"touched_item": touched})
     return found
