@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import torch
 import yaml
-from accelerate import PartialState
 
+from rediffuse import processes
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.files import atomic_write_parquet, atomic_write_text
 from rediffuse.data.split import Split, TrainingView
@@ -42,7 +42,6 @@ from rediffuse.errors import ConfigError, DataError, MissingExtraError, Rediffus
 from rediffuse.evaluation.metrics import parse_metric
 from rediffuse.models import model_class, names
 from rediffuse.models.base import Model
-from rediffuse.training.precision import no_accelerator
 from rediffuse.training.seeds import derive
 from rediffuse.training.train import make_trainer, refuse_another
 
@@ -132,7 +131,8 @@ def tune(
         raise MissingExtraError("optuna", "tune") from None
     if trials < 1 or (max_minutes is not None and not max_minutes > 0):
         raise ConfigError(f"There is nothing to do in {trials} trials and {max_minutes} minutes.", "Ask for more.")
-    if PartialState(cpu=no_accelerator()).num_processes > 1:
+    processes.join()
+    if processes.count() > 1:
         raise ConfigError("A study runs in one process.", "Start it without accelerate launch or torchrun.")
     kind, folder = model_class(model), Path(out)
     default = kind.Config.build(preset, config)

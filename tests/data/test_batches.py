@@ -51,8 +51,11 @@ def test_ranks_share_a_batch_and_their_mean_is_the_mean(lengths, every_position,
     for index in range(len(made)):
         whole = made.get(index)
         parts = [made.get(index, rank, ranks) for rank in range(ranks)]
-        assert sorted(t for part in parts for t in part.targets.tolist()) == sorted(whole.targets.tolist())
-        value = sum(part.share * part.targets.double().mean() for part in parts if len(part.targets)) / ranks
+        # A rank that is left without windows repeats one that does not count, so that it has something to compute.
+        assert all(len(part.targets) for part in parts)
+        counted = [part for part in parts if part.share]
+        assert sorted(t for part in counted for t in part.targets.tolist()) == sorted(whole.targets.tolist())
+        value = sum(part.share * part.targets.double().mean() for part in parts) / ranks
         assert float(value) == pytest.approx(float(whole.targets.double().mean()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 
@@ -17,6 +18,9 @@ def main() -> None:
     """Entry point of the command ``rediffuse``."""
     warnings.simplefilter("always", RediffuseWarning)
     warnings.showwarning = print_warning
+    if "RANK" in os.environ:
+        # What torch's C++ has to say about networks and buckets would bury what we say.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
     except RediffuseError as error:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Annotated
 
 import typer
+
+from rediffuse.errors import ConfigError, RediffuseWarning
 
 app = typer.Typer(
     name="rediffuse",
@@ -25,8 +29,25 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+# What several processes do together; the other commands would do the same thing several times.
+SHARED = ("train", "evaluate", "recommend")
+
+
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Diffusion recommenders: train, compare honestly, serve."""
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
+        warnings.warn(
+            "accelerate launch was asked for several processes and started one process alone, as it does without "
+            "a GPU. Use torchrun --nproc-per-node N -m rediffuse ..., or accelerate launch --multi_gpu.",
+            RediffuseWarning,
+            stacklevel=2,
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in SHARED:
+        raise ConfigError(
+            f"rediffuse {context.invoked_subcommand} runs in one process, and a launcher started several.",
+            f"Start it without a launcher. Several processes share the work of {', '.join(SHARED)}.",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
@@ -13,8 +14,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def process() -> int:
+    """Which of several processes this is, as launchers number them."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def answer(result: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
-    """Print ``result`` as JSON, or call ``show`` to print it for a person."""
+    """Print ``result`` as JSON, or call ``show`` to print it for a person. Of several processes the first does."""
+    if process() > 0:
+        return
     if as_json:
         print(json.dumps(result, default=str))
     else:
@@ -29,7 +37,8 @@ def fail(error: RediffuseError, as_json: bool) -> None:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]Error:[/] {_plain(error.problem)}")
+    where = f" (process {process()})" if process() > 0 else ""
+    console.print(f"[bold red]Error{where}:[/] {_plain(error.problem)}")
     if error.remedy:
         console.print(f"  {_plain(error.remedy)}")
 
@@ -43,7 +52,7 @@ def print_warning(
     line: str | None = None,
 ) -> None:
     """Our warnings as one sentence; others (of libraries) are not the user's business here."""
-    if issubclass(category, RediffuseWarning):
+    if issubclass(category, RediffuseWarning) and process() == 0:
         print(f"Note: {message}", file=sys.stderr)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rediffuse import processes
 from rediffuse.comparison.runs import evaluation_file
 from rediffuse.data.augmented import augmentation
 from rediffuse.data.dataset import Dataset
@@ -36,6 +37,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run on the test part of its split, and write what was found into its folder.
 
+    Several processes share the work; process 0 writes.
+
     Written are ``test.json`` (what is returned), ``per_user_test.parquet``, ``truth_test.parquet`` (the rank of every
     true item) and ``lists_test.parquet``. Another protocol than that of the run's split has files of its own, named so.
 
@@ -53,6 +56,7 @@ def evaluate_run(
         RunError: the run was trained on other data or another split, or does not fit the protocol.
         ConfigError: an unknown protocol; no seed, or one below 0.
     """
+    processes.join()
     seeds = [int(seed) for seed in seeds]  # numpy's integers cannot be written as JSON
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
@@ -76,7 +80,10 @@ def evaluate_run(
             score = protocols.among_sampled(score, task, rules.negatives, dataset.num_items, seed, rules.clean)
         with keep_freed_memory():
             began = time.perf_counter()
-            results.append(evaluate_task(score, task, num_items=dataset.num_items, metrics=metrics, features=features))
+            result = evaluate_task(
+                score, task, num_items=dataset.num_items, metrics=metrics, features=features, shared=True
+            )
+            results.append(result)
             seconds.append(time.perf_counter() - began)
     by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
     facts = {
@@ -105,7 +112,8 @@ def evaluate_run(
         "lists_test": _lists(results[0], dataset, rules.policies),
     }
     files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
-    add_files(folder, files | {evaluation_file("test.json", other): json.dumps(facts, indent=2).encode()})
+    if processes.index() == 0:
+        add_files(folder, files | {evaluation_file("test.json", other): json.dumps(facts, indent=2).encode()})
     return facts
 
 

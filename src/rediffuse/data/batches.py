@@ -58,6 +58,16 @@ class SequenceBatch:
         return places >= first[:, None]
 
 
+def part_of(whole: NDArray[np.int64], rank: int, ranks: int) -> tuple[NDArray[np.int64], float]:
+    """What falls to a rank of a batch's ``whole`` (n,), and its share of it times the number of ranks.
+
+    Where there are fewer than ranks, a rank takes the first with a share of zero: it takes part in all that ranks do
+    together, and changes nothing.
+    """
+    part = whole[rank::ranks]
+    return (part, len(part) * ranks / len(whole)) if len(part) else (whole[:1], 0.0)
+
+
 def pad_right(histories: Histories, max_length: int, pad: int) -> tuple[Tensor, Tensor]:
     """The last ``max_length`` items of each row as (B, L) int64, and the lengths (B,); L is at least 1."""
     lengths = np.minimum(histories.lengths, max_length)
@@ -133,7 +143,7 @@ class SequenceBatches:
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> SequenceBatch:
         """Batch ``index``, or the part of it that falls to ``rank``."""
         whole = self.batches[index]
-        windows = whole[rank::ranks]
+        windows, share = part_of(whole, rank, ranks)
         starts, lengths = self.starts[windows], self.stops[windows] - self.starts[windows]
         if self.every_position:
             rows = np.repeat(np.arange(len(windows)), lengths)
@@ -157,7 +167,7 @@ class SequenceBatches:
             *(torch.from_numpy(x) for x in (lengths, rows, positions, targets, events)),
             pseudo=written,
             untrained=untrained,
-            share=float(len(targets) * ranks / max(count, 1)),
+            share=float(len(targets) * ranks / max(count, 1)) if share else 0.0,
         )
 
 

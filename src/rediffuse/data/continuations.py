@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rediffuse.data.batches import part_of
 from rediffuse.data.histories import Histories
 
 
@@ -67,8 +68,9 @@ class Continuations:
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> Continuation:
         """Batch ``index``, or the part of it that falls to ``rank``."""
-        whole = slice(index * self.batch_size, min((index + 1) * self.batch_size, len(self.people)))
-        cuts, stops = self.cuts[whole][rank::ranks], self.stops[whole][rank::ranks]
+        whole = np.arange(index * self.batch_size, min((index + 1) * self.batch_size, len(self.people)))
+        part, share = part_of(whole, rank, ranks)
+        cuts, stops = self.cuts[part], self.stops[part]
         targets = self.items[cuts[:, None] - self.length + np.arange(self.length)]
         lengths = stops - cuts
         starts = np.cumsum(lengths) - lengths
@@ -77,5 +79,5 @@ class Continuations:
             torch.from_numpy(targets.astype(np.int64)),
             torch.from_numpy(following.astype(np.int64)),
             torch.from_numpy(starts),
-            len(cuts) * ranks / (whole.stop - whole.start),
+            share,
         )

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rediffuse.data.batches import part_of
 from rediffuse.data.histories import Histories
 
 
@@ -64,9 +65,9 @@ class PairBatches:
         # Drawn for the whole batch, so that it is the same whoever asks.
         rng = np.random.default_rng([self.seed, index])
         drawn = draw_untouched(np.repeat(owners, self.negatives), self.touched, self.num_items, rng)
+        part, share = part_of(np.arange(stop - start), rank, ranks)
         columns = (owners, items, drawn.reshape(-1, self.negatives))
-        mine = [torch.from_numpy(column[rank::ranks]) for column in columns]
-        return PairBatch(*mine, share=len(mine[0]) * ranks / (stop - start))
+        return PairBatch(*(torch.from_numpy(column[part]) for column in columns), share=share)
 
 
 def touched_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:

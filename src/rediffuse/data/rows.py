@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from rediffuse.data.batches import part_of
+
 
 @dataclass(frozen=True)
 class RowBatch:
@@ -71,7 +73,6 @@ class RowBatches:
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> RowBatch:
         """Batch ``index``, or the part of it that falls to ``rank``."""
-        whole = self.users(index)
-        part = whole[rank::ranks]
+        part, share = part_of(self.users(index), rank, ranks)
         batch = row_batch(self.matrix[part])
-        return RowBatch(batch.items, batch.values, batch.offsets, share=len(part) * ranks / len(whole))
+        return RowBatch(batch.items, batch.values, batch.offsets, share)

@@ -118,6 +118,7 @@ def evaluate_task(
     metrics: Sequence[str] = DEFAULT_METRICS,
     k_list: int = 20,
     user_block: int | None = None,
+    shared: bool = False,
     features: sparse.csr_array | None = None,
 ) -> TaskResult:
     """Rank the whole catalogue for every user of a task; average the metrics, with and without seen items.
@@ -130,6 +131,7 @@ def evaluate_task(
         metrics: accuracy metrics and those of lists (`rediffuse.evaluation.lists`).
         k_list: length of the lists that are kept; longer where a metric of lists needs it.
         user_block: users scored at once; None lets `rank_task` choose.
+        shared: whether the processes share the work; see `rank_task`.
         features: (num_items, values) binary, for ``diversity@K``; see `rediffuse.data.features`.
 
     Raises:
@@ -145,7 +147,7 @@ def evaluate_task(
     accuracy = [metric for metric in wanted if metric.kind in ACCURACY]
     listed = [metric for metric in wanted if metric.kind in LIST_METRICS]
     depth = max([k_list, *(metric.k for metric in listed)])
-    ranking = rank_task(score, task, num_items=num_items, k=depth, user_block=user_block)
+    ranking = rank_task(score, task, num_items=num_items, k=depth, user_block=user_block, shared=shared)
 
     truth = ranking.truth
     columns: dict[str, Any] = {

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rediffuse import processes
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, DataError, TrainingError
 from rediffuse.evaluation.metrics import NOT_RANKED, POLICIES
@@ -145,7 +146,13 @@ def _ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.int6
 
 
 def rank_task(
-    score: Score, task: RankingTask, *, num_items: int, k: int = 20, user_block: int | None = None
+    score: Score,
+    task: RankingTask,
+    *,
+    num_items: int,
+    k: int = 20,
+    user_block: int | None = None,
+    shared: bool = False,
 ) -> Ranking:
     """Exact ranks of all true items and the top-k lists, with and without the items of the history.
 
@@ -158,6 +165,8 @@ def rank_task(
         num_items: size of the catalogue.
         k: length of the lists; a k beyond the catalogue is filled up with -1.
         user_block: users per block; None chooses so that a block has about 4 million scores.
+        shared: every process calls this alike and scores some of the blocks; all get the same, to the bit, as one
+            process that scores them all.
 
     Raises:
         TrainingError: a score is NaN.
@@ -172,13 +181,14 @@ def rank_task(
     users = len(truth)
     block = user_block or min(max(_BLOCK_SCORES // num_items, 16), 1024)
     depth = min(k, num_items)
-    ranks = {policy: np.empty(len(truth.items), dtype=np.int64) for policy in POLICIES}
+    ranks = {policy: np.full(len(truth.items), np.iinfo(np.int64).min) for policy in POLICIES}
     items = {policy: np.full((users, k), -1, dtype=np.int32) for policy in POLICIES}
     tops = {policy: np.full((users, k), -np.inf, dtype=np.float32) for policy in POLICIES}
 
     with torch.inference_mode():
         scratch = None
-        for start in range(0, users, block):
+        mine = (processes.index(), processes.count()) if shared else (0, 1)
+        for start in range(mine[0] * block, users, mine[1] * block):
             rows = np.arange(start, min(start + block, users))
             scores = _checked(score(task.histories.take(rows), start), len(rows), num_items, task.users, start)
             if scratch is None:
@@ -194,4 +204,7 @@ def rank_task(
                 tops[policy][rows, :depth] = best.cpu().numpy()
                 items[policy][rows, :depth] = columns.masked_fill(best == -torch.inf, -1).cpu().numpy()
             scores[where] = kept  # the tensor may belong to the model
+    if shared:
+        for parts in (ranks, items, tops):
+            processes.largest(*parts.values())
     return Ranking(task.users, truth, ranks, items, tops)

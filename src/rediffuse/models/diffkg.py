@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rediffuse.config import Range
+from rediffuse.data.batches import part_of
 from rediffuse.data.histories import Histories
 from rediffuse.data.knowledge import KnowledgeEdges, knowledge_edges, leading_to, most_per_node
 from rediffuse.data.matrix import bags, binary_matrix
@@ -122,7 +123,7 @@ class EntityBatches:
         return len(self.rows)
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> EntityBatch:
-        entities = self.rows.users(index)[rank::ranks]
+        entities, _ = part_of(self.rows.users(index), rank, ranks)
         return EntityBatch(self.rows.get(index, rank, ranks), torch.from_numpy(entities))
 
     def users(self, index: int) -> NDArray[np.int64]:
@@ -260,8 +261,6 @@ class DiffKG(FactorModel):
 
     def denoising(self, batch: EntityBatch) -> Tensor:
         assert self.denoiser is not None
-        if not len(batch.rows):  # a rank without a part of the last batch
-            return sum(p.sum() for p in self.denoiser.parameters()) * 0.0  # pyright: ignore
         entities = self.entity_embedding.value.detach()
         if self.liked is None:  # it does not change before the recommender's turn
             self.liked = self.fans @ self.user_embedding.weight.detach()

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import polars as pl
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
+from rediffuse import processes
 from rediffuse.data.files import atomic_write_text
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import TrainingError
@@ -33,7 +35,7 @@ from rediffuse.training.checkpoint import (
     save_tensors,
     save_training,
 )
-from rediffuse.training.precision import autocast, keep_freed_memory, no_accelerator, resolve_precision
+from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
 from rediffuse.training.progress import Progress
 from rediffuse.training.seeds import derive, seed_torch
 
@@ -88,10 +90,13 @@ class Trainer:
         show_progress: bool = False,
         on_validation: Callable[[int, float], None] | None = None,
     ) -> None:
-        # A phase, a batch or an option can leave weights without a gradient.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        # A phase, a batch or an option can leave weights without a gradient. Buffers are functions of weights, data and
+        # what ranks have told each other: they are alike without being sent at every step.
+        how = DistributedDataParallelKwargs(
+            find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
         self.accelerator = Accelerator(
-            cpu=no_accelerator(), log_with=tracker, project_dir=str(folder), kwargs_handlers=[unused]
+            cpu=processes.no_accelerator(), log_with=tracker, project_dir=str(folder), kwargs_handlers=[how]
         )
         self.model, self.view, self.folder, self.seed = model, view, folder, seed
         self.phases = model.phases if model.trained_by_gradient else ()
@@ -160,7 +165,8 @@ class Trainer:
         if state.phase != index:
             self._take_best()
             self.state = state = State(phase=index, seconds=state.seconds, precision=state.precision)
-            self.best.unlink(missing_ok=True)
+            if self.accelerator.is_main_process:
+                self.best.unlink(missing_ok=True)
         self.model.begin_phase(phase, self.data)
         self.config = self.model.training_options(phase)
         optimizer = torch.optim.AdamW(
@@ -172,7 +178,10 @@ class Trainer:
         if self.optimizer_state:
             restore_optimizer(optimizer, self.optimizer_state)
             self.optimizer_state = {}
-        network, stepper = self.accelerator.prepare(self.model, optimizer)
+        with warnings.catch_warnings():
+            # Accelerate has no name yet for what torch calls forward_sync_buffers since 2.13.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            network, stepper = self.accelerator.prepare(self.model, optimizer)
         saved_at = time.monotonic()
         self.progress.start(phase, self.config.epochs)
         while state.epoch < self.config.epochs and state.stale < self.config.patience:
@@ -227,7 +236,7 @@ class Trainer:
         batch = batches.get(state.step, accelerator.process_index, accelerator.num_processes)
         with autocast(state.precision, accelerator.device):
             loss = network(batch.to(accelerator.device))
-        value = float(loss.detach())
+        value = processes.mean(float(loss.detach()))
         if not math.isfinite(value):
             people = self.user_ids.gather(batches.users(state.step)[:5]).to_list()
             raise TrainingError(
@@ -244,7 +253,7 @@ class Trainer:
 
     def _out_of_time(self) -> bool:
         self.state.seconds = time.monotonic() - self.started
-        return self.state.seconds > self.limit
+        return self.limit < math.inf and processes.any_of(self.state.seconds > self.limit)
 
     # --- selection -----------------------------------------------------------------------------------------
 
@@ -258,6 +267,7 @@ class Trainer:
             self.view.valid,
             num_items=self.view.num_items,
             metrics=list(wanted),
+            shared=True,
         )
         values = {name: float(value) for name, value in result.metrics["all"].items()}
         return values | {f"{name}/unseen": float(value) for name, value in result.metrics["unseen"].items()}
@@ -277,9 +287,10 @@ class Trainer:
         return metrics
 
     def _take_best(self) -> None:
-        self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()  # until it is written
         if self.best.exists() and self.state.best is not None:
             load_weights(self.best, self.model, load_tensors(self.best)[0])
+        self.accelerator.wait_for_everyone()  # until it is read
         self.model.eval()
         self.model.prepare()
 
@@ -301,7 +312,7 @@ class Trainer:
             return  # killed before the first checkpoint: begin again
         self.optimizer_state, progress = load_training(self.last, self.model)
         self.state = State(**progress)
-        if self.log_file.exists():
+        if self.accelerator.is_main_process and self.log_file.exists():
             # A line that was being written when the process died does not end in a brace.
             lines = [json.loads(line) for line in self.log_file.read_text().splitlines() if line.endswith("}")]
             atomic_write_text(self.log_file, "".join(json.dumps(x) + "\n" for x in lines if self._is_past(x)))

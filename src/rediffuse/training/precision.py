@@ -11,11 +11,6 @@ from contextlib import AbstractContextManager
 import torch
 
 
-def no_accelerator() -> bool:
-    """Whether there is only a CPU; Accelerate must be told so to let several processes share it."""
-    return not torch.accelerator.is_available()
-
-
 def resolve_precision(wanted: str, device: torch.device) -> str:
     """ "auto" is bf16 where the device multiplies it in hardware, else fp32."""
     if wanted != "auto":

@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 import torch
-from accelerate import PartialState
 
+from rediffuse import processes
 from rediffuse.config import ModelConfig
 from rediffuse.data.augmented import augmentation
 from rediffuse.data.files import sha256_file
@@ -22,7 +22,6 @@ from rediffuse.training.card import model_card
 from rediffuse.training.checkpoint import load_tensors, save_tensors
 from rediffuse.training.environment import PeakMemory, environment
 from rediffuse.training.loop import Trainer
-from rediffuse.training.precision import no_accelerator
 from rediffuse.training.run_folder import FORMAT, Run, RunContents, read_run, write_run
 from rediffuse.training.seeds import seed_torch
 
@@ -113,11 +112,10 @@ def train(
             )
         trainer.take_phase(phase, part.model)
     # Only now: options that no model can be made of leave no folder behind.
-    ranks = PartialState(cpu=no_accelerator())
-    if ranks.is_main_process:
-        _prepare_folder(folder, facts, resume)
-    ranks.wait_for_everyone()
-    state = trainer.run(resume)
+    resume = resume or (processes.restarted() and _claim(folder).exists())
+    processes.first_alone(lambda: _prepare_folder(folder, facts, resume))
+    with processes.together():
+        state = trainer.run(resume)
     unreached = trainer.phases[state.phase + 1 :]
     if unreached:
         raise TrainingError(
@@ -133,9 +131,10 @@ def train(
             RediffuseWarning,
             stacklevel=2,
         )
-    resolved = trainer.calibrate()
-    network.resolve(resolved)
-    validation = trainer.validate() if len(trainer.view.valid.users) else None
+    with processes.together():
+        resolved = trainer.calibrate()
+        network.resolve(resolved)
+        validation = trainer.validate() if len(trainer.view.valid.users) else None
     facts |= {
         "resolved": resolved,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -144,12 +143,13 @@ def train(
             "finished": state.done,
             "minutes": state.seconds / 60,
             "precision": state.precision,
+            "processes": processes.count(),
             "parameters": sum(p.numel() for p in network.parameters()),
             "peak_memory_mib": memory.mib(),
         },
         "validation": validation,
     }
-    if trainer.accelerator.is_main_process:
+    if processes.index() == 0:
         data = split.dataset
         # People are remembered with all that precedes the test part: what a system in use would know.
         known = data.interactions.where((split.part == 0) | (split.part == 1))
@@ -206,7 +206,7 @@ def refuse_another(folder: Path, earlier: dict[str, Any], identity: dict[str, An
 def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
     """Refuse to write over a run, or to resume another one."""
     last = folder / "checkpoints" / "last.safetensors"
-    claim = folder / "checkpoints" / "claim.safetensors"
+    claim = _claim(folder)
     identity = {name: facts[name] for name in ("model", "seed", "split")} | {
         "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},
         "phases_from": {phase: part["weights"] for phase, part in facts["phases_from"].items()},
@@ -227,6 +227,11 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
         raise RunError(f"{folder} is not empty.", "Choose another folder, or pass --resume to go on with that run.")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_tensors(claim, {}, identity)
+
+
+def _claim(folder: Path) -> Path:
+    """The file that says what a folder's training is of; it is there before the first checkpoint."""
+    return folder / "checkpoints" / "claim.safetensors"
 
 
 def _difference(old: Any, new: Any) -> str:
