@@ -6,6 +6,7 @@ are collective: every process calls them, in the same order.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -35,7 +36,11 @@ def no_accelerator() -> bool:
 
 def join() -> None:
     """Meet the other processes, if a launcher started any. Collective."""
+    met = count() > 1
     PartialState(cpu=no_accelerator())
+    if count() > 1 and not met:
+        # Threads that still wait for others when the interpreter ends would end it with an abort.
+        atexit.register(dist.destroy_process_group)
 
 
 def count() -> int:

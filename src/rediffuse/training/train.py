@@ -62,6 +62,7 @@ def train(
             trained on another split.
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
     """
+    processes.join()
     kind, folder = model_class(model), Path(out)
     parts = {phase: _trained_part(phase, path, split) for phase, path in (phases_from or {}).items()}
     given = {phase: part.config["config"] for phase, part in parts.items()}

@@ -1,0 +1,100 @@
+"""One process with all cores' threads against several processes with one thread each: throughput, losses, metrics.
+
+    REDIFFUSE_DATA=... python benchmarks/processes.py [--processes 2] [--models diffurec sasrec] [--batch 1024]
+
+Both train the same model on Amazon Beauty with the same batches, in turns; what counts is the fastest epoch of each.
+Then both evaluate the run of the several processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rediffuse.data.zoo import fetch
+from rediffuse.training.environment import environment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--models", nargs="+", default=["diffurec", "sasrec"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1024])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/processes.json"))
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "beauty"
+        fetch("amazon-beauty").save(data)
+        for model in arguments.models:
+            for batch in arguments.batch:
+                rows.append(measured(Path(folder), data, model, batch, arguments))
+                print(json.dumps(rows[-1]), flush=True)
+    report = {
+        "data": "amazon-beauty, given split",
+        "processes": arguments.processes,
+        "rows": rows,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "environment": environment(),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def measured(folder: Path, data: Path, model: str, batch: int, arguments: Any) -> dict[str, Any]:
+    """Epochs of both, in turns, and the evaluation of the last run by both."""
+    logs: dict[int, list[dict[str, Any]]] = {1: [], arguments.processes: []}
+    run = folder
+    for turn in range(arguments.turns):
+        for count in logs:
+            run = folder / f"{model}-{batch}-{count}-{turn}"
+            options = [f"epochs={arguments.epochs}", f"batch_size={batch}", f"validate_every={arguments.epochs}"]
+            settings = [word for option in options for word in ("--set", option)]
+            rediffuse(
+                count, arguments.processes, "train", model, str(data), "-o", str(run), "--split", "given", *settings
+            )
+            logs[count] += [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    tests = [
+        json.loads(rediffuse(count, arguments.processes, "evaluate", str(run), str(data), "--json")) for count in logs
+    ]
+    fastest = [min(line["seconds"] for line in lines) for lines in logs.values()]
+    losses = [[line["loss"] for line in lines[: arguments.epochs]] for lines in logs.values()]
+    return {
+        "model": model,
+        "batch": batch,
+        "epoch_seconds_one_process": fastest[0],
+        "epoch_seconds_several": fastest[1],
+        "throughput_ratio": fastest[0] / fastest[1],
+        "losses_one_process": losses[0],
+        "losses_several": losses[1],
+        "test_metrics_identical": tests[0]["metrics"] == tests[1]["metrics"],
+        "evaluation_users_per_second": [test["users_per_second"] for test in tests],
+    }
+
+
+def rediffuse(count: int, most: int, *words: str) -> str:
+    """What the command says, run by ``count`` processes with the threads of all ``most`` cores between them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "rediffuse", *words],
+        env=os.environ | {"OMP_NUM_THREADS": str(most // count)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
