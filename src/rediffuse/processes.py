@@ -37,10 +37,25 @@ def no_accelerator() -> bool:
 def join() -> None:
     """Meet the other processes, if a launcher started any. Collective."""
     met = count() > 1
+    if restarted() and not dist.is_initialized():
+        _meet_again()
     PartialState(cpu=no_accelerator())
     if count() > 1 and not met:
         # Threads that still wait for others when the interpreter ends would end it with an abort.
         atexit.register(dist.destroy_process_group)
+
+
+def _meet_again() -> None:
+    """Join a group whose members read no address that was left behind before the restart.
+
+    The launcher's store outlives its workers, and torch looks up addresses there under the same names after a restart
+    (github.com/pytorch/pytorch/issues/135712): members then wait for processes that are dead.
+    """
+    environment = os.environ
+    size, rank = int(environment["WORLD_SIZE"]), int(environment["RANK"])
+    store = dist.TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), size, is_master=False)
+    own = dist.PrefixStore(f"restart {environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group("gloo" if no_accelerator() else None, store=own, rank=rank, world_size=size)
 
 
 def count() -> int:
