@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ class PeopleFile:
     A history is a list of item ids, oldest first, or text "a|b|c".
 
     Args:
-        source: a CSV or Parquet file, a folder of such, or a glob. Parquet is read by row groups, text line by line.
+        source: a CSV or Parquet file, a folder of such, or a glob. Parquet is read by row groups, text line by line
+            (but what is packed with gzip is unpacked into memory first).
 
     Attributes:
         files: paths, in the order of rows.
@@ -79,7 +79,7 @@ class PeopleFile:
             for number, frame in found(columns, size, wanted):
                 self._refuse_changed()
                 yield number, _tidy(frame.rename({self._user: "user_id"}))
-        except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
+        except (pl.exceptions.PolarsError, OSError) as error:
             self._refuse_changed()
             raise DataError(f"{self.name} cannot be read: {first_line(error)}", _REMEDY) from None
 
