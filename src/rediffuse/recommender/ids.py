@@ -78,7 +78,7 @@ class Numbers:
     def find(self, values: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
         """(n,) numbers of ids in any form that `own_id` knows, -1 for those that are not there.
 
-        A column is joined, which for many ids takes a tenth of the time; a list, for few, is looked up.
+        A column is joined, which for many ids takes a quarter of the time; a list, for few, is looked up.
         """
         if not isinstance(values, pl.Series):
             return np.asarray([self.of.get(own_id(value, self.kind), -1) for value in values], dtype=np.int64)
