@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -366,3 +367,111 @@ def test_graphs_end_to_end(command, place, tmp_path):
     code, _, err = command("recommend", tmp_path / "facts", "--users", place / "ratings.csv", "--explain")
     assert code == 2
     assert "one list at a time" in err
+
+
+def shares(trained: Path, users: Path, out: Path, of: int, **environment: str) -> list[subprocess.Popen[str]]:
+    """As many processes that write one folder, as a launcher starts them."""
+    command = [sys.executable, "-m", "rediffuse", "recommend", str(trained), "--users", str(users), "-o", str(out)]
+    command += ["--rows-per-part", "8", "-k", "3", "--json"]
+    places = [{"RANK": str(rank), "WORLD_SIZE": str(of)} for rank in range(of)]
+    return [
+        subprocess.Popen(
+            command, env=os.environ | place | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for place in places
+    ]
+
+
+def test_two_processes_share_a_folder_and_one_speaks(command, trained, tmp_path):
+    asked = [f"u{n % 60}" for n in range(61)] + ["stranger"]
+    pl.DataFrame({"user_id": asked}).write_csv(tmp_path / "users.csv")
+    out = tmp_path / "out"
+    launched = [process.communicate() for process in shares(trained, tmp_path / "users.csv", out, 2, LOCAL_RANK="1")]
+    (told,) = [json.loads(printed) for printed, _ in launched if printed]
+    assert (told["people"], told["rows"], told["parts"], told["unknown_users"]) == (62, 186, 8, 1)
+    assert told["finished"] is True
+    assert "".join(errors for _, errors in launched).count("1 of 62 users are unknown") == 1
+    found = pl.read_parquet(out / "part-*.parquet")
+    assert found["user_id"].to_list() == [user for user in asked for _ in range(3)]
+    assert {"item_id", "rank", "score", "title"} <= set(found.columns)
+
+    code, printed, err = command(
+        "recommend", trained, "--users", tmp_path / "users.csv", "-o", out, "-k", "3", "--rows-per-part", "8"
+    )
+    assert code == 0, err
+    assert "was finished already: 186 rows for 62 people in 8 parts" in " ".join(printed.split())
+    assert "unknown" not in err
+
+
+def test_machines_without_a_launcher_say_what_is_missing(command, trained, tmp_path, monkeypatch):
+    pl.DataFrame({"user_id": [f"u{n}" for n in range(30)]}).write_csv(tmp_path / "users.csv")
+    ask = ["recommend", trained, "--users", tmp_path / "users.csv", "-o", tmp_path / "out", "--rows-per-part", "10"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    code, out, err = command(*ask, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["written_parts"], told["missing_parts"], told["people"], told["finished"]) == (2, 1, 20, False)
+    _, out, _ = command(*ask)
+    assert "1 parts of other processes are missing yet" in " ".join(out.split())
+    monkeypatch.setenv("RANK", "1")
+    _, out, _ = command(*ask, "--json")
+    assert json.loads(out)["finished"] is True
+    for rank in ("2", "-1", "x", ""):
+        monkeypatch.setenv("RANK", rank)
+        code, _, err = command(*ask)
+        assert code == 2
+        assert f"RANK={rank}" in err
+
+
+DIES = """
+import sys
+from rediffuse import Recommender, cli
+from tests.dying import countdown
+
+Recommender.lists = countdown(int(sys.argv.pop(1)))(Recommender.lists)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_killed_command_goes_on(command, trained, tmp_path, at):
+    asked = [f"u{n}" for n in range(40)]
+    pl.DataFrame({"user_id": asked}).write_parquet(tmp_path / "users.parquet")
+    ask = ["recommend", str(trained), "--users", str(tmp_path / "users.parquet"), "--rows-per-part", "9", "--json"]
+    assert command(*ask, "-o", tmp_path / "alone")[0] == 0
+    out = tmp_path / "out"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    killed = subprocess.run([sys.executable, "-c", DIES, str(at), *ask, "-o", str(out)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    code, printed, err = command(*ask, "-o", out)
+    assert code == 0, err
+    told = json.loads(printed)
+    assert (told["skipped_parts"], told["written_parts"], told["finished"]) == (at, 5 - at, True)
+    parts = sorted(path.name for path in out.glob("*.parquet"))
+    assert parts == [f"part-0000{n}.parquet" for n in range(5)]
+    assert all((out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes() for name in parts)
+
+
+def test_a_folder_of_parts_is_for_files_of_users(command, trained, tmp_path):
+    (tmp_path / "lists.v2").mkdir()
+    pl.DataFrame({"user_id": ["u1"]}).write_csv(tmp_path / "users.csv")
+    code, _, err = command("recommend", trained, "--user", "u1", "-o", tmp_path / "lists.v2")
+    assert code == 2
+    assert "is for --users FILE" in " ".join(err.split())
+    code, _, err = command("recommend", trained, "--users", tmp_path / "users.csv", "-o", tmp_path / "lists.v2")
+    assert code == 0, err
+    assert (tmp_path / "lists.v2/part-00000.parquet").exists()
+    code, _, err = command("recommend", trained, "--users", tmp_path / "users.csv", "-o", tmp_path / "lists.v3")
+    assert code == 2
+    assert "neither .parquet nor .csv" in err
+
+
+def test_a_file_may_bring_histories(command, trained, tmp_path):
+    pl.DataFrame({"user_id": ["new", "newer"], "history": ["i1|i2|i3", "i7"]}).write_csv(tmp_path / "users.csv")
+    code, _, err = command("recommend", trained, "--users", tmp_path / "users.csv", "-o", tmp_path / "lists.csv")
+    assert code == 0, err
+    found = pl.read_csv(tmp_path / "lists.csv")
+    _, out, _ = command("recommend", trained, "--history", "i1|i2|i3", "--json")
+    alone = [row["item_id"] for row in json.loads(out)["recommendations"]]
+    assert found.filter(pl.col("user_id") == "new")["item_id"].to_list() == alone

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.batch import recommend_in_parts
 from rediffuse.cli.output import answer, show, table
 from rediffuse.cli.splits import read_split
 
@@ -145,39 +146,57 @@ def recommend(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     history: Annotated[str | None, typer.Option(help='Ids or titles, oldest first: "a|b|c".')] = None,
     user: Annotated[list[str] | None, typer.Option(help="A known user's id; may be repeated.")] = None,
-    users: Annotated[Path | None, typer.Option(help="CSV or Parquet file with a column user_id.")] = None,
+    users: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet file, or files, with a column user_id, maybe history.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="Items per person.")] = 10,
     exclude: Annotated[str | None, typer.Option(help='Ids or titles nobody is to get: "a|b".')] = None,
     seed: Annotated[int, typer.Option(help="Of the noise of a stochastic model.")] = 0,
     samples: Annotated[int, typer.Option(help="Draws to average.")] = 1,
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Items of the history may come again.")] = False,
     explain: Annotated[bool, typer.Option(help="Say why, by paths of a knowledge graph (diffkg).")] = False,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to this .parquet or .csv file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write to this .parquet or .csv file, or folder of parts.")
+    ] = None,
+    rows_per_part: Annotated[int, typer.Option(min=1, help="People in a part, where -o is a folder.")] = 50_000,
     as_json: AsJson = False,
 ) -> None:
     """Recommend to known users, or to anyone by their history."""
     from rediffuse.errors import ConfigError
     from rediffuse.recommender import Recommender
+    from rediffuse.recommender.people_files import PeopleFile
 
     if sum(option is not None for option in (history, user, users)) != 1:
         raise ConfigError("Say for whom, in one way.", 'Give --history "a|b", --user ID, or --users FILE.')
-    if out is not None and out.suffix not in (".parquet", ".csv"):
-        raise ConfigError(f"{out} is neither .parquet nor .csv.", "Choose one of the two endings.")
     if explain and (users or out or len(user or []) > 1):
         raise ConfigError("--explain speaks of one list at a time.", 'Use it with --history "a|b" or --user ID.')
+    if out is not None and (out.is_dir() or out.suffix not in (".parquet", ".csv")):
+        if out.suffix and not out.exists():
+            raise ConfigError(
+                f"{out} is neither .parquet nor .csv.",
+                "Choose one of the two endings, or none for a folder of parts (or make the folder first).",
+            )
+        if users is None:
+            raise ConfigError(f"{out} is a folder, which is for --users FILE.", "Name a .parquet or .csv file.")
+        options = {"k": k, "seed": seed, "samples": samples, "filter_seen": not keep_seen}
+        recommend_in_parts(run, users, out, exclude, rows_per_part, options, as_json)
+        return
     recommender = Recommender.load(run)
+    asked, histories = user, None
+    if users is not None:
+        asked, histories = PeopleFile(users).read()
+    elif history is not None:
+        histories = [recommender.find_items(filter(str.strip, history.split("|")))]
     found = recommender.recommend(
-        users=user if user else _user_column(users) if users else None,
-        histories=None if history is None else [recommender.find_items(filter(str.strip, history.split("|")))],
+        users=asked,
+        histories=histories,
         k=k,
         exclude=recommender.find_items(exclude.split("|")) if exclude else None,
         seed=seed,
         samples=samples,
         filter_seen=not keep_seen,
     )
-    if "title" in recommender.items.columns:
-        titles = recommender.items.select("item_id", "title")
-        found = found.join(titles, on="item_id", how="left", maintain_order="left")
+    found = recommender.titled(found)
     if out is not None:
         _write(found, out)
     written = {"rows": len(found), "out": str(out)}
@@ -231,24 +250,6 @@ def _metrics_table(metrics: dict[str, dict[str, float]], title: str) -> Any:
         shown = ".1f" if name.startswith("popularity@") else ".4f"
         listing.add_row(name, *(format(values[name], shown) for values in metrics.values()))
     return listing
-
-
-def _user_column(path: Path) -> list[Any]:
-    """The ids in a file's column user_id, or in its first column.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    import polars as pl
-
-    from rediffuse.errors import DataError
-
-    try:
-        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        remedy = "Give a CSV or Parquet file with a column user_id."
-        raise DataError(f"{path} cannot be read: {error}", remedy) from None
-    return frame["user_id" if "user_id" in frame.columns else frame.columns[0]].to_list()
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

@@ -120,9 +120,11 @@ class Answerer:
         return [_answer(items[i], scores[i], spread[i], ask, uncertain) for i, ask in enumerate(asks)]
 
     def _scores(self, rows: Histories, who: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        """As `Model.score`, with item vectors that are known already: to compute them takes longer than the rest."""
+        """As `Model.score`, in memory of its own, with item vectors that are known already: to compute them takes
+        longer than the rest."""
         if (items := self.item_vectors) is None:
-            return self.model.score(rows, users=who, sampling=sampling)
+            # A model may answer with what it keeps, and the caller writes into it.
+            return self.model.score(rows, users=who, sampling=sampling).clone()
 
         def score(known: Histories, users: NDArray[np.int64]) -> Tensor:
             return self.model.scores_by_vectors(self.model.query_vectors(known, users, sampling), items, known)
@@ -168,12 +170,13 @@ class Answerer:
 
 
 def _over(scores: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Mean over draws of scores, and their standard deviation, None of one draw; by Welford's running sums."""
+    """Mean over draws of scores, and their standard deviation, None of one draw; by Welford's running sums. The mean
+    takes the place of the first draw."""
     mean, squares, count = None, None, 0
     for drawn in scores:
         count += 1
         if mean is None:
-            mean = drawn.clone()
+            mean = drawn
             continue
         squares = torch.zeros_like(mean) if squares is None else squares
         difference = drawn - mean

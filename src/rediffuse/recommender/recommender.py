@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +24,15 @@ from rediffuse.graphs.paths import strongest_paths
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.answering import Answer, Answerer, Ask
-from rediffuse.recommender.ids import labels, listed, own_id, whole
+from rediffuse.recommender.ids import Numbers, flat, labels, listed, whole
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.item_map import ItemMap, item_map
 from rediffuse.recommender.titles import Titles
 from rediffuse.training.run_folder import RunContents, read_run
 
 Retrieval = Literal["exact", "index"]
+# The files of a run that its answers depend on; others, such as test results, come and go.
+ANSWERS = ("config.json", "items.parquet", "users.parquet", "model.safetensors", "index.json", "index.faiss")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Recommender:
         items: row i describes item number i: item_id, train_count, and title where there is one.
         model: in evaluation mode.
         answerer: the same without ids.
+        fingerprint: sha256 over the checksums of the files that answers depend on.
         knowledge: edges of the knowledge graph that the model learned from, or None.
         titles: finds items by name.
         item_vectors: (num_items, d), see `rediffuse.models.base.Model.index_vectors`, or None.
@@ -68,8 +72,10 @@ class Recommender:
         index = read_index(run.path, table) if retrieval == "index" else None
         self.answerer = Answerer(self.model, self.item_vectors, index)
         self.user_ids, self._histories = run.user_ids, run.histories
-        self._item_numbers = {item: number for number, item in enumerate(run.items["item_id"].to_list())}
-        self._user_numbers = {user: number for number, user in enumerate(run.user_ids.to_list())}
+        self._items, self._users = Numbers(run.items["item_id"]), Numbers(run.user_ids)
+        read = [name for name in ANSWERS if index is not None or not name.startswith("index.")]
+        told = "".join(f"{name} {run.digests.get(name)}\n" for name in read)
+        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
 
     @classmethod
     def load(cls, run: str | Path, retrieval: Retrieval = "exact") -> Recommender:
@@ -138,11 +144,7 @@ class Recommender:
         ask, unknown = self.ask(k, exclude, candidates, filter_seen)
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        answers: list[Answer] = []
-        for start in range(0, len(rows), batch_size):
-            part = np.arange(start, min(start + batch_size, len(rows)))
-            answers += self.answerer.answer(rows.take(part), who[part], [ask] * len(part), sampling, samples)
-        return self._frame(names, answers, uncertain=samples > 1)
+        return self.lists(names, who, rows, ask, sampling, samples, batch_size)
 
     def sampling(self, seed: Any = 0, steps: Any = None, noise: float = 1.0) -> Sampling:
         """How answers are drawn, checked against what the model can do.
@@ -170,26 +172,25 @@ class Recommender:
         """Labels (n,) of the people asked about, their numbers (n,) or -1, histories (n rows), what was unknown."""
         if users is None and histories is None:
             raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
-        asked = None if users is None else listed("users", users)
+        asked = users if users is None or isinstance(users, pl.Series) else listed("users", users)
         counts = {"unknown_users": 0, "unknown_items": 0}
         if histories is None:
             assert asked is not None
-            places = [self._user_numbers.get(own_id(user, self.user_ids.dtype), -1) for user in asked]
-            who = np.asarray(places, dtype=np.int64)
+            who = self._users.find(asked)
             counts["unknown_users"] = int((who < 0).sum())
             # One row past the last user is empty, and stands for everyone unknown.
             offsets = np.append(self._histories.offsets, self._histories.offsets[-1])
             remembered = replace(self._histories, offsets=offsets)
             known = remembered.take(np.where(who < 0, len(self._histories), who))
         else:
-            rows = [listed("a history", history) for history in listed("histories", histories)]
-            if asked is not None and len(asked) != len(rows):
-                raise ConfigError(f"{len(asked)} users and {len(rows)} histories.", "Give one user id per history.")
-            numbers = self.numbers(item for row in rows for item in row)
-            offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+            lengths, items = flat(histories)
+            if asked is not None and len(asked) != len(lengths):
+                raise ConfigError(f"{len(asked)} users and {len(lengths)} histories.", "Give one user id per history.")
+            numbers = self.numbers(items)
+            offsets = np.append(0, np.cumsum(lengths, dtype=np.int64))
             known = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
             counts["unknown_items"] = int((numbers < 0).sum())
-            who = np.full(len(rows), -1)  # what the model remembers of people is not about these histories
+            who = np.full(len(lengths), -1)  # what the model remembers of people is not about these histories
         if not self.model.reads_pseudo:
             known = known.own()
         counts["people"] = len(known)
@@ -209,10 +210,9 @@ class Recommender:
         counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
         return Ask(k, banned[banned >= 0], None if among is None else among[among >= 0], filter_seen), counts
 
-    def numbers(self, items: Iterable[Any]) -> NDArray[np.int64]:
+    def numbers(self, items: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""
-        kind = self.items["item_id"].dtype
-        return np.asarray([self._item_numbers.get(own_id(item, kind), -1) for item in items], dtype=np.int64)
+        return self._items.find(items)
 
     # --- looking inside ------------------------------------------------------------------------------------
 
@@ -386,6 +386,29 @@ class Recommender:
         return self.titles.find(names)
 
     # --- lists out -----------------------------------------------------------------------------------------
+
+    def lists(
+        self,
+        names: pl.Series,
+        who: NDArray[np.int64],
+        rows: Histories,
+        ask: Ask,
+        sampling: Sampling,
+        samples: int = 1,
+        batch_size: int = 512,
+    ) -> pl.DataFrame:
+        """What `recommend` returns, of people and an ask in numbers (see `people` and `ask`)."""
+        answers: list[Answer] = []
+        for start in range(0, len(rows), batch_size):
+            part = np.arange(start, min(start + batch_size, len(rows)))
+            answers += self.answerer.answer(rows.take(part), who[part], [ask] * len(part), sampling, samples)
+        return self._frame(names, answers, uncertain=samples > 1)
+
+    def titled(self, lists: pl.DataFrame) -> pl.DataFrame:
+        """``lists`` with the column title, where items have titles."""
+        if "title" not in self.items.columns:
+            return lists
+        return lists.join(self.items.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
 
     def _frame(self, names: pl.Series, answers: Sequence[Answer], uncertain: bool) -> pl.DataFrame:
         """The answers of people called ``names``, as one table; its columns are settled also where there is no row."""

@@ -52,6 +52,7 @@ class RunContents:
         items: row i describes item number i: item_id, train_count, and title where there is one.
         user_ids: user number -> id.
         histories: training and validation events of every known user.
+        digests: sha256 of every file of the run, by name, as its manifest has them.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class RunContents:
     items: pl.DataFrame
     user_ids: pl.Series
     histories: Histories
+    digests: dict[str, str]
 
 
 def write_run(
@@ -122,8 +124,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: as `read_run`.
     """
-    _verify(folder)
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return _verified(folder)[0]
 
 
 def read_run(folder: str | Path) -> RunContents:
@@ -133,7 +134,7 @@ def read_run(folder: str | Path) -> RunContents:
         RunError: the folder is no run, or a file is missing or is not what was written; the file is named.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config, digests = _verified(folder)
     kind = model_class(config["model"])
     items = pl.read_parquet(folder / "items.parquet")
     users = pl.read_parquet(folder / "users.parquet")
@@ -149,10 +150,11 @@ def read_run(folder: str | Path) -> RunContents:
     if "pseudo" in users.columns:
         written = np.repeat(users["pseudo"].to_numpy(), histories.lengths)
         histories = replace(histories, pseudo=histories.positions < written)
-    return RunContents(folder, config, model, items, users["user_id"], histories)
+    return RunContents(folder, config, model, items, users["user_id"], histories, digests)
 
 
-def _verify(folder: Path) -> None:
+def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """config.json, and what the manifest says of every file; raises as `read_run`."""
     manifest = _read_manifest(folder)
     for name, digest in manifest["files"].items():
         path = folder / name
@@ -164,6 +166,7 @@ def _verify(folder: Path) -> None:
     for name in ("config.json", "items.parquet", "users.parquet", "model.safetensors"):
         if name not in manifest["files"]:
             raise RunError(f"{folder / MANIFEST} does not list {name}.", "Restore the manifest, or train again.")
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")), manifest["files"]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

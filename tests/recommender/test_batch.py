@@ -1,0 +1,421 @@
+"""Folders of recommendations: each person once and in order, whoever made the parts and whatever happened to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+from tests.synthetic import walks
+
+import rediffuse as rd
+from rediffuse.data import files
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning
+from rediffuse.recommender import batch
+from rediffuse.recommender.batch import recommend_to_folder
+from rediffuse.recommender.people_files import PeopleFile
+
+PEOPLE, SIZE = 50, 8  # seven parts, the last of two people
+KNOWN = [f"u{7 * n % 60}" for n in range(PEOPLE)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    split = rd.split.leave_one_out(walks())
+    options = {"embedding_size": 16, "epochs": 1, "blocks": 1, "batch_size": 64}
+    return rd.train("diffurec", split, tmp_path_factory.mktemp("runs") / "run", config=options).path
+
+
+@pytest.fixture(scope="module")
+def recommender(run):
+    return rd.Recommender.load(run)
+
+
+@pytest.fixture
+def users(tmp_path) -> Path:
+    pl.DataFrame({"user_id": KNOWN}).write_parquet(tmp_path / "users.parquet", row_group_size=5)
+    return tmp_path / "users.parquet"
+
+
+def read(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(sorted(folder.glob("part-*.parquet")))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same_lists(found: pl.DataFrame, wanted: pl.DataFrame) -> None:
+    """Exactly, but for scores: those of people who were scored in other company differ in their last digits."""
+    assert_frame_equal(
+        found.drop("score", "uncertainty", strict=False), wanted.drop("score", "uncertainty", strict=False)
+    )
+    assert_frame_equal(found, wanted, rel_tol=1e-4, abs_tol=1e-4)
+
+
+def test_the_parts_are_what_recommend_returns(recommender, users, tmp_path):
+    result = recommend_to_folder(recommender, users, tmp_path / "out", k=4, seed=3, samples=2, rows_per_part=SIZE)
+    wanted = recommender.titled(recommender.recommend(users=KNOWN, k=4, seed=3, samples=2))
+    same_lists(read(tmp_path / "out"), wanted)
+    assert {"uncertainty", "title"} <= set(wanted.columns)
+    assert (result.parts, result.written, result.skipped, result.missing) == (7, 7, 0, 0)
+    assert result.counts["people"] == PEOPLE
+    assert result.counts["rows"] == len(wanted) == 4 * PEOPLE
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert [part["people"] for part in manifest["parts"].values()] == [8] * 6 + [2]
+    for name, part in manifest["parts"].items():
+        assert part["sha256"] == files.sha256_file(tmp_path / "out" / name)
+        assert part["rows"] == len(pl.read_parquet(tmp_path / "out" / name))
+
+
+def test_histories_of_strangers_as_lists_and_as_text(recommender, tmp_path):
+    histories = [["i1", "i2", "i3"], [], ["i7", "no such item"], ["i5"], None]
+    names = ["a", "b", "u1", "d", "e"]
+    people = pl.DataFrame({"name": names, "history": histories})
+    people.write_parquet(tmp_path / "lists.parquet")
+    people.with_columns(pl.col("history").list.join(" | ")).write_csv(tmp_path / "text.csv")
+    with pytest.warns(RediffuseWarning):
+        wanted = recommender.recommend(users=names, histories=[row or [] for row in histories], exclude=["i4"])
+    for name in ("lists.parquet", "text.csv"):
+        with pytest.warns(RediffuseWarning) as told:
+            recommend_to_folder(recommender, tmp_path / name, tmp_path / f"{name}.out", rows_per_part=2, exclude=["i4"])
+        assert [str(one.message) for one in told] == [
+            "1 items in the histories are not in the catalogue; they are skipped.",
+            "2 of 5 histories are empty; they get popular items.",
+        ]
+        same_lists(read(tmp_path / f"{name}.out"), recommender.titled(wanted))
+
+
+def test_unknown_users_are_counted_in_all_and_their_ids_kept(tmp_path):
+    """Ids of one part are numbers, of another are not: the column is of one type all the same."""
+    split = rd.split.leave_one_out(walks(named=False))
+    recommender = rd.Recommender.load(rd.train("popularity", split, tmp_path / "run").path)
+    asked = ["3", "4", "999", "none", "007", "5"]
+    pl.DataFrame({"user_id": asked}).write_csv(tmp_path / "users.csv")
+    with pytest.warns(RediffuseWarning, match="3 of 6 users are unknown") as told:
+        recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out", k=2, rows_per_part=2)
+    assert len(told) == 1
+    assert read(tmp_path / "out")["user_id"].unique(maintain_order=True).to_list() == asked
+    with pytest.warns(RediffuseWarning):
+        same_lists(read(tmp_path / "out"), recommender.titled(recommender.recommend(users=asked, k=2)))
+    pl.DataFrame({"user_id": ["3", "4", "5"]}).write_csv(tmp_path / "all_known.csv")
+    recommend_to_folder(recommender, tmp_path / "all_known.csv", tmp_path / "known", k=2, rows_per_part=2)
+    assert read(tmp_path / "known")["user_id"].dtype == pl.Int64
+
+
+@pytest.mark.parametrize("size", [1, 3, 50, 1000])
+@pytest.mark.parametrize("kind", ["parquet", "folder", "csv", "csv.gz"])
+def test_blocks_are_the_rows_of_the_file_in_order(tmp_path, kind, size):
+    names = [f"u{n}" for n in range(50)]
+    frame = pl.DataFrame({"other": range(50), "user_id": names})
+    path = tmp_path / ("folder" if kind == "folder" else f"users.{kind}")
+    if kind == "parquet":
+        frame.write_parquet(path, row_group_size=7)
+    elif kind == "folder":
+        path.mkdir()
+        frame[:20].write_parquet(path / "a.parquet")
+        frame[20:].write_parquet(path / "b.parquet")
+    else:
+        frame.write_csv(path, compression="gzip" if kind == "csv.gz" else "uncompressed")
+    blocks = dict(PeopleFile(path).blocks(size))
+    assert list(blocks) == list(range(-(-50 // size)))
+    assert pl.concat(blocks.values())["user_id"].to_list() == names
+    odd = [number for number, _ in PeopleFile(path).blocks(size, wanted=lambda block: block % 2 == 1)]
+    assert odd == [number for number in blocks if number % 2 == 1]
+
+
+def test_a_file_without_people_gives_a_finished_folder(recommender, tmp_path):
+    (tmp_path / "users.csv").write_text("user_id\n")
+    result = recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out")
+    assert (result.parts, result.missing, result.finished_here) == (0, 0, True)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["people"] == 0
+
+
+# --- stopped, damaged, asked again -----------------------------------------------------------------------------
+
+
+DYING = """
+import sys, warnings
+from pathlib import Path
+import rediffuse as rd
+from rediffuse.data import files
+from rediffuse.recommender import batch
+from tests.dying import countdown
+
+run, users, out, place, count = sys.argv[1:]
+dies_before = countdown(int(count))
+if place == "part":
+    rd.Recommender.lists = dies_before(rd.Recommender.lists)
+elif place == "write":
+    Path.write_bytes = dies_before(Path.write_bytes)
+elif place == "rename":
+    Path.replace = dies_before(Path.replace)
+elif place == "link":
+    Path.hardlink_to = dies_before(Path.hardlink_to)
+batch.recommend_to_folder(rd.Recommender.load(run), users, out, k=4, rows_per_part=8)
+"""
+
+
+@pytest.mark.parametrize(
+    "at", ["write:0", "link:0", "part:0", "part:3", "write:4", "rename:0", "rename:5", "rename:6", "link:1"]
+)
+def test_what_was_killed_goes_on_to_the_lists_of_one_left_alone(run, recommender, users, tmp_path, at):
+    recommend_to_folder(recommender, users, tmp_path / "alone", k=4, rows_per_part=SIZE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    command = [sys.executable, "-c", DYING, str(run), str(users), str(tmp_path / "out"), *at.split(":")]
+    killed = subprocess.run(command, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out/manifest.json").exists()
+    result = recommend_to_folder(recommender, users, tmp_path / "out", k=4, rows_per_part=SIZE)
+    assert result.written + result.skipped == 7
+    assert result.finished_here
+    found, wanted = contents(tmp_path / "out"), contents(tmp_path / "alone")
+    # All that a kill leaves behind are the temporary copies of two small files, hidden.
+    assert {name: bytes_ for name, bytes_ in found.items() if not name.startswith((".request", ".manifest"))} == wanted
+
+
+def test_a_finished_folder_is_left_alone(recommender, users, tmp_path, monkeypatch):
+    recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+    def nothing(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", nothing)
+    result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
+    assert (result.written, result.skipped, result.missing, result.finished_here) == (0, 7, 0, False)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "no record", "half a record", "no manifest"])
+def test_damage_is_found_and_mended(recommender, users, tmp_path, damage):
+    out = tmp_path / "out"
+    recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
+    before = contents(out)
+    part, record = out / "part-00003.parquet", out / "done/part-00003.json"
+    content = part.read_bytes()
+    if damage == "truncated":
+        part.write_bytes(content[:-9])
+    elif damage == "flipped":
+        part.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    elif damage == "half a record":
+        record.write_bytes(record.read_bytes()[:20])
+    else:
+        {"gone": part, "no record": record, "no manifest": out / "manifest.json"}[damage].unlink()
+    result = recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
+    assert result.written == (0 if damage == "no manifest" else 1)
+    assert result.finished_here
+    assert contents(out) == before
+
+
+def test_another_request_is_refused_and_says_what_differs(recommender, users, tmp_path):
+    out = tmp_path / "out"
+    recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
+    before = contents(out)
+    for options, said in [
+        ({"k": 3, "seed": 1}, "k was 10, is 3; seed was 0, is 1"),
+        ({"exclude": ["i3"]}, r"exclude was \[\], is \['i3'\]"),
+        ({"filter_seen": False}, "filter_seen was True, is False"),
+        ({"samples": 2}, "samples was 1, is 2"),
+        ({"rows_per_part": 9}, "rows_per_part was 8, is 9"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            recommend_to_folder(recommender, users, out, **({"rows_per_part": SIZE} | options))
+    moved = users.rename(tmp_path / "moved.parquet")
+    assert recommend_to_folder(recommender, moved, out, rows_per_part=SIZE).written == 0
+    pl.DataFrame({"user_id": KNOWN[::-1]}).write_parquet(users)
+    with pytest.raises(ConfigError, match=r"users\.parquet is not the file of users that it was"):
+        recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
+    other = rd.train("popularity", rd.split.leave_one_out(walks()), tmp_path / "other").path
+    with pytest.raises(ConfigError, match="the run is another one"):
+        recommend_to_folder(rd.Recommender.load(other), moved, out, rows_per_part=SIZE)
+    assert contents(out) == before
+
+
+def test_a_run_that_was_evaluated_meanwhile_is_the_same_run(run, recommender, tmp_path):
+    copy = tmp_path / "copy"
+    files.shutil.copytree(run, copy)
+    from rediffuse.training.run_folder import add_files
+
+    add_files(copy, {"test.json": b"{}"})
+    assert rd.Recommender.load(copy).fingerprint == recommender.fingerprint
+
+
+def test_foreign_folders_and_damaged_requests_are_refused(recommender, users, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").touch()
+    with pytest.raises(DataError, match=r"'thesis\.tex', which is no part"):
+        recommend_to_folder(recommender, users, out)
+    (out / "thesis.tex").rename(out / ".hidden")
+    recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
+    (out / "part-00007.parquet").touch()
+    with pytest.raises(DataError, match="part-00007"):
+        recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
+    (out / "part-00007.parquet").unlink()
+    request = json.loads((out / "request.json").read_text())
+    for content, said in [
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        (json.dumps(request | {"version": 2}), "has version 2"),
+        (json.dumps(request | {"format": "x"}), "is not a request"),
+        (json.dumps({"format": request["format"], "version": 1}), "is not a request"),
+    ]:
+        (out / "request.json").write_text(content)
+        with pytest.raises(DataError, match=said):
+            recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="is a file"):
+        recommend_to_folder(recommender, users, tmp_path / "file")
+
+
+def test_a_full_disk_is_an_error_that_keeps_what_is_there(recommender, users, tmp_path, monkeypatch):
+    real, left = Path.write_bytes, [6]
+
+    def fills(path: Path, content: bytes) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            real(path, content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fills)
+    with pytest.raises(DataError, match=r"out cannot be written: No space left[\s\S]*it goes on"):
+        recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
+    monkeypatch.undo()
+    result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
+    assert (result.written, result.skipped) == (5, 2)
+    recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def test_files_that_are_no_people_are_refused(recommender, tmp_path):
+    (tmp_path / "only.csv").write_text("history\na|b\n")
+    (tmp_path / "long.csv").write_text("user_id,x\nu1,1\nu2,1,2\n")
+    (tmp_path / "latin.csv").write_bytes("user_id\nu1\nJos\xe9\n".encode("latin-1"))
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
+    pl.DataFrame({"user_id": [f"u{n * n}" for n in range(20_000)]}).write_csv(
+        tmp_path / "cut.csv.gz", compression="gzip"
+    )
+    (tmp_path / "cut.csv.gz").write_bytes((tmp_path / "cut.csv.gz").read_bytes()[:-30])
+    pl.DataFrame({"user_id": [["a"]]}).write_parquet(tmp_path / "nested.parquet")
+    pl.DataFrame({"user_id": ["a"], "history": [3]}).write_parquet(tmp_path / "number.parquet")
+    for name, said in {
+        "nowhere.parquet": "does not exist",
+        "only.csv": "no column of users",
+        "long.csv": "line 3 has 3 fields and the header has 2",
+        "latin.csv": "not UTF-8",
+        "cut.parquet": "cannot be read as Parquet",
+        "cut.csv.gz": "damaged gzip file",
+        "nested.parquet": r"holds List\(String\)",
+        "number.parquet": "'history' of .* holds Int64",
+    }.items():
+        with pytest.raises(DataError, match=said):
+            recommend_to_folder(recommender, tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", ["overwritten", "replaced", "removed"])
+def test_a_file_that_changes_on_the_way_is_refused(recommender, users, tmp_path, how):
+    def changes(done: int, parts: int) -> None:
+        if done != 2:
+            return
+        new = users if how == "overwritten" else tmp_path / "new.parquet"
+        pl.DataFrame({"user_id": KNOWN[::-1]}).write_parquet(new)
+        if how == "replaced":
+            new.replace(users)
+        elif how == "removed":
+            users.unlink()
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, told=changes)
+    assert len(list((tmp_path / "out").glob("part-*"))) == 2
+
+
+# --- several processes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 9])
+def test_shares_of_processes_make_the_folder_of_one(recommender, users, tmp_path, world_size):
+    recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
+    results = [
+        recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, rank=rank, world_size=world_size)
+        for rank in reversed(range(world_size))
+    ]
+    assert sum(result.written for result in results) == 7
+    assert [result.finished_here for result in results] == [False] * (world_size - 1) + [True]
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def test_processes_that_start_and_end_together(recommender, users, tmp_path, monkeypatch):
+    """All find an empty folder, all find all parts: one begins it, and one ends it."""
+    recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
+    together = threading.Barrier(4, timeout=60)
+    real = batch.atomic_create_bytes
+
+    def create(path: Path, content: bytes) -> bool:
+        together.wait()
+        return real(path, content)
+
+    monkeypatch.setattr(batch, "atomic_create_bytes", create)
+    results = []
+    work = {"rows_per_part": SIZE}  # all of them do the same parts: harmless, and they end together
+    threads = [
+        threading.Thread(
+            target=lambda: results.append(recommend_to_folder(recommender, users, tmp_path / "out", **work))
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result.finished_here for result in results) == [False, False, False, True]
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def test_one_of_two_requests_that_start_together_is_refused(recommender, users, tmp_path, monkeypatch):
+    real = batch.atomic_create_bytes
+
+    def late(path: Path, content: bytes) -> bool:
+        if path.name == "request.json":  # somebody else's, between looking and writing
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content.replace(b'"k": 10', b'"k": 3'))
+        return real(path, content)
+
+    monkeypatch.setattr(batch, "atomic_create_bytes", late)
+    with pytest.raises(ConfigError, match="k was 3, is 10"):
+        recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
+
+
+def test_creating_a_file_once_also_where_there_are_no_links(tmp_path, monkeypatch):
+    assert files.atomic_create_bytes(tmp_path / "a", b"1")
+    assert not files.atomic_create_bytes(tmp_path / "a", b"2")
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    assert files.atomic_create_bytes(tmp_path / "b", b"1")
+    assert not files.atomic_create_bytes(tmp_path / "b", b"2")
+    assert contents(tmp_path) == {"a": b"1", "b": b"1"}
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 0)])
+def test_ranks_that_are_none_are_refused(recommender, users, tmp_path, rank, world_size):
+    with pytest.raises(ConfigError):
+        recommend_to_folder(recommender, users, tmp_path / "out", rank=rank, world_size=world_size)
+
+
+def test_nothing_is_said_of_people_who_are_known(recommender, users, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
