@@ -10,7 +10,7 @@ import typer
 
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.batch import recommend_in_parts
-from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.output import answer, process, show, table
 from rediffuse.cli.splits import read_split
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def train(
             show(listing)
         show(f"{run.minutes:.1f} minutes, best epoch {facts['best_epoch']}. Next: rediffuse evaluate {out} {dataset}")
 
-    answer(facts, as_json, for_people)
+    if process() == 0:
+        answer(facts, as_json, for_people)
 
 
 @app.command()
@@ -138,7 +139,8 @@ def evaluate(
             if remark:
                 show(f"Note: {remark}")
 
-    answer(facts, as_json, for_people)
+    if process() == 0:
+        answer(facts, as_json, for_people)
 
 
 @app.command()
