@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from numpy.typing import NDArray
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from rediffuse.errors import RediffuseError, RunError, TrainingError
 
@@ -53,8 +54,8 @@ def _meet_again() -> None:
     """
     environment = os.environ
     size, rank = int(environment["WORLD_SIZE"]), int(environment["RANK"])
-    store = dist.TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), size, is_master=False)
-    own = dist.PrefixStore(f"restart {environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), size, is_master=False)
+    own = PrefixStore(f"restart {environment['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group("gloo" if no_accelerator() else None, store=own, rank=rank, world_size=size)
 
 

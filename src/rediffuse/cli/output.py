@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def process() -> int:
     """Which of several processes this is, as launchers number them."""
-    return int(os.environ.get("RANK", "0"))
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else 0
 
 
 def answer(result: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
