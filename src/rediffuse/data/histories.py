@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Events that are worked on at once where temporary arrays would otherwise be as long as all events; such a block fits
+# into the caches of a processor.
+BLOCK = 1 << 18
+
+
+def row_blocks(offsets: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Cut rows into runs ``first:last`` of at most BLOCK events, or of a single longer row."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, int(offsets[first]) + BLOCK, side="right")) - 1
+        last = max(last, first + 1)
+        yield first, last
+        first = last
 
 
 @dataclass(frozen=True, eq=False)
