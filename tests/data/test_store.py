@@ -59,15 +59,15 @@ def test_roundtrip_of_the_bare_minimum(tmp_path: Path) -> None:
     assert again.given == {}
 
 
-def test_only_parquet_and_json_are_written(dataset: Dataset, tmp_path: Path) -> None:
+def test_nothing_is_pickled(dataset: Dataset, tmp_path: Path) -> None:
     dataset.save(tmp_path / "d")
-    assert {file.suffix for file in (tmp_path / "d").iterdir()} == {".parquet", ".json"}
+    assert {file.suffix for file in (tmp_path / "d").iterdir()} == {".parquet", ".npy", ".json"}
     assert list(tmp_path.iterdir()) == [tmp_path / "d"], "no temporary files are left"
 
 
 @pytest.mark.parametrize("damage", ["change", "cut", "remove"])
 def test_damage_is_refused_by_name(dataset: Dataset, tmp_path: Path, damage: str) -> None:
-    for name in store._frames(dataset):
+    for name in (*store._frames(dataset), *store._arrays(dataset)):
         dataset.save(tmp_path / "d")
         path = tmp_path / "d" / name
         content = bytearray(path.read_bytes())
@@ -89,7 +89,7 @@ def test_damage_is_refused_by_name(dataset: Dataset, tmp_path: Path, damage: str
         (lambda m: m | {"has_timestamps": False}, "manifest.json was changed"),
         (
             lambda m: m | {"version": 99},
-            "manifest.json has format version 99; this Rediffuse reads version 1",
+            "manifest.json has format version 99; this Rediffuse reads version 2",
         ),
         (lambda m: m | {"format": "other"}, "is not the manifest of a dataset"),
         (lambda m: {k: v for k, v in m.items() if k != "sha256"}, "manifest.json was changed"),

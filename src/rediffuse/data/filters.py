@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from rediffuse.data.histories import row_blocks
+from rediffuse.data.histories import index_type, row_blocks
 
 Numbers = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -48,8 +48,7 @@ def grouped(nodes: Numbers, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
         (count + 1,) where the events of each node begin; (events,) the events, in their order within each node. Both
         int32 where that is enough.
     """
-    small = np.int32 if len(nodes) <= np.iinfo(np.int32).max else np.int64
-    events = np.arange(len(nodes), dtype=small)
+    events = np.arange(len(nodes), dtype=index_type(len(nodes)))
     marks = np.ones(len(nodes), dtype=np.int8)
     matrix = sparse.coo_array((marks, (nodes, events)), shape=(count, len(nodes))).tocsr()
     return matrix.indptr, matrix.indices

@@ -16,8 +16,9 @@ import polars as pl
 from rediffuse.data.text_files import TextFile, diagnose, first_line, inspect, is_number, listed, magic, scan
 from rediffuse.errors import DataError, did_you_mean
 
-# Rows of a column that are read at once: the memory of reading does not grow with the table.
-PIECE = 4_000_000
+# Rows of a column that are read at once: the memory of reading does not grow with the table. Numbering strings builds a
+# table of all ids per piece, so pieces are not small.
+PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
