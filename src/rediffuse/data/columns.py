@@ -1,6 +1,7 @@
 """Columns of a table as arrays, checked: ids to numbers, times to seconds, ratings to floats.
 
-A column may be large, so it is gone through in pieces. Every refusal names the place, the value, what was expected and how to mend it.
+A column may be large, so it is gone through in pieces. Every refusal names the place, the value, what was expected
+and how to mend it.
 """
 
 from __future__ import annotations

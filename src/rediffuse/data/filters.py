@@ -87,7 +87,9 @@ class _Side:
         offsets = np.concatenate(([0], np.cumsum(self.offsets[nodes + 1] - self.offsets[nodes], dtype=np.int64)))
         for first, last in row_blocks(offsets):
             starts = self.offsets[nodes[first:last]] - offsets[first:last]
-            yield self.order[np.arange(offsets[first], offsets[last]) + np.repeat(starts, np.diff(offsets[first : last + 1]))]
+            yield self.order[
+                np.arange(offsets[first], offsets[last]) + np.repeat(starts, np.diff(offsets[first : last + 1]))
+            ]
 
     def remove(self, events: NDArray[Any], k: int) -> NDArray[np.int64]:
         """Count the events off; returns the nodes that fell below ``k`` by it."""

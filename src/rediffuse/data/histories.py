@@ -74,7 +74,7 @@ class Histories:
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def blocks(self) -> Iterator[tuple[int, Histories]]:
-        """Runs of rows with at most BLOCK events (or one longer row), and the number of the first of each; no copies."""
+        """Runs of rows with at most BLOCK events (or of one longer row), with the number of the first; not copied."""
         for first, last in row_blocks(self.offsets):
             start, stop = self.offsets[first], self.offsets[last]
             yield first, self._with(self.offsets[first : last + 1] - start, slice(start, stop))

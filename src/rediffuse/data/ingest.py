@@ -217,7 +217,11 @@ def _order(users: NDArray[np.int32], keys: list[NDArray[Any]]) -> NDArray[np.int
     """A stable sort by user and keys, for users that are in order already."""
     low, high = keys[0].min(), keys[0].max()
     span = int(high) - int(low) + 1
-    if len(keys) > 1 or keys[0].dtype.kind != "i" or span * (int(users[-1]) - int(users[0]) + 1) > np.iinfo(np.int64).max:
+    if (
+        len(keys) > 1
+        or keys[0].dtype.kind != "i"
+        or span * (int(users[-1]) - int(users[0]) + 1) > np.iinfo(np.int64).max
+    ):
         return np.lexsort((*reversed(keys), users))
     # One number holds both, and such numbers are nearly in order: ten times as fast.
     return np.argsort((users.astype(np.int64) - users[0]) * span + (keys[0] - low), kind="stable")
