@@ -17,9 +17,10 @@ BLOCK = 1 << 18
 
 def row_blocks(offsets: NDArray[Any]) -> Iterator[tuple[int, int]]:
     """Cut rows into runs ``first:last`` of at most BLOCK events, or of a single longer row."""
+    offsets = offsets.astype(np.int64, copy=False)  # once, and not for each search
     first = 0
     while first < len(offsets) - 1:
-        last = int(np.searchsorted(offsets, int(offsets[first]) + BLOCK, side="right")) - 1
+        last = int(np.searchsorted(offsets, offsets[first] + BLOCK, side="right")) - 1
         last = max(last, first + 1)
         yield first, last
         first = last
