@@ -111,9 +111,10 @@ class Split:
     def training_view(self) -> TrainingView:
         """The training and validation events, copied, and what describes users and items."""
         data = self.dataset
+        train = data.interactions.where(self.part == TRAIN)
         return TrainingView(
-            train=data.interactions.where(self.part == TRAIN),
-            valid=self.task("valid"),
+            train=train,
+            valid=self._task("valid", train),
             num_users=data.num_users,
             num_items=data.num_items,
             item_ids=data.item_ids,
@@ -133,13 +134,20 @@ class Split:
         """
         if name not in ("valid", "test"):
             raise ConfigError(f"There is no task {name!r}.", did_you_mean(str(name), ["valid", "test"]))
+        return self._task(name)
+
+    def _task(self, name: str, train: Histories | None = None) -> Task:
+        """``train``: the training events, whose arrays are shared where everybody in them is in the task."""
         events = self.dataset.interactions
         truth = events.where(self.part == _PARTS[name])
         chosen = truth.lengths > 0
         users = np.flatnonzero(chosen).astype(np.int64)
         trains = self.part == TRAIN
         known = trains if name == "valid" else trains | (self.part == VALID)
-        histories = events.where(known & np.repeat(chosen, events.lengths)).take(users)
+        if train is not None and train.lengths[users].sum() == len(train.items):
+            histories = train.take(users)
+        else:
+            histories = events.where(known & np.repeat(chosen, events.lengths)).take(users)
         if events.pseudo is not None:
             trains &= ~events.pseudo
         popularity = np.zeros(self.dataset.num_items, dtype=np.int64)
