@@ -97,8 +97,10 @@ class Histories:
         return self._with(offsets, np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths))
 
     def _with(self, offsets: NDArray[np.int64], events: Any) -> Histories:
-        arrays: tuple[Any, ...] = (self.items, self.times, self.ratings, self.pseudo)
-        return Histories(offsets, *(None if array is None else array[events] for array in arrays))
+        def of(array: Any) -> Any:
+            return None if array is None else array[events]
+
+        return Histories(offsets, self.items[events], of(self.times), of(self.ratings), of(self.pseudo))
 
     def own(self) -> Histories:
         """Without events that a generator wrote."""
