@@ -135,6 +135,21 @@ def test_tasks() -> None:
         result.task("train")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("shortest", [1, 3])
+def test_validation_histories_are_not_copied_if_all_train_events_are_in_them(shortest: int) -> None:
+    rows = [(user, item, item) for user in range(9) for item in range(shortest + user)]
+    result = split.leave_one_out(build(rows))
+    view, task = result.training_view(), result.task("valid")
+    assert np.shares_memory(view.valid.histories.items, view.train.items) == (shortest == 3)
+    for found, expected in ((view.valid.histories, task.histories), (view.valid.truth, task.truth)):
+        assert found.items.tolist() == expected.items.tolist()
+        assert found.offsets.tolist() == expected.offsets.tolist()
+        assert found.times is not None
+        assert expected.times is not None
+        assert found.times.tolist() == expected.times.tolist()
+    assert view.valid.users.tolist() == task.users.tolist()
+
+
 def test_training_view_cannot_reach_the_test_part() -> None:
     data = random_data()
     result = split.leave_one_out(data)
