@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -113,8 +115,23 @@ def test_a_bad_configuration_is_refused(run, split, tmp_path):
         rd.train(name, split, tmp_path / "x", config={"epochs": -1})
 
 
-def test_same_seed_same_lists_after_training_again(run, split, tmp_path):
+def test_same_seed_same_weights_losses_and_lists_to_the_bit(run, split, tmp_path):
     again = rd.train(run.config["model"], split, tmp_path / "again", config=run.config["config"], seed=5)
+    assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
+    assert again.validation == run.validation
+    if run.config["training"]["best_epoch"]:
+        assert losses(again.path) == losses(run.path)
     users = split.dataset.user_ids.to_list()
     left, right = (rd.Recommender.load(r.path).recommend(users=users, k=10, seed=2) for r in (run, again))
     assert left.equals(right)
+
+
+def test_another_seed_is_another_training(run, split, tmp_path):
+    if not run.config["training"]["best_epoch"]:
+        return  # in closed form, nothing is drawn
+    other = rd.train(run.config["model"], split, tmp_path / "other", config=run.config["config"], seed=6)
+    assert losses(other.path) != losses(run.path)
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,47 @@
+"""The same seed in another process, with several threads and another order of sets: the same to the bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rediffuse import models
+
+TRAIN_ALL = """
+import sys
+from pathlib import Path
+import rediffuse as rd
+from rediffuse import models
+from tests.contracts.test_models import TINY
+from tests.synthetic import walks
+
+out, precision = Path(sys.argv[1]), sys.argv[2]
+split = rd.split.leave_one_out(walks(friends=3, knowledge=True))
+for name in models.names():
+    known = models.model_class(name).Config.model_fields
+    options = {key: value for key, value in (TINY | {"precision": precision}).items() if key in known}
+    rd.train(name, split, out / name, config=options, seed=5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_model_is_the_same_in_two_processes_of_two_threads(tmp_path, precision):
+    for order in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", TRAIN_ALL, str(tmp_path / order), precision],
+            env=os.environ | {"PYTHONHASHSEED": order, "OMP_NUM_THREADS": "2"},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in models.names():
+        first, second = (tmp_path / order / name / "model.safetensors" for order in ("1", "2"))
+        assert first.read_bytes() == second.read_bytes(), name
