@@ -10,7 +10,7 @@ import pytest
 
 from rediffuse.data import files, split, store
 from rediffuse.data.dataset import Dataset
-from rediffuse.errors import DataError
+from rediffuse.errors import DataError, StorageError
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
         raise OSError("disk full")
 
     monkeypatch.setattr(files, "sync", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"(?s)a\.txt cannot be written: disk full.*untouched"):
         files.atomic_write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

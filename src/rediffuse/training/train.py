@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import warnings
 from pathlib import Path
@@ -21,9 +22,10 @@ from rediffuse.models.base import Model
 from rediffuse.training.card import model_card
 from rediffuse.training.checkpoint import load_tensors, save_tensors
 from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.lock import LOCK, held, is_free
 from rediffuse.training.loop import Trainer
 from rediffuse.training.precision import no_accelerator
-from rediffuse.training.run_folder import FORMAT, Run, RunContents, read_run, write_run
+from rediffuse.training.run_folder import FORMAT, LOG, Run, RunContents, forget_files, read_run, write_run
 from rediffuse.training.seeds import seed_torch
 
 
@@ -59,8 +61,9 @@ def train(
 
     Raises:
         ConfigError: unknown model, preset or option, or a value out of range.
-        RunError: ``out`` holds something already, or a checkpoint that does not fit; a run in ``phases_from`` was
-            trained on another split.
+        RunError: ``out`` holds something already, or a checkpoint that does not fit or is damaged, or is in use by
+            another process; a run in ``phases_from`` was trained on another split.
+        StorageError: ``out`` cannot be written.
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
     """
     kind, folder = model_class(model), Path(out)
@@ -114,9 +117,18 @@ def train(
         trainer.take_phase(phase, part.model)
     # Only now: options that no model can be made of leave no folder behind.
     ranks = PartialState(cpu=no_accelerator())
-    if ranks.is_main_process:
-        _prepare_folder(folder, facts, resume)
-    ranks.wait_for_everyone()
+    with contextlib.ExitStack() as stack:
+        if ranks.is_main_process:
+            _prepare_folder(folder, facts, resume, stack)
+        ranks.wait_for_everyone()
+        return _train(trainer, split, folder, facts, resume, memory)
+
+
+def _train(
+    trainer: Trainer, split: Split, folder: Path, facts: dict[str, Any], resume: bool, memory: PeakMemory
+) -> Run:
+    """What `train` does in a folder that it holds."""
+    network = trainer.model
     state = trainer.run(resume)
     unreached = trainer.phases[state.phase + 1 :]
     if unreached:
@@ -131,7 +143,7 @@ def train(
             "Training ended before the first validation; the weights as they are were kept. Give it more minutes "
             "(and --resume), or a smaller validate_every.",
             RediffuseWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     resolved = trainer.calibrate()
     network.resolve(resolved)
@@ -203,10 +215,13 @@ def refuse_another(folder: Path, earlier: dict[str, Any], identity: dict[str, An
             raise RunError(f"{folder} was made with another {name}: {difference}.", remedy)
 
 
-def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
-    """Refuse to write over a run, or to resume another one."""
-    last = folder / "checkpoints" / "last.safetensors"
+def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool, stack: contextlib.ExitStack) -> None:
+    """Hold the folder for as long as ``stack`` does; refuse to write over a run, or to resume another one."""
     claim = folder / "checkpoints" / "claim.safetensors"
+    if not (folder / LOCK).exists():
+        _check_state(folder, claim, resume)  # before anything is written into what may be no folder of ours
+    stack.enter_context(held(folder, "training"))
+    _check_state(folder, claim, resume)
     identity = {name: facts[name] for name in ("model", "seed", "split")} | {
         "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},
         "phases_from": {phase: part["weights"] for phase, part in facts["phases_from"].items()},
@@ -214,19 +229,23 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
         "tables": facts["data"]["tables"],
     }
     if resume:
-        if not claim.exists():
-            raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
         refuse_another(
             folder,
             load_tensors(claim)[1],
             identity,
             "Resume with the same options (epochs and patience may change), or choose another folder.",
         )
-        return
-    if last.exists() or (folder.exists() and any(folder.iterdir())):
+        with contextlib.suppress(RunError):  # a damaged manifest is replaced in the end
+            forget_files(folder, [LOG])  # it grows
+    else:
+        save_tensors(claim, {}, identity)
+
+
+def _check_state(folder: Path, claim: Path, resume: bool) -> None:
+    if resume and not claim.exists():
+        raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
+    if not resume and not is_free(folder):
         raise RunError(f"{folder} is not empty.", "Choose another folder, or pass --resume to go on with that run.")
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_tensors(claim, {}, identity)
 
 
 def _difference(old: Any, new: Any) -> str:
