@@ -94,12 +94,10 @@ def test_a_finished_run_outlives_a_disk_that_is_full_at_the_very_end(run, train,
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(path)
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(StorageError, match=r"users\.parquet cannot be written: No space"),
-    ):
-        patch.setattr(files, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(StorageError, match=r"users\.parquet cannot be written: No space"):
         train(folder, epochs=3, resume=True)
+    monkeypatch.undo()
     rd.Recommender.load(folder, "index")
     assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     train(folder, epochs=3, resume=True)

@@ -6,6 +6,7 @@ process leaves are hidden siblings, which `remove_leftovers` knows.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import io
@@ -140,9 +141,8 @@ def os_error(error: Exception) -> OSError | None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A new empty folder to write into; when the block ends well it takes the place of ``folder``.
 
-    An existing ``folder`` stays until the new one is complete and on disk. POSIX has no exchange of two
-    folders in one step, so for an instant between two renames the old one is called ``.<name>.old-...``;
-    nothing is ever lost.
+    An existing ``folder`` stays until the new one is complete and on disk. Linux lets the two change places in one
+    step. Elsewhere, for an instant between two renames, the old one is called ``.<name>.old-...``; nothing is lost.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 ("." has no name to rename; links stay links)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +167,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def _take_place(new: Path, folder: Path) -> list[Path]:
     """Rename ``new`` to ``folder``; returns where that which stood there is now. Of several processes the last wins."""
+    if _exchange(new, folder):
+        return [new]
     moved: list[Path] = []
     try:
         while True:
@@ -186,6 +188,16 @@ def _take_place(new: Path, folder: Path) -> list[Path]:
         if moved and not folder.exists():
             moved[-1].rename(folder)
         raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step. False where one is missing or the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def sync(path: Path) -> None:
