@@ -1,4 +1,4 @@
-"""Two processes in one folder: one writes, the other is told who does; readers never wait."""
+"""Two processes in one folder: one writes, the other is told who does; readers never wait. And what dead ones leave."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 
 import pytest
-from tests.dying import event, holds, start
+from tests.dying import dies, event, holds, start
 from tests.synthetic import walks
 
 import rediffuse as rd
@@ -93,6 +93,15 @@ def test_two_processes_save_to_one_folder(tmp_path):
         assert process.exitcode == 0
     assert Dataset.load(tmp_path / "d").fingerprint in {walks(seed=seed, users=20).fingerprint for seed in (1, 2)}
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize(("syncs", "survivor"), [(0, "old"), (9, "old"), (10, "new")])
+def test_a_dataset_survives_dying_while_another_takes_its_place(data, tmp_path, syncs, survivor):
+    old = walks(seed=1)
+    folder = old.save(tmp_path / "d")
+    dies("sync", syncs, data.save, folder)
+    assert Dataset.load(folder).fingerprint == {"old": old, "new": data}[survivor].fingerprint
+    assert Dataset.load(data.save(folder)).fingerprint == data.fingerprint
 
 
 @pytest.mark.parametrize("left", ["", ".lock", "checkpoints/.claim.safetensors.tmp-01234567", ".a.json.tmp-01234567"])
