@@ -22,7 +22,7 @@ from rediffuse.models.base import Model
 from rediffuse.training.card import model_card
 from rediffuse.training.checkpoint import load_tensors, save_tensors
 from rediffuse.training.environment import PeakMemory, environment
-from rediffuse.training.lock import LOCK, held, is_free
+from rediffuse.training.lock import HOLDER, held, is_free
 from rediffuse.training.loop import Trainer
 from rediffuse.training.precision import no_accelerator
 from rediffuse.training.run_folder import FORMAT, LOG, Run, RunContents, forget_files, read_run, write_run
@@ -218,8 +218,8 @@ def refuse_another(folder: Path, earlier: dict[str, Any], identity: dict[str, An
 def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool, stack: contextlib.ExitStack) -> None:
     """Hold the folder for as long as ``stack`` does; refuse to write over a run, or to resume another one."""
     claim = folder / "checkpoints" / "claim.safetensors"
-    if not (folder / LOCK).exists():
-        _check_state(folder, claim, resume)  # before anything is written into what may be no folder of ours
+    if not (folder / HOLDER).exists():
+        _check_state(folder, claim, resume)  # nobody is there: refused before anything is written
     stack.enter_context(held(folder, "training"))
     _check_state(folder, claim, resume)
     identity = {name: facts[name] for name in ("model", "seed", "split")} | {
