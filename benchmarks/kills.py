@@ -69,7 +69,8 @@ def attack(
         assert process.exitcode == 0
     calls = {place: count for place, count in json.loads((root / "calls.json").read_text()).items() if count}
     expected, happened = outcome(root / "alone"), Counter[str]()
-    moments = itertools.cycle([moment for place in sorted(calls) for moment in (place, CLOCK)])
+    places = chance.sample(sorted(calls), len(calls))
+    moments = itertools.cycle([moment for place in places for moment in (place, CLOCK)])
     while sum(happened.values()) < kills:
         folder = root / f"killed-{sum(happened.values())}"
         story: list[str] = []
