@@ -1,24 +1,118 @@
-"""Processes that kill themselves at a chosen moment, as kill -9 would; used by the tests of resuming."""
+"""Processes that are killed (kill -9) at a chosen moment; used by the tests of resuming and by benchmarks/kills.py.
+
+They are forks of a server that has imported everything, so that one costs little more than its work.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
+import multiprocessing
 import os
+import pkgutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+# What is about to happen when the process dies, as module:function; "update" and "renamed" have just happened.
+PLACES = {
+    "step": "rediffuse.training.loop:Trainer._step",
+    "update": "torch.optim:AdamW.step",
+    "evaluation": "rediffuse.training.loop:evaluate_task",
+    "best": "rediffuse.training.loop:save_tensors",
+    "checkpoint": "rediffuse.training.loop:save_training",
+    "epoch": "rediffuse.training.loop:Trainer._log",
+    "end": "rediffuse.training.train:write_run",
+    "write": "pathlib:Path.write_bytes",  # half of it is written
+    "sync": "rediffuse.data.files:sync",
+    "rename": "pathlib:Path.replace",
+    "renamed": "pathlib:Path.replace",
+    "signals": "rediffuse.models.pdrec:PDRec._take_signals",
+    "journal": "optuna.storages.journal:JournalFileBackend.append_logs",
+    "lock": "optuna.storages.journal:JournalFileOpenLock.release",
+}
 
-def countdown(left: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: the process dies before the call after ``left`` more calls."""
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["rediffuse.training", "rediffuse.comparison", "rediffuse.tuning", "optuna"])
 
-    def dies_before(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
 
-        return wrapped
+def dies(place: str, count: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Call a function in a process that dies at the call of ``place`` after ``count`` others."""
+    process = start({place: count}, function, *arguments, **options)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, f"ended with {process.exitcode}, not at {place} {count}"
 
-    return dies_before
+
+def start(deaths: dict[str, int], function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """A process that calls a function and saves a checkpoint after every step; it dies where the first death says."""
+    process = _server.Process(target=_work, args=(deaths, function, arguments, options))
+    process.start()
+    return process
+
+
+def tally(counts: Path, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Call a function and write how often it came by each place, as JSON."""
+    calls = dict.fromkeys(PLACES, 0)
+
+    def counted(place: str) -> None:
+        calls[place] += 1
+
+    for place in PLACES:
+        _patch(place, functools.partial(counted, place))
+    function(*arguments, **options)
+    counts.write_text(json.dumps(calls))
+
+
+def holds(folder: Path, ready: Any) -> None:
+    """Hold a folder until killed."""
+    from rediffuse.training.lock import held
+
+    with held(folder, "training"):
+        ready.set()
+        signal.pause()
+
+
+def event() -> Any:
+    """Something that one process sets and another waits for."""
+    return _server.Event()
+
+
+def _work(deaths: dict[str, int], function: Callable[..., Any], arguments: Any, options: Any) -> None:
+    from rediffuse.training import loop
+
+    loop.CHECKPOINT_SECONDS = 0.0
+    for place, count in deaths.items():
+        _patch(place, functools.partial(_count_down, [count]))
+    function(*arguments, **options)
+
+
+def _count_down(left: list[int]) -> bool:
+    left[0] -= 1
+    return left[0] < 0
+
+
+def _patch(place: str, is_time: Callable[[], Any]) -> None:
+    """Have the process die at ``place`` when ``is_time``, which is asked at every call."""
+    module, _, names = PLACES[place].partition(":")
+    *owner, name = names.split(".")
+    holder = pkgutil.resolve_name(f"{module}:{'.'.join(owner)}")
+    function = getattr(holder, name)
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if place in ("update", "renamed"):
+            result = function(*args, **kwargs)
+            return _die() if is_time() else result
+        if is_time():
+            if place == "write":
+                path, content = args
+                function(path, content[: len(content) // 2])
+            _die()
+        return function(*args, **kwargs)
+
+    setattr(holder, name, wrapped)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

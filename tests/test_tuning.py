@@ -6,8 +6,6 @@ import gc
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from rediffuse.data.split import Split, TrainingView
 from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, RunError, TrainingError
 from rediffuse.models import model_class, names
 from rediffuse.training.loop import Trainer
+from tests.dying import dies
 from tests.synthetic import walks
 
 FIXED = {"embedding_size": 8, "batch_size": 64, "epochs": 2, "blocks": 1, "precision": "fp32"}
@@ -89,39 +88,12 @@ def test_same_seed_same_trials_and_sessions_do_not_matter(alone, split, tmp_path
     assert tried(other)[1] != tried(alone)[1]
 
 
-KILLED = """
-import sys
-import rediffuse as rd
-from rediffuse.training import loop
-from pathlib import Path
-from tests.dying import countdown
-from tests.synthetic import walks
-
-out, place = sys.argv[1], sys.argv[2]
-dies_before = countdown(int(sys.argv[3]))
-
-if place == "epoch":
-    loop.Trainer._log = dies_before(loop.Trainer._log)
-elif place == "journal":
-    from optuna.storages.journal import JournalFileBackend
-    JournalFileBackend.append_logs = dies_before(JournalFileBackend.append_logs)
-elif place == "lock":
-    from optuna.storages.journal import JournalFileOpenLock
-    JournalFileOpenLock.release = dies_before(JournalFileOpenLock.release)
-elif place == "rename":
-    Path.replace = dies_before(Path.replace)
-rd.tune("sasrec", rd.split.leave_one_out(walks()), out, trials=4, config=CONFIG, seed=5)
-""".replace("CONFIG", repr(FIXED))
-
-
 @pytest.mark.parametrize(
     ("place", "count"),
     [("epoch", 1), ("epoch", 5), ("journal", 0), ("journal", 1), ("journal", 5), ("lock", 25), ("rename", 8)],
 )
 def test_a_killed_study_goes_on_as_if_left_alone(alone, split, tmp_path, place, count):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "study"), place, str(count)]
-    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    dies(place, count, rd.tune, "sasrec", split, tmp_path / "study", trials=4, config=FIXED, seed=5)
     began = time.monotonic()
     study = rd.tune("sasrec", split, tmp_path / "study", trials=4, config=FIXED, seed=5)
     assert time.monotonic() - began < 25, "waited for the lock of a process that is no more"
@@ -203,7 +175,7 @@ def test_a_folder_with_something_else_or_in_use_is_refused(split, tmp_path):
     rd.tune("sasrec", split, tmp_path / "study", trials=1, config=FIXED)
     with (
         tuning._journal(tmp_path / "study" / "study.journal"),
-        pytest.raises(RunError, match="Another process is working"),
+        pytest.raises(RunError, match=r"is in use: process .* has been tuning there since"),
     ):
         rd.tune("sasrec", split, tmp_path / "study", trials=2, config=FIXED)
 

@@ -36,6 +36,10 @@ class RunError(RediffuseError):
     """A run folder is incomplete, damaged, or does not match what it is used with."""
 
 
+class StorageError(RediffuseError):
+    """A file or folder cannot be written: the disk is full, or may not be written to."""
+
+
 class TrainingError(RediffuseError):
     """Training cannot go on (for example the loss is no longer finite)."""
 

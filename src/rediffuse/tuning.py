@@ -36,12 +36,13 @@ import yaml
 
 from rediffuse import processes
 from rediffuse.config import ModelConfig, Range
-from rediffuse.data.files import atomic_write_parquet, atomic_write_text
+from rediffuse.data.files import atomic_write_parquet, atomic_write_text, writing
 from rediffuse.data.split import Split, TrainingView
 from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, RunError, TrainingError
 from rediffuse.evaluation.metrics import parse_metric
 from rediffuse.models import model_class, names
 from rediffuse.models.base import Model
+from rediffuse.training.lock import held, is_free
 from rediffuse.training.seeds import derive
 from rediffuse.training.train import make_trainer, refuse_another
 
@@ -407,7 +408,7 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
         remedy = "Use the options it began with (trials and minutes may change), or choose another folder."
         refuse_another(folder, _read(folder), identity, remedy)
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise RunError(f"{folder} is not empty and holds no study.", "Choose another folder.")
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     facts = {"format": FORMAT, "created": created, **identity}
@@ -435,15 +436,7 @@ def _journal(path: Path) -> Iterator[optuna.storages.JournalStorage]:
     """
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
-    with path.open("ab") as file:
-        try:
-            import fcntl  # not on Windows, where two processes on one study are the user's to avoid
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError:
-            raise RunError(f"Another process is working on {path.parent}.", "Wait for it, or end it.") from None
+    with held(path.parent, "tuning"), writing(path), path.open("ab") as file:
         file.truncate(path.read_bytes().rfind(b"\n") + 1)
         # Locks of a process that is no more.
         for stale in path.parent.glob(f"{path.name}.*"):

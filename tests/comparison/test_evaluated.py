@@ -8,6 +8,7 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from tests.dying import dies
 from tests.synthetic import walks
 
 import rediffuse as rd
@@ -15,7 +16,7 @@ from rediffuse.data.split import TRAIN
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.evaluation.protocols import split_for
-from rediffuse.training import add_files, run_folder
+from rediffuse.training import add_files
 
 
 @pytest.fixture(scope="module")
@@ -137,18 +138,10 @@ def test_other_data_is_refused(run):
         rd.evaluate_run(run, walks(seed=1))
 
 
-def test_a_run_survives_dying_while_it_is_evaluated_again(run, data, monkeypatch):
+@pytest.mark.parametrize("renames", range(2, 7))
+def test_a_run_survives_dying_while_it_is_evaluated_again(run, data, renames):
     rd.evaluate_run(run, data)
-    written = run_folder.atomic_write_bytes
-
-    def die_after_the_first(path, content):
-        written(path, content)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_folder, "atomic_write_bytes", die_after_the_first)
-    with pytest.raises(KeyboardInterrupt):
-        rd.evaluate_run(run, data, seeds=[1])
-    monkeypatch.undo()
+    dies("rename", renames, rd.evaluate_run, run, data, seeds=[1])
     rd.Recommender.load(run)
     rd.evaluate_run(run, data)
     rd.compare([run])

@@ -12,7 +12,7 @@ import pytest
 
 from rediffuse.data import files, split, store
 from rediffuse.data.dataset import Dataset
-from rediffuse.errors import DataError
+from rediffuse.errors import DataError, StorageError
 
 
 @pytest.fixture
@@ -188,6 +188,36 @@ def test_an_old_dataset_stays_until_the_new_one_is_complete(
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 
 
+def test_folders_are_replaced_where_the_system_cannot_exchange_them(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    other = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+    dataset.save(tmp_path / "d")
+    other.save(tmp_path / "d")
+    assert Dataset.load(tmp_path / "d").fingerprint == other.fingerprint
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+def test_a_folder_that_another_process_puts_there_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = tmp_path / "d", Path.rename
+
+    def meanwhile(self: Path, target: Path) -> Path:
+        if target == folder and not folder.exists() and not list(tmp_path.glob(".d.old-*")):
+            folder.mkdir()
+            (folder / "theirs").touch()
+        return rename(self, target)
+
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", meanwhile)
+    with files.atomic_folder(folder) as new:
+        (new / "ours").touch()
+    assert [path.name for path in folder.iterdir()] == ["ours"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_a_split_is_the_same_after_loading(dataset: Dataset, tmp_path: Path) -> None:
     again = Dataset.load(dataset.save(tmp_path / "d"))
     assert split.leave_one_out(again).fingerprint == split.leave_one_out(dataset).fingerprint
@@ -222,7 +252,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
         raise OSError("disk full")
 
     monkeypatch.setattr(files, "sync", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"(?s)a\.txt cannot be written: disk full.*untouched"):
         files.atomic_write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.dying import dies
 from tests.fitting import steps, training_data
 from tests.synthetic import walks
 from torch.nn import functional as F
@@ -238,38 +235,25 @@ def test_a_phase_can_be_taken_from_a_run(split, tmp_path):
         rd.train("pdrec", ratio, tmp_path / "z", config=rest, phases_from={"diffusion": first.path})
 
 
-KILLED = """
-import sys
-import rediffuse as rd
-from rediffuse.models.sampling import Sampling
-from rediffuse.training import loop
-from tests.dying import countdown
-from tests.synthetic import walks
-
-out, place, count = sys.argv[1:]
-dies_before = countdown(int(count))
-if place == "step":
-    loop.Trainer._step = dies_before(loop.Trainer._step)
-elif place == "checkpoint":
-    loop.save_training = dies_before(loop.save_training)
-elif place == "signals":
-    from rediffuse.models.pdrec import PDRec
-    PDRec._take_signals = dies_before(PDRec._take_signals)
-loop.CHECKPOINT_SECONDS = 0.0
-rd.train("pdrec", rd.split.leave_one_out(walks()), out, config=CONFIG, seed=3)
-""".replace("CONFIG", repr(TINY))
+@pytest.fixture(scope="module")
+def alone(split, tmp_path_factory):
+    """A run whose first phase is at its best before its end."""
+    fast = {"epochs": 4, "hidden_sizes": [16], "validate_every": 1, "batch_size": 32, "learning_rate": 0.2}
+    run = rd.train("pdrec", split, tmp_path_factory.mktemp("alone") / "run", config=tiny(diffusion=fast), seed=3)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    values = [line["validation"]["recall@20/unseen"] for line in lines if line["phase"] == "diffusion"]
+    assert max(values) > values[-1]
+    return run
 
 
-@pytest.mark.parametrize("at", ["step 4", "checkpoint 12", "signals 0", "step 13"])
-def test_a_killed_run_resumes_within_and_between_phases(split, tmp_path, at):
-    alone = rd.train("pdrec", split, tmp_path / "alone", config=TINY, seed=3)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), *at.split()]
-    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
-    again = rd.train("pdrec", split, tmp_path / "killed", config=TINY, seed=3, resume=True)
-    assert same(weights(tmp_path / "alone"), weights(tmp_path / "killed"))
+@pytest.mark.parametrize(("place", "count"), [("step", 4), ("checkpoint", 12), ("signals", 0), ("step", 13)])
+def test_a_killed_run_resumes_within_and_between_phases(split, alone, tmp_path, place, count):
+    asked = {"config": alone.config["config"], "seed": 3}
+    dies(place, count, rd.train, "pdrec", split, tmp_path / "run", **asked)
+    again = rd.train("pdrec", split, tmp_path / "run", **asked, resume=True)
+    assert same(weights(alone.path), weights(again.path))
     assert again.validation == alone.validation
-    tables = [pl.read_parquet(tmp_path / name / "signals.parquet") for name in ("alone", "killed")]
+    tables = [pl.read_parquet(run.path / "signals.parquet") for run in (alone, again)]
     assert tables[0].equals(tables[1])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -14,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.dying import dies
 from tests.synthetic import walks
 
 import rediffuse as rd
+from rediffuse.data.files import is_leftover
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.training import read_run
@@ -53,45 +54,30 @@ def test_training_does_not_touch_the_callers_random_state(split, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-KILLED = """
-import sys
-import rediffuse as rd
-from rediffuse.training import loop
-from tests.dying import countdown
-from tests.synthetic import walks
-
-out, at = sys.argv[1], sys.argv[2]
-place, count = at.split(":")
-dies_before = countdown(int(count))
-
-if place == "step":
-    loop.Trainer._step = dies_before(loop.Trainer._step)
-elif place == "checkpoint":
-    loop.save_training = dies_before(loop.save_training)
-elif place == "rename":
-    from pathlib import Path
-    Path.replace = dies_before(Path.replace)
-loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
-rd.train("diffurec", rd.split.leave_one_out(walks()), out, config=CONFIG, seed=3)
-""".replace("CONFIG", repr(TINY | {"timesteps": "lossaware", "steps": 4}))
+LOSSAWARE = TINY | {"timesteps": "lossaware", "steps": 4}
 
 
-@pytest.mark.parametrize("at", ["step:2", "step:17", "checkpoint:9", "rename:6", "rename:40"])
-def test_a_killed_run_resumes_to_the_weights_of_one_left_alone(split, tmp_path, at):
-    config = TINY | {"timesteps": "lossaware", "steps": 4}
-    alone = rd.train("diffurec", split, tmp_path / "alone", config=config, seed=3)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed"), at], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    again = rd.train("diffurec", split, tmp_path / "killed", config=config, seed=3, resume=True)
-    assert same(weights(tmp_path / "alone"), weights(tmp_path / "killed"))
+@pytest.fixture(scope="module")
+def alone(split, tmp_path_factory):
+    return rd.train("diffurec", split, tmp_path_factory.mktemp("alone") / "run", config=LOSSAWARE, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("place", "count"),
+    [("step", 2), ("update", 17), ("checkpoint", 9), ("rename", 6), ("write", 40), ("evaluation", 3), ("end", 0)],
+)
+def test_a_killed_run_resumes_to_the_weights_of_one_left_alone(split, alone, tmp_path, place, count):
+    dies(place, count, rd.train, "diffurec", split, tmp_path / "run", config=LOSSAWARE, seed=3)
+    again = rd.train("diffurec", split, tmp_path / "run", config=LOSSAWARE, seed=3, resume=True)
+    assert same(weights(alone.path), weights(tmp_path / "run"))
     assert again.validation == alone.validation
+    assert log(alone.path) == log(tmp_path / "run")
+    assert not [path for path in (tmp_path / "run").rglob("*") if is_leftover(path)]
 
-    def log(name: str) -> list[tuple]:
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        return [(line["epoch"], line["loss"], line["validation"]) for line in lines]
 
-    assert log("alone") == log("killed")
+def log(run: Path) -> list[tuple]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["epoch"], line["loss"], line["validation"]) for line in lines]
 
 
 def test_more_time_goes_on_from_where_it_stopped(split, tmp_path):

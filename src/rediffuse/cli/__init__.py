@@ -26,5 +26,13 @@ def main() -> None:
     except RediffuseError as error:
         fail(error, as_json="--json" in sys.argv)
         sys.exit(2)
+    except OSError as error:
+        # Most of what the system refuses is said where it happens; a program on the other end of a pipe may just leave.
+        if isinstance(error, BrokenPipeError) or error.errno is None:
+            raise
+        from rediffuse.data.files import storage_error
+
+        fail(storage_error(f"{error.filename or 'A file'} cannot be read or written", error), "--json" in sys.argv)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

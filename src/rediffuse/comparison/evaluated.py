@@ -26,6 +26,7 @@ from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
 from rediffuse.graphs import social_adjacency
 from rediffuse.training import add_files, read_run
 from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.lock import PATIENCE, held
 from rediffuse.training.precision import keep_freed_memory
 
 # Of the lists that are kept per person.
@@ -53,7 +54,9 @@ def evaluate_run(
         Metrics per policy, means over ``seeds``; the metrics of each seed; counts, protocol, cost, environment.
 
     Raises:
-        RunError: the run was trained on other data or another split, or does not fit the protocol.
+        RunError: the run was trained on other data or another split, or does not fit the protocol; another process
+            works in its folder.
+        StorageError: the folder cannot be written.
         ConfigError: an unknown protocol; no seed, or one below 0.
     """
     processes.join()
@@ -62,6 +65,12 @@ def evaluate_run(
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
     folder = Path(run)
     contents = read_run(folder)
+
+    def refuse() -> None:  # who would be refused in the end is refused now
+        with held(folder, "evaluating", PATIENCE):
+            pass
+
+    processes.first_alone(refuse)
     made_with = contents.config["split"]
     trained_on = contents.config["data"]
     if (trained_on["fingerprint"], trained_on.get("augmentation")) != (dataset.own_fingerprint, augmentation(dataset)):
@@ -112,8 +121,9 @@ def evaluate_run(
         "lists_test": _lists(results[0], dataset, rules.policies),
     }
     files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
+    files[evaluation_file("test.json", other)] = json.dumps(facts, indent=2).encode()
     if processes.index() == 0:
-        add_files(folder, files | {evaluation_file("test.json", other): json.dumps(facts, indent=2).encode()})
+        add_files(folder, files, made_of=contents.weights)
     return facts
 
 

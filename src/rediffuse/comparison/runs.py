@@ -17,6 +17,7 @@ import polars as pl
 from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.models import model_class
 from rediffuse.training import read_config
+from rediffuse.training.run_folder import read_log
 
 EVALUATION = ("test.json", "per_user_test.parquet", "truth_test.parquet")
 
@@ -68,8 +69,7 @@ class EvaluatedRun:
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; none for a model that is not trained."""
-        file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+        return read_log(self.path)
 
     @property
     def seed(self) -> int:

@@ -19,9 +19,10 @@ from torch import Tensor
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.evaluation.topk import exact_top_k
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.index import FACTS_FILE, VECTORS_FILE, ItemIndex, Kind, digests, load_faiss
+from rediffuse.recommender.index import FACTS_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
 from rediffuse.training.environment import processor
-from rediffuse.training.run_folder import RunContents, add_files, forget_files, read_run
+from rediffuse.training.lock import PATIENCE, held
+from rediffuse.training.run_folder import RunContents, add_files, forget_files, read_manifest, read_run
 from rediffuse.training.seeds import derive
 
 MAX_QUERIES = 1000
@@ -51,7 +52,8 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
 
     Raises:
         ConfigError: the model does not rank by inner products, options out of range, or nobody to measure with.
-        RunError: the folder is no run.
+        RunError: the folder is no run, or another process works in it.
+        StorageError: the folder cannot be written.
         MissingExtraError: faiss is not installed.
 
     Warns:
@@ -68,8 +70,10 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
     try:
         contents = read_run(run)
     except RunError:
-        # It may be the old index that is damaged; anything else fails again.
-        forget_files(run, (FACTS_FILE, VECTORS_FILE))
+        # It may be the old index that is damaged; anything else fails again, what is no run before it is touched.
+        read_manifest(run)
+        with held(run, "building an index", PATIENCE):
+            forget_files(run, (FACTS_FILE, VECTORS_FILE))
         contents = read_run(run)
     vectors, queries = _vectors(contents)
     k = min(k, len(vectors))
@@ -105,7 +109,7 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
         "items": len(vectors),
         "size": vectors.shape[1],
         "bytes": len(content),
-        "weights": digests(contents.path)["model.safetensors"],
+        "weights": contents.weights,
         "faiss": faiss.__version__,
         "processor": processor(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -123,7 +127,7 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
         VECTORS_FILE: content,
         "README.md": with_section(text, facts).encode(),
     }
-    add_files(contents.path, files)
+    add_files(contents.path, files, made_of=contents.weights)
     return facts
 
 

@@ -1,7 +1,8 @@
-"""The state of training in one safetensors file, replaced atomically; nothing is pickled."""
+"""The state of training in one safetensors file, replaced atomically, with a digest of itself; nothing is pickled."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from rediffuse.errors import RunError
 def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
     """Replace ``path`` by these tensors and a JSON-able note."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    atomic_write_bytes(path, save(plain, metadata={"note": json.dumps(note)}))
+    text = json.dumps(note)
+    atomic_write_bytes(path, save(plain, metadata={"note": text, "sha256": _digest(plain, text)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -29,12 +31,27 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {}).get("note", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118 (not a dict)
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        text = facts.get("note", "{}")
+        # The weights of a run have no digest in here, its manifest has it; nor had earlier checkpoints any.
+        if facts.keys() - {"note", "sha256"} or ("sha256" in facts and facts["sha256"] != _digest(tensors, text)):
+            raise ValueError("its checksum differs")
+        return tensors, json.loads(text)
     except FileNotFoundError:
         raise RunError(f"{path} is missing.", "Train again, or restore the file from a copy.") from None
     except (SafetensorError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}).", "Train again, or restore it from a copy.") from None
+
+
+def _digest(tensors: dict[str, Tensor], note: str) -> str:
+    """sha256 over the note, and the name, type, shape and content of each tensor."""
+    digest = hashlib.sha256(note.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_training(

@@ -7,8 +7,10 @@ honest selection (one named validation metric, never the test part) and errors t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,9 +24,9 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rediffuse import processes
-from rediffuse.data.files import atomic_write_text
+from rediffuse.data.files import atomic_write_bytes, writing
 from rediffuse.data.split import TrainingView
-from rediffuse.errors import TrainingError
+from rediffuse.errors import RunError, TrainingError
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.training.checkpoint import (
@@ -37,6 +39,7 @@ from rediffuse.training.checkpoint import (
 )
 from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
 from rediffuse.training.progress import Progress
+from rediffuse.training.run_folder import LOG
 from rediffuse.training.seeds import derive, seed_torch
 
 # Within a long epoch the state is also saved this often.
@@ -58,6 +61,8 @@ class State:
     stale: int = 0  # validations since the best
     seconds: float = 0.0
     precision: str = ""
+    log_bytes: int | None = None  # of metrics.jsonl that belong to what is done, and their sha256
+    log_sha256: str = ""
     done: bool = False  # whether all phases ran to their end; never in a checkpoint
 
 
@@ -104,7 +109,7 @@ class Trainer:
         self.user_ids = user_ids
         self.limit = math.inf if max_minutes is None else 60 * max_minutes
         self.last, self.best = folder / "checkpoints" / "last.safetensors", folder / "checkpoints" / "best.safetensors"
-        self.log_file = folder / "metrics.jsonl"
+        self.log_file = folder / LOG
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
         train = view.train if model.reads_pseudo else view.train.own()
         self.data = TrainingData(
@@ -165,8 +170,8 @@ class Trainer:
         if state.phase != index:
             self._take_best()
             self.state = state = State(phase=index, seconds=state.seconds, precision=state.precision)
-            if self.accelerator.is_main_process:
-                self.best.unlink(missing_ok=True)
+            # The best weights of the phase before are about to be replaced: a resume must not need them any more.
+            self._save(None)
         self.model.begin_phase(phase, self.data)
         self.config = self.model.training_options(phase)
         optimizer = torch.optim.AdamW(
@@ -288,7 +293,7 @@ class Trainer:
 
     def _take_best(self) -> None:
         self.accelerator.wait_for_everyone()  # until it is written
-        if self.best.exists() and self.state.best is not None:
+        if self.state.best is not None:
             load_weights(self.best, self.model, load_tensors(self.best)[0])
         self.accelerator.wait_for_everyone()  # until it is read
         self.model.eval()
@@ -302,31 +307,42 @@ class Trainer:
 
     # --- what is written -----------------------------------------------------------------------------------
 
-    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
         self.state.seconds = time.monotonic() - self.started
         if self.accelerator.is_main_process:
+            log = self.log_file.read_bytes() if self.log_file.exists() else b""
+            self.state.log_bytes, self.state.log_sha256 = len(log), hashlib.sha256(log).hexdigest()
             save_training(self.last, self.model, optimizer, vars(self.state))
 
     def _restore(self) -> None:
-        if not self.last.exists():
-            return  # killed before the first checkpoint: begin again
+        if not self.last.exists():  # killed before the first checkpoint: begin again
+            if self.accelerator.is_main_process:
+                self.log_file.unlink(missing_ok=True)
+            return
         self.optimizer_state, progress = load_training(self.last, self.model)
-        self.state = State(**progress)
-        if self.accelerator.is_main_process and self.log_file.exists():
-            # A line that was being written when the process died does not end in a brace.
-            lines = [json.loads(line) for line in self.log_file.read_text().splitlines() if line.endswith("}")]
-            atomic_write_text(self.log_file, "".join(json.dumps(x) + "\n" for x in lines if self._is_past(x)))
-
-    def _is_past(self, record: dict[str, Any]) -> bool:
-        """Whether a line of the log belongs to what the checkpoint has already done."""
-        index = self.phases.index(record["phase"])
-        return index < self.state.phase or (index == self.state.phase and record["epoch"] <= self.state.epoch)
+        try:
+            self.state = State(**progress)
+        except TypeError:
+            raise RunError(f"{self.last} is of another version.", "Resume with the version that wrote it.") from None
+        if self.state.best is not None:
+            load_tensors(self.best)  # if it is damaged, say so now and not after the last epoch
+        if self.accelerator.is_main_process and self.log_file.exists() and self.state.log_bytes is not None:
+            # What was written after the checkpoint is done again.
+            log = self.log_file.read_bytes()[: self.state.log_bytes]
+            if hashlib.sha256(log).hexdigest() != self.state.log_sha256:
+                raise RunError(
+                    f"{self.log_file} is damaged: it is not what it was at the last checkpoint.",
+                    "Restore it from a copy; or remove it, to go on without the record of earlier epochs.",
+                )
+            atomic_write_bytes(self.log_file, log)
 
     def _log(self, record: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:
             return
-        with self.log_file.open("a", encoding="utf-8") as file:
+        with writing(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         if self.tracked:
             numbers = {"loss": record["loss"], **(record.get("validation") or {})}
             self.accelerator.log(numbers, step=record["epoch"])

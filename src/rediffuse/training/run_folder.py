@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,15 +14,17 @@ import polars as pl
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from rediffuse.data.files import atomic_write_bytes, atomic_write_text, parquet_bytes, sha256_file
+from rediffuse.data.files import atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
 from rediffuse.data.histories import Histories
 from rediffuse.errors import RunError
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.training.checkpoint import load_tensors, load_weights
+from rediffuse.training.lock import PATIENCE, held
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LOG = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class RunContents:
     histories: Histories
     digests: dict[str, str]
 
+    @property
+    def weights(self) -> str:
+        """sha256 of model.safetensors."""
+        return self.digests["model.safetensors"]
+
 
 def write_run(
     folder: Path,
@@ -75,7 +83,11 @@ def write_run(
     card: str,
     tables: dict[str, pl.DataFrame],
 ) -> None:
-    """Write the files of a finished run. Each is replaced atomically; the manifest comes last."""
+    """Write the files of a finished run, whose folder is held. All are on disk before the first is replaced.
+
+    A folder that is trained further passes for no run while its files change; results of the old weights stay in it,
+    but are no part of the run any more.
+    """
     users = pl.DataFrame({"user_id": user_ids, "history": _as_lists(histories, histories.items)})
     if model.reads_times and histories.times is not None:
         users = users.with_columns(times=_as_lists(histories, histories.times))
@@ -91,31 +103,53 @@ def write_run(
         "README.md": card.encode(),
         **{name: parquet_bytes(table) for name, table in tables.items()},
     }
-    # A folder that is trained further must not pass for the old run while its files change.
-    (folder / MANIFEST).unlink(missing_ok=True)
-    add_files(folder, files)
+    if (folder / LOG).exists():
+        files[LOG] = (folder / LOG).read_bytes()
+    _put(folder, files, {})
 
 
-def add_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Add or replace files of a run folder and enter them in its manifest."""
-    manifest = _read_manifest(folder) if (folder / MANIFEST).exists() else {"format": FORMAT, "files": {}}
-    before = len(manifest["files"])
-    manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name not in files}
-    if len(manifest["files"]) < before:
-        # Whoever is killed while files are replaced leaves a run without them, not one whose checksums are wrong.
-        atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    for name, content in files.items():
-        atomic_write_bytes(folder / name, content)
-        manifest["files"][name] = sha256_file(folder / name)
-    atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+def add_files(folder: Path, files: dict[str, bytes], made_of: str | None = None) -> None:
+    """Add or replace files of a run folder and enter them in its manifest.
+
+    Args:
+        made_of: sha256 of the weights that the files are about.
+
+    Raises:
+        RunError: another process holds the folder, or has replaced these weights.
+        StorageError: the folder cannot be written; it is as it was.
+    """
+    with held(folder, "writing", PATIENCE):
+        listed = read_manifest(folder)["files"] if (folder / MANIFEST).exists() else {}
+        if made_of is not None and listed.get("model.safetensors") != made_of:
+            raise RunError(f"{folder} was trained further meanwhile.", "Do the same again, for the present weights.")
+        _put(folder, files, listed)
 
 
 def forget_files(folder: Path, names: Iterable[str]) -> None:
-    """Take files out of the manifest of a run folder, so that they are no part of the run any more."""
-    if (folder / MANIFEST).exists():
-        manifest = _read_manifest(folder)
-        manifest["files"] = {name: digest for name, digest in manifest["files"].items() if name not in set(names)}
-        atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    """Take files out of the manifest of a run folder, which is held, so that they are no part of the run any more."""
+    listed = read_manifest(folder)["files"] if (folder / MANIFEST).exists() else {}
+    kept = {name: digest for name, digest in listed.items() if name not in set(names)}
+    if kept != listed:
+        atomic_write_text(folder / MANIFEST, _manifest(kept))
+
+
+def _put(folder: Path, files: dict[str, bytes], listed: dict[str, str]) -> None:
+    """Write ``files`` and a manifest of them and of ``listed``, file name -> sha256."""
+    kept = {name: digest for name, digest in listed.items() if name not in files}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    with staged_files(folder, files | {MANIFEST: _manifest(kept | digests).encode()}) as put:
+        # Whoever is killed while files are replaced leaves a run without them, not one whose checksums are wrong.
+        if not kept:
+            (folder / MANIFEST).unlink(missing_ok=True)
+        elif kept != listed:
+            atomic_write_text(folder / MANIFEST, _manifest(kept))
+        for name in (*files, MANIFEST):
+            put(name)
+
+
+def _manifest(files: dict[str, str]) -> str:
+    facts = {"format": FORMAT, "files": files}
+    return json.dumps(facts | {"sha256": sha256_json(facts)}, indent=2) + "\n"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -124,7 +158,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: as `read_run`.
     """
-    return _verified(folder)[0]
+    _verify(folder)
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def read_run(folder: str | Path) -> RunContents:
@@ -134,7 +169,8 @@ def read_run(folder: str | Path) -> RunContents:
         RunError: the folder is no run, or a file is missing or is not what was written; the file is named.
     """
     folder = Path(folder)
-    config, digests = _verified(folder)
+    digests = _verify(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = model_class(config["model"])
     items = pl.read_parquet(folder / "items.parquet")
     users = pl.read_parquet(folder / "users.parquet")
@@ -153,10 +189,16 @@ def read_run(folder: str | Path) -> RunContents:
     return RunContents(folder, config, model, items, users["user_id"], histories, digests)
 
 
-def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """config.json, and what the manifest says of every file; raises as `read_run`."""
-    manifest = _read_manifest(folder)
-    for name, digest in manifest["files"].items():
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for one that is being written; none for a model that is not trained."""
+    lines = (folder / LOG).read_bytes().split(b"\n")[:-1] if (folder / LOG).exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _verify(folder: Path) -> dict[str, str]:
+    """File name -> sha256, of files that are what was written."""
+    listed = read_manifest(folder)["files"]
+    for name, digest in listed.items():
         path = folder / name
         again = f"build it again: rediffuse index {folder}" if name.startswith("index.") else "train again."
         if not path.is_file():
@@ -164,12 +206,17 @@ def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if sha256_file(path) != digest:
             raise RunError(f"{path} is not the file that was written: its checksum differs.", f"Restore it, or {again}")
     for name in ("config.json", "items.parquet", "users.parquet", "model.safetensors"):
-        if name not in manifest["files"]:
+        if name not in listed:
             raise RunError(f"{folder / MANIFEST} does not list {name}.", "Restore the manifest, or train again.")
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")), manifest["files"]
+    return listed
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder: format, and files, name -> sha256. They are not looked at.
+
+    Raises:
+        RunError: there is none, it is damaged, or of another version.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         state = "holds unfinished training" if (folder / "checkpoints").is_dir() else "is not a run folder"
@@ -185,6 +232,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"{path} has format {version}; this version reads format {FORMAT}.", "Use the version that wrote it."
         )
+    # Earlier manifests had no checksum of their own.
+    facts = {"format": version, "files": manifest["files"]}
+    if manifest.keys() - facts.keys() - {"sha256"} or manifest.get("sha256", sha256_json(facts)) != sha256_json(facts):
+        raise RunError(f"{path} is damaged (its checksum differs).", "Restore it from a copy, or train again.")
     return manifest
 
 

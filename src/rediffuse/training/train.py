@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import warnings
 from pathlib import Path
@@ -21,8 +22,9 @@ from rediffuse.models.base import Model
 from rediffuse.training.card import model_card
 from rediffuse.training.checkpoint import load_tensors, save_tensors
 from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.lock import HOLDER, held, is_free
 from rediffuse.training.loop import Trainer
-from rediffuse.training.run_folder import FORMAT, Run, RunContents, read_run, write_run
+from rediffuse.training.run_folder import FORMAT, LOG, Run, RunContents, forget_files, read_run, write_run
 from rediffuse.training.seeds import seed_torch
 
 
@@ -58,8 +60,9 @@ def train(
 
     Raises:
         ConfigError: unknown model, preset or option, or a value out of range.
-        RunError: ``out`` holds something already, or a checkpoint that does not fit; a run in ``phases_from`` was
-            trained on another split.
+        RunError: ``out`` holds something already, or a checkpoint that does not fit or is damaged, or is in use by
+            another process; a run in ``phases_from`` was trained on another split.
+        StorageError: ``out`` cannot be written.
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
     """
     processes.join()
@@ -114,7 +117,16 @@ def train(
         trainer.take_phase(phase, part.model)
     # Only now: options that no model can be made of leave no folder behind.
     resume = resume or (processes.restarted() and _claim(folder).exists())
-    processes.first_alone(lambda: _prepare_folder(folder, facts, resume))
+    with contextlib.ExitStack() as stack:
+        processes.first_alone(lambda: _prepare_folder(folder, facts, resume, stack))
+        return _train(trainer, split, folder, facts, resume, memory)
+
+
+def _train(
+    trainer: Trainer, split: Split, folder: Path, facts: dict[str, Any], resume: bool, memory: PeakMemory
+) -> Run:
+    """What `train` does in a folder that it holds."""
+    network = trainer.model
     with processes.together():
         state = trainer.run(resume)
     unreached = trainer.phases[state.phase + 1 :]
@@ -130,7 +142,7 @@ def train(
             "Training ended before the first validation; the weights as they are were kept. Give it more minutes "
             "(and --resume), or a smaller validate_every.",
             RediffuseWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     with processes.together():
         resolved = trainer.calibrate()
@@ -204,10 +216,13 @@ def refuse_another(folder: Path, earlier: dict[str, Any], identity: dict[str, An
             raise RunError(f"{folder} was made with another {name}: {difference}.", remedy)
 
 
-def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
-    """Refuse to write over a run, or to resume another one."""
-    last = folder / "checkpoints" / "last.safetensors"
+def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool, stack: contextlib.ExitStack) -> None:
+    """Hold the folder for as long as ``stack`` does; refuse to write over a run, or to resume another one."""
     claim = _claim(folder)
+    if not (folder / HOLDER).exists():
+        _check_state(folder, claim, resume)  # nobody is there: refused before anything is written
+    stack.enter_context(held(folder, "training"))
+    _check_state(folder, claim, resume)
     identity = {name: facts[name] for name in ("model", "seed", "split")} | {
         "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},
         "phases_from": {phase: part["weights"] for phase, part in facts["phases_from"].items()},
@@ -215,19 +230,23 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
         "tables": facts["data"]["tables"],
     }
     if resume:
-        if not claim.exists():
-            raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
         refuse_another(
             folder,
             load_tensors(claim)[1],
             identity,
             "Resume with the same options (epochs and patience may change), or choose another folder.",
         )
-        return
-    if last.exists() or (folder.exists() and any(folder.iterdir())):
+        with contextlib.suppress(RunError):  # a damaged manifest is replaced in the end
+            forget_files(folder, [LOG])  # it grows
+    else:
+        save_tensors(claim, {}, identity)
+
+
+def _check_state(folder: Path, claim: Path, resume: bool) -> None:
+    if resume and not claim.exists():
+        raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
+    if not resume and not is_free(folder):
         raise RunError(f"{folder} is not empty.", "Choose another folder, or pass --resume to go on with that run.")
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_tensors(claim, {}, identity)
 
 
 def _claim(folder: Path) -> Path:
