@@ -13,8 +13,8 @@ from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
-wanted = [*project["dependencies"], *(line for name, lines in extras.items() if name not in ("dev", "docs") for line in lines)]
-for line in dict.fromkeys(wanted):
+users = [line for name, lines in extras.items() if name not in ("dev", "docs") for line in lines]
+for line in dict.fromkeys([*project["dependencies"], *users]):
     found = re.fullmatch(r"([\w.-]+)(\[[^]]*\])?>=([\w.]+)(\s*;.*)?", line)
     if found is None:
         raise SystemExit(f"{line!r} has no lower bound that could be pinned.")

@@ -95,7 +95,7 @@ def test_two_processes_save_to_one_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
-@pytest.mark.parametrize(("syncs", "survivor"), [(0, "old"), (9, "old"), (10, "new")])
+@pytest.mark.parametrize(("syncs", "survivor"), [(0, "old"), (11, "old"), (12, "new")])
 def test_a_dataset_survives_dying_while_another_takes_its_place(data, tmp_path, syncs, survivor):
     old = walks(seed=1)
     folder = old.save(tmp_path / "d")

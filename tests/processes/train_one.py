@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from typing import Any
 
-from tests.dying import countdown
 from tests.synthetic import walks
 
 import rediffuse as rd
@@ -24,10 +26,17 @@ OPTIONS = {
 if __name__ == "__main__":
     out, dies_at, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["--resume"]
     loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
-    dying = countdown(dies_at)(loop.Trainer._step)
     whole = loop.Trainer._step
-    may_die = dies_at >= 0 and not processes.restarted()
-    loop.Trainer._step = lambda *args: (dying if may_die and processes.index() == 1 else whole)(*args)
+    left = dies_at if dies_at >= 0 and not processes.restarted() else sys.maxsize
+
+    def step(*args: Any) -> float:
+        global left
+        left -= processes.index()
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*args)
+
+    loop.Trainer._step = step
     try:
         rd.train("diffurec", rd.split.leave_one_out(walks()), out, config=OPTIONS, seed=3, resume=resume)
     except RediffuseError as error:
