@@ -1,9 +1,13 @@
-"""Time and peak memory of reading interactions with string ids from Parquet.
+"""Time and peak memory of reading many interactions from Parquet, and of everything up to the batches of an epoch.
 
-Writes synthetic interactions to a temporary Parquet file (in chunks, in this process), reads them in a fresh
-process, and prints one JSON line:
+Writes synthetic interactions into a temporary folder of Parquet files, reads and saves them in a fresh process, and
+loads, splits and batches them in another. Prints one JSON line, and adds it to a file with --out:
 
-    python benchmarks/ingest.py --rows 25_000_000
+    python benchmarks/ingest.py --rows 100_000_000 --users 5_000_000 --items 500_000 --files 100 --k-core 5
+
+For each stage: seconds on the clock and of the processors, peak_gib (resident memory, file pages that are mapped
+included) and private_gib (the peak of the memory that belongs to this process alone, read 50 times a second). Linux
+only.
 """
 
 from __future__ import annotations
@@ -15,53 +19,146 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 CHUNK = 1_000_000
-
-READ = """
-import json, resource, sys, time
-start = time.perf_counter()
-from rediffuse.data.dataset import Dataset
-imported = time.perf_counter()
-data = Dataset.from_interactions(sys.argv[1], time="timestamp", rating="rating")
-done = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({
-    "import_seconds": round(imported - start, 2),
-    "ingest_seconds": round(done - imported, 2),
-    "peak_gib": round(peak * (1 if sys.platform == "darwin" else 1024) / 2**30, 2),
-    "events": data.num_events, "users": data.num_users, "items": data.num_items,
-}))
-"""
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+Stages = dict[str, dict[str, float]]
 
 
-def write(path: Path, rows: int, users: int, items: int, seed: int) -> None:
-    """Rows in random order, users and items of uneven popularity, ids of 14 and 12 characters."""
+def write(folder: Path, rows: int, users: int, items: int, files: int, strings: bool, seed: int) -> None:
+    """Rows in random order, users and items of uneven popularity; string ids have 14 and 12 characters."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rng = np.random.default_rng(seed)
-    user_ids = pa.array([f"user_{number:09d}" for number in rng.permutation(users)])
-    item_ids = pa.array([f"item_{number:07d}" for number in rng.permutation(items)])
-    writer = None
-    for start in range(0, rows, CHUNK):
-        size = min(CHUNK, rows - start)
-        user = (users * rng.random(size) ** 1.5).astype(np.int64)
-        item = (items * rng.random(size) ** 3).astype(np.int64)
-        table = pa.table(
-            {
-                "user_id": user_ids.take(pa.array(user)),
-                "item_id": item_ids.take(pa.array(item)),
-                "rating": rng.integers(1, 6, size).astype(np.float32),
-                "timestamp": rng.integers(1_000_000_000, 1_700_000_000, size),
-            }
-        )
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-        writer.write_table(table)
-    if writer:
-        writer.close()
+    user_ids, item_ids = rng.permutation(users), rng.permutation(items)
+    ids = [pa.array(user_ids), pa.array(item_ids)]
+    if strings:
+        ids = [pa.array([f"user_{n:09d}" for n in user_ids]), pa.array([f"item_{n:07d}" for n in item_ids])]
+    for file, start in enumerate(range(0, rows, -(-rows // files))):
+        end = min(start + -(-rows // files), rows)
+        place = folder / f"part={file:04d}"
+        place.mkdir()
+        writer = None
+        for first in range(start, end, CHUNK):
+            size = min(CHUNK, end - first)
+            table = pa.table(
+                {
+                    "user_id": ids[0].take(pa.array((users * rng.random(size) ** 1.5).astype(np.int64))),
+                    "item_id": ids[1].take(pa.array((items * rng.random(size) ** 3).astype(np.int64))),
+                    "rating": rng.integers(1, 6, size).astype(np.float32),
+                    "timestamp": rng.integers(1_000_000_000, 1_700_000_000, size),
+                }
+            )
+            writer = writer or pq.ParquetWriter(place / "rows.parquet", table.schema, compression="zstd")
+            writer.write_table(table)
+        if writer:
+            writer.close()
+
+
+def memory(field: str) -> float:
+    """GiB, of a field of /proc/self/status."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) / 2**20
+
+
+@contextmanager
+def stage(name: str, stages: Stages) -> Iterator[None]:
+    """Measure what is done inside."""
+    CLEAR.write_text("5")  # the peak of resident memory is counted from here
+    done, peak = threading.Event(), [memory("RssAnon")]
+    before = peak[0]
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak.append(max(peak.pop(), memory("RssAnon")))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    start, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield
+    finally:
+        found = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+        done.set()
+        thread.join()
+    found |= {"peak_gib": memory("VmHWM"), "private_before_gib": before, "private_gib": peak[0]}
+    stages[name] = {key: round(value, 2) for key, value in found.items()}
+    print(name, stages[name], file=sys.stderr, flush=True)
+
+
+def read(source: str, folder: str, k_core: int | None) -> dict[str, Any]:
+    """Read and save."""
+    from rediffuse.data.dataset import Dataset
+
+    stages: Stages = {}
+    with stage("ingest", stages):
+        data = Dataset.from_interactions(source, time="timestamp", rating="rating", k_core=k_core)
+    with stage("fingerprint", stages):
+        fingerprint = data.fingerprint
+    with stage("save", stages):
+        data.save(folder)
+    return {
+        "events": data.num_events,
+        "users": data.num_users,
+        "items": data.num_items,
+        "fingerprint": fingerprint,
+        "stages": stages,
+    }
+
+
+def learn(folder: str, batches: int) -> dict[str, Any]:
+    """Load, split, and begin an epoch of every kind of batches."""
+    import numpy as np
+
+    from rediffuse.data import split
+    from rediffuse.data.batches import SequenceBatches
+    from rediffuse.data.dataset import Dataset
+    from rediffuse.data.matrix import binary_matrix
+    from rediffuse.data.pairs import PairBatches
+    from rediffuse.data.rows import RowBatches
+
+    stages: Stages = {}
+    with stage("load", stages):
+        data = Dataset.load(folder)
+    with stage("split", stages):
+        made = split.global_time(data)
+    with stage("view", stages):
+        view = made.training_view()
+    train, items = view.train, view.num_items
+    kinds = {
+        "sequences": lambda rng: SequenceBatches(
+            train, max_length=50, batch_size=4096, pad=items, every_position=True, rng=rng
+        ),
+        "prefixes": lambda rng: SequenceBatches(
+            train, max_length=50, batch_size=1024, pad=items, every_position=False, rng=rng
+        ),
+        "pairs": lambda rng: PairBatches(train, num_items=items, batch_size=4096, rng=rng),
+        "rows": lambda rng: RowBatches(binary_matrix(train, items), batch_size=512, rng=rng),
+    }
+    for name, make in kinds.items():
+        with stage(name, stages):
+            epoch = make(np.random.default_rng(0))
+        with stage(f"{name}: batches", stages):
+            for index in range(min(batches, len(epoch))):
+                epoch.get(index)
+        stages[name]["batches"] = len(epoch)
+        stages[f"{name}: batches"]["batches"] = min(batches, len(epoch))
+        del epoch
+    return {"stages": stages, "train_events": len(train.items)}
+
+
+def child(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-W", "error", __file__, "--child", json.dumps(arguments)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def main() -> None:
@@ -69,32 +166,50 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=25_000_000)
     parser.add_argument("--users", type=int, default=160_000)
     parser.add_argument("--items", type=int, default=60_000)
+    parser.add_argument("--ids", choices=["strings", "integers"], default="strings")
+    parser.add_argument("--files", type=int, default=1, help="Parquet files, each in a folder part=0000, ...")
+    parser.add_argument("--k-core", type=int)
+    parser.add_argument("--batches", type=int, default=1000, help="of each kind of batches, at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="where the files are written (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="a JSON file to add the result to, one line each")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "interactions.parquet"
-        write(path, options.rows, options.users, options.items, options.seed)
-        size = path.stat().st_size
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", READ, str(path)],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
+    if options.child:
+        what, *rest = json.loads(options.child)
+        print(json.dumps({"read": read, "learn": learn}[what](*rest)))
+        return
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        source, saved = Path(folder) / "source", Path(folder) / "dataset"
+        source.mkdir()
+        strings = options.ids == "strings"
+        write(source, options.rows, options.users, options.items, options.files, strings, options.seed)
+        size = sum(file.stat().st_size for file in source.rglob("*.parquet"))
+        found = child("read", str(source), str(saved), options.k_core)
+        saved_size = sum(file.stat().st_size for file in saved.iterdir())
+        learned = child("learn", str(saved), options.batches)
     import numpy
     import polars
 
     result = {
         "benchmark": "ingest",
-        "rows": options.rows,
-        "file_mib": round(size / 2**20),
-        **json.loads(done.stdout),
+        "date": datetime.now(UTC).date().isoformat(),
+        **{name: getattr(options, name) for name in ("rows", "ids", "files", "k_core")},
+        "source_mib": round(size / 2**20),
+        "dataset_mib": round(saved_size / 2**20),
+        "rows_per_second": round(options.rows / found["stages"]["ingest"]["seconds"]),
+        **found,
+        **learned,
+        "stages": {**found["stages"], **learned["stages"]},
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "polars": polars.__version__,
         "numpy": numpy.__version__,
     }
     print(json.dumps(result))
+    if options.out:
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rediffuse.data.batches import SequenceBatches, pad_right
+from rediffuse.data.batches import BUCKET_BATCHES, ROWS, SequenceBatches, bucket, pad_right
 from rediffuse.data.histories import Histories
 from rediffuse.data.zoo import fetch
 
@@ -116,3 +116,24 @@ def test_beauty_has_131413_targets(data_root, every_position):
         rng=np.random.default_rng(0),
     )
     assert sum(len(made.get(i).targets) for i in range(len(made))) == 131_413
+
+
+@pytest.mark.parametrize(("batch_size", "longest"), [(1, 9), (16, 9), (100, 200), (4096, 30)])
+def test_buckets_are_those_of_one_sort_of_all_windows(batch_size: int, longest: int) -> None:
+    """Pools are sorted one after the other; here all windows are, by pool and length."""
+    lengths = np.random.default_rng(1).integers(1, longest, 3000)
+    for weight in (lengths, np.ones_like(lengths)):
+        rng = np.random.default_rng(2)
+        order = rng.permutation(len(lengths))
+        pool = np.cumsum(weight[order]) // (batch_size * BUCKET_BATCHES)
+        order = order[np.lexsort((-lengths[order], pool))]
+        expected, start = [], 0
+        while start < len(order):
+            rows = max(1, batch_size // int(weight[order[start]]))
+            rows = rows // ROWS * ROWS or rows
+            stop = min(start + rows, int(np.searchsorted(pool, pool[start], side="right")))
+            expected.append(order[start:stop].tolist())
+            start = stop
+        expected = [expected[i] for i in rng.permutation(len(expected))]
+        found = bucket(lengths.astype(np.int32), weight.astype(np.int32), batch_size, np.random.default_rng(2))
+        assert [batch.tolist() for batch in found] == expected

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rediffuse.data import histories as module
 from rediffuse.data.histories import Histories
 
 rows = st.lists(st.lists(st.integers(0, 99), max_size=6), min_size=1, max_size=8)
@@ -25,6 +28,27 @@ def test_rows(content: list[list[int]], length: int, data: st.DataObject) -> Non
     users = data.draw(st.lists(st.integers(0, len(content) - 1), max_size=6))
     assert lists(histories.take(np.asarray(users, dtype=np.int64))) == [content[user] for user in users]
     assert lists(histories.where(histories.items % 2 == 0)) == [[i for i in row if i % 2 == 0] for row in content]
+
+
+@given(rows, st.integers(1, 9))
+def test_blocks(content: list[list[int]], size: int) -> None:
+    histories = Histories.from_lists(content)
+    with mock.patch.object(module, "BLOCK", size):
+        found = list(histories.blocks())
+    assert [first for first, _ in found] == np.cumsum([0, *(len(part) for _, part in found)])[:-1].tolist()
+    assert [row for _, part in found for row in lists(part)] == content
+    for _, part in found:
+        assert len(part.items) <= size or len(part) == 1
+        assert not len(part.items) or np.shares_memory(part.items, histories.items)
+
+
+def test_rows_are_shared_where_nothing_is_left_out() -> None:
+    histories = Histories.from_lists([[1, 2], [], [3]])
+    assert histories.take(np.array([0, 2])).items is histories.items
+    assert lists(histories.take(np.array([0, 2]))) == [[1, 2], [3]]
+    assert lists(histories.take(np.array([2, 0]))) == [[3], [1, 2]]
+    assert lists(histories.take(np.array([0, 0, 2]))) == [[1, 2], [1, 2], [3]]
+    assert lists(Histories.from_lists([[1], [2], [3]]).take(np.array([1, 1, 1]))) == [[2]] * 3
 
 
 def test_times_and_ratings_travel_along() -> None:

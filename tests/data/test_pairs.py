@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from rediffuse.data import histories
 from rediffuse.data.histories import Histories
 from rediffuse.data.matrix import binary_matrix
 from rediffuse.data.pairs import PairBatches, draw_untouched, touched_keys
@@ -38,6 +40,13 @@ def test_negatives_were_never_touched_and_reach_all_others():
     assert set(drawn[2000:]) == {1, 2, 3, 4}
     counts = np.bincount(drawn[:2000])[3:]
     assert (abs(counts - 2000 / 3) < 4 * np.sqrt(2000 * 2 / 9)).all()
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_what_was_touched_is_found_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(histories, "BLOCK", block)
+    assert touched_keys(ROWS, 6).tolist() == [0, 1, 2, 12, 17, 21]
+    assert touched_keys(Histories.from_lists([[], []]), 6).tolist() == []
 
 
 def test_a_person_who_touched_everything_still_gets_an_item():

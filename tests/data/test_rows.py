@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from rediffuse.data import histories
 from rediffuse.data.histories import Histories
 from rediffuse.data.matrix import binary_matrix, weighted_matrix
 from rediffuse.data.rows import RowBatches, row_batch
@@ -45,7 +47,9 @@ def test_empty_rows_keep_their_place():
     assert row_batch(binary_matrix(Histories.from_lists([[], []]), 6)).dense(6).tolist() == [[0.0] * 6] * 2
 
 
-def test_the_last_weight_of_an_item_counts():
+@pytest.mark.parametrize("block", [1, 5, 100])
+def test_the_last_weight_of_an_item_counts(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(histories, "BLOCK", block)
     weights = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], dtype=np.float32)
     found = weighted_matrix(ROWS, 6, weights).toarray()
     assert np.allclose(found[0], [0.1, 0.3, 0.4, 0, 0, 0])

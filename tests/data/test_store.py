@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -50,6 +52,39 @@ def test_roundtrip(dataset: Dataset, tmp_path: Path) -> None:
     assert len(again.interactions) == 3
 
 
+def mapped(array: np.ndarray) -> bool:
+    """Whether it lies in a file."""
+    return isinstance(array, np.memmap) or (array.base is not None and mapped(array.base))
+
+
+def test_events_are_mapped_into_memory(dataset: Dataset, tmp_path: Path) -> None:
+    again = Dataset.load(dataset.save(tmp_path / "d"))
+    events = again.interactions
+    for array, was in (
+        (events.offsets, dataset.interactions.offsets),
+        (events.items, dataset.interactions.items),
+        (events.times, dataset.interactions.times),
+        (events.ratings, dataset.interactions.ratings),
+        *((again.given[scheme], part) for scheme, part in dataset.given.items()),
+    ):
+        assert array is not None
+        assert was is not None
+        assert mapped(array)
+        assert type(array) is np.ndarray
+        assert not array.flags.writeable
+        assert (array.dtype, array.tolist()) == (was.dtype, was.tolist())
+    assert events.pseudo is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not rename a folder with files that are mapped")
+def test_a_loaded_dataset_outlives_its_folder(dataset: Dataset, tmp_path: Path) -> None:
+    again = Dataset.load(dataset.save(tmp_path / "d"))
+    Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]})).save(tmp_path / "d")
+    assert again.interactions.items.tolist() == dataset.interactions.items.tolist()
+    again.save(tmp_path / "d")
+    assert Dataset.load(again.save(tmp_path / "d")).fingerprint == dataset.fingerprint
+
+
 def test_roundtrip_of_the_bare_minimum(tmp_path: Path) -> None:
     data = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
     data.save(tmp_path / "new" / "d")
@@ -59,15 +94,15 @@ def test_roundtrip_of_the_bare_minimum(tmp_path: Path) -> None:
     assert again.given == {}
 
 
-def test_only_parquet_and_json_are_written(dataset: Dataset, tmp_path: Path) -> None:
+def test_nothing_is_pickled(dataset: Dataset, tmp_path: Path) -> None:
     dataset.save(tmp_path / "d")
-    assert {file.suffix for file in (tmp_path / "d").iterdir()} == {".parquet", ".json"}
+    assert {file.suffix for file in (tmp_path / "d").iterdir()} == {".parquet", ".npy", ".json"}
     assert list(tmp_path.iterdir()) == [tmp_path / "d"], "no temporary files are left"
 
 
 @pytest.mark.parametrize("damage", ["change", "cut", "remove"])
 def test_damage_is_refused_by_name(dataset: Dataset, tmp_path: Path, damage: str) -> None:
-    for name in store._frames(dataset):
+    for name in (*store._frames(dataset), *store._arrays(dataset)):
         dataset.save(tmp_path / "d")
         path = tmp_path / "d" / name
         content = bytearray(path.read_bytes())
@@ -89,8 +124,9 @@ def test_damage_is_refused_by_name(dataset: Dataset, tmp_path: Path, damage: str
         (lambda m: m | {"has_timestamps": False}, "manifest.json was changed"),
         (
             lambda m: m | {"version": 99},
-            "manifest.json has format version 99; this Rediffuse reads version 1",
+            "manifest.json has format version 99; this Rediffuse reads version 2",
         ),
+        (lambda m: m | {"version": 1}, "manifest.json has format version 1; this Rediffuse reads version 2"),
         (lambda m: m | {"format": "other"}, "is not the manifest of a dataset"),
         (lambda m: {k: v for k, v in m.items() if k != "sha256"}, "manifest.json was changed"),
     ],

@@ -7,13 +7,14 @@ them is the target (causal form), or what follows the last of them is (prefix fo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rediffuse.data.histories import Histories
+from rediffuse.data.histories import Histories, index_type
 
 # Batches are sorted by length within this many batches: enough to leave little padding, few enough to stay random.
 BUCKET_BATCHES = 64
@@ -115,10 +116,10 @@ class SequenceBatches:
                 kept = self._targets(self.starts, self.stops) > 0
                 self.starts, self.stops = self.starts[kept], self.stops[kept]
         lengths = self.stops - self.starts
-        targets = lengths if every_position else np.ones_like(lengths)
+        targets = lengths if every_position else np.broadcast_to(np.ones((), lengths.dtype), lengths.shape)
         self.batches = bucket(lengths, targets, batch_size, rng)
 
-    def _targets(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _targets(self, starts: NDArray[Any], stops: NDArray[Any]) -> NDArray[np.int64]:
         """How many targets of windows are trained, where not all are."""
         return self.trained_before[stops + 1] - self.trained_before[starts + 1 if self.every_position else stops]
 
@@ -134,7 +135,8 @@ class SequenceBatches:
         """Batch ``index``, or the part of it that falls to ``rank``."""
         whole = self.batches[index]
         windows = whole[rank::ranks]
-        starts, lengths = self.starts[windows], self.stops[windows] - self.starts[windows]
+        starts = self.starts[windows].astype(np.int64)
+        lengths = self.stops[windows] - starts
         if self.every_position:
             rows = np.repeat(np.arange(len(windows)), lengths)
             positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -161,29 +163,36 @@ class SequenceBatches:
         )
 
 
-def tiling_windows(histories: Histories, max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def tiling_windows(histories: Histories, max_length: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Windows of at most ``max_length`` inputs that cover every target of every history exactly once.
 
-    The last window of a history ends at its end and is full; the first takes the remainder.
+    The last window of a history ends at its end and is full; the first takes the remainder. Places are int32 where
+    that is enough, as in `prefix_windows`.
     """
     targets = np.maximum(histories.lengths - 1, 0)
     tiles = -(-targets // max_length)
     owner = np.repeat(np.arange(len(histories)), tiles)
     back = np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)
     stops = histories.offsets[1:][owner] - 1 - back * max_length
-    return np.maximum(stops - max_length, histories.offsets[:-1][owner]), stops
+    starts = np.maximum(stops - max_length, histories.offsets[:-1][owner])
+    small = index_type(len(histories.items))
+    return starts.astype(small), stops.astype(small)
 
 
-def prefix_windows(histories: Histories, max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def prefix_windows(histories: Histories, max_length: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """One window before each event that has a predecessor, trimmed on the left to ``max_length`` inputs."""
-    first = np.repeat(histories.offsets[:-1], histories.lengths)
-    stops = np.flatnonzero(np.arange(len(histories.items)) > first)
-    return np.maximum(stops - max_length, first[stops]), stops
+    small, first = index_type(len(histories.items)), histories.offsets[:-1]
+    followed = np.ones(len(histories.items), dtype=bool)
+    followed[first[histories.lengths > 0]] = False
+    stops = np.flatnonzero(followed).astype(small)
+    starts = np.repeat(first.astype(small), np.maximum(histories.lengths - 1, 0))
+    np.maximum(starts, stops - small(max_length), out=starts)
+    return starts, stops
 
 
 def bucket(
-    lengths: NDArray[np.int64], weight: NDArray[np.int64], batch_size: int, rng: np.random.Generator
-) -> list[NDArray[np.int64]]:
+    lengths: NDArray[Any], weight: NDArray[Any], batch_size: int, rng: np.random.Generator
+) -> list[NDArray[Any]]:
     """Cut windows into batches of about ``batch_size`` targets and similar lengths, shuffled at both levels.
 
     Args:
@@ -193,16 +202,24 @@ def bucket(
     A batch whose longest window is L always has the same number of windows, a multiple of ROWS where it can be: few
     distinct shapes reach the matrix products, which are compiled per shape on a CPU.
     """
-    order = rng.permutation(len(lengths))
-    pool = np.cumsum(weight[order]) // (batch_size * BUCKET_BATCHES)
-    order = order[np.lexsort((-lengths[order], pool))]
-    ends = np.searchsorted(pool, pool, side="right")  # of each window's pool, which is in order already
-    ordered, batches, start = weight[order], [], 0
+    order = np.arange(len(lengths), dtype=index_type(len(lengths)))
+    rng.shuffle(order)
+    batches: list[NDArray[Any]] = []
+    size = batch_size * BUCKET_BATCHES
+    start, before = 0, 0
     while start < len(order):
-        rows = max(1, batch_size // int(ordered[start]))
-        rows = rows // ROWS * ROWS or rows
-        # The shortest windows of a pool do not fill up with the longest of the next.
-        stop = min(start + rows, int(ends[start]))
-        batches.append(order[start:stop])
-        start = stop
+        # A pool is sorted from long to short. It has `size` targets, and so no more windows than that.
+        pool = order[start : start + size]
+        targets = before + np.cumsum(weight[pool], dtype=np.int64)
+        pool = pool[: np.searchsorted(targets // size, targets[0] // size, side="right")]
+        before = int(targets[len(pool) - 1])
+        pool[:] = pool[np.argsort(-lengths[pool], kind="stable")]
+        ordered, first = weight[pool], 0
+        while first < len(pool):
+            rows = max(1, batch_size // int(ordered[first]))
+            rows = rows // ROWS * ROWS or rows
+            # The shortest windows of a pool do not fill up with the longest of the next.
+            batches.append(pool[first : first + rows])
+            first += rows
+        start += len(pool)
     return [batches[i] for i in rng.permutation(len(batches))]

@@ -1,10 +1,12 @@
 """Columns of a table as arrays, checked: ids to numbers, times to seconds, ratings to floats.
 
-Every refusal names the place, the value, what was expected and how to mend it.
+A column may be large, so it is gone through in pieces. Every refusal names the place, the value, what was expected
+and how to mend it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rediffuse.data import tables
 from rediffuse.data.tables import Table
 from rediffuse.errors import DataError
 
@@ -39,15 +42,28 @@ _TIME_REMEDY = (
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: the values, and what is needed to speak of them."""
+    """One column of a table, or a piece of one: the values, and what is needed to speak of them.
+
+    Attributes:
+        start: the row (from 0) of the first value.
+    """
 
     values: pl.Series
     table: Table
     role: str
+    start: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Column]:
+        """A column that is read already is its only piece."""
+        yield self
 
     def refuse(self, row: int, problem: str, remedy: str) -> DataError:
-        """An error about row ``row`` (from 0); ``problem`` goes on after the name of the column."""
-        return DataError(f"{self.table.place(row)}: column {self.values.name!r} ({self.role}) {problem}.", remedy)
+        """An error about value ``row`` (from 0); ``problem`` goes on after the name of the column."""
+        place = self.table.place(self.start + row)
+        return DataError(f"{place}: column {self.values.name!r} ({self.role}) {problem}.", remedy)
 
     def refuse_first(self, bad: pl.Series, problem: str, remedy: str) -> None:
         """Raise about the first true entry of ``bad``, if any; ``{}`` in ``problem`` is the value."""
@@ -55,21 +71,52 @@ class Column:
         if row is not None and bad[row]:
             raise self.refuse(row, problem.format(repr(self.values[row])), remedy)
 
-    def refuse_missing(self) -> None:
+    def complete(self) -> pl.Series:
+        """The values, after refusing missing ones."""
         if self.values.null_count():
             more = self.values.null_count() - 1
-            also = f" ({more:,} more rows likewise)" if more else ""
+            least = "at least " if len(self) == tables.PIECE else ""  # later pieces were not looked at
+            also = f" ({least}{more:,} more rows likewise)" if more else ""
             self.refuse_first(
                 self.values.is_null(),
                 f"is empty{also}",
                 "Fill in the value or remove the row; every event needs one.",
             )
+        return self.values
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One column of a table, read again each time it is gone through, a piece at a time."""
+
+    name: str
+    table: Table
+    role: str
+
+    def __len__(self) -> int:
+        return self.table.rows
+
+    def __iter__(self) -> Iterator[Column]:
+        for start, values in self.table.pieces(self.name):
+            yield Column(values, self.table, self.role, start)
+
+
+def _joined(column: Column | Pieces, read: Callable[[Column], NDArray[Any]], dtype: Any = None) -> NDArray[Any]:
+    """(rows,) what ``read`` makes of each piece; integers become float64 if any piece is."""
+    whole = np.empty(len(column), dtype=dtype)
+    for number, piece in enumerate(column):
+        part = read(piece)
+        if dtype is None and part.dtype != whole.dtype:
+            # The first piece sets the type of memory that nobody has touched yet.
+            whole = np.empty(len(column), part.dtype) if not number else whole.astype(np.float64, copy=False)
+        whole[piece.start : piece.start + len(part)] = part
+    return whole
 
 
 # --- ids ---------------------------------------------------------------------------------------------------
 
 
-def number_ids(*columns: Column) -> tuple[list[NDArray[np.int32]], pl.Series]:
+def number_ids(*columns: Column | Pieces) -> tuple[list[NDArray[np.int32]], pl.Series]:
     """Number the ids of columns that share one space of ids.
 
     Integers become Int64 ids, in numeric order. Text stays text, exactly as written, in byte order; only when
@@ -82,28 +129,20 @@ def number_ids(*columns: Column) -> tuple[list[NDArray[np.int32]], pl.Series]:
     Raises:
         DataError: missing, blank or space-padded ids, or a column of another type.
     """
-    values = [_plain_ids(column) for column in columns]
-    if all(series.dtype.is_integer() for series in values):
-        arrays = [series.to_numpy() for series in values]
-        known = arrays_unique(arrays)
-        return [_number_integers(array, known) for array in arrays], pl.Series(known)
-    values = [series.cast(pl.String) for series in values]
-    for series, column in zip(values, columns, strict=True):
-        _refuse_blank(column, series)
-    unique = (
-        pl.concat([series.unique() for series in values]).unique().sort()
-        if len(values) > 1
-        else (values[0].unique().sort())
-    )
-    ids = unique
-    if all(column.table.is_text for column in columns):
-        integers = as_integers(unique)
-        if not integers.null_count():
-            order = integers.arg_sort()
-            ids, unique = integers.gather(order), unique.gather(order)
-    kind = pl.Enum(unique)
-    numbers = [series.cast(kind).to_physical().cast(pl.Int32).to_numpy() for series in values]
-    return numbers, ids
+    found = [_distinct(column) for column in columns]
+    integers = all(values.dtype.is_integer() for values in found)
+    text = pl.concat(found if integers else [values.cast(pl.String) for values in found]).unique().sort()
+    ids = text
+    if integers:
+        number = _by_table(ids.to_numpy()) if _is_dense(ids.to_numpy()) else _by_search(ids.to_numpy())
+    else:
+        if all(column.table.is_text for column in columns):
+            numeric = as_integers(text)
+            if not numeric.null_count():
+                order = numeric.arg_sort()
+                ids, text = numeric.gather(order), text.gather(order)
+        number = _by_category(text)
+    return [_joined(column, lambda piece: number(_plain_ids(piece)), np.int32) for column in columns], ids
 
 
 def as_integers(text: pl.Series) -> pl.Series:
@@ -130,14 +169,26 @@ def lookup(values: pl.Series, ids: pl.Series) -> NDArray[np.int32]:
     return values.replace_strict(ids, numbers, default=-1, return_dtype=pl.Int32).fill_null(-1).to_numpy()
 
 
+def _distinct(column: Column | Pieces) -> pl.Series:
+    """Every id of a column, in no order, Int64 or String."""
+    found: list[pl.Series] = []
+    for piece in column:
+        values = _plain_ids(piece)
+        found.append(values.unique())
+        if values.dtype == pl.String:
+            _refuse_blank(piece, values, found[-1])
+        # What is known comes first. It is merged with the rest when that is as large, so that merging is linear.
+        if sum(len(ids) for ids in found[1:]) >= len(found[0]):
+            found = [pl.concat(found).unique()]
+    return pl.concat(found).unique()
+
+
 def _plain_ids(column: Column) -> pl.Series:
     """Int64 or String, without nulls."""
     values = column.values
     if values.dtype.is_float() and values.is_nan().any():
-        values = values.fill_nan(None)
-        Column(values, column.table, column.role).refuse_missing()
-    column.refuse_missing()
-    dtype = values.dtype
+        Column(values.fill_nan(None), column.table, column.role, column.start).complete()
+    dtype = column.complete().dtype
     if dtype == pl.String:
         return values
     if isinstance(dtype, (pl.Categorical, pl.Enum)):
@@ -156,8 +207,7 @@ def _plain_ids(column: Column) -> pl.Series:
     )
 
 
-def _refuse_blank(column: Column, values: pl.Series) -> None:
-    unique = values.unique()
+def _refuse_blank(column: Column, values: pl.Series, unique: pl.Series) -> None:
     padded = unique.filter(unique.str.strip_chars() != unique)
     if len(padded) or (unique == "").any():
         bad = values.is_in(padded) | (values == "")
@@ -167,61 +217,60 @@ def _refuse_blank(column: Column, values: pl.Series) -> None:
         raise column.refuse(row, f"is blank: {values[row]!r}", "Fill in the id or remove the row.")
 
 
-def arrays_unique(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Sorted unique values of several arrays."""
-    return np.unique(np.concatenate([_unique(array) for array in arrays])) if len(arrays) > 1 else _unique(arrays[0])
+Numbering = Callable[[pl.Series], NDArray[Any]]
 
 
-def _is_dense(values: NDArray[np.int64]) -> bool:
-    # A table over the whole span costs less than sorting, and stays small.
-    return bool(len(values)) and int(values.max()) - int(values.min()) < max(4 * len(values), 1 << 16)
+def _is_dense(known: NDArray[np.int64]) -> bool:
+    # A table over the whole span costs less than searching, and stays small.
+    return int(known[-1]) - int(known[0]) < max(4 * len(known), 1 << 16)
 
 
-def _unique(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    if not _is_dense(values):
-        return np.unique(values)
-    low = values.min()
-    present = np.zeros(int(values.max() - low) + 1, dtype=bool)
-    present[values - low] = True
-    return np.flatnonzero(present) + low
-
-
-def _number_integers(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int32]:
-    if not _is_dense(known):
-        return np.searchsorted(known, values).astype(np.int32)
+def _by_table(known: NDArray[np.int64]) -> Numbering:
     table = np.zeros(int(known[-1] - known[0]) + 1, dtype=np.int32)
     table[known - known[0]] = np.arange(len(known), dtype=np.int32)
-    return table[values - known[0]]
+    return lambda values: table[values.to_numpy() - known[0]]
+
+
+def _by_search(known: NDArray[np.int64]) -> Numbering:
+    return lambda values: np.searchsorted(known, values.to_numpy())
+
+
+def _by_category(known: pl.Series) -> Numbering:
+    kind = pl.Enum(known)
+    return lambda values: values.cast(pl.String).cast(kind).to_physical().to_numpy()
 
 
 # --- numbers -----------------------------------------------------------------------------------------------
 
 
-def ratings(column: Column) -> NDArray[np.float32]:
+def ratings(column: Column | Pieces) -> NDArray[np.float32]:
     """(rows,) float32.
 
     Raises:
         DataError: missing, not a number, NaN, infinite or negative.
     """
-    numbers = _numbers(column, "a number")
     remedy = "Ratings are numbers >= 0, higher is better. Mend or remove the row, or shift the scale."
-    column.refuse_first(numbers < 0, "is {}, which is negative", remedy)
-    return numbers.cast(pl.Float32).to_numpy()
+
+    def read(piece: Column) -> NDArray[Any]:
+        numbers = _numbers(piece, "a number")
+        piece.refuse_first(numbers < 0, "is {}, which is negative", remedy)
+        return numbers.to_numpy()
+
+    return _joined(column, read, np.float32)
 
 
-def order(column: Column) -> NDArray[Any]:
+def order(column: Column | Pieces) -> NDArray[Any]:
     """(rows,) int64 or float64 numbers that order events.
 
     Raises:
         DataError: missing, not a number, NaN or infinite.
     """
-    return _numbers(column, "a number that orders the events").to_numpy()
+    return _joined(column, lambda piece: _numbers(piece, "a number that orders the events").to_numpy())
 
 
 def _numbers(column: Column, expected: str) -> pl.Series:
     """Int64 or Float64, finite and without nulls."""
-    column.refuse_missing()
-    values = column.values
+    values = column.complete()
     remedy = f"Expected {expected}. Mend or remove the row."
     if values.dtype == pl.String:
         numbers = parse_numbers(values)
@@ -262,66 +311,78 @@ class Times:
     unit: str
 
 
-def times(column: Column) -> Times:
-    """Numbers since 1970 of any usual unit, ISO text, dates or datetimes.
+def times(column: Column | Pieces) -> Times:
+    """Numbers since 1970 of any usual unit, ISO text, dates or datetimes; the first piece tells which.
 
     Raises:
         DataError: missing, unparsable or mixed values.
     """
-    column.refuse_missing()
-    values = column.values
-    if values.dtype in (pl.Date, pl.Datetime):
-        return _from_datetimes(values, "dates and times" if values.dtype == pl.Datetime else "dates")
-    if values.dtype == pl.String:
-        numbers = parse_numbers(values)
-        if 2 * numbers.null_count() > len(numbers):
-            return _from_datetimes(_parse_iso(column), "ISO text")
-        column.refuse_first(numbers.is_null(), "is {}, and most other values are numbers", _TIME_REMEDY)
-        return _from_numbers(column, numbers)
-    return _from_numbers(column, _numbers(column, "a time"))
+    first = next(iter(column))
+    dtype: Any = first.complete().dtype
+    if dtype == pl.Date:
+        days = _joined(column, lambda piece: piece.complete().cast(pl.Int32).cast(pl.Int64).to_numpy())
+        return _in_seconds(days * 86_400, 1, "dates")
+    if dtype == pl.Datetime:
+        key = _joined(column, lambda piece: piece.complete().to_physical().to_numpy())
+        return _in_seconds(key, {"ms": 10**3, "us": 10**6, "ns": 10**9}[dtype.time_unit], "dates and times")
+    if dtype == pl.String and 2 * parse_numbers(first.values).null_count() > len(first):
+        form = _iso_form(first)
+        return _in_seconds(_joined(column, lambda piece: _parse_iso(piece, form)), 10**6, "ISO text")
+    return _from_numbers(column, _joined(column, _time_numbers))
 
 
-def _from_numbers(column: Column, numbers: pl.Series) -> Times:
+def _time_numbers(column: Column) -> NDArray[Any]:
+    if column.values.dtype != pl.String:
+        return _numbers(column, "a time").to_numpy()
+    numbers = parse_numbers(column.complete())
+    column.refuse_first(numbers.is_null(), "is {}, and most other values are numbers", _TIME_REMEDY)
     if numbers.dtype.is_float():
         column.refuse_first(~numbers.is_finite(), "is {}", _TIME_REMEDY)
-    key = numbers.to_numpy()
+    return numbers.to_numpy()
+
+
+def _from_numbers(column: Column | Pieces, key: NDArray[Any]) -> Times:
     largest = max(abs(float(key.max())), abs(float(key.min())))
     index = next((i for i, (_, _, limit) in enumerate(_UNITS) if largest < limit), len(_UNITS) - 1)
     unit, per_second, _ = _UNITS[index]
     if index:
         # What would be a day before 1973 in the finer unit, and after 1973 in a coarser one, is in the
         # coarser one.
-        coarser = pl.Series(np.abs(key)).is_between(10**8, 10**8 * per_second, closed="left")
-        column.refuse_first(coarser, f"is {{}}, a coarser unit than the {unit} that others are in", _TIME_REMEDY)
-    return Times(key, _seconds(key, per_second), unit)
+        size = np.abs(key)
+        coarser = (size >= 10**8) & (size < 10**8 * per_second)
+        if coarser.any():
+            for piece in column:
+                piece.refuse_first(
+                    pl.Series(coarser[piece.start : piece.start + len(piece)]),
+                    f"is {{}}, a coarser unit than the {unit} that others are in",
+                    _TIME_REMEDY,
+                )
+    return _in_seconds(key, per_second, unit)
 
 
-def _from_datetimes(values: pl.Series, unit: str) -> Times:
-    if values.dtype == pl.Date:
-        seconds = values.cast(pl.Int32).cast(pl.Int64).to_numpy() * 86_400
+def _in_seconds(key: NDArray[Any], per_second: int, unit: str) -> Times:
+    if key.dtype.kind == "i" and not (key % per_second).any():
+        seconds = key // per_second if per_second > 1 else key
         return Times(seconds, seconds, unit)
-    dtype: Any = values.dtype
-    key = values.to_physical().to_numpy()
-    return Times(key, _seconds(key, {"ms": 10**3, "us": 10**6, "ns": 10**9}[dtype.time_unit]), unit)
-
-
-def _seconds(key: NDArray[Any], per_second: int) -> NDArray[Any]:
-    if key.dtype.kind == "i":
-        if per_second == 1:
-            return key
-        return key // per_second if not (key % per_second).any() else key / per_second
     seconds = key / per_second
-    return seconds.astype(np.int64) if (seconds == np.floor(seconds)).all() else seconds
+    return Times(key, seconds.astype(np.int64) if (seconds == np.floor(seconds)).all() else seconds, unit)
 
 
-def _parse_iso(column: Column) -> pl.Series:
-    values = column.values
-    sample = values.head(1000)
-    parsed = {form: sample.str.to_datetime(form, strict=False).null_count() for form in _ISO}
-    form = min(parsed, key=lambda form: parsed[form])
-    if parsed[form] == len(sample):
-        raise column.refuse(0, f"is {values[0]!r}, which is not a time that can be read", _TIME_REMEDY)
-    datetimes = values.str.to_datetime(form, time_unit="us", strict=False)
-    example = repr(values.filter(datetimes.is_not_null())[0])
-    column.refuse_first(datetimes.is_null(), f"is {{}}, and others look like {example}", _TIME_REMEDY)
-    return datetimes
+def _iso_form(column: Column) -> str:
+    """The form that most of the first values have."""
+    sample = column.values.head(1000)
+    missed = {form: sample.str.to_datetime(form, strict=False).null_count() for form in _ISO}
+    form = min(missed, key=lambda form: missed[form])
+    if missed[form] == len(sample):
+        raise column.refuse(0, f"is {sample[0]!r}, which is not a time that can be read", _TIME_REMEDY)
+    return form
+
+
+def _parse_iso(column: Column, form: str) -> NDArray[np.int64]:
+    """(rows,) microseconds since the epoch."""
+    datetimes = column.complete().str.to_datetime(form, time_unit="us", strict=False)
+    if datetimes.null_count():
+        example = column.values.filter(datetimes.is_not_null()).head(1).to_list()
+        others = f", and others look like {example[0]!r}" if example else f", which is not of the form {form}"
+        column.refuse_first(datetimes.is_null(), f"is {{}}{others}", _TIME_REMEDY)
+    return datetimes.to_physical().to_numpy()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rediffuse.data.features import feature_vectors
-from rediffuse.data.histories import Histories
+from rediffuse.data.histories import BLOCK, Histories
 
 if TYPE_CHECKING:
     import polars as pl
@@ -248,8 +248,7 @@ class Dataset:
         return from_atomic(Path(path), **options)
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Write the dataset as Parquet with a manifest; an earlier dataset at ``folder`` is replaced at the
-        end.
+        """Write the dataset as arrays, Parquet and a manifest; an earlier dataset at ``folder`` is replaced at the end.
 
         Raises:
             DataError: ``folder`` holds something else than a dataset.
@@ -260,7 +259,9 @@ class Dataset:
 
     @staticmethod
     def load(folder: str | PathLike[str]) -> Dataset:
-        """Read what `save` wrote, after checking every file against the manifest.
+        """Open what `save` wrote, after checking every file against the manifest.
+
+        Events are mapped into memory and cannot be written to: processes that load the same folder share one copy.
 
         Raises:
             DataError: a file is missing, damaged or of another version; the error names it.
@@ -291,4 +292,5 @@ def _digest_ids(digest: Any, ids: pl.Series) -> None:
     else:
         digest.update(b"str")
         digest.update(ids.str.len_bytes().to_numpy().astype("<i8").tobytes())
-        digest.update("".join(ids.to_list()).encode())
+        for start in range(0, len(ids), BLOCK):
+            digest.update("".join(ids[start : start + BLOCK].to_list()).encode())

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Events that are worked on at once where temporary arrays would otherwise be as long as all events; such a block fits
+# into the caches of a processor.
+BLOCK = 1 << 18
+
+
+def row_blocks(offsets: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Cut rows into runs ``first:last`` of at most BLOCK events, or of a single longer row."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, int(offsets[first]) + BLOCK, side="right")) - 1
+        last = max(last, first + 1)
+        yield first, last
+        first = last
+
+
+def index_type(count: int) -> Any:
+    """The smallest type of numbers up to ``count`` that is used for places of events: int32 or int64."""
+    return np.int32 if count <= np.iinfo(np.int32).max else np.int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,35 +65,39 @@ class Histories:
     @property
     def positions(self) -> NDArray[np.int64]:
         """(events,) place of each event in its row, from 0."""
-        return np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+        positions = np.arange(len(self.items))
+        positions -= np.repeat(self.offsets[:-1], self.lengths)
+        return positions
 
     def row(self, user: int) -> NDArray[np.int32]:
         """Items of one user, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
+    def blocks(self) -> Iterator[tuple[int, Histories]]:
+        """Runs of rows with at most BLOCK events (or of one longer row), with the number of the first; not copied."""
+        for first, last in row_blocks(self.offsets):
+            start, stop = self.offsets[first], self.offsets[last]
+            yield first, self._with(self.offsets[first : last + 1] - start, slice(start, stop))
+
     def where(self, mask: NDArray[np.bool_]) -> Histories:
         """Keep the events under ``mask`` (events,); users keep their rows, possibly empty."""
-        kept = np.concatenate(([0], np.cumsum(mask, dtype=np.int64)))
-        return Histories(
-            kept[self.offsets],
-            self.items[mask],
-            None if self.times is None else self.times[mask],
-            None if self.ratings is None else self.ratings[mask],
-            None if self.pseudo is None else self.pseudo[mask],
-        )
+        kept = np.zeros(len(mask) + 1, dtype=index_type(len(mask)))
+        np.cumsum(mask, out=kept[1:])
+        offsets = kept[self.offsets].astype(np.int64)
+        del kept
+        return self._with(offsets, mask)
 
     def take(self, users: NDArray[np.int64]) -> Histories:
-        """The rows ``users`` (n,), in that order."""
+        """The rows ``users`` (n,), in that order. Arrays are shared where all other rows are empty."""
         lengths = self.lengths[users]
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        events = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths)
-        return Histories(
-            offsets,
-            self.items[events],
-            None if self.times is None else self.times[events],
-            None if self.ratings is None else self.ratings[events],
-            None if self.pseudo is None else self.pseudo[events],
-        )
+        if offsets[-1] == len(self.items) and (users[1:] > users[:-1]).all():
+            return dataclasses.replace(self, offsets=offsets)
+        return self._with(offsets, np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths))
+
+    def _with(self, offsets: NDArray[np.int64], events: Any) -> Histories:
+        arrays = (self.items, self.times, self.ratings, self.pseudo)
+        return Histories(offsets, *(None if array is None else array[events] for array in arrays))  # pyright: ignore
 
     def own(self) -> Histories:
         """Without events that a generator wrote."""

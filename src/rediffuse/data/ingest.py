@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from rediffuse.data import columns as read
 from rediffuse.data import filters, relations
-from rediffuse.data.columns import Column
+from rediffuse.data.columns import Pieces
 from rediffuse.data.dataset import Dataset
-from rediffuse.data.histories import Histories
+from rediffuse.data.histories import BLOCK, Histories, row_blocks
 from rediffuse.data.tables import Table, read_table
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean
 
@@ -152,12 +152,10 @@ class _Events:
     ) -> _Events:
         roles = {"user": user, "item": item, "time": time, "order": order, "rating": rating}
         named = {role: table.need(name, role) for role, name in roles.items() if name is not None}
-        frame = None if table.files and not table.is_text else table.collect(named.values())
+        table = table.in_pieces(named.values())
 
-        def column(role: str) -> Column:
-            # Parquet gives up one column at a time, so that only one is in memory as it was written.
-            values = (table.collect([named[role]]) if frame is None else frame)[named[role]]
-            return Column(values, table, role)
+        def column(role: str) -> Pieces:
+            return Pieces(named[role], table, role)
 
         (users,), user_ids = read.number_ids(column("user"))
         (items,), item_ids = read.number_ids(column("item"))
@@ -174,17 +172,16 @@ class _Events:
 
     def sort(self) -> bool:
         """Sort by user, then time; rows equal in both keep their order. Returns whether anything moved."""
-        index: NDArray[np.int64] | None = None
-        for key in (*reversed(self.keys), self.users):
-            values = key if index is None else key[index]
-            if (values[:-1] <= values[1:]).all():
-                continue
-            step = np.argsort(values, kind="stable")
-            index = step if index is None else index[step]
+        offsets, order = filters.grouped(self.users, len(self.user_ids))
+        for first, last in row_blocks(offsets):
+            rows = order[offsets[first] : offsets[last]]
+            if self.keys:
+                rows[:] = rows[_order(self.users[rows], [key[rows] for key in self.keys])]
         self.keys = []
-        if index is not None:
-            self._select(index)
-        return index is not None
+        moved = bool((order[1:] < order[:-1]).any())
+        if moved:
+            self._select(order)
+        return moved
 
     def keep(self, mask: NDArray[np.bool_]) -> int:
         """Drop what is not under the mask; returns how many events that were."""
@@ -194,11 +191,11 @@ class _Events:
         return dropped
 
     def _select(self, index: NDArray[Any]) -> None:
-        self.users = self.users[index]
-        self.items = self.items[index]
-        self.times = None if self.times is None else self.times[index]
-        self.ratings = None if self.ratings is None else self.ratings[index]
-        self.parts = {scheme: part[index] for scheme, part in self.parts.items()}
+        self.users = _taken(self.users, index)
+        self.items = _taken(self.items, index)
+        self.times = None if self.times is None else _taken(self.times, index)
+        self.ratings = None if self.ratings is None else _taken(self.ratings, index)
+        self.parts = {scheme: _taken(part, index) for scheme, part in self.parts.items()}
 
     def compact(self, which: Literal["users", "items"], count: int) -> NDArray[np.int64]:
         """Renumber users or items without gaps; returns the old number of each."""
@@ -208,10 +205,36 @@ class _Events:
             setattr(self, which, (np.cumsum(present, dtype=np.int32) - 1)[numbers])
         return np.flatnonzero(present)
 
+    def offsets(self, num_users: int) -> NDArray[np.int64]:
+        """(num_users + 1,) where the events of each user begin, once they are sorted."""
+        return np.concatenate(([0], np.cumsum(np.bincount(self.users, minlength=num_users), dtype=np.int64)))
+
     def histories(self, num_users: int) -> Histories:
-        offsets = np.zeros(num_users + 1, dtype=np.int64)
-        np.cumsum(np.bincount(self.users, minlength=num_users), out=offsets[1:])
-        return Histories(offsets, self.items, self.times, self.ratings)
+        return Histories(self.offsets(num_users), self.items, self.times, self.ratings)
+
+
+def _order(users: NDArray[np.int32], keys: list[NDArray[Any]]) -> NDArray[np.int64]:
+    """A stable sort by user and keys, for users that are in order already."""
+    low, high = keys[0].min(), keys[0].max()
+    span = int(high) - int(low) + 1
+    if (
+        len(keys) > 1
+        or keys[0].dtype.kind != "i"
+        or span * (int(users[-1]) - int(users[0]) + 1) > np.iinfo(np.int64).max
+    ):
+        return np.lexsort((*reversed(keys), users))
+    # One number holds both, and such numbers are nearly in order: ten times as fast.
+    return np.argsort((users.astype(np.int64) - users[0]) * span + (keys[0] - low), kind="stable")
+
+
+def _taken(values: NDArray[Any], index: NDArray[Any]) -> NDArray[Any]:
+    """``values[index]``; whole numbers are turned into numpy's own a block at a time."""
+    if index.dtype == bool:
+        return values[index]
+    taken = np.empty(len(index), dtype=values.dtype)
+    for start in range(0, len(index), BLOCK):
+        taken[start : start + BLOCK] = values[index[start : start + BLOCK]]
+    return taken
 
 
 def _filter(
@@ -228,21 +251,23 @@ def _filter(
         report["dropped_below_min_rating"] = dropped
         notes.append(f"{dropped:,} events rated below {min_rating} were dropped.")
         _refuse_empty(events, f"min_rating={min_rating}", f"The highest rating is {highest:g}: lower min_rating.")
-    pairs = events.users.astype(np.int64) * len(events.item_ids) + events.items
-    repeated = len(pairs) - pl.Series(pairs).n_unique()
-    del pairs
+    offsets = events.offsets(len(events.user_ids))
+    runs = [slice(offsets[first], offsets[last]) for first, last in row_blocks(offsets)]
+    repeated = sum(filters.count_repeats(events.users[run], events.items[run]) for run in runs)
     report["repeated_events"] = repeated
     if repeated and duplicates != "keep":
-        report["dropped_duplicates"] = events.keep(filters.unique_pairs(events.users, events.items, duplicates))
+        kept = [filters.unique_pairs(events.users[run], events.items[run], duplicates) for run in runs]
+        report["dropped_duplicates"] = events.keep(np.concatenate(kept))
         notes.append(f"{repeated:,} repeated events of a user with an item were dropped; the {duplicates} was kept.")
     elif repeated:
         notes.append(f"{repeated:,} events repeat a user and item; they were kept.")
     if k_core is not None:
-        users, items = len(np.unique(events.users)), len(np.unique(events.items))
+        users, items = (np.count_nonzero(np.bincount(numbers)) for numbers in (events.users, events.items))
         dropped = events.keep(filters.k_core(events.users, events.items, k_core))
         report["dropped_by_k_core"] = dropped
         _refuse_empty(events, f"k_core={k_core}", "Lower k_core.")
-        users, items = users - len(np.unique(events.users)), items - len(np.unique(events.items))
+        users -= np.count_nonzero(np.bincount(events.users))
+        items -= np.count_nonzero(np.bincount(events.items))
         notes.append(f"The {k_core}-core dropped {dropped:,} events, {users:,} users and {items:,} items.")
 
 

@@ -23,13 +23,16 @@ def binary_matrix(histories: Histories, num_items: int) -> sparse.csr_array:
 
 def weighted_matrix(histories: Histories, num_items: int, weights: NDArray[np.float32]) -> sparse.csr_array:
     """(rows, num_items) float32 with the weight (events,) of the last time the row's person touched the item."""
-    keys = histories.owners * num_items + histories.items
-    order = np.argsort(keys, kind="stable")
-    last = np.append(keys[order][1:] != keys[order][:-1], True)[: len(order)]
-    kept = order[last]
-    offsets = np.concatenate(([0], np.cumsum(np.bincount(histories.owners[kept], minlength=len(histories)))))
+    kept, counts = [np.empty(0, dtype=np.int64)], [np.zeros(1, dtype=np.int64)]
+    for first, rows in histories.blocks():
+        order = np.lexsort((rows.items, rows.owners))
+        owners, items = rows.owners[order], rows.items[order]
+        last = np.append((owners[1:] != owners[:-1]) | (items[1:] != items[:-1]), True)[: len(order)]
+        kept.append(histories.offsets[first] + order[last])
+        counts.append(np.bincount(owners[last], minlength=len(rows)))
+    events, offsets = np.concatenate(kept), np.cumsum(np.concatenate(counts))
     shape = (len(histories), num_items)
-    return sparse.csr_array((weights[kept], histories.items[kept].astype(np.int32), offsets), shape=shape)
+    return sparse.csr_array((weights[events], histories.items[events].astype(np.int32), offsets), shape=shape)
 
 
 def bags(histories: Histories, num_items: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

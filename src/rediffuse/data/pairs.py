@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rediffuse.data.histories import Histories
+from rediffuse.data.histories import Histories, index_type
 
 
 @dataclass(frozen=True)
@@ -44,34 +45,42 @@ class PairBatches:
     def __init__(
         self, histories: Histories, *, num_items: int, batch_size: int, rng: np.random.Generator, negatives: int = 1
     ) -> None:
-        self.batch_size = batch_size
-        order = rng.permutation(len(histories.items))
-        self.owners, self.items = histories.owners[order], histories.items.astype(np.int64)[order]
+        self.histories, self.batch_size = histories, batch_size
+        self.order = np.arange(len(histories.items), dtype=index_type(len(histories.items)))
+        rng.shuffle(self.order)
         self.negatives, self.num_items = negatives, num_items
         self.touched, self.seed = touched_keys(histories, num_items), int(rng.integers(2**62))
 
     def __len__(self) -> int:
-        return -(-len(self.items) // self.batch_size)
+        return -(-len(self.order) // self.batch_size)
+
+    def _owners(self, events: NDArray[Any]) -> NDArray[np.int64]:
+        return np.searchsorted(self.histories.offsets, events, side="right") - 1
 
     def users(self, index: int) -> NDArray[np.int64]:
         """People with an event in batch ``index``."""
-        return np.unique(self.owners[index * self.batch_size : (index + 1) * self.batch_size])
+        return np.unique(self._owners(self.order[index * self.batch_size : (index + 1) * self.batch_size]))
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> PairBatch:
         """Batch ``index``, or the part of it that falls to ``rank``."""
-        start, stop = index * self.batch_size, min((index + 1) * self.batch_size, len(self.items))
-        owners, items = self.owners[start:stop], self.items[start:stop]
+        events = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        owners, items = self._owners(events), self.histories.items[events].astype(np.int64)
         # Drawn for the whole batch, so that it is the same whoever asks.
         rng = np.random.default_rng([self.seed, index])
         drawn = draw_untouched(np.repeat(owners, self.negatives), self.touched, self.num_items, rng)
         columns = (owners, items, drawn.reshape(-1, self.negatives))
         mine = [torch.from_numpy(column[rank::ranks]) for column in columns]
-        return PairBatch(*mine, share=len(mine[0]) * ranks / (stop - start))
+        return PairBatch(*mine, share=len(mine[0]) * ranks / len(events))
 
 
 def touched_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:
     """person * num_items + item for all that was touched, sorted, each once."""
-    return np.unique(histories.owners * num_items + histories.items)
+    found = [np.empty(0, dtype=np.int64)]
+    for first, rows in histories.blocks():
+        keys = (first + rows.owners) * num_items + rows.items
+        keys.sort()
+        found.append(keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]])
+    return np.concatenate(found)
 
 
 def draw_untouched(

@@ -199,7 +199,7 @@ def match_splits(
     order = next((name for name in ordering if name in table.columns), None)
     frame = table.collect([c for c in (user, item, part_name, scheme_name, order) if c is not None])
     column = Column(frame[part_name], table, "part")
-    column.refuse_missing()
+    column.complete()
     names = frame[part_name].cast(pl.String).str.to_lowercase()
     column.refuse_first(~names.is_in(list(_PARTS)), "is {}", "Parts are train, valid and test.")
     part = names.replace_strict(_PARTS, return_dtype=pl.Int8).to_numpy()
@@ -210,7 +210,7 @@ def match_splits(
         schemes = pl.repeat("given", len(frame), eager=True)
     else:
         scheme_column = Column(frame[scheme_name], table, "scheme")
-        scheme_column.refuse_missing()
+        scheme_column.complete()
         schemes = frame[scheme_name].cast(pl.String)
 
     key = users.astype(np.int64) * len(item_ids) + items

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rediffuse.data.histories import Histories
+from rediffuse.data.histories import BLOCK, Histories
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -134,12 +134,18 @@ class Split:
         if name not in ("valid", "test"):
             raise ConfigError(f"There is no task {name!r}.", did_you_mean(str(name), ["valid", "test"]))
         events = self.dataset.interactions
-        known = self.part == TRAIN if name == "valid" else (self.part == TRAIN) | (self.part == VALID)
         truth = events.where(self.part == _PARTS[name])
-        users = np.flatnonzero(truth.lengths).astype(np.int64)
-        histories = events.where(known).take(users)
-        trained = events.where(self.part == TRAIN).own().items
-        popularity = np.bincount(trained, minlength=self.dataset.num_items).astype(np.int64)
+        chosen = truth.lengths > 0
+        users = np.flatnonzero(chosen).astype(np.int64)
+        trains = self.part == TRAIN
+        known = trains if name == "valid" else trains | (self.part == VALID)
+        histories = events.where(known & np.repeat(chosen, events.lengths)).take(users)
+        if events.pseudo is not None:
+            trains &= ~events.pseudo
+        popularity = np.zeros(self.dataset.num_items, dtype=np.int64)
+        for start in range(0, len(trains), BLOCK):
+            here = slice(start, start + BLOCK)
+            popularity += np.bincount(events.items[here][trains[here]], minlength=len(popularity))
         seen = None if events.pseudo is None else histories.own()
         return Task(name, users, histories, truth.take(users), popularity, seen)
 
@@ -184,11 +190,10 @@ def leave_one_out(dataset: Dataset) -> Split:
         DataError: no user has three events.
     """
     events = dataset.interactions
-    length = np.repeat(events.lengths, events.lengths)
-    from_end = length - 1 - events.positions
     part = np.full(len(events.items), TRAIN, dtype=np.int8)
-    part[(from_end == 0) & (length >= 3)] = TEST
-    part[(from_end == 1) & (length >= 3)] = VALID
+    ends = events.offsets[1:][events.lengths >= 3]
+    part[ends - 1] = TEST
+    part[ends - 2] = VALID
     leak = (
         "Leave-one-out leaks the future: training sees events of other users that happened after the events "
         "it is tested on"
@@ -254,16 +259,16 @@ def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 
             "Both must be between 0 and 1 and add up to less than 1.",
         )
     events = dataset.interactions
-    lengths = events.lengths
-    # Within each user, events are ranked by a random key; the first ranks are tested, the next validate.
-    order = np.lexsort((np.random.default_rng(seed).random(len(events.items)), events.owners))
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = events.positions
-    tested = np.minimum(np.floor(lengths * test + 0.5), np.maximum(lengths - 1, 0))
-    validated = np.minimum(np.floor(lengths * valid + 0.5), np.maximum(lengths - 1 - tested, 0))
-    part = np.full(len(rank), TRAIN, dtype=np.int8)
-    part[rank < np.repeat(tested + validated, lengths)] = VALID
-    part[rank < np.repeat(tested, lengths)] = TEST
+    part = np.full(len(events.items), TRAIN, dtype=np.int8)
+    rng = np.random.default_rng(seed)
+    for first, rows in events.blocks():
+        # Within each user, events are ranked by a random key; the first ranks are tested, the next validate.
+        lengths, start = rows.lengths, events.offsets[first]
+        order = start + np.lexsort((rng.random(len(rows.items)), rows.owners))
+        tested = np.minimum(np.floor(lengths * test + 0.5), np.maximum(lengths - 1, 0))
+        validated = np.minimum(np.floor(lengths * valid + 0.5), np.maximum(lengths - 1 - tested, 0))
+        part[order[rows.positions < np.repeat(tested + validated, lengths)]] = VALID
+        part[order[rows.positions < np.repeat(tested, lengths)]] = TEST
     leak = "A random split ignores time: training sees events that happened after those it is tested on."
     return _checked(
         Split(dataset, "ratio", {"train": train, "valid": valid, "seed": seed}, part, leak),

@@ -1,4 +1,8 @@
-"""Datasets on disk: Parquet files and ``manifest.json`` with the sha256 of each."""
+"""Datasets on disk: ``.npy`` files of events, Parquet files of all else, and ``manifest.json`` with the sha256 of each.
+
+Events are mapped into memory when a dataset is loaded: processes that load it share one copy, and what is not read
+takes no memory.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
 from rediffuse.data.files import atomic_folder, sha256_file
 from rediffuse.data.histories import Histories
 from rediffuse.errors import DataError
 
-FORMAT, VERSION = "rediffuse-dataset", 1
+FORMAT, VERSION = "rediffuse-dataset", 2
 MANIFEST = "manifest.json"
+_COLUMNS = ("offsets", "items", "times", "ratings", "pseudo")
 
 
 def save(dataset: Dataset, folder: Path) -> Path:
@@ -32,10 +38,12 @@ def save(dataset: Dataset, folder: Path) -> Path:
 
 def _save(dataset: Dataset, folder: Path) -> Path:
     refuse_foreign(folder)
-    frames = _frames(dataset)
+    frames, arrays = _frames(dataset), _arrays(dataset)
     with atomic_folder(folder) as new:
         for name, frame in frames.items():
             frame.write_parquet(new / name, compression="zstd")
+        for name, array in arrays.items():
+            np.save(new / name, array, allow_pickle=False)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -49,7 +57,8 @@ def _save(dataset: Dataset, folder: Path) -> Path:
             "schemes": list(dataset.given),
             "report": dataset.report,
             "files": {
-                name: {"bytes": (new / name).stat().st_size, "sha256": sha256_file(new / name)} for name in frames
+                name: {"bytes": (new / name).stat().st_size, "sha256": sha256_file(new / name)}
+                for name in (*frames, *arrays)
             },
         }
         manifest["sha256"] = _manifest_hash(manifest)
@@ -66,16 +75,12 @@ def load(folder: Path) -> Dataset:
     def read(name: str) -> pl.DataFrame:
         return pl.read_parquet(folder / name)
 
-    events = read("interactions.parquet")
+    def mapped(name: str) -> Any:
+        known = _array_file(name) in manifest["files"]
+        return np.asarray(np.load(folder / _array_file(name), mmap_mode="r", allow_pickle=False)) if known else None
+
+    histories = Histories(*(mapped(name) for name in _COLUMNS))
     users, items = read("users.parquet"), read("items.parquet")
-    counts = np.bincount(events["user"].to_numpy(), minlength=len(users))
-    histories = Histories(
-        np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
-        _array(events["item"], np.int32),
-        _array(events["time"]) if "time" in events.columns else None,
-        _array(events["rating"], np.float32) if "rating" in events.columns else None,
-        (events["origin"] == "pseudo").to_numpy() if "origin" in events.columns else None,
-    )
     social = kg = None
     if "social.parquet" in manifest["files"]:
         links = read("social.parquet")
@@ -100,7 +105,7 @@ def load(folder: Path) -> Dataset:
         users=users if manifest["user_table"] else None,
         social=social,
         kg=kg,
-        given={scheme: _array(events[_part_column(i)], np.int8) for i, scheme in enumerate(manifest["schemes"])},
+        given={scheme: mapped(_part(i)) for i, scheme in enumerate(manifest["schemes"])},
         report=manifest["report"],
     )
     # The files are those the manifest speaks of, so their fingerprints need not be computed again.
@@ -109,18 +114,18 @@ def load(folder: Path) -> Dataset:
     return dataset
 
 
+def _arrays(dataset: Dataset) -> dict[str, NDArray[Any]]:
+    arrays = {name: getattr(dataset.interactions, name) for name in _COLUMNS}
+    arrays |= {_part(i): part for i, part in enumerate(dataset.given.values())}
+    return {_array_file(name): array for name, array in arrays.items() if array is not None}
+
+
+def _array_file(name: str) -> str:
+    return f"interactions.{name}.npy"
+
+
 def _frames(dataset: Dataset) -> dict[str, pl.DataFrame]:
-    events = dataset.interactions
-    columns: dict[str, Any] = {"user": events.owners.astype(np.int32), "item": events.items}
-    if events.times is not None:
-        columns["time"] = events.times
-    if events.ratings is not None:
-        columns["rating"] = events.ratings
-    if events.pseudo is not None:
-        columns["origin"] = pl.Series(["own", "pseudo"], dtype=pl.Categorical).gather(events.pseudo.astype(np.uint8))
-    columns |= {_part_column(i): part for i, part in enumerate(dataset.given.values())}
     frames = {
-        "interactions.parquet": pl.DataFrame(columns),
         "users.parquet": dataset.users if dataset.users is not None else dataset.user_ids.to_frame("user_id"),
         "items.parquet": dataset.items if dataset.items is not None else dataset.item_ids.to_frame("item_id"),
     }
@@ -135,8 +140,8 @@ def _frames(dataset: Dataset) -> dict[str, pl.DataFrame]:
     return frames
 
 
-def _part_column(index: int) -> str:
-    # Schemes have names of any kind; the manifest holds them, the column is numbered.
+def _part(index: int) -> str:
+    # Schemes have names of any kind; the manifest holds them, the file is numbered.
     return f"part_{index}"
 
 

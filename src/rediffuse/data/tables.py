@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import polars as pl
 
 from rediffuse.data.text_files import TextFile, diagnose, first_line, inspect, is_number, listed, magic, scan
 from rediffuse.errors import DataError, did_you_mean
+
+# Rows of a column that are read at once: the memory of reading does not grow with the table. Numbering strings builds a
+# table of all ids per piece, so pieces are not small.
+PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,47 @@ class Table:
         Raises:
             DataError: the files cannot be parsed, or hold no rows.
         """
+        frame = self._read(self.frame.select(list(dict.fromkeys(columns))))
+        if not len(frame):
+            raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
+        return frame
+
+    def in_pieces(self, columns: Iterable[str]) -> Table:
+        """The table with some columns, ready for `pieces`: text is parsed now, as a whole, and Parquet is left where
+        it is.
+
+        Raises:
+            DataError: as `collect`.
+        """
+        if self.files and not self.is_text:
+            return self
+        frame = self.collect(columns)
+        return replace(self, frame=frame.lazy(), columns=frame.columns)
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows, of a table that is `in_pieces`.
+
+        Raises:
+            DataError: there are none, or the files cannot be read.
+        """
+        rows = self._read(self.frame.select(pl.len())).item()
+        if not rows:
+            raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
+        return rows
+
+    def pieces(self, column: str) -> Iterator[tuple[int, pl.Series]]:
+        """A column of a table that is `in_pieces`, PIECE rows at a time, and the row (from 0) where each piece begins.
+
+        Raises:
+            DataError: the files cannot be read.
+        """
+        for start in range(0, self.rows, PIECE):
+            yield start, self._read(self.frame.select(column).slice(start, PIECE))[column]
+
+    def _read(self, frame: pl.LazyFrame) -> pl.DataFrame:
         try:
-            frame = self.frame.select(list(dict.fromkeys(columns))).collect()
+            return frame.collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             for file in self.files:
                 if isinstance(file, TextFile):
@@ -68,9 +112,6 @@ class Table:
                 f"{self.name} cannot be read: {first_line(error)}",
                 "Check that the file is complete and of the kind its name says.",
             ) from None
-        if not len(frame):
-            raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
-        return frame
 
     def place(self, row: int) -> str:
         """Where row ``row`` (from 0) is, as a person finds it: file and line, or file and row (from 1)."""
@@ -82,7 +123,7 @@ class Table:
                     if number == row + 1:
                         return f"{file.path}, line {line}"
             else:
-                rows = pl.scan_parquet(file).select(pl.len()).collect().item()
+                rows = pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
                 if row < rows:
                     return f"{file}, row {row + 1}"
             row -= rows
@@ -157,7 +198,9 @@ def _from_files(
     if len(kinds) > 1:
         raise DataError(f"{name} mixes Parquet and text files.", "Name files of one kind.")
     if kinds == {"parquet"}:
-        frame = pl.scan_parquet(paths)
+        # Folders called date=2024-03-01 stand for a column; a list of paths is otherwise read without.
+        hive = any("=" in path.parent.name for path in paths)
+        frame = pl.scan_parquet(paths, glob=False, hive_partitioning=hive)
         try:
             return Table(name, frame, frame.collect_schema().names(), {}, paths)
         except (pl.exceptions.PolarsError, OSError) as error:
