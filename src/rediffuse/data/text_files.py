@@ -58,6 +58,8 @@ class TextFile:
                         yield number, line.rstrip("\r\n").split(self.separator)
                 return
             quoting = csv.QUOTE_NONE if self.typed else csv.QUOTE_MINIMAL
+            # Set for the whole process; polars has no limit, and its rows are to be found again.
+            csv.field_size_limit(2**31 - 1)
             reader = csv.reader(text, delimiter=self.separator, quoting=quoting, strict=strict)
             start = 1
             try:
@@ -110,7 +112,7 @@ def inspect(path: Path, wanted: Sequence[str], separator: str | None, encoding: 
         try:
             encoding = codecs.lookup(encoding).name
             TextIOWrapper(BytesIO(), encoding)  # base64 and the like are no encodings of text
-        except LookupError:
+        except (LookupError, ValueError):
             raise DataError(f"There is no encoding {encoding!r}.", 'For example: "latin-1", "cp1252".') from None
     if encoding in (None, "utf-8"):
         encoding = "utf-8-sig"  # takes a byte order mark away, if there is one
@@ -233,9 +235,9 @@ def _read_bytes(file: TextFile) -> bytes:
         return content
     try:
         return content.decode(file.encoding).encode()
-    except UnicodeError:
+    except UnicodeError as error:
         _refuse_encoding(file.path, file.encoding)
-        raise
+        raise DataError(f"{file.path} is not {file.encoding.upper()}: {error}.", "Save it as UTF-8.") from None
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
