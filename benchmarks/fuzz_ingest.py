@@ -1,8 +1,8 @@
 """Reading damaged files: every one is either read or refused with an error of ours.
 
-Small valid tables (CSV, TSV, gzip, ``::``, Parquet, hive folders, RecBole atomic files, all with tables of items, users,
-links, triples and splits; saved datasets) are damaged at random and read, in a worker process with limits of time and
-memory. What is read is checked too: a dataset must be sound, survive saving and loading, and hold the rows that
+Small valid tables (CSV, TSV, gzip, ``::``, Parquet, hive folders, RecBole atomic files, with tables of items, users,
+links, triples and splits; saved datasets) are damaged at random and read, in a worker process with limits of time
+and memory. What is read is checked too: a dataset must be sound, survive saving and loading, and hold the rows that
 Python's own csv module finds in the file.
 
     python benchmarks/fuzz_ingest.py --count 10_000 --seed 0 --out benchmarks/results/fuzz_ingest.json
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -48,7 +49,7 @@ CLI_EVERY = 20
 
 @dataclass
 class Case:
-    """Files by name, and how they are read: ``options`` that end in a file name of the case become its path."""
+    """Files by name, and how they are read: the source, options, and the file of each table beside it."""
 
     kind: str
     files: dict[str, bytes]
@@ -63,7 +64,7 @@ class Case:
 
 def _rows() -> dict[str, list[list[Any]]]:
     rng = random.Random(7)
-    users, items = [f"u{n:02d}" for n in range(9)], [f"film {n}, part \"{n % 3}\"" for n in range(12)]
+    users, items = [f"u{n:02d}" for n in range(9)], [f'film {n}, part "{n % 3}"' for n in range(12)]
     events = [
         [rng.choice(users), rng.choice(items), rng.randint(1, 10) / 2, 1_700_000_000 + rng.randint(0, 99_999), order]
         for order in range(60)
@@ -168,13 +169,38 @@ def seeds() -> list[Case]:
 # --- damage ------------------------------------------------------------------------------------------------
 
 _SNIPPETS = [
-    *(b'"', b'""', b"'", b",", b";", b"\t", b"|", b"::", b" ", b"\n", b"\r\n", b"\r", b"\0", b"\\", b"#", b"\x1f", b"\x0b"),
+    *(
+        b'"',
+        b'""',
+        b"'",
+        b",",
+        b";",
+        b"\t",
+        b"|",
+        b"::",
+        b" ",
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b"\0",
+        b"\\",
+        b"#",
+        b"\x1f",
+        b"\x0b",
+    ),
     *(b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"\xc3", b"\xe9", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"),
     *("\u2028".encode(), "\u0085".encode(), "\u00a0".encode(), "\U0001f3ac".encode(), "\u202e".encode()),
     *(b"NaN", b"nan", b"inf", b"-inf", b"1e309", b"1e-400", b"-1", b"0", b"-0", b"+7", b"007", b"1_000", b"0x10"),
     *(b"9223372036854775807", b"9223372036854775808", b"-9223372036854775808", b"-9223372036854775809", b"9" * 400),
     *(b"99999999999", b"1e18", b"1.5", b"1700000000.25", b"1700000000000", b"null", b"NULL", b"None", b"", b"true"),
-    *(b"2024-02-30", b"9999-12-31 23:59:59", b"0001-01-01", b"-9999-01-01", b"262143-01-01", b"2024-03-01T12:30:00+99:99"),
+    *(
+        b"2024-02-30",
+        b"9999-12-31 23:59:59",
+        b"0001-01-01",
+        b"-9999-01-01",
+        b"262143-01-01",
+        b"2024-03-01T12:30:00+99:99",
+    ),
     *(b"2024-03-01", b"2024-03-01T12:30:00Z", b"1677-01-01", b"2262-05-01", b"user_id:token", b"=1+1", b"{}", b"[1]"),
     *(b"PAR1", b"\x1f\x8b", b"PK\x03\x04", b"x" * 70_000, b"a,b\n" * 3, b"train", b"test", b"item_id"),
 ]
@@ -273,7 +299,9 @@ def _column(rng: random.Random, data: bytes) -> bytes:
 
 def _recoded(rng: random.Random, data: bytes) -> bytes:
     text = data.decode("utf-8", "replace")
-    return text.encode(rng.choice(["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "utf-7", "utf-8-sig"]), "replace")
+    return text.encode(
+        rng.choice(["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "utf-7", "utf-8-sig"]), "replace"
+    )
 
 
 def _header(rng: random.Random, data: bytes) -> bytes:
@@ -394,7 +422,9 @@ def mutant(cases: list[Case], seed: int, index: int) -> Case:
     if roll < 0.03:
         _move(case, rng.choice(names), rng)
     elif roll < 0.05 and case.kind != "dataset":
-        case.options["encoding"] = rng.choice(["utf-16", "latin-1", "utf-8", "cp1252", "ascii", "base64", "idna", "utf-7"])
+        case.options["encoding"] = rng.choice(
+            ["utf-16", "latin-1", "utf-8", "cp1252", "ascii", "base64", "idna", "utf-7"]
+        )
     elif roll < 0.07 and case.kind != "dataset":
         case.options["separator"] = rng.choice([",", "\t", "::", "", "ab", "\0", "\u00e9", '"', "\r", "\r\n", " "])
     if case.kind not in ("dataset", "atomic"):
@@ -413,7 +443,9 @@ def _move(case: Case, name: str, rng: random.Random) -> None:
     if kind == 0:
         new = name.rpartition(".")[0] + rng.choice([".parquet", ".csv", ".gz", ".pq", ".zip", "", ".inter"])
     elif kind == 1:
-        new = "/".join([*(f"key{n}={rng.choice(['1', '', 'x', '__HIVE_DEFAULT_PARTITION__'])}" for n in range(9)), name])
+        new = "/".join(
+            [*(f"key{n}={rng.choice(['1', '', 'x', '__HIVE_DEFAULT_PARTITION__'])}" for n in range(9)), name]
+        )
     else:
         new = name
         case.files[new + "/manifest.json"] = content
@@ -458,8 +490,7 @@ def attempt(case: Case, folder: Path, cli: bool = False) -> str:
         try:
             data = _read(case, folder)
             _ = data.tables_fingerprint
-        except RediffuseError as error:
-            assert error.problem
+        except RediffuseError:
             outcome = REFUSED
         else:
             check(data, case, folder)
@@ -491,10 +522,13 @@ def _through_cli(case: Case, folder: Path, outcome: str) -> None:
 def check(data: Dataset, case: Case, folder: Path) -> None:
     """A dataset is sound, and what it was read from says the same."""
     events = data.interactions
-    assert events.offsets[0] == 0 and events.offsets[-1] == len(events.items) == data.num_events > 0
-    assert (events.lengths >= 0).all() and len(events) == data.num_users
+    assert events.offsets[0] == 0
+    assert events.offsets[-1] == len(events.items) == data.num_events > 0
+    assert (events.lengths >= 0).all()
+    assert len(events) == data.num_users
     assert ((events.items >= 0) & (events.items < data.num_items)).all()
-    assert (np.bincount(events.items, minlength=data.num_items) > 0).all() and data.num_items >= 2
+    assert (np.bincount(events.items, minlength=data.num_items) > 0).all()
+    assert data.num_items >= 2
     if data.social is None:
         assert (events.lengths > 0).all()
     inner = np.diff(events.owners) == 0
@@ -502,9 +536,12 @@ def check(data: Dataset, case: Case, folder: Path) -> None:
         assert np.isfinite(events.times).all()
         assert (np.diff(events.times)[inner] >= 0).all()
     if events.ratings is not None:
-        assert np.isfinite(events.ratings).all() and (events.ratings >= 0).all()
+        assert np.isfinite(events.ratings).all()
+        assert (events.ratings >= 0).all()
     for ids in (data.user_ids, data.item_ids):
-        assert ids.dtype in (pl.Int64, pl.String) and not ids.null_count() and ids.n_unique() == len(ids)
+        assert ids.dtype in (pl.Int64, pl.String)
+        assert not ids.null_count()
+        assert ids.n_unique() == len(ids)
     assert data.item_ids.is_sorted()
     for table, ids in ((data.items, data.item_ids), (data.users, data.user_ids)):
         assert table is None or table.to_series(0).equals(ids)
@@ -517,39 +554,36 @@ def check(data: Dataset, case: Case, folder: Path) -> None:
             assert ((ends >= 0) & (ends < size)).all()
         assert ((kg.item_entity >= 0) & (kg.item_entity < [data.num_items, kg.num_entities])).all()
     for part in data.given.values():
-        assert part.shape == events.items.shape and set(np.unique(part)) <= {-1, 0, 1, 2}
+        assert part.shape == events.items.shape
+        assert set(np.unique(part)) <= {-1, 0, 1, 2}
     report = data.report
     dropped = sum(report.get(f"dropped_{why}", 0) for why in ("below_min_rating", "duplicates", "by_k_core"))
     assert report["rows"] - dropped == report["events"] == data.num_events
     if case.kind == "dataset":
         return
     if k := case.options.get("k_core"):
-        assert (np.bincount(events.items) >= k).all() and (events.lengths[events.lengths > 0] >= k).all()
+        assert (np.bincount(events.items) >= k).all()
+        assert (events.lengths[events.lengths > 0] >= k).all()
     again = Dataset.load(data.save(folder / "saved again"))
-    recomputed = Dataset(again.interactions, again.user_ids, again.item_ids, again.has_timestamps)
-    recomputed = Dataset(**{**vars_of(recomputed), "social": again.social, "kg": again.kg})
+    recomputed = dataclasses.replace(again)  # without the fingerprints that were loaded
     assert recomputed.fingerprint == data.fingerprint == again.fingerprint
     assert again.tables_fingerprint == data.tables_fingerprint
     for name in ("items", "users"):
         one, other = getattr(data, name), getattr(again, name)
-        assert (one is None) == (other is None) and (one is None or one.equals(other)), name
+        assert one is other is None or one.equals(other), name
     assert again.given.keys() == data.given.keys()
     assert all((again.given[name] == part).all() for name, part in data.given.items())
-    assert again.report == json.loads(json.dumps(data.report)) and again.title == data.title
+    assert again.report == json.loads(json.dumps(data.report))
+    assert again.title == data.title
     if not dropped:
-        plain = _plainly(case, data)
+        plain = _plainly(case)
         if plain is not None:
             users, items = data.user_ids.gather(events.owners), data.item_ids.gather(events.items)
             found = Counter(zip(map(str, users), map(str, items), strict=True))
             assert found == plain, f"{list((found - plain).items())[:3]} and not {list((plain - found).items())[:3]}"
 
 
-def vars_of(data: Dataset) -> dict[str, Any]:
-    """The fields of a dataset, without what it has computed."""
-    return {name: getattr(data, name) for name in data.__dataclass_fields__}
-
-
-def _plainly(case: Case, data: Dataset) -> Counter[tuple[str, str]] | None:
+def _plainly(case: Case) -> Counter[tuple[str, str]] | None:
     """(user, item) of every row of a plain CSV file, as Python's csv module reads it; None for other cases."""
     content = case.files.get(case.source, b"")
     if case.kind not in ("csv", "order", "iso") or content[:2] == b"\x1f\x8b" or content[:4] == b"PAR1":

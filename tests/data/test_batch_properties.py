@@ -28,9 +28,7 @@ def make(kind: str, histories: Histories, batch_size: int, seed: int) -> Any:
     rng = np.random.default_rng(seed)
     if kind in ("causal", "prefix"):
         every = kind == "causal"
-        return SequenceBatches(
-            histories, max_length=4, batch_size=batch_size, pad=ITEMS, every_position=every, rng=rng
-        )
+        return SequenceBatches(histories, max_length=4, batch_size=batch_size, pad=ITEMS, every_position=every, rng=rng)
     if kind == "rows":
         return RowBatches(binary_matrix(histories, ITEMS), batch_size=batch_size, rng=rng)
     if kind == "pairs":
@@ -39,7 +37,7 @@ def make(kind: str, histories: Histories, batch_size: int, seed: int) -> Any:
 
 
 def content(kind: str, batch: Any) -> list[tuple]:
-    """What a batch teaches, one entry per target (per row for rows and continuations), without its place in the batch."""
+    """What a batch teaches, one entry per target (or row, of rows and continuations), without its place in it."""
     if kind in ("causal", "prefix"):
         return [
             (tuple(batch.items[row, : int(position) + 1].tolist()), int(target))
@@ -48,7 +46,9 @@ def content(kind: str, batch: Any) -> list[tuple]:
     if kind == "rows":
         return [tuple(row.nonzero().flatten().tolist()) for row in batch.dense(ITEMS)]
     if kind == "pairs":
-        return list(zip(batch.users.tolist(), batch.positives.tolist(), map(tuple, batch.negatives.tolist()), strict=True))
+        return list(
+            zip(batch.users.tolist(), batch.positives.tolist(), map(tuple, batch.negatives.tolist()), strict=True)
+        )
     ends = [*batch.offsets.tolist()[1:], len(batch.items)][: len(batch.offsets)]  # a rank may have no row
     following = [tuple(batch.items[a:b].tolist()) for a, b in zip(batch.offsets.tolist(), ends, strict=True)]
     return list(zip(map(tuple, batch.targets.tolist()), following, strict=True))
@@ -82,7 +82,9 @@ def test_an_epoch_teaches_everything_once(kind: str, people: list[list[int]], ba
         found = [entry[:2] for entry in found]
         expected = [(user, item) for user, row in enumerate(people) for item in row]
     elif seed % 2:  # cut at a random place: each long enough history once
-        possible = [{(tuple(r[c - 2 : c]), tuple(r[c : c + 3])) for c in range(2, len(r))} for r in people if len(r) > 2]
+        possible = [
+            {(tuple(r[c - 2 : c]), tuple(r[c : c + 3])) for c in range(2, len(r))} for r in people if len(r) > 2
+        ]
         assert len(found) == len(possible)
         for cuts in sorted(possible, key=len):
             hit = next(entry for entry in found if entry in cuts)
@@ -166,5 +168,7 @@ def test_padding_sets_and_weights(people: list[list[int]], length: int, data: st
     assert weighted_matrix(histories, ITEMS, weights).toarray().tolist() == expected.tolist()
     items, offsets, counts = bags(histories, ITEMS, torch.device("cpu"))
     ends = [*offsets.tolist()[1:], len(items)]
-    assert [items[a:b].tolist() for a, b in zip(offsets.tolist(), ends, strict=True)] == [sorted(set(r)) for r in people]
+    assert [items[a:b].tolist() for a, b in zip(offsets.tolist(), ends, strict=True)] == [
+        sorted(set(r)) for r in people
+    ]
     assert counts.tolist() == [len(set(row)) for row in people]

@@ -22,7 +22,19 @@ SETTLED = settings(
 )
 
 WILD = ["007", "7", "-0", "+7", "1e5", "a,b", 'say "hi"', '"', "two\nlines", "a\tb", "c;d", "e|f", "::", "NaN", "null"]
-WILD += ["\U0001f3ac", "e\u0301", "\u00e9", "\ufeffx", "x\u2028y", "\u202e", "'", "#", "\\", "9223372036854775808", "x\0y"]
+WILD += [
+    "\U0001f3ac",
+    "e\u0301",
+    "\u00e9",
+    "\ufeffx",
+    "x\u2028y",
+    "\u202e",
+    "'",
+    "#",
+    "\\",
+    "9223372036854775808",
+    "x\0y",
+]
 text_ids = st.one_of(
     st.sampled_from(WILD),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), min_size=1, max_size=8).filter(
@@ -38,7 +50,10 @@ def tables(draw: st.DrawFn) -> list[tuple[Any, Any, float, int]]:
     users = draw(st.lists(draw(st.sampled_from([text_ids, integer_ids])), min_size=1, max_size=5, unique=True))
     items = draw(st.lists(draw(st.sampled_from([text_ids, integer_ids])), min_size=2, max_size=6, unique=True))
     event = st.tuples(
-        st.sampled_from(users), st.sampled_from(items), st.sampled_from([0.0, 0.5, 3.0, 4.25]), st.integers(10**9, 10**9 + 9)
+        st.sampled_from(users),
+        st.sampled_from(items),
+        st.sampled_from([0.0, 0.5, 3.0, 4.25]),
+        st.integers(10**9, 10**9 + 9),
     )
     rows = draw(st.lists(event, min_size=2, max_size=20))
     if len({row[1] for row in rows}) < 2:
@@ -60,9 +75,13 @@ def sorted_ids(ids: set[Any], untyped: bool) -> list[Any]:
 
 
 def plain(
-    rows: list[tuple], untyped: bool, min_rating: float | None = None, duplicates: str = "keep", k_core: int | None = None
+    rows: list[tuple],
+    untyped: bool,
+    min_rating: float | None = None,
+    duplicates: str = "keep",
+    k_core: int | None = None,
 ) -> tuple[list, list, list[list[tuple]]] | None:
-    """User ids, item ids and each user's (item, second, rating), by the letter of docs/data.md; None: fewer than 2 items.
+    """User ids, item ids and each user's (item, second, rating), by the letter of docs/data.md; None without two items.
 
     Ids are as in ``rows``, in the order in which they are numbered.
     """
@@ -93,7 +112,8 @@ def compare(data: Dataset, expected: tuple[list, list, list[list[tuple]]], secon
     assert list(map(str, data.user_ids)) == list(map(str, user_ids))
     assert list(map(str, data.item_ids)) == list(map(str, item_ids))
     events = data.interactions
-    assert events.times is not None and events.ratings is not None
+    assert events.times is not None
+    assert events.ratings is not None
     for user, history in enumerate(histories):
         own = slice(events.offsets[user], events.offsets[user + 1])
         assert [item_ids[item] for item in events.items[own]] == [item for item, _, _ in history]
@@ -130,7 +150,9 @@ def as_frame(rows: list[tuple]) -> pl.DataFrame:
 
 
 @SETTLED
-@given(tables(), st.sampled_from(",\t;|"), st.sampled_from(sorted(TIMES)), st.sampled_from(["\n", "\r\n"]), st.booleans())
+@given(
+    tables(), st.sampled_from(",\t;|"), st.sampled_from(sorted(TIMES)), st.sampled_from(["\n", "\r\n"]), st.booleans()
+)
 def test_any_text(tmp_path: Path, rows: list[tuple], separator: str, form: str, line_end: str, mark: bool) -> None:
     content = as_text(rows, separator, form, line_end)
     path = tmp_path / "events.txt"
@@ -193,9 +215,13 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, rows: list[tuple], data
     made = Dataset.from_interactions(
         frame,
         **OPTIONS,
-        items=pl.DataFrame({"what": items, "title": [f"\u00abt\u00bb {item}" for item in items], "n": range(len(items))}),
+        items=pl.DataFrame(
+            {"what": items, "title": [f"\u00abt\u00bb {item}" for item in items], "n": range(len(items))}
+        ),
         users=pl.DataFrame({"who": users, "tags": [["a"] * (n % 3) for n in range(len(users))]}),
-        social=pl.DataFrame(data.draw(st.lists(link, min_size=1, max_size=9)), schema=["source", "target"], orient="row"),
+        social=pl.DataFrame(
+            data.draw(st.lists(link, min_size=1, max_size=9)), schema=["source", "target"], orient="row"
+        ),
         kg=pl.DataFrame({"head": ["a", "b"], "relation": ["r", "r"], "tail": ["b", "c"]}),
         item_entity=pl.DataFrame({"what": items, "entity_id": [f"e{n}" for n in range(len(items))]}),
         splits=pl.DataFrame(splits, schema=["who", "what", "when", "split"], orient="row"),
@@ -211,10 +237,16 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, rows: list[tuple], data
         *((getattr(made.social, end), getattr(again.social, end)) for end in ("source", "target")),
         *((getattr(made.kg, name), getattr(again.kg, name)) for name in ("head", "relation", "tail", "item_entity")),
     ):
-        assert one.dtype == other.dtype and np.array_equal(one, other)
-    assert made.user_ids.equals(again.user_ids) and made.item_ids.equals(again.item_ids)
-    assert made.items is not None and again.items is not None and made.items.equals(again.items)
-    assert made.users is not None and again.users is not None and made.users.equals(again.users)
+        assert one.dtype == other.dtype
+        assert np.array_equal(one, other)
+    assert made.user_ids.equals(again.user_ids)
+    assert made.item_ids.equals(again.item_ids)
+    assert made.items is not None
+    assert again.items is not None
+    assert made.items.equals(again.items)
+    assert made.users is not None
+    assert again.users is not None
+    assert made.users.equals(again.users)
     assert (again.title, again.has_timestamps, again.report) == (made.title, made.has_timestamps, made.report)
     # Each event is in the part that its row of the splits says.
     wanted = {n: ["train", "valid", "test"].index(word) for _, _, n, word in splits}
@@ -231,7 +263,9 @@ SPOILT = {
 
 @SETTLED
 @given(tables(), st.data())
-def test_a_spoilt_field_is_named_by_file_line_and_column(tmp_path: Path, rows: list[tuple], data: st.DataObject) -> None:
+def test_a_spoilt_field_is_named_by_file_line_and_column(
+    tmp_path: Path, rows: list[tuple], data: st.DataObject
+) -> None:
     rows = [(f"u{u}", f"i{i}", *rest) for u, i, *rest in [*rows, *rows, *rows]]
     column = data.draw(st.sampled_from(HEADER))
     value, says = data.draw(st.sampled_from(SPOILT[column]))
@@ -245,4 +279,5 @@ def test_a_spoilt_field_is_named_by_file_line_and_column(tmp_path: Path, rows: l
     with pytest.raises(DataError) as refused:
         Dataset.from_interactions(path, **OPTIONS)
     assert f"{path}, line {line}: column {column!r}" in str(refused.value)
-    assert says in str(refused.value) and refused.value.remedy
+    assert says in str(refused.value)
+    assert refused.value.remedy

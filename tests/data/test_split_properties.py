@@ -27,7 +27,9 @@ tables = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=4, m
 def build(rows: list[tuple], **tables: Any) -> Dataset | None:
     if len({row[1] for row in rows}) < 2:
         return None
-    return Dataset.from_interactions(pl.DataFrame(rows, ["user_id", "item_id", "time"], orient="row"), time="time", **tables)
+    return Dataset.from_interactions(
+        pl.DataFrame(rows, ["user_id", "item_id", "time"], orient="row"), time="time", **tables
+    )
 
 
 def parts(made: Split) -> dict[int, int]:
@@ -84,7 +86,8 @@ def test_ratio_keeps_its_shares_and_leaves_nobody_untrained(rows: list[tuple], s
     made = split.ratio(data, train, valid, seed)
     owners = data.interactions.owners
     count = {part: np.bincount(owners[made.part == part], minlength=data.num_users).tolist() for part in (0, 1, 2)}
-    assert count[TEST] == tested and count[VALID] == validated
+    assert count[TEST] == tested
+    assert count[VALID] == validated
     assert min(count[TRAIN]) >= 1
     assert parts(split.ratio(data, train, valid, seed)) == parts(made)
 
@@ -137,7 +140,9 @@ def test_tasks_and_views_by_plain_loops(name: str, rows: list[tuple], data: st.D
     if made is None:
         return
     found, whole = parts(made), made.dataset
-    by_user = {u: sorted((row for row in rows if row[0] == u), key=lambda row: row[2]) for u in sorted({r[0] for r in rows})}
+    by_user = {
+        u: sorted((row for row in rows if row[0] == u), key=lambda row: row[2]) for u in sorted({r[0] for r in rows})
+    }
     numbers = {item: n for n, item in enumerate(whole.item_ids)}
 
     def of(user: int, *wanted: int) -> list[int]:
@@ -156,7 +161,8 @@ def test_tasks_and_views_by_plain_loops(name: str, rows: list[tuple], data: st.D
     for ours in (view.train, view.valid.histories, view.valid.truth):
         for theirs in (whole.interactions, made.task("test").truth):
             assert not np.shares_memory(ours.items, theirs.items)
-            assert ours.times is not None and theirs.times is not None
+            assert ours.times is not None
+            assert theirs.times is not None
             assert not np.shares_memory(ours.times, theirs.times)
 
 
@@ -173,4 +179,7 @@ def test_the_fingerprint_changes_with_the_part_and_only_with_it(rows: list[tuple
     flipped[at] = (flipped[at] + 1) % 3
     changed = Split(one.dataset, one.name, one.params, flipped)
     assert changed.fingerprint != one.fingerprint
-    assert Split(one.dataset, one.name, one.params, one.part.copy(), leak="another sentence").fingerprint == one.fingerprint
+    assert (
+        Split(one.dataset, one.name, one.params, one.part.copy(), leak="another sentence").fingerprint
+        == one.fingerprint
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -19,7 +20,9 @@ SETTLED = settings(derandomize=True, deadline=None, max_examples=60)
 @st.composite
 def shorter(draw: st.DrawFn) -> tuple[Any, list[int]]:
     """A schedule, and which of its timesteps are kept: evenly spaced, strided, or any."""
-    name = draw(st.sampled_from(["linear", "cosine", "sqrt", "trunc_cos", "trunc_lin", "linear_var", "binomial", "sigmoid"]))
+    name = draw(
+        st.sampled_from(["linear", "cosine", "sqrt", "trunc_cos", "trunc_lin", "linear_var", "binomial", "sigmoid"])
+    )
     steps = draw(st.integers(21, 90))
     kept = draw(
         st.one_of(
@@ -36,11 +39,14 @@ def shorter(draw: st.DrawFn) -> tuple[Any, list[int]]:
 def test_evenly_spaced_ends(steps: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, steps))
     kept = space_timesteps(steps, count)
-    assert kept[0] == 0 and len(kept) == count and set(kept) <= set(range(steps))
+    assert kept[0] == 0
+    assert len(kept) == count
+    assert set(kept) <= set(range(steps))
     if count > 1:
         assert kept[-1] == steps - 1
-        gaps = [b - a for a, b in zip(kept, kept[1:], strict=False)]
-        assert max(gaps) - min(gaps) <= 1 + (min(gaps) > 0) and min(gaps) >= 1
+        gaps = [b - a for a, b in itertools.pairwise(kept)]
+        assert max(gaps) - min(gaps) <= 1 + (min(gaps) > 0)
+        assert min(gaps) >= 1
         stride = (steps - 1) / (count - 1)
         assert all(abs(t - n * stride) <= 0.5 + 1e-6 for n, t in enumerate(kept))
 
@@ -71,7 +77,7 @@ def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 @SETTLED
 @given(shorter(), st.booleans(), st.floats(-2, 2))
 def test_a_whole_run_by_hand(case: tuple, strided: bool, start: float) -> None:
-    """Deterministic sampling, number by number: the network hears original timesteps, the update has abar of the kept."""
+    """Deterministic sampling: the network hears original timesteps, the update has abar of the kept ones."""
     schedule, kept = case
     abar = [float(schedule.alphas_cumprod[t]) for t in kept]
     x = start
@@ -102,7 +108,8 @@ def test_weighted_losses_have_the_mean_of_uniform_ones(name: str, steps: int, ro
     for _ in range(rounds):
         sampler.update(torch.arange(steps), loss.float() * data.draw(st.floats(0, 2)))
     chances = sampler.probabilities()
-    assert float(chances.sum()) == pytest.approx(1) and bool((chances > 0).all())
+    assert float(chances.sum()) == pytest.approx(1)
+    assert bool((chances > 0).all())
     t, weight = sampler.sample(4000, torch.Generator().manual_seed(0))
     weights = torch.full((steps,), math.nan, dtype=torch.float64)
     weights[t] = weight.double()

@@ -99,7 +99,7 @@ def result(scores: Any, histories: Any, truth: Any, items: int, block: int | Non
 @SETTLED
 @given(worlds((-math.inf, -1.0, 0.0, 0.5, 0.5)), st.integers(1, 3))
 def test_a_task_by_definition_in_blocks_of_any_size(world: tuple, block: int) -> None:
-    scores, histories, truth, items = world
+    scores, histories, truth, _items = world
     found = result(*world, block=block)
     assert found.metrics == result(*world).metrics
     for policy in POLICIES:
@@ -146,7 +146,9 @@ def test_evaluate_says_of_the_same_lists_what_the_task_says(world: tuple) -> Non
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, 3), st.integers(0, 7), st.sampled_from([math.nan, None, -math.inf, -1.0, -0.0, 0.0, 2.0, math.inf])
+            st.integers(0, 3),
+            st.integers(0, 7),
+            st.sampled_from([math.nan, None, -math.inf, -1.0, -0.0, 0.0, 2.0, math.inf]),
         ),
         max_size=25,
     ),
@@ -159,7 +161,11 @@ def test_anyones_lists_by_definition(rows: list[tuple], truth: list[tuple], rand
     ranks = []
     for person in people:
         true = {item for user, item in truth if user == person}
-        own = [(item, None if score is None or math.isnan(score) else score) for user, item, score in rows if user == person]
+        own = [
+            (item, None if score is None or math.isnan(score) else score)
+            for user, item, score in rows
+            if user == person
+        ]
         order = sorted(own, key=lambda row: (row[1] is None, -(row[1] or 0.0), row[0] in true))
         once = list(dict.fromkeys(item for item, _ in order))
         ranks.append(([place for place, item in enumerate(once, start=1) if item in true], len(true)))

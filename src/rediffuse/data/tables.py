@@ -238,7 +238,9 @@ def _expand(path: Path, what: str) -> list[Path]:
     try:
         folder = path.is_dir()
     except OSError as error:  # a name that is too long
-        raise DataError(f"{path} cannot be looked at: {error.strerror}.", f"Check the path of the {what} table.") from None
+        raise DataError(
+            f"{path} cannot be looked at: {error.strerror}.", f"Check the path of the {what} table."
+        ) from None
     if folder:
         if (path / "manifest.json").is_file():
             raise DataError(f"{path} is a dataset already.", "Read it with Dataset.load.")
