@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,9 @@ def test_global_time_by_hand(rows: list[tuple], quantile: float, valid_quantile:
     assert parts(split.global_time(data, quantile, valid_quantile)) == expected
 
 
-def half_up(value: float) -> int:
-    return int(value + 0.5)
+def half_up(count: int, share: Fraction) -> int:
+    """The share of a count, halves up, without the rounding of floats."""
+    return int(count * share + Fraction(1, 2))
 
 
 @SETTLED
@@ -77,8 +79,8 @@ def test_ratio_keeps_its_shares_and_leaves_nobody_untrained(rows: list[tuple], s
         return
     train, valid = shares
     lengths = data.interactions.lengths.tolist()
-    tested = [min(half_up(n * (1 - train - valid)), n - 1) for n in lengths]
-    validated = [min(half_up(n * valid), n - 1 - t) for n, t in zip(lengths, tested, strict=True)]
+    tested = [min(half_up(n, 1 - Fraction(str(train)) - Fraction(str(valid))), n - 1) for n in lengths]
+    validated = [min(half_up(n, Fraction(str(valid))), n - 1 - t) for n, t in zip(lengths, tested, strict=True)]
     if not any(tested):
         with pytest.raises(DataError):
             split.ratio(data, train, valid, seed)

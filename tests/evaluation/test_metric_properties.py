@@ -18,7 +18,7 @@ from rediffuse.evaluation.evaluate import evaluate
 from rediffuse.evaluation.metrics import ACCURACY, NOT_RANKED, POLICIES, Metric, accuracy_values
 from rediffuse.evaluation.protocol import evaluate_task
 
-SETTLED = settings(derandomize=True, deadline=None, max_examples=50)
+SETTLED = settings(derandomize=True, deadline=None, max_examples=30)
 KS = (1, 2, 5, 10)
 NAMES = [f"{kind}@{k}" for kind in ACCURACY for k in KS]
 
