@@ -243,6 +243,9 @@ def _by_category(known: pl.Series) -> Numbering:
 # --- numbers -----------------------------------------------------------------------------------------------
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def ratings(column: Column | Pieces) -> NDArray[np.float32]:
     """(rows,) float32.
 
@@ -254,6 +257,7 @@ def ratings(column: Column | Pieces) -> NDArray[np.float32]:
     def read(piece: Column) -> NDArray[Any]:
         numbers = _numbers(piece, "a number")
         piece.refuse_first(numbers < 0, "is {}, which is negative", remedy)
+        piece.refuse_first(numbers > _LARGEST, "is {}, more than 32 bits hold", remedy)
         return numbers.to_numpy()
 
     return _joined(column, read, np.float32)

@@ -21,6 +21,10 @@ from rediffuse.errors import DataError, did_you_mean
 PIECE = 1 << 24
 
 
+# What polars raises for damaged files. Its panics are no Exception.
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
+
 @dataclass(frozen=True)
 class Table:
     """A table somebody brought.
@@ -104,7 +108,7 @@ class Table:
     def _read(self, frame: pl.LazyFrame) -> pl.DataFrame:
         try:
             return frame.collect()
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except UNREADABLE as error:
             for file in self.files:
                 if isinstance(file, TextFile):
                     diagnose(file)
@@ -203,7 +207,7 @@ def _from_files(
         frame = pl.scan_parquet(paths, glob=False, hive_partitioning=hive)
         try:
             return Table(name, frame, frame.collect_schema().names(), {}, paths)
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except UNREADABLE as error:
             raise DataError(
                 f"{name} cannot be read as Parquet: {first_line(error)}",
                 "The file may be cut short: fetch it again.",
@@ -231,7 +235,13 @@ def _kind(path: Path) -> str:
 
 
 def _expand(path: Path, what: str) -> list[Path]:
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise DataError(
+            f"{path} cannot be looked at: {error.strerror}.", f"Check the path of the {what} table."
+        ) from None
+    if folder:
         if (path / "manifest.json").is_file():
             raise DataError(f"{path} is a dataset already.", "Read it with Dataset.load.")
         files = sorted(path.rglob("*.parquet")) or sorted(

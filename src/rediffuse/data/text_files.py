@@ -12,8 +12,9 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,6 +58,8 @@ class TextFile:
                         yield number, line.rstrip("\r\n").split(self.separator)
                 return
             quoting = csv.QUOTE_NONE if self.typed else csv.QUOTE_MINIMAL
+            # Set for the whole process; polars has no limit, and its rows are to be found again.
+            csv.field_size_limit(2**31 - 1)
             reader = csv.reader(text, delimiter=self.separator, quoting=quoting, strict=strict)
             start = 1
             try:
@@ -108,7 +111,8 @@ def inspect(path: Path, wanted: Sequence[str], separator: str | None, encoding: 
     if encoding is not None:
         try:
             encoding = codecs.lookup(encoding).name
-        except LookupError:
+            TextIOWrapper(BytesIO(), encoding)  # base64 and the like are no encodings of text
+        except (LookupError, ValueError):
             raise DataError(f"There is no encoding {encoding!r}.", 'For example: "latin-1", "cp1252".') from None
     if encoding in (None, "utf-8"):
         encoding = "utf-8-sig"  # takes a byte order mark away, if there is one
@@ -119,9 +123,11 @@ def inspect(path: Path, wanted: Sequence[str], separator: str | None, encoding: 
     try:
         decoder = codecs.getincrementaldecoder(encoding)()
         text = decoder.decode(sample)
-    except UnicodeDecodeError:
+    except UnicodeError:
         _refuse_encoding(path, encoding)
         raise
+    if not text.strip():
+        raise DataError(f"{path} holds nothing but spaces.", "Bring a table with a header line and at least one row.")
     if "\r" in text and "\n" not in text:
         raise DataError(f"The lines of {path} end in a bare carriage return.", "Save it with usual line ends (LF).")
     lines = [line for line in text.splitlines() if line.strip()]
@@ -210,6 +216,11 @@ def _refuse_encoding(path: Path, encoding: str) -> None:
                     f"{path} is not {name.upper()}: byte {at:,} (line {line}) is 0x{wrong:02x}.",
                     f'Pass the encoding it was written in, for example encoding="{guess}" or "cp1252".',
                 ) from None
+            except UnicodeError as error:  # of the whole stream: UTF-16 without its mark, a codec of names
+                raise DataError(
+                    f"{path} is not {name.upper()}: {first_line(error)}",
+                    'Pass the encoding it was written in, for example encoding="utf-16-le" or "latin-1".',
+                ) from None
             if not block:
                 return
             offset += len(block)
@@ -219,28 +230,37 @@ def _refuse_encoding(path: Path, encoding: str) -> None:
 def _read_bytes(file: TextFile) -> bytes:
     """The content as UTF-8, unpacked."""
     with _open_bytes(file.path) as stream:
-        try:
-            content = stream.read()
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{file.path} is a damaged gzip file: {error}.", "Fetch or pack it again.") from None
+        content = stream.read()
     if file.encoding == "utf-8-sig":
         return content
     try:
         return content.decode(file.encoding).encode()
-    except UnicodeDecodeError:
+    except UnicodeError as error:
         _refuse_encoding(file.path, file.encoding)
-        raise
+        raise DataError(f"{file.path} is not {file.encoding.upper()}: {error}.", "Save it as UTF-8.") from None
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
-    if not _is_gzip(path):
-        return path.open("rb")
-    file = gzip.open(path)  # noqa: SIM115 (the caller closes it)
-    try:
-        file.peek(1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a damaged gzip file: {error}.", "Fetch or pack it again.") from None
-    return file  # pyright: ignore[reportReturnType]
+    return _Gzip(path) if _is_gzip(path) else path.open("rb")  # pyright: ignore[reportReturnType]
+
+
+class _Gzip(gzip.GzipFile):
+    """Damage shows anywhere in a gzip file, whoever reads it; it is told in our words."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        with self._told():
+            return super().read(size)
+
+    def read1(self, size: int = -1) -> bytes:
+        with self._told():
+            return super().read1(size)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{self.name} is a damaged gzip file: {error}.", "Fetch or pack it again.") from None
 
 
 def magic(path: Path) -> bytes:

@@ -1,0 +1,752 @@
+"""Reading damaged files: every one is either read or refused with an error of ours.
+
+Small valid tables (CSV, TSV, gzip, ``::``, Parquet, hive folders, RecBole atomic files, with tables of items, users,
+links, triples and splits; saved datasets) are damaged at random and read, in a worker process with limits of time
+and memory. What is read is checked too: a dataset must be sound, survive saving and loading, and hold the rows that
+Python's own csv module finds in the file.
+
+    python benchmarks/fuzz_ingest.py --count 10_000 --seed 0 --out benchmarks/results/fuzz_ingest.json
+
+``--start`` cuts a run in pieces, which ``--out`` adds up. A failure is named by seed and index; ``--keep FOLDER --start
+INDEX --count 1`` writes its files. The worker's standard error goes nowhere, as panics of the reader print there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import platform
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rediffuse.data.dataset import Dataset
+from rediffuse.errors import RediffuseError
+
+ACCEPTED, REFUSED, FAILED, HUNG, DIED = "accepted", "refused", "other exception", "hang", "died"
+# One mutant in this many also goes through `rediffuse prepare`.
+CLI_EVERY = 20
+
+
+@dataclass
+class Case:
+    """Files by name, and how they are read: the source, options, and the file of each table beside it."""
+
+    kind: str
+    files: dict[str, bytes]
+    source: str
+    options: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, str] = field(default_factory=dict)
+    damage: list[str] = field(default_factory=list)
+
+
+# --- seeds -------------------------------------------------------------------------------------------------
+
+
+def _rows() -> dict[str, list[list[Any]]]:
+    rng = random.Random(7)
+    users, items = [f"u{n:02d}" for n in range(9)], [f'film {n}, part "{n % 3}"' for n in range(12)]
+    events = [
+        [rng.choice(users), rng.choice(items), rng.randint(1, 10) / 2, 1_700_000_000 + rng.randint(0, 99_999), order]
+        for order in range(60)
+    ]
+    touched = sorted({event[1] for event in events})
+    return {
+        "events": [["user_id", "item_id", "rating", "timestamp", "order"], *events],
+        "items": [["item_id", "title", "genres"], *([i, f"Ti\u0301tle {i}", "a|b;c"] for i in touched)],
+        "users": [["user_id", "age"], *([u, str(20 + n)] for n, u in enumerate(users))],
+        "social": [["source", "target"], *([a, rng.choice([*users, "new"])] for a in users for _ in range(2))],
+        "kg": [["head", "relation", "tail"], *([f"e{n}", f"r{n % 3}", f"e{n * 5 % 17}"] for n in range(30))],
+        "item_entity": [["item_id", "entity_id"], *([i, f"e{n}"] for n, i in enumerate(touched))],
+        "splits": [
+            ["user_id", "item_id", "timestamp", "split"],
+            *([e[0], e[1], e[3], rng.choice(["train", "valid", "test"])] for e in events),
+        ],
+    }
+
+
+def _text(rows: list[list[Any]], separator: str = ",") -> bytes:
+    if len(separator) > 1:
+        return "".join(separator.join(map(str, row)) + "\n" for row in rows).encode()
+    out = io.StringIO()
+    csv.writer(out, delimiter=separator, lineterminator="\n").writerows(rows)
+    return out.getvalue().encode()
+
+
+def _frame(rows: list[list[Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows[1:], schema=[str(name) for name in rows[0]], orient="row")
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    out = io.BytesIO()
+    frame.write_parquet(out, compression="uncompressed")
+    return out.getvalue()
+
+
+def _numbered(rows: list[list[Any]]) -> list[list[Any]]:
+    """The same table with integers for ids, without what would have to be quoted."""
+    numbers: dict[Any, int] = {}
+    return [
+        rows[0],
+        *(
+            [numbers.setdefault(v, len(numbers)) if n < 2 and isinstance(v, str) else v for n, v in enumerate(row)]
+            for row in rows[1:]
+        ),
+    ]
+
+
+def seeds() -> list[Case]:
+    """What is damaged: every kind of file that docs/data.md says can be read."""
+    rows = _rows()
+    beside = {name: f"{name}.csv" for name in rows if name != "events"}
+    usual: dict[str, Any] = {"time": "timestamp", "rating": "rating"}
+    iso = [
+        ["user_id", "item_id", "when"],
+        *([e[0], e[1], f"2024-03-{1 + n % 28:02d} 12:{n % 60:02d}:0{n % 9}"] for n, e in enumerate(rows["events"][1:])),
+    ]
+    plain = _numbered(rows["events"])
+    hive = {
+        f"year=20{year}/month={month}/part-{month}.parquet": _parquet(_frame(rows["events"])[year - 20 :: 4])
+        for year in (22, 23)
+        for month in (1, 2)
+    }
+    atomic = {
+        "inter": ["user_id:token", "item_id:token", "rating:float", "timestamp:float", "order:float"],
+        "item": ["item_id:token", "title:token_seq", "genres:token_seq"],
+        "user": ["user_id:token", "age:float"],
+        "net": ["source_id:token", "target_id:token"],
+        "kg": ["head_id:token", "relation_id:token", "tail_id:token"],
+        "link": ["item_id:token", "entity_id:token"],
+    }
+    names = {"inter": "events", "item": "items", "user": "users", "net": "social", "kg": "kg", "link": "item_entity"}
+    atomic_files = {
+        f"set.{end}": "".join("\t".join(map(str, row)) + "\n" for row in [header, *rows[names[end]][1:]]).encode()
+        for end, header in atomic.items()
+    }
+    cases = [
+        Case("csv", {f"{n}.csv": _text(r) for n, r in rows.items()}, "events.csv", usual, beside),
+        Case("tsv.gz", {"events.tsv.gz": gzip.compress(_text(plain, "\t"), mtime=0)}, "events.tsv.gz", usual),
+        Case("order", {"events.csv": _text(plain, ";")}, "events.csv", {"order": "order", "rating": "rating"}),
+        Case("::", {"events.dat": _text(plain, "::")}, "events.dat", {**usual, "separator": "::"}),
+        Case("iso", {"events.csv": _text(iso)}, "events.csv", {"time": "when"}),
+        Case("folder", {f"logs/{n}.csv": _text([plain[0], *plain[1 + n :: 3]]) for n in range(3)}, "logs", usual),
+        Case(
+            "parquet",
+            {f"{n}.parquet": _parquet(_frame(r)) for n, r in rows.items()},
+            "events.parquet",
+            usual,
+            {name: f"{name}.parquet" for name in beside},
+        ),
+        Case("hive", {f"logs/{name}": content for name, content in hive.items()}, "logs", usual),
+        Case("atomic", atomic_files, "."),
+    ]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        saved = _read(cases[0], Path(folder)).save(Path(folder) / "saved")
+        files = {f"saved/{path.name}": path.read_bytes() for path in sorted(saved.iterdir())}
+    return [*cases, Case("dataset", files, "saved")]
+
+
+# --- damage ------------------------------------------------------------------------------------------------
+
+_SNIPPETS = [
+    *(
+        b'"',
+        b'""',
+        b"'",
+        b",",
+        b";",
+        b"\t",
+        b"|",
+        b"::",
+        b" ",
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b"\0",
+        b"\\",
+        b"#",
+        b"\x1f",
+        b"\x0b",
+    ),
+    *(b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"\xc3", b"\xe9", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"),
+    *("\u2028".encode(), "\u0085".encode(), "\u00a0".encode(), "\U0001f3ac".encode(), "\u202e".encode()),
+    *(b"NaN", b"nan", b"inf", b"-inf", b"1e309", b"1e-400", b"-1", b"0", b"-0", b"+7", b"007", b"1_000", b"0x10"),
+    *(b"9223372036854775807", b"9223372036854775808", b"-9223372036854775808", b"-9223372036854775809", b"9" * 400),
+    *(b"99999999999", b"1e18", b"1.5", b"1700000000.25", b"1700000000000", b"null", b"NULL", b"None", b"", b"true"),
+    *(
+        b"2024-02-30",
+        b"9999-12-31 23:59:59",
+        b"0001-01-01",
+        b"-9999-01-01",
+        b"262143-01-01",
+        b"2024-03-01T12:30:00+99:99",
+    ),
+    *(b"2024-03-01", b"2024-03-01T12:30:00Z", b"1677-01-01", b"2262-05-01", b"user_id:token", b"=1+1", b"{}", b"[1]"),
+    *(b"PAR1", b"\x1f\x8b", b"PK\x03\x04", b"x" * 70_000, b"a,b\n" * 3, b"train", b"test", b"item_id"),
+]
+
+
+def _spot(rng: random.Random, data: bytes) -> int:
+    return rng.randint(0, len(data))
+
+
+def _bits(rng: random.Random, data: bytes) -> bytes:
+    new = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 3, 20])):
+        if new:
+            new[rng.randrange(len(new))] ^= 1 << rng.randrange(8)
+    return bytes(new)
+
+
+def _bytes_set(rng: random.Random, data: bytes) -> bytes:
+    new = bytearray(data)
+    for _ in range(rng.choice([1, 2, 8])):
+        if new:
+            new[rng.randrange(len(new))] = rng.choice([0, 1, 10, 34, 44, 127, 128, 255, rng.randrange(256)])
+    return bytes(new)
+
+
+def _cut(rng: random.Random, data: bytes) -> bytes:
+    return data[: _spot(rng, data)] if rng.random() < 0.7 else data[_spot(rng, data) :]
+
+
+def _insert(rng: random.Random, data: bytes) -> bytes:
+    at = _spot(rng, data)
+    return data[:at] + rng.choice(_SNIPPETS) * rng.choice([1, 1, 1, 2, 50]) + data[at:]
+
+
+def _delete(rng: random.Random, data: bytes) -> bytes:
+    at = _spot(rng, data)
+    return data[:at] + data[at + rng.choice([1, 1, 2, 5, 30, 300]) :]
+
+
+def _repeat(rng: random.Random, data: bytes) -> bytes:
+    a, b = sorted((_spot(rng, data), _spot(rng, data)))
+    return data[:b] + data[a:b] * rng.choice([1, 1, 3]) + data[b:]
+
+
+def _lines(rng: random.Random, data: bytes) -> bytes:
+    lines = data.splitlines(keepends=True)
+    if not lines:
+        return data
+    kind, at = rng.randrange(7), rng.randrange(len(lines))
+    if kind == 0:
+        lines.insert(rng.randrange(len(lines) + 1), lines[at])
+    elif kind == 1:
+        del lines[at]
+    elif kind == 2:
+        rng.shuffle(lines)
+    elif kind == 3:
+        lines = lines[1:]  # no header
+    elif kind == 4:
+        lines = lines[:1]  # nothing else
+    elif kind == 5:
+        lines.insert(at, rng.choice([b"\n", b"\r\n", b"   \n", b",,,,\n", b'""\n', b"# a comment\n"]))
+    else:
+        lines = [line.rstrip(b"\r\n") + rng.choice([b"\r\n", b"\n", b"\r", b""]) for line in lines]
+    return b"".join(lines)
+
+
+def _field(rng: random.Random, data: bytes) -> bytes:
+    """One field of one line is another; commas and tabs cut, wherever they stand."""
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
+    separator = max((b",", b"\t", b";", b"::", b"|"), key=lines[0].count)
+    fields = lines[at].split(separator)
+    place, kind = rng.randrange(len(fields)), rng.randrange(4)
+    if kind == 0:
+        del fields[place]
+    elif kind == 1:
+        fields.insert(place, rng.choice(_SNIPPETS))
+    else:
+        fields[place] = rng.choice(_SNIPPETS)
+    lines[at] = separator.join(fields)
+    return b"\n".join(lines)
+
+
+def _column(rng: random.Random, data: bytes) -> bytes:
+    """One column of all lines is another value."""
+    lines = data.split(b"\n")
+    separator = max((b",", b"\t", b";", b"::", b"|"), key=lines[0].count)
+    place, value = rng.randrange(lines[0].count(separator) + 1), rng.choice(_SNIPPETS)
+    for number, line in enumerate(lines):
+        fields = line.split(separator)
+        if number and place < len(fields) and rng.random() < 0.95:
+            fields[place] = value
+            lines[number] = separator.join(fields)
+    return b"\n".join(lines)
+
+
+def _recoded(rng: random.Random, data: bytes) -> bytes:
+    text = data.decode("utf-8", "replace")
+    return text.encode(
+        rng.choice(["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "utf-7", "utf-8-sig"]), "replace"
+    )
+
+
+def _header(rng: random.Random, data: bytes) -> bytes:
+    header, mark, rest = data.partition(b"\n")
+    kind = rng.randrange(5)
+    if kind == 0:
+        header = header.replace(b"_", b" ", 1)
+    elif kind == 1:
+        header = header.upper()
+    elif kind == 2:
+        header = header.replace(b"item_id", b"user_id")
+    elif kind == 3:
+        header = _bits(rng, header)
+    else:
+        header = header + rng.choice([b",", b",,", b"\t", b",x", b" ", b":token", b'"'])
+    return header + mark + rest
+
+
+def _packed(rng: random.Random, data: bytes) -> bytes:
+    packed = gzip.compress(data, mtime=0)
+    return packed if rng.random() < 0.5 else _bits(rng, packed)
+
+
+def _unpacked(rng: random.Random, data: bytes) -> bytes:
+    """Damage inside a gzip file, which is packed again."""
+    try:
+        return gzip.compress(rng.choice([_field, _insert, _lines, _column])(rng, gzip.decompress(data)), mtime=0)
+    except (OSError, EOFError, ValueError, zlib.error):
+        return _bits(rng, data)
+
+
+_TYPES: list[Any] = [
+    *(pl.Int8, pl.UInt64, pl.Int64, pl.Float32, pl.Float64, pl.Boolean, pl.String, pl.Binary, pl.Categorical, pl.Null),
+    *(pl.Date, pl.Datetime("ms"), pl.Datetime("ns", "Europe/Paris"), pl.Duration, pl.Time, pl.Decimal(20, 2)),
+]
+
+
+def _typed(rng: random.Random, data: bytes) -> bytes:
+    """Another table in a valid Parquet file: columns of other types, nulls, nothing at all."""
+    try:
+        return _retyped(rng, pl.read_parquet(io.BytesIO(data)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # damaged already, or such a cast does not exist; panics of polars are no Exception
+        return _bits(rng, data)
+
+
+def _retyped(rng: random.Random, frame: pl.DataFrame) -> bytes:
+    if not frame.width:
+        return _parquet(frame)
+    name, kind = rng.choice(frame.columns), rng.randrange(9)
+    column = frame[name]
+    if kind <= 1:
+        column = column.cast(rng.choice(_TYPES), strict=False)
+    elif kind == 2:
+        values: list[Any] = column.to_list()
+        for _ in range(rng.choice([1, len(values)])):
+            if values:
+                values[rng.randrange(len(values))] = None
+        column = pl.Series(name, values, dtype=column.dtype)
+    elif kind == 3 and len(frame):
+        wide = rng.choice([float("nan"), float("inf"), -1.0, 1e300, -(2.0**63), 2.0**63, 1e11, 1.5, 0.0])
+        values = column.cast(pl.Float64, strict=False).to_list()
+        values[rng.randrange(len(values))] = wide
+        column = pl.Series(name, values, dtype=pl.Float64)
+    elif kind == 4:
+        column = rng.choice([pl.Series([[v] for v in column]), pl.Series([{"a": v} for v in column])]).alias(name)
+    elif kind == 5:
+        return _parquet(frame.rename({name: rng.choice(["", "x", "user_id ", "Item_ID", "split"])}, strict=False))
+    elif kind == 6:
+        return _parquet(frame.drop(name))
+    elif kind == 7:
+        return _parquet(frame.head(rng.choice([0, 0, 1, 2])))
+    else:
+        value = rng.choice(_SNIPPETS).decode("utf-8", "replace")
+        column = pl.select(pl.repeat(value, len(frame))).to_series()
+    return _parquet(frame.with_columns(column.alias(name)))
+
+
+_ANY = [_bits, _bytes_set, _cut, _insert, _delete, _repeat]
+_TEXT: list[Callable[[random.Random, bytes], bytes]] = [
+    *(_field, _field, _field, _column, _column, _lines, _lines, _header, _recoded, _packed, _insert)
+]
+
+
+def mutant(cases: list[Case], seed: int, index: int) -> Case:
+    """A damaged case; the same for the same seed and index."""
+    rng = random.Random(f"{seed}-{index}")
+    base = rng.choice(cases)
+    case = Case(base.kind, dict(base.files), base.source, dict(base.options), dict(base.tables))
+    for name in list(case.tables):  # the more tables, the sooner one is refused before another is looked at
+        if rng.random() < 0.5:
+            del case.tables[name]
+    if ("kg" in case.tables) != ("item_entity" in case.tables):
+        case.tables.pop("kg", None)
+        case.tables.pop("item_entity", None)
+    used = {case.source, *case.tables.values()}
+    names = sorted(name for name in case.files if name in used or not case.tables) or sorted(case.files)
+    if case.kind in ("csv", "parquet", "atomic") and rng.random() < 0.5:
+        names = sorted(name for name in names if name == case.source or name.endswith(".inter")) or names
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        name = rng.choice(names)
+        content, roll = case.files[name], rng.random()
+        if roll < 0.03:
+            how, content = "emptied", b""
+        elif roll < 0.08:
+            other = rng.choice(cases)
+            piece = other.files[rng.choice(sorted(other.files))]
+            how, content = "spliced", content[: _spot(rng, content)] + piece[_spot(rng, piece) :]
+        else:
+            binary = name.endswith((".parquet", ".gz")) or case.kind == "dataset"
+            own = [_typed] * 6 if name.endswith(".parquet") else [_unpacked] * 6 if name.endswith(".gz") else []
+            do = rng.choice([*_ANY, *own] if binary or rng.random() < 0.3 else _TEXT)
+            how, content = do.__name__.strip("_"), do(rng, content)
+        case.files[name] = content
+        case.damage.append(f"{name}: {how}")
+    roll = rng.random()
+    if roll < 0.03:
+        _move(case, rng.choice(names), rng)
+    elif roll < 0.05 and case.kind != "dataset":
+        case.options["encoding"] = rng.choice(
+            ["utf-16", "latin-1", "utf-8", "cp1252", "ascii", "base64", "idna", "utf-7"]
+        )
+    elif roll < 0.07 and case.kind != "dataset":
+        case.options["separator"] = rng.choice([",", "\t", "::", "", "ab", "\0", "\u00e9", '"', "\r", "\r\n", " "])
+    if case.kind not in ("dataset", "atomic"):
+        if rng.random() < 0.2:
+            case.options["k_core"] = rng.choice([1, 2, 3])
+        if rng.random() < 0.2:
+            case.options["duplicates"] = rng.choice(["first", "last"])
+        if rng.random() < 0.2 and "rating" in case.options:
+            case.options["min_rating"] = rng.choice([0, 2.5, 4])
+    return case
+
+
+def _move(case: Case, name: str, rng: random.Random) -> None:
+    """A file under another ending, or far down in folders."""
+    kind, content = rng.randrange(3), case.files.pop(name)
+    if kind == 0:
+        new = name.rpartition(".")[0] + rng.choice([".parquet", ".csv", ".gz", ".pq", ".zip", "", ".inter"])
+    elif kind == 1:
+        new = "/".join(
+            [*(f"key{n}={rng.choice(['1', '', 'x', '__HIVE_DEFAULT_PARTITION__'])}" for n in range(9)), name]
+        )
+    else:
+        new = name
+        case.files[new + "/manifest.json"] = content
+        case.damage.append(f"{name}: a folder")
+        return
+    case.files[new] = content
+    case.damage.append(f"{name}: moved to {new}")
+    if kind == 0:
+        case.source = new if case.source == name else case.source
+        case.tables = {what: new if file == name else file for what, file in case.tables.items()}
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def write(case: Case, folder: Path) -> None:
+    """The files of a case."""
+    for name, content in case.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _read(case: Case, folder: Path) -> Dataset:
+    write(case, folder)
+    source = folder / case.source
+    if case.kind == "dataset":
+        return Dataset.load(source)
+    if case.kind == "atomic":
+        return Dataset.from_atomic(source, **case.options)
+    return Dataset.from_interactions(source, **case.options, **{k: folder / v for k, v in case.tables.items()})
+
+
+def attempt(case: Case, folder: Path, cli: bool = False) -> str:
+    """Read a case written to ``folder`` (empty); "accepted" or "refused".
+
+    Raises:
+        Exception: anything else than our own errors, and AssertionError where a dataset is not sound.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            data = _read(case, folder)
+            _ = data.tables_fingerprint
+        except RediffuseError:
+            outcome = REFUSED
+        else:
+            check(data, case, folder)
+            outcome = ACCEPTED
+        if cli and case.kind != "dataset":
+            _through_cli(case, folder, outcome)
+    return outcome
+
+
+def _through_cli(case: Case, folder: Path, outcome: str) -> None:
+    from rediffuse.cli import app
+
+    words = ["prepare", str(folder / case.source), "--out", str(folder / "prepared"), "--json"]
+    for name, value in {**case.options, **{k: folder / v for k, v in case.tables.items()}}.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    kept = sys.stdout
+    sys.stdout = io.StringIO()
+    try:
+        app(words, standalone_mode=False)
+        said = ACCEPTED
+    except RediffuseError:
+        said = REFUSED
+    finally:
+        sys.stdout = kept
+    # What a model would read of the tables is looked at later than `prepare`.
+    assert said == outcome or (said, outcome) == (ACCEPTED, REFUSED), f"prepare {said}, from_interactions {outcome}"
+
+
+def check(data: Dataset, case: Case, folder: Path) -> None:
+    """A dataset is sound, and what it was read from says the same."""
+    events = data.interactions
+    assert events.offsets[0] == 0
+    assert events.offsets[-1] == len(events.items) == data.num_events > 0
+    assert (events.lengths >= 0).all()
+    assert len(events) == data.num_users
+    assert ((events.items >= 0) & (events.items < data.num_items)).all()
+    assert (np.bincount(events.items, minlength=data.num_items) > 0).all()
+    assert data.num_items >= 2
+    if data.social is None:
+        assert (events.lengths > 0).all()
+    inner = np.diff(events.owners) == 0
+    if events.times is not None:
+        assert np.isfinite(events.times).all()
+        assert (events.times[1:] >= events.times[:-1])[inner].all()  # a difference may overflow
+    if events.ratings is not None:
+        assert np.isfinite(events.ratings).all()
+        assert (events.ratings >= 0).all()
+    for ids in (data.user_ids, data.item_ids):
+        assert ids.dtype in (pl.Int64, pl.String)
+        assert not ids.null_count()
+        assert ids.n_unique() == len(ids)
+    assert data.item_ids.is_sorted()
+    for table, ids in ((data.items, data.item_ids), (data.users, data.user_ids)):
+        assert table is None or table.to_series(0).equals(ids)
+    if data.social is not None:
+        for end in (data.social.source, data.social.target):
+            assert ((end >= 0) & (end < data.num_users)).all()
+    if data.kg is not None:
+        kg = data.kg
+        for ends, size in ((kg.head, kg.num_entities), (kg.tail, kg.num_entities), (kg.relation, kg.num_relations)):
+            assert ((ends >= 0) & (ends < size)).all()
+        assert ((kg.item_entity >= 0) & (kg.item_entity < [data.num_items, kg.num_entities])).all()
+    for part in data.given.values():
+        assert part.shape == events.items.shape
+        assert set(np.unique(part)) <= {-1, 0, 1, 2}
+    report = data.report
+    dropped = sum(report.get(f"dropped_{why}", 0) for why in ("below_min_rating", "duplicates", "by_k_core"))
+    assert report["rows"] - dropped == report["events"] == data.num_events
+    if case.kind == "dataset":
+        return
+    if k := case.options.get("k_core"):
+        assert (np.bincount(events.items) >= k).all()
+        assert (events.lengths[events.lengths > 0] >= k).all()
+    again = Dataset.load(data.save(folder / "saved again"))
+    recomputed = dataclasses.replace(again)  # without the fingerprints that were loaded
+    assert recomputed.fingerprint == data.fingerprint == again.fingerprint
+    assert again.tables_fingerprint == data.tables_fingerprint
+    for name in ("items", "users"):
+        one, other = getattr(data, name), getattr(again, name)
+        assert one is other is None or one.equals(other), name
+    assert again.given.keys() == data.given.keys()
+    assert all((again.given[name] == part).all() for name, part in data.given.items())
+    assert again.report == json.loads(json.dumps(data.report))
+    assert again.title == data.title
+    if not dropped:
+        plain = _plainly(case)
+        if plain is not None:
+            users, items = data.user_ids.gather(events.owners), data.item_ids.gather(events.items)
+            found = Counter(zip(map(str, users), map(str, items), strict=True))
+            assert found == plain, f"{list((found - plain).items())[:3]} and not {list((plain - found).items())[:3]}"
+
+
+def _plainly(case: Case) -> Counter[tuple[str, str]] | None:
+    """(user, item) of every row of a plain CSV file, as Python's csv module reads it; None for other cases."""
+    content = case.files.get(case.source, b"")
+    if case.kind not in ("csv", "order", "iso") or content[:2] == b"\x1f\x8b" or content[:4] == b"PAR1":
+        return None
+    encoding = case.options.get("encoding", "utf-8-sig")
+    text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    separator = case.options.get("separator", ";" if case.kind == "order" else ",")
+    if len(separator) != 1 or "\r" in text.replace("\r\n", ""):  # a lone one ends a line there, and not here
+        return None
+    limit = csv.field_size_limit(1 << 30)
+    try:
+        records = [r for r in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True) if any(r)]
+    except csv.Error:  # a stray quote: readers differ
+        return None
+    finally:
+        csv.field_size_limit(limit)
+    header = records[0]
+    if "user_id" not in header or "item_id" not in header or all(":" in name for name in header):
+        return None
+    user, item = header.index("user_id"), header.index("item_id")
+    return Counter((r[user], r[item]) for r in records[1:])
+
+
+# --- the run -----------------------------------------------------------------------------------------------
+
+
+def _work(pipe: Any, seed: int, memory: int) -> None:
+    """Answer indices with (outcome, details) until None comes."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    cases = seeds()
+    while (index := pipe.recv()) is not None:
+        folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        kind, damage, detail = "?", [], ""
+        try:
+            case = mutant(cases, seed, index)
+            kind, damage = case.kind, case.damage
+            outcome = attempt(case, folder, cli=index % CLI_EVERY == 0)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic of the reader is no Exception
+            outcome = FAILED
+            where = traceback.extract_tb(error.__traceback__)[-3:]
+            detail = f"{type(error).__name__}: {str(error)[:300]} ({'; '.join(f'{f.name}:{f.lineno}' for f in where)})"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        pipe.send((outcome, kind, damage, detail))
+
+
+class Worker:
+    """A process that reads mutants, replaced when one hangs or kills it."""
+
+    def __init__(self, seed: int, memory: int, limit: float) -> None:
+        self.seed, self.memory, self.limit = seed, memory, limit
+        self.context = multiprocessing.get_context("spawn")
+        self._start()
+
+    def _start(self) -> None:
+        self.pipe, theirs = self.context.Pipe()
+        self.process = self.context.Process(target=_work, args=(theirs, self.seed, self.memory), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.fresh = True
+
+    def ask(self, index: int) -> tuple[str, str, list[str], str]:
+        """What became of mutant ``index``."""
+        self.pipe.send(index)
+        limit = self.limit + (60 if self.fresh else 0)  # imports and seeds come before the first answer
+        self.fresh = False
+        try:
+            if self.pipe.poll(limit):
+                return self.pipe.recv()
+            outcome = HUNG, "?", [], f"no answer after {self.limit:g} s"
+        except EOFError:
+            self.process.join()
+            outcome = DIED, "?", [], f"exit code {self.process.exitcode}"
+        self.process.kill()
+        self.process.join()
+        self._start()
+        return outcome
+
+    def stop(self) -> None:
+        """End the process."""
+        self.pipe.send(None)
+        self.process.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=10, help="limit per file")
+    parser.add_argument("--gib", type=float, default=8, help="limit of address space of the worker")
+    parser.add_argument("--out", type=Path, help="JSON of the result; pieces of one seed add up")
+    parser.add_argument("--keep", type=Path, help="write the files of the mutants there, and read nothing")
+    options = parser.parse_args()
+    indices = range(options.start, options.start + options.count)
+    if options.keep:
+        cases = seeds()
+        for index in indices:
+            case = mutant(cases, options.seed, index)
+            write(case, options.keep / str(index))
+            print(index, case.kind, case.source, case.options, case.tables, case.damage)
+        return
+    worker = Worker(options.seed, int(options.gib * 2**30), options.seconds)
+    counts: dict[str, Counter[str]] = {}
+    failures = []
+    begin = time.perf_counter()
+    slowest = 0.0
+    for index in indices:
+        asked = time.perf_counter()
+        outcome, kind, damage, detail = worker.ask(index)
+        slowest = max(slowest, time.perf_counter() - asked) if index > options.start else 0.0
+        if kind == "?":
+            case = mutant(seeds(), options.seed, index)
+            kind, damage = case.kind, case.damage
+        counts.setdefault(kind, Counter())[outcome] += 1
+        if outcome not in (ACCEPTED, REFUSED):
+            failures.append({"index": index, "kind": kind, "outcome": outcome, "damage": damage, "detail": detail})
+            print(json.dumps(failures[-1]), flush=True)
+    worker.stop()
+    piece = {
+        "start": options.start,
+        "count": options.count,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "slowest_seconds": round(slowest, 2),
+        "outcomes": {kind: dict(found) for kind, found in sorted(counts.items())},
+        "failures": failures,
+    }
+    print(json.dumps({key: piece[key] for key in ("start", "count", "seconds", "slowest_seconds", "outcomes")}))
+    print(f"{len(failures)} of {options.count} failed.")
+    if options.out:
+        _add(options.out, options.seed, piece)
+    sys.exit(bool(failures))
+
+
+def _add(path: Path, seed: int, piece: dict[str, Any]) -> None:
+    result: dict[str, Any] = {"seed": seed, "pieces": []}
+    if path.is_file():
+        before = json.loads(path.read_text())
+        result = before if before["seed"] == seed else result
+    pieces = [old for old in result["pieces"] if old["start"] != piece["start"]]
+    pieces = sorted([*pieces, piece], key=lambda piece: piece["start"])
+    total: Counter[str] = Counter()
+    for found in (found for one in pieces for found in one["outcomes"].values()):
+        total.update(found)
+    result = {
+        "seed": seed,
+        "files": sum(one["count"] for one in pieces),
+        "outcomes": dict(total),
+        "failures": sum(len(one["failures"]) for one in pieces),
+        "python": platform.python_version(),
+        "polars": pl.__version__,
+        "pieces": pieces,
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
