@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.training.optimizer import Optimizer
 
 
 def training_data(rows: Histories, num_items: int) -> TrainingData:
@@ -14,8 +14,8 @@ def training_data(rows: Histories, num_items: int) -> TrainingData:
 
 
 def steps(model: Model, data: TrainingData, epochs: int, learning_rate: float) -> list[float]:
-    """The loss of each step of AdamW on what the model's present phase trains; leaves it in evaluation mode."""
-    optimizer = torch.optim.AdamW(model.parameter_groups(), lr=learning_rate, weight_decay=0.0)
+    """The loss of each step on what the model's present phase trains; leaves it in evaluation mode."""
+    optimizer = Optimizer(model.parameter_groups(), learning_rate, weight_decay=0.0)
     model.train()
     losses = []
     for epoch in range(epochs):

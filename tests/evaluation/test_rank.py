@@ -12,7 +12,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.split import Task
 from rediffuse.errors import ConfigError, DataError, TrainingError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, rank_task
-from rediffuse.evaluation.topk import exact_top_k
+from rediffuse.topk import exact_top_k
 
 
 def make_task(histories, truth, num_items, users=None):

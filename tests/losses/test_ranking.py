@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from rediffuse.losses import binary_cross_entropy, bpr, gbce_beta, logistic, squared_error
+from rediffuse.losses import binary_cross_entropy, bpr, gbce_beta, logistic, ranking, squared_error
 
 
 def sigmoid(x: float) -> float:
@@ -32,18 +33,22 @@ def test_squared_error_of_the_released_code():
     assert squared_error(torch.tensor([1.5]), torch.tensor([[-0.5]])).item() == pytest.approx(0.0879080, abs=1e-7)
 
 
+def drawn_loss(hidden, items, targets, negatives, *options, vectors=lambda rows: rows, **others):
+    return binary_cross_entropy(hidden, vectors(items[targets]), items, vectors, targets, negatives, *options, **others)
+
+
 def test_binary_cross_entropy_by_hand():
     hidden = torch.tensor([[1.0, 2.0], [-0.5, 0.25]], requires_grad=True)
     items = torch.tensor([[0.3, -0.2], [1.0, 0.5], [0.0, 2.0]], requires_grad=True)
     targets, negatives = torch.tensor([1, 2]), torch.tensor([[0, 2], [2, 0]])  # the second row draws its own target
-    loss, rows = binary_cross_entropy(hidden, items, targets, negatives, beta=0.4)
+    loss, rows = drawn_loss(hidden, items, targets, negatives, beta=0.4)
     score = (hidden @ items.T).tolist()
     chosen, left = (lambda x: -0.4 * math.log(sigmoid(x))), (lambda x: -math.log(1 - sigmoid(x)))
     first = chosen(score[0][1]) + left(score[0][0]) + left(score[0][2])
     second = chosen(score[1][2]) + left(score[1][0])
     assert rows.tolist() == pytest.approx([first, second], rel=1e-5)
     assert loss.item() == pytest.approx((first + second) / 2, rel=1e-5)
-    weighted, _ = binary_cross_entropy(hidden, items, targets, negatives, 0.4, torch.tensor([2.0, 0.0]))
+    weighted, _ = drawn_loss(hidden, items, targets, negatives, 0.4, torch.tensor([2.0, 0.0]))
     assert weighted.item() == pytest.approx(first, rel=1e-5)
 
 
@@ -55,9 +60,31 @@ def test_gradient_by_finite_differences():
 
     def loss(hidden: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         # The loss adds up in single precision: finite differences need larger steps than gradcheck's own.
-        return binary_cross_entropy(hidden, items, targets, negatives, 0.7)[0]
+        return drawn_loss(hidden, items, targets, negatives, 0.7)[0]
 
     assert torch.autograd.gradcheck(loss, (hidden, items), eps=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10**6])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_slices_and_sparse_gradients_change_nothing(rows, sparse, monkeypatch):
+    monkeypatch.setattr(ranking, "SLICE_ROWS", rows)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 4, generator=generator, requires_grad=True)
+    items = torch.randn(12, 4, generator=generator, requires_grad=True)
+    targets = torch.randint(12, (9,), generator=generator)
+    negatives = torch.randint(12, (9, 5), generator=generator)
+    weights = torch.rand(9, generator=generator)
+    vectors = lambda rows: 3 * F.normalize(rows, dim=-1)  # noqa: E731
+    loss, per_row = drawn_loss(hidden, items, targets, negatives, 0.7, weights, vectors=vectors, sparse=sparse)
+    ours = torch.autograd.grad(2 * loss, (hidden, items))
+    score = hidden @ vectors(items).T
+    against = F.softplus(score.gather(1, negatives)).masked_fill(negatives == targets[:, None], 0.0).sum(1)
+    expected = 0.7 * F.softplus(-score.gather(1, targets[:, None]).squeeze(1)) + against
+    theirs = torch.autograd.grad(2 * (expected * weights).mean(), (hidden, items))
+    torch.testing.assert_close(per_row, expected.detach())
+    torch.testing.assert_close(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1].to_dense(), theirs[1])
 
 
 def test_beta_of_gbce():

@@ -15,8 +15,8 @@ from rediffuse import processes
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, DataError, TrainingError
 from rediffuse.evaluation.metrics import NOT_RANKED, POLICIES
-from rediffuse.evaluation.topk import exact_top_k
 from rediffuse.models.base import Model
+from rediffuse.topk import exact_top_k
 
 # Scores held at once. Larger blocks leave the caches; smaller ones leave the model's matrix products short.
 _BLOCK_SCORES = 4_000_000

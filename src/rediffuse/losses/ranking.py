@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Rows of the table that are taken together.
+SLICE_ROWS = 16_384
 
 
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:
@@ -32,32 +38,84 @@ def squared_error(positive: Tensor, negative: Tensor) -> Tensor:
 
 def binary_cross_entropy(
     hidden: Tensor,
-    items: Tensor,
+    positives: Tensor,
+    table: Tensor,
+    vectors: Callable[[Tensor], Tensor],
     targets: Tensor,
     negatives: Tensor,
     beta: float = 1.0,
     weights: Tensor | None = None,
+    sparse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One against sampled items: ``-beta log sigmoid(s+) - sum over k of log(1 - sigmoid(s-))``.
 
     SASRec's loss with one negative and ``beta`` 1 (Kang & McAuley, ICDM 2018); with many and `gbce_beta`, gBCE
     (Petrov & Macdonald, RecSys 2023). A negative that equals the row's target is left out.
 
+    The (n, k, d) vectors of negatives are taken slice by slice, and their gradient is computed in the forward pass,
+    while they are in cache.
+
     Args:
         hidden: (n, d) one row per target.
-        items: (items, d) item table.
+        positives: (n, d) the vectors of the targets.
+        table: (items, d) free rows.
+        vectors: rows of the table (..., d) -> the vectors of items (..., d), differentiable; without parameters.
         targets: (n,) int64.
         negatives: (n, k) int64.
         weights: (n,) importance weights, or None.
+        sparse: whether the gradient of the table is sparse.
 
     Returns:
         The scalar loss and the (n,) unweighted losses, detached.
     """
-    positive = (hidden * items[targets]).sum(-1).float()
-    against = torch.einsum("nd,nkd->nk", hidden, items[negatives].to(hidden.dtype)).float()
-    against = F.softplus(against).masked_fill(negatives == targets[:, None], 0.0)
-    per_row = beta * F.softplus(-positive) + against.sum(1)
-    return (per_row if weights is None else per_row * weights).mean(), per_row.detach()
+    positive = beta * F.softplus(-(hidden * positives).sum(-1).float())
+    scale = torch.ones_like(positive) if weights is None else weights
+    scale = scale.detach() / len(positive)
+    against, per_row = _AgainstDrawn.apply(hidden, table, sparse, vectors, targets, negatives, scale)  # type: ignore[misc]
+    return (positive * scale).sum() + against, (positive + per_row).detach()
+
+
+class _AgainstDrawn(torch.autograd.Function):
+    """sum over n of scale * sum over k of softplus(s-), and the (n,) inner sums, not differentiable."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        table: Tensor,
+        sparse: bool,
+        vectors: Callable[[Tensor], Tensor],
+        targets: Tensor,
+        negatives: Tensor,
+        scale: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        count, drawn = negatives.shape
+        per_row = torch.empty_like(scale)
+        grad_hidden = torch.empty_like(hidden)
+        grad_rows = torch.empty(count, drawn, table.shape[1], dtype=table.dtype, device=table.device)
+        for start in range(0, count, step := max(1, SLICE_ROWS // drawn)):
+            part = slice(start, start + step)
+            with torch.enable_grad():
+                mine = hidden[part].detach().requires_grad_()
+                rows = F.embedding(negatives[part], table.detach()).requires_grad_()
+                logits = torch.einsum("nd,nkd->nk", mine, vectors(rows).to(mine.dtype)).float()
+                own = negatives[part] == targets[part, None]
+                losses = F.softplus(logits).masked_fill(own, 0.0).sum(1)
+                total = (losses * scale[part]).sum()
+            grad_hidden[part], grad_rows[part] = torch.autograd.grad(total, (mine, rows))
+            per_row[part] = losses.detach()
+        ctx.save_for_backward(grad_hidden, grad_rows, negatives)
+        ctx.items, ctx.sparse = len(table), sparse
+        ctx.mark_non_differentiable(per_row)
+        return (per_row * scale).sum(), per_row
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _grad_rows: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_rows, negatives = ctx.saved_tensors
+        if grad_loss != 1:  # a pass over all that was drawn, which one process alone does not need
+            grad_rows = grad_rows * grad_loss
+        grad_table = torch.ops.aten.embedding_backward(grad_rows, negatives, ctx.items, -1, False, ctx.sparse)
+        return grad_hidden * grad_loss, grad_table, *(None,) * 5
 
 
 def gbce_beta(negatives: int, num_items: int, calibration: float = 0.75) -> float:

@@ -33,7 +33,7 @@ def backbone_config(
     """Options of a backbone: its own, and those ``shared`` with its owner.
 
     Raises:
-        ConfigError: ``options`` holds shared ones, or others than its own.
+        ConfigError: ``options`` holds shared ones, others than its own, or a row-wise optimiser.
     """
     for option in shared:
         if option in options:
@@ -41,4 +41,9 @@ def backbone_config(
             raise ConfigError(f"backbone_options.{option} is an option of {name}.", f"Set {option}=... itself.")
     config = kind.Config.build(None, options | shared)
     assert isinstance(config, SequenceConfig)
+    if config.item_optimizer != "adamw":
+        raise ConfigError(
+            f"backbone_options.item_optimizer is {config.item_optimizer!r}, and {owner} reads the whole item table.",
+            "Leave it out, or train the backbone alone.",
+        )
     return config

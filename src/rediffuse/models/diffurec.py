@@ -232,7 +232,8 @@ class DiffuRec(SequenceModel):
 
     def observe(self, note: Any, losses: Tensor) -> None:
         if note is not None:
-            self.timesteps.update(note, losses)
+            reached = ~losses.isnan() if self.config.loss == "sce" else slice(None)
+            self.timesteps.update(note[reached], losses[reached])
 
     # --- answering -----------------------------------------------------------------------------------------
 

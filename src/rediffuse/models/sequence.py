@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, ClassVar, Literal
+import math
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.batches import SequenceBatch, SequenceBatches, pad_right
 from rediffuse.data.histories import Histories
-from rediffuse.losses import binary_cross_entropy, gbce_beta, sampled_softmax, softmax_cross_entropy
+from rediffuse.losses import (
+    Draws,
+    binary_cross_entropy,
+    gbce_beta,
+    reduced_cross_entropy,
+    sampled_softmax,
+    scalable_cross_entropy,
+    softmax_cross_entropy,
+)
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sampling import Sampling
@@ -22,7 +31,7 @@ from rediffuse.models.sampling import Sampling
 # The repeat bias is this times a parameter, so that Adam moves it that many times faster than a weight: it has
 # far to go, and an item table is scaled so that a weight has not.
 REPEAT_RATE = 10.0
-_NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256}
+_NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "sce": 256, "rece": 4096}
 # Rows that go through the network together when answering.
 SCORE_ROWS = 64
 
@@ -39,19 +48,38 @@ class SequenceConfig(ModelConfig):
 
     embedding_size: int = Field(128, ge=1)
     max_length: int = Field(50, ge=1, description="Most recent events that are read.")
-    loss: Literal["softmax", "sampled_softmax", "bce", "gbce"] = Field(
-        "softmax", description="softmax is over the whole catalogue; the others draw negatives."
+    loss: Literal["softmax", "sampled_softmax", "in_batch", "bce", "gbce", "sce", "rece"] = Field(
+        "softmax", description="softmax is over the whole catalogue, the others over a part of it (docs/scaling.md)."
     )
     negatives: int | None = Field(
-        None, ge=1, description="None: 1024 a batch for sampled_softmax, 1 a target for bce, 256 a target for gbce."
+        None,
+        ge=1,
+        description="None: 1024 a batch for sampled_softmax; a target 1 for bce, 256 for gbce, 4096 for rece; 256 a "
+        "bucket for sce.",
+    )
+    item_optimizer: Literal["adamw", "rowwise_adagrad", "rowwise_adam"] = Field(
+        "adamw",
+        description="The rowwise ones touch only the rows of the item table that a batch has read; not for losses that "
+        "read all (softmax, rece).",
     )
     repeat_bias: bool = Field(
-        True, description="Learn one number that is added to the logit of every item already in the window."
+        True,
+        description="Learn one number that is added to the logit of every item already in the window; only the loss "
+        "softmax does.",
     )
     pseudo_targets: bool = Field(False, description="Events that a generator wrote are loss targets too.")
     temperature: float | None = Field(
         0.07, gt=0, description="Rank by cosine divided by this; None ranks by the inner product."
     )
+
+    @model_validator(mode="after")
+    def _rows_are_few(self) -> Self:
+        if self.item_optimizer != "adamw" and self.loss in ("softmax", "rece"):
+            raise ValueError(
+                f"item_optimizer={self.item_optimizer} is for losses that read few rows of the item table, and "
+                f"loss={self.loss} reads all; take another loss, for example sampled_softmax or sce, or adamw"
+            )
+        return self
 
 
 class SequenceModel(Model):
@@ -64,13 +92,14 @@ class SequenceModel(Model):
     config: SequenceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     reads_pseudo = True
     every_position = True  # a history trains all its positions at once; False: one target per row
-    log_chance: Tensor
+    draws: Draws  # of negatives
 
     def __init__(self, config: SequenceConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
-        self.item_embedding = nn.Embedding(num_items + 1, config.embedding_size)
+        self.item_embedding = nn.Embedding(
+            num_items + 1, config.embedding_size, sparse=config.item_optimizer != "adamw"
+        )
         self.repeat = nn.Parameter(torch.zeros(())) if config.repeat_bias else None
-        self.register_buffer("log_chance", torch.zeros(num_items), persistent=False)
 
     @property
     def pad(self) -> int:
@@ -87,10 +116,18 @@ class SequenceModel(Model):
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
-        # Negatives are drawn by popularity ^ 0.75 (Mikolov et al. 2013); unseen items can be drawn too.
-        chance = (self.popularity + 1).pow(0.75)
-        expected = self._negatives * chance / chance.sum()
-        self.log_chance.copy_(expected.log())
+        if self.config.loss == "sampled_softmax":
+            # By popularity ^ 0.75 (Mikolov et al. 2013); unseen items can be drawn too.
+            self.draws = Draws((self.popularity + 1).pow(0.75))
+        elif self.config.loss == "in_batch":
+            self.draws = Draws(self.popularity.clamp(min=1))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        if not self.item_embedding.sparse:
+            return super().parameter_groups()
+        table = self.item_embedding.weight
+        rest = [p for p in self.parameters() if p.requires_grad and p is not table]
+        return [{"params": rest}, {"params": [table], "rowwise": self.config.item_optimizer.removeprefix("rowwise_")}]
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches:
         return SequenceBatches(
@@ -116,21 +153,37 @@ class SequenceModel(Model):
 
     def losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""
-        hidden, table = self.metric_space(hidden), self.metric_space(self.classes())
-        if self.config.loss == "softmax":
-            # Inner products grow without bound, and half precision would round a logit of 100 by a quarter. Cosines
-            # over a temperature stay small enough for it.
-            exact = self.config.temperature is None
-            with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
-                hidden = hidden.float() if exact else hidden
-                return softmax_cross_entropy(hidden, table, batch.targets, weights, self._repeats(batch))
-        if self.config.loss == "sampled_softmax":
-            drawn = torch.multinomial(self.log_chance.exp(), self._negatives, replacement=True)
-            return sampled_softmax(hidden, table, batch.targets, drawn, self.log_chance, weights)
-        size = (len(hidden), self._negatives)
-        drawn = torch.randint(self.num_items, size, device=hidden.device)
-        beta = gbce_beta(self._negatives, self.num_items) if self.config.loss == "gbce" else 1.0
-        return binary_cross_entropy(hidden, table, batch.targets, drawn, beta, weights)
+        # Inner products grow without bound, and half precision would round a logit of 100 by a quarter. Cosines over a
+        # temperature stay small enough for it.
+        exact = self.config.temperature is None
+        with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
+            return self._losses(self.metric_space(hidden.float() if exact else hidden), batch, weights)
+
+    def _losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same, of vectors in metric space."""
+        loss, targets, negatives = self.config.loss, batch.targets, self._negatives
+        if loss == "softmax":
+            table = self.metric_space(self.classes())
+            return softmax_cross_entropy(hidden, table, targets, weights, self._repeats(batch))
+        if loss == "rece":
+            return reduced_cross_entropy(hidden, self.metric_space(self.classes()), targets, negatives, weights)
+        positives = self.item_vectors(targets)
+        if loss == "in_batch":
+            log_chance = self.draws.log_chances[targets] + math.log(len(targets))
+            return sampled_softmax(hidden, positives, positives, targets, targets, log_chance, weights)
+        if loss == "sampled_softmax":
+            drawn = self.draws.draw(negatives)
+            log_chance = self.draws.log_chances[drawn] + math.log(negatives)
+            return sampled_softmax(hidden, positives, self.item_vectors(drawn), targets, drawn, log_chance, weights)
+        if loss == "sce":
+            table = self.metric_space(self.catalogue().detach())
+            return scalable_cross_entropy(hidden, positives, table, self.item_vectors, targets, negatives, weights)
+        drawn = torch.randint(self.num_items, (len(hidden), negatives), device=hidden.device)
+        beta = gbce_beta(negatives, self.num_items) if loss == "gbce" else 1.0
+        table, sparse = self.item_embedding.weight, self.item_embedding.sparse
+        return binary_cross_entropy(
+            hidden, positives, table, self.metric_space, targets, drawn, beta, weights, sparse=sparse
+        )
 
     @property
     def _negatives(self) -> int:
@@ -139,6 +192,10 @@ class SequenceModel(Model):
     def catalogue(self) -> Tensor:
         """(num_items, d): the item table without the padding row."""
         return self.item_embedding.weight[: self.num_items]
+
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """(..., d): the vectors of items (...) whose inner products are logits."""
+        return self.metric_space(self.item_embedding(items))
 
     def classes(self) -> Tensor:
         """(classes, d): what the softmax of the training loss is over, the catalogue."""

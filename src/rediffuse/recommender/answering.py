@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rediffuse.data.histories import Histories
-from rediffuse.evaluation.topk import exact_top_k
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.index import ItemIndex
+from rediffuse.topk import exact_top_k
 from rediffuse.training.seeds import derive
 
 

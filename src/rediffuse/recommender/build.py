@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
-from rediffuse.evaluation.topk import exact_top_k
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.index import FACTS_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
+from rediffuse.topk import exact_top_k
 from rediffuse.training.environment import processor
 from rediffuse.training.lock import PATIENCE, held
 from rediffuse.training.run_folder import RunContents, add_files, forget_files, read_manifest, read_run

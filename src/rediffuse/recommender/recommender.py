@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, RediffuseWarning
-from rediffuse.evaluation.topk import exact_top_k
 from rediffuse.graphs.paths import strongest_paths
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
@@ -28,6 +27,7 @@ from rediffuse.recommender.ids import Numbers, flat, labels, listed, whole
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.item_map import ItemMap, item_map
 from rediffuse.recommender.titles import Titles
+from rediffuse.topk import exact_top_k
 from rediffuse.training.run_folder import RunContents, read_run
 
 Retrieval = Literal["exact", "index"]

@@ -37,6 +37,7 @@ from rediffuse.training.checkpoint import (
     save_tensors,
     save_training,
 )
+from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
 from rediffuse.training.progress import Progress
 from rediffuse.training.run_folder import LOG
@@ -174,12 +175,7 @@ class Trainer:
             self._save(None)
         self.model.begin_phase(phase, self.data)
         self.config = self.model.training_options(phase)
-        optimizer = torch.optim.AdamW(
-            self.model.parameter_groups(),
-            lr=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
-            fused=True,
-        )
+        optimizer = Optimizer(self.model.parameter_groups(), self.config.learning_rate, self.config.weight_decay)
         if self.optimizer_state:
             restore_optimizer(optimizer, self.optimizer_state)
             self.optimizer_state = {}

@@ -9,12 +9,12 @@ has one sampled negative.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rediffuse.config import ModelConfig
@@ -37,6 +37,12 @@ class S3RecConfig(SASRecConfig):
     aap_weight: float = Field(0.2, ge=0, description="Associated attribute prediction.")
     sp_weight: float = Field(0.5, ge=0, description="Segment prediction.")
     attributes: int = Field(256, ge=1, description="Vectors for attribute values; more values than that share them.")
+
+    @model_validator(mode="after")
+    def _all_rows_are_read(self) -> Self:
+        if self.item_optimizer != "adamw":
+            raise ValueError(f"item_optimizer={self.item_optimizer}, and the first phase reads the whole item table")
+        return self
 
 
 class S3Rec(SASRec):
