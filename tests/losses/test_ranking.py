@@ -68,7 +68,7 @@ def test_gradient_by_finite_differences():
 @pytest.mark.parametrize("rows", [1, 7, 10**6])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_slices_and_sparse_gradients_change_nothing(rows, sparse, monkeypatch):
-    monkeypatch.setattr(ranking, "SLICE_ROWS", rows)
+    monkeypatch.setitem(ranking.SLICE_ROWS, "cpu", rows)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(9, 4, generator=generator, requires_grad=True)
     items = torch.randn(12, 4, generator=generator, requires_grad=True)

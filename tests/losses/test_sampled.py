@@ -48,6 +48,16 @@ def test_a_negative_that_is_the_target_is_masked():
     assert loss.item() == 0.0
 
 
+def test_a_row_is_not_set_against_its_own_group():
+    hidden, table, _, _, _ = case(4, items=9)
+    targets, groups = torch.tensor([0, 1, 2, 3]), torch.tensor([7, 7, 8, 9])
+    nothing = torch.zeros(4)
+    _, rows = sampled_softmax(hidden, table[targets], table[targets], targets, targets, nothing, None, (groups, groups))
+    scores = (hidden @ table[targets].T).float()
+    for row, met in enumerate([[0, 2, 3], [1, 2, 3], [2, 0, 1, 3], [3, 0, 1, 2]]):
+        assert rows[row].item() == pytest.approx(-F.log_softmax(scores[row, met], 0)[0].item(), rel=1e-5)
+
+
 def test_draws_come_as_often_as_their_chances():
     chances = torch.tensor([0.0, 3.0, 0.0, 1.0, 4.0, 0.0])
     draws = Draws(chances)

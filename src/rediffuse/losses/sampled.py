@@ -14,6 +14,7 @@ def sampled_softmax(
     negatives: Tensor,
     log_chance: Tensor,
     weights: Tensor | None = None,
+    apart: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy over the target and shared negatives, with the logQ correction.
 
@@ -30,13 +31,18 @@ def sampled_softmax(
         negatives: (m,) int64 items drawn for the whole batch.
         log_chance: (m,) log of the expected number of times that each negative is among the ``m``.
         weights: (n,) importance weights, or None.
+        apart: groups of the rows (n,) and of the negatives (m,): a row is not set against negatives of its own group,
+            as the targets of one history are no draws by chance. None: no groups.
 
     Returns:
         The scalar loss and the (n,) unweighted cross entropies, detached.
     """
     positive = (hidden * positives).sum(-1)
     others = hidden @ against.T - log_chance.to(hidden.dtype)
-    others = others.masked_fill(negatives[None, :] == targets[:, None], -torch.inf)
+    hide = negatives[None, :] == targets[:, None]
+    if apart is not None:
+        hide |= apart[0][:, None] == apart[1][None, :]
+    others = others.masked_fill(hide, -torch.inf)
     logits = torch.cat((positive[:, None], others.to(positive.dtype)), dim=1).float()
     per_row = torch.logsumexp(logits, dim=1) - logits[:, 0]
     loss = (per_row if weights is None else per_row * weights).mean()

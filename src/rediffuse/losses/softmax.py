@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Logits that are held at once. On a CPU they should stay in its caches, yet a training batch on a catalogue of ten
 # thousand items is one slice (measured fastest); a GPU wants few large products.
-SLICE_ELEMENTS = {"cpu": 4_000_000, "cuda": 64_000_000}
+SLICE_ELEMENTS = {"cpu": 4_000_000, "cuda": 256_000_000}
 ROWS = 64
 
 # What (rows, items) pairs get an additive bias: three tensors (row numbers, item numbers, scalar bias).

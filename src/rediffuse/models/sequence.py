@@ -170,7 +170,8 @@ class SequenceModel(Model):
         positives = self.item_vectors(targets)
         if loss == "in_batch":
             log_chance = self.draws.log_chances[targets] + math.log(len(targets))
-            return sampled_softmax(hidden, positives, positives, targets, targets, log_chance, weights)
+            apart = batch.rows, batch.rows
+            return sampled_softmax(hidden, positives, positives, targets, targets, log_chance, weights, apart)
         if loss == "sampled_softmax":
             drawn = self.draws.draw(negatives)
             log_chance = self.draws.log_chances[drawn] + math.log(negatives)
