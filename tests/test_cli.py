@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import polars as pl
 import pytest
 
 from rediffuse import cli
+from tests.dying import dies
 from tests.synthetic import walks
 
 
@@ -424,26 +424,15 @@ def test_machines_without_a_launcher_say_what_is_missing(command, trained, tmp_p
         assert f"RANK={rank}" in err
 
 
-DIES = """
-import sys
-from rediffuse import Recommender, cli
-from tests.dying import countdown
-
-Recommender.lists = countdown(int(sys.argv.pop(1)))(Recommender.lists)
-cli.main()
-"""
-
-
 @pytest.mark.parametrize("at", [0, 2])
-def test_a_killed_command_goes_on(command, trained, tmp_path, at):
+def test_a_killed_command_goes_on(command, trained, tmp_path, monkeypatch, at):
     asked = [f"u{n}" for n in range(40)]
     pl.DataFrame({"user_id": asked}).write_parquet(tmp_path / "users.parquet")
     ask = ["recommend", str(trained), "--users", str(tmp_path / "users.parquet"), "--rows-per-part", "9", "--json"]
     assert command(*ask, "-o", tmp_path / "alone")[0] == 0
     out = tmp_path / "out"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    killed = subprocess.run([sys.executable, "-c", DIES, str(at), *ask, "-o", str(out)], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    monkeypatch.setattr(sys, "argv", ["rediffuse", *ask, "-o", str(out)])  # which new processes are given
+    dies("lists", at, cli.main)
     code, printed, err = command(*ask, "-o", out)
     assert code == 0, err
     told = json.loads(printed)

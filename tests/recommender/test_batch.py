@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -14,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from tests.dying import dies
 from tests.synthetic import walks
 
 import rediffuse as rd
@@ -142,37 +139,16 @@ def test_a_file_without_people_gives_a_finished_folder(recommender, tmp_path):
 # --- stopped, damaged, asked again -----------------------------------------------------------------------------
 
 
-DYING = """
-import sys, warnings
-from pathlib import Path
-import rediffuse as rd
-from rediffuse.data import files
-from rediffuse.recommender import batch
-from tests.dying import countdown
-
-run, users, out, place, count = sys.argv[1:]
-dies_before = countdown(int(count))
-if place == "part":
-    rd.Recommender.lists = dies_before(rd.Recommender.lists)
-elif place == "write":
-    Path.write_bytes = dies_before(Path.write_bytes)
-elif place == "rename":
-    Path.replace = dies_before(Path.replace)
-elif place == "link":
-    Path.hardlink_to = dies_before(Path.hardlink_to)
-batch.recommend_to_folder(rd.Recommender.load(run), users, out, k=4, rows_per_part=8)
-"""
-
-
 @pytest.mark.parametrize(
-    "at", ["write:0", "link:0", "part:0", "part:3", "write:4", "rename:0", "rename:5", "rename:6", "link:1"]
+    ("place", "count"),
+    [
+        *(("write", 0), ("link", 0), ("lists", 0), ("lists", 3), ("write", 4)),
+        *(("rename", 0), ("rename", 5), ("rename", 6), ("link", 1)),
+    ],
 )
-def test_what_was_killed_goes_on_to_the_lists_of_one_left_alone(run, recommender, users, tmp_path, at):
+def test_what_was_killed_goes_on_to_the_lists_of_one_left_alone(recommender, users, tmp_path, place, count):
     recommend_to_folder(recommender, users, tmp_path / "alone", k=4, rows_per_part=SIZE)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    command = [sys.executable, "-c", DYING, str(run), str(users), str(tmp_path / "out"), *at.split(":")]
-    killed = subprocess.run(command, env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    dies(place, count, recommend_to_folder, recommender, users, tmp_path / "out", k=4, rows_per_part=SIZE)
     assert not (tmp_path / "out/manifest.json").exists()
     result = recommend_to_folder(recommender, users, tmp_path / "out", k=4, rows_per_part=SIZE)
     assert result.written + result.skipped == 7
