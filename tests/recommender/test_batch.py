@@ -15,7 +15,7 @@ from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.data import files
-from rediffuse.errors import ConfigError, DataError, RediffuseWarning
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning, StorageError
 from rediffuse.recommender import batch
 from rediffuse.recommender.batch import recommend_to_folder
 from rediffuse.recommender.people_files import PeopleFile
@@ -192,6 +192,53 @@ def test_damage_is_found_and_mended(recommender, users, tmp_path, damage):
     assert contents(out) == before
 
 
+@pytest.mark.parametrize("value", [None, "8", [8]])
+@pytest.mark.parametrize("field", ["bytes", "people", "sha256"])
+def test_a_record_of_other_types_is_none(recommender, users, tmp_path, field, value):
+    out = tmp_path / "out"
+    recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
+    before = contents(out)
+    record = out / "done/part-00003.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {field: value}))
+    assert recommend_to_folder(recommender, users, out, rows_per_part=SIZE).written == 1
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_part_that_is_damaged_meanwhile_is_made_again_before_the_folder_is_finished(
+    recommender, users, tmp_path, processes
+):
+    recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
+    damaged = tmp_path / "out/part-00002.parquet"  # of process 0
+
+    once = iter([True])
+
+    def damage(done: int, parts: int) -> None:
+        if done == parts and next(once, False):
+            content = damaged.read_bytes()
+            damaged.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+
+    for rank in range(processes):
+        place = {"rank": rank, "world_size": processes, "told": damage if rank == 0 else lambda done, parts: None}
+        result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, **place)
+    assert (result.missing, result.finished_here) == (0, True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def test_what_is_damaged_again_and_again_is_missing(recommender, users, tmp_path, monkeypatch):
+    real = batch.atomic_write_bytes
+
+    def spoils(path: Path, content: bytes) -> None:
+        real(path, content[:-1] if path.name == "part-00002.parquet" else content)
+
+    monkeypatch.setattr(batch, "atomic_write_bytes", spoils)
+    result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
+    assert (result.missing, result.finished_here) == (1, False)
+    assert not (tmp_path / "out/manifest.json").exists()
+    monkeypatch.undo()
+    assert recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE).finished_here
+
+
 def test_another_request_is_refused_and_says_what_differs(recommender, users, tmp_path):
     out = tmp_path / "out"
     recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
@@ -240,10 +287,15 @@ def test_foreign_folders_and_damaged_requests_are_refused(recommender, users, tm
     request = json.loads((out / "request.json").read_text())
     for content, said in [
         ("{", "damaged"),
-        ("[]", "damaged"),
-        (json.dumps(request | {"version": 2}), "has version 2"),
+        ("[]", "is not a request"),
+        (json.dumps(request | {"version": 1}), "has version 1; this version of Rediffuse reads version 2"),
         (json.dumps(request | {"format": "x"}), "is not a request"),
-        (json.dumps({"format": request["format"], "version": 1}), "is not a request"),
+        *(
+            (json.dumps(request | {name: other}), r"request\.json was changed after it was written")
+            for name in ("run", "input", "options", "rows", "user_id", "sha256")
+            for other in (None, 3, [], {}, {"sha256": request["run"]["sha256"]})
+        ),
+        (json.dumps({"format": request["format"], "version": 2}), "was changed"),
     ]:
         (out / "request.json").write_text(content)
         with pytest.raises(DataError, match=said):
@@ -264,7 +316,7 @@ def test_a_full_disk_is_an_error_that_keeps_what_is_there(recommender, users, tm
         return real(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", fills)
-    with pytest.raises(DataError, match=r"out cannot be written: No space left[\s\S]*it goes on"):
+    with pytest.raises(StorageError, match=r"part-00002\.json cannot be written: No space left"):
         recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
     monkeypatch.undo()
     result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
@@ -364,7 +416,10 @@ def test_one_of_two_requests_that_start_together_is_refused(recommender, users, 
     def late(path: Path, content: bytes) -> bool:
         if path.name == "request.json":  # somebody else's, between looking and writing
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content.replace(b'"k": 10', b'"k": 3'))
+            other = json.loads(content)
+            del other["sha256"]
+            other["options"]["k"] = 3
+            path.write_text(json.dumps(other | {"sha256": files.sha256_json(other)}))
         return real(path, content)
 
     monkeypatch.setattr(batch, "atomic_create_bytes", late)

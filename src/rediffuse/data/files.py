@@ -44,22 +44,23 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 def atomic_create_bytes(path: Path, content: bytes) -> bool:
     """As `atomic_write_bytes`, unless ``path`` exists; of several processes that try, one gets True."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(path, "tmp")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _sibling(path, "tmp")
         try:
-            path.hardlink_to(temporary)  # unlike a rename, it fails if somebody was faster
-        except FileExistsError:
-            return False
-        except OSError:  # no such links on this file system
-            if path.exists():
+            temporary.write_bytes(content)
+            sync(temporary)
+            try:
+                path.hardlink_to(temporary)  # unlike a rename, it fails if somebody was faster
+            except FileExistsError:
                 return False
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+            except OSError:  # no such links on this file system
+                if path.exists():
+                    return False
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
     return True
 
 
