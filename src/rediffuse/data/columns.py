@@ -337,11 +337,13 @@ def times(column: Column | Pieces) -> Times:
 
 def _time_numbers(column: Column) -> NDArray[Any]:
     if column.values.dtype != pl.String:
-        return _numbers(column, "a time").to_numpy()
-    numbers = parse_numbers(column.complete())
-    column.refuse_first(numbers.is_null(), "is {}, and most other values are numbers", _TIME_REMEDY)
+        numbers = _numbers(column, "a time")
+    else:
+        numbers = parse_numbers(column.complete())
+        column.refuse_first(numbers.is_null(), "is {}, and most other values are numbers", _TIME_REMEDY)
     if numbers.dtype.is_float():
         column.refuse_first(~numbers.is_finite(), "is {}", _TIME_REMEDY)
+        column.refuse_first(numbers.abs() >= 2.0**63, "is {}, more than 64 bits hold", _TIME_REMEDY)
     return numbers.to_numpy()
 
 
