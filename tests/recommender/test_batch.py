@@ -42,6 +42,10 @@ def users(tmp_path) -> Path:
     return tmp_path / "users.parquet"
 
 
+def nobody(user: str) -> bool:
+    return False
+
+
 def read(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(sorted(folder.glob("part-*.parquet")))
 
@@ -76,7 +80,7 @@ def test_the_parts_are_what_recommend_returns(recommender, users, tmp_path):
 def test_histories_of_strangers_as_lists_and_as_text(recommender, tmp_path):
     histories = [["i1", "i2", "i3"], [], ["i7", "no such item"], ["i5"], None]
     names = ["a", "b", "u1", "d", "e"]
-    people = pl.DataFrame({"name": names, "history": histories})
+    people = pl.DataFrame({"user_id": names, "history": histories})
     people.write_parquet(tmp_path / "lists.parquet")
     people.with_columns(pl.col("history").list.join(" | ")).write_csv(tmp_path / "text.csv")
     with pytest.warns(RediffuseWarning):
@@ -122,10 +126,10 @@ def test_blocks_are_the_rows_of_the_file_in_order(tmp_path, kind, size):
         frame[20:].write_parquet(path / "b.parquet")
     else:
         frame.write_csv(path, compression="gzip" if kind == "csv.gz" else "uncompressed")
-    blocks = dict(PeopleFile(path).blocks(size))
+    blocks = dict(PeopleFile(path, nobody).blocks(size))
     assert list(blocks) == list(range(-(-50 // size)))
     assert pl.concat(blocks.values())["user_id"].to_list() == names
-    odd = [number for number, _ in PeopleFile(path).blocks(size, wanted=lambda block: block % 2 == 1)]
+    odd = [number for number, _ in PeopleFile(path, nobody).blocks(size, wanted=lambda block: block % 2 == 1)]
     assert odd == [number for number in blocks if number % 2 == 1]
 
 
@@ -329,26 +333,93 @@ def test_files_that_are_no_people_are_refused(recommender, tmp_path):
     (tmp_path / "only.csv").write_text("history\na|b\n")
     (tmp_path / "long.csv").write_text("user_id,x\nu1,1\nu2,1,2\n")
     (tmp_path / "latin.csv").write_bytes("user_id\nu1\nJos\xe9\n".encode("latin-1"))
+    # The header goes on beyond what is looked at to tell a separator.
+    (tmp_path / "wide.csv").write_bytes(b"user_id," + b"x" * 70_000 + b"\xe9\nu1,1\n")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     pl.DataFrame({"user_id": [f"u{n * n}" for n in range(20_000)]}).write_csv(
         tmp_path / "cut.csv.gz", compression="gzip"
     )
     (tmp_path / "cut.csv.gz").write_bytes((tmp_path / "cut.csv.gz").read_bytes()[:-30])
-    pl.DataFrame({"user_id": [["a"]]}).write_parquet(tmp_path / "nested.parquet")
-    pl.DataFrame({"user_id": ["a"], "history": [3]}).write_parquet(tmp_path / "number.parquet")
     for name, said in {
         "nowhere.parquet": "does not exist",
-        "only.csv": "no column of users",
+        "only.csv": "no column user_id",
         "long.csv": "line 3 has 3 fields and the header has 2",
         "latin.csv": "not UTF-8",
+        "wide.csv": r"wide\.csv is not UTF-8",
         "cut.parquet": "cannot be read as Parquet",
         "cut.csv.gz": "damaged gzip file",
-        "nested.parquet": r"holds List\(String\)",
-        "number.parquet": "'history' of .* holds Int64",
     }.items():
         with pytest.raises(DataError, match=said):
             recommend_to_folder(recommender, tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("u1\nu2\n", r"first line of .*users\.csv is 'u1', which is no header"),
+        ("17\n18\n", r"first line of .*users\.csv is '17', which is no header"),
+        ("u1,i1|i2\nu2,i3\n", "no column user_id; its columns are 'u1', 'i1|i2'"),
+        ("age,person\n17,u1\n18,u2\n", "no column user_id; its columns are 'age', 'person'"),
+        ("person,history\nu1,i1\n", "no column user_id; its columns are 'person', 'history'"),
+    ],
+)
+def test_files_without_a_header_lose_nobody(recommender, tmp_path, text, said):
+    (tmp_path / "users.csv").write_text(text)
+    with pytest.raises(DataError, match=said.replace("|", r"\|")) as caught:
+        recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out")
+    assert "a header that names them" in str(caught.value)
+
+
+def test_a_single_column_may_have_any_name(recommender, tmp_path):
+    (tmp_path / "users.csv").write_text("person\nu1\nu2\n")
+    recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out", k=1)
+    assert read(tmp_path / "out")["user_id"].to_list() == ["u1", "u2"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("bad", "said"), [(None, "is empty"), ("", "is"), ("  ", "is blank: '  '"), (" u3", "is ' u3', with spaces")]
+)
+def test_missing_blank_and_padded_ids_are_refused_with_their_place(recommender, tmp_path, kind, bad, said):
+    people = pl.DataFrame({"user_id": [*KNOWN[:20], bad, "u4"], "history": ["i1"] * 22})
+    path = tmp_path / f"users.{kind}"
+    people.write_parquet(path) if kind == "parquet" else people.write_csv(path)
+    place = "row 21" if kind == "parquet" else "line 22"
+    with pytest.raises(DataError, match=rf"users\.{kind}, {place}: column 'user_id' \(user\) {said}"):
+        recommend_to_folder(recommender, path, tmp_path / "out", rows_per_part=SIZE)
+    assert not (tmp_path / "out").exists()
+    assert dict(PeopleFile(path, nobody).blocks(SIZE, wanted=lambda block: block < 2)).keys() == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("user_id", [["a"]], r"'user_id' of .* holds List\(String\)"),
+        ("user_id", [True], "holds Boolean"),
+        ("user_id", [b"u1"], "holds Binary"),
+        ("user_id", [1.5], "holds Float64"),
+        ("user_id", pl.Series([1]).cast(pl.Decimal(10, 2)), "holds Decimal"),
+        ("history", [3], "'history' of .* holds Int64"),
+        ("history", [[True]], r"holds List\(Boolean\)"),
+        ("history", [[1.5]], r"holds List\(Float64\)"),
+        ("history", [[{"item_id": "i1"}]], r"holds List\(Struct"),
+    ],
+)
+def test_columns_that_hold_no_ids_are_refused(recommender, tmp_path, column, values, said):
+    pl.DataFrame({"user_id": ["u1"]}).with_columns(pl.Series(column, values)).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=said):
+        recommend_to_folder(recommender, tmp_path / "a.parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_panic_of_the_reader_is_an_error_of_ours(recommender, users, tmp_path, monkeypatch):
+    def panics(*_, **__):
+        raise pl.exceptions.PanicException("range end index 7")
+
+    monkeypatch.setattr(pl.LazyFrame, "collect", panics)
+    with pytest.raises(DataError, match=r"users\.parquet cannot be read: range end index 7"):
+        recommend_to_folder(recommender, users, tmp_path / "out")
 
 
 @pytest.mark.parametrize("how", ["overwritten", "replaced", "removed"])

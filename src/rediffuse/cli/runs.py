@@ -197,7 +197,7 @@ def recommend(
     recommender = Recommender.load(run)
     asked, histories = user, None
     if users is not None:
-        asked, histories = PeopleFile(users).read()
+        asked, histories = PeopleFile(users, recommender.knows).read()
     elif history is not None:
         histories = [recommender.find_items(filter(str.strip, history.split("|")))]
     found = recommender.recommend(

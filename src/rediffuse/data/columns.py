@@ -145,6 +145,18 @@ def number_ids(*columns: Column | Pieces) -> tuple[list[NDArray[np.int32]], pl.S
     return [_joined(column, lambda piece: number(_plain_ids(piece)), np.int32) for column in columns], ids
 
 
+def plain_ids(column: Column) -> pl.Series:
+    """The ids of a column, Int64 or String.
+
+    Raises:
+        DataError: missing, blank or space-padded ids, or a column of another type.
+    """
+    values = _plain_ids(column)
+    if values.dtype == pl.String:
+        _refuse_blank(column, values, values.unique())
+    return values
+
+
 def as_integers(text: pl.Series) -> pl.Series:
     """Int64 where the text is how an integer is written, else null: "007" and "+7" are not 7."""
     integers = text.cast(pl.Int64, strict=False)

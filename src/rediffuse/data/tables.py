@@ -91,7 +91,7 @@ class Table:
         Raises:
             DataError: the files cannot be parsed, or hold no rows.
         """
-        frame = self._read(self._of(columns))
+        frame = self.read(self._of(columns))
         if not len(frame):
             raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
         return frame
@@ -115,7 +115,7 @@ class Table:
         Raises:
             DataError: there are none, or the files cannot be read.
         """
-        rows = self._read(self.frame.select(pl.len())).item()
+        rows = self.read(self.frame.select(pl.len())).item()
         if not rows:
             raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
         return rows
@@ -127,7 +127,7 @@ class Table:
             DataError: the files cannot be read.
         """
         for start in range(0, self.rows, PIECE):
-            yield start, self._read(self.frame.select(column).slice(start, PIECE))[column]
+            yield start, self.read(self.frame.select(column).slice(start, PIECE))[column]
 
     def _of(self, columns: Iterable[str]) -> pl.LazyFrame:
         """Some columns. Parquet files need agree in these alone, and not in how wide their integers are.
@@ -165,7 +165,12 @@ class Table:
             self.refuse_changed()
             raise DataError(f"{file} cannot be read as Parquet: {first_line(error)}", _AGAIN) from None
 
-    def _read(self, frame: pl.LazyFrame) -> pl.DataFrame:
+    def read(self, frame: pl.LazyFrame) -> pl.DataFrame:
+        """Collect what was made of the table's frame.
+
+        Raises:
+            DataError: the files cannot be read, or have changed.
+        """
         try:
             found = frame.collect()
         except UNREADABLE as error:

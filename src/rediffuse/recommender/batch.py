@@ -114,7 +114,7 @@ def recommend_to_folder(
         raise ConfigError(f"rank is {rank} of {world_size} processes.", f"Give 0 to {world_size - 1}.")
     sampling = recommender.sampling(seed)
     ask, unknown = recommender.ask(k, exclude, None, filter_seen)
-    people = PeopleFile(users)
+    people = PeopleFile(users, recommender.knows)
     options = {
         "k": k,
         "exclude": recommender.items["item_id"].gather(sorted(set(ask.banned.tolist()))).to_list(),
