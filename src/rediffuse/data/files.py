@@ -165,8 +165,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     An existing ``folder`` stays until the new one is complete and on disk. Linux lets the two change places in one
     step. Elsewhere, for an instant between two renames, the old one is called ``.<name>.old-...``; nothing is lost.
+    Where ``folder`` is a link, this is done where it leads to, and the link stays.
     """
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 ("." has no name to rename; links stay links)
+    folder = folder.resolve()  # also: "." has no name to rename
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(folder, "tmp")
     temporary.mkdir()
