@@ -75,14 +75,14 @@ def test_what_is_read_otherwise_than_by_python_is_noticed(
 def test_what_is_read_otherwise_in_pieces_is_noticed(
     fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, real = next(case for case in fuzz.seeds() if case.kind == "parquet"), columns._joined
+    case, real = next(case for case in fuzz.seeds() if case.kind == "parquet"), columns.joined
     case.in_pieces = True
 
     def wrong(column: Any, *arguments: Any) -> Any:
         found = real(column, *arguments)
         return found if tables.PIECE > fuzz.FEW else np.roll(found, 1)
 
-    monkeypatch.setattr(columns, "_joined", wrong)
+    monkeypatch.setattr(columns, "joined", wrong)
     with pytest.raises(AssertionError):
         fuzz.attempt(case, tmp_path)
 

@@ -99,6 +99,37 @@ def test_pieces_read_the_same_as_one(tmp_path: Path, small: Any, form: str, opti
         assert again.item_ids.equals(whole.item_ids)
 
 
+@pytest.mark.parametrize("names", ["strings", "integers"])
+@pytest.mark.parametrize("kind", ["parquet", "frame", "csv"])
+def test_splits_are_matched_the_same_in_pieces(tmp_path: Path, small: Any, kind: str, names: str) -> None:
+    frame = rows().with_columns(FORMS[names])
+    parts = pl.Series("split", ["train", "valid", "Test", "train"] * 100)
+    given = pl.concat([frame[::-1].with_columns(parts, scheme=pl.lit(scheme)) for scheme in ("one", "two")])
+    given = given.with_columns(pl.col("scheme").shift(3, fill_value="two"))  # the last scheme comes first
+    source: Any = given
+    if kind == "parquet":
+        source = save(given, tmp_path / "splits")
+    elif kind == "csv":
+        source = tmp_path / "splits.csv"
+        given.write_csv(source)
+
+    def read() -> Dataset:
+        return Dataset.from_interactions(frame, time="time", order="rank", splits=source)
+
+    whole = read()
+    assert list(whole.given) == ["two", "one"]
+    assert set(np.unique(whole.given["one"]).tolist()) >= {0, 1, 2}
+    for size in (7, 64):
+        small(size)
+        again = read()
+        assert again.report == whole.report
+        assert list(again.given) == list(whole.given)
+        assert all((again.given[scheme] == part).all() for scheme, part in whole.given.items())
+    bad = given.with_columns(pl.when(pl.int_range(pl.len()) == 90).then(pl.lit("x")).otherwise("split").alias("split"))
+    with pytest.raises(DataError, match=r"splits dataframe, row 91: column 'split' \(part\) is 'x'"):
+        Dataset.from_interactions(frame, time="time", splits=bad)
+
+
 def test_text_files_are_numbered_piece_by_piece(tmp_path: Path, small: Any) -> None:
     """Ids of a text file are integers only if those of all pieces are."""
     (tmp_path / "a.csv").write_text("user_id,item_id\n10,7\n9,8\n10,8\n8,x\n")
