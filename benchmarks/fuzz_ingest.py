@@ -1,9 +1,10 @@
 """Reading damaged files: every one is either read or refused with an error of ours.
 
 Small valid tables (CSV, TSV, gzip, ``::``, Parquet, hive folders, RecBole atomic files, with tables of items, users,
-links, triples and splits; saved datasets) are damaged at random and read, in a worker process with limits of time
-and memory. What is read is checked too: a dataset must be sound, survive saving and loading, and hold the rows that
-Python's own csv module finds in the file.
+links, triples and splits; saved datasets; files of people to recommend to) are damaged at random and read, in a worker
+process with limits of time and memory. What is read is checked too: a dataset must be sound, survive saving and
+loading, and hold the rows, times and ratings that Python's own csv module finds in the file. Every other mutant is read
+a few rows at a time, and must give what it gives in one piece.
 
     python benchmarks/fuzz_ingest.py --count 10_000 --seed 0 --out benchmarks/results/fuzz_ingest.json
 
@@ -31,20 +32,27 @@ import traceback
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+import rediffuse
+from rediffuse.data import dataset, histories, ingest, split, tables
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import RediffuseError
+from rediffuse.recommender.people_files import PeopleFile
 
 ACCEPTED, REFUSED, FAILED, HUNG, DIED = "accepted", "refused", "other exception", "hang", "died"
 # One mutant in this many also goes through `rediffuse prepare`.
 CLI_EVERY = 20
+# Rows that are read, and events that are worked on, at once, where a mutant is read in pieces.
+FEW = 7
 
 
 @dataclass
@@ -57,6 +65,11 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
+    in_pieces: bool = False
+
+    @property
+    def of_people(self) -> bool:
+        return self.kind.startswith("people")
 
 
 # --- seeds -------------------------------------------------------------------------------------------------
@@ -137,6 +150,8 @@ def seeds() -> list[Case]:
         "kg": ["head_id:token", "relation_id:token", "tail_id:token"],
         "link": ["item_id:token", "entity_id:token"],
     }
+    people = [["user_id", "history"], *([f"u{n}", "|".join(f"i{m}" for m in range(n % 4))] for n in range(30))]
+    lists = _frame(people).with_columns(pl.col("history").str.split("|"))
     names = {"inter": "events", "item": "items", "user": "users", "net": "social", "kg": "kg", "link": "item_entity"}
     atomic_files = {
         f"set.{end}": "".join("\t".join(map(str, row)) + "\n" for row in [header, *rows[names[end]][1:]]).encode()
@@ -158,9 +173,13 @@ def seeds() -> list[Case]:
         ),
         Case("hive", {f"logs/{name}": content for name, content in hive.items()}, "logs", usual),
         Case("atomic", atomic_files, "."),
+        Case("people", {"people.csv": _text(people)}, "people.csv"),
+        Case("people.gz", {"people.tsv.gz": gzip.compress(_text(people[:20], "\t"), mtime=0)}, "people.tsv.gz"),
+        Case("people.parquet", {f"people/{n}.parquet": _parquet(lists[n::2]) for n in range(2)}, "people"),
     ]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        write(cases[0], Path(folder))
         saved = _read(cases[0], Path(folder)).save(Path(folder) / "saved")
         files = {f"saved/{path.name}": path.read_bytes() for path in sorted(saved.iterdir())}
     return [*cases, Case("dataset", files, "saved")]
@@ -392,6 +411,7 @@ def mutant(cases: list[Case], seed: int, index: int) -> Case:
     rng = random.Random(f"{seed}-{index}")
     base = rng.choice(cases)
     case = Case(base.kind, dict(base.files), base.source, dict(base.options), dict(base.tables))
+    case.in_pieces = bool(index % 2)
     for name in list(case.tables):  # the more tables, the sooner one is refused before another is looked at
         if rng.random() < 0.5:
             del case.tables[name]
@@ -421,13 +441,13 @@ def mutant(cases: list[Case], seed: int, index: int) -> Case:
     roll = rng.random()
     if roll < 0.03:
         _move(case, rng.choice(names), rng)
-    elif roll < 0.05 and case.kind != "dataset":
+    elif roll < 0.05 and case.kind != "dataset" and not case.of_people:
         case.options["encoding"] = rng.choice(
             ["utf-16", "latin-1", "utf-8", "cp1252", "ascii", "base64", "idna", "utf-7"]
         )
-    elif roll < 0.07 and case.kind != "dataset":
+    elif roll < 0.07 and case.kind != "dataset" and not case.of_people:
         case.options["separator"] = rng.choice([",", "\t", "::", "", "ab", "\0", "\u00e9", '"', "\r", "\r\n", " "])
-    if case.kind not in ("dataset", "atomic"):
+    if case.kind not in ("dataset", "atomic") and not case.of_people:
         if rng.random() < 0.2:
             case.options["k_core"] = rng.choice([1, 2, 3])
         if rng.random() < 0.2:
@@ -470,34 +490,91 @@ def write(case: Case, folder: Path) -> None:
 
 
 def _read(case: Case, folder: Path) -> Dataset:
-    write(case, folder)
     source = folder / case.source
     if case.kind == "dataset":
-        return Dataset.load(source)
-    if case.kind == "atomic":
-        return Dataset.from_atomic(source, **case.options)
-    return Dataset.from_interactions(source, **case.options, **{k: folder / v for k, v in case.tables.items()})
+        data = Dataset.load(source)
+    elif case.kind == "atomic":
+        data = Dataset.from_atomic(source, **case.options)
+    else:
+        data = Dataset.from_interactions(source, **case.options, **{k: folder / v for k, v in case.tables.items()})
+    _ = data.tables_fingerprint  # looks at what a model would read of the tables
+    return data
+
+
+@contextmanager
+def few_at_once(few: bool) -> Iterator[None]:
+    """Read FEW rows and work on FEW events at once while this lasts, or as many as ever."""
+    places = [(tables, "PIECE"), *((module, "BLOCK") for module in (histories, ingest, split, dataset))]
+    before = [getattr(module, name) for module, name in places]
+    for module, name in places if few else ():
+        setattr(module, name, FEW)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
 
 
 def attempt(case: Case, folder: Path, cli: bool = False) -> str:
     """Read a case written to ``folder`` (empty); "accepted" or "refused".
 
     Raises:
-        Exception: anything else than our own errors, and AssertionError where a dataset is not sound.
+        Exception: anything else than our own errors, and AssertionError where what is read is not sound.
     """
+    write(case, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            data = _read(case, folder)
-            _ = data.tables_fingerprint
-        except RediffuseError:
-            outcome = REFUSED
-        else:
-            check(data, case, folder)
-            outcome = ACCEPTED
-        if cli and case.kind != "dataset":
-            _through_cli(case, folder, outcome)
+        if case.of_people:
+            return _attempt_people(case, folder)
+        with few_at_once(case.in_pieces):
+            data = _tried(lambda: _read(case, folder))
+            outcome = REFUSED if data is None else ACCEPTED
+            if data is not None:
+                check(data, case, folder)
+            if cli and case.kind != "dataset":
+                _through_cli(case, folder, outcome)
+        if case.in_pieces:
+            whole = _tried(lambda: _read(case, folder))
+            assert (whole is None) == (data is None), f"in pieces: {outcome}, and not in one"
+            if whole is not None and data is not None:
+                assert whole.fingerprint == data.fingerprint
+                assert whole.tables_fingerprint == data.tables_fingerprint
+                assert whole.report == data.report
     return outcome
+
+
+def _tried(read: Callable[[], Any]) -> Any:
+    """What is read, None if it is refused."""
+    try:
+        return read()
+    except RediffuseError:
+        return None
+
+
+def _attempt_people(case: Case, folder: Path) -> str:
+    def read(size: int) -> list[tuple[Any, ...]]:
+        people = PeopleFile(folder / case.source, {"u1", "u2"}.__contains__)
+        people.identity()
+        blocks = list(people.blocks(size))
+        assert [number for number, _ in blocks] == list(range(len(blocks)))
+        assert all(len(frame) == size for _, frame in blocks[:-1])
+        assert all(frame.columns == ["user_id", *["history"] * people.has_histories] for _, frame in blocks)
+        return [row for _, frame in blocks for row in frame.iter_rows()]
+
+    found, whole = (_tried(lambda size=size: read(size)) for size in (FEW, 1000))
+    assert found == whole, "in pieces it is another thing"
+    if found is None:
+        return REFUSED
+    for user, *history in found:
+        assert isinstance(user, int | str)
+        # What polars calls a space: Python strips more.
+        assert isinstance(user, int) or pl.Series([user]).str.strip_chars()[0] == user != ""
+        assert all(isinstance(items, list | None) for items in history)
+    records = _plain_records(case, ",") if case.kind == "people" else None
+    if records is not None and "user_id" in records[0]:
+        place = records[0].index("user_id")
+        assert [row[0] for row in found] == [record[place] for record in records[1:]]
+    return ACCEPTED
 
 
 def _through_cli(case: Case, folder: Path, outcome: str) -> None:
@@ -576,35 +653,86 @@ def check(data: Dataset, case: Case, folder: Path) -> None:
     assert again.report == json.loads(json.dumps(data.report))
     assert again.title == data.title
     if not dropped:
-        plain = _plainly(case)
+        plain = _plainly(case, report.get("time_unit"))
         if plain is not None:
             users, items = data.user_ids.gather(events.owners), data.item_ids.gather(events.items)
-            found = Counter(zip(map(str, users), map(str, items), strict=True))
+            _, _, a_time, a_rating = next(iter(plain))
+            times = [None] * len(users) if a_time is None else map(float, events.times)
+            ratings = [None] * len(users) if a_rating is None else map(float, events.ratings)
+            found = Counter(zip(map(str, users), map(str, items), times, ratings, strict=True))
             assert found == plain, f"{list((found - plain).items())[:3]} and not {list((plain - found).items())[:3]}"
 
 
-def _plainly(case: Case) -> Counter[tuple[str, str]] | None:
-    """(user, item) of every row of a plain CSV file, as Python's csv module reads it; None for other cases."""
+_PER_SECOND = {None: 1, "seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+
+
+def _plainly(case: Case, unit: str | None) -> Counter[tuple[str, str, float | None, float | None]] | None:
+    """(user, item, seconds, rating) of every row of a plain CSV file, as Python reads it; None for other cases.
+
+    Seconds or ratings are None where it cannot know them: there are none, or times that Python does not know.
+    """
+    if case.kind not in ("csv", "order", "iso"):
+        return None
+    records = _plain_records(case, ";" if case.kind == "order" else ",")
+    if records is None:
+        return None
+    header, *rows = records
+    if "user_id" not in header or "item_id" not in header or all(":" in name for name in header):
+        return None
+
+    def column(name: str) -> list[str]:
+        place = header.index(name)
+        return [row[place] for row in rows]
+
+    times: list[Any] = [None] * len(rows)
+    if name := case.options.get("time", case.options.get("order")):
+        times = _plain_seconds(column(name), unit) or times
+    ratings: list[Any] = [None] * len(rows)
+    if name := case.options.get("rating"):
+        ratings = [float(np.float32(_plain_number(value))) for value in column(name)]
+    return Counter(zip(column("user_id"), column("item_id"), times, ratings, strict=True))
+
+
+def _plain_seconds(values: list[str], unit: str | None) -> list[float] | None:
+    if unit == "ISO text":
+        try:
+            moments = [datetime.fromisoformat(value) for value in values]
+        except ValueError:  # years that Python does not know, leap seconds
+            return None
+        since = [moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.fromtimestamp(0, UTC) for moment in moments]
+        numbers: list[Any] = [(delta.days * 86_400 + delta.seconds) * 10**6 + delta.microseconds for delta in since]
+        per_second = 10**6
+    else:
+        numbers, per_second = [_plain_number(value) for value in values], _PER_SECOND[unit]
+    if all(isinstance(number, int) and not number % per_second for number in numbers):
+        return [float(number // per_second) for number in numbers]
+    return [float(number) / per_second for number in numbers]
+
+
+def _plain_number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _plain_records(case: Case, separator: str) -> list[list[str]] | None:
+    """Header and rows of a plain CSV file, as Python's csv module reads it; None where readers differ."""
     content = case.files.get(case.source, b"")
-    if case.kind not in ("csv", "order", "iso") or content[:2] == b"\x1f\x8b" or content[:4] == b"PAR1":
+    if content[:2] == b"\x1f\x8b" or content[:4] == b"PAR1":
         return None
     encoding = case.options.get("encoding", "utf-8-sig")
     text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
-    separator = case.options.get("separator", ";" if case.kind == "order" else ",")
+    separator = case.options.get("separator", separator)
     if len(separator) != 1 or "\r" in text.replace("\r\n", ""):  # a lone one ends a line there, and not here
         return None
     limit = csv.field_size_limit(1 << 30)
     try:
-        records = [r for r in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True) if any(r)]
+        return [r for r in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True) if any(r)]
     except csv.Error:  # a stray quote: readers differ
         return None
     finally:
         csv.field_size_limit(limit)
-    header = records[0]
-    if "user_id" not in header or "item_id" not in header or all(":" in name for name in header):
-        return None
-    user, item = header.index("user_id"), header.index("item_id")
-    return Counter((r[user], r[item]) for r in records[1:])
 
 
 # --- the run -----------------------------------------------------------------------------------------------
@@ -738,11 +866,15 @@ def _add(path: Path, seed: int, piece: dict[str, Any]) -> None:
         total.update(found)
     result = {
         "seed": seed,
+        "date": datetime.now(UTC).date().isoformat(),
+        "rediffuse": rediffuse.__version__,
+        "python": platform.python_version(),
+        "polars": pl.__version__,
+        "numpy": np.__version__,
         "files": sum(one["count"] for one in pieces),
         "outcomes": dict(total),
         "failures": sum(len(one["failures"]) for one in pieces),
-        "python": platform.python_version(),
-        "polars": pl.__version__,
+        "seconds": round(sum(one["seconds"] for one in pieces), 1),
         "pieces": pieces,
     }
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -31,6 +31,8 @@ PLACES = {
     "signals": "rediffuse.models.pdrec:PDRec._take_signals",
     "journal": "optuna.storages.journal:JournalFileBackend.append_logs",
     "lock": "optuna.storages.journal:JournalFileOpenLock.release",
+    "lists": "rediffuse.recommender:Recommender.lists",
+    "link": "pathlib:Path.hardlink_to",
 }
 
 _server = multiprocessing.get_context("forkserver")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import polars as pl
 import pytest
 
 from rediffuse import cli
+from tests.dying import dies
 from tests.synthetic import walks
 
 
@@ -403,6 +403,37 @@ def test_two_processes_share_a_folder_and_one_speaks(command, trained, tmp_path)
     assert "unknown" not in err
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_process_that_ends_last_tells_of_unknown_people(command, trained, tmp_path, monkeypatch, order):
+    pl.DataFrame({"user_id": ["u1", "stranger", "u2"]}).write_csv(tmp_path / "users.csv")
+    ask = ["recommend", trained, "--users", tmp_path / "users.csv", "-o", tmp_path / "out", "--rows-per-part", "1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = []
+    for rank in order:
+        monkeypatch.setenv("RANK", str(rank))
+        code, _, err = command(*ask)
+        assert code == 0, err
+        told.append(err)
+    assert ["1 of 3 users are unknown" in err for err in told] == [False, True]
+
+
+def test_several_processes_and_sizes_of_parts_are_for_folders(command, trained, tmp_path, monkeypatch):
+    pl.DataFrame({"user_id": ["u1"]}).write_csv(tmp_path / "users.csv")
+    ask = ["recommend", trained, "--users", tmp_path / "users.csv"]
+    for more in ([], ["-o", tmp_path / "lists.csv"]):
+        code, _, err = command(*ask, *more, "--rows-per-part", "5")
+        assert code == 2
+        assert "--rows-per-part is for a folder of parts" in err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for more in ([], ["-o", tmp_path / "lists.csv"]):
+        code, out, err = command(*ask, *more)
+        assert code == 2
+        assert not out
+        assert "A launcher started several processes" in err
+    assert not (tmp_path / "lists.csv").exists()
+
+
 def test_machines_without_a_launcher_say_what_is_missing(command, trained, tmp_path, monkeypatch):
     pl.DataFrame({"user_id": [f"u{n}" for n in range(30)]}).write_csv(tmp_path / "users.csv")
     ask = ["recommend", trained, "--users", tmp_path / "users.csv", "-o", tmp_path / "out", "--rows-per-part", "10"]
@@ -424,26 +455,15 @@ def test_machines_without_a_launcher_say_what_is_missing(command, trained, tmp_p
         assert f"RANK={rank}" in err
 
 
-DIES = """
-import sys
-from rediffuse import Recommender, cli
-from tests.dying import countdown
-
-Recommender.lists = countdown(int(sys.argv.pop(1)))(Recommender.lists)
-cli.main()
-"""
-
-
 @pytest.mark.parametrize("at", [0, 2])
-def test_a_killed_command_goes_on(command, trained, tmp_path, at):
+def test_a_killed_command_goes_on(command, trained, tmp_path, monkeypatch, at):
     asked = [f"u{n}" for n in range(40)]
     pl.DataFrame({"user_id": asked}).write_parquet(tmp_path / "users.parquet")
     ask = ["recommend", str(trained), "--users", str(tmp_path / "users.parquet"), "--rows-per-part", "9", "--json"]
     assert command(*ask, "-o", tmp_path / "alone")[0] == 0
     out = tmp_path / "out"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    killed = subprocess.run([sys.executable, "-c", DIES, str(at), *ask, "-o", str(out)], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    monkeypatch.setattr(sys, "argv", ["rediffuse", *ask, "-o", str(out)])  # which new processes are given
+    dies("lists", at, cli.main)
     code, printed, err = command(*ask, "-o", out)
     assert code == 0, err
     told = json.loads(printed)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
-from rediffuse.data import histories
+from rediffuse.data import histories, pairs
 from rediffuse.data.histories import Histories
 from rediffuse.data.matrix import binary_matrix
-from rediffuse.data.pairs import PairBatches, draw_untouched, touched_keys
+from rediffuse.data.pairs import PairBatches, _sorted_keys, draw_untouched, touched_keys
 
 ROWS = Histories.from_lists([[0, 1, 1, 2], [], [5, 0], [3]])
 
@@ -21,8 +25,8 @@ def batches(seed: int = 0, size: int = 3) -> PairBatches:
 def test_every_event_is_a_positive_once():
     found = batches()
     seen = [found.get(i) for i in range(len(found))]
-    pairs = [(u, i) for b in seen for u, i in torch.stack((b.users, b.positives), 1).tolist()]
-    assert sorted(pairs) == sorted(zip(ROWS.owners.tolist(), ROWS.items.tolist(), strict=False))
+    found_pairs = [(u, i) for b in seen for u, i in torch.stack((b.users, b.positives), 1).tolist()]
+    assert sorted(found_pairs) == sorted(zip(ROWS.owners.tolist(), ROWS.items.tolist(), strict=False))
 
 
 def test_several_negatives():
@@ -45,8 +49,25 @@ def test_negatives_were_never_touched_and_reach_all_others():
 @pytest.mark.parametrize("block", [1, 3, 100])
 def test_what_was_touched_is_found_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(histories, "BLOCK", block)
-    assert touched_keys(ROWS, 6).tolist() == [0, 1, 2, 12, 17, 21]
+    assert touched_keys(dataclasses.replace(ROWS), 6).tolist() == [0, 1, 2, 12, 17, 21]
     assert touched_keys(Histories.from_lists([[], []]), 6).tolist() == []
+
+
+def test_what_was_touched_is_found_once_and_kept_as_long_as_the_histories(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = dataclasses.replace(ROWS)
+    calls = []
+    monkeypatch.setattr(pairs, "_sorted_keys", lambda *asked: calls.append(asked[1]) or _sorted_keys(*asked))
+    epochs = [
+        PairBatches(rows, num_items=6, batch_size=3, rng=np.random.default_rng(epoch)).touched for epoch in range(3)
+    ]
+    assert epochs[0] is epochs[1] is epochs[2]
+    assert calls == [6]
+    assert touched_keys(rows, 7).tolist() == [0, 1, 2, 14, 19, 24]
+    assert calls == [6, 7]
+    kept = weakref.ref(touched_keys(rows, 7))
+    del rows
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_person_who_touched_everything_still_gets_an_item():

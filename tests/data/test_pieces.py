@@ -99,6 +99,37 @@ def test_pieces_read_the_same_as_one(tmp_path: Path, small: Any, form: str, opti
         assert again.item_ids.equals(whole.item_ids)
 
 
+@pytest.mark.parametrize("names", ["strings", "integers"])
+@pytest.mark.parametrize("kind", ["parquet", "frame", "csv"])
+def test_splits_are_matched_the_same_in_pieces(tmp_path: Path, small: Any, kind: str, names: str) -> None:
+    frame = rows().with_columns(FORMS[names])
+    parts = pl.Series("split", ["train", "valid", "Test", "train"] * 100)
+    given = pl.concat([frame[::-1].with_columns(parts, scheme=pl.lit(scheme)) for scheme in ("one", "two")])
+    given = given.with_columns(pl.col("scheme").shift(3, fill_value="two"))  # the last scheme comes first
+    source: Any = given
+    if kind == "parquet":
+        source = save(given, tmp_path / "splits")
+    elif kind == "csv":
+        source = tmp_path / "splits.csv"
+        given.write_csv(source)
+
+    def read() -> Dataset:
+        return Dataset.from_interactions(frame, time="time", order="rank", splits=source)
+
+    whole = read()
+    assert list(whole.given) == ["two", "one"]
+    assert set(np.unique(whole.given["one"]).tolist()) >= {0, 1, 2}
+    for size in (7, 64):
+        small(size)
+        again = read()
+        assert again.report == whole.report
+        assert list(again.given) == list(whole.given)
+        assert all((again.given[scheme] == part).all() for scheme, part in whole.given.items())
+    bad = given.with_columns(pl.when(pl.int_range(pl.len()) == 90).then(pl.lit("x")).otherwise("split").alias("split"))
+    with pytest.raises(DataError, match=r"splits dataframe, row 91: column 'split' \(part\) is 'x'"):
+        Dataset.from_interactions(frame, time="time", splits=bad)
+
+
 def test_text_files_are_numbered_piece_by_piece(tmp_path: Path, small: Any) -> None:
     """Ids of a text file are integers only if those of all pieces are."""
     (tmp_path / "a.csv").write_text("user_id,item_id\n10,7\n9,8\n10,8\n8,x\n")
@@ -170,13 +201,53 @@ def test_more_missing_values_are_counted_as_far_as_was_looked(tmp_path: Path, sm
         assert said in str(caught.value)
 
 
-def test_files_whose_columns_differ_in_type(tmp_path: Path, small: Any) -> None:
-    pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2]}).write_parquet(tmp_path / "0.parquet")
-    pl.DataFrame({"user_id": ["x", "y"], "item_id": [1, 2]}).write_parquet(tmp_path / "1.parquet")
+NUMBERS = pl.col("user_id", "item_id", "time")
+
+
+@pytest.mark.parametrize("changed", [{1}, {0, 2}])
+@pytest.mark.parametrize(
+    "change",
+    [NUMBERS.cast(pl.Int32), NUMBERS.cast(pl.UInt16), pl.lit(1).alias("more"), pl.lit("x").alias("rating")],
+    ids=["narrower", "unsigned", "more columns", "another type that is not asked for"],
+)
+def test_files_need_agree_in_what_is_asked_for_alone(
+    tmp_path: Path, small: Any, change: pl.Expr, changed: set[int]
+) -> None:
+    frame = rows()
+    whole = Dataset.from_interactions(frame, time="time")
+    for number, part in enumerate((frame[:50], frame[50:300], frame[300:])):
+        part = part.with_columns(change) if number in changed else part
+        part.write_parquet(tmp_path / f"{number}.parquet")
+    for size in (7, 1000):
+        small(size)
+        assert Dataset.from_interactions(tmp_path, time="time").fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (pl.col("user_id").cast(pl.String), "1.parquet: column 'user_id' holds String values, and Int64 in {}"),
+        (pl.col("time").cast(pl.Float64), "1.parquet: column 'time' holds Float64 values, and Int64 in {}"),
+    ],
+)
+def test_files_whose_columns_differ_in_type(tmp_path: Path, small: Any, form: pl.Expr, message: str) -> None:
+    frame = rows(40)
+    frame[:20].write_parquet(tmp_path / "0.parquet")
+    frame[20:].with_columns(form).write_parquet(tmp_path / "1.parquet")
     for size in (1, 100):
         small(size)
-        with pytest.raises(DataError, match="cannot be read"):
-            Dataset.from_interactions(tmp_path)
+        with pytest.raises(DataError) as caught:
+            Dataset.from_interactions(tmp_path, time="time")
+        assert message.format(tmp_path / "0.parquet") in str(caught.value)
+
+
+def test_a_column_that_a_file_lacks_is_named(tmp_path: Path) -> None:
+    frame = rows(40)
+    frame[:20].write_parquet(tmp_path / "0.parquet")
+    frame[20:].drop("time").write_parquet(tmp_path / "1.parquet")
+    assert Dataset.from_interactions(tmp_path).num_events == 40
+    with pytest.raises(DataError, match=r"1\.parquet has no column 'time', which .*0\.parquet has"):
+        Dataset.from_interactions(tmp_path, time="time")
 
 
 def test_no_rows(tmp_path: Path) -> None:

@@ -85,6 +85,65 @@ def test_a_loaded_dataset_outlives_its_folder(dataset: Dataset, tmp_path: Path) 
     assert Dataset.load(again.save(tmp_path / "d")).fingerprint == dataset.fingerprint
 
 
+def swaps(monkeypatch: pytest.MonkeyPatch, place: object, name: str, others: list[Dataset], folder: Path) -> None:
+    """Before each call of a function, the next of the datasets takes the folder's place."""
+    real = getattr(place, name)
+
+    def swapped(*arguments: object, **options: object) -> object:
+        if others:
+            others.pop(0).save(folder)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(place, name, swapped)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not rename a folder with files that are mapped")
+@pytest.mark.parametrize(
+    ("place", "name"), [(store, "_verify"), (np, "load"), (pl, "read_parquet"), (store, "Histories")]
+)
+def test_a_dataset_that_is_replaced_while_it_is_loaded_is_not_mixed_with_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: object, name: str
+) -> None:
+    """Both have as many users, items and events, so that a mixture would be in form."""
+    one, other = (
+        Dataset.from_interactions(pl.DataFrame({"user_id": users, "item_id": ["a", "b", "b"]}))
+        for users in (["u", "v", "w"], ["v", "w", "x"])
+    )
+    one.save(tmp_path / "d")
+    swaps(monkeypatch, place, name, [other], tmp_path / "d")
+    again = Dataset.load(tmp_path / "d")
+    monkeypatch.undo()
+    assert again.user_ids.to_list() == ["v", "w", "x"]
+    assert again.fingerprint == other.fingerprint
+    del again.__dict__["fingerprint"]
+    assert again.fingerprint == other.fingerprint
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not rename a folder with files that are mapped")
+def test_a_dataset_that_is_replaced_all_the_time_is_an_error(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+    dataset.save(tmp_path / "d")
+    swaps(monkeypatch, store, "_load", [other, dataset] * 20, tmp_path / "d")
+    with pytest.raises(DataError, match=r"d was replaced again and again"):
+        Dataset.load(tmp_path / "d")
+
+
+def test_saving_to_a_link_replaces_what_it_leads_to(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "here").mkdir()
+    link = tmp_path / "here" / "d"
+    link.symlink_to(Path("..") / "disk" / "d")
+    other = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+    for data in (dataset, other):  # what the link leads to is made, then replaced
+        assert data.save(link) == link
+        assert link.is_symlink()
+        assert Dataset.load(tmp_path / "disk" / "d").fingerprint == Dataset.load(link).fingerprint == data.fingerprint
+        assert list((tmp_path / "here").iterdir()) == [link]
+        assert list((tmp_path / "disk").iterdir()) == [tmp_path / "disk" / "d"]
+
+
 def test_roundtrip_of_the_bare_minimum(tmp_path: Path) -> None:
     data = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
     data.save(tmp_path / "new" / "d")

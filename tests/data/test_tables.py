@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from rediffuse.data import columns, tables
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import DataError, RediffuseWarning
 
@@ -120,6 +121,25 @@ def test_folders_globs_and_lists_are_read_in_order_of_names(tmp_path: Path) -> N
         str(tmp_path / "part?.csv"),
     ):
         assert content(read(source)) == EXPECTED
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_what_programs_keep_beside_a_table_is_no_part_of_it(tmp_path: Path, kind: str) -> None:
+    """A job of Spark that died leaves a second copy below _temporary, and names folders like files."""
+    frame = pl.read_csv(ROWS.encode())
+    for place in ("part-0", "day.parquet/part-1", "_temporary/0/part-0", ".ipynb_checkpoints/part-0", "_part-0"):
+        path = tmp_path / "logs" / f"{place}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = frame[2:] if "part-1" in place else frame[:2]
+        rows.write_parquet(path) if kind == "parquet" else rows.write_csv(path)
+    for source in ("", "*", "**", f"**/*.{kind}"):
+        assert content(read(str(tmp_path / "logs" / source))) == EXPECTED, source
+    named = tmp_path / "logs" / "_temporary"
+    assert read(named).num_events == read(f"{named}/*/*.{kind}").num_events == 2
+    (tmp_path / "logs" / "_temporary").rename(tmp_path / "died")
+    (tmp_path / "died" / "0").rename(tmp_path / "died" / "_0")
+    assert "begins with _ or . is left out" in refusal(tmp_path / "died")
+    assert "No file matches" in refusal(str(tmp_path / "died" / "*"))
 
 
 def test_ids_stay_as_they_are(tmp_path: Path) -> None:
@@ -265,6 +285,61 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
     assert "mixes Parquet and text" in refusal([one, tmp_path / "a.parquet"])
 
 
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (["a", "date=1/b"], "date=1/b.parquet lies in folders for 'date', and {}/a.parquet in no such folder"),
+        (["date=1/a", "z"], "z.parquet lies in no such folder, and {}/date=1/a.parquet in folders for 'date'"),
+        (["date=1/a", "hour=1/b"], "hour=1/b.parquet lies in folders for 'hour', and"),
+        (["date=1/a", "date=2/hour=1/b"], "b.parquet lies in folders for 'date', 'hour', and"),
+    ],
+)
+def test_folders_for_columns_beside_other_files(tmp_path: Path, places: list[str], said: str) -> None:
+    for place in places:
+        (tmp_path / place).parent.mkdir(exist_ok=True, parents=True)
+        pl.read_csv(ROWS.encode()).write_parquet(tmp_path / f"{place}.parquet")
+    assert said.format(tmp_path) in refusal(tmp_path)
+
+
+# --- files that change --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["grown", "replaced", "removed"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "csv.gz"])
+def test_a_file_that_changes_while_it_is_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: str
+) -> None:
+    frame = pl.read_csv(ROWS.encode())
+
+    def put(rows: pl.DataFrame, path: Path) -> None:
+        content = rows.write_csv().encode()
+        if kind == "parquet":
+            rows.write_parquet(path)
+        else:
+            path.write_bytes(gzip.compress(content) if kind == "csv.gz" else content)
+
+    files = [tmp_path / f"{n}.{kind}" for n in range(2)]
+    put(frame[:2], files[0])
+    put(frame[2:], files[1])
+    assert content(read(files)) == EXPECTED
+    # Columns of Parquet are read one after the other; text is read as a whole, after its header.
+    place, name = (columns, "times") if kind == "parquet" else (tables.Table, "in_pieces")
+    real = getattr(place, name)
+
+    def changed_before(*arguments: Any) -> Any:
+        if how == "removed":
+            files[1].unlink()
+        elif how == "replaced":
+            put(frame[1:2], tmp_path / "new")
+            (tmp_path / "new").replace(files[1])
+        else:
+            put(pl.concat([frame, frame]), files[1])
+        return real(*arguments)
+
+    monkeypatch.setattr(place, name, changed_before)
+    assert f"{files[1]} was changed while it was read" in refusal(files)
+
+
 def test_not_a_table() -> None:
     assert "interactions table is a dict" in refusal({"user_id": [1]})
 
@@ -386,6 +461,8 @@ def test_datetimes(dtype: pl.DataType) -> None:
         (["31/12/2020", "30/12/2020", "29/12/2020"], 2, "31/12/2020"),
         (["1600000000000", "1600000000", "1600000000001"], 3, "1600000000"),
         (["100", "nan", "200"], 3, "nan"),
+        (["100", "1e300", "200"], 3, "1e300"),
+        (["100", "200", "-9223372036854775809"], 4, "-9223372036854775809"),
         (["100", "", "200"], 3, "is empty"),
     ],
 )
@@ -394,6 +471,12 @@ def test_bad_times(tmp_path: Path, values: list[str], line: int, value: str) -> 
     message = refusal(path, rating=None)
     assert f"ratings.csv, line {line}: column 'time' (time)" in message
     assert value in message
+
+
+@pytest.mark.parametrize("bad", [1e300, -1e300, 2.0**63, -(2.0**63)])
+def test_times_that_no_integer_holds(bad: float) -> None:
+    frame = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [1, 2, 3], "time": [1e9, bad, 2e9]})
+    assert f"dataframe, row 2: column 'time' (time) is {bad}, more than 64 bits hold" in refusal(frame, rating=None)
 
 
 def test_times_of_other_types() -> None:

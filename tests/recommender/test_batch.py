@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -14,11 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from tests.dying import dies
 from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.data import files
-from rediffuse.errors import ConfigError, DataError, RediffuseWarning
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning, StorageError
 from rediffuse.recommender import batch
 from rediffuse.recommender.batch import recommend_to_folder
 from rediffuse.recommender.people_files import PeopleFile
@@ -43,6 +40,10 @@ def recommender(run):
 def users(tmp_path) -> Path:
     pl.DataFrame({"user_id": KNOWN}).write_parquet(tmp_path / "users.parquet", row_group_size=5)
     return tmp_path / "users.parquet"
+
+
+def nobody(user: str) -> bool:
+    return False
 
 
 def read(folder: Path) -> pl.DataFrame:
@@ -79,7 +80,7 @@ def test_the_parts_are_what_recommend_returns(recommender, users, tmp_path):
 def test_histories_of_strangers_as_lists_and_as_text(recommender, tmp_path):
     histories = [["i1", "i2", "i3"], [], ["i7", "no such item"], ["i5"], None]
     names = ["a", "b", "u1", "d", "e"]
-    people = pl.DataFrame({"name": names, "history": histories})
+    people = pl.DataFrame({"user_id": names, "history": histories})
     people.write_parquet(tmp_path / "lists.parquet")
     people.with_columns(pl.col("history").list.join(" | ")).write_csv(tmp_path / "text.csv")
     with pytest.warns(RediffuseWarning):
@@ -125,10 +126,10 @@ def test_blocks_are_the_rows_of_the_file_in_order(tmp_path, kind, size):
         frame[20:].write_parquet(path / "b.parquet")
     else:
         frame.write_csv(path, compression="gzip" if kind == "csv.gz" else "uncompressed")
-    blocks = dict(PeopleFile(path).blocks(size))
+    blocks = dict(PeopleFile(path, nobody).blocks(size))
     assert list(blocks) == list(range(-(-50 // size)))
     assert pl.concat(blocks.values())["user_id"].to_list() == names
-    odd = [number for number, _ in PeopleFile(path).blocks(size, wanted=lambda block: block % 2 == 1)]
+    odd = [number for number, _ in PeopleFile(path, nobody).blocks(size, wanted=lambda block: block % 2 == 1)]
     assert odd == [number for number in blocks if number % 2 == 1]
 
 
@@ -142,37 +143,16 @@ def test_a_file_without_people_gives_a_finished_folder(recommender, tmp_path):
 # --- stopped, damaged, asked again -----------------------------------------------------------------------------
 
 
-DYING = """
-import sys, warnings
-from pathlib import Path
-import rediffuse as rd
-from rediffuse.data import files
-from rediffuse.recommender import batch
-from tests.dying import countdown
-
-run, users, out, place, count = sys.argv[1:]
-dies_before = countdown(int(count))
-if place == "part":
-    rd.Recommender.lists = dies_before(rd.Recommender.lists)
-elif place == "write":
-    Path.write_bytes = dies_before(Path.write_bytes)
-elif place == "rename":
-    Path.replace = dies_before(Path.replace)
-elif place == "link":
-    Path.hardlink_to = dies_before(Path.hardlink_to)
-batch.recommend_to_folder(rd.Recommender.load(run), users, out, k=4, rows_per_part=8)
-"""
-
-
 @pytest.mark.parametrize(
-    "at", ["write:0", "link:0", "part:0", "part:3", "write:4", "rename:0", "rename:5", "rename:6", "link:1"]
+    ("place", "count"),
+    [
+        *(("write", 0), ("link", 0), ("lists", 0), ("lists", 3), ("write", 4)),
+        *(("rename", 0), ("rename", 5), ("rename", 6), ("link", 1)),
+    ],
 )
-def test_what_was_killed_goes_on_to_the_lists_of_one_left_alone(run, recommender, users, tmp_path, at):
+def test_what_was_killed_goes_on_to_the_lists_of_one_left_alone(recommender, users, tmp_path, place, count):
     recommend_to_folder(recommender, users, tmp_path / "alone", k=4, rows_per_part=SIZE)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    command = [sys.executable, "-c", DYING, str(run), str(users), str(tmp_path / "out"), *at.split(":")]
-    killed = subprocess.run(command, env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    dies(place, count, recommend_to_folder, recommender, users, tmp_path / "out", k=4, rows_per_part=SIZE)
     assert not (tmp_path / "out/manifest.json").exists()
     result = recommend_to_folder(recommender, users, tmp_path / "out", k=4, rows_per_part=SIZE)
     assert result.written + result.skipped == 7
@@ -214,6 +194,53 @@ def test_damage_is_found_and_mended(recommender, users, tmp_path, damage):
     assert result.written == (0 if damage == "no manifest" else 1)
     assert result.finished_here
     assert contents(out) == before
+
+
+@pytest.mark.parametrize("value", [None, "8", [8]])
+@pytest.mark.parametrize("field", ["bytes", "people", "sha256"])
+def test_a_record_of_other_types_is_none(recommender, users, tmp_path, field, value):
+    out = tmp_path / "out"
+    recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
+    before = contents(out)
+    record = out / "done/part-00003.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {field: value}))
+    assert recommend_to_folder(recommender, users, out, rows_per_part=SIZE).written == 1
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_part_that_is_damaged_meanwhile_is_made_again_before_the_folder_is_finished(
+    recommender, users, tmp_path, processes
+):
+    recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
+    damaged = tmp_path / "out/part-00002.parquet"  # of process 0
+
+    once = iter([True])
+
+    def damage(done: int, parts: int) -> None:
+        if done == parts and next(once, False):
+            content = damaged.read_bytes()
+            damaged.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+
+    for rank in range(processes):
+        place = {"rank": rank, "world_size": processes, "told": damage if rank == 0 else lambda done, parts: None}
+        result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, **place)
+    assert (result.missing, result.finished_here) == (0, True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def test_what_is_damaged_again_and_again_is_missing(recommender, users, tmp_path, monkeypatch):
+    real = batch.atomic_write_bytes
+
+    def spoils(path: Path, content: bytes) -> None:
+        real(path, content[:-1] if path.name == "part-00002.parquet" else content)
+
+    monkeypatch.setattr(batch, "atomic_write_bytes", spoils)
+    result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
+    assert (result.missing, result.finished_here) == (1, False)
+    assert not (tmp_path / "out/manifest.json").exists()
+    monkeypatch.undo()
+    assert recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE).finished_here
 
 
 def test_another_request_is_refused_and_says_what_differs(recommender, users, tmp_path):
@@ -264,10 +291,15 @@ def test_foreign_folders_and_damaged_requests_are_refused(recommender, users, tm
     request = json.loads((out / "request.json").read_text())
     for content, said in [
         ("{", "damaged"),
-        ("[]", "damaged"),
-        (json.dumps(request | {"version": 2}), "has version 2"),
+        ("[]", "is not a request"),
+        (json.dumps(request | {"version": 1}), "has version 1; this version of Rediffuse reads version 2"),
         (json.dumps(request | {"format": "x"}), "is not a request"),
-        (json.dumps({"format": request["format"], "version": 1}), "is not a request"),
+        *(
+            (json.dumps(request | {name: other}), r"request\.json was changed after it was written")
+            for name in ("run", "input", "options", "rows", "user_id", "sha256")
+            for other in (None, 3, [], {}, {"sha256": request["run"]["sha256"]})
+        ),
+        (json.dumps({"format": request["format"], "version": 2}), "was changed"),
     ]:
         (out / "request.json").write_text(content)
         with pytest.raises(DataError, match=said):
@@ -288,7 +320,7 @@ def test_a_full_disk_is_an_error_that_keeps_what_is_there(recommender, users, tm
         return real(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", fills)
-    with pytest.raises(DataError, match=r"out cannot be written: No space left[\s\S]*it goes on"):
+    with pytest.raises(StorageError, match=r"part-00002\.json cannot be written: No space left"):
         recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
     monkeypatch.undo()
     result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
@@ -301,26 +333,93 @@ def test_files_that_are_no_people_are_refused(recommender, tmp_path):
     (tmp_path / "only.csv").write_text("history\na|b\n")
     (tmp_path / "long.csv").write_text("user_id,x\nu1,1\nu2,1,2\n")
     (tmp_path / "latin.csv").write_bytes("user_id\nu1\nJos\xe9\n".encode("latin-1"))
+    # The header goes on beyond what is looked at to tell a separator.
+    (tmp_path / "wide.csv").write_bytes(b"user_id," + b"x" * 70_000 + b"\xe9\nu1,1\n")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     pl.DataFrame({"user_id": [f"u{n * n}" for n in range(20_000)]}).write_csv(
         tmp_path / "cut.csv.gz", compression="gzip"
     )
     (tmp_path / "cut.csv.gz").write_bytes((tmp_path / "cut.csv.gz").read_bytes()[:-30])
-    pl.DataFrame({"user_id": [["a"]]}).write_parquet(tmp_path / "nested.parquet")
-    pl.DataFrame({"user_id": ["a"], "history": [3]}).write_parquet(tmp_path / "number.parquet")
     for name, said in {
         "nowhere.parquet": "does not exist",
-        "only.csv": "no column of users",
+        "only.csv": "no column user_id",
         "long.csv": "line 3 has 3 fields and the header has 2",
         "latin.csv": "not UTF-8",
+        "wide.csv": r"wide\.csv is not UTF-8",
         "cut.parquet": "cannot be read as Parquet",
         "cut.csv.gz": "damaged gzip file",
-        "nested.parquet": r"holds List\(String\)",
-        "number.parquet": "'history' of .* holds Int64",
     }.items():
         with pytest.raises(DataError, match=said):
             recommend_to_folder(recommender, tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("u1\nu2\n", r"first line of .*users\.csv is 'u1', which is no header"),
+        ("17\n18\n", r"first line of .*users\.csv is '17', which is no header"),
+        ("u1,i1|i2\nu2,i3\n", "no column user_id; its columns are 'u1', 'i1|i2'"),
+        ("age,person\n17,u1\n18,u2\n", "no column user_id; its columns are 'age', 'person'"),
+        ("person,history\nu1,i1\n", "no column user_id; its columns are 'person', 'history'"),
+    ],
+)
+def test_files_without_a_header_lose_nobody(recommender, tmp_path, text, said):
+    (tmp_path / "users.csv").write_text(text)
+    with pytest.raises(DataError, match=said.replace("|", r"\|")) as caught:
+        recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out")
+    assert "a header that names them" in str(caught.value)
+
+
+def test_a_single_column_may_have_any_name(recommender, tmp_path):
+    (tmp_path / "users.csv").write_text("person\nu1\nu2\n")
+    recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out", k=1)
+    assert read(tmp_path / "out")["user_id"].to_list() == ["u1", "u2"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("bad", "said"), [(None, "is empty"), ("", "is"), ("  ", "is blank: '  '"), (" u3", "is ' u3', with spaces")]
+)
+def test_missing_blank_and_padded_ids_are_refused_with_their_place(recommender, tmp_path, kind, bad, said):
+    people = pl.DataFrame({"user_id": [*KNOWN[:20], bad, "u4"], "history": ["i1"] * 22})
+    path = tmp_path / f"users.{kind}"
+    people.write_parquet(path) if kind == "parquet" else people.write_csv(path)
+    place = "row 21" if kind == "parquet" else "line 22"
+    with pytest.raises(DataError, match=rf"users\.{kind}, {place}: column 'user_id' \(user\) {said}"):
+        recommend_to_folder(recommender, path, tmp_path / "out", rows_per_part=SIZE)
+    assert not (tmp_path / "out").exists()
+    assert dict(PeopleFile(path, nobody).blocks(SIZE, wanted=lambda block: block < 2)).keys() == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("user_id", [["a"]], r"'user_id' of .* holds List\(String\)"),
+        ("user_id", [True], "holds Boolean"),
+        ("user_id", [b"u1"], "holds Binary"),
+        ("user_id", [1.5], "holds Float64"),
+        ("user_id", pl.Series([1]).cast(pl.Decimal(10, 2)), "holds Decimal"),
+        ("history", [3], "'history' of .* holds Int64"),
+        ("history", [[True]], r"holds List\(Boolean\)"),
+        ("history", [[1.5]], r"holds List\(Float64\)"),
+        ("history", [[{"item_id": "i1"}]], r"holds List\(Struct"),
+    ],
+)
+def test_columns_that_hold_no_ids_are_refused(recommender, tmp_path, column, values, said):
+    pl.DataFrame({"user_id": ["u1"]}).with_columns(pl.Series(column, values)).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=said):
+        recommend_to_folder(recommender, tmp_path / "a.parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_panic_of_the_reader_is_an_error_of_ours(recommender, users, tmp_path, monkeypatch):
+    def panics(*_, **__):
+        raise pl.exceptions.PanicException("range end index 7")
+
+    monkeypatch.setattr(pl.LazyFrame, "collect", panics)
+    with pytest.raises(DataError, match=r"users\.parquet cannot be read: range end index 7"):
+        recommend_to_folder(recommender, users, tmp_path / "out")
 
 
 @pytest.mark.parametrize("how", ["overwritten", "replaced", "removed"])
@@ -388,7 +487,10 @@ def test_one_of_two_requests_that_start_together_is_refused(recommender, users, 
     def late(path: Path, content: bytes) -> bool:
         if path.name == "request.json":  # somebody else's, between looking and writing
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content.replace(b'"k": 10', b'"k": 3'))
+            other = json.loads(content)
+            del other["sha256"]
+            other["options"]["k"] = 3
+            path.write_text(json.dumps(other | {"sha256": files.sha256_json(other)}))
         return real(path, content)
 
     monkeypatch.setattr(batch, "atomic_create_bytes", late)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
-from rediffuse.cli.output import answer, show
+from rediffuse.cli.output import answer, print_note, show
 
 
 def recommend_in_parts(
-    run: Path, users: Path, out: Path, exclude: str | None, rows_per_part: int, options: dict[str, Any], as_json: bool
+    run: Path, users: Path, out: Path, exclude: str | None, options: dict[str, Any], as_json: bool
 ) -> None:
     """Write recommendations for a file of users, and say what came of it.
 
@@ -24,18 +25,19 @@ def recommend_in_parts(
     from rediffuse.recommender import Recommender
     from rediffuse.recommender.batch import recommend_to_folder
 
-    rank, world_size = _place()
+    rank, world_size = place()
     local_rank = os.environ.get("LOCAL_RANK")
     shown = sys.stderr.isatty() and local_rank in (None, "0")
     recommender = Recommender.load(run)
-    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
+    bar = Progress(console=Console(stderr=True), disable=not shown, transient=True)
+    with warnings.catch_warnings(), bar:
+        warnings.showwarning = print_note  # only the process that ended last has any, whichever it is
         task = bar.add_task("Parts", total=None)
         result = recommend_to_folder(
             recommender,
             users,
             out,
             exclude=recommender.find_items(exclude.split("|")) if exclude else None,
-            rows_per_part=rows_per_part,
             rank=rank,
             world_size=world_size,
             told=lambda done, parts: bar.update(task, completed=done, total=parts),
@@ -71,7 +73,7 @@ def recommend_in_parts(
     answer(facts, as_json, for_people)
 
 
-def _place() -> tuple[int, int]:
+def place() -> tuple[int, int]:
     """Which process this is, from 0, and of how many, as torchrun and accelerate launch tell it.
 
     Raises:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rediffuse.errors import RediffuseError, RediffuseWarning
 
@@ -42,16 +42,15 @@ def fail(error: RediffuseError, as_json: bool) -> None:
         console.print(f"  {_plain(error.remedy)}")
 
 
-def print_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def print_warning(message: Warning | str, category: type[Warning], *about: Any, **more: Any) -> None:
+    """As `print_note`, by process 0 alone: the others have the same to say."""
+    if process() == 0:
+        print_note(message, category)
+
+
+def print_note(message: Warning | str, category: type[Warning], *about: Any, **more: Any) -> None:
     """Our warnings as one sentence; others (of libraries) are not the user's business here."""
-    if issubclass(category, RediffuseWarning) and process() == 0:
+    if issubclass(category, RediffuseWarning):
         print(f"Note: {message}", file=sys.stderr)
 
 

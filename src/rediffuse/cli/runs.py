@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.batch import recommend_in_parts
+from rediffuse.cli.batch import place, recommend_in_parts
 from rediffuse.cli.output import answer, process, show, table
 from rediffuse.cli.splits import read_split
 
@@ -160,7 +160,9 @@ def recommend(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write to this .parquet or .csv file, or folder of parts.")
     ] = None,
-    rows_per_part: Annotated[int, typer.Option(min=1, help="People in a part, where -o is a folder.")] = 50_000,
+    rows_per_part: Annotated[
+        int | None, typer.Option(min=1, help="People in a part, where -o is a folder; default: 50000.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recommend to known users, or to anyone by their history."""
@@ -181,12 +183,21 @@ def recommend(
         if users is None:
             raise ConfigError(f"{out} is a folder, which is for --users FILE.", "Name a .parquet or .csv file.")
         options = {"k": k, "seed": seed, "samples": samples, "filter_seen": not keep_seen}
-        recommend_in_parts(run, users, out, exclude, rows_per_part, options, as_json)
+        if rows_per_part is not None:
+            options["rows_per_part"] = rows_per_part
+        recommend_in_parts(run, users, out, exclude, options, as_json)
         return
+    if rows_per_part is not None:
+        raise ConfigError("--rows-per-part is for a folder of parts.", "Name a folder with -o, or leave it out.")
+    if place()[1] > 1:
+        raise ConfigError(
+            "A launcher started several processes, which share the work of a folder of parts alone.",
+            "Name a folder with -o, or start rediffuse recommend without a launcher.",
+        )
     recommender = Recommender.load(run)
     asked, histories = user, None
     if users is not None:
-        asked, histories = PeopleFile(users).read()
+        asked, histories = PeopleFile(users, recommender.knows).read()
     elif history is not None:
         histories = [recommender.find_items(filter(str.strip, history.split("|")))]
     found = recommender.recommend(

@@ -101,7 +101,7 @@ class Pieces:
             yield Column(values, self.table, self.role, start)
 
 
-def _joined(column: Column | Pieces, read: Callable[[Column], NDArray[Any]], dtype: Any = None) -> NDArray[Any]:
+def joined(column: Column | Pieces, read: Callable[[Column], NDArray[Any]], dtype: Any = None) -> NDArray[Any]:
     """(rows,) what ``read`` makes of each piece; integers become float64 if any piece is."""
     whole = np.empty(len(column), dtype=dtype)
     for number, piece in enumerate(column):
@@ -142,7 +142,19 @@ def number_ids(*columns: Column | Pieces) -> tuple[list[NDArray[np.int32]], pl.S
                 order = numeric.arg_sort()
                 ids, text = numeric.gather(order), text.gather(order)
         number = _by_category(text)
-    return [_joined(column, lambda piece: number(_plain_ids(piece)), np.int32) for column in columns], ids
+    return [joined(column, lambda piece: number(_plain_ids(piece)), np.int32) for column in columns], ids
+
+
+def plain_ids(column: Column) -> pl.Series:
+    """The ids of a column, Int64 or String.
+
+    Raises:
+        DataError: missing, blank or space-padded ids, or a column of another type.
+    """
+    values = _plain_ids(column)
+    if values.dtype == pl.String:
+        _refuse_blank(column, values, values.unique())
+    return values
 
 
 def as_integers(text: pl.Series) -> pl.Series:
@@ -260,7 +272,7 @@ def ratings(column: Column | Pieces) -> NDArray[np.float32]:
         piece.refuse_first(numbers > _LARGEST, "is {}, more than 32 bits hold", remedy)
         return numbers.to_numpy()
 
-    return _joined(column, read, np.float32)
+    return joined(column, read, np.float32)
 
 
 def order(column: Column | Pieces) -> NDArray[Any]:
@@ -269,7 +281,7 @@ def order(column: Column | Pieces) -> NDArray[Any]:
     Raises:
         DataError: missing, not a number, NaN or infinite.
     """
-    return _joined(column, lambda piece: _numbers(piece, "a number that orders the events").to_numpy())
+    return joined(column, lambda piece: _numbers(piece, "a number that orders the events").to_numpy())
 
 
 def _numbers(column: Column, expected: str) -> pl.Series:
@@ -324,24 +336,26 @@ def times(column: Column | Pieces) -> Times:
     first = next(iter(column))
     dtype: Any = first.complete().dtype
     if dtype == pl.Date:
-        days = _joined(column, lambda piece: piece.complete().cast(pl.Int32).cast(pl.Int64).to_numpy())
+        days = joined(column, lambda piece: piece.complete().cast(pl.Int32).cast(pl.Int64).to_numpy())
         return _in_seconds(days * 86_400, 1, "dates")
     if dtype == pl.Datetime:
-        key = _joined(column, lambda piece: piece.complete().to_physical().to_numpy())
+        key = joined(column, lambda piece: piece.complete().to_physical().to_numpy())
         return _in_seconds(key, {"ms": 10**3, "us": 10**6, "ns": 10**9}[dtype.time_unit], "dates and times")
     if dtype == pl.String and 2 * parse_numbers(first.values).null_count() > len(first):
         form = _iso_form(first)
-        return _in_seconds(_joined(column, lambda piece: _parse_iso(piece, form)), 10**6, "ISO text")
-    return _from_numbers(column, _joined(column, _time_numbers))
+        return _in_seconds(joined(column, lambda piece: _parse_iso(piece, form)), 10**6, "ISO text")
+    return _from_numbers(column, joined(column, _time_numbers))
 
 
 def _time_numbers(column: Column) -> NDArray[Any]:
     if column.values.dtype != pl.String:
-        return _numbers(column, "a time").to_numpy()
-    numbers = parse_numbers(column.complete())
-    column.refuse_first(numbers.is_null(), "is {}, and most other values are numbers", _TIME_REMEDY)
+        numbers = _numbers(column, "a time")
+    else:
+        numbers = parse_numbers(column.complete())
+        column.refuse_first(numbers.is_null(), "is {}, and most other values are numbers", _TIME_REMEDY)
     if numbers.dtype.is_float():
         column.refuse_first(~numbers.is_finite(), "is {}", _TIME_REMEDY)
+        column.refuse_first(numbers.abs() >= 2.0**63, "is {}, more than 64 bits hold", _TIME_REMEDY)
     return numbers.to_numpy()
 
 

@@ -44,22 +44,23 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 def atomic_create_bytes(path: Path, content: bytes) -> bool:
     """As `atomic_write_bytes`, unless ``path`` exists; of several processes that try, one gets True."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(path, "tmp")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _sibling(path, "tmp")
         try:
-            path.hardlink_to(temporary)  # unlike a rename, it fails if somebody was faster
-        except FileExistsError:
-            return False
-        except OSError:  # no such links on this file system
-            if path.exists():
+            temporary.write_bytes(content)
+            sync(temporary)
+            try:
+                path.hardlink_to(temporary)  # unlike a rename, it fails if somebody was faster
+            except FileExistsError:
                 return False
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+            except OSError:  # no such links on this file system
+                if path.exists():
+                    return False
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
     return True
 
 
@@ -164,8 +165,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     An existing ``folder`` stays until the new one is complete and on disk. Linux lets the two change places in one
     step. Elsewhere, for an instant between two renames, the old one is called ``.<name>.old-...``; nothing is lost.
+    Where ``folder`` is a link, this is done where it leads to, and the link stays.
     """
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 ("." has no name to rename; links stay links)
+    folder = folder.resolve()  # also: "." has no name to rename
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(folder, "tmp")
     temporary.mkdir()

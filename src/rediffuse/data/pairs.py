@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -74,8 +75,24 @@ class PairBatches:
         return PairBatch(*(torch.from_numpy(column[part]) for column in columns), share=share)
 
 
+# What was touched in histories, and the number of items it was computed for; it goes when they go.
+_touched: WeakKeyDictionary[Histories, tuple[int, NDArray[np.int64]]] = WeakKeyDictionary()
+
+
 def touched_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:
-    """person * num_items + item for all that was touched, sorted, each once."""
+    """person * num_items + item for all that was touched, sorted, each once; read-only.
+
+    Computed once for the same histories, as every epoch asks for it.
+    """
+    items, keys = _touched.get(histories, (None, None))
+    if keys is None or items != num_items:
+        keys = _sorted_keys(histories, num_items)
+        keys.flags.writeable = False
+        _touched[histories] = num_items, keys
+    return keys
+
+
+def _sorted_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:
     found = [np.empty(0, dtype=np.int64)]
     for first, rows in histories.blocks():
         keys = (first + rows.owners) * num_items + rows.items

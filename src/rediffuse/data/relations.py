@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.data.columns import Column, ids_like, lookup, number_ids, parse_numbers
+from rediffuse.data.columns import Column, Pieces, ids_like, joined, lookup, number_ids, parse_numbers
 from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.split import TEST, TRAIN, UNUSED, VALID
 from rediffuse.data.tables import Table
@@ -197,21 +197,30 @@ def match_splits(
     user, item = _find(table, (user, "user_id"), "user"), _find(table, (item, "item_id"), "item")
     part_name, scheme_name = table.need("split", "part"), "scheme" if "scheme" in table.columns else None
     order = next((name for name in ordering if name in table.columns), None)
-    frame = table.collect([c for c in (user, item, part_name, scheme_name, order) if c is not None])
-    column = Column(frame[part_name], table, "part")
-    column.complete()
-    names = frame[part_name].cast(pl.String).str.to_lowercase()
-    column.refuse_first(~names.is_in(list(_PARTS)), "is {}", "Parts are train, valid and test.")
-    part = names.replace_strict(_PARTS, return_dtype=pl.Int8).to_numpy()
-    of_user = lookup(ids_like(Column(frame[user], table, "user"), user_ids), user_ids)
-    of_item = lookup(ids_like(Column(frame[item], table, "item"), item_ids), item_ids)
-    rank = np.zeros(len(frame)) if order is None else _rank(frame[order])
-    if scheme_name is None:
-        schemes = pl.repeat("given", len(frame), eager=True)
-    else:
-        scheme_column = Column(frame[scheme_name], table, "scheme")
-        scheme_column.complete()
-        schemes = frame[scheme_name].cast(pl.String)
+    table = table.in_pieces(c for c in (user, item, part_name, scheme_name, order) if c is not None)
+
+    def parts_of(piece: Column) -> NDArray[np.int8]:
+        names = piece.complete().cast(pl.String).str.to_lowercase()
+        piece.refuse_first(~names.is_in(list(_PARTS)), "is {}", "Parts are train, valid and test.")
+        return names.replace_strict(_PARTS, return_dtype=pl.Int8).to_numpy()
+
+    part = joined(Pieces(part_name, table, "part"), parts_of, np.int8)
+    of_user, of_item = (
+        joined(Pieces(name, table, role), lambda piece, ids=ids: lookup(ids_like(piece, ids), ids), np.int32)
+        for name, role, ids in ((user, "user", user_ids), (item, "item", item_ids))
+    )
+    rank = np.zeros(table.rows, np.int8) if order is None else _rank(table.collect([order])[order])
+    schemes = {"given": 0} if scheme_name is None else {}
+
+    def schemes_of(piece: Column) -> NDArray[np.int32]:
+        names = piece.complete().cast(pl.String)
+        for name in names.unique(maintain_order=True):
+            schemes.setdefault(name, len(schemes))
+        return names.replace_strict(schemes, return_dtype=pl.Int32).to_numpy()
+
+    of_scheme = np.zeros(table.rows, np.int32)
+    if scheme_name is not None:
+        of_scheme = joined(Pieces(scheme_name, table, "scheme"), schemes_of, np.int32)
 
     key = users.astype(np.int64) * len(item_ids) + items
     nth_event = _occurrence(key)
@@ -220,8 +229,8 @@ def match_splits(
     sorter = np.argsort(event)
     event = event[sorter]
     given: dict[str, NDArray[np.int8]] = {}
-    for scheme in schemes.unique(maintain_order=True):
-        rows = np.flatnonzero((schemes == scheme).to_numpy() & (of_user >= 0) & (of_item >= 0))
+    for scheme, number in schemes.items():
+        rows = np.flatnonzero((of_scheme == number) & (of_user >= 0) & (of_item >= 0))
         rows = rows[np.argsort(rank[rows], kind="stable")]
         wanted = of_user[rows].astype(np.int64) * len(item_ids) + of_item[rows]
         nth = _occurrence(wanted)
@@ -237,7 +246,7 @@ def match_splits(
         parts = np.full(len(key), UNUSED, dtype=np.int8)
         parts[sorter[at[hit]]] = part[rows[hit]]
         given[scheme] = parts
-        total = int((schemes == scheme).sum())
+        total = int((of_scheme == number).sum())
         _count(
             report,
             notes,

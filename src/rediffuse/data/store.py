@@ -6,7 +6,6 @@ takes no memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
-from rediffuse.data.files import atomic_folder, sha256_file
+from rediffuse.data.files import atomic_folder, sha256_file, sha256_json
 from rediffuse.data.histories import Histories
 from rediffuse.errors import DataError
 
 FORMAT, VERSION = "rediffuse-dataset", 2
 MANIFEST = "manifest.json"
+# How often loading begins again when another dataset takes the folder's place meanwhile.
+_TRIES = 3
 _COLUMNS = ("offsets", "items", "times", "ratings", "pseudo")
 
 
@@ -61,14 +62,29 @@ def _save(dataset: Dataset, folder: Path) -> Path:
                 for name in (*frames, *arrays)
             },
         }
-        manifest["sha256"] = _manifest_hash(manifest)
+        manifest["sha256"] = sha256_json(manifest)
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     return folder
 
 
 def load(folder: Path) -> Dataset:
     """See `Dataset.load`."""
-    manifest = _manifest(folder)
+    for _ in range(_TRIES):
+        before = _manifest_bytes(folder)
+        try:
+            dataset = _load(folder, _manifest(folder / MANIFEST, before))
+        except Exception:  # of two folders nothing need fit together
+            if _manifest_bytes(folder) == before:
+                raise
+        else:
+            if _manifest_bytes(folder) == before:
+                return dataset
+    raise DataError(
+        f"{folder} was replaced again and again while it was read.", "Load it when nobody saves datasets there."
+    )
+
+
+def _load(folder: Path, manifest: dict[str, Any]) -> Dataset:
     for name, known in manifest["files"].items():
         _verify(folder / name, known)
 
@@ -173,16 +189,22 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
+def _manifest_bytes(folder: Path) -> bytes | None:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def _manifest(path: Path, content: bytes | None) -> dict[str, Any]:
+    if content is None:
         raise DataError(
-            f"{folder} holds no dataset: {path} is missing.",
+            f"{path.parent} holds no dataset: {path} is missing.",
             "Name a folder that `rediffuse prepare`, `rediffuse data` or Dataset.save wrote.",
         )
     again = "Write the dataset again from its source."
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(content)
     except ValueError:
         raise DataError(f"{path} is damaged: it is not JSON.", again) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -192,13 +214,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format version {manifest.get('version')}; this Rediffuse reads version {VERSION}.",
             "Write the dataset again with this version, or install the one that wrote it.",
         )
-    if manifest.pop("sha256", None) != _manifest_hash(manifest):
+    if manifest.pop("sha256", None) != sha256_json(manifest):
         raise DataError(f"{path} was changed after it was written.", again)
     return manifest
-
-
-def _manifest_hash(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _verify(path: Path, known: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import glob
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from rediffuse.errors import DataError, did_you_mean
 # table of all ids per piece, so pieces are not small.
 PIECE = 1 << 24
 
+
+# Size in bytes and time of change in ns of a file; None: it is gone.
+Stamp = tuple[int, int] | None
+
+_AGAIN = "The file may be cut short: fetch it again."
 
 # What polars raises for damaged files. Its panics are no Exception.
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
@@ -36,6 +42,7 @@ class Table:
         columns: names, in order.
         types: RecBole type by column, for atomic files.
         files: Parquet files or text files behind it, in the order of rows; empty for dataframes.
+        stamps: size and time of each file when the table was opened, None for one that was gone.
     """
 
     name: str
@@ -43,10 +50,27 @@ class Table:
     columns: list[str]
     types: dict[str, str]
     files: Sequence[Path | TextFile] = ()
+    stamps: Sequence[Stamp] = ()
 
     @property
     def is_text(self) -> bool:
         return bool(self.files) and isinstance(self.files[0], TextFile)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [file.path if isinstance(file, TextFile) else file for file in self.files]
+
+    def refuse_changed(self) -> None:
+        """Raise if a file is not what it was when the table was opened: what was read of it may not fit together.
+
+        Raises:
+            DataError: it names the file.
+        """
+        for path, stamp in zip(self.paths, self.stamps, strict=True):
+            if _stamp(path) != stamp:
+                raise DataError(
+                    f"{path} was changed while it was read.", "Leave it alone until all is read, and start again."
+                )
 
     def need(self, column: str, role: str) -> str:
         """``column``, if the table has it.
@@ -67,7 +91,7 @@ class Table:
         Raises:
             DataError: the files cannot be parsed, or hold no rows.
         """
-        frame = self._read(self.frame.select(list(dict.fromkeys(columns))))
+        frame = self.read(self._of(columns))
         if not len(frame):
             raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
         return frame
@@ -80,7 +104,7 @@ class Table:
             DataError: as `collect`.
         """
         if self.files and not self.is_text:
-            return self
+            return replace(self, frame=self._of(columns))
         frame = self.collect(columns)
         return replace(self, frame=frame.lazy(), columns=frame.columns)
 
@@ -91,7 +115,7 @@ class Table:
         Raises:
             DataError: there are none, or the files cannot be read.
         """
-        rows = self._read(self.frame.select(pl.len())).item()
+        rows = self.read(self.frame.select(pl.len())).item()
         if not rows:
             raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
         return rows
@@ -103,12 +127,54 @@ class Table:
             DataError: the files cannot be read.
         """
         for start in range(0, self.rows, PIECE):
-            yield start, self._read(self.frame.select(column).slice(start, PIECE))[column]
+            yield start, self.read(self.frame.select(column).slice(start, PIECE))[column]
 
-    def _read(self, frame: pl.LazyFrame) -> pl.DataFrame:
+    def _of(self, columns: Iterable[str]) -> pl.LazyFrame:
+        """Some columns. Parquet files need agree in these alone, and not in how wide their integers are.
+
+        Raises:
+            DataError: they do not agree, or cannot be read.
+        """
+        columns = list(dict.fromkeys(columns))
+        files = [file for file in self.files if isinstance(file, Path)]
+        if len(files) < 2:
+            return self.frame.select(columns)
+        schemas = [self._schema(file) for file in files]
+        kinds = dict(schemas[0])
+        for column in [name for name in columns if name in kinds]:  # others come from the names of folders
+            for file, schema in zip(files, schemas, strict=True):
+                if column not in schema:
+                    problem = f"{file} has no column {column!r}, which {files[0]} has."
+                    raise DataError(problem, "Files that are read as one table need the same columns.")
+                common = _common(kinds[column], schema[column])
+                if common is None:
+                    holds = f"holds {schema[column]} values, and {kinds[column]} in {files[0]}"
+                    raise DataError(f"{file}: column {column!r} {holds}.", "Write it as one type into all files.")
+                kinds[column] = common
+        # Polars reads files of one schema at once.
+        runs = [list(run) for _, run in groupby(zip(files, schemas, strict=True), key=lambda pair: pair[1])]
+        if len(runs) == 1:
+            return self.frame.select(columns)
+        casts = [pl.col(name).cast(kinds[name]) if name in kinds else pl.col(name) for name in columns]
+        return pl.concat([_scan([file for file, _ in run]).select(casts) for run in runs])
+
+    def _schema(self, file: Path) -> dict[str, pl.DataType]:
         try:
-            return frame.collect()
+            return dict(pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema())
         except UNREADABLE as error:
+            self.refuse_changed()
+            raise DataError(f"{file} cannot be read as Parquet: {first_line(error)}", _AGAIN) from None
+
+    def read(self, frame: pl.LazyFrame) -> pl.DataFrame:
+        """Collect what was made of the table's frame.
+
+        Raises:
+            DataError: the files cannot be read, or have changed.
+        """
+        try:
+            found = frame.collect()
+        except UNREADABLE as error:
+            self.refuse_changed()
             for file in self.files:
                 if isinstance(file, TextFile):
                     diagnose(file)
@@ -116,6 +182,8 @@ class Table:
                 f"{self.name} cannot be read: {first_line(error)}",
                 "Check that the file is complete and of the kind its name says.",
             ) from None
+        self.refuse_changed()
+        return found
 
     def place(self, row: int) -> str:
         """Where row ``row`` (from 0) is, as a person finds it: file and line, or file and row (from 1)."""
@@ -198,20 +266,17 @@ def _from_files(
     encoding: str | None,
     insist: bool,
 ) -> Table:
+    stamps = [_stamp(path) for path in paths]
     kinds = {_kind(path) for path in paths}
     if len(kinds) > 1:
         raise DataError(f"{name} mixes Parquet and text files.", "Name files of one kind.")
     if kinds == {"parquet"}:
-        # Folders called date=2024-03-01 stand for a column; a list of paths is otherwise read without.
-        hive = any("=" in path.parent.name for path in paths)
-        frame = pl.scan_parquet(paths, glob=False, hive_partitioning=hive)
+        _refuse_other_folders(paths)
+        frame = _scan(paths)
         try:
-            return Table(name, frame, frame.collect_schema().names(), {}, paths)
+            return Table(name, frame, frame.collect_schema().names(), {}, paths, stamps)
         except UNREADABLE as error:
-            raise DataError(
-                f"{name} cannot be read as Parquet: {first_line(error)}",
-                "The file may be cut short: fetch it again.",
-            ) from None
+            raise DataError(f"{name} cannot be read as Parquet: {first_line(error)}", _AGAIN) from None
     files = [inspect(path, wanted, separator, encoding, insist) for path in paths]
     first = files[0]
     for file in files[1:]:
@@ -224,7 +289,45 @@ def _from_files(
     typed = first.typed
     columns = [column.partition(":")[0] if typed else column for column in first.header]
     types = {c: h.partition(":")[2] for c, h in zip(columns, first.header, strict=True)} if typed else {}
-    return Table(name, frame.filter(pl.any_horizontal(pl.all().is_not_null())), columns, types, files)
+    return Table(name, frame.filter(pl.any_horizontal(pl.all().is_not_null())), columns, types, files, stamps)
+
+
+def _scan(paths: list[Path]) -> pl.LazyFrame:
+    # Folders called date=2024-03-01 stand for a column; a list of paths is otherwise read without.
+    return pl.scan_parquet(paths, glob=False, hive_partitioning=any("=" in path.parent.name for path in paths))
+
+
+def _refuse_other_folders(paths: list[Path]) -> None:
+    """Raise if files lie in folders called column=value, and not all of them for the same columns."""
+    columns = [[part.partition("=")[0] for part in path.parent.parts if "=" in part] for path in paths]
+    if not any("=" in path.parent.name for path in paths):
+        return
+    for path, found in zip(paths, columns, strict=True):
+        if found != columns[0]:
+            folders, others = (
+                f"in folders for {listed(names)}" if names else "in no such folder" for names in (found, columns[0])
+            )
+            raise DataError(
+                f"Folders called column=value stand for columns: {path} lies {folders}, and {paths[0]} {others}.",
+                "Put all files into folders for the same columns, or name those that are to be read.",
+            )
+
+
+def _common(kind: pl.DataType, other: pl.DataType) -> pl.DataType | None:
+    """A type for the values of both, None if there is none."""
+    if kind == other or other == pl.Null:
+        return kind
+    if kind == pl.Null:
+        return other
+    return pl.Int64() if kind.is_integer() and other.is_integer() else None
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_size, about.st_mtime_ns
 
 
 def _kind(path: Path) -> str:
@@ -244,18 +347,21 @@ def _expand(path: Path, what: str) -> list[Path]:
     if folder:
         if (path / "manifest.json").is_file():
             raise DataError(f"{path} is a dataset already.", "Read it with Dataset.load.")
-        files = sorted(path.rglob("*.parquet")) or sorted(
-            file for end in ("csv", "tsv", "txt", "csv.gz", "tsv.gz") for file in path.rglob(f"*.{end}")
-        )
+        files = _below(path, "parquet") or _below(path, "csv", "tsv", "txt", "csv.gz", "tsv.gz")
         if not files:
-            raise DataError(f"The folder {path} holds no Parquet, CSV or TSV files.", f"Name the {what} file itself.")
+            raise DataError(
+                f"The folder {path} holds no Parquet, CSV or TSV files.",
+                f"Name the {what} file itself. What has a name that begins with _ or . is left out.",
+            )
         return files
     if path.is_file():
         return [path]
     if any(sign in str(path) for sign in "*?["):
-        files = [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (absolute)
+        found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (absolute)
+        files = [file for file in found if not _is_aside(part for part in file.parts if part not in path.parts)]
         if files:
-            return [file for one in files for file in _expand(one, what)]
+            # A pattern such as ** finds a folder and what is in it.
+            return list(dict.fromkeys(file for one in files for file in _expand(one, what)))
         raise DataError(f"No file matches {path}.", "Check the pattern and the folder.")
     remedy = f"Check the path of the {what} table."
     if path.parent.is_dir():
@@ -263,3 +369,14 @@ def _expand(path: Path, what: str) -> list[Path]:
         if near:
             remedy += " In that folder: " + did_you_mean(path.name, near[:20])
     raise DataError(f"{path} does not exist.", remedy)
+
+
+def _below(folder: Path, *endings: str) -> list[Path]:
+    """Files in a folder and the folders in it, sorted."""
+    found = (file for ending in endings for file in folder.rglob(f"*.{ending}") if file.is_file())
+    return sorted(file for file in found if not _is_aside(file.relative_to(folder).parts))
+
+
+def _is_aside(parts: Iterable[str]) -> bool:
+    """Whether a path holds what is no data of a table: what programs keep beside it, or were writing when they died."""
+    return any(part.startswith(("_", ".")) for part in parts)

@@ -1,7 +1,7 @@
 """Recommendations for files of people of any length, as a folder of parts.
 
     out/
-      request.json           what was asked for; written first
+      request.json           what was asked for, and a checksum of that; written first
       part-00000.parquet     lists of the first people of the file, and so on
       done/part-00000.json   checksum and counts of that part; written after it
       manifest.json          all of these together; written once every part is there
@@ -25,14 +25,21 @@ from typing import Any
 
 import polars as pl
 
-from rediffuse.data.files import atomic_create_bytes, atomic_write_bytes, parquet_bytes, sha256_file
+from rediffuse.data.files import (
+    atomic_create_bytes,
+    atomic_write_bytes,
+    parquet_bytes,
+    sha256_file,
+    sha256_json,
+    storage_error,
+)
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.recommender.ids import as_text, own_ids, whole
 from rediffuse.recommender.people_files import PeopleFile
 from rediffuse.recommender.recommender import Recommender, remarks
 from rediffuse.training.precision import keep_freed_memory
 
-FORMAT, VERSION = "rediffuse-recommendations", 1
+FORMAT, VERSION = "rediffuse-recommendations", 2
 REQUEST, MANIFEST, DONE = "request.json", "manifest.json", "done"
 ROWS_PER_PART = 50_000
 _COUNTED = ("people", "rows", "unknown_users", "unknown_items", "empty_histories")
@@ -94,7 +101,8 @@ def recommend_to_folder(
 
     Raises:
         ConfigError: numbers out of range, or another request than that of the folder.
-        DataError: the file cannot be read; the folder holds something else, or cannot be written.
+        DataError: the file cannot be read; the folder holds something else, or its request is damaged.
+        StorageError: the folder cannot be written.
 
     Warns:
         RediffuseWarning: unknown users and items, empty histories; with counts over all parts, when they are complete.
@@ -106,7 +114,7 @@ def recommend_to_folder(
         raise ConfigError(f"rank is {rank} of {world_size} processes.", f"Give 0 to {world_size - 1}.")
     sampling = recommender.sampling(seed)
     ask, unknown = recommender.ask(k, exclude, None, filter_seen)
-    people = PeopleFile(users)
+    people = PeopleFile(users, recommender.knows)
     options = {
         "k": k,
         "exclude": recommender.items["item_id"].gather(sorted(set(ask.banned.tolist()))).to_list(),
@@ -121,10 +129,11 @@ def recommend_to_folder(
     try:
         parts = _Parts(Path(folder), request, people, recommender)
         mine = range(rank, parts.count, world_size)
-        todo = {part for part in mine if not parts.is_whole(part)}
-        told(len(mine) - len(todo), len(mine))
-        made = 0
-        with keep_freed_memory():
+        skipped = {part for part in mine if parts.is_whole(part)}
+        written: set[int] = set()
+        told(len(skipped), len(mine))
+
+        def make(todo: set[int]) -> None:
             for part, frame in people.blocks(rows_per_part, todo.__contains__) if todo else ():
                 ids, histories = frame["user_id"], frame["history"] if people.has_histories else None
                 names, who, rows, counts = recommender.people(ids, histories)
@@ -132,19 +141,22 @@ def recommend_to_folder(
                     names = as_text(ids)
                 lists = recommender.titled(recommender.lists(names, who, rows, ask, sampling, samples))
                 parts.write(part, lists, counts)
-                made += 1
-                told(len(mine) - len(todo) + made, len(mine))
-        counts, missing, finished_here = parts.finish()
+                written.add(part)
+                told(len((skipped | written).intersection(mine)), len(mine))
+
+        with keep_freed_memory():
+            make(set(mine) - skipped)
+            counts, missing, damaged, finished_here = parts.finish()
+            if damaged:  # once: a disk that spoils what was just written is not to be written to for ever
+                make(damaged)
+                counts, missing, _, finished_here = parts.finish()
     except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written: {error.strerror or error}.",
-            "Check the permissions and the space on the disk, then give the same command: it goes on where it was.",
-        ) from error
+        raise storage_error(f"{folder} cannot be written", error) from error
     if finished_here:
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
     seconds = time.perf_counter() - began
-    return BatchResult(parts.folder, parts.count, made, len(mine) - len(todo), missing, finished_here, counts, seconds)
+    return BatchResult(parts.folder, parts.count, len(written), len(skipped), missing, finished_here, counts, seconds)
 
 
 class _Parts:
@@ -168,12 +180,12 @@ class _Parts:
                 fits = fits and not own_ids(frame["user_id"], kind).null_count()
             about = {"format": FORMAT, "version": VERSION, **request}
             about |= {"rows": rows, "user_id": str(kind if fits else pl.String)}
-            atomic_create_bytes(folder / REQUEST, _json(about))
+            atomic_create_bytes(folder / REQUEST, _json(about | {"sha256": sha256_json(about)}))
         asked = self._read_request()
         named = {"run": "the run is another one", "input": f"{people.name} is not the file of users that it was"}
-        differ = [told for name, told in named.items() if asked[name].get("sha256") != request[name]["sha256"]]
+        differ = [told for name, told in named.items() if asked[name]["sha256"] != request[name]["sha256"]]
         before, now = asked["options"], request["options"]
-        differ += [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+        differ += [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
         if differ:
             raise ConfigError(
                 f"{folder} was begun with another request: {'; '.join(differ)}.",
@@ -203,36 +215,49 @@ class _Parts:
         record |= {name: counts[name] for name in _COUNTED if name in counts} | {"rows": len(lists)}
         atomic_write_bytes(self._done(part), _json(record))
 
-    def finish(self) -> tuple[dict[str, int], int, bool]:
-        """Counts over the parts that are there, how many are not, and whether the manifest is this process's."""
-        records = {}
-        for part in range(self.count):
-            record, path = self._record(part), self.path(part)
-            if record and path.is_file() and path.stat().st_size == record["bytes"]:
-                records[path.name] = record
-        counts = {name: sum(record[name] for record in records.values()) for name in _COUNTED}
-        if missing := self.count - len(records):
-            return counts, missing, False
-        manifest = _json({"format": FORMAT, "version": VERSION, **counts, "parts": records})
+    def finish(self) -> tuple[dict[str, int], int, set[int], bool]:
+        """Counts over the parts that are there, how many are not, which of these were made and are damaged, and
+        whether the manifest is this process's."""
+        records = {part: record for part in range(self.count) if (record := self._record(part))}
+        damaged: set[int] = set()
+        if len(records) == self.count and not self._is_finished(records):
+            # The manifest vouches for parts of all processes, so they are looked at once more.
+            damaged = {part for part in records if not self.is_whole(part)}
+        records = {part: record for part, record in records.items() if part not in damaged}
+        counts, missing = _counts(records), self.count - len(records)
+        if missing or self._is_finished(records):
+            return counts, missing, damaged, False
         path = self.folder / MANIFEST
-        if path.exists():
-            if path.read_bytes() == manifest:
-                return counts, missing, False
-            path.unlink(missing_ok=True)
-        finished_here = atomic_create_bytes(path, manifest)
+        path.unlink(missing_ok=True)
+        finished_here = atomic_create_bytes(path, self._manifest(records))
         if finished_here:  # nobody writes parts any more; what looks like it, processes left that were killed
             for left in self.folder.rglob(".part-*.tmp-*"):
                 left.unlink(missing_ok=True)
-        return counts, missing, finished_here
+        return counts, missing, damaged, finished_here
+
+    def _manifest(self, records: dict[int, dict[str, Any]]) -> bytes:
+        parts = {self.path(part).name: record for part, record in records.items()}
+        return _json({"format": FORMAT, "version": VERSION, **_counts(records), "parts": parts})
+
+    def _is_finished(self, records: dict[int, dict[str, Any]]) -> bool:
+        """Whether the manifest is there and speaks of these parts, and they are there by their size."""
+        path = self.folder / MANIFEST
+        return (
+            path.is_file()
+            and path.read_bytes() == self._manifest(records)
+            and all(_size(self.path(part)) == record["bytes"] for part, record in records.items())
+        )
 
     def _done(self, part: int) -> Path:
         return self.folder / DONE / self.path(part).with_suffix(".json").name
 
     def _record(self, part: int) -> dict[str, Any] | None:
+        """What `write` recorded of a part; None if there is nothing of it, or a damaged one."""
         try:
             record = json.loads(self._done(part).read_bytes())
-            return record if {"bytes", "sha256", *_COUNTED} <= record.keys() else None
-        except (FileNotFoundError, ValueError, AttributeError):  # none, or a damaged one
+            numbers = [record[name] for name in ("bytes", *_COUNTED)]
+            return record if record["sha256"] and all(isinstance(number, int) for number in numbers) else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def _read_request(self) -> dict[str, Any]:
@@ -240,15 +265,15 @@ class _Parts:
         remedy = "Remove the folder, or write into a new one."
         try:
             asked = json.loads(path.read_bytes())
-            form, version = asked["format"], asked["version"]
-            found = all(name in asked for name in ("run", "input", "options", "rows", "user_id"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is damaged ({error!r}).", remedy) from None
-        if form != FORMAT or (version == VERSION and not found):
+        except ValueError:
+            raise DataError(f"{path} is damaged: it is not JSON.", remedy) from None
+        if not isinstance(asked, dict) or asked.get("format") != FORMAT:
             raise DataError(f"{path} is not a request for recommendations.", remedy)
-        if version != VERSION:
-            problem = f"{path} has version {version}; this version of Rediffuse reads version {VERSION}."
+        if asked.get("version") != VERSION:
+            problem = f"{path} has version {asked.get('version')}; this version of Rediffuse reads version {VERSION}."
             raise DataError(problem, "Use the version that wrote it, or write into a new folder.")
+        if asked.pop("sha256", None) != sha256_json(asked):
+            raise DataError(f"{path} was changed after it was written.", remedy)
         return asked
 
     def _refuse_foreign(self, own: set[str]) -> None:
@@ -261,6 +286,14 @@ class _Parts:
                 f"{self.folder} holds {foreign[0]!r}, which is no part of these recommendations.",
                 "Name a new or empty folder, or the one that was begun with the same request.",
             )
+
+
+def _counts(records: dict[int, dict[str, Any]]) -> dict[str, int]:
+    return {name: sum(record[name] for record in records.values()) for name in _COUNTED}
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -166,6 +166,10 @@ class Recommender:
             raise ConfigError(f"{self.config['model']} draws no noise in this run.", "Leave out noise.")
         return Sampling(seed, steps, float(noise))
 
+    def knows(self, user: Any) -> bool:
+        """Whether a person of that id was there in training."""
+        return bool(self._users.find([user])[0] >= 0)
+
     # --- people in -----------------------------------------------------------------------------------------
 
     def people(self, users: Any, histories: Any) -> tuple[pl.Series, NDArray[np.int64], Histories, dict[str, int]]:
