@@ -63,17 +63,17 @@ def walks(items: int, people: int, length: int = 20, seed: int = 0) -> Split:
     The last event of some people is tested, the one before it validates.
     """
     rng = np.random.default_rng(seed)
-    after = rng.integers(items, size=(items, 3), dtype=np.int32)
+    popularity = lambda size: (items * rng.random(size) ** 3).astype(np.int32)  # noqa: E731
+    after = popularity((items, 3))
     home = (items // COMMUNITY * rng.random(people) ** 1.5).astype(np.int64)
     path = np.empty((people, length), dtype=np.int32)
-    at = (items * rng.random(people) ** 2).astype(np.int64)
+    at = popularity(people)
     for step in range(length):
         path[:, step] = at
         successor = after[at, np.searchsorted([0.6, 0.9, 1.0], rng.random(people))]
         popular = home * COMMUNITY + (COMMUNITY * rng.random(people) ** 3).astype(np.int64)
-        jump = (items * rng.random(people) ** 2).astype(np.int64)
         kind = rng.random(people)
-        at = np.where(kind < 0.6, successor, np.where(kind < 0.9, popular, jump)).astype(np.int64)
+        at = np.where(kind < 0.6, successor, np.where(kind < 0.9, popular, popularity(people)))
     part = np.full((people, length), TRAIN, dtype=np.int8)
     part[:LAST_OF, -1], part[:LAST_OF, -2] = TEST, VALID
     offsets = np.arange(people + 1, dtype=np.int64) * length
