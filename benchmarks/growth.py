@@ -1,0 +1,152 @@
+"""How time and memory grow with people, items, the length of histories, and edges.
+
+    OMP_NUM_THREADS=2 python benchmarks/growth.py
+
+Each point is measured in a process of its own on made-up data: seconds, and the peak of its resident memory. One axis
+grows, the others stay as they are. Results are added to a file, one JSON line each. Reading grows in
+`ingest.py`, the step of a loss with the catalogue in `catalogues.py`, DiffKG in `diffkg_scale.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from catalogues import walks
+
+from rediffuse.data.dataset import SocialGraph
+from rediffuse.evaluation import evaluate_task, model_scores
+from rediffuse.models import model_class
+from rediffuse.models.base import Model, TrainingData
+from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.optimizer import Optimizer
+from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
+
+CPU = torch.device("cpu")
+ITEMS, PEOPLE, LENGTH, RANKED = 12_000, 20_000, 20, 512
+
+
+def fresh(name: str, data: TrainingData, **options: Any) -> Model:
+    kind = model_class(name)
+    torch.manual_seed(0)
+    model = kind(kind.Config.build(None, options), data.num_items, data.num_users)
+    model.check(data)
+    model.fit(data)
+    model.begin_phase(model.phases[0], data)
+    return model
+
+
+def training_data(split: Any, social: SocialGraph | None = None) -> TrainingData:
+    view = split.training_view()
+    return TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity, social=social)
+
+
+def seconds_of_steps(model: Model, data: TrainingData, steps: int) -> dict[str, Any]:
+    """The median of ``steps`` training steps after two that do not count."""
+    optimizer, taken = Optimizer(model.parameter_groups(), 1e-3, 0.0), []
+    batches = model.batches(data, np.random.default_rng(0))
+    precision = resolve_precision("auto", CPU)
+    model.train()
+    for index in range(2 + steps):
+        started = time.perf_counter()
+        with autocast(precision, CPU):
+            loss = model(batches.get(index % len(batches)))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        taken.append(time.perf_counter() - started)
+    return {"step_seconds": round(statistics.median(taken[2:]), 4), "steps_an_epoch": len(batches)}
+
+
+def people(size: int, model: str) -> dict[str, Any]:
+    """What grows with the number of people at ``LENGTH`` events each: an epoch's batches, and a step."""
+    data = training_data(walks(ITEMS, size, LENGTH))
+    found = seconds_of_steps(fresh(model, data), data, 15)
+    return found | {"epoch_seconds": round(found["step_seconds"] * found["steps_an_epoch"], 1)}
+
+
+def items(size: int, model: str) -> dict[str, Any]:
+    """Ranking the whole catalogue, both policies, for ``RANKED`` people."""
+    split = walks(size, PEOPLE, LENGTH)
+    task = split.task("valid")
+    rows = np.arange(RANKED)
+    task = replace(task, users=task.users[rows], histories=task.histories.take(rows), truth=task.truth.take(rows))
+    network = fresh(model, training_data(split), embedding_size=64).eval()
+    network.prepare()
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        evaluate_task(model_scores(network, task), task, num_items=size, metrics=["ndcg@10"])
+        taken.append(time.perf_counter() - started)
+    return {"milliseconds_a_person": round(min(taken) / RANKED * 1000, 2)}
+
+
+def history(size: int, model: str) -> dict[str, Any]:
+    """A step of 4,096 targets whose histories are so long."""
+    data = training_data(walks(ITEMS, max(4_001, 100_000 // size), size + 3))
+    return seconds_of_steps(fresh(model, data, max_length=size, batch_size=4096), data, 7)
+
+
+def events(size: int, model: str) -> dict[str, Any]:
+    """A graph of people and items with so many edges."""
+    data = training_data(walks(ITEMS, size // LENGTH, LENGTH))
+    return seconds_of_steps(fresh(model, data), data, 7)
+
+
+def links(size: int, model: str) -> dict[str, Any]:
+    """A social graph with so many links."""
+    split, rng = walks(ITEMS, 50_000, LENGTH), np.random.default_rng(1)
+    ends = rng.integers(50_000, size=(2, size), dtype=np.int32)
+    data = training_data(split, SocialGraph(*ends))
+    return seconds_of_steps(fresh(model, data, validate_every=1), data, 7)
+
+
+AXES: dict[str, tuple[Callable[[int, str], dict[str, Any]], list[str], list[int]]] = {
+    "people": (people, ["diffurec", "diffrec"], [20_000, 80_000, 320_000]),
+    "items ranked": (items, ["diffurec", "sasrec"], [12_000, 100_000, 1_000_000]),
+    "history length": (history, ["diffurec", "sasrec", "gru4rec"], [25, 50, 100, 200, 400]),
+    "edges (events)": (events, ["lightgcn"], [250_000, 1_000_000, 4_000_000]),
+    "edges (links)": (links, ["diffnet", "diffnetpp"], [250_000, 1_000_000, 4_000_000]),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/growth.jsonl"))
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        axis, model, size = options.one
+        memory = PeakMemory()
+        with keep_freed_memory():
+            print(json.dumps(AXES[axis][0](int(size), model) | {"peak_mib": memory.mib()}))
+        return
+    facts = {"date": datetime.now(UTC).date().isoformat(), "environment": environment()}
+    for axis in options.axes:
+        for model in AXES[axis][1]:
+            for size in AXES[axis][2]:
+                words = [sys.executable, __file__, "--one", axis, model, str(size)]
+                done = subprocess.run(words, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    sys.exit(done.stderr)
+                found = {"axis": axis, "model": model, "size": size} | json.loads(done.stdout.splitlines()[-1])
+                print(json.dumps(found), flush=True)
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                with options.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(facts | found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
