@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rediffuse.config import ModelConfig, Range
-from rediffuse.data.batches import SequenceBatch, SequenceBatches, pad_right
+from rediffuse.data.batches import SequenceBatch, SequenceBatches, counted, pad_right
 from rediffuse.data.histories import Histories
 from rediffuse.losses import binary_cross_entropy, gbce_beta, sampled_softmax, softmax_cross_entropy
 from rediffuse.losses.softmax import Biased
@@ -79,7 +79,7 @@ class SequenceModel(Model):
     # --- learning ------------------------------------------------------------------------------------------
 
     def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
-        """(n, d) one vector per target, importance weights (n,) or None, and what `observe` needs."""
+        """(n, d) one vector per target, importance weights (n,) or None, and what `observe` needs: (n,) or None."""
         raise NotImplementedError
 
     def observe(self, note: Any, losses: Tensor) -> None:
@@ -111,8 +111,14 @@ class SequenceModel(Model):
         batch = self.training_batch(batch)
         hidden, weights, note = self.encode(batch)
         loss, per_target = self.losses(hidden, batch, weights)
-        self.observe(note, per_target)
+        self.report(note, per_target, batch)
         return loss * batch.share
+
+    def report(self, note: Any, losses: Tensor, batch: SequenceBatch) -> None:
+        """Tell `observe` the (n,) losses that count."""
+        if note is not None:
+            mine = counted(batch.share)
+            self.observe(note[mine], losses[mine])
 
     def losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""
