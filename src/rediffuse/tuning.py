@@ -124,6 +124,7 @@ def tune(
             positive.
         DataError: the split has no validation part.
         RunError: ``out`` holds something else, or another study, or one that another process works on.
+        StorageError: ``out`` cannot be written.
         TrainingError: no trial reached a validation.
     """
     try:

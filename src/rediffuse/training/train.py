@@ -24,7 +24,16 @@ from rediffuse.training.checkpoint import load_tensors, save_tensors
 from rediffuse.training.environment import PeakMemory, environment
 from rediffuse.training.lock import HOLDER, held, is_free
 from rediffuse.training.loop import Trainer
-from rediffuse.training.run_folder import FORMAT, LOG, Run, RunContents, forget_files, read_run, write_run
+from rediffuse.training.run_folder import (
+    FORMAT,
+    LOG,
+    DamagedManifest,
+    Run,
+    RunContents,
+    forget_files,
+    read_run,
+    write_run,
+)
 from rediffuse.training.seeds import seed_torch
 
 
@@ -243,7 +252,7 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool, stack: co
             identity,
             "Resume with the same options (epochs and patience may change), or choose another folder.",
         )
-        with contextlib.suppress(RunError):  # a damaged manifest is replaced in the end
+        with contextlib.suppress(DamagedManifest):  # which is replaced in the end
             forget_files(folder, [LOG])  # it grows
     else:
         processes.leave_word(_word(folder))
