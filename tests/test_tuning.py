@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import json
 import os
@@ -18,8 +20,17 @@ import rediffuse as rd
 from rediffuse import tuning
 from rediffuse.config import Range, read_settings
 from rediffuse.data.split import Split, TrainingView
-from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, RunError, TrainingError
+from rediffuse.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    RediffuseWarning,
+    RunError,
+    StorageError,
+    TrainingError,
+)
 from rediffuse.models import model_class, names
+from rediffuse.training.lock import held
 from rediffuse.training.loop import Trainer
 from tests.dying import dies
 from tests.synthetic import walks
@@ -174,10 +185,44 @@ def test_a_folder_with_something_else_or_in_use_is_refused(split, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     rd.tune("sasrec", split, tmp_path / "study", trials=1, config=FIXED)
     with (
-        tuning._journal(tmp_path / "study" / "study.journal"),
+        held(tmp_path / "study", "tuning"),
         pytest.raises(RunError, match=r"is in use: process .* has been tuning there since"),
     ):
         rd.tune("sasrec", split, tmp_path / "study", trials=2, config=FIXED)
+
+
+def test_a_study_that_another_process_begins_meanwhile_is_left_alone(split, tmp_path, monkeypatch):
+    """Between the look at the folder and the lock on it."""
+    whole = tuning.held
+
+    @contextlib.contextmanager
+    def after_another(folder, doing):
+        with whole(folder, doing):
+            (folder / "study.json").write_text(json.dumps({"format": tuning.FORMAT, "model": "diffurec"}))
+            yield
+
+    monkeypatch.setattr(tuning, "held", after_another)
+    with pytest.raises(RunError, match="another model"):
+        rd.tune("sasrec", split, tmp_path / "study", trials=1, config=FIXED)
+    assert json.loads((tmp_path / "study" / "study.json").read_text())["model"] == "diffurec"
+
+
+def test_files_that_a_trial_misses_are_not_taken_for_the_journal(split, tmp_path, monkeypatch):
+    def fails(self, *args):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "vectors.npy")
+
+    monkeypatch.setattr(Trainer, "_step", fails)
+    with pytest.raises(FileNotFoundError, match=r"vectors\.npy"):
+        rd.tune("sasrec", split, tmp_path / "study", trials=1, config=FIXED)
+
+
+def test_a_journal_that_cannot_be_written_is_named(split, tmp_path, monkeypatch):
+    def full(self, logs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("optuna.storages.journal.JournalFileBackend.append_logs", full)
+    with pytest.raises(StorageError, match=r"study\.journal cannot be written: No space"):
+        rd.tune("sasrec", split, tmp_path / "study", trials=1, config=FIXED)
 
 
 def test_hopeless_trials_are_stopped(split, tmp_path, monkeypatch):

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,13 +24,11 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from rediffuse.errors import RediffuseError, RunError, TrainingError
+from rediffuse import launchers
+from rediffuse.errors import ConfigError, RediffuseError, RunError
 
-_LOST = (
-    "Another of the processes that train together has ended.",
-    "See what it said above; where it said nothing, the system may have killed it for its memory. The last checkpoint "
-    "is kept: start the same command again with --resume.",
-)
+# Seconds that a process has to end by itself when it is told to; launchers kill after 30.
+_PATIENCE = 5.0
 
 
 def no_accelerator() -> bool:
@@ -36,14 +37,33 @@ def no_accelerator() -> bool:
 
 
 def join() -> None:
-    """Meet the other processes, if a launcher started any. Collective."""
+    """Meet the other processes, if a launcher started any. Collective.
+
+    Raises:
+        ConfigError: the launcher started one process for several, or would start them again where that cannot work.
+    """
+    if launchers.left_alone():
+        raise launchers.refused("SCRIPT")
+    if may_be_restarted() and not (
+        os.environ.get("GROUP_WORLD_SIZE") == "1" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    ):
+        # Each machine counts restarts by itself, so that processes cannot agree on where to meet again.
+        raise ConfigError(
+            "A launcher can start processes again (--max-restarts) on one machine alone.",
+            "Leave that out; should a process fail, start the same command again, a training with --resume.",
+        )
     met = count() > 1
     if restarted() and not dist.is_initialized():
         _meet_again()
     PartialState(cpu=no_accelerator())
     if count() > 1 and not met:
-        # Threads that still wait for others when the interpreter ends would end it with an abort.
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_part)
+
+
+def _part() -> None:
+    """Leave the group as the interpreter ends, which threads that still work for the group would end with an abort."""
+    gc.collect()  # networks, in cycles, hold the group and its threads
+    dist.destroy_process_group()
 
 
 def _meet_again() -> None:
@@ -53,10 +73,15 @@ def _meet_again() -> None:
     (github.com/pytorch/pytorch/issues/135712): members then wait for processes that are dead.
     """
     environment = os.environ
+    own = PrefixStore(f"restart {environment['TORCHELASTIC_RESTART_COUNT']}", _launchers_store())
     size, rank = int(environment["WORLD_SIZE"]), int(environment["RANK"])
-    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), size, is_master=False)
-    own = PrefixStore(f"restart {environment['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group("gloo" if no_accelerator() else None, store=own, rank=rank, world_size=size)
+
+
+def _launchers_store() -> TCPStore:
+    """What the launcher keeps for the processes it starts. It lasts as long as the launcher does."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, wait_for_workers=False)
 
 
 def count() -> int:
@@ -69,9 +94,25 @@ def index() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
+def may_be_restarted() -> bool:
+    """Whether a launcher will start the processes again if one of them fails (``torchrun --max-restarts``)."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
 def restarted() -> bool:
-    """Whether a launcher has started the processes again after one of them failed (``torchrun --max-restarts``)."""
+    """Whether it has done so."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def leave_word(word: str) -> None:
+    """Tell those that the launcher may start after these processes; nobody else hears of it."""
+    if may_be_restarted():
+        _launchers_store().set(word, "")
+
+
+def word_was_left(word: str) -> bool:
+    """Whether processes that this launcher started before these left that word."""
+    return restarted() and _launchers_store().check([word])
 
 
 def mean(value: float) -> float:
@@ -112,35 +153,70 @@ def first_alone(work: Callable[[], None]) -> None:
         except RediffuseError as error:
             failed = error
     if any_of(failed is not None):
-        raise failed or RunError("Process 0 of this job cannot begin.", "See what it said.")
+        raise failed or RunError("Process 0 of this job failed.", "See what it said.")
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def together(remedy: str) -> Iterator[None]:
     """While this lasts, that another process has ended is an error that says so, not a traceback of a network.
 
+    Args:
+        remedy: what to do then, as an instruction.
+
     Raises:
-        TrainingError: it has.
+        RunError: it has.
     """
     if count() == 1:
         yield
         return
+    lost = RunError(
+        "Another of the processes of this job has ended.",
+        "See what it said above; where it said nothing, the system may have killed it for its memory. " + remedy,
+    )
+    with _ended_by_launcher(lost):
+        try:
+            yield
+        except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or "onnection" in str(error) or "gloo" in str(error)):
+                raise
+            raise lost from error
+
+
+@contextlib.contextmanager
+def _ended_by_launcher(lost: RunError) -> Iterator[None]:
+    """While this lasts, SIGTERM, by which a launcher stops the processes that are left, raises ``lost``.
+
+    Python gets to raise it between two instructions, and not while it waits for other processes within one. A thread,
+    which the system wakes, then says it instead and ends the process.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other may listen
+        yield
+        return
 
     def stop(number: int, frame: Any) -> None:
-        raise TrainingError(*_LOST)
+        raise lost
 
-    # A launcher stops the processes that are left. Only the main thread may, and need, listen.
-    listening = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if listening else None
+    def watch() -> None:
+        while number := heard.recv(1):
+            if number[0] == signal.SIGTERM and not left.wait(_PATIENCE):
+                print(f"Error: {lost}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    left = threading.Event()
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    handler, descriptor = signal.signal(signal.SIGTERM, stop), signal.set_wakeup_fd(told.fileno())
     try:
         yield
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "onnection" in str(error) or "gloo" in str(error)):
-            raise
-        raise TrainingError(*_LOST) from error
     finally:
-        if listening:
-            signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGTERM, handler)
+        left.set()
+        told.close()
+        watcher.join()
+        heard.close()
 
 
 def _reduced(tensor: torch.Tensor, how: Any) -> torch.Tensor:

@@ -124,6 +124,7 @@ def tune(
             positive.
         DataError: the split has no validation part.
         RunError: ``out`` holds something else, or another study, or one that another process works on.
+        StorageError: ``out`` cannot be written.
         TrainingError: no trial reached a validation.
     """
     try:
@@ -154,11 +155,13 @@ def tune(
         "seed": seed,
         "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint},
     }
-    _claim(folder, json.loads(json.dumps(identity)))
-    with _quiet(), _journal(folder / "study.journal") as storage:
+    identity = json.loads(json.dumps(identity))
+    _check(folder, identity)  # refused before anything is written
+    with _quiet(), held(folder, "tuning"):
+        _claim(folder, identity)
         study = optuna.create_study(
             study_name=model,
-            storage=storage,
+            storage=_journal(folder / "study.journal"),
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING, math.ceil(WARM_UP * default.epochs)),
             load_if_exists=True,
@@ -398,21 +401,28 @@ def _described(domain: Range | tuple[Any, ...]) -> Any:
     return dataclasses.asdict(domain) if isinstance(domain, Range) else list(domain)
 
 
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Begin a study in an empty folder, or make sure that the one in it is this one.
-
-    Raises:
-        RunError: it is another, or the folder holds something else.
+def _check(folder: Path, identity: dict[str, Any]) -> None:
+    """Raises:
+    RunError: the folder holds another study, or something else.
     """
     if (folder / "study.json").exists():
         remedy = "Use the options it began with (trials and minutes may change), or choose another folder."
         refuse_another(folder, _read(folder), identity, remedy)
-        return
-    if not is_free(folder):
+    elif not is_free(folder):
         raise RunError(f"{folder} is not empty and holds no study.", "Choose another folder.")
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    facts = {"format": FORMAT, "created": created, **identity}
-    atomic_write_text(folder / "study.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Begin a study in a folder that is held, unless it is there already.
+
+    Raises:
+        RunError: as `_check`, for what another process may have done meanwhile.
+    """
+    _check(folder, identity)
+    if not (folder / "study.json").exists():
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        facts = {"format": FORMAT, "created": created, **identity}
+        atomic_write_text(folder / "study.json", json.dumps(facts, indent=2) + "\n")
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -427,25 +437,30 @@ def _read(folder: Path) -> dict[str, Any]:
     return facts
 
 
-@contextlib.contextmanager
-def _journal(path: Path) -> Iterator[optuna.storages.JournalStorage]:
-    """The journal, held by this process alone and mended if the last one died while it wrote.
+def _journal(path: Path) -> optuna.storages.JournalStorage:
+    """The journal of a study whose folder is held, mended if the last process died while it wrote.
 
     Raises:
-        RunError: another process works on it, or it is damaged elsewhere than at its end.
+        RunError: it is damaged elsewhere than at its end.
+        StorageError: it cannot be written; now, or when it is used.
     """
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
-    with held(path.parent, "tuning"), writing(path), path.open("ab") as file:
-        file.truncate(path.read_bytes().rfind(b"\n") + 1)
+    class Backend(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            with writing(path):
+                super().append_logs(logs)
+
+    with writing(path):
+        with path.open("ab") as file:
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
         # Locks of a process that is no more.
         for stale in path.parent.glob(f"{path.name}.*"):
             stale.unlink()
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
-        except (ValueError, LookupError, TypeError) as error:
-            raise RunError(f"{path} is damaged ({error!r}).", "Restore it, or choose another folder.") from None
-        yield storage
+    try:
+        return JournalStorage(Backend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+    except (ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error!r}).", "Restore it, or choose another folder.") from None
 
 
 @contextlib.contextmanager

@@ -165,6 +165,17 @@ def test_manifests_of_runs_of_other_versions(run, train, tmp_path, change, said)
         rd.Recommender.load(tmp_path / "run")
 
 
+@pytest.mark.parametrize("change", [lambda m: m | {"format": 9}, lambda m: {"format": 9, "objects": []}])
+def test_a_run_of_another_version_is_not_trained_further(run, train, tmp_path, change):
+    folder = shutil.copytree(run, tmp_path / "run")
+    manifest_with(change, folder / "manifest.json")
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(RunError, match="format 9; this version reads format 1"):
+        train(folder, epochs=3, resume=True)
+    assert (folder / "manifest.json").read_bytes() == before
+    assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

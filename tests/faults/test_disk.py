@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
+from tests.dying import start
 from tests.synthetic import walks
 
 import rediffuse as rd
@@ -51,6 +54,16 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", made.path], check=False)
 
 
+def limited(most, call, folder):
+    """Call in a process that can write no file of over ``most`` bytes; ends with 3 where a StorageError says so."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    try:
+        call(folder)
+    except StorageError as error:
+        sys.exit(3 if "cannot be written: File too large" in str(error) else 4)
+
+
 def size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*"))
 
@@ -58,6 +71,35 @@ def size(folder):
 def content(folder):
     found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return {name: what for name, what in found.items() if name.name != ".lock"}
+
+
+def tiny_training(folder, resume=False):
+    options = {"embedding_size": 16, "batch_size": 64, "blocks": 1, "precision": "fp32", "epochs": 2}
+    rd.train("sasrec", rd.split.leave_one_out(walks()), folder, config=options, resume=resume)
+
+
+@pytest.mark.parametrize("most", [10, 500, 8_000])
+def test_training_that_cannot_write_goes_on_when_it_can(tmp_path, most):
+    """Where no disk can be mounted a file of limited size stands for it."""
+    folder = tmp_path / "run"
+    process = start({}, limited, most, tiny_training, folder)
+    process.join()
+    assert process.exitcode == 3
+    assert not [path for path in tmp_path.rglob("*") if is_leftover(path)]
+    tiny_training(folder, resume=(folder / "checkpoints" / "claim.safetensors").exists())
+    tiny_training(tmp_path / "alone")
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, train, data):
+    (tmp_path / "file").touch()
+    refused = r"cannot be written: Not a directory\.\n  Check the folder"
+    for change in (
+        lambda: train(tmp_path / "file" / "run"),
+        lambda: rd.tune("sasrec", rd.split.leave_one_out(data), tmp_path / "file" / "study", trials=1),
+    ):
+        with pytest.raises(StorageError, match=refused):
+            change()
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.3, 0.5, 0.7, 0.9])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 
@@ -12,7 +13,7 @@ from tests.synthetic import walks
 import rediffuse as rd
 from rediffuse.comparison import evaluated
 from rediffuse.data.dataset import Dataset
-from rediffuse.errors import RunError
+from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.training import run_folder
 from rediffuse.training.lock import held, is_free
 
@@ -53,6 +54,46 @@ def test_a_folder_is_given_back_whatever_happens(tmp_path):
     with held(tmp_path, "training"), pytest.raises(RunError, match=f"process {os.getpid()} "), held(tmp_path, "tuning"):
         pass
     assert is_free(tmp_path)
+
+
+@pytest.mark.parametrize("says", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_lock_is_said_and_used(data, split, train, run, tmp_path, monkeypatch, says):
+    def cannot(*args):
+        raise OSError(says, os.strerror(says))
+
+    monkeypatch.setattr("fcntl.flock", cannot)
+    for work in (
+        lambda: train(tmp_path / "run"),
+        lambda: rd.evaluate_run(tmp_path / "run", data),
+        lambda: rd.tune("itemknn", split, tmp_path / "study", trials=1),
+        lambda: train(tmp_path / "run", epochs=2, resume=True),
+    ):
+        with pytest.warns(RediffuseWarning, match="cannot lock: see that"):
+            work()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_is_replaced_while_it_is_read_is_refused(run, longer, data, tmp_path, monkeypatch):
+    folder, load = shutil.copytree(run, tmp_path / "run"), run_folder.load_tensors
+
+    def meanwhile(path):
+        shutil.copytree(longer, folder, dirs_exist_ok=True)
+        return load(path)
+
+    monkeypatch.setattr(run_folder, "load_tensors", meanwhile)
+    with pytest.raises(RunError, match="was written to while it was read"):
+        rd.Recommender.load(folder)
+
+
+def test_results_may_be_added_to_a_run_while_it_is_read(run, tmp_path, monkeypatch):
+    folder, load = shutil.copytree(run, tmp_path / "run"), run_folder.load_tensors
+
+    def meanwhile(path):
+        run_folder.add_files(folder, {"notes.txt": b"new", "test.json": b"{}"})
+        return load(path)
+
+    monkeypatch.setattr(run_folder, "load_tensors", meanwhile)
+    rd.Recommender.load(folder)
 
 
 def test_two_evaluations_at_once_both_end_well(run, data, tmp_path):

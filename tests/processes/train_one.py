@@ -1,7 +1,8 @@
-"""Trains a model in as many processes as it is started in; process 1 may die on the way, as by kill -9."""
+"""Trains a model in as many processes as it is started in; one of them may die on the way, as by kill -9."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -24,20 +25,28 @@ OPTIONS = {
 }
 
 if __name__ == "__main__":
-    out, dies_at, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["--resume"]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    parser.add_argument("--dies", type=int, help="this rank, after 7 steps, if it was not started again")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--track")
+    arguments = parser.parse_args()
     loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
     whole = loop.Trainer._step
-    left = dies_at if dies_at >= 0 and not processes.restarted() else sys.maxsize
+    left = 7
 
     def step(*args: Any) -> float:
         global left
-        left -= processes.index()
-        if left < 0:
+        left -= 1
+        if left < 0 and processes.index() == arguments.dies and not processes.restarted():
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(*args)
 
     loop.Trainer._step = step
+    split = rd.split.leave_one_out(walks())
+    out, resume, track = arguments.out, arguments.resume, arguments.track
     try:
-        rd.train("diffurec", rd.split.leave_one_out(walks()), out, config=OPTIONS, seed=3, resume=resume)
+        rd.train("diffurec", split, out, config=OPTIONS, seed=3, resume=resume, tracker=track)
     except RediffuseError as error:
         sys.exit(f"Error: {error}")
+    sys.stdout.write(f"{processes.index()} of {processes.count()}\n")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
+import sys
 from typing import Annotated
 
 import typer
 
-from rediffuse.errors import ConfigError, RediffuseWarning
+from rediffuse import launchers
+from rediffuse.errors import ConfigError
 
 app = typer.Typer(
     name="rediffuse",
@@ -39,15 +40,11 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Diffusion recommenders: train, compare honestly, serve."""
-    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
-        warnings.warn(
-            "accelerate launch was asked for several processes and started one process alone, as it does without "
-            "a GPU. Use torchrun --nproc-per-node N -m rediffuse ..., or accelerate launch --multi_gpu.",
-            RediffuseWarning,
-            stacklevel=2,
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in SHARED:
+    several = launchers.left_alone() or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and context.invoked_subcommand not in SHARED:
         raise ConfigError(
-            f"rediffuse {context.invoked_subcommand} runs in one process, and a launcher started several.",
+            f"rediffuse {context.invoked_subcommand} runs in one process, and a launcher was to start several.",
             f"Start it without a launcher. Several processes share the work of {', '.join(SHARED)}.",
         )
+    if launchers.left_alone():
+        launchers.start_all(sys.argv[1:])

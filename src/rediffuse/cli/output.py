@@ -29,8 +29,8 @@ def answer(result: dict[str, Any], as_json: bool, show: Callable[[], None]) -> N
 
 
 def fail(error: RediffuseError, as_json: bool) -> None:
-    """Print an error that a user can mend."""
-    if as_json:
+    """Print an error that a user can mend. Of several processes the first alone prints JSON."""
+    if as_json and process() == 0:
         print(json.dumps({"error": error.problem, "remedy": error.remedy}))
         return
     from rich.console import Console

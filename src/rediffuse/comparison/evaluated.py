@@ -55,7 +55,7 @@ def evaluate_run(
 
     Raises:
         RunError: the run was trained on other data or another split, or does not fit the protocol; another process
-            works in its folder.
+            works in its folder; another of the processes that share the work has failed.
         StorageError: the folder cannot be written.
         ConfigError: an unknown protocol; no seed, or one below 0.
     """
@@ -63,7 +63,11 @@ def evaluate_run(
     seeds = [int(seed) for seed in seeds]  # numpy's integers cannot be written as JSON
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
-    folder = Path(run)
+    with processes.together("Start the same command again."):
+        return _evaluate(Path(run), dataset, protocol, seeds)
+
+
+def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int]) -> dict[str, Any]:
     contents = read_run(folder)
 
     def refuse() -> None:  # who would be refused in the end is refused now
@@ -122,8 +126,7 @@ def evaluate_run(
     }
     files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
     files[evaluation_file("test.json", other)] = json.dumps(facts, indent=2).encode()
-    if processes.index() == 0:
-        add_files(folder, files, made_of=contents.weights)
+    processes.first_alone(lambda: add_files(folder, files, made_of=contents.weights))
     return facts
 
 

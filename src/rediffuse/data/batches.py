@@ -69,6 +69,11 @@ def part_of(whole: NDArray[np.int64], rank: int, ranks: int) -> tuple[NDArray[np
     return (part, len(part) * ranks / len(whole)) if len(part) else (whole[:1], 0.0)
 
 
+def counted(share: float) -> slice:
+    """Which rows of a rank's part count: all, or none of those that it stands in with, see `part_of`."""
+    return slice(None) if share else slice(0)
+
+
 def pad_right(histories: Histories, max_length: int, pad: int) -> tuple[Tensor, Tensor]:
     """The last ``max_length`` items of each row as (B, L) int64, and the lengths (B,); L is at least 1."""
     lengths = np.minimum(histories.lengths, max_length)

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rediffuse.config import ModelConfig, Range
+from rediffuse.data.batches import counted
 from rediffuse.data.histories import Histories
 from rediffuse.data.matrix import weighted_matrix
 from rediffuse.data.rows import RowBatch, RowBatches, row_batch
@@ -206,7 +207,8 @@ class DiffRec(Model):
         noise = torch.randn_like(x_0)
         x_t = q_sample(self.schedule, x_0, t, noise)
         losses = self.weighted_errors(x_0, x_t, noise, t, self.denoiser(x_t, t).float())
-        self.timesteps.update(t, losses)
+        mine = counted(batch.share)
+        self.timesteps.update(t[mine], losses[mine])
         return (losses * importance).mean() * batch.share
 
     def weighted_errors(self, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, output: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rediffuse.config import Range
+from rediffuse.data.batches import counted
 from rediffuse.data.histories import Histories
 from rediffuse.data.matrix import binary_matrix
 from rediffuse.data.rows import RowBatch, RowBatches, row_batch
@@ -154,7 +155,8 @@ class LDiffRec(DiffRec):
             z_t = q_sample(self.schedule, z_0, t, noise)
             output = self.denoiser(z_t, t).float()
             losses = self.weighted_errors(z_0, z_t, noise, t, output)
-            self.timesteps.update(t, losses)
+            mine = counted(batch.share)
+            self.timesteps.update(t[mine], losses[mine])
             z_0_hat = predict_x0(self.schedule, output, z_t, t, config.prediction)
             denoising = (losses * importance).mean()
         else:

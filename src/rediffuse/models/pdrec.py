@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from rediffuse import processes
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.batches import SequenceBatch, SequenceBatches
 from rediffuse.data.histories import Histories
@@ -229,18 +230,20 @@ class PDRec(Composite):
         weights = self.event_weights[batch.events]
         per_target = torch.zeros(len(hidden), device=hidden.device)
         loss, per_target[known] = self.losses(hidden[known], _only(batch, known), importance[known], weights[known])
-        if not bool(known.all()):
+        loss = loss * _share(int(known.sum()), batch)
+        if self.config.dpa:
             # What follows the history is not known; the diffusion model has an opinion.
             ends, at_ends = hidden[~known], _only(batch, ~known)
             rows, items = self.liked(ends, self.owners[at_ends.events])
+            share = _share(len(rows), batch)
             if len(rows):
                 at_liked = dataclasses.replace(_only(at_ends, rows), targets=items)
                 liking, per_liked = self.losses(ends[rows], at_liked, importance[~known][rows])
-                loss = loss + self.config.positive_weight * liking
+                loss = loss + self.config.positive_weight * share * liking
                 total = torch.zeros(len(ends), device=hidden.device).index_add(0, rows, per_liked)
                 per_target[~known] = total / torch.bincount(rows, minlength=len(ends)).clamp(min=1)
-        self.backbone.observe(note, per_target)
-        return loss * batch.share
+        self.backbone.report(note, per_target, batch)
+        return loss
 
     def losses(
         self, hidden: Tensor, batch: SequenceBatch, importance: Tensor, weights: Tensor | None = None
@@ -296,6 +299,15 @@ def open_ended(histories: Histories, num_items: int) -> Histories:
     items = np.full(offsets[-1], num_items, dtype=np.int32)
     items[np.arange(len(histories.items)) + np.repeat(offsets[:-1] - histories.offsets[:-1], lengths)] = histories.items
     return Histories(offsets, items)
+
+
+def _share(count: int, batch: SequenceBatch) -> float:
+    """The factor that makes an average over ranks of means over ``count`` the mean over all that they have. Collective.
+
+    Of one batch a rank may have few known targets and many liked items: each mean has a factor of its own.
+    """
+    count = count if batch.share else 0
+    return count / (processes.mean(count) or 1.0)
 
 
 def _only(batch: SequenceBatch, chosen: Tensor) -> SequenceBatch:

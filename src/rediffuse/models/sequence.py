@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rediffuse.config import ModelConfig, Range
-from rediffuse.data.batches import SequenceBatch, SequenceBatches, pad_right
+from rediffuse.data.batches import SequenceBatch, SequenceBatches, counted, pad_right
 from rediffuse.data.histories import Histories
 from rediffuse.losses import (
     Draws,
@@ -108,7 +108,7 @@ class SequenceModel(Model):
     # --- learning ------------------------------------------------------------------------------------------
 
     def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
-        """(n, d) one vector per target, importance weights (n,) or None, and what `observe` needs."""
+        """(n, d) one vector per target, importance weights (n,) or None, and what `observe` needs: (n,) or None."""
         raise NotImplementedError
 
     def observe(self, note: Any, losses: Tensor) -> None:
@@ -148,8 +148,14 @@ class SequenceModel(Model):
         batch = self.training_batch(batch)
         hidden, weights, note = self.encode(batch)
         loss, per_target = self.losses(hidden, batch, weights)
-        self.observe(note, per_target)
+        self.report(note, per_target, batch)
         return loss * batch.share
+
+    def report(self, note: Any, losses: Tensor, batch: SequenceBatch) -> None:
+        """Tell `observe` the (n,) losses that count."""
+        if note is not None:
+            mine = counted(batch.share)
+            self.observe(note[mine], losses[mine])
 
     def losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""

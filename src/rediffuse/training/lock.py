@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import socket
+import sys
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rediffuse.data.files import atomic_write_text, is_leftover, remove_leftovers, writing
-from rediffuse.errors import RunError
+from rediffuse.errors import RediffuseWarning, RunError
 
 LOCK, HOLDER = ".lock", ".lock.json"
 # What adds files to a run holds it for moments; it waits so long for another that does.
@@ -31,6 +35,8 @@ def held(folder: Path, doing: str, wait: float = 0.0) -> Iterator[None]:
         doing: what is being done, as other processes are told: "training".
         wait: seconds to wait for a process that holds it.
 
+    On a file system that cannot lock, nothing is held, and a `RediffuseWarning` says so.
+
     Raises:
         RunError: another process holds it; says which, since when and for what.
         StorageError: the folder cannot be written.
@@ -39,7 +45,14 @@ def held(folder: Path, doing: str, wait: float = 0.0) -> Iterator[None]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=wait)
+            if _can_lock(folder):
+                lock.acquire(timeout=wait)
+            else:
+                warnings.warn(
+                    f"{folder} is on a file system that cannot lock: see that one process at a time writes there.",
+                    RediffuseWarning,
+                    stacklevel=3,
+                )
         except Timeout:
             raise RunError(f"{folder} is in use: {_holder(folder)}.", "Wait for it, or end it.") from None
     try:
@@ -53,6 +66,26 @@ def held(folder: Path, doing: str, wait: float = 0.0) -> Iterator[None]:
         with suppress(OSError):
             (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def _can_lock(folder: Path) -> bool:
+    """Whether files there can be locked, which some network disks cannot.
+
+    The lock itself does not say so in every version: it takes that for a lock that others hold, or makes do with a file
+    that a killed process leaves behind.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            return False
+    return True
 
 
 def is_free(folder: Path) -> bool:

@@ -162,8 +162,9 @@ class Trainer:
         try:
             yield
         finally:
-            if self.tracked:
-                self.accelerator.end_training()
+            # Not Accelerator.end_training, which parts the processes as well.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def _train_phase(self, index: int, phase: str) -> bool:
         """All epochs of a phase. False when time ran out."""

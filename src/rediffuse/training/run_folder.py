@@ -25,6 +25,12 @@ from rediffuse.training.lock import PATIENCE, held
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOG = "metrics.jsonl"
+# What every run has, and what is read of it.
+CORE = ("config.json", "items.parquet", "users.parquet", "model.safetensors")
+
+
+class DamagedManifest(RunError):
+    """A manifest that is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,11 @@ def add_files(folder: Path, files: dict[str, bytes], made_of: str | None = None)
 
 
 def forget_files(folder: Path, names: Iterable[str]) -> None:
-    """Take files out of the manifest of a run folder, which is held, so that they are no part of the run any more."""
+    """Take files out of the manifest of a run folder, which is held, so that they are no part of the run any more.
+
+    Raises:
+        RunError: as `read_manifest`.
+    """
     listed = read_manifest(folder)["files"] if (folder / MANIFEST).exists() else {}
     kept = {name: digest for name, digest in listed.items() if name not in set(names)}
     if kept != listed:
@@ -166,7 +176,8 @@ def read_run(folder: str | Path) -> RunContents:
     """Read a run folder and check every file against its manifest.
 
     Raises:
-        RunError: the folder is no run, or a file is missing or is not what was written; the file is named.
+        RunError: the folder is no run, or a file is missing or is not what was written; the file is named. Or the run
+            was replaced while it was read.
     """
     folder = Path(folder)
     digests = _verify(folder)
@@ -186,6 +197,9 @@ def read_run(folder: str | Path) -> RunContents:
     if "pseudo" in users.columns:
         written = np.repeat(users["pseudo"].to_numpy(), histories.lengths)
         histories = replace(histories, pseudo=histories.positions < written)
+    now = read_manifest(folder)["files"]
+    if any(now.get(name) != digests[name] for name in CORE):  # what was read may be of both
+        raise RunError(f"{folder} was written to while it was read.", "Do the same again.")
     return RunContents(folder, config, model, items, users["user_id"], histories, digests)
 
 
@@ -205,7 +219,7 @@ def _verify(folder: Path) -> dict[str, str]:
             raise RunError(f"{path} is missing.", f"Restore it from a copy, or {again}")
         if sha256_file(path) != digest:
             raise RunError(f"{path} is not the file that was written: its checksum differs.", f"Restore it, or {again}")
-    for name in ("config.json", "items.parquet", "users.parquet", "model.safetensors"):
+    for name in CORE:
         if name not in listed:
             raise RunError(f"{folder / MANIFEST} does not list {name}.", "Restore the manifest, or train again.")
     return listed
@@ -215,7 +229,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder: format, and files, name -> sha256. They are not looked at.
 
     Raises:
-        RunError: there is none, it is damaged, or of another version.
+        RunError: there is none, or it is of another version.
+        DamagedManifest: it is not what was written.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -225,17 +240,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = manifest["format"], manifest["files"].items()
+        version = manifest["format"]
+        if version != FORMAT:
+            raise RunError(
+                f"{path} has format {version}; this version reads format {FORMAT}.", "Use the version that wrote it."
+            )
+        # Earlier manifests had no checksum of their own.
+        facts = {"format": version, "files": dict(manifest["files"].items())}
+        known = manifest.keys() <= facts.keys() | {"sha256"}
+        if not known or manifest.get("sha256", sha256_json(facts)) != sha256_json(facts):
+            raise ValueError("its checksum differs")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}).", "Restore it from a copy, or train again.") from None
-    if version != FORMAT:
-        raise RunError(
-            f"{path} has format {version}; this version reads format {FORMAT}.", "Use the version that wrote it."
-        )
-    # Earlier manifests had no checksum of their own.
-    facts = {"format": version, "files": manifest["files"]}
-    if manifest.keys() - facts.keys() - {"sha256"} or manifest.get("sha256", sha256_json(facts)) != sha256_json(facts):
-        raise RunError(f"{path} is damaged (its checksum differs).", "Restore it from a copy, or train again.")
+        raise DamagedManifest(f"{path} is damaged ({error}).", "Restore it from a copy, or train again.") from None
     return manifest
 
 

@@ -24,7 +24,16 @@ from rediffuse.training.checkpoint import load_tensors, save_tensors
 from rediffuse.training.environment import PeakMemory, environment
 from rediffuse.training.lock import HOLDER, held, is_free
 from rediffuse.training.loop import Trainer
-from rediffuse.training.run_folder import FORMAT, LOG, Run, RunContents, forget_files, read_run, write_run
+from rediffuse.training.run_folder import (
+    FORMAT,
+    LOG,
+    DamagedManifest,
+    Run,
+    RunContents,
+    forget_files,
+    read_run,
+    write_run,
+)
 from rediffuse.training.seeds import seed_torch
 
 
@@ -61,7 +70,8 @@ def train(
     Raises:
         ConfigError: unknown model, preset or option, or a value out of range.
         RunError: ``out`` holds something already, or a checkpoint that does not fit or is damaged, or is in use by
-            another process; a run in ``phases_from`` was trained on another split.
+            another process; a run in ``phases_from`` was trained on another split; another of the processes that
+            train together has failed.
         StorageError: ``out`` cannot be written.
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
     """
@@ -116,8 +126,12 @@ def train(
             )
         trainer.take_phase(phase, part.model)
     # Only now: options that no model can be made of leave no folder behind.
-    resume = resume or (processes.restarted() and _claim(folder).exists())
-    with contextlib.ExitStack() as stack:
+    remedy = "The last checkpoint is kept: start the same command again with --resume."
+    with processes.together(remedy), contextlib.ExitStack() as stack:
+        if processes.restarted() and not resume:
+            # What these processes began before they were started again goes on; what others did is not touched.
+            ours = processes.index() == 0 and processes.word_was_left(_word(folder)) and _claim(folder).exists()
+            resume = processes.any_of(ours)
         processes.first_alone(lambda: _prepare_folder(folder, facts, resume, stack))
         return _train(trainer, split, folder, facts, resume, memory)
 
@@ -127,8 +141,7 @@ def _train(
 ) -> Run:
     """What `train` does in a folder that it holds."""
     network = trainer.model
-    with processes.together():
-        state = trainer.run(resume)
+    state = trainer.run(resume)
     unreached = trainer.phases[state.phase + 1 :]
     if unreached:
         raise TrainingError(
@@ -144,10 +157,9 @@ def _train(
             RediffuseWarning,
             stacklevel=3,
         )
-    with processes.together():
-        resolved = trainer.calibrate()
-        network.resolve(resolved)
-        validation = trainer.validate() if len(trainer.view.valid.users) else None
+    resolved = trainer.calibrate()
+    network.resolve(resolved)
+    validation = trainer.validate() if len(trainer.view.valid.users) else None
     facts |= {
         "resolved": resolved,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -162,26 +174,30 @@ def _train(
         },
         "validation": validation,
     }
-    if processes.index() == 0:
-        data = split.dataset
-        # People are remembered with all that precedes the test part: what a system in use would know.
-        known = data.interactions.where((split.part == 0) | (split.part == 1))
-        columns = {"item_id": data.item_ids, "train_count": trainer.data.popularity}
-        if data.items is not None and data.title is not None:
-            columns["title"] = data.items[data.title].cast(pl.String)
-        made_with = environment()
-        write_run(
-            folder,
-            facts,
-            made_with,
-            network,
-            pl.DataFrame(columns),
-            data.user_ids,
-            known,
-            model_card(facts, made_with),
-            network.tables(data.user_ids, data.item_ids),
-        )
+    processes.first_alone(lambda: _write(trainer, split, folder, facts))
     return Run(folder, facts, validation, state.seconds / 60)
+
+
+def _write(trainer: Trainer, split: Split, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the files of the finished run."""
+    data = split.dataset
+    # People are remembered with all that precedes the test part: what a system in use would know.
+    known = data.interactions.where((split.part == 0) | (split.part == 1))
+    columns = {"item_id": data.item_ids, "train_count": trainer.data.popularity}
+    if data.items is not None and data.title is not None:
+        columns["title"] = data.items[data.title].cast(pl.String)
+    made_with = environment()
+    write_run(
+        folder,
+        facts,
+        made_with,
+        trainer.model,
+        pl.DataFrame(columns),
+        data.user_ids,
+        known,
+        model_card(facts, made_with),
+        trainer.model.tables(data.user_ids, data.item_ids),
+    )
 
 
 def _trained_part(phase: str, path: str | Path, split: Split) -> RunContents:
@@ -236,9 +252,10 @@ def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool, stack: co
             identity,
             "Resume with the same options (epochs and patience may change), or choose another folder.",
         )
-        with contextlib.suppress(RunError):  # a damaged manifest is replaced in the end
+        with contextlib.suppress(DamagedManifest):  # which is replaced in the end
             forget_files(folder, [LOG])  # it grows
     else:
+        processes.leave_word(_word(folder))
         save_tensors(claim, {}, identity)
 
 
@@ -252,6 +269,11 @@ def _check_state(folder: Path, claim: Path, resume: bool) -> None:
 def _claim(folder: Path) -> Path:
     """The file that says what a folder's training is of; it is there before the first checkpoint."""
     return folder / "checkpoints" / "claim.safetensors"
+
+
+def _word(folder: Path) -> str:
+    """What processes tell those that a launcher starts after them: that they began a training there."""
+    return f"rediffuse trains in {folder.resolve()}"
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -1,0 +1,35 @@
+"""What a rank's part of a batch counts for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.fitting import training_data
+
+from rediffuse.data.histories import Histories
+from rediffuse.models import model_class
+
+AWARE = {"timesteps": "lossaware", "steps": 4}
+OPTIONS = {
+    "diffurec": AWARE | {"embedding_size": 8, "blocks": 1},
+    "diffrec": AWARE,
+    "ldiffrec": AWARE | {"clusters": 1},
+    "pdrec": {"backbone": "diffurec", "backbone_options": AWARE | {"embedding_size": 8, "blocks": 1}},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_row_that_only_stands_in_is_not_told_to_the_sampler(name):
+    torch.manual_seed(0)
+    kind, data = model_class(name), training_data(Histories.from_lists([[1, 2, 3, 4], [5, 6, 7]]), 9)
+    model = kind(kind.Config.build(None, OPTIONS[name]), 9, 2)
+    model.fit(data)
+    model.begin_phase(model.phases[-1], data)
+    batches = model.batches(data, np.random.default_rng(0))
+    sampler = getattr(model, "backbone", model).timesteps
+    left_out = model.loss(batches.get(0, rank=99, ranks=100))
+    assert left_out.item() == 0
+    assert sampler.counts.sum() == 0
+    assert model.loss(batches.get(0)).item() > 0
+    assert sampler.counts.sum() > 0
