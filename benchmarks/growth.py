@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,12 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from catalogues import walks
+from catalogues import LAST_OF, walks
 
 from rediffuse.data.dataset import SocialGraph
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.models import model_class
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.training.checkpoint import load_training, save_training
 from rediffuse.training.environment import PeakMemory, environment
 from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
@@ -112,9 +114,29 @@ def links(size: int, model: str) -> dict[str, Any]:
     return seconds_of_steps(fresh(model, data, validate_every=1), data, 7)
 
 
+def checkpoint(size: int, model: str) -> dict[str, Any]:
+    """Writing and reading the state of training of a catalogue of so many items, with an optimiser's second moments."""
+    data = training_data(walks(size, LAST_OF + 1000))
+    options = {"embedding_size": 64, "loss": "sampled_softmax", "item_optimizer": "rowwise_adagrad"}
+    network = fresh(model, data, **options)
+    optimizer = Optimizer(network.parameter_groups(), 1e-3, 0.0)
+    network(network.batches(data, np.random.default_rng(0)).get(0)).backward()
+    optimizer.step()
+    held = PeakMemory().mib()
+    with tempfile.TemporaryDirectory() as folder:
+        path, started = Path(folder) / "last.safetensors", time.perf_counter()
+        save_training(path, network, optimizer, {})
+        saved = time.perf_counter()
+        load_training(path, network)
+        read = time.perf_counter() - saved
+        mib = round(path.stat().st_size / 2**20)
+    return {"write_seconds": round(saved - started, 2), "read_seconds": round(read, 2), "mib": mib, "held_mib": held}
+
+
 AXES: dict[str, tuple[Callable[[int, str], dict[str, Any]], list[str], list[int]]] = {
     "people": (people, ["diffurec", "diffrec"], [20_000, 80_000, 320_000]),
     "items ranked": (items, ["diffurec", "sasrec"], [12_000, 100_000, 1_000_000]),
+    "items saved": (checkpoint, ["sasrec"], [100_000, 1_000_000, 4_000_000]),
     "history length": (history, ["diffurec", "sasrec", "gru4rec"], [25, 50, 100, 200, 400]),
     "edges (events)": (events, ["lightgcn"], [250_000, 1_000_000, 4_000_000]),
     "edges (links)": (links, ["diffnet", "diffnetpp"], [250_000, 1_000_000, 4_000_000]),

@@ -12,6 +12,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.split import Task
 from rediffuse.errors import ConfigError, DataError, TrainingError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, rank_task
+from rediffuse.evaluation.rank import _ranks
 from rediffuse.topk import exact_top_k
 
 
@@ -236,3 +237,12 @@ def test_a_task_without_users():
 def test_anything_with_the_attributes_of_a_task_will_do():
     task = SimpleNamespace(**vars(make_task([[0]], [[1]], 2)))
     assert rank_task(from_matrix(torch.zeros(1, 2)), task, num_items=2).ranks["all"].tolist() == [2]
+
+
+def test_ranks_are_exact_beyond_the_integers_of_single_precision():
+    """All items but one are tied; a sum of ones in single precision ends at 2**24."""
+    items = 2**24 + 3
+    scores = torch.ones(1, items)
+    scores[0, 5] = 0.0
+    truth = Histories.from_lists([[items - 1]])
+    assert _ranks(scores, truth, torch.empty_like(scores)).tolist() == [items - 1]

@@ -135,9 +135,10 @@ def _ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.int6
         rows = np.flatnonzero(lengths > j)
         entries = torch.from_numpy(truth.offsets[rows] + j).to(device)
         part = scores if len(rows) == len(scores) else scores[torch.from_numpy(rows).to(device)]
-        # Written as floats, the comparison sums three times as fast as booleans do. Exact below 2**24 items.
+        # Written as floats, the comparison sums three times as fast as booleans do; the sum is exact below 2**24.
         higher = torch.ge(part, mine[entries, None], out=scratch[: len(rows)])
-        at_least[entries] = higher.sum(1).long()
+        wide = torch.float64 if higher.shape[1] >= 2**24 else None
+        at_least[entries] = higher.sum(1, dtype=wide).long()
     own = mine.cpu().numpy()
     ranks = at_least.cpu().numpy()
     if len(owners) > len(truth):
