@@ -4,11 +4,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test test-lowest test-newest check docs bench clean
 
 help:
 	@echo "make demo    set up, train on MovieLens-100K for a few minutes, print metrics and ten films"
 	@echo "make test    fast tests (slow ones: .venv/bin/python -m pytest -m slow)"
+	@echo "make test-lowest, test-newest    the same at the lowest and newest versions of what we depend on"
 	@echo "make check   ruff, pyright, import-linter"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   speed and memory of this machine; a long run"
@@ -18,6 +19,16 @@ demo: $(VENV)/.run-ready
 
 test: $(VENV)/.dev-ready
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+# TORCH=2.13.0 make test-lowest takes another torch than the lowest, whose packages have gigabytes of CUDA.
+test-lowest: LIMITS := .venv-lowest/limits.txt
+test-lowest test-newest:
+	$(PYTHON) -m venv --clear .venv-$(@:test-%=%)
+	$(if $(LIMITS),$(PYTHON) .ci/lowest.py > $(LIMITS))
+	.venv-$(@:test-%=%)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH),torch==$(TORCH)) \
+		$(if $(LIMITS),-r $(LIMITS)) --editable ".[track,report,tune,serve,ann,export]" \
+		pytest pytest-xdist hypothesis ir-measures pandas pyarrow schemathesis httpx2 playwright nbclient ipykernel
+	OMP_NUM_THREADS=1 .venv-$(@:test-%=%)/bin/python -m pytest -n 2
 
 check: $(VENV)/.dev-ready
 	$(VENV)/bin/ruff check .
@@ -34,7 +45,7 @@ bench: $(VENV)/.run-ready
 	$(PY) benchmarks/ingest.py --rows 25000000
 
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) .venv-lowest .venv-newest site
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 ...")'

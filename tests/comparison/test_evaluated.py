@@ -46,7 +46,7 @@ def test_files_hold_what_the_evaluation_found(run, data):
     assert (truth["rank"] <= 10).mean() == pytest.approx(facts["metrics"]["all"]["hr@10"])
     lists = pl.read_parquet(run / "lists_test.parquet").filter(pl.col("policy").cast(pl.String) == "unseen")
     recommended = rd.Recommender.load(run).recommend(users=people["user_id"].to_list()[:5], k=20)
-    ours = lists.filter(pl.col("user_id").is_in(people["user_id"].head(5).implode()))
+    ours = lists.filter(pl.col("user_id").is_in(people["user_id"].head(5).to_list()))
     assert ours["item_id"].to_list() == recommended["item_id"].to_list()
     rd.Recommender.load(run)  # the manifest knows the new files
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from rediffuse.models.sampling import Sampling
 class FactorConfig(ModelConfig):
     """Options of a model that ranks by the inner product of a person's and an item's vector."""
 
-    search: ClassVar = {
+    search: ClassVar[dict[str, Any]] = {
         "embedding_size": (64, 128, 256),
         "learning_rate": Range(5e-4, 2e-2, log=True),
         "reg": Range(1e-6, 1e-1, log=True),

@@ -191,8 +191,8 @@ def read_run(folder: str | Path) -> RunContents:
     model.eval()
     lists = users["history"]
     offsets = np.concatenate(([0], lists.list.len().to_numpy().astype(np.int64).cumsum()))
-    flat = lists.explode(empty_as_null=False).drop_nulls().to_numpy().astype(np.int32)
-    times = users["times"].explode(empty_as_null=False).drop_nulls().to_numpy() if "times" in users.columns else None
+    flat = lists.explode().drop_nulls().to_numpy().astype(np.int32)
+    times = users["times"].explode().drop_nulls().to_numpy() if "times" in users.columns else None
     histories = Histories(offsets, flat, times)
     if "pseudo" in users.columns:
         written = np.repeat(users["pseudo"].to_numpy(), histories.lengths)
