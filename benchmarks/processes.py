@@ -58,6 +58,7 @@ def measured(folder: Path, data: Path, model: str, batch: int, arguments: Any) -
         for count in logs:
             run = folder / f"{model}-{batch}-{count}-{turn}"
             options = [f"epochs={arguments.epochs}", f"batch_size={batch}", f"validate_every={arguments.epochs}"]
+            options += ["sampling_steps=1"] if model == "diffurec" else []  # nothing to settle after training
             settings = [word for option in options for word in ("--set", option)]
             rediffuse(
                 count, arguments.processes, "train", model, str(data), "-o", str(run), "--split", "given", *settings
