@@ -26,7 +26,7 @@ test-lowest test-newest:
 	$(PYTHON) -m venv --clear .venv-$(@:test-%=%)
 	$(if $(LIMITS),$(PYTHON) .ci/lowest.py > $(LIMITS))
 	.venv-$(@:test-%=%)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH),torch==$(TORCH)) \
-		$(if $(LIMITS),-r $(LIMITS)) --editable ".[track,report,tune,serve,ann,export]" \
+		$(if $(LIMITS),-r $(LIMITS)) --editable ".[track,report,tune,serve,ann]" onnx onnxscript onnxruntime \
 		pytest pytest-xdist hypothesis ir-measures pandas pyarrow schemathesis httpx2 playwright nbclient ipykernel
 	OMP_NUM_THREADS=1 .venv-$(@:test-%=%)/bin/python -m pytest -n 2
 

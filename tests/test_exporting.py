@@ -24,6 +24,9 @@ from rediffuse.exporting import export
 from tests.synthetic import walks
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, of the extra export, is not installed")
+pytestmark = pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13), reason="the extra export needs torch 2.13"
+)
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 3, "max_length": 8}
 NOISY = TINY | {"blocks": 2, "steps": 8, "sampling_steps": 4, "lambda_uncertainty": 0.3}

@@ -138,7 +138,7 @@ class Approximator(nn.Module):
     def embed_time(self, t: Tensor) -> Tensor:
         """e_t (..., d) of timesteps t (...). There are only T of them, so they are computed once and looked up."""
         every = torch.arange(self.steps, device=t.device) * (1000.0 / self.steps)
-        return self.time(sinusoidal_embedding(every, self.size))[t]
+        return nn.functional.embedding(t, self.time(sinusoidal_embedding(every, self.size)))
 
     def condition(self, z: Tensor, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
         """z + lambda (x_t + e_t), lambda ~ N(delta, delta) per element of z.
