@@ -55,7 +55,8 @@ def scalable_cross_entropy(
     logits = (F.embedding(rows, hidden) @ vectors(items).transpose(1, 2)).float()
     logits = logits.masked_fill(items[:, None, :] == targets[rows][:, :, None], -torch.inf)
     positive = (hidden * positives).sum(-1).float()
-    inside = torch.logaddexp(torch.logsumexp(logits, dim=2), positive[rows]) - positive[rows]
+    own = F.embedding(rows, positive[:, None]).squeeze(2)
+    inside = torch.logaddexp(torch.logsumexp(logits, dim=2), own) - own
     per_row = positive.new_full((count,), -torch.inf)
     per_row = per_row.scatter_reduce(0, rows.flatten(), inside.flatten(), "amax")
     reached = per_row > -torch.inf
