@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rediffuse.evaluation.topk import exact_top_k
 from rediffuse.recommender.build import recall_of
 from rediffuse.recommender.index import ItemIndex, load_faiss
+from rediffuse.topk import exact_top_k
 from rediffuse.training.environment import PeakMemory, environment
 
 K, RECALL, CHOOSING, REPORTING = 100, 0.95, 200, 500
