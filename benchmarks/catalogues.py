@@ -34,8 +34,8 @@ from rediffuse.data.split import TEST, TRAIN, VALID, Split
 from rediffuse.data.zoo import fetch
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.models import model_class
-from rediffuse.models.base import TrainingData
-from rediffuse.training.environment import environment
+from rediffuse.models.base import Batches, Model, TrainingData
+from rediffuse.training.environment import PeakMemory, environment
 from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
 from rediffuse.training.run_folder import read_run
@@ -85,57 +85,58 @@ def walks(items: int, people: int, length: int = 20, seed: int = 0) -> Split:
 
 def step(items: int, loss: str, item_optimizer: str, steps: int) -> dict[str, Any]:
     """Seconds of a step from its batch to its update, and the peak of memory."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, memory = torch.device("cuda" if torch.cuda.is_available() else "cpu"), PeakMemory()
     view = walks(items, LAST_OF + 1000).training_view()
     kind = model_class("sasrec")
     torch.manual_seed(0)
     model = kind(kind.Config.build(None, OPTIONS | {"loss": loss, "item_optimizer": item_optimizer}), items).to(device)
     data = TrainingData(view.train, view.num_users, items, view.valid.popularity)
     model.fit(data)
-    model.train()
-    optimizer = Optimizer(model.parameter_groups(), 1e-3, 0.0)
-    batches = model.batches(data, np.random.default_rng(0))
-    precision, seconds = resolve_precision("auto", device), []
     with keep_freed_memory():
-        for index in range(WARM_UP + steps):
-            started = time.perf_counter()
-            with autocast(precision, device):
-                value = model(batches.get(index).to(device))
-            value.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            float(value.detach())
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - started)
+        seconds = seconds_of_steps(model, model.batches(data, np.random.default_rng(0)), steps, device)
     return {
         "items": items,
         "loss": loss,
         "item_optimizer": item_optimizer,
-        "seconds": round(statistics.median(seconds[WARM_UP:]), 4),
-        "slowest": round(max(seconds[WARM_UP:]), 4),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else peak_gib(), 2),
-        "precision": precision,
+        "seconds": round(statistics.median(seconds), 4),
+        "slowest": round(max(seconds), 4),
+        "peak_gib": round((memory.mib() or 0) / 1024, 2),
+        "precision": resolve_precision("auto", device),
     }
+
+
+def seconds_of_steps(model: Model, batches: Batches, steps: int, device: torch.device) -> list[float]:
+    """Each of ``steps`` training steps, from its batch to its update, after two that do not count."""
+    optimizer, precision, seconds = (
+        Optimizer(model.parameter_groups(), 1e-3, 0.0),
+        resolve_precision("auto", device),
+        [],
+    )
+    model.train()
+    for index in range(WARM_UP + steps):
+        started = time.perf_counter()
+        with autocast(precision, device):
+            value = model(batches.get(index % len(batches)).to(device))
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        float(value.detach())
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return seconds[WARM_UP:]
 
 
 def alone(items: int, case: int, steps: int) -> dict[str, Any]:
     """`step`, with memory counted from nothing: on a CPU in a process of its own."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
         return step(items, *CASES[case], steps)
     words = ["one", "--items", str(items), "--cases", str(case), "--steps", str(steps)]
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def peak_gib() -> float:
-    """Resident memory of this process at its highest; Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 2**20
 
 
 def quality(split: Split, loss: str, item_optimizer: str, epochs: int, rate: float, seed: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from catalogues import LAST_OF, walks
+from catalogues import LAST_OF, seconds_of_steps, walks
 
 from rediffuse.data.dataset import SocialGraph
 from rediffuse.evaluation import evaluate_task, model_scores
@@ -33,7 +33,7 @@ from rediffuse.models.base import Model, TrainingData
 from rediffuse.training.checkpoint import load_training, save_training
 from rediffuse.training.environment import PeakMemory, environment
 from rediffuse.training.optimizer import Optimizer
-from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
+from rediffuse.training.precision import keep_freed_memory
 
 CPU = torch.device("cpu")
 ITEMS, PEOPLE, LENGTH, RANKED = 12_000, 20_000, 20, 512
@@ -54,27 +54,17 @@ def training_data(split: Any, social: SocialGraph | None = None) -> TrainingData
     return TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity, social=social)
 
 
-def seconds_of_steps(model: Model, data: TrainingData, steps: int) -> dict[str, Any]:
-    """The median of ``steps`` training steps after two that do not count."""
-    optimizer, taken = Optimizer(model.parameter_groups(), 1e-3, 0.0), []
+def steps_of(model: Model, data: TrainingData, steps: int) -> dict[str, Any]:
+    """The median of ``steps`` training steps, and how many an epoch has."""
     batches = model.batches(data, np.random.default_rng(0))
-    precision = resolve_precision("auto", CPU)
-    model.train()
-    for index in range(2 + steps):
-        started = time.perf_counter()
-        with autocast(precision, CPU):
-            loss = model(batches.get(index % len(batches)))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        taken.append(time.perf_counter() - started)
-    return {"step_seconds": round(statistics.median(taken[2:]), 4), "steps_an_epoch": len(batches)}
+    seconds = seconds_of_steps(model, batches, steps, CPU)
+    return {"step_seconds": round(statistics.median(seconds), 4), "steps_an_epoch": len(batches)}
 
 
 def people(size: int, model: str) -> dict[str, Any]:
     """What grows with the number of people at ``LENGTH`` events each: an epoch's batches, and a step."""
     data = training_data(walks(ITEMS, size, LENGTH))
-    found = seconds_of_steps(fresh(model, data), data, 15)
+    found = steps_of(fresh(model, data), data, 15)
     return found | {"epoch_seconds": round(found["step_seconds"] * found["steps_an_epoch"], 1)}
 
 
@@ -97,13 +87,13 @@ def items(size: int, model: str) -> dict[str, Any]:
 def history(size: int, model: str) -> dict[str, Any]:
     """A step of 4,096 targets whose histories are so long."""
     data = training_data(walks(ITEMS, max(4_001, 100_000 // size), size + 3))
-    return seconds_of_steps(fresh(model, data, max_length=size, batch_size=4096), data, 7)
+    return steps_of(fresh(model, data, max_length=size, batch_size=4096), data, 7)
 
 
 def events(size: int, model: str) -> dict[str, Any]:
     """A graph of people and items with so many edges."""
     data = training_data(walks(ITEMS, size // LENGTH, LENGTH))
-    return seconds_of_steps(fresh(model, data), data, 7)
+    return steps_of(fresh(model, data), data, 7)
 
 
 def links(size: int, model: str) -> dict[str, Any]:
@@ -111,7 +101,7 @@ def links(size: int, model: str) -> dict[str, Any]:
     split, rng = walks(ITEMS, 50_000, LENGTH), np.random.default_rng(1)
     ends = rng.integers(50_000, size=(2, size), dtype=np.int32)
     data = training_data(split, SocialGraph(*ends))
-    return seconds_of_steps(fresh(model, data, validate_every=1), data, 7)
+    return steps_of(fresh(model, data, validate_every=1), data, 7)
 
 
 def checkpoint(size: int, model: str) -> dict[str, Any]:

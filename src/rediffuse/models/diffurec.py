@@ -232,8 +232,7 @@ class DiffuRec(SequenceModel):
 
     def observe(self, note: Any, losses: Tensor) -> None:
         if note is not None:
-            reached = ~losses.isnan() if self.config.loss == "sce" else slice(None)
-            self.timesteps.update(note[reached], losses[reached])
+            self.timesteps.update(note, losses)
 
     # --- answering -----------------------------------------------------------------------------------------
 

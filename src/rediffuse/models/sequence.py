@@ -155,7 +155,11 @@ class SequenceModel(Model):
         """Tell `observe` the (n,) losses that count."""
         if note is not None:
             mine = counted(batch.share)
-            self.observe(note[mine], losses[mine])
+            note, losses = note[mine], losses[mine]
+            if self.config.loss == "sce":  # which reaches some rows only
+                reached = ~losses.isnan()
+                note, losses = note[reached], losses[reached]
+            self.observe(note, losses)
 
     def losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""

@@ -54,8 +54,8 @@ class Optimizer(torch.optim.AdamW):
         state["step"] += 1
         squares = values.square().mean(1)
         if group["rowwise"] == "adagrad":
-            state["row_moment"][rows] += squares
-            change = values / (state["row_moment"][rows].sqrt() + EPSILON)[:, None]
+            state["row_moment"][rows] = squares = state["row_moment"][rows] + squares
+            change = values / (squares.sqrt() + EPSILON)[:, None]
             rate = rate * ADAGRAD_RATE
         else:
             first, second = BETAS
