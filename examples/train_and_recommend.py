@@ -22,7 +22,7 @@ def main() -> None:
             "when": np.tile(np.arange(8) * 3600, 200) + np.repeat(np.arange(200), 8),
         }
     )
-    data = rd.Dataset.from_interactions(table, user="customer", item="product", time="when")
+    data = rd.read_interactions(table, user="customer", item="product", time="when")
     split = rd.split.leave_one_out(data)
     with tempfile.TemporaryDirectory() as folder:
         run = rd.train("diffurec", split, Path(folder) / "run", config={"epochs": 20, "batch_size": 128})

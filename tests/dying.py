@@ -25,7 +25,7 @@ PLACES = {
     "epoch": "rediffuse.training.loop:Trainer._log",
     "end": "rediffuse.training.train:write_run",
     "write": "pathlib:Path.write_bytes",  # half of it is written
-    "sync": "rediffuse.data.files:sync",
+    "sync": "rediffuse.files:sync",
     "rename": "pathlib:Path.replace",
     "renamed": "pathlib:Path.replace",
     "signals": "rediffuse.models.pdrec:PDRec._take_signals",
@@ -68,7 +68,7 @@ def tally(counts: Path, function: Callable[..., Any], *arguments: Any, **options
 
 def holds(folder: Path, ready: Any) -> None:
     """Hold a folder until killed."""
-    from rediffuse.training.lock import held
+    from rediffuse.runs.lock import held
 
     with held(folder, "training"):
         ready.set()

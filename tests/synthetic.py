@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from rediffuse.data.dataset import Dataset
+from rediffuse.readers.interactions import read_interactions
 
 
 def walks(
@@ -47,4 +48,4 @@ def walks(
         links = pl.DataFrame({"item": ids, "entity": [f"e{str(i).removeprefix('i')}" for i in ids]})
         kg = pl.DataFrame(facts, schema=["head", "relation", "tail"], orient="row")
         columns |= {"kg": kg, "item_entity": links}
-    return Dataset.from_interactions(table, **columns, items=films, title="title", social=social)
+    return read_interactions(table, **columns, items=films, title="title", social=social)

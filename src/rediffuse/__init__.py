@@ -13,8 +13,13 @@ __version__ = "0.1.0"
 _LAZY = {
     "Dataset": ("rediffuse.data.dataset", "Dataset"),
     "Recommender": ("rediffuse.recommender", "Recommender"),
+    "read_interactions": ("rediffuse.readers.interactions", "read_interactions"),
+    "read_atomic": ("rediffuse.readers.recbole", "read_atomic"),
+    "load_dataset": ("rediffuse.data.loading", "load_dataset"),
+    "public_dataset": ("rediffuse.readers.public_datasets", "public_dataset"),
     "train": ("rediffuse.training", "train"),
-    "evaluate_run": ("rediffuse.comparison", "evaluate_run"),
+    "evaluate": ("rediffuse.comparison", "evaluate"),
+    "evaluate_lists": ("rediffuse.evaluation", "evaluate_lists"),
     "compare": ("rediffuse.comparison", "compare"),
     "tune": ("rediffuse.tuning", "tune"),
     "augment": ("rediffuse.augmentation", "augment"),
@@ -33,9 +38,14 @@ __all__ = [
     "compare",
     "data",
     "diffusion",
-    "evaluate_run",
+    "evaluate",
+    "evaluate_lists",
     "evaluation",
+    "load_dataset",
     "models",
+    "public_dataset",
+    "read_atomic",
+    "read_interactions",
     "split",
     "train",
     "tune",
@@ -44,9 +54,14 @@ __all__ = [
 if TYPE_CHECKING:
     from rediffuse import data, diffusion, evaluation, models
     from rediffuse.augmentation import augment
-    from rediffuse.comparison import compare, evaluate_run
+    from rediffuse.comparison import compare, evaluate
     from rediffuse.data import split
     from rediffuse.data.dataset import Dataset
+    from rediffuse.data.loading import load_dataset
+    from rediffuse.evaluation import evaluate_lists
+    from rediffuse.readers.interactions import read_interactions
+    from rediffuse.readers.public_datasets import public_dataset
+    from rediffuse.readers.recbole import read_atomic
     from rediffuse.recommender import Recommender
     from rediffuse.training import train
     from rediffuse.tuning import tune

@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rediffuse.data.augmented import augment as put_before
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TRAIN, VALID, Split
+from rediffuse.data.synthetic import augment as put_before
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError, did_you_mean
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.models.diffuasr import DiffuASR
-from rediffuse.training import read_run, train
-from rediffuse.training.train import refuse_another
+from rediffuse.runs.identity import identity_file, refuse_another
+from rediffuse.runs.run_folder import read_run
+from rediffuse.training import train
 
 # Options of diffuasr that are arguments of `augment`.
 _ARGUMENTS = {
@@ -129,7 +130,7 @@ def _trained(
 ) -> Model:
     """The model of a run folder, trained there if it was not."""
     if not (run / "manifest.json").exists():
-        begun = (run / "checkpoints" / "claim.safetensors").exists()
+        begun = identity_file(run).exists()
         try:
             train(
                 kind,

@@ -25,5 +25,5 @@ def evaluated(tmp_path_factory):
     }
     for name, (model, options, seed) in wanted.items():
         rd.train(model, split, root / name, config=options, seed=seed)
-        rd.evaluate_run(root / name, data, seeds=[0, 1])
+        rd.evaluate(root / name, data, seeds=[0, 1])
     return {name: root / name for name in wanted}

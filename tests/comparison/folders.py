@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rediffuse.data.files import parquet_bytes
+from rediffuse.files import parquet_bytes
 from rediffuse.models import model_class
-from rediffuse.training import add_files
+from rediffuse.runs.run_folder import add_files
 
 METRICS = [f"{kind}@{k}" for k in (5, 10, 20) for kind in ("hr", "ndcg", "recall", "precision", "map", "mrr")]
 

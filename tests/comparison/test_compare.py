@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 import rediffuse as rd
 from rediffuse.cli import app
 from rediffuse.comparison.compare import groups_of_equal_size
-from rediffuse.data.files import parquet_bytes
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
-from rediffuse.training import add_files
-from rediffuse.training.run_folder import forget_files
+from rediffuse.files import parquet_bytes
+from rediffuse.runs.run_folder import add_files, forget_files
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +121,11 @@ def test_other_protocols_are_refused(evaluated, tmp_path, changes, what):
 def test_other_splits_and_data_are_refused(evaluated, tmp_path):
     data = walks()
     rd.train("popularity", rd.split.ratio(data, 0.6, 0.2), tmp_path / "ratio")
-    rd.evaluate_run(tmp_path / "ratio", data)
+    rd.evaluate(tmp_path / "ratio", data)
     with pytest.raises(RunError, match=r"differ in their split: ratio .* and leave-one-out"):
         rd.compare([evaluated["popularity"], tmp_path / "ratio"])
     rd.train("popularity", rd.split.leave_one_out(walks(seed=2)), tmp_path / "data")
-    rd.evaluate_run(tmp_path / "data", walks(seed=2))
+    rd.evaluate(tmp_path / "data", walks(seed=2))
     with pytest.raises(RunError, match="differ in their data"):
         rd.compare([evaluated["popularity"], tmp_path / "data"])
 

@@ -16,11 +16,12 @@ from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TEST, TRAIN, UNUSED, VALID, Split
 from rediffuse.errors import ConfigError, DataError
+from rediffuse.readers.interactions import read_interactions
 
 
 def build(rows: list[tuple[int, int, int]], time: str | None = "time", **options: Any) -> Dataset:
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "time"], orient="row")
-    return Dataset.from_interactions(frame, time=time, **options)
+    return read_interactions(frame, time=time, **options)
 
 
 def with_parts(rows: list[tuple[int, int, int]], parts: list[str]) -> Dataset:

@@ -15,6 +15,7 @@ from rediffuse.data import split
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.split import TEST, TRAIN, VALID, Split
 from rediffuse.errors import DataError
+from rediffuse.readers.interactions import read_interactions
 
 SETTLED = settings(derandomize=True, deadline=None, max_examples=50)
 # (user, item, time): every event has its own time, so that an event can be told by it.
@@ -28,9 +29,7 @@ tables = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=4, m
 def build(rows: list[tuple], **tables: Any) -> Dataset | None:
     if len({row[1] for row in rows}) < 2:
         return None
-    return Dataset.from_interactions(
-        pl.DataFrame(rows, ["user_id", "item_id", "time"], orient="row"), time="time", **tables
-    )
+    return read_interactions(pl.DataFrame(rows, ["user_id", "item_id", "time"], orient="row"), time="time", **tables)
 
 
 def parts(made: Split) -> dict[int, int]:

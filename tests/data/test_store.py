@@ -10,9 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rediffuse.data import files, split, store
+from rediffuse import files
+from rediffuse.data import loading, split, store
 from rediffuse.data.dataset import Dataset
+from rediffuse.data.loading import load_dataset
 from rediffuse.errors import DataError, StorageError
+from rediffuse.readers.interactions import read_interactions
 
 
 @pytest.fixture
@@ -20,7 +23,7 @@ def dataset() -> Dataset:
     rows = [("b", 20, 3.0, 1.5), ("a", 10, 4.0, 2.0), ("a", 20, 5.0, 1.0), ("a", 30, 1.0, 9.25)]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "time"], orient="row")
     parts = pl.DataFrame({"user_id": ["a", "a", "b"], "item_id": [10, 30, 20], "split": ["train", "test", "train"]})
-    return Dataset.from_interactions(
+    return read_interactions(
         frame,
         time="time",
         rating="rating",
@@ -35,7 +38,7 @@ def dataset() -> Dataset:
 
 def test_roundtrip(dataset: Dataset, tmp_path: Path) -> None:
     assert dataset.save(tmp_path / "d") == tmp_path / "d"
-    again = Dataset.load(tmp_path / "d")
+    again = load_dataset(tmp_path / "d")
     assert again.fingerprint == dataset.fingerprint
     del again.__dict__["fingerprint"], again.__dict__["interactions_fingerprint"]
     assert again.fingerprint == dataset.fingerprint, "the stored fingerprint is that of the content"
@@ -58,7 +61,7 @@ def mapped(array: np.ndarray) -> bool:
 
 
 def test_events_are_mapped_into_memory(dataset: Dataset, tmp_path: Path) -> None:
-    again = Dataset.load(dataset.save(tmp_path / "d"))
+    again = load_dataset(dataset.save(tmp_path / "d"))
     events = again.interactions
     for array, was in (
         (events.offsets, dataset.interactions.offsets),
@@ -78,11 +81,11 @@ def test_events_are_mapped_into_memory(dataset: Dataset, tmp_path: Path) -> None
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not rename a folder with files that are mapped")
 def test_a_loaded_dataset_outlives_its_folder(dataset: Dataset, tmp_path: Path) -> None:
-    again = Dataset.load(dataset.save(tmp_path / "d"))
-    Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]})).save(tmp_path / "d")
+    again = load_dataset(dataset.save(tmp_path / "d"))
+    read_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]})).save(tmp_path / "d")
     assert again.interactions.items.tolist() == dataset.interactions.items.tolist()
     again.save(tmp_path / "d")
-    assert Dataset.load(again.save(tmp_path / "d")).fingerprint == dataset.fingerprint
+    assert load_dataset(again.save(tmp_path / "d")).fingerprint == dataset.fingerprint
 
 
 def swaps(monkeypatch: pytest.MonkeyPatch, place: object, name: str, others: list[Dataset], folder: Path) -> None:
@@ -99,19 +102,19 @@ def swaps(monkeypatch: pytest.MonkeyPatch, place: object, name: str, others: lis
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not rename a folder with files that are mapped")
 @pytest.mark.parametrize(
-    ("place", "name"), [(store, "_verify"), (np, "load"), (pl, "read_parquet"), (store, "Histories")]
+    ("place", "name"), [(loading, "verify_file"), (np, "load"), (pl, "read_parquet"), (loading, "Histories")]
 )
 def test_a_dataset_that_is_replaced_while_it_is_loaded_is_not_mixed_with_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: object, name: str
 ) -> None:
     """Both have as many users, items and events, so that a mixture would be in form."""
     one, other = (
-        Dataset.from_interactions(pl.DataFrame({"user_id": users, "item_id": ["a", "b", "b"]}))
+        read_interactions(pl.DataFrame({"user_id": users, "item_id": ["a", "b", "b"]}))
         for users in (["u", "v", "w"], ["v", "w", "x"])
     )
     one.save(tmp_path / "d")
     swaps(monkeypatch, place, name, [other], tmp_path / "d")
-    again = Dataset.load(tmp_path / "d")
+    again = load_dataset(tmp_path / "d")
     monkeypatch.undo()
     assert again.user_ids.to_list() == ["v", "w", "x"]
     assert again.fingerprint == other.fingerprint
@@ -123,11 +126,11 @@ def test_a_dataset_that_is_replaced_while_it_is_loaded_is_not_mixed_with_the_oth
 def test_a_dataset_that_is_replaced_all_the_time_is_an_error(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+    other = read_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
     dataset.save(tmp_path / "d")
-    swaps(monkeypatch, store, "_load", [other, dataset] * 20, tmp_path / "d")
+    swaps(monkeypatch, loading, "_load", [other, dataset] * 20, tmp_path / "d")
     with pytest.raises(DataError, match=r"d was replaced again and again"):
-        Dataset.load(tmp_path / "d")
+        load_dataset(tmp_path / "d")
 
 
 def test_saving_to_a_link_replaces_what_it_leads_to(dataset: Dataset, tmp_path: Path) -> None:
@@ -135,19 +138,19 @@ def test_saving_to_a_link_replaces_what_it_leads_to(dataset: Dataset, tmp_path: 
     (tmp_path / "here").mkdir()
     link = tmp_path / "here" / "d"
     link.symlink_to(Path("..") / "disk" / "d")
-    other = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+    other = read_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
     for data in (dataset, other):  # what the link leads to is made, then replaced
         assert data.save(link) == link
         assert link.is_symlink()
-        assert Dataset.load(tmp_path / "disk" / "d").fingerprint == Dataset.load(link).fingerprint == data.fingerprint
+        assert load_dataset(tmp_path / "disk" / "d").fingerprint == load_dataset(link).fingerprint == data.fingerprint
         assert list((tmp_path / "here").iterdir()) == [link]
         assert list((tmp_path / "disk").iterdir()) == [tmp_path / "disk" / "d"]
 
 
 def test_roundtrip_of_the_bare_minimum(tmp_path: Path) -> None:
-    data = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+    data = read_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
     data.save(tmp_path / "new" / "d")
-    again = Dataset.load(str(tmp_path / "new" / "d"))
+    again = load_dataset(str(tmp_path / "new" / "d"))
     assert again.fingerprint == data.fingerprint
     assert (again.items, again.users, again.social, again.kg, again.interactions.times) == (None,) * 5
     assert again.given == {}
@@ -161,7 +164,7 @@ def test_nothing_is_pickled(dataset: Dataset, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["change", "cut", "remove"])
 def test_damage_is_refused_by_name(dataset: Dataset, tmp_path: Path, damage: str) -> None:
-    for name in (*store._frames(dataset), *store._arrays(dataset)):
+    for name in (*dataset._frames(), *dataset._arrays()):
         dataset.save(tmp_path / "d")
         path = tmp_path / "d" / name
         content = bytearray(path.read_bytes())
@@ -173,7 +176,7 @@ def test_damage_is_refused_by_name(dataset: Dataset, tmp_path: Path, damage: str
         else:
             path.unlink()
         with pytest.raises(DataError, match=name) as caught:
-            Dataset.load(tmp_path / "d")
+            load_dataset(tmp_path / "d")
         assert caught.value.remedy
 
 
@@ -194,16 +197,16 @@ def test_changed_manifest(dataset: Dataset, tmp_path: Path, change: object, mess
     path = dataset.save(tmp_path / "d") / "manifest.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))  # pyright: ignore[reportCallIssue]
     with pytest.raises(DataError, match=message):
-        Dataset.load(tmp_path / "d")
+        load_dataset(tmp_path / "d")
 
 
 def test_unreadable_or_missing_manifest(dataset: Dataset, tmp_path: Path) -> None:
     path = dataset.save(tmp_path / "d") / "manifest.json"
     path.write_text(path.read_text()[:100])
     with pytest.raises(DataError, match=r"manifest\.json is damaged"):
-        Dataset.load(tmp_path / "d")
+        load_dataset(tmp_path / "d")
     with pytest.raises(DataError, match="holds no dataset"):
-        Dataset.load(tmp_path / "nothing")
+        load_dataset(tmp_path / "nothing")
 
 
 def test_foreign_folders_are_left_alone(dataset: Dataset, tmp_path: Path) -> None:
@@ -224,14 +227,14 @@ def test_the_current_folder_can_be_replaced(dataset: Dataset, tmp_path: Path, mo
     dataset.save(tmp_path / "d")
     monkeypatch.chdir(tmp_path / "d")
     dataset.save(".")
-    assert Dataset.load(tmp_path / "d").fingerprint == dataset.fingerprint
+    assert load_dataset(tmp_path / "d").fingerprint == dataset.fingerprint
 
 
 def test_an_old_dataset_stays_until_the_new_one_is_complete(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset.save(tmp_path / "d")
-    other = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+    other = read_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
 
     def broken(path: Path) -> str:
         raise OSError("disk full")
@@ -240,10 +243,10 @@ def test_an_old_dataset_stays_until_the_new_one_is_complete(
     with pytest.raises(DataError, match=r"(?s)d cannot be written: disk full.*untouched"):
         other.save(tmp_path / "d")
     monkeypatch.undo()
-    assert Dataset.load(tmp_path / "d").fingerprint == dataset.fingerprint
+    assert load_dataset(tmp_path / "d").fingerprint == dataset.fingerprint
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
     other.save(tmp_path / "d")
-    assert Dataset.load(tmp_path / "d").fingerprint == other.fingerprint
+    assert load_dataset(tmp_path / "d").fingerprint == other.fingerprint
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 
 
@@ -251,10 +254,10 @@ def test_folders_are_replaced_where_the_system_cannot_exchange_them(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_exchange", lambda one, other: False)
-    other = Dataset.from_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
+    other = read_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": [5, 6]}))
     dataset.save(tmp_path / "d")
     other.save(tmp_path / "d")
-    assert Dataset.load(tmp_path / "d").fingerprint == other.fingerprint
+    assert load_dataset(tmp_path / "d").fingerprint == other.fingerprint
     assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 
 
@@ -278,13 +281,13 @@ def test_a_folder_that_another_process_puts_there_meanwhile_is_replaced(
 
 
 def test_a_split_is_the_same_after_loading(dataset: Dataset, tmp_path: Path) -> None:
-    again = Dataset.load(dataset.save(tmp_path / "d"))
+    again = load_dataset(dataset.save(tmp_path / "d"))
     assert split.leave_one_out(again).fingerprint == split.leave_one_out(dataset).fingerprint
 
 
 def test_fingerprints_tell_ids_apart() -> None:
     def data(*items: object) -> Dataset:
-        return Dataset.from_interactions(pl.DataFrame({"user_id": [1] * len(items), "item_id": items}))
+        return read_interactions(pl.DataFrame({"user_id": [1] * len(items), "item_id": items}))
 
     prints = [data(*items).fingerprint for items in ((1, 2), ("1", "2"), ("a", "bc"), ("ab", "c"), (2, 1))]
     assert len(set(prints)) == 5

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import Task
-from rediffuse.evaluation.evaluate import evaluate
+from rediffuse.evaluation.list_evaluation import evaluate_lists
 from rediffuse.evaluation.metrics import ACCURACY, NOT_RANKED, POLICIES, Metric, accuracy_values
-from rediffuse.evaluation.protocol import evaluate_task
+from rediffuse.evaluation.task_evaluation import evaluate_task
 
 SETTLED = settings(derandomize=True, deadline=None, max_examples=30)
 KS = (1, 2, 5, 10)
@@ -134,12 +134,14 @@ def test_evaluate_says_of_the_same_lists_what_the_task_says(world: tuple) -> Non
             if policy == "all" or item not in histories[user]
         ]
         lists = pl.DataFrame(rows, {"user_id": pl.Int64, "item_id": pl.Int64, "score": pl.Float64}, orient="row")
-        assert dict(evaluate(lists, true, NAMES)) == pytest.approx(found.metrics[policy], abs=1e-12)
+        assert dict(evaluate_lists(lists, true, NAMES)) == pytest.approx(found.metrics[policy], abs=1e-12)
     untied = [[value + item / 100 for item, value in enumerate(row)] for row in scores]
     found = result(untied, histories, truth, items)
     for policy in POLICIES:
         lists = {user: [i for i in row.tolist() if i >= 0] for user, row in enumerate(found.ranking.items[policy])}
-        assert dict(evaluate(lists, dict(enumerate(truth)), NAMES)) == pytest.approx(found.metrics[policy], abs=1e-12)
+        assert dict(evaluate_lists(lists, dict(enumerate(truth)), NAMES)) == pytest.approx(
+            found.metrics[policy], abs=1e-12
+        )
 
 
 @SETTLED
@@ -174,7 +176,7 @@ def test_anyones_lists_by_definition(rows: list[tuple], truth: list[tuple], rand
     true_rows = pl.DataFrame(truth, ["user_id", "item_id"], orient="row")
     if lists.filter(pl.col("user_id").is_in(people)).is_empty() and len(lists):
         return  # it warns then, see test_evaluate
-    found = evaluate(lists, true_rows, NAMES)
+    found = evaluate_lists(lists, true_rows, NAMES)
     assert found.per_user["user_id"].to_list() == people
     for kind in ACCURACY:
         for k in KS:

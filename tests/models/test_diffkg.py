@@ -14,9 +14,9 @@ from tests.synthetic import walks
 from torch.nn import functional as F
 
 import rediffuse as rd
+from rediffuse.batching.rows import row_batch
 from rediffuse.data.histories import Histories
 from rediffuse.data.knowledge import knowledge_edges
-from rediffuse.data.rows import row_batch
 from rediffuse.diffusion import ancestral, noise_schedule, q_sample, snr_weights
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.graphs import Graph

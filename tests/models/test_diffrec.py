@@ -14,11 +14,11 @@ from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
-from rediffuse.data.zoo import fetch
 from rediffuse.errors import ConfigError
 from rediffuse.models.diffrec import DiffRec, TDiffRec, event_weights
 from rediffuse.models.ldiffrec import LDiffRec, cluster_items, split_width
 from rediffuse.models.sampling import Sampling
+from rediffuse.readers.public_datasets import public_dataset
 
 ITEMS = 40
 SMALL = {"hidden_sizes": (8, 24), "batch_size": 32, "precision": "fp32", "time_size": 6}
@@ -335,7 +335,7 @@ def test_too_many_clusters_are_refused():
 @pytest.mark.real_data
 def test_diffrec_reaches_the_published_range(tmp_path):
     """Quoted elsewhere for this split: Recall@20 .1763 on the test part."""
-    data = fetch("diffrec-ml1m-clean")
+    data = public_dataset("diffrec-ml1m-clean")
     run = rd.train("diffrec", rd.split.given(data), tmp_path / "run", preset="ml-1m")
-    facts = rd.evaluate_run(run.path, data, protocol="paper:diffrec")
+    facts = rd.evaluate(run.path, data, protocol="paper:diffrec")
     assert facts["metrics"]["unseen"]["recall@20"] > 0.170

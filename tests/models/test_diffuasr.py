@@ -12,7 +12,7 @@ from tests.fitting import steps, training_data
 from tests.synthetic import walks
 
 import rediffuse as rd
-from rediffuse.data.continuations import Continuations
+from rediffuse.batching.continuations import Continuations
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import Split
 from rediffuse.diffusion.noise import RowNoise, row_keys

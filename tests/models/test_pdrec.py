@@ -23,7 +23,7 @@ from rediffuse.errors import ConfigError, RunError, TrainingError
 from rediffuse.models.pdrec import PDRec, open_ended
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.signals import derive_signals
-from rediffuse.training import read_run
+from rediffuse.runs.run_folder import read_run
 
 ITEMS = 20
 TINY = {

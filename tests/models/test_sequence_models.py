@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.fitting import steps, training_data
 
-from rediffuse.data.batches import SequenceBatch
+from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion import posterior_mean
 from rediffuse.diffusion.noise import RowNoise, row_keys

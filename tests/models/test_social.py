@@ -412,14 +412,14 @@ def test_other_features_are_another_run(tmp_path):
     options = {"epochs": 1, "embedding_size": 8}
     for name, dataset in (("one", one), ("two", two)):
         rd.train("diffnet", rd.split.leave_one_out(dataset), tmp_path / name, config=options)
-        rd.evaluate_run(tmp_path / name, dataset)
+        rd.evaluate(tmp_path / name, dataset)
     with pytest.raises(RunError, match="another tables"):
         rd.train("diffnet", rd.split.leave_one_out(two), tmp_path / "one", config=options, resume=True)
     with pytest.raises(RunError, match="item and user tables"):
         rd.compare([tmp_path / "one", tmp_path / "two"])
     # Who reads no tables may stand beside either.
     rd.train("popularity", rd.split.leave_one_out(data), tmp_path / "popular")
-    rd.evaluate_run(tmp_path / "popular", data)
+    rd.evaluate(tmp_path / "popular", data)
     assert len(rd.compare([tmp_path / "popular", tmp_path / "two"]).summary)
 
 

@@ -16,11 +16,11 @@ from tests.dying import dies
 from tests.synthetic import walks
 
 import rediffuse as rd
-from rediffuse.data import files
+from rediffuse import files
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, StorageError
 from rediffuse.recommender import batch
 from rediffuse.recommender.batch import recommend_to_folder
-from rediffuse.recommender.people_files import PeopleFile
+from rediffuse.recommender.user_files import PeopleFile
 
 PEOPLE, SIZE = 50, 8  # seven parts, the last of two people
 KNOWN = [f"u{7 * n % 60}" for n in range(PEOPLE)]
@@ -274,7 +274,7 @@ def test_another_request_is_refused_and_says_what_differs(recommender, users, tm
 def test_a_run_that_was_evaluated_meanwhile_is_the_same_run(run, recommender, tmp_path):
     copy = tmp_path / "copy"
     files.shutil.copytree(run, copy)
-    from rediffuse.training.run_folder import add_files
+    from rediffuse.runs.run_folder import add_files
 
     add_files(copy, {"test.json": b"{}"})
     assert rd.Recommender.load(copy).fingerprint == recommender.fingerprint

@@ -15,9 +15,9 @@ from rediffuse.cli import index as index_command
 from rediffuse.cli import main
 from rediffuse.errors import ConfigError, MissingExtraError, RediffuseWarning, RunError
 from rediffuse.recommender import index as index_module
-from rediffuse.recommender.build import build_index
 from rediffuse.recommender.index import ItemIndex, read_index
-from rediffuse.training.run_folder import add_files, read_run
+from rediffuse.recommender.index_building import build_index
+from rediffuse.runs.run_folder import add_files, read_run
 
 pytest.importorskip("faiss")
 
@@ -167,7 +167,7 @@ def test_building_again_replaces_the_index_and_its_section(run):
 
 
 def test_a_section_after_the_index_stays():
-    from rediffuse.recommender.build import with_section
+    from rediffuse.recommender.index_building import with_section
 
     facts = {"kind": "ivf", "items": 3, "bytes": 9, "effort": 1, "date": "today", "faiss": "1", "recall": 1.0, "k": 2}
     facts |= {"queries": 4, "ms_per_query": 0.1, "exact_ms_per_query": 0.1, "processor": "a", "reached": False}
@@ -188,7 +188,7 @@ def test_an_index_at_full_effort_answers_like_exact_search(run):
 
 
 def test_a_recall_out_of_reach_is_reported(run, monkeypatch):
-    monkeypatch.setattr("rediffuse.recommender.build.recall_of", lambda *_: 0.5)
+    monkeypatch.setattr("rediffuse.recommender.index_building.recall_of", lambda *_: 0.5)
     with pytest.warns(RediffuseWarning, match="highest is kept and finds 50"):
         facts = build_index(run, kind="ivf", k=10)
     assert not facts["reached"]

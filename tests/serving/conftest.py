@@ -31,5 +31,5 @@ def train(split):
 def folders(train, split, tmp_path_factory):
     out = tmp_path_factory.mktemp("served")
     paths = [train(name, out / name) for name in ("diffurec", "sasrec", "diffkg", "itemknn")]
-    rd.evaluate_run(paths[0], split.dataset)
+    rd.evaluate(paths[0], split.dataset)
     return paths

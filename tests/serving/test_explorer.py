@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 import pytest
 
 import rediffuse as rd
-from rediffuse.training.run_folder import add_files
+from rediffuse.runs.run_folder import add_files
 
 pytest.importorskip("fastapi")
 pytest.importorskip("jinja2")

@@ -15,11 +15,11 @@ import rediffuse as rd
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.answering import Answer, Ask
+from rediffuse.recommender.ranker import Answer, Ask
+from rediffuse.runs.run_folder import forget_files
 from rediffuse.serving.app import create_app
 from rediffuse.serving.batcher import Batcher, Job
 from rediffuse.serving.settings import Settings
-from rediffuse.training.run_folder import forget_files
 
 HISTORY = ["i3", "i4", "i5"]
 

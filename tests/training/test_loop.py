@@ -17,11 +17,11 @@ from tests.dying import dies
 from tests.synthetic import walks
 
 import rediffuse as rd
-from rediffuse.data.files import is_leftover
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
+from rediffuse.files import is_leftover
 from rediffuse.models.diffurec import DiffuRec
-from rediffuse.training import read_run
-from rediffuse.training.seeds import derive
+from rediffuse.runs.run_folder import read_run
+from rediffuse.seeds import derive
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 6, "blocks": 1, "patience": 3, "precision": "fp32"}
 

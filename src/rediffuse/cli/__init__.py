@@ -6,12 +6,25 @@ import os
 import sys
 import warnings
 
-from rediffuse.cli import augment, compare, data, doctor, export, index, runs, serve, tune
+from rediffuse.cli import (  # noqa: F401 (importing a module registers its command)
+    augment,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    index,
+    models,
+    recommend,
+    serve,
+    train,
+    tune,
+)
 from rediffuse.cli.app import app
 from rediffuse.cli.output import fail, print_warning
 from rediffuse.errors import RediffuseError, RediffuseWarning
 
-__all__ = ["app", "augment", "compare", "data", "doctor", "export", "index", "main", "runs", "serve", "tune"]
+__all__ = ["app", "main"]
 
 
 def main() -> None:
@@ -30,7 +43,7 @@ def main() -> None:
         # Most of what the system refuses is said where it happens; a program on the other end of a pipe may just leave.
         if isinstance(error, BrokenPipeError) or error.errno is None:
             raise
-        from rediffuse.data.files import storage_error
+        from rediffuse.files import storage_error
 
         fail(storage_error(f"{error.filename or 'A file'} cannot be read or written", error), "--json" in sys.argv)
         sys.exit(2)

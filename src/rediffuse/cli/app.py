@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
 
-from rediffuse import launchers
+from rediffuse import distributed
 from rediffuse.errors import ConfigError
 
 app = typer.Typer(
@@ -30,7 +28,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-# What several processes do together; the other commands would do the same thing several times.
+# Commands whose work several processes share; the others would do the same work several times.
 SHARED = ("train", "evaluate", "recommend")
 
 
@@ -40,11 +38,9 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Diffusion recommenders: train, compare honestly, serve."""
-    several = launchers.left_alone() or int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and context.invoked_subcommand not in SHARED:
+    distributed.check_launcher()
+    if distributed.launched() and context.invoked_subcommand not in SHARED:
         raise ConfigError(
-            f"rediffuse {context.invoked_subcommand} runs in one process, and a launcher was to start several.",
-            f"Start it without a launcher. Several processes share the work of {', '.join(SHARED)}.",
+            f"rediffuse {context.invoked_subcommand} runs in one process, and a launcher started several.",
+            f"Run it without a launcher. Several processes can share the work of {', '.join(SHARED)}.",
         )
-    if launchers.left_alone():
-        launchers.start_all(sys.argv[1:])

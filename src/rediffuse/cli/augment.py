@@ -28,9 +28,9 @@ def pdrec(
     """
     import polars as pl
 
-    from rediffuse.data.files import atomic_write_parquet
     from rediffuse.errors import ConfigError, RunError
-    from rediffuse.training import read_config
+    from rediffuse.files import atomic_write_parquet
+    from rediffuse.runs.run_folder import read_config
 
     if out.suffix != ".parquet":
         raise ConfigError(f"{out} is not a .parquet file.", "Lists need Parquet: -o signals.parquet")

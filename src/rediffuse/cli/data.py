@@ -21,16 +21,16 @@ def data(
     as_json: AsJson = False,
 ) -> None:
     """Get a public data set, for example: rediffuse data ml-100k -o data/ml-100k"""
-    from rediffuse.data import zoo
     from rediffuse.errors import ConfigError
+    from rediffuse.readers import public_datasets
 
     if name is None:
-        known = list(zoo.names())
+        known = list(public_datasets.public_dataset_names())
         answer({"names": known}, as_json, lambda: show("\n".join(known)))
         return
     if out is None:
         raise ConfigError("No folder was given for the dataset.", f"Say where to: rediffuse data {name} -o data/{name}")
-    _report(zoo.fetch(name, out), out, as_json)
+    _report(public_datasets.public_dataset(name, out), out, as_json)
 
 
 @app.command()
@@ -56,13 +56,13 @@ def prepare(
     separator: Annotated[str | None, typer.Option(help="Of the interactions file; found out if not given.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a table of who touched what and when into a dataset."""
-    from rediffuse.data.dataset import Dataset
+    """Turn a table of interactions into a dataset."""
+    from rediffuse.readers import read_atomic, read_interactions
 
     if source.endswith(".inter") or (Path(source).is_dir() and any(Path(source).glob("*.inter"))):
-        made = Dataset.from_atomic(source, min_rating=min_rating, k_core=k_core, duplicates=duplicates)
+        made = read_atomic(source, min_rating=min_rating, k_core=k_core, duplicates=duplicates)
     else:
-        made = Dataset.from_interactions(
+        made = read_interactions(
             source,
             user=user,
             item=item,

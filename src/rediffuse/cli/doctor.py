@@ -22,7 +22,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Versions, cores, threads, memory, number formats, and which extras are missing."""
     import torch
 
-    from rediffuse.training.environment import environment
+    from rediffuse.runs.environment import environment
     from rediffuse.training.precision import resolve_precision
 
     found = environment()

@@ -21,7 +21,7 @@ def index(
 ) -> None:
     """Build an approximate index for fast answers over many items; its measured recall goes into the model card."""
     from rediffuse.errors import ConfigError
-    from rediffuse.recommender.build import build_index
+    from rediffuse.recommender.index_building import build_index
 
     if kind not in ("hnsw", "ivf"):
         raise ConfigError(f"--kind is {kind!r}.", "Give hnsw or ivf.")

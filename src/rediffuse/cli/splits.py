@@ -14,12 +14,12 @@ def read_split(name: str, dataset: Path) -> Split:
     """The split called ``name`` (or of the protocol of that name) of a saved dataset; what it leaks goes to stderr.
 
     Raises:
-        ConfigError, DataError: as `rediffuse.evaluation.protocols.split_for` and `Dataset.load`.
+        ConfigError, DataError: as `rediffuse.evaluation.protocols.split_for` and `load_dataset`.
     """
-    from rediffuse.data.dataset import Dataset
+    from rediffuse.data.loading import load_dataset
     from rediffuse.evaluation.protocols import split_for
 
-    split = split_for(name, Dataset.load(dataset))
+    split = split_for(name, load_dataset(dataset))
     for remark in (split.leak, split.note):
         if remark:
             print(f"Note: {remark}", file=sys.stderr)

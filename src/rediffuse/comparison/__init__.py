@@ -1,6 +1,7 @@
-"""Finished runs on the test part and side by side: results, statistics, and a report."""
+"""Test results of runs, and comparisons of them: metrics, statistics, and a report."""
 
-from rediffuse.comparison.compare import Comparison, compare
-from rediffuse.comparison.evaluated import evaluate_run
+from rediffuse.comparison.compare import compare
+from rediffuse.comparison.evaluate_run import evaluate
+from rediffuse.comparison.result import Comparison
 
-__all__ = ["Comparison", "compare", "evaluate_run"]
+__all__ = ["Comparison", "compare", "evaluate"]

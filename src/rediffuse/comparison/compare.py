@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.comparison.markdown import markdown
 from rediffuse.comparison.report import check_folder, write_report
+from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_PERSON, EvaluatedRun, Variant, check_comparable, read_runs, variants
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
 from rediffuse.errors import ConfigError, did_you_mean
@@ -25,53 +25,6 @@ HEADLINE = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 SLICE_K = 10
 # Slices aim at this many groups of about equal size.
 SLICES = 4
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All that `compare` found, in plain tables.
-
-    Attributes:
-        metric, policy: what pairs are tested on, for example "ndcg@10" and "unseen".
-        baseline: the variant that all pairs are with, or None: every pair is tested.
-        facts: data, split, protocol and people, equal for all runs.
-        summary: one row per variant, policy and metric: mean over training seeds and its 95 % interval (null with one
-            seed), standard deviation over sampling seeds (null where nothing is sampled), and the 95 % interval over
-            people (null where a metric has no value per person).
-        pairs: one row per policy and pair of variants: mean difference over people with its interval, Cohen's d_z, p
-            of the paired t test, and p after Holm's correction over the pairs of a policy.
-        slices: one row per policy, variant, metric and group of people (by length of history, and by number of friends
-            where there is a social graph) or of true items (by how often they were trained on). Of items: "recall@10",
-            the share that stands in the first ten places, and "gain@10", the mean over them of 1 / log2(rank + 1)
-            there and 0 elsewhere.
-        costs: one row per variant.
-        twins: one row per policy, diffusion variant and metric: the difference from its twin without diffusion.
-        steps: validation metric by number of sampling steps, per diffusion variant.
-        curves: validation metric by minutes of training, per trained variant (its first seed).
-        published: figures of others, as given.
-    """
-
-    metric: str
-    policy: str
-    baseline: str | None
-    facts: dict[str, Any]
-    summary: pl.DataFrame
-    pairs: pl.DataFrame
-    slices: pl.DataFrame
-    costs: pl.DataFrame
-    twins: pl.DataFrame
-    steps: pl.DataFrame
-    curves: pl.DataFrame
-    published: dict[str, dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        tables = {name: value for name, value in vars(self).items() if isinstance(value, pl.DataFrame)}
-        return vars(self) | {name: table.to_dicts() for name, table in tables.items()}
-
-    def to_markdown(self) -> str:
-        """The main tables."""
-        return markdown(self)
 
 
 def compare(
@@ -87,12 +40,12 @@ def compare(
     Runs that differ by their seed alone are one variant.
 
     Args:
-        runs: run folders, each evaluated by `evaluate_run`; other folders are left out.
+        runs: run folders, each evaluated by `evaluate`; other folders are left out.
         out: folder for report.html, report.md, report.json and the tables as Parquet.
         metric: a per-person metric that pairs are tested on; "ndcg@10/unseen" with seen items filtered.
         baseline: label of a variant; only pairs with it are tested, so that Holm's correction is for fewer tests.
         published: label -> {"source": where from, metric: value, ...}; shown as published, never tested.
-        protocol: whose evaluations are compared, see `evaluate_run`; by default that of the runs' split.
+        protocol: whose evaluations are compared, see `evaluate`; by default that of the runs' split.
 
     Raises:
         RunError: runs that were not evaluated or are not comparable; says in what; ``out`` holds something else.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
+from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_PERSON
 from rediffuse.evaluation.metrics import flat_name
-
-if TYPE_CHECKING:
-    from rediffuse.comparison.compare import Comparison
 
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10")
 POLICY_NAMES = {"all": "seen items kept", "unseen": "seen items filtered"}

@@ -6,14 +6,11 @@ import importlib.util
 import json
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rediffuse.comparison.markdown import POLICY_NAMES, SIGNIFICANT, markdown
-from rediffuse.data.files import atomic_write_parquet, atomic_write_text
+from rediffuse.comparison.result import Comparison
 from rediffuse.errors import MissingExtraError, RunError
-
-if TYPE_CHECKING:
-    from rediffuse.comparison.compare import Comparison
+from rediffuse.files import atomic_write_parquet, atomic_write_text
 
 TABLES = ("summary", "pairs", "slices", "costs", "twins", "steps", "curves")
 

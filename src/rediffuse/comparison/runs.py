@@ -16,8 +16,7 @@ import polars as pl
 
 from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.models import model_class
-from rediffuse.training import read_config
-from rediffuse.training.run_folder import read_log
+from rediffuse.runs.run_folder import read_config, read_log
 
 EVALUATION = ("test.json", "per_user_test.parquet", "truth_test.parquet")
 

@@ -1,4 +1,4 @@
-"""Data: tables in, numbered arrays out.
+"""Data in memory and on disk: numbered interactions, graphs, splits.
 
 The names below are loaded on first use, so that importing this package costs nothing.
 """
@@ -16,8 +16,7 @@ _LAZY = {
     "Split": "split",
     "TrainingView": "split",
     "Task": "split",
-    "fetch": "zoo",
-    "names": "zoo",
+    "load_dataset": "loading",
 }
 
 __all__ = [
@@ -28,15 +27,14 @@ __all__ = [
     "Split",
     "Task",
     "TrainingView",
-    "fetch",
-    "names",
+    "load_dataset",
 ]
 
 if TYPE_CHECKING:
     from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
     from rediffuse.data.histories import Histories
+    from rediffuse.data.loading import load_dataset
     from rediffuse.data.split import Split, Task, TrainingView
-    from rediffuse.data.zoo import fetch, names
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,121 +154,51 @@ class Dataset:
         """That of the data without events that a generator wrote."""
         return self.fingerprint if self.interactions.pseudo is None else self.without_pseudo().fingerprint
 
-    @staticmethod
-    def from_interactions(
-        source: Any,
-        *,
-        user: str = "user_id",
-        item: str = "item_id",
-        time: str | None = None,
-        order: str | None = None,
-        rating: str | None = None,
-        items: Any = None,
-        title: str | None = None,
-        users: Any = None,
-        social: Any = None,
-        kg: Any = None,
-        item_entity: Any = None,
-        splits: Any = None,
-        k_core: int | None = None,
-        min_rating: float | None = None,
-        duplicates: Literal["keep", "first", "last"] = "keep",
-        encoding: str | None = None,
-        separator: str | None = None,
-    ) -> Dataset:
-        """Read, check and number a table of interactions and the tables that go with it.
-
-        A table is a path (CSV, TSV or any other separator, gzip, Parquet, RecBole atomic files), a folder or
-        a glob of such files, a list of paths, or a dataframe (polars, pandas, pyarrow, and whatever else
-        narwhals knows). docs/data.md says what is accepted, what is dropped and counted, and what is refused.
-
-        Args:
-            source: table of interactions, one event per row.
-            user, item: columns of ids, integers or strings.
-            time: column of timestamps. None: a column called ``timestamp`` is used if there is one, with a
-                warning.
-            order: column of numbers that order the events of a user, instead of ``time``, or beside it to
-                break ties. Where both are equal, and where neither is given, the order of rows counts.
-            rating: column of numbers >= 0.
-            items, users: tables that describe items and users, with the id column named as in the
-                interactions.
-            title: column of ``items`` with a readable name; a column called ``title`` is found by itself.
-            social: table of directed links: source, target.
-            kg: table of triples: head, relation, tail. ``item_entity`` links items to entities: item_id,
-                entity_id.
-            splits: table of user, item, split ("train", "valid", "test") and, if a pair occurs repeatedly,
-                the time or order column; and ``scheme``, if it holds several splits.
-            min_rating: drop events rated lower. Applied first.
-            duplicates: of repeated events of a user with an item, keep all, the first or the last. Applied
-                second.
-            k_core: drop users and items with fewer events, until none is left to drop. Applied last.
-            encoding: of text files, if it is not UTF-8.
-            separator: of text files; found by itself if not given.
-
-        Raises:
-            DataError: a table cannot be used; the error names file, column, first bad row and remedy.
-            ConfigError: an option is out of range, or options do not go together.
-        """
-        from rediffuse.data.ingest import from_interactions
-
-        return from_interactions(
-            source,
-            user=user,
-            item=item,
-            time=time,
-            order=order,
-            rating=rating,
-            items=items,
-            title=title,
-            users=users,
-            social=social,
-            kg=kg,
-            item_entity=item_entity,
-            splits=splits,
-            k_core=k_core,
-            min_rating=min_rating,
-            duplicates=duplicates,
-            encoding=encoding,
-            separator=separator,
-        )
-
-    @staticmethod
-    def from_atomic(path: str | PathLike[str], **options: Any) -> Dataset:
-        """Read RecBole atomic files: the ``.inter`` file and whatever lies beside it under the same name.
-
-        Args:
-            path: the folder, or the ``.inter`` file if there are several.
-            options: k_core, min_rating, duplicates, encoding, separator and title of `from_interactions`.
-
-        Raises:
-            DataError: no or several ``.inter`` files, or a table cannot be used.
-        """
-        from rediffuse.data.atomic_files import from_atomic
-
-        return from_atomic(Path(path), **options)
-
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write the dataset as arrays, Parquet and a manifest; an earlier dataset at ``folder`` is replaced at the end.
 
         Raises:
-            DataError: ``folder`` holds something else than a dataset.
+            DataError: ``folder`` holds something other than a dataset, or cannot be written.
         """
-        from rediffuse.data.store import save
+        from rediffuse.data.store import write_dataset
 
-        return save(self, Path(folder))
+        metadata = {
+            "counts": {"users": self.num_users, "items": self.num_items, "events": self.num_events},
+            "fingerprint": self.fingerprint,
+            "interactions_fingerprint": self.interactions_fingerprint,
+            "has_timestamps": self.has_timestamps,
+            "title": self.title,
+            "item_table": self.items is not None,
+            "user_table": self.users is not None,
+            "schemes": list(self.given),
+            "report": self.report,
+        }
+        write_dataset(Path(folder), self._frames(), self._arrays(), metadata)
+        return Path(folder)
 
-    @staticmethod
-    def load(folder: str | PathLike[str]) -> Dataset:
-        """Open what `save` wrote, after checking every file against the manifest.
+    def _frames(self) -> dict[str, pl.DataFrame]:
+        import polars as pl
 
-        Events are mapped into memory and cannot be written to: processes that load the same folder share one copy.
+        frames = {
+            "users.parquet": self.users if self.users is not None else self.user_ids.to_frame("user_id"),
+            "items.parquet": self.items if self.items is not None else self.item_ids.to_frame("item_id"),
+        }
+        if self.social is not None:
+            frames["social.parquet"] = pl.DataFrame({"source": self.social.source, "target": self.social.target})
+        if self.kg is not None:
+            kg = self.kg
+            frames["kg.parquet"] = pl.DataFrame({"head": kg.head, "relation": kg.relation, "tail": kg.tail})
+            frames["entities.parquet"] = kg.entity_ids.to_frame("entity_id")
+            frames["relations.parquet"] = kg.relation_ids.to_frame("relation_id")
+            frames["item_entity.parquet"] = pl.DataFrame({"item": kg.item_entity[:, 0], "entity": kg.item_entity[:, 1]})
+        return frames
 
-        Raises:
-            DataError: a file is missing, damaged or of another version; the error names it.
-        """
-        from rediffuse.data.store import load
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        from rediffuse.data.store import HISTORY_ARRAYS, array_file, scheme_array
 
-        return load(Path(folder))
+        arrays = {name: getattr(self.interactions, name) for name in HISTORY_ARRAYS}
+        arrays |= {scheme_array(i): part for i, part in enumerate(self.given.values())}
+        return {array_file(name): array for name, array in arrays.items() if array is not None}
 
 
 def _digest(*parts: Any) -> str:

@@ -40,7 +40,7 @@ class Histories:
         items: (events,) int32 item numbers, in order of time within each user; ties keep file order.
         times: (events,) seconds since the epoch (or an order column), or None.
         ratings: (events,) float32, or None.
-        pseudo: (events,) bool, True where a generator wrote the event (`rediffuse.data.augmented`), or None. They come
+        pseudo: (events,) bool, True where a generator wrote the event (`rediffuse.data.synthetic`), or None. They come
             before a person's own events.
     """
 

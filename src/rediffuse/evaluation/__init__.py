@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rediffuse.evaluation.evaluate import EvaluationResult, evaluate
+from rediffuse.evaluation.list_evaluation import EvaluationResult, evaluate_lists
 from rediffuse.evaluation.metrics import DEFAULT_METRICS, NOT_RANKED, POLICIES, parse_metric
 
 if TYPE_CHECKING:
-    from rediffuse.evaluation.protocol import TaskResult, evaluate_task
     from rediffuse.evaluation.rank import Ranking, model_scores, rank_task
+    from rediffuse.evaluation.task_evaluation import TaskResult, evaluate_task
 
 __all__ = [
     "DEFAULT_METRICS",
@@ -17,7 +17,7 @@ __all__ = [
     "EvaluationResult",
     "Ranking",
     "TaskResult",
-    "evaluate",
+    "evaluate_lists",
     "evaluate_task",
     "model_scores",
     "parse_metric",
@@ -26,8 +26,8 @@ __all__ = [
 
 # These import torch, which takes longer than rating a table of lists.
 _NEEDS_TORCH = {
-    "TaskResult": "protocol",
-    "evaluate_task": "protocol",
+    "TaskResult": "task_evaluation",
+    "evaluate_task": "task_evaluation",
     "Ranking": "rank",
     "model_scores": "rank",
     "rank_task": "rank",

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rediffuse import processes
+from rediffuse import distributed
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, DataError, TrainingError
 from rediffuse.evaluation.metrics import NOT_RANKED, POLICIES
@@ -188,7 +188,7 @@ def rank_task(
 
     with torch.inference_mode():
         scratch = None
-        mine = (processes.index(), processes.count()) if shared else (0, 1)
+        mine = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
         for start in range(mine[0] * block, users, mine[1] * block):
             rows = np.arange(start, min(start + block, users))
             scores = _checked(score(task.histories.take(rows), start), len(rows), num_items, task.users, start)
@@ -207,5 +207,5 @@ def rank_task(
             scores[where] = kept  # the tensor may belong to the model
     if shared:
         for parts in (ranks, items, tops):
-            processes.largest(*parts.values())
+            distributed.all_reduce_max(*parts.values())
     return Ranking(task.users, truth, ranks, items, tops)

@@ -15,19 +15,19 @@ from typing import Any, Literal, get_args
 import polars as pl
 from safetensors.torch import save
 
-from rediffuse.data.files import atomic_folder
 from rediffuse.diffusion import space_timesteps
 from rediffuse.diffusion.respace import respace
 from rediffuse.errors import ConfigError, MissingExtraError, RunError, did_you_mean
 from rediffuse.exporting.graphs import Graph, graphs_of, write_graph
 from rediffuse.exporting.readme import readme
+from rediffuse.files import atomic_folder
 from rediffuse.models.base import Model
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.models.factors import FactorModel
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import REPEAT_RATE, SequenceModel
-from rediffuse.training.run_folder import RunContents, read_run
+from rediffuse.runs.run_folder import RunContents, read_run
 
 Format = Literal["onnx", "torch-export"]
 VERSION = 1

@@ -27,13 +27,13 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rediffuse.batching.matrix import bags, binary_matrix
+from rediffuse.batching.pairs import PairBatch
+from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
+from rediffuse.batching.sequences import part_of
 from rediffuse.config import Range
-from rediffuse.data.batches import part_of
 from rediffuse.data.histories import Histories
 from rediffuse.data.knowledge import KnowledgeEdges, knowledge_edges, leading_to, most_per_node
-from rediffuse.data.matrix import bags, binary_matrix
-from rediffuse.data.pairs import PairBatch
-from rediffuse.data.rows import RowBatch, RowBatches, row_batch
 from rediffuse.diffusion import noise_schedule
 from rediffuse.errors import DataError
 from rediffuse.graphs import Graph, bipartite_adjacency, propagate, symmetric_normalised

@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from rediffuse.batching.matrix import bags
+from rediffuse.batching.pairs import PairBatch
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import bags
-from rediffuse.data.pairs import PairBatch
 from rediffuse.graphs import propagate
 from rediffuse.models.social import SocialConfig, SocialModel
 

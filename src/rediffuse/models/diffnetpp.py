@@ -25,9 +25,9 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rediffuse.batching.matrix import binary_matrix
+from rediffuse.batching.pairs import PairBatch
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import binary_matrix
-from rediffuse.data.pairs import PairBatch
 from rediffuse.graphs import Graph, Part, row_normalised
 from rediffuse.models.base import TrainingData
 from rediffuse.models.social import SocialConfig, SocialModel

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from rediffuse.batching.matrix import weighted_matrix
+from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
+from rediffuse.batching.sequences import counted
 from rediffuse.config import ModelConfig, Range
-from rediffuse.data.batches import counted
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import weighted_matrix
-from rediffuse.data.rows import RowBatch, RowBatches, row_batch
 from rediffuse.diffusion import (
     ancestral,
     at_timesteps,

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from rediffuse.batching.continuations import Continuation, Continuations
+from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, pad_right
 from rediffuse.config import ModelConfig, Range
-from rediffuse.data.augmented import prepend
-from rediffuse.data.batches import SequenceBatch, SequenceBatches, pad_right
-from rediffuse.data.continuations import Continuation, Continuations
 from rediffuse.data.histories import Histories
+from rediffuse.data.synthetic import prepend
 from rediffuse.diffusion import (
     classifier_free,
     classifier_guided,

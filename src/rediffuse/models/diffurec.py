@@ -24,8 +24,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
-from rediffuse.data.batches import SequenceBatch
 from rediffuse.diffusion import ancestral, noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.models.sampling import Sampling

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rediffuse.batching.pairs import PairBatch, PairBatches
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
-from rediffuse.data.pairs import PairBatch, PairBatches
 from rediffuse.losses import bpr
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sampling import Sampling

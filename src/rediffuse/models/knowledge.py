@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rediffuse.data.rows import RowBatch
+from rediffuse.batching.rows import RowBatch
 from rediffuse.diffusion import NoiseSchedule, at_timesteps, q_sample, snr_weights
 from rediffuse.graphs import Graph
 from rediffuse.nn import RowDenoiser, dropout

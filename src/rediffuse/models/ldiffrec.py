@@ -23,11 +23,11 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rediffuse.batching.matrix import binary_matrix
+from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
+from rediffuse.batching.sequences import counted
 from rediffuse.config import Range
-from rediffuse.data.batches import counted
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import binary_matrix
-from rediffuse.data.rows import RowBatch, RowBatches, row_batch
 from rediffuse.diffusion import predict_x0, q_sample
 from rediffuse.errors import ConfigError
 from rediffuse.models.base import TrainingData

@@ -24,12 +24,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from rediffuse import processes
+from rediffuse import distributed
+from rediffuse.batching.negatives import draw_untouched, touched_keys
+from rediffuse.batching.rows import RowBatch, RowBatches
+from rediffuse.batching.sequences import SequenceBatch, SequenceBatches
 from rediffuse.config import ModelConfig, Range
-from rediffuse.data.batches import SequenceBatch, SequenceBatches
 from rediffuse.data.histories import Histories
-from rediffuse.data.pairs import draw_untouched, touched_keys
-from rediffuse.data.rows import RowBatch, RowBatches
 from rediffuse.models.backbone import backbone_class, backbone_config
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.composite import Composite
@@ -307,7 +307,7 @@ def _share(count: int, batch: SequenceBatch) -> float:
     Of one batch a rank may have few known targets and many liked items: each mean has a factor of its own.
     """
     count = count if batch.share else 0
-    return count / (processes.mean(count) or 1.0)
+    return count / (distributed.all_reduce_mean(count) or 1.0)
 
 
 def _only(batch: SequenceBatch, chosen: Tensor) -> SequenceBatch:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, counted, pad_right
 from rediffuse.config import ModelConfig, Range
-from rediffuse.data.batches import SequenceBatch, SequenceBatches, counted, pad_right
 from rediffuse.data.histories import Histories
 from rediffuse.losses import (
     Draws,

@@ -12,9 +12,9 @@ from pydantic import Field
 from scipy import sparse
 from torch import Tensor, nn
 
+from rediffuse.batching.matrix import binary_matrix
 from rediffuse.data.dataset import SocialGraph
 from rediffuse.data.features import feature_vectors
-from rediffuse.data.matrix import binary_matrix
 from rediffuse.errors import DataError
 from rediffuse.graphs import Graph, row_normalised, social_adjacency
 from rediffuse.losses import bpr, logistic, squared_error

@@ -25,7 +25,8 @@ from typing import Any
 
 import polars as pl
 
-from rediffuse.data.files import (
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning
+from rediffuse.files import (
     atomic_create_bytes,
     atomic_write_bytes,
     parquet_bytes,
@@ -33,11 +34,10 @@ from rediffuse.data.files import (
     sha256_json,
     storage_error,
 )
-from rediffuse.errors import ConfigError, DataError, RediffuseWarning
-from rediffuse.recommender.ids import as_text, own_ids, whole
-from rediffuse.recommender.people_files import PeopleFile
+from rediffuse.memory import keep_freed_memory
+from rediffuse.recommender.id_map import as_text, own_ids, whole
 from rediffuse.recommender.recommender import Recommender, remarks
-from rediffuse.training.precision import keep_freed_memory
+from rediffuse.recommender.user_files import PeopleFile
 
 FORMAT, VERSION = "rediffuse-recommendations", 2
 REQUEST, MANIFEST, DONE = "request.json", "manifest.json", "done"

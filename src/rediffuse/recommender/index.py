@@ -8,7 +8,7 @@ Two kinds, both of faiss and both by inner product:
 
 Among a million random vectors of 64 numbers, ivf finds .99 of the best hundred in a quarter of the time of exact search
 and is built in seconds; hnsw finds .948 in two thirds of it, and is built in minutes (benchmarks/ann.py). Build one
-with `rediffuse.recommender.build.build_index`.
+with `rediffuse.recommender.index_building.build_index`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rediffuse.errors import MissingExtraError, RunError
-from rediffuse.training.run_folder import MANIFEST
+from rediffuse.runs.run_folder import MANIFEST
 
 Kind = Literal["hnsw", "ivf"]
 
@@ -192,7 +192,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def read_index(folder: str | Path, item_vectors: NDArray[np.float32] | None) -> ItemIndex:
-    """The index of a run that `rediffuse.training.run_folder.read_run` has verified.
+    """The index of a run that `rediffuse.runs.run_folder.read_run` has verified.
 
     Args:
         folder: of the run.

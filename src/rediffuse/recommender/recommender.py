@@ -22,13 +22,13 @@ from rediffuse.errors import ConfigError, RediffuseWarning
 from rediffuse.graphs.paths import strongest_paths
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.answering import Answer, Answerer, Ask
-from rediffuse.recommender.ids import Numbers, flat, labels, listed, whole
+from rediffuse.recommender.id_map import Numbers, flat, labels, listed, whole
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.item_map import ItemMap, item_map
+from rediffuse.recommender.ranker import Answer, Answerer, Ask
 from rediffuse.recommender.titles import Titles
+from rediffuse.runs.run_folder import RunContents, read_run
 from rediffuse.topk import exact_top_k
-from rediffuse.training.run_folder import RunContents, read_run
 
 Retrieval = Literal["exact", "index"]
 # The files of a run that its answers depend on; others, such as test results, come and go.

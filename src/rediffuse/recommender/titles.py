@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from rediffuse.errors import ConfigError
-from rediffuse.recommender.ids import own_id
+from rediffuse.recommender.id_map import own_id
 
 
 class Titles:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPBearer
 from pydantic_core import to_json
 
-from rediffuse.serving import facts, schemas
+from rediffuse.serving import metadata, schemas
 from rediffuse.serving.problems import MEDIA_TYPE, PRIVATE
 from rediffuse.serving.service import Service
 
@@ -69,34 +69,34 @@ async def denoise(request: schemas.DenoiseRequest, service: At) -> Response:
 @api.get("/models", response_model=schemas.RunsResponse, summary="Runs that are served")
 def models(service: At) -> Response:
     """The first is the default of requests that name none."""
-    return _json({"models": [facts.facts(run) for run in service.runs.values()]})
+    return _json({"models": [metadata.facts(run) for run in service.runs.values()]})
 
 
 @api.get("/models/{name}/items", response_model=schemas.ItemsResponse, summary="Items by title")
 def items(name: str, service: At, q: Text = "", limit: Limit = 20) -> Response:
     """Items whose title (or id, without titles) contains q; those that begin with it first, then the most frequent."""
-    return _json(facts.items(service.run(name), q, limit))
+    return _json(metadata.items(service.run(name), q, limit))
 
 
 @api.get("/models/{name}/users", response_model=schemas.UsersResponse, summary="People by id")
 def users(name: str, service: At, q: Text = "", limit: Limit = 20) -> Response:
     """Known people whose id begins with q."""
-    return _json(facts.users(service.run(name), q, limit))
+    return _json(metadata.users(service.run(name), q, limit))
 
 
 @api.get("/models/{name}/history", response_model=schemas.ItemsResponse, summary="What a person did")
 def history(name: str, user: Text, service: At) -> Response:
     """Oldest first."""
-    return _json(facts.history(service.run(name), user))
+    return _json(metadata.history(service.run(name), user))
 
 
 @api.get("/models/{name}/map", response_model=schemas.MapResponse, summary="Items in two dimensions")
 def item_map(name: str, service: At, limit: Annotated[int, Query(ge=1, le=20_000)] = 4000) -> Response:
     """Principal components of the item vectors; the same for every request."""
-    return _json(facts.item_map(service.run(name), limit))
+    return _json(metadata.item_map(service.run(name), limit))
 
 
 @api.get("/models/{name}/training", response_model=schemas.TrainingResponse, summary="How a run was trained")
 def training(name: str, service: At) -> Response:
     """Curves, metrics, slices and the model card."""
-    return _json(facts.training(service.run(name)))
+    return _json(metadata.training(service.run(name)))

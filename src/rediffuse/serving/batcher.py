@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rediffuse.data.histories import Histories
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.answering import Answer, Answerer, Ask
+from rediffuse.recommender.ranker import Answer, Answerer, Ask
 
 # Scores held at once: 256 MiB of them.
 MOST_SCORES = 1 << 26

@@ -12,9 +12,9 @@ from typing import Any
 from rediffuse.errors import ConfigError, RediffuseError
 from rediffuse.recommender import Recommender
 from rediffuse.recommender.recommender import Retrieval
+from rediffuse.runs.run_folder import MANIFEST
 from rediffuse.serving.batcher import Batcher
 from rediffuse.serving.telemetry import Telemetry
-from rediffuse.training.run_folder import MANIFEST
 
 log = logging.getLogger("rediffuse.serving")
 

@@ -12,7 +12,7 @@ import torch
 
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.answering import Answer
+from rediffuse.recommender.ranker import Answer
 from rediffuse.recommender.recommender import remarks
 from rediffuse.serving.batcher import Job
 from rediffuse.serving.hosted import HostedRun, Loaded

@@ -1,6 +1,5 @@
-"""From a split to a run folder."""
+"""Training: from a split to a run folder."""
 
-from rediffuse.training.run_folder import Run, RunContents, add_files, read_config, read_run
 from rediffuse.training.train import train
 
-__all__ = ["Run", "RunContents", "add_files", "read_config", "read_run", "train"]
+__all__ = ["train"]

@@ -23,25 +23,20 @@ import polars as pl
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from rediffuse import processes
-from rediffuse.data.files import atomic_write_bytes, writing
+from rediffuse import distributed
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import RunError, TrainingError
 from rediffuse.evaluation import evaluate_task, model_scores
+from rediffuse.files import atomic_write_bytes, writing
+from rediffuse.memory import keep_freed_memory
 from rediffuse.models.base import Model, TrainingData
-from rediffuse.training.checkpoint import (
-    load_tensors,
-    load_training,
-    load_weights,
-    restore_optimizer,
-    save_tensors,
-    save_training,
-)
+from rediffuse.runs.run_folder import LOG
+from rediffuse.runs.tensors import load_tensors, load_weights, save_tensors
+from rediffuse.seeds import derive, seed_torch
+from rediffuse.training.checkpoint import load_training, restore_optimizer, save_training
 from rediffuse.training.optimizer import Optimizer
-from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
+from rediffuse.training.precision import autocast, resolve_precision
 from rediffuse.training.progress import Progress
-from rediffuse.training.run_folder import LOG
-from rediffuse.training.seeds import derive, seed_torch
 
 # Within a long epoch the state is also saved this often.
 CHECKPOINT_SECONDS = 300.0
@@ -102,7 +97,7 @@ class Trainer:
             find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
         )
         self.accelerator = Accelerator(
-            cpu=processes.no_accelerator(), log_with=tracker, project_dir=str(folder), kwargs_handlers=[how]
+            cpu=distributed.cpu_only(), log_with=tracker, project_dir=str(folder), kwargs_handlers=[how]
         )
         self.model, self.view, self.folder, self.seed = model, view, folder, seed
         self.phases = model.phases if model.trained_by_gradient else ()
@@ -238,7 +233,7 @@ class Trainer:
         batch = batches.get(state.step, accelerator.process_index, accelerator.num_processes)
         with autocast(state.precision, accelerator.device):
             loss = network(batch.to(accelerator.device))
-        value = processes.mean(float(loss.detach()))
+        value = distributed.all_reduce_mean(float(loss.detach()))
         if not math.isfinite(value):
             people = self.user_ids.gather(batches.users(state.step)[:5]).to_list()
             raise TrainingError(
@@ -255,7 +250,7 @@ class Trainer:
 
     def _out_of_time(self) -> bool:
         self.state.seconds = time.monotonic() - self.started
-        return self.limit < math.inf and processes.any_of(self.state.seconds > self.limit)
+        return self.limit < math.inf and distributed.any_rank(self.state.seconds > self.limit)
 
     # --- selection -----------------------------------------------------------------------------------------
 

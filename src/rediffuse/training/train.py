@@ -11,30 +11,27 @@ from typing import Any
 import polars as pl
 import torch
 
-from rediffuse import processes
+from rediffuse import distributed
 from rediffuse.config import ModelConfig
-from rediffuse.data.augmented import augmentation
-from rediffuse.data.files import sha256_file
 from rediffuse.data.split import Split, TrainingView
+from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
+from rediffuse.files import sha256_file
+from rediffuse.memory import PeakMemory
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
-from rediffuse.training.card import model_card
-from rediffuse.training.checkpoint import load_tensors, save_tensors
-from rediffuse.training.environment import PeakMemory, environment
-from rediffuse.training.lock import HOLDER, held, is_free
-from rediffuse.training.loop import Trainer
-from rediffuse.training.run_folder import (
+from rediffuse.runs.card import model_card
+from rediffuse.runs.environment import environment
+from rediffuse.runs.identity import prepare_folder
+from rediffuse.runs.run_folder import (
     FORMAT,
-    LOG,
-    DamagedManifest,
     Run,
     RunContents,
-    forget_files,
     read_run,
     write_run,
 )
-from rediffuse.training.seeds import seed_torch
+from rediffuse.seeds import seed_torch
+from rediffuse.training.loop import Trainer
 
 
 def train(
@@ -75,7 +72,7 @@ def train(
         StorageError: ``out`` cannot be written.
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
     """
-    processes.join()
+    distributed.init()
     kind, folder = model_class(model), Path(out)
     parts = {phase: _trained_part(phase, path, split) for phase, path in (phases_from or {}).items()}
     given = {phase: part.config["config"] for phase, part in parts.items()}
@@ -127,12 +124,8 @@ def train(
         trainer.take_phase(phase, part.model)
     # Only now: options that no model can be made of leave no folder behind.
     remedy = "The last checkpoint is kept: start the same command again with --resume."
-    with processes.together(remedy), contextlib.ExitStack() as stack:
-        if processes.restarted() and not resume:
-            # What these processes began before they were started again goes on; what others did is not touched.
-            ours = processes.index() == 0 and processes.word_was_left(_word(folder)) and _claim(folder).exists()
-            resume = processes.any_of(ours)
-        processes.first_alone(lambda: _prepare_folder(folder, facts, resume, stack))
+    with distributed.fail_together(remedy), contextlib.ExitStack() as stack:
+        distributed.main_process_first(lambda: prepare_folder(folder, facts, resume, stack))
         return _train(trainer, split, folder, facts, resume, memory)
 
 
@@ -168,13 +161,13 @@ def _train(
             "finished": state.done,
             "minutes": state.seconds / 60,
             "precision": state.precision,
-            "processes": processes.count(),
+            "processes": distributed.world_size(),
             "parameters": sum(p.numel() for p in network.parameters()),
             "peak_memory_mib": memory.mib(),
         },
         "validation": validation,
     }
-    processes.first_alone(lambda: _write(trainer, split, folder, facts))
+    distributed.main_process_first(lambda: _write(trainer, split, folder, facts))
     return Run(folder, facts, validation, state.seconds / 60)
 
 
@@ -218,66 +211,3 @@ def make_trainer(
         seed_torch(seed, "weights")
         network = kind(options, view.num_items, view.num_users)
     return Trainer(network, view, folder, seed=seed, **others)
-
-
-def refuse_another(folder: Path, earlier: dict[str, Any], identity: dict[str, Any], remedy: str) -> None:
-    """Compare what a folder was made for with what it is to be used for.
-
-    Raises:
-        RunError: they differ; says in what.
-    """
-    for name, value in identity.items():
-        if earlier.get(name) != value:
-            difference = _difference(earlier.get(name), value)
-            raise RunError(f"{folder} was made with another {name}: {difference}.", remedy)
-
-
-def _prepare_folder(folder: Path, facts: dict[str, Any], resume: bool, stack: contextlib.ExitStack) -> None:
-    """Hold the folder for as long as ``stack`` does; refuse to write over a run, or to resume another one."""
-    claim = _claim(folder)
-    if not (folder / HOLDER).exists():
-        _check_state(folder, claim, resume)  # nobody is there: refused before anything is written
-    stack.enter_context(held(folder, "training"))
-    _check_state(folder, claim, resume)
-    identity = {name: facts[name] for name in ("model", "seed", "split")} | {
-        "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},
-        "phases_from": {phase: part["weights"] for phase, part in facts["phases_from"].items()},
-        "augmentation": facts["data"]["augmentation"],
-        "tables": facts["data"]["tables"],
-    }
-    if resume:
-        refuse_another(
-            folder,
-            load_tensors(claim)[1],
-            identity,
-            "Resume with the same options (epochs and patience may change), or choose another folder.",
-        )
-        with contextlib.suppress(DamagedManifest):  # which is replaced in the end
-            forget_files(folder, [LOG])  # it grows
-    else:
-        processes.leave_word(_word(folder))
-        save_tensors(claim, {}, identity)
-
-
-def _check_state(folder: Path, claim: Path, resume: bool) -> None:
-    if resume and not claim.exists():
-        raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
-    if not resume and not is_free(folder):
-        raise RunError(f"{folder} is not empty.", "Choose another folder, or pass --resume to go on with that run.")
-
-
-def _claim(folder: Path) -> Path:
-    """The file that says what a folder's training is of; it is there before the first checkpoint."""
-    return folder / "checkpoints" / "claim.safetensors"
-
-
-def _word(folder: Path) -> str:
-    """What processes tell those that a launcher starts after them: that they began a training there."""
-    return f"rediffuse trains in {folder.resolve()}"
-
-
-def _difference(old: Any, new: Any) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        changed = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
-        return "; ".join(changed)
-    return f"was {old!r}, is {new!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rediffuse.data.batches import SequenceBatch
+from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.models.baselines.bert4rec import BERT4Rec
 
 ITEMS = 12

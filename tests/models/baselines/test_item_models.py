@@ -12,13 +12,13 @@ import torch
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
-from rediffuse.data.zoo import fetch
 from rediffuse.errors import ConfigError
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.models.base import TrainingData
 from rediffuse.models.baselines import ease
 from rediffuse.models.baselines.ease import EASE, EASEConfig
 from rediffuse.models.baselines.itemknn import ItemKNN, ItemKNNConfig
+from rediffuse.readers.public_datasets import public_dataset
 
 
 def dense(rows: Histories, num_items: int) -> np.ndarray:
@@ -98,7 +98,7 @@ def test_ease_refuses_what_does_not_fit(monkeypatch):
 def test_real_figures_agree_with_an_independent_computation(name, data_root, monkeypatch):
     """diffrec-ml1m-clean, people's training rows in, their test items ranked without training and validation items."""
     monkeypatch.setenv("REDIFFUSE_DATA", str(data_root))
-    split = rd.split.given(fetch("diffrec-ml1m-clean"))
+    split = rd.split.given(public_dataset("diffrec-ml1m-clean"))
     view, task = split.training_view(), split.task("valid")
     kind, config = {"ease": (EASE, EASEConfig()), "itemknn": (ItemKNN, ItemKNNConfig())}[name]
     model = kind(config, view.num_items)

@@ -13,10 +13,10 @@ from tests.fitting import steps, training_data
 from tests.synthetic import walks
 
 import rediffuse as rd
-from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import TrainingData
 from rediffuse.models.baselines.s3rec import S3Rec
+from rediffuse.readers.interactions import read_interactions
 
 ITEMS = 20
 SMALL = {"embedding_size": 16, "blocks": 1, "heads": 2, "max_length": 8, "batch_size": 64, "precision": "fp32"}
@@ -103,7 +103,7 @@ def test_a_run_has_both_phases_and_attributes_from_the_item_table(tmp_path):
         }
     )
     films = films.rename({"item_id": "item"})
-    data = Dataset.from_interactions(table, user="user", item="item", time="time", items=films)
+    data = read_interactions(table, user="user", item="item", time="time", items=films)
     config = SMALL | {"epochs": 2, "pretrain_epochs": 3}
     run = rd.train("s3rec", rd.split.leave_one_out(data), tmp_path / "run", config=config, seed=1)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]

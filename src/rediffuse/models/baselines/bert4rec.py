@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
-from rediffuse.data.batches import SequenceBatch
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rediffuse.batching.matrix import bags
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import bags
 from rediffuse.models.factors import FactorConfig, FactorModel
 
 

@@ -18,9 +18,9 @@ from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 from torch.nn import functional as F
 
+from rediffuse.batching.matrix import bags, binary_matrix
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import bags, binary_matrix
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sampling import Sampling

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from rediffuse.batching.matrix import binary_matrix
 from rediffuse.config import ModelConfig
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import binary_matrix
 from rediffuse.errors import DataError
 from rediffuse.graphs import social_adjacency
 from rediffuse.models.base import Model, TrainingData

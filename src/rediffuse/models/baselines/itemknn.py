@@ -16,9 +16,9 @@ from pydantic import Field
 from scipy import sparse
 from torch import Tensor
 
+from rediffuse.batching.matrix import bags, binary_matrix
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import bags, binary_matrix
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sampling import Sampling
 

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from rediffuse.batching.matrix import bags, binary_matrix
 from rediffuse.config import Range
 from rediffuse.data.histories import Histories
-from rediffuse.data.matrix import bags, binary_matrix
 from rediffuse.graphs import Graph, bipartite_adjacency, propagate, symmetric_normalised
 from rediffuse.models.base import TrainingData
 from rediffuse.models.factors import FactorConfig, FactorModel

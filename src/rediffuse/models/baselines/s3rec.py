@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import ModelConfig
-from rediffuse.data.batches import SequenceBatch
 from rediffuse.data.features import item_features
 from rediffuse.losses import softmax_cross_entropy
 from rediffuse.models.base import TrainingData

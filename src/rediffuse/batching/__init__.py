@@ -1,0 +1,1 @@
+"""Batches for training: sequences, pairs, rows, continuations, and sparse matrices of histories."""

@@ -1,0 +1,191 @@
+"""The test part, read once per run: metrics, per-person values and lists, written into the run folder."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rediffuse import distributed
+from rediffuse.comparison.runs import evaluation_file
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.features import item_features
+from rediffuse.data.split import Task, by_name
+from rediffuse.data.synthetic import augmentation
+from rediffuse.errors import ConfigError, RunError
+from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
+from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
+from rediffuse.files import parquet_bytes
+from rediffuse.graphs import social_adjacency
+from rediffuse.memory import PeakMemory, keep_freed_memory
+from rediffuse.runs.environment import environment
+from rediffuse.runs.lock import PATIENCE, held
+from rediffuse.runs.run_folder import add_files, read_run
+
+# Of the lists that are kept per person.
+LIST_LENGTH = 20
+
+
+def evaluate(
+    run: str | Path, dataset: Dataset, *, protocol: str | None = None, seeds: Sequence[int] = (0,)
+) -> dict[str, Any]:
+    """Evaluate a run on the test part of its split, and write what was found into its folder.
+
+    Several processes share the work; process 0 writes.
+
+    Written are ``test.json`` (what is returned), ``per_user_test.parquet``, ``truth_test.parquet`` (the rank of every
+    true item) and ``lists_test.parquet``. Another protocol than that of the run's split has files of its own, named so.
+
+    Args:
+        run: a run folder.
+        dataset: the data it was trained on.
+        protocol: see `rediffuse.evaluation.protocols`; by default the one named as the run's split.
+        seeds: of the sampling noise of a stochastic model, which is evaluated once for each. Other models: the first.
+            From 0; they also decide what ``sampled-N`` draws.
+
+    Returns:
+        Metrics per policy, means over ``seeds``; the metrics of each seed; counts, protocol, cost, environment.
+
+    Raises:
+        RunError: the run was trained on other data or another split, or does not fit the protocol; another process
+            works in its folder; another of the processes that share the work has failed.
+        StorageError: the folder cannot be written.
+        ConfigError: an unknown protocol; no seed, or one below 0.
+    """
+    distributed.init()
+    seeds = [int(seed) for seed in seeds]  # numpy's integers cannot be written as JSON
+    if min(seeds, default=-1) < 0:
+        raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
+    with distributed.fail_together("Start the same command again."):
+        return _evaluate(Path(run), dataset, protocol, seeds)
+
+
+def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int]) -> dict[str, Any]:
+    contents = read_run(folder)
+
+    def refuse() -> None:  # who would be refused in the end is refused now
+        with held(folder, "evaluating", PATIENCE):
+            pass
+
+    distributed.main_process_first(refuse)
+    made_with = contents.config["split"]
+    trained_on = contents.config["data"]
+    if (trained_on["fingerprint"], trained_on.get("augmentation")) != (dataset.own_fingerprint, augmentation(dataset)):
+        raise RunError(f"{folder} was trained on other data than this.", "Give the dataset it was trained on.")
+    split = by_name(made_with["name"], dataset, **made_with["params"])
+    if split.fingerprint != made_with["fingerprint"]:
+        raise RunError(f"The split {made_with['name']} of this data differs from that of {folder}.", "Train again.")
+    rules = protocols.protocol(protocol or split.name)
+    task, features = rules.task(split), item_features(dataset.items)
+    metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else [])]
+    results: list[TaskResult] = []
+    memory, seconds = PeakMemory(), []
+    for seed in seeds if contents.model.stochastic else seeds[:1]:
+        score = model_scores(contents.model, task, seed)
+        if rules.negatives is not None:
+            score = protocols.among_sampled(score, task, rules.negatives, dataset.num_items, seed, rules.clean)
+        with keep_freed_memory():
+            began = time.perf_counter()
+            result = evaluate_task(
+                score, task, num_items=dataset.num_items, metrics=metrics, features=features, shared=True
+            )
+            results.append(result)
+            seconds.append(time.perf_counter() - began)
+    by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
+    facts = {
+        "run": str(folder),
+        "split": split.name,
+        "leak": split.leak,
+        "protocol": rules.facts(),
+        "task_fingerprint": _fingerprint(made_with["fingerprint"], rules.facts()),
+        "seed": seeds[0],
+        "sampling_seeds": seeds[: len(results)],
+        "metrics": {
+            policy: {name: float(np.mean([one[policy][name] for one in by_seed])) for name in by_seed[0][policy]}
+            for policy in rules.policies
+        },
+        "metrics_by_seed": by_seed,
+        "counts": results[0].counts,
+        "users_per_second": len(task.users) / seconds[0],
+        "peak_memory_mib": memory.mib(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "environment": environment(),
+    }
+    other = None if rules.name == split.name else rules.name
+    tables = {
+        "per_user_test": _per_user(results, dataset, rules.policies),
+        "truth_test": _truth(results[0], task, dataset, rules.policies),
+        "lists_test": _lists(results[0], dataset, rules.policies),
+    }
+    files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
+    files[evaluation_file("test.json", other)] = json.dumps(facts, indent=2).encode()
+    distributed.main_process_first(lambda: add_files(folder, files, made_of=contents.weights))
+    return facts
+
+
+def _fingerprint(split: str, rules: dict[str, Any]) -> str:
+    """Equal where the same people are tested on the same items in the same way."""
+    parts = [split, *(rules[name] for name in ("candidates", "seen", "validation_is_input"))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _per_user(results: list[TaskResult], dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
+    """The first draw's table, with metrics averaged over draws."""
+    first = results[0].per_user
+    dropped = [policy for policy in POLICIES if policy not in policies]
+    kept = [c for c in first.columns if not any(_is_of(c, policy) for policy in dropped)]
+    averaged = [
+        pl.Series(c, np.mean([result.per_user[c].to_numpy() for result in results], axis=0)).fill_nan(None)
+        for c in kept
+        if "@" in c
+    ]
+    ids = dataset.user_ids.gather(first["user"]).alias("user_id")
+    if (links := dataset.social) is not None:
+        friends = np.diff(social_adjacency(links.source, links.target, dataset.num_users).indptr)
+        kept.insert(kept.index("truth_items"), "friends")
+        first = first.with_columns(friends=pl.Series(friends[first["user"]], dtype=pl.Int64))
+    return first.select(kept).with_columns(averaged).with_columns(ids.alias("user")).rename({"user": "user_id"})
+
+
+def _is_of(column: str, policy: str) -> bool:
+    """Whether a column of a per-user table belongs to a policy."""
+    measured = "@" in column or column.startswith("rank")
+    return measured and (column.endswith(f"/{policy}") if policy != "all" else "/" not in column)
+
+
+def _truth(result: TaskResult, task: Task, dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
+    truth = result.ranking.truth
+    ranks = {flat_name("rank", policy): pl.Series(result.ranking.ranks[policy]) for policy in policies}
+    return pl.DataFrame(
+        {
+            "user_id": dataset.user_ids.gather(task.users[truth.owners]),
+            "item_id": dataset.item_ids.gather(truth.items),
+            "train_count": task.popularity[truth.items],
+            **{name: column.set(column == NOT_RANKED, None) for name, column in ranks.items()},
+        }
+    )
+
+
+def _lists(result: TaskResult, dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
+    parts = []
+    for policy in policies:
+        items = result.ranking.items[policy][:, :LIST_LENGTH]
+        row, place = np.nonzero(items >= 0)
+        parts.append(
+            pl.DataFrame(
+                {
+                    "user_id": dataset.user_ids.gather(result.ranking.users[row]),
+                    "policy": pl.Series([policy], dtype=pl.Categorical).gather(np.zeros(len(row), dtype=np.int64)),
+                    "rank": (place + 1).astype(np.int32),
+                    "item_id": dataset.item_ids.gather(items[row, place]),
+                }
+            )
+        )
+    return pl.concat(parts)

@@ -1,0 +1,249 @@
+"""Metrics of anyone's recommendation lists, as tables in the caller's own ids."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import narwhals.stable.v1 as nw
+import numpy as np
+import polars as pl
+
+from rediffuse.errors import DataError, RediffuseWarning
+from rediffuse.evaluation.metrics import accuracy_values, parse_metrics
+
+_ID_COLUMNS = ("user_id", "item_id")
+
+
+class EvaluationResult(Mapping[str, float]):
+    """Metric -> mean over users.
+
+    Attributes:
+        per_user: ``user_id`` and one column per metric; one row per user of the truth, in its order.
+        counts: what the means are over and what was set aside on the way; keys in `docs/evaluation.md`.
+    """
+
+    def __init__(self, per_user: pl.DataFrame, counts: dict[str, int]) -> None:
+        self.per_user = per_user
+        self.counts = counts
+        self._means = {name: float(per_user[name].mean()) for name in per_user.columns[1:]}  # pyright: ignore
+
+    def __getitem__(self, metric: str) -> float:
+        return self._means[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._means)
+
+    def __len__(self) -> int:
+        return len(self._means)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means and counts, ready for JSON."""
+        return {"metrics": dict(self._means), "counts": dict(self.counts)}
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name}={value:.4f}" for name, value in self._means.items())
+        return f"EvaluationResult({means}; {self.counts['users']} users)"
+
+    def __str__(self) -> str:
+        width = max(map(len, [*self._means, *self.counts]))
+        means = [f"{name:<{width}}  {value:>10.4f}" for name, value in self._means.items()]
+        counts = [f"{name:<{width}}  {count:>10,}" for name, count in self.counts.items()]
+        return "\n".join([*means, *counts])
+
+
+def _from_mapping(rows: Mapping[Any, Any], what: str, ordered: bool) -> pl.DataFrame:
+    """user -> items as a table, with the position in the list as ``rank``."""
+    users: list[Any] = []
+    items: list[Any] = []
+    ranks: list[int] = []
+    for user, listed in rows.items():
+        if isinstance(listed, (str, bytes)) or not hasattr(listed, "__len__"):
+            raise DataError(
+                f"The {what} of user {user!r} are a {type(listed).__name__}.",
+                "Give a list of item ids for each user.",
+            )
+        if ordered and isinstance(listed, (AbstractSet, Mapping)):
+            raise DataError(
+                f"The {what} of user {user!r} are a {type(listed).__name__}, which has no order.",
+                "Give a list of item ids, best first.",
+            )
+        values = listed.tolist() if isinstance(listed, np.ndarray) else list(listed)
+        users.extend([user] * len(values))
+        items.extend(values)
+        ranks.extend(range(1, len(values) + 1))
+    try:
+        return pl.DataFrame({"user_id": pl.Series(users), "item_id": pl.Series(items), "rank": ranks})
+    except (TypeError, pl.exceptions.PolarsError, OverflowError) as error:
+        raise DataError(
+            f"The ids in the {what} are of several types ({error}).",
+            "Use only integers or only strings for one kind of id.",
+        ) from None
+
+
+def _as_polars(table: Any, what: str, columns: tuple[str, ...], ordered: bool) -> pl.DataFrame:
+    """The table with whichever of ``columns`` it has."""
+    if isinstance(table, Mapping):
+        return _from_mapping(table, what, ordered)
+    try:
+        frame = nw.from_native(table)
+    except TypeError:
+        raise DataError(
+            f"The {what} are a {type(table).__name__}.",
+            "Give a polars, pandas or pyarrow table with user_id and item_id, or a dict user -> list.",
+        ) from None
+    names = frame.collect_schema().names()
+    missing = [name for name in _ID_COLUMNS if name not in names]
+    if missing:
+        raise DataError(
+            f"The {what} have no column {' and no column '.join(missing)}; they have {', '.join(names)}.",
+            "Rename the columns to user_id and item_id.",
+        )
+    frame = frame.select([name for name in columns if name in names])
+    if isinstance(frame, nw.LazyFrame):
+        frame = frame.collect()
+    try:
+        try:
+            return frame.to_polars()
+        except ImportError:  # strings of pandas go through pyarrow, which need not be there
+            return pl.DataFrame({name: frame[name].to_list() for name in frame.columns})
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"The {what} cannot be read as a table of plain columns: {error}",
+            "Give ids as one type, integers or strings; a polars or pyarrow table always works.",
+        ) from None
+
+
+def _plain_ids(frame: pl.DataFrame, what: str) -> pl.DataFrame:
+    """Both id columns as Int64 or String, without nulls."""
+    if frame.is_empty():  # its types are whatever the library makes of nothing
+        return pl.DataFrame(schema={name: pl.Int64 if name in _ID_COLUMNS else pl.Float64 for name in frame.columns})
+    for name in _ID_COLUMNS:
+        ids = frame[name]
+        if ids.null_count():
+            count, first = ids.null_count(), ids.is_null().arg_max()
+            raise DataError(
+                f"Column {name} of the {what} has {count} missing values, the first in row {first}.",
+                "Drop these rows.",
+            )
+        if ids.dtype.is_integer():
+            try:
+                plain = ids.cast(pl.Int64)
+            except pl.exceptions.InvalidOperationError:
+                raise DataError(f"Column {name} of the {what} has ids of 2**63 or more.", "Use strings.") from None
+        elif ids.dtype in (pl.String, pl.Categorical, pl.Enum):
+            plain = ids.cast(pl.String)
+        else:
+            raise DataError(
+                f"Column {name} of the {what} is of type {ids.dtype}.",
+                f"Ids are integers or strings: convert {name} to one of them.",
+            )
+        frame = frame.with_columns(plain.alias(name))
+    return frame
+
+
+def _same_types(lists: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
+    """The lists, refused where an id column is of another type than in the truth."""
+    for name in _ID_COLUMNS:
+        if lists.schema[name] != truth.schema[name]:
+            if not len(lists):
+                lists = lists.with_columns(pl.col(name).cast(truth.schema[name]))
+                continue
+            found, expected = (
+                f"{'integers' if ids.dtype == pl.Int64 else 'strings'} (for example {ids[0]!r})"
+                for ids in (lists[name], truth[name])
+            )
+            raise DataError(
+                f"Column {name} holds {found} in the recommendations and {expected} in the truth.",
+                f"Convert {name} in one of the two tables.",
+            )
+    return lists
+
+
+def _in_order(lists: pl.DataFrame) -> pl.DataFrame:
+    """The lists with columns ``behind`` (marks NaN scores) and ``key``; ascending in both is best first."""
+    column = "rank" if "rank" in lists.columns else "score"
+    if column not in lists.columns:
+        raise DataError(
+            "The recommendations have neither a column rank nor a column score.",
+            "Add rank (1 = best) or score (higher = better).",
+        )
+    if not lists.schema[column].is_numeric():
+        raise DataError(f"Column {column} of the recommendations is of type {lists.schema[column]}.", "Give numbers.")
+    key = pl.col(column).cast(pl.Float64)
+    lists = lists.with_columns(key=key, behind=(key.is_null() | key.is_nan()))
+    if column == "rank":
+        if bad := int(lists["behind"].sum()):
+            raise DataError(f"{bad} ranks of the recommendations are missing.", "Give every row a rank, or drop it.")
+        return lists.select(*_ID_COLUMNS, "behind", "key")
+    return lists.select(*_ID_COLUMNS, "behind", key=pl.when("behind").then(0.0).otherwise(-pl.col("key")))
+
+
+def evaluate_lists(recommendations: Any, truth: Any, metrics: Sequence[str] = ("hr@10", "ndcg@10")) -> EvaluationResult:
+    """Metrics of recommendation lists, whoever made them. They are rated as they stand: nothing is filtered.
+
+    Args:
+        recommendations: a polars, pandas, pyarrow (or other narwhals) table with columns ``user_id``,
+            ``item_id`` and ``rank`` (1 = best) or ``score`` (higher = better; ``rank`` wins where both are
+            there); or a dict user -> list of items, best first.
+        truth: a table with ``user_id`` and ``item_id``, or a dict user -> items.
+        metrics: names such as "hr@10", "ndcg@10", "recall@20", "precision@5", "map@10", "mrr@10".
+
+    The mean is over the users of ``truth``. A user without a list counts as zero; a list of a user without
+    truth is left out; later repeats of an item in a list are dropped and the list closes up; a NaN or missing
+    score stands behind all numbers; among equal scores (or ranks) true items stand last. Only the order of
+    scores or ranks matters. What was set aside is in `EvaluationResult.counts`.
+
+    Raises:
+        DataError: a column is missing or not usable, ids are missing or of different types in the two tables,
+            or the truth is empty.
+        ConfigError: an unknown metric.
+    """
+    wanted = parse_metrics(metrics)
+    lists = _plain_ids(
+        _as_polars(recommendations, "recommendations", (*_ID_COLUMNS, "rank", "score"), ordered=True),
+        "recommendations",
+    )
+    true_rows = _plain_ids(_as_polars(truth, "truth", _ID_COLUMNS, ordered=False).select(_ID_COLUMNS), "truth")
+    if not len(true_rows):
+        raise DataError("The truth has no rows.", "Give at least one true item of one user.")
+    lists = _in_order(_same_types(lists, true_rows))
+
+    users = true_rows.select("user_id").unique(maintain_order=True).with_row_index("user")
+    true_items = true_rows.unique().with_columns(hit=True)
+    num_true = np.bincount(true_items.join(users, on="user_id")["user"].to_numpy())
+    known = lists.join(users, on="user_id")
+    ordered = known.join(true_items, on=list(_ID_COLUMNS), how="left").with_columns(pl.col("hit").fill_null(False))
+    ordered = ordered.sort("user", "behind", "key", "hit", "item_id")
+    once = ordered.unique(["user", "item_id"], keep="first", maintain_order=True)
+
+    lengths = np.bincount(once["user"].to_numpy(), minlength=len(users))
+    starts = np.cumsum(lengths) - lengths
+    hits = once.with_row_index("row").filter("hit")
+    owners = hits["user"].to_numpy()
+    ranks = hits["row"].to_numpy().astype(np.int64) - starts[owners] + 1
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(owners, minlength=len(users)))))
+    values = accuracy_values(wanted, offsets, ranks, num_true)
+
+    counts = {
+        "users": len(users),
+        "users_without_list": int((lengths == 0).sum()),
+        "users_without_truth": lists.join(users, on="user_id", how="anti")["user_id"].n_unique(),
+        "lists_shorter_than_k": int(((lengths > 0) & (lengths < max(metric.k for metric in wanted))).sum()),
+        "duplicate_items": len(ordered) - len(once),
+        "duplicate_truth": len(true_rows) - len(true_items),
+        "nan_scores": int(known["behind"].sum()),
+    }
+    if len(lists) and not len(known):
+        warnings.warn(
+            f"None of the {counts['users_without_truth']} users with recommendations is in the truth: every "
+            f"metric is 0. The first is {lists['user_id'][0]!r}; the first in the truth is "
+            f"{users['user_id'][0]!r}.",
+            RediffuseWarning,
+            stacklevel=2,
+        )
+    return EvaluationResult(
+        users.select("user_id").with_columns(**{n: pl.Series(v) for n, v in values.items()}), counts
+    )

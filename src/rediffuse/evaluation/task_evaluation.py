@@ -1,0 +1,174 @@
+"""The protocol behind every number: whole catalogue, ties against the model, seen items kept and filtered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import sparse
+
+from rediffuse.errors import ConfigError, DataError, did_you_mean
+from rediffuse.evaluation import beyond_accuracy
+from rediffuse.evaluation.metrics import (
+    ACCURACY,
+    DEFAULT_METRICS,
+    LIST_METRICS,
+    NOT_RANKED,
+    POLICIES,
+    accuracy_values,
+    flat_name,
+    parse_metrics,
+)
+from rediffuse.evaluation.rank import Ranking, RankingTask, Score, rank_task
+
+
+@dataclass(frozen=True, eq=False)
+class TaskResult:
+    """What `evaluate_task` found.
+
+    Attributes:
+        task: name of the task, "valid" or "test".
+        metrics: policy -> metric -> mean over users. Policy "all": items of the history may be recommended;
+            "unseen": they are filtered.
+        counts: users, items and true items behind the means; explained in `docs/evaluation.md`.
+        per_user: one row per user, in the order of the task: ``user`` (number), ``history_length`` (events),
+            ``truth_items``, then for each policy ``rank`` (of the best true item; null where none can be
+            recommended) and the metrics of a user; the second policy's names end in ``/unseen``.
+        ranking: the ranks and lists behind all this.
+    """
+
+    task: str
+    metrics: dict[str, dict[str, float]]
+    counts: dict[str, int | float]
+    per_user: pl.DataFrame = field(repr=False)
+    ranking: Ranking = field(repr=False)
+
+    def value(self, name: str) -> float:
+        """The mean called ``name``, for example "ndcg@10" or "ndcg@10/unseen".
+
+        Raises:
+            ConfigError: it was not computed.
+        """
+        values = {
+            flat_name(metric, policy): value
+            for policy, means in self.metrics.items()
+            for metric, value in means.items()
+        }
+        if name not in values:
+            raise ConfigError(f"Metric {name!r} was not computed.", did_you_mean(name, values))
+        return values[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means and counts, ready for JSON."""
+        return {
+            "task": self.task,
+            "metrics": {policy: dict(means) for policy, means in self.metrics.items()},
+            "counts": dict(self.counts),
+        }
+
+
+def _best_ranks(offsets: NDArray[np.int64], ranks: NDArray[np.int64]) -> pl.Series:
+    """(users,) each user's smallest rank, null where it is `NOT_RANKED`. Every user has at least one."""
+    best = np.minimum.reduceat(ranks, offsets[:-1])
+    return pl.Series(best).set(pl.Series(best == NOT_RANKED), None)
+
+
+_OF_ALL_LISTS = {"coverage": beyond_accuracy.coverage, "gini": beyond_accuracy.gini}
+
+
+def _of_each_list(
+    kind: str, top: NDArray[np.int32], task: RankingTask, features: sparse.csr_array | None
+) -> NDArray[np.float64]:
+    """(users,) the value of a list metric, NaN where there is none."""
+    counts = np.asarray(task.popularity)
+    if kind == "diversity":
+        if features is None:
+            raise ConfigError("diversity needs features of the items.", "Pass features=..., or leave it out.")
+        return beyond_accuracy.diversity(top, features)
+    if kind == "popularity_lift":
+        return beyond_accuracy.popularity_lift(top, counts, task.histories.own())
+    return {"popularity": beyond_accuracy.popularity, "novelty": beyond_accuracy.novelty}[kind](top, counts)
+
+
+def _counts(task: RankingTask, ranking: Ranking, num_items: int) -> dict[str, int | float]:
+    history, truth = task.histories, ranking.truth
+    filtered = history if task.seen is None else task.seen
+    never_trained = int((np.asarray(task.popularity)[truth.items] == 0).sum())
+    seen = np.isin(truth.owners * num_items + truth.items, filtered.owners * num_items + filtered.items)
+    return {
+        "users": len(truth),
+        "items": num_items,
+        "truth_items": len(truth.items),
+        "cold_users": int((history.own().lengths == 0).sum()),
+        "truth_in_history": int(seen.sum()),
+        "truth_never_trained": never_trained,
+        "truth_never_trained_share": never_trained / len(truth.items),
+    }
+
+
+def evaluate_task(
+    score: Score,
+    task: RankingTask,
+    *,
+    num_items: int,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    k_list: int = 20,
+    user_block: int | None = None,
+    shared: bool = False,
+    features: sparse.csr_array | None = None,
+) -> TaskResult:
+    """Rank the whole catalogue for every user of a task; average the metrics, with and without seen items.
+
+    Args:
+        score: ``score(histories, start)`` -> (B, num_items); see `rank_task`. It answers for empty histories
+            too.
+        task: users, histories, truth and the training count of every item.
+        num_items: size of the catalogue.
+        metrics: accuracy metrics and those of lists (`rediffuse.evaluation.beyond_accuracy`).
+        k_list: length of the lists that are kept; longer where a metric of lists needs it.
+        user_block: users scored at once; None lets `rank_task` choose.
+        shared: whether the processes share the work; see `rank_task`.
+        features: (num_items, values) binary, for ``diversity@K``; see `rediffuse.data.features`.
+
+    Raises:
+        ConfigError: an unknown metric, or ``diversity`` without features.
+        DataError: no users, a user without a true item, or an item outside the catalogue.
+        TrainingError: a score is NaN.
+    """
+    wanted = parse_metrics(metrics, (*ACCURACY, *LIST_METRICS))
+    without = int((task.truth.lengths == 0).sum())
+    if without or not len(task.truth):
+        found = f"has {without} users without a true item" if without else "has no users"
+        raise DataError(f"Task {task.name!r} {found}.", "Make it with a split that leaves something to predict.")
+    accuracy = [metric for metric in wanted if metric.kind in ACCURACY]
+    listed = [metric for metric in wanted if metric.kind in LIST_METRICS]
+    depth = max([k_list, *(metric.k for metric in listed)])
+    ranking = rank_task(score, task, num_items=num_items, k=depth, user_block=user_block, shared=shared)
+
+    truth = ranking.truth
+    columns: dict[str, Any] = {
+        "user": ranking.users,
+        "history_length": task.histories.own().lengths,
+        "truth_items": truth.lengths,
+    }
+    means: dict[str, dict[str, float]] = {}
+    for policy in POLICIES:
+        columns[flat_name("rank", policy)] = _best_ranks(truth.offsets, ranking.ranks[policy])
+        values = accuracy_values(accuracy, truth.offsets, ranking.ranks[policy], truth.lengths)
+        lists = ranking.items[policy]
+        means[policy] = {}
+        for metric in wanted:
+            name = str(metric)
+            top = lists[:, : metric.k]
+            if metric.kind in _OF_ALL_LISTS:  # a property of all lists together: it has no value per user
+                means[policy][name] = _OF_ALL_LISTS[metric.kind](top, num_items)
+                continue
+            value = values[name] if name in values else _of_each_list(metric.kind, top, task, features)
+            columns[flat_name(name, policy)] = pl.Series(value).fill_nan(None)
+            known = value[~np.isnan(value)]
+            means[policy][name] = float(known.mean()) if len(known) else 0.0
+    return TaskResult(task.name, means, _counts(task, ranking, num_items), pl.DataFrame(columns), ranking)

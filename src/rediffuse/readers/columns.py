@@ -1,0 +1,406 @@
+"""Columns of a table as arrays, checked: ids to numbers, times to seconds, ratings to floats.
+
+A column may be large, so it is gone through in pieces. Every refusal names the place, the value, what was expected
+and how to mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from rediffuse.errors import DataError
+from rediffuse.readers import tables
+from rediffuse.readers.tables import Table
+
+# Numbers from 1e11 on cannot be seconds (the year 5138); each thousand more is the next finer unit.
+_UNITS = (
+    ("seconds", 1, 1e11),
+    ("milliseconds", 10**3, 1e14),
+    ("microseconds", 10**6, 1e17),
+    ("nanoseconds", 10**9, 0),
+)
+_ISO = (
+    "%Y-%m-%d",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M:%S%.f%#z",
+    "%Y-%m-%dT%H:%M:%S%.f%#z",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%dT%H:%M",
+)
+_TIME_REMEDY = (
+    "Times may be numbers since 1970 (seconds, milliseconds, ...) or ISO text such as 2024-03-01 12:30:00, "
+    "all of one form. Mend or remove the row."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table, or a piece of one: the values, and what is needed to speak of them.
+
+    Attributes:
+        start: the row (from 0) of the first value.
+    """
+
+    values: pl.Series
+    table: Table
+    role: str
+    start: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Column]:
+        """A column that is read already is its only piece."""
+        yield self
+
+    def refuse(self, row: int, problem: str, remedy: str) -> DataError:
+        """An error about value ``row`` (from 0); ``problem`` goes on after the name of the column."""
+        place = self.table.place(self.start + row)
+        return DataError(f"{place}: column {self.values.name!r} ({self.role}) {problem}.", remedy)
+
+    def refuse_first(self, bad: pl.Series, problem: str, remedy: str) -> None:
+        """Raise about the first true entry of ``bad``, if any; ``{}`` in ``problem`` is the value."""
+        row = bad.fill_null(False).arg_max() if len(bad) else None
+        if row is not None and bad[row]:
+            raise self.refuse(row, problem.format(repr(self.values[row])), remedy)
+
+    def complete(self) -> pl.Series:
+        """The values, after refusing missing ones."""
+        if self.values.null_count():
+            more = self.values.null_count() - 1
+            least = "at least " if len(self) == tables.PIECE else ""  # later pieces were not looked at
+            also = f" ({least}{more:,} more rows likewise)" if more else ""
+            self.refuse_first(
+                self.values.is_null(),
+                f"is empty{also}",
+                "Fill in the value or remove the row; every event needs one.",
+            )
+        return self.values
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One column of a table, read again each time it is gone through, a piece at a time."""
+
+    name: str
+    table: Table
+    role: str
+
+    def __len__(self) -> int:
+        return self.table.rows
+
+    def __iter__(self) -> Iterator[Column]:
+        for start, values in self.table.pieces(self.name):
+            yield Column(values, self.table, self.role, start)
+
+
+def joined(column: Column | Pieces, read: Callable[[Column], NDArray[Any]], dtype: Any = None) -> NDArray[Any]:
+    """(rows,) what ``read`` makes of each piece; integers become float64 if any piece is."""
+    whole = np.empty(len(column), dtype=dtype)
+    for number, piece in enumerate(column):
+        part = read(piece)
+        if dtype is None and part.dtype != whole.dtype:
+            # The first piece sets the type of memory that nobody has touched yet.
+            whole = np.empty(len(column), part.dtype) if not number else whole.astype(np.float64, copy=False)
+        whole[piece.start : piece.start + len(part)] = part
+    return whole
+
+
+# --- ids ---------------------------------------------------------------------------------------------------
+
+
+def number_ids(*columns: Column | Pieces) -> tuple[list[NDArray[np.int32]], pl.Series]:
+    """Number the ids of columns that share one space of ids.
+
+    Integers become Int64 ids, in numeric order. Text stays text, exactly as written, in byte order; only when
+    all the tables are text files, where nothing else tells integers, and every id is written like one ("7",
+    not "07"), the ids are integers.
+
+    Returns:
+        per column the numbers (rows,) int32; the ids, sorted: position = number.
+
+    Raises:
+        DataError: missing, blank or space-padded ids, or a column of another type.
+    """
+    found = [_distinct(column) for column in columns]
+    integers = all(values.dtype.is_integer() for values in found)
+    text = pl.concat(found if integers else [values.cast(pl.String) for values in found]).unique().sort()
+    ids = text
+    if integers:
+        number = _by_table(ids.to_numpy()) if _is_dense(ids.to_numpy()) else _by_search(ids.to_numpy())
+    else:
+        if all(column.table.is_text for column in columns):
+            numeric = as_integers(text)
+            if not numeric.null_count():
+                order = numeric.arg_sort()
+                ids, text = numeric.gather(order), text.gather(order)
+        number = _by_category(text)
+    return [joined(column, lambda piece: number(_plain_ids(piece)), np.int32) for column in columns], ids
+
+
+def plain_ids(column: Column) -> pl.Series:
+    """The ids of a column, Int64 or String.
+
+    Raises:
+        DataError: missing, blank or space-padded ids, or a column of another type.
+    """
+    values = _plain_ids(column)
+    if values.dtype == pl.String:
+        _refuse_blank(column, values, values.unique())
+    return values
+
+
+def as_integers(text: pl.Series) -> pl.Series:
+    """Int64 where the text is how an integer is written, else null: "007" and "+7" are not 7."""
+    integers = text.cast(pl.Int64, strict=False)
+    return pl.select(pl.when(integers.cast(pl.String) == text).then(integers)).to_series()
+
+
+def ids_like(column: Column, ids: pl.Series) -> pl.Series:
+    """The column in the type of ``ids``; null where it cannot be one of them.
+
+    Raises:
+        DataError: missing ids, or a column that holds no ids.
+    """
+    values = _plain_ids(column)
+    if values.dtype == ids.dtype:
+        return values
+    return as_integers(values) if ids.dtype.is_integer() else values.cast(pl.String)
+
+
+def lookup(values: pl.Series, ids: pl.Series) -> NDArray[np.int32]:
+    """(rows,) number of each value among ``ids``, -1 where it is none of them."""
+    numbers = pl.Series(np.arange(len(ids), dtype=np.int32))
+    return values.replace_strict(ids, numbers, default=-1, return_dtype=pl.Int32).fill_null(-1).to_numpy()
+
+
+def _distinct(column: Column | Pieces) -> pl.Series:
+    """Every id of a column, in no order, Int64 or String."""
+    found: list[pl.Series] = []
+    for piece in column:
+        values = _plain_ids(piece)
+        found.append(values.unique())
+        if values.dtype == pl.String:
+            _refuse_blank(piece, values, found[-1])
+        # What is known comes first. It is merged with the rest when that is as large, so that merging is linear.
+        if sum(len(ids) for ids in found[1:]) >= len(found[0]):
+            found = [pl.concat(found).unique()]
+    return pl.concat(found).unique()
+
+
+def _plain_ids(column: Column) -> pl.Series:
+    """Int64 or String, without nulls."""
+    values = column.values
+    if values.dtype.is_float() and values.is_nan().any():
+        Column(values.fill_nan(None), column.table, column.role, column.start).complete()
+    dtype = column.complete().dtype
+    if dtype == pl.String:
+        return values
+    if isinstance(dtype, (pl.Categorical, pl.Enum)):
+        return values.cast(pl.String)
+    if dtype.is_integer():
+        try:
+            return values.cast(pl.Int64)
+        except pl.exceptions.PolarsError:
+            raise DataError(
+                f"{column.table.name}: column {values.name!r} holds integers beyond 64 bits with sign.",
+                "Turn the ids into strings.",
+            ) from None
+    raise DataError(
+        f"{column.table.name}: column {values.name!r} ({column.role}) holds {dtype} values.",
+        "Ids must be integers or strings: cast the column.",
+    )
+
+
+def _refuse_blank(column: Column, values: pl.Series, unique: pl.Series) -> None:
+    padded = unique.filter(unique.str.strip_chars() != unique)
+    if len(padded) or (unique == "").any():
+        bad = values.is_in(padded) | (values == "")
+        row = int(bad.arg_max() or 0)
+        if values[row].strip():
+            raise column.refuse(row, f"is {values[row]!r}, with spaces around it", "Remove the spaces from the ids.")
+        raise column.refuse(row, f"is blank: {values[row]!r}", "Fill in the id or remove the row.")
+
+
+Numbering = Callable[[pl.Series], NDArray[Any]]
+
+
+def _is_dense(known: NDArray[np.int64]) -> bool:
+    # A table over the whole span costs less than searching, and stays small.
+    return int(known[-1]) - int(known[0]) < max(4 * len(known), 1 << 16)
+
+
+def _by_table(known: NDArray[np.int64]) -> Numbering:
+    table = np.zeros(int(known[-1] - known[0]) + 1, dtype=np.int32)
+    table[known - known[0]] = np.arange(len(known), dtype=np.int32)
+    return lambda values: table[values.to_numpy() - known[0]]
+
+
+def _by_search(known: NDArray[np.int64]) -> Numbering:
+    return lambda values: np.searchsorted(known, values.to_numpy())
+
+
+def _by_category(known: pl.Series) -> Numbering:
+    kind = pl.Enum(known)
+    return lambda values: values.cast(pl.String).cast(kind).to_physical().to_numpy()
+
+
+# --- numbers -----------------------------------------------------------------------------------------------
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def ratings(column: Column | Pieces) -> NDArray[np.float32]:
+    """(rows,) float32.
+
+    Raises:
+        DataError: missing, not a number, NaN, infinite or negative.
+    """
+    remedy = "Ratings are numbers >= 0, higher is better. Mend or remove the row, or shift the scale."
+
+    def read(piece: Column) -> NDArray[Any]:
+        numbers = _numbers(piece, "a number")
+        piece.refuse_first(numbers < 0, "is {}, which is negative", remedy)
+        piece.refuse_first(numbers > _LARGEST, "is {}, more than 32 bits hold", remedy)
+        return numbers.to_numpy()
+
+    return joined(column, read, np.float32)
+
+
+def order(column: Column | Pieces) -> NDArray[Any]:
+    """(rows,) int64 or float64 numbers that order events.
+
+    Raises:
+        DataError: missing, not a number, NaN or infinite.
+    """
+    return joined(column, lambda piece: _numbers(piece, "a number that orders the events").to_numpy())
+
+
+def _numbers(column: Column, expected: str) -> pl.Series:
+    """Int64 or Float64, finite and without nulls."""
+    values = column.complete()
+    remedy = f"Expected {expected}. Mend or remove the row."
+    if values.dtype == pl.String:
+        numbers = parse_numbers(values)
+        column.refuse_first(numbers.is_null(), "is {}", remedy)
+    elif values.dtype.is_integer():
+        numbers = values.cast(pl.Int64)
+    elif values.dtype.is_float() or values.dtype.is_decimal():
+        numbers = values.cast(pl.Float64)
+    else:
+        raise DataError(
+            f"{column.table.name}: column {values.name!r} ({column.role}) holds {values.dtype} values.",
+            f"Expected {expected}: cast the column, or name another.",
+        )
+    if numbers.dtype.is_float():
+        column.refuse_first(~numbers.is_finite(), "is {}", remedy)
+    return numbers
+
+
+def parse_numbers(text: pl.Series) -> pl.Series:
+    """Int64 if all of the text is, else Float64 with null where it is no number."""
+    integers = text.cast(pl.Int64, strict=False)
+    return text.cast(pl.Float64, strict=False) if integers.null_count() > text.null_count() else integers
+
+
+# --- times -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Times:
+    """Attributes:
+    key: (rows,) to sort by, at full precision.
+    seconds: (rows,) since the epoch; int64 where no event has a fraction of a second, else float64.
+    unit: what the column was taken for.
+    """
+
+    key: NDArray[Any]
+    seconds: NDArray[Any]
+    unit: str
+
+
+def times(column: Column | Pieces) -> Times:
+    """Numbers since 1970 of any usual unit, ISO text, dates or datetimes; the first piece tells which.
+
+    Raises:
+        DataError: missing, unparsable or mixed values.
+    """
+    first = next(iter(column))
+    dtype: Any = first.complete().dtype
+    if dtype == pl.Date:
+        days = joined(column, lambda piece: piece.complete().cast(pl.Int32).cast(pl.Int64).to_numpy())
+        return _in_seconds(days * 86_400, 1, "dates")
+    if dtype == pl.Datetime:
+        key = joined(column, lambda piece: piece.complete().to_physical().to_numpy())
+        return _in_seconds(key, {"ms": 10**3, "us": 10**6, "ns": 10**9}[dtype.time_unit], "dates and times")
+    if dtype == pl.String and 2 * parse_numbers(first.values).null_count() > len(first):
+        form = _iso_form(first)
+        return _in_seconds(joined(column, lambda piece: _parse_iso(piece, form)), 10**6, "ISO text")
+    return _from_numbers(column, joined(column, _time_numbers))
+
+
+def _time_numbers(column: Column) -> NDArray[Any]:
+    if column.values.dtype != pl.String:
+        numbers = _numbers(column, "a time")
+    else:
+        numbers = parse_numbers(column.complete())
+        column.refuse_first(numbers.is_null(), "is {}, and most other values are numbers", _TIME_REMEDY)
+    if numbers.dtype.is_float():
+        column.refuse_first(~numbers.is_finite(), "is {}", _TIME_REMEDY)
+        column.refuse_first(numbers.abs() >= 2.0**63, "is {}, more than 64 bits hold", _TIME_REMEDY)
+    return numbers.to_numpy()
+
+
+def _from_numbers(column: Column | Pieces, key: NDArray[Any]) -> Times:
+    largest = max(abs(float(key.max())), abs(float(key.min())))
+    index = next((i for i, (_, _, limit) in enumerate(_UNITS) if largest < limit), len(_UNITS) - 1)
+    unit, per_second, _ = _UNITS[index]
+    if index:
+        # What would be a day before 1973 in the finer unit, and after 1973 in a coarser one, is in the
+        # coarser one.
+        size = np.abs(key)
+        coarser = (size >= 10**8) & (size < 10**8 * per_second)
+        if coarser.any():
+            for piece in column:
+                piece.refuse_first(
+                    pl.Series(coarser[piece.start : piece.start + len(piece)]),
+                    f"is {{}}, a coarser unit than the {unit} that others are in",
+                    _TIME_REMEDY,
+                )
+    return _in_seconds(key, per_second, unit)
+
+
+def _in_seconds(key: NDArray[Any], per_second: int, unit: str) -> Times:
+    if key.dtype.kind == "i" and not (key % per_second).any():
+        seconds = key // per_second if per_second > 1 else key
+        return Times(seconds, seconds, unit)
+    seconds = key / per_second
+    return Times(key, seconds.astype(np.int64) if (seconds == np.floor(seconds)).all() else seconds, unit)
+
+
+def _iso_form(column: Column) -> str:
+    """The form that most of the first values have."""
+    sample = column.values.head(1000)
+    missed = {form: sample.str.to_datetime(form, strict=False).null_count() for form in _ISO}
+    form = min(missed, key=lambda form: missed[form])
+    if missed[form] == len(sample):
+        raise column.refuse(0, f"is {sample[0]!r}, which is not a time that can be read", _TIME_REMEDY)
+    return form
+
+
+def _parse_iso(column: Column, form: str) -> NDArray[np.int64]:
+    """(rows,) microseconds since the epoch."""
+    datetimes = column.complete().str.to_datetime(form, time_unit="us", strict=False)
+    if datetimes.null_count():
+        example = column.values.filter(datetimes.is_not_null()).head(1).to_list()
+        others = f", and others look like {example[0]!r}" if example else f", which is not of the form {form}"
+        column.refuse_first(datetimes.is_null(), f"is {{}}{others}", _TIME_REMEDY)
+    return datetimes.to_physical().to_numpy()

@@ -1,0 +1,355 @@
+"""Well-known data sets: where they come from, how they are checked, and how they become a `Dataset`.
+
+Nothing is redistributed here. A set comes from the folder that REDIFFUSE_DATA names, from its publisher, or
+(ml-100k) out of the RecBole wheel through pip. Terms of use are the publishers'; docs/data.md names them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rediffuse.data.dataset import Dataset
+from rediffuse.errors import ConfigError, DataError, did_you_mean
+from rediffuse.readers.interactions import read_interactions
+
+# Seconds without an answer after which the next source is tried.
+TIMEOUT = 10
+_MOVIELENS = "https://files.grouplens.org/datasets/movielens/"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A publisher's zip file and the number of interactions that must come out of it."""
+
+    url: str
+    sha256: str
+    build: Callable[[zipfile.ZipFile], Dataset]
+    interactions: int
+
+
+def public_dataset_names(root: str | os.PathLike[str] | None = None) -> list[str]:
+    """Names that `public_dataset` knows: sets with a public address, and those in the data folder."""
+    folder = data_root(root)
+    prepared = [] if folder is None else [path.parent.name for path in folder.glob("*/interactions.parquet")]
+    return sorted({*_archives(), *prepared})
+
+
+def public_dataset(
+    name: str, out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] | None = None
+) -> Dataset:
+    """A well-known data set.
+
+    Sources are tried in this order: the data folder, the publisher, and for ml-100k the RecBole wheel.
+
+    Args:
+        name: one of `public_dataset_names()`.
+        out: folder to save the dataset to as well.
+        root: the data folder, if it is not the one that REDIFFUSE_DATA names.
+
+    Raises:
+        ConfigError: unknown name.
+        DataError: no source could be reached, or what came is not the data set; the error lists what was
+            tried.
+    """
+    known, folder = public_dataset_names(root), data_root(root)
+    if name not in known:
+        more = "" if folder else " More sets are found in the folder that REDIFFUSE_DATA names."
+        raise ConfigError(f"There is no data set {name!r}.", did_you_mean(name, known) + more)
+    if folder is not None and (folder / name / "interactions.parquet").is_file():
+        dataset = load_prepared(folder / name)
+    else:
+        dataset = _fetch_remote(name)
+    if out is not None:
+        dataset.save(out)
+    return dataset
+
+
+def data_root(root: str | os.PathLike[str] | None = None) -> Path | None:
+    """The folder of prepared sets: ``root``, else what REDIFFUSE_DATA names; None if neither is given.
+
+    Raises:
+        DataError: the folder does not exist.
+    """
+    place = root if root is not None else os.environ.get("REDIFFUSE_DATA")
+    if not place:
+        return None
+    if not Path(place).is_dir():
+        raise DataError(f"The data folder {place} does not exist.", "Set REDIFFUSE_DATA to a folder of data sets.")
+    return Path(place)
+
+
+def load_prepared(folder: Path) -> Dataset:
+    """A set of the data folder: Parquet files under fixed names, of which only ``interactions`` must be
+    there.
+
+    Columns say what they are by name: ``timestamp``, ``position`` (order), ``rating`` or ``weight``,
+        ``title``.
+
+    Raises:
+        DataError: a file is missing or cannot be used.
+    """
+    columns = pl.scan_parquet(folder / "interactions.parquet").collect_schema().names()
+
+    def column(*candidates: str) -> str | None:
+        return next((name for name in candidates if name in columns), None)
+
+    def table(name: str) -> Path | None:
+        path = folder / f"{name}.parquet"
+        return path if path.is_file() else None
+
+    return read_interactions(
+        folder / "interactions.parquet",
+        time=column("timestamp"),
+        order=column("position"),
+        rating=column("rating", "weight"),
+        items=table("items"),
+        users=table("users"),
+        social=table("social"),
+        kg=_named_triples(folder),
+        item_entity=table("item_entity"),
+        splits=table("splits"),
+    )
+
+
+def _named_triples(folder: Path) -> Any:
+    """The triples; where relations are numbers and a table names them, with the names."""
+    if not (folder / "kg.parquet").is_file():
+        return None
+    if not (folder / "relations.parquet").is_file():
+        return folder / "kg.parquet"
+    relations = pl.read_parquet(folder / "relations.parquet")
+    names = pl.col("relation").replace_strict(relations["relation_id"], relations["name"])
+    return pl.read_parquet(folder / "kg.parquet").with_columns(names)
+
+
+# --- publishers --------------------------------------------------------------------------------------------
+
+
+def _archives() -> dict[str, Archive]:
+    # The sha256 values are those that several independent projects pin for these addresses.
+    return {
+        "ml-100k": Archive(
+            _MOVIELENS + "ml-100k.zip",
+            "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+            _build_ml_100k,
+            100_000,
+        ),
+        "ml-1m": Archive(
+            _MOVIELENS + "ml-1m.zip",
+            "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+            _build_ml_1m,
+            1_000_209,
+        ),
+        "lastfm-hetrec": Archive(
+            "https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip",
+            "6738f48195667ff03caaab4d32ca9a3133d8cc026b7c3cdaf6ce1010e913c59c",
+            _build_lastfm,
+            92_834,
+        ),
+    }
+
+
+def _fetch_remote(name: str) -> Dataset:
+    archive = _archives()[name]
+    sources: list[tuple[str, Callable[[], Dataset]]] = [(archive.url, lambda: _from_archive(archive))]
+    if name == "ml-100k":
+        sources.append((f"pip download {_WHEEL}", _from_recbole_wheel))
+    tried = []
+    for label, source in sources:
+        try:
+            dataset = source()
+        except _UnreachableError as error:
+            tried.append(f"{label}: {error}")
+            continue
+        dataset.report["source"] = label
+        return dataset
+    raise DataError(
+        f"The data set {name!r} could not be fetched. Tried: " + "; ".join(tried) + ".",
+        "Check the network or proxy, or set REDIFFUSE_DATA to a folder that holds the set.",
+    )
+
+
+class _UnreachableError(Exception):
+    """A source gave no answer; the next one may."""
+
+
+def _from_archive(archive: Archive) -> Dataset:
+    content = _download(archive.url)
+    _check(archive.url, content, archive.sha256)
+    with zipfile.ZipFile(io.BytesIO(content)) as unpacked:
+        dataset = archive.build(unpacked)
+    if dataset.num_events != archive.interactions:
+        raise DataError(
+            f"{archive.url} gave {dataset.num_events:,} interactions, not {archive.interactions:,}.",
+            "Report this: the reader and the file do not fit.",
+        )
+    return dataset
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            return response.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise _UnreachableError(getattr(error, "reason", None) or error) from None
+
+
+def _check(what: str, content: bytes, sha256: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise DataError(
+            f"{what} is not the file it should be: its sha256 is {found}, expected {sha256}.",
+            "Try again; if it stays so, the file was changed at its source or on the way: do not use it.",
+        )
+
+
+def _build_ml_100k(archive: zipfile.ZipFile) -> Dataset:
+    ratings = ["user_id", "item_id", "rating", "timestamp"]
+    films = _table(archive, "u.item", "|", ["item_id", "title", "release_date", "_", "imdb_url", *_GENRES])
+    genres = pl.concat_str(
+        [pl.when(pl.col(g) == "1").then(pl.lit(g)) for g in _GENRES], separator="|", ignore_nulls=True
+    )
+    films = films.select("item_id", "title", "release_date", "imdb_url", genres.alias("genres"))
+    folds = []
+    for scheme in ("u1", "u2", "u3", "u4", "u5", "ua", "ub"):
+        for file, part in (("base", "train"), ("test", "test")):
+            rows = _table(archive, f"{scheme}.{file}", "\t", ratings).select("user_id", "item_id")
+            folds.append(rows.with_columns(split=pl.lit(part), scheme=pl.lit(scheme)))
+    return read_interactions(
+        _by_time(_table(archive, "u.data", "\t", ratings)),
+        time="timestamp",
+        rating="rating",
+        items=films,
+        users=_table(archive, "u.user", "|", ["user_id", "age", "gender", "occupation", "zip_code"]),
+        splits=pl.concat(folds),
+    )
+
+
+def _build_ml_1m(archive: zipfile.ZipFile) -> Dataset:
+    ratings = _table(archive, "ratings.dat", "::", ["user_id", "item_id", "rating", "timestamp"])
+    return read_interactions(
+        _by_time(ratings),
+        time="timestamp",
+        rating="rating",
+        items=_table(archive, "movies.dat", "::", ["item_id", "title", "genres"]),
+        users=_table(archive, "users.dat", "::", ["user_id", "gender", "age", "occupation", "zip"]),
+    )
+
+
+def _build_lastfm(archive: zipfile.ZipFile) -> Dataset:
+    artists = _table(archive, "artists.dat", "\t", ["item_id", "title", "url", "_"], "utf-8", header=True)
+    links = _table(archive, "user_friends.dat", "\t", ["source", "target"], "utf-8", header=True)
+    return read_interactions(
+        _table(archive, "user_artists.dat", "\t", ["user_id", "item_id", "weight"], "utf-8", header=True),
+        rating="weight",
+        items=artists.select("item_id", "title", "url"),
+        social=links,
+    )
+
+
+_GENRES = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary"]
+_GENRES += ["Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller"]
+_GENRES += ["War", "Western"]
+
+
+def _table(
+    archive: zipfile.ZipFile,
+    name: str,
+    separator: str,
+    columns: list[str],
+    encoding: str = "latin-1",
+    header: bool = False,
+) -> pl.DataFrame:
+    """A member of an archive with these columns; ids become integers, all else stays text."""
+    member = next((path for path in archive.namelist() if path.rsplit("/", 1)[-1] == name), None)
+    if member is None:
+        raise DataError(f"The archive holds no {name}.", "Its layout has changed; report this.")
+    text = archive.read(member).decode(encoding).replace(separator, "\x1f").encode()
+    frame = pl.read_csv(
+        text, separator="\x1f", quote_char=None, has_header=header, new_columns=columns, infer_schema=False
+    )
+    return frame.with_columns(pl.col("^(user_id|item_id|source|target)$").cast(pl.Int64))
+
+
+def _by_time(ratings: pl.DataFrame) -> pl.DataFrame:
+    # The publisher's file is in no order. Ties are put in order of item id, so that every source gives the
+    # same histories, and the same as the prepared set.
+    numbers = ratings.with_columns(pl.col("rating").cast(pl.Float32), pl.col("timestamp").cast(pl.Int64))
+    return numbers.sort("user_id", "timestamp", "item_id")
+
+
+# --- RecBole's wheel ---------------------------------------------------------------------------------------
+
+_WHEEL = "recbole==1.2.1"
+_MEMBERS = {
+    "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+    "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+    "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
+}
+
+
+def _from_recbole_wheel() -> Dataset:
+    """ml-100k as RecBole ships it, without its knowledge graph, whose links point to the wrong films.
+
+    (The links are MovieLens-1M film numbers; see RUCAIBox/RecSysDatasets issue 130.)
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        _pip_download(Path(temporary))
+        wheel = next(Path(temporary).glob("*.whl"), None)
+        if wheel is None:
+            raise _UnreachableError("pip brought no wheel")
+        with zipfile.ZipFile(wheel) as archive:
+            content = {name: archive.read(f"recbole/dataset_example/ml-100k/{name}") for name in _MEMBERS}
+    for name, sha256 in _MEMBERS.items():
+        _check(f"{name} in the wheel of {_WHEEL}", content[name], sha256)
+
+    def frame(name: str) -> pl.DataFrame:
+        raw = pl.read_csv(content[name], separator="\t", quote_char=None, infer_schema=False)
+        raw = raw.rename({column: column.partition(":")[0] for column in raw.columns})
+        return raw.with_columns(pl.col("^(user_id|item_id)$").cast(pl.Int64))
+
+    films = frame("ml-100k.item")
+    known = pl.col("movie_title") != "unkonwn"  # sic
+    title = pl.when(known).then(pl.format("{} ({})", "movie_title", "release_year")).otherwise(pl.lit("unknown"))
+    return read_interactions(
+        _by_time(frame("ml-100k.inter")),
+        time="timestamp",
+        rating="rating",
+        items=films.select("item_id", title.alias("title"), pl.col("class").str.replace_all(" ", "|").alias("genres")),
+        users=frame("ml-100k.user"),
+    )
+
+
+def _pip_download(folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += [
+        "--disable-pip-version-check",
+        "--retries",
+        "1",
+        "--timeout",
+        str(TIMEOUT),
+        "-d",
+        str(folder),
+        _WHEEL,
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20 * TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _UnreachableError(str(error)) from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        raise _UnreachableError(lines[-1] if lines else f"pip ended with {done.returncode}")

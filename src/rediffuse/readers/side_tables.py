@@ -1,0 +1,301 @@
+"""What goes with the interactions: descriptions of items and users, both graphs, and given splits.
+
+Real data are messy here: what cannot be used is dropped, counted in the report and said in a sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
+from rediffuse.data.split import TEST, TRAIN, UNUSED, VALID
+from rediffuse.errors import DataError
+from rediffuse.readers.columns import Column, Pieces, ids_like, joined, lookup, number_ids, parse_numbers
+from rediffuse.readers.tables import Table
+
+_PARTS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "dev": VALID, "test": TEST}
+# The first name is ours, the second RecBole's.
+_ALIASES = {
+    "source": ("source", "source_id"),
+    "target": ("target", "target_id"),
+    "head": ("head", "head_id"),
+    "relation": ("relation", "relation_id"),
+    "tail": ("tail", "tail_id"),
+    "entity": ("entity_id", "entity"),
+}
+
+Report = dict[str, Any]
+
+
+def describe(table: Table, column: str, name: str, ids: pl.Series, report: Report, notes: list[str]) -> pl.DataFrame:
+    """A table with row i about id i: rows of unknown ids dropped, ids without a row filled with nulls.
+
+    Args:
+        column: the id column, as in the interactions; ``name`` (item_id or user_id) is tried as well.
+    """
+    kind = name.removesuffix("_id")
+    column = _find(table, (column, name), kind)
+    frame = table.collect(table.columns)
+    numbers = lookup(ids_like(Column(frame[column], table, kind), ids), ids)
+    known = numbers >= 0
+    first = np.unique(numbers[known], return_index=True)[1]
+    rows = np.flatnonzero(known)[first]
+    _count(
+        report,
+        notes,
+        f"{kind}s_table_unknown",
+        int((~known).sum()),
+        f"rows of the {kind} table are about {kind}s without events and were dropped",
+    )
+    _count(
+        report,
+        notes,
+        f"{kind}s_table_repeated",
+        int(known.sum()) - len(rows),
+        f"rows of the {kind} table repeat "
+        f"{'an' if kind == 'item' else 'a'} {kind} and were dropped; the first was kept",
+    )
+    _count(
+        report,
+        notes,
+        f"{kind}s_undescribed",
+        len(ids) - len(rows),
+        f"{kind}s have no row in the {kind} table; their fields are empty",
+    )
+    place = np.full(len(ids), -1, dtype=np.int64)
+    place[numbers[rows]] = rows
+    index = pl.select(pl.when(pl.lit(pl.Series(place)) >= 0).then(pl.lit(pl.Series(place)))).to_series()
+    others = [_typed(frame[c], table.types.get(c)) for c in frame.columns if c not in (column, name)]
+    return pl.DataFrame([ids.rename(name), *(series.gather(index) for series in others)])
+
+
+def _typed(series: pl.Series, kind: str | None) -> pl.Series:
+    """Columns of atomic files that are said to be numbers become numbers; other text stays text ("007")."""
+    return parse_numbers(series).cast(pl.Float64) if kind == "float" and series.dtype == pl.String else series
+
+
+def with_title(table: Table, frame: pl.DataFrame, title: str) -> pl.DataFrame:
+    """``frame`` with its title column as String, without spaces around it."""
+    table.need(title, "title")
+    try:
+        return frame.with_columns(pl.col(title).cast(pl.String).str.strip_chars())
+    except pl.exceptions.PolarsError:
+        raise DataError(
+            f"{table.name}: column {title!r} (title) holds values of type {frame[title].dtype}.",
+            "A title is text: cast the column, or name another.",
+        ) from None
+
+
+def read_social(table: Table, user_ids: pl.Series, report: Report, notes: list[str]) -> tuple[SocialGraph, pl.Series]:
+    """Links as given, in their direction, and the user ids with those appended who only have links."""
+    names = [_find(table, _ALIASES[end], end) for end in ("source", "target")]
+    frame = table.collect(names)
+    ends = [Column(frame[name], table, role) for name, role in zip(names, ("source", "target"), strict=True)]
+    ids = [ids_like(end, user_ids) for end in ends]
+    for end, values in zip(ends, ids, strict=True):
+        end.refuse_first(
+            values.is_null(),
+            "is {}, and the users of the interactions are integers",
+            "Use the same ids in both tables.",
+        )
+    linked = pl.concat([values.rename("id") for values in ids]).unique()
+    new = linked.filter(lookup(linked, user_ids) < 0).sort()
+    all_ids = pl.concat([user_ids.rename("id"), new])
+    source, target = (lookup(values, all_ids) for values in ids)
+    keep = source != target
+    _count(
+        report,
+        notes,
+        "social_self_links",
+        int((~keep).sum()),
+        "social links from a user to the same were dropped",
+    )
+    keep, repeated = _first_of(keep, source, target)
+    _count(report, notes, "social_repeated", repeated, "repeated social links were dropped")
+    _count(
+        report,
+        notes,
+        "users_without_events",
+        len(new),
+        "users have social links but no events; they come after the others",
+    )
+    report["social_links"] = int(keep.sum())
+    return SocialGraph(source[keep], target[keep]), all_ids
+
+
+def read_knowledge(
+    table: Table, links: Table, item: str, item_ids: pl.Series, report: Report, notes: list[str]
+) -> KnowledgeGraph:
+    """Triples and the links of items to entities; entities are those of triples and of kept links."""
+    names = [_find(table, _ALIASES[part], part) for part in ("head", "relation", "tail")]
+    frame = table.collect(names)
+    heads, relation_column, tails = (
+        Column(frame[name], table, role) for name, role in zip(names, ("head", "relation", "tail"), strict=True)
+    )
+    item = _find(links, (item, "item_id"), "item")
+    entity = _find(links, _ALIASES["entity"], "entity")
+    pairs = links.collect([item, entity])
+    items = lookup(ids_like(Column(pairs[item], links, "item"), item_ids), item_ids)
+    known = items >= 0
+    _count(
+        report,
+        notes,
+        "item_entity_unknown",
+        int((~known).sum()),
+        "links to entities are about items without events and were dropped",
+    )
+    (head, tail, linked), entity_ids = number_ids(heads, tails, Column(pairs[entity], links, "entity"))
+    (relation,), relation_ids = number_ids(relation_column)
+    keep = head != tail
+    _count(report, notes, "kg_self_links", int((~keep).sum()), "triples from an entity to the same were dropped")
+    keep, repeated = _first_of(keep, head, relation, tail)
+    _count(report, notes, "kg_repeated", repeated, "repeated triples were dropped")
+    known, repeated = _first_of(known, items, linked)
+    _count(report, notes, "item_entity_repeated", repeated, "repeated links of an item to an entity were dropped")
+    report.update(
+        kg_triples=int(keep.sum()),
+        kg_linked_items=len(np.unique(items[known])),
+        kg_unlinked_entities=len(entity_ids) - len(np.unique(linked[known])),
+    )
+    return KnowledgeGraph(
+        head[keep],
+        relation[keep],
+        tail[keep],
+        entity_ids.rename("entity_id"),
+        relation_ids.rename("relation_id"),
+        np.stack([items[known], linked[known]], axis=1),
+    )
+
+
+def match_splits(
+    table: Table,
+    user: str,
+    item: str,
+    ordering: list[str],
+    users: NDArray[np.int32],
+    items: NDArray[np.int32],
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+    report: Report,
+    notes: list[str],
+) -> dict[str, NDArray[np.int8]]:
+    """The part of every event by scheme.
+
+    The n-th row of a user and item in the splits table speaks of their n-th event, both in the order of the
+    first column of ``ordering`` that the splits table has, else in the order of rows.
+
+    Args:
+        users, items: (events,) in order of user and time.
+
+    Raises:
+        DataError: a part is not train, valid or test, or no row matches an event.
+    """
+    user, item = _find(table, (user, "user_id"), "user"), _find(table, (item, "item_id"), "item")
+    part_name, scheme_name = table.need("split", "part"), "scheme" if "scheme" in table.columns else None
+    order = next((name for name in ordering if name in table.columns), None)
+    table = table.in_pieces(c for c in (user, item, part_name, scheme_name, order) if c is not None)
+
+    def parts_of(piece: Column) -> NDArray[np.int8]:
+        names = piece.complete().cast(pl.String).str.to_lowercase()
+        piece.refuse_first(~names.is_in(list(_PARTS)), "is {}", "Parts are train, valid and test.")
+        return names.replace_strict(_PARTS, return_dtype=pl.Int8).to_numpy()
+
+    part = joined(Pieces(part_name, table, "part"), parts_of, np.int8)
+    of_user, of_item = (
+        joined(Pieces(name, table, role), lambda piece, ids=ids: lookup(ids_like(piece, ids), ids), np.int32)
+        for name, role, ids in ((user, "user", user_ids), (item, "item", item_ids))
+    )
+    rank = np.zeros(table.rows, np.int8) if order is None else _rank(table.collect([order])[order])
+    schemes = {"given": 0} if scheme_name is None else {}
+
+    def schemes_of(piece: Column) -> NDArray[np.int32]:
+        names = piece.complete().cast(pl.String)
+        for name in names.unique(maintain_order=True):
+            schemes.setdefault(name, len(schemes))
+        return names.replace_strict(schemes, return_dtype=pl.Int32).to_numpy()
+
+    of_scheme = np.zeros(table.rows, np.int32)
+    if scheme_name is not None:
+        of_scheme = joined(Pieces(scheme_name, table, "scheme"), schemes_of, np.int32)
+
+    key = users.astype(np.int64) * len(item_ids) + items
+    nth_event = _occurrence(key)
+    most = int(nth_event.max()) + 1
+    event = key * most + nth_event
+    sorter = np.argsort(event)
+    event = event[sorter]
+    given: dict[str, NDArray[np.int8]] = {}
+    for scheme, number in schemes.items():
+        rows = np.flatnonzero((of_scheme == number) & (of_user >= 0) & (of_item >= 0))
+        rows = rows[np.argsort(rank[rows], kind="stable")]
+        wanted = of_user[rows].astype(np.int64) * len(item_ids) + of_item[rows]
+        nth = _occurrence(wanted)
+        rows, wanted = rows[nth < most], (wanted * most + nth)[nth < most]
+        at = np.searchsorted(event, wanted)
+        hit = at < len(event)
+        hit[hit] = event[at[hit]] == wanted[hit]
+        if not hit.any():
+            raise DataError(
+                f"{table.name}: no row of the split {scheme!r} matches an interaction.",
+                "Use the same user and item ids in both tables.",
+            )
+        parts = np.full(len(key), UNUSED, dtype=np.int8)
+        parts[sorter[at[hit]]] = part[rows[hit]]
+        given[scheme] = parts
+        total = int((of_scheme == number).sum())
+        _count(
+            report,
+            notes,
+            f"split_{scheme}_unmatched",
+            total - int(hit.sum()),
+            f"rows of the split {scheme!r} match no interaction and were dropped",
+        )
+        _count(
+            report,
+            notes,
+            f"split_{scheme}_unused",
+            int((parts == UNUSED).sum()),
+            f"interactions are in no part of the split {scheme!r}",
+        )
+    return given
+
+
+def _rank(values: pl.Series) -> NDArray[Any]:
+    """(rows,) the place of each value among all: numbers in text count as numbers, ISO times sort as text."""
+    numbers = parse_numbers(values) if values.dtype == pl.String else values
+    return (values if numbers.null_count() else numbers).rank("dense").fill_null(0).to_numpy()
+
+
+def _occurrence(key: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) how many equal entries come before each."""
+    order = np.argsort(key, kind="stable")
+    new = np.ones(len(key), dtype=bool)
+    new[1:] = key[order][1:] != key[order][:-1]
+    index = np.arange(len(key))
+    count = np.empty(len(key), dtype=np.int64)
+    count[order] = index - np.maximum.accumulate(np.where(new, index, 0))
+    return count
+
+
+def _first_of(keep: NDArray[np.bool_], *columns: NDArray[np.int32]) -> tuple[NDArray[np.bool_], int]:
+    """``keep`` less rows that repeat an earlier kept one, and how many those were."""
+    rows = np.flatnonzero(keep)
+    frame = pl.DataFrame({str(i): column[rows] for i, column in enumerate(columns)})
+    first = np.zeros(len(keep), dtype=bool)
+    first[rows[frame.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()]] = True
+    return first, int(keep.sum() - first.sum())
+
+
+def _find(table: Table, names: tuple[str, ...], role: str) -> str:
+    found = next((name for name in names if name in table.columns), None)
+    return table.need(names[0], role) if found is None else found
+
+
+def _count(report: Report, notes: list[str], key: str, count: int, sentence: str) -> None:
+    report[key] = count
+    if count:
+        notes.append(f"{count:,} {sentence}.")

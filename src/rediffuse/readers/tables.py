@@ -1,0 +1,382 @@
+"""Tables at the door: paths and dataframes of every kind become one `Table` over a lazy polars frame."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import narwhals as nw
+import polars as pl
+
+from rediffuse.errors import DataError, did_you_mean
+from rediffuse.readers.text_files import TextFile, diagnose, first_line, inspect, is_number, listed, magic, scan
+
+# Rows of a column that are read at once: the memory of reading does not grow with the table. Numbering strings builds a
+# table of all ids per piece, so pieces are not small.
+PIECE = 1 << 24
+
+
+# Size in bytes and time of change in ns of a file; None: it is gone.
+Stamp = tuple[int, int] | None
+
+_AGAIN = "The file may be cut short: fetch it again."
+
+# What polars raises for damaged files. Its panics are no Exception.
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table somebody brought.
+
+    Attributes:
+        name: how to speak of it: a path, or "the interactions dataframe".
+        frame: lazy; text files are all String, with empty fields and missing ones null, and without blank
+            lines.
+        columns: names, in order.
+        types: RecBole type by column, for atomic files.
+        files: Parquet files or text files behind it, in the order of rows; empty for dataframes.
+        stamps: size and time of each file when the table was opened, None for one that was gone.
+    """
+
+    name: str
+    frame: pl.LazyFrame
+    columns: list[str]
+    types: dict[str, str]
+    files: Sequence[Path | TextFile] = ()
+    stamps: Sequence[Stamp] = ()
+
+    @property
+    def is_text(self) -> bool:
+        return bool(self.files) and isinstance(self.files[0], TextFile)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [file.path if isinstance(file, TextFile) else file for file in self.files]
+
+    def refuse_changed(self) -> None:
+        """Raise if a file is not what it was when the table was opened: what was read of it may not fit together.
+
+        Raises:
+            DataError: it names the file.
+        """
+        for path, stamp in zip(self.paths, self.stamps, strict=True):
+            if _stamp(path) != stamp:
+                raise DataError(
+                    f"{path} was changed while it was read.", "Leave it alone until all is read, and start again."
+                )
+
+    def need(self, column: str, role: str) -> str:
+        """``column``, if the table has it.
+
+        Raises:
+            DataError: it does not; the error lists the columns.
+        """
+        if column in self.columns:
+            return column
+        problem = f"{self.name} has no column {column!r} ({role}); its columns are {listed(self.columns)}."
+        if self.is_text and self.columns and all(is_number(name) for name in self.columns):
+            raise DataError(problem, "The first line looks like data: add a header line with column names.")
+        raise DataError(problem, f"Name the column of the {role}. {did_you_mean(column, self.columns)}")
+
+    def collect(self, columns: Iterable[str]) -> pl.DataFrame:
+        """Read some columns.
+
+        Raises:
+            DataError: the files cannot be parsed, or hold no rows.
+        """
+        frame = self.read(self._of(columns))
+        if not len(frame):
+            raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
+        return frame
+
+    def in_pieces(self, columns: Iterable[str]) -> Table:
+        """The table with some columns, ready for `pieces`: text is parsed now, as a whole, and Parquet is left where
+        it is.
+
+        Raises:
+            DataError: as `collect`.
+        """
+        if self.files and not self.is_text:
+            return replace(self, frame=self._of(columns))
+        frame = self.collect(columns)
+        return replace(self, frame=frame.lazy(), columns=frame.columns)
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows, of a table that is `in_pieces`.
+
+        Raises:
+            DataError: there are none, or the files cannot be read.
+        """
+        rows = self.read(self.frame.select(pl.len())).item()
+        if not rows:
+            raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
+        return rows
+
+    def pieces(self, column: str) -> Iterator[tuple[int, pl.Series]]:
+        """A column of a table that is `in_pieces`, PIECE rows at a time, and the row (from 0) where each piece begins.
+
+        Raises:
+            DataError: the files cannot be read.
+        """
+        for start in range(0, self.rows, PIECE):
+            yield start, self.read(self.frame.select(column).slice(start, PIECE))[column]
+
+    def _of(self, columns: Iterable[str]) -> pl.LazyFrame:
+        """Some columns. Parquet files need agree in these alone, and not in how wide their integers are.
+
+        Raises:
+            DataError: they do not agree, or cannot be read.
+        """
+        columns = list(dict.fromkeys(columns))
+        files = [file for file in self.files if isinstance(file, Path)]
+        if len(files) < 2:
+            return self.frame.select(columns)
+        schemas = [self._schema(file) for file in files]
+        kinds = dict(schemas[0])
+        for column in [name for name in columns if name in kinds]:  # others come from the names of folders
+            for file, schema in zip(files, schemas, strict=True):
+                if column not in schema:
+                    problem = f"{file} has no column {column!r}, which {files[0]} has."
+                    raise DataError(problem, "Files that are read as one table need the same columns.")
+                common = _common(kinds[column], schema[column])
+                if common is None:
+                    holds = f"holds {schema[column]} values, and {kinds[column]} in {files[0]}"
+                    raise DataError(f"{file}: column {column!r} {holds}.", "Write it as one type into all files.")
+                kinds[column] = common
+        # Polars reads files of one schema at once.
+        runs = [list(run) for _, run in groupby(zip(files, schemas, strict=True), key=lambda pair: pair[1])]
+        if len(runs) == 1:
+            return self.frame.select(columns)
+        casts = [pl.col(name).cast(kinds[name]) if name in kinds else pl.col(name) for name in columns]
+        return pl.concat([_scan([file for file, _ in run]).select(casts) for run in runs])
+
+    def _schema(self, file: Path) -> dict[str, pl.DataType]:
+        try:
+            return dict(pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema())
+        except UNREADABLE as error:
+            self.refuse_changed()
+            raise DataError(f"{file} cannot be read as Parquet: {first_line(error)}", _AGAIN) from None
+
+    def read(self, frame: pl.LazyFrame) -> pl.DataFrame:
+        """Collect what was made of the table's frame.
+
+        Raises:
+            DataError: the files cannot be read, or have changed.
+        """
+        try:
+            found = frame.collect()
+        except UNREADABLE as error:
+            self.refuse_changed()
+            for file in self.files:
+                if isinstance(file, TextFile):
+                    diagnose(file)
+            raise DataError(
+                f"{self.name} cannot be read: {first_line(error)}",
+                "Check that the file is complete and of the kind its name says.",
+            ) from None
+        self.refuse_changed()
+        return found
+
+    def place(self, row: int) -> str:
+        """Where row ``row`` (from 0) is, as a person finds it: file and line, or file and row (from 1)."""
+        for file in self.files:
+            if isinstance(file, TextFile):
+                rows = 0
+                for number, (line, _) in enumerate(file.records()):
+                    rows = number
+                    if number == row + 1:
+                        return f"{file.path}, line {line}"
+            else:
+                rows = pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
+                if row < rows:
+                    return f"{file}, row {row + 1}"
+            row -= rows
+        return f"{self.name}, row {row + 1}"
+
+
+def read_table(
+    source: Any,
+    what: str,
+    *,
+    wanted: Sequence[str] = (),
+    separator: str | None = None,
+    encoding: str | None = None,
+    insist: bool = True,
+) -> Table:
+    """Open a table without reading it through.
+
+    Args:
+        source: path, folder, glob, list of paths, or dataframe.
+        what: the role of the table, for messages: "interactions", "items", ...
+        wanted: columns that should be there; they decide between separators.
+        separator, encoding: of text files; None: found, and UTF-8.
+        insist: refuse a text file that ``separator`` does not cut, rather than look for another.
+
+    Raises:
+        DataError: nothing there, not a table, or a text file without usable header.
+    """
+    if isinstance(source, (str, PathLike)):
+        return _from_files(_expand(Path(source), what), str(source), wanted, separator, encoding, insist)
+    if isinstance(source, (list, tuple)) and source and all(isinstance(s, (str, PathLike)) for s in source):
+        paths = [path for one in source for path in _expand(Path(one), what)]
+        name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        return _from_files(paths, name, wanted, separator, encoding, insist)
+    return _from_frame(source, what)
+
+
+def _from_frame(source: Any, what: str) -> Table:
+    name = f"the {what} dataframe"
+    try:
+        native = nw.from_native(source)
+    except TypeError:
+        raise DataError(
+            f"The {what} table is a {type(source).__name__}.",
+            "Pass a path or a dataframe (polars, pandas, pyarrow or another one that narwhals knows).",
+        ) from None
+    try:
+        if isinstance(source, pl.LazyFrame):
+            frame = source.collect()  # once: a plan need not give the same order of rows when it runs again
+        elif isinstance(native, nw.LazyFrame):
+            frame = native.collect("polars").to_native()
+        else:
+            frame = native.to_polars()
+    except ImportError as error:
+        raise DataError(f"{name} cannot be converted: {first_line(error)}", "Run: pip install pyarrow") from None
+    except Exception as error:  # whatever the other library raises, the cause is the content of the frame
+        raise DataError(
+            f"{name} cannot be converted: {first_line(error)}",
+            "Give each column one type, for example ids all strings: df['user_id'].astype(str).",
+        ) from None
+    return Table(name, frame.lazy(), frame.columns, {})
+
+
+def _from_files(
+    paths: list[Path],
+    name: str,
+    wanted: Sequence[str],
+    separator: str | None,
+    encoding: str | None,
+    insist: bool,
+) -> Table:
+    stamps = [_stamp(path) for path in paths]
+    kinds = {_kind(path) for path in paths}
+    if len(kinds) > 1:
+        raise DataError(f"{name} mixes Parquet and text files.", "Name files of one kind.")
+    if kinds == {"parquet"}:
+        _refuse_other_folders(paths)
+        frame = _scan(paths)
+        try:
+            return Table(name, frame, frame.collect_schema().names(), {}, paths, stamps)
+        except UNREADABLE as error:
+            raise DataError(f"{name} cannot be read as Parquet: {first_line(error)}", _AGAIN) from None
+    files = [inspect(path, wanted, separator, encoding, insist) for path in paths]
+    first = files[0]
+    for file in files[1:]:
+        if file.header != first.header:
+            raise DataError(
+                f"{file.path} has columns {listed(file.header)}; {first.path} has {listed(first.header)}.",
+                "Files that are read as one table need the same columns.",
+            )
+    frame = pl.concat([scan(file) for file in files])
+    typed = first.typed
+    columns = [column.partition(":")[0] if typed else column for column in first.header]
+    types = {c: h.partition(":")[2] for c, h in zip(columns, first.header, strict=True)} if typed else {}
+    return Table(name, frame.filter(pl.any_horizontal(pl.all().is_not_null())), columns, types, files, stamps)
+
+
+def _scan(paths: list[Path]) -> pl.LazyFrame:
+    # Folders called date=2024-03-01 stand for a column; a list of paths is otherwise read without.
+    return pl.scan_parquet(paths, glob=False, hive_partitioning=any("=" in path.parent.name for path in paths))
+
+
+def _refuse_other_folders(paths: list[Path]) -> None:
+    """Raise if files lie in folders called column=value, and not all of them for the same columns."""
+    columns = [[part.partition("=")[0] for part in path.parent.parts if "=" in part] for path in paths]
+    if not any("=" in path.parent.name for path in paths):
+        return
+    for path, found in zip(paths, columns, strict=True):
+        if found != columns[0]:
+            folders, others = (
+                f"in folders for {listed(names)}" if names else "in no such folder" for names in (found, columns[0])
+            )
+            raise DataError(
+                f"Folders called column=value stand for columns: {path} lies {folders}, and {paths[0]} {others}.",
+                "Put all files into folders for the same columns, or name those that are to be read.",
+            )
+
+
+def _common(kind: pl.DataType, other: pl.DataType) -> pl.DataType | None:
+    """A type for the values of both, None if there is none."""
+    if kind == other or other == pl.Null:
+        return kind
+    if kind == pl.Null:
+        return other
+    return pl.Int64() if kind.is_integer() and other.is_integer() else None
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_size, about.st_mtime_ns
+
+
+def _kind(path: Path) -> str:
+    start = magic(path)
+    if start[:2] == b"PK":
+        raise DataError(f"{path} is a zip archive or a spreadsheet.", "Unpack it, or export it as CSV or Parquet.")
+    return "parquet" if start == b"PAR1" or path.suffix in (".parquet", ".pq") else "text"
+
+
+def _expand(path: Path, what: str) -> list[Path]:
+    try:
+        folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise DataError(
+            f"{path} cannot be looked at: {error.strerror}.", f"Check the path of the {what} table."
+        ) from None
+    if folder:
+        if (path / "manifest.json").is_file():
+            raise DataError(f"{path} is a dataset already.", "Read it with rediffuse.load_dataset.")
+        files = _below(path, "parquet") or _below(path, "csv", "tsv", "txt", "csv.gz", "tsv.gz")
+        if not files:
+            raise DataError(
+                f"The folder {path} holds no Parquet, CSV or TSV files.",
+                f"Name the {what} file itself. What has a name that begins with _ or . is left out.",
+            )
+        return files
+    if path.is_file():
+        return [path]
+    if any(sign in str(path) for sign in "*?["):
+        found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (absolute)
+        files = [file for file in found if not _is_aside(part for part in file.parts if part not in path.parts)]
+        if files:
+            # A pattern such as ** finds a folder and what is in it.
+            return list(dict.fromkeys(file for one in files for file in _expand(one, what)))
+        raise DataError(f"No file matches {path}.", "Check the pattern and the folder.")
+    remedy = f"Check the path of the {what} table."
+    if path.parent.is_dir():
+        near = [file.name for file in path.parent.iterdir() if file.is_file()]
+        if near:
+            remedy += " In that folder: " + did_you_mean(path.name, near[:20])
+    raise DataError(f"{path} does not exist.", remedy)
+
+
+def _below(folder: Path, *endings: str) -> list[Path]:
+    """Files in a folder and the folders in it, sorted."""
+    found = (file for ending in endings for file in folder.rglob(f"*.{ending}") if file.is_file())
+    return sorted(file for file in found if not _is_aside(file.relative_to(folder).parts))
+
+
+def _is_aside(parts: Iterable[str]) -> bool:
+    """Whether a path holds what is no data of a table: what programs keep beside it, or were writing when they died."""
+    return any(part.startswith(("_", ".")) for part in parts)

@@ -1,0 +1,263 @@
+"""A run on disk: everything needed to answer, and to believe, without the data it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from rediffuse.data.histories import Histories
+from rediffuse.errors import RunError
+from rediffuse.files import atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
+from rediffuse.models import model_class
+from rediffuse.models.base import Model
+from rediffuse.runs.lock import PATIENCE, held
+from rediffuse.runs.tensors import load_tensors, load_weights
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LOG = "metrics.jsonl"
+# What every run has, and what is read of it.
+CORE = ("config.json", "items.parquet", "users.parquet", "model.safetensors")
+
+
+class DamagedManifest(RunError):
+    """A manifest that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or interrupted and finished later) training.
+
+    Attributes:
+        path: the run folder.
+        config: content of its config.json.
+        validation: validation metrics of the weights that were kept, or None without a validation part.
+        minutes: of training, over all sessions.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    validation: dict[str, float] | None
+    minutes: float
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """A run folder, read and verified.
+
+    Attributes:
+        path: the folder.
+        config: content of config.json.
+        model: in evaluation mode.
+        items: row i describes item number i: item_id, train_count, and title where there is one.
+        user_ids: user number -> id.
+        histories: training and validation events of every known user.
+        digests: sha256 of every file of the run, by name, as its manifest has them.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    model: Model
+    items: pl.DataFrame
+    user_ids: pl.Series
+    histories: Histories
+    digests: dict[str, str]
+
+    @property
+    def weights(self) -> str:
+        """sha256 of model.safetensors."""
+        return self.digests["model.safetensors"]
+
+
+def write_run(
+    folder: Path,
+    config: dict[str, Any],
+    environment: dict[str, Any],
+    model: Model,
+    items: pl.DataFrame,
+    user_ids: pl.Series,
+    histories: Histories,
+    card: str,
+    tables: dict[str, pl.DataFrame],
+) -> None:
+    """Write the files of a finished run, whose folder is held. All are on disk before the first is replaced.
+
+    A folder that is trained further passes for no run while its files change; results of the old weights stay in it,
+    but are no part of the run any more.
+    """
+    users = pl.DataFrame({"user_id": user_ids, "history": _as_lists(histories, histories.items)})
+    if model.reads_times and histories.times is not None:
+        users = users.with_columns(times=_as_lists(histories, histories.times))
+    if histories.pseudo is not None:
+        users = users.with_columns(pseudo=_as_lists(histories, histories.pseudo).list.sum())
+    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    files = {
+        "config.json": json.dumps(config, indent=2).encode(),
+        "environment.json": json.dumps(environment, indent=2).encode(),
+        "items.parquet": parquet_bytes(items),
+        "users.parquet": parquet_bytes(users),
+        "model.safetensors": save(weights, metadata={"note": json.dumps({"model": config["model"]})}),
+        "README.md": card.encode(),
+        **{name: parquet_bytes(table) for name, table in tables.items()},
+    }
+    if (folder / LOG).exists():
+        files[LOG] = (folder / LOG).read_bytes()
+    _put(folder, files, {})
+
+
+def add_files(folder: Path, files: dict[str, bytes], made_of: str | None = None) -> None:
+    """Add or replace files of a run folder and enter them in its manifest.
+
+    Args:
+        made_of: sha256 of the weights that the files are about.
+
+    Raises:
+        RunError: another process holds the folder, or has replaced these weights.
+        StorageError: the folder cannot be written; it is as it was.
+    """
+    with held(folder, "writing", PATIENCE):
+        listed = read_manifest(folder)["files"] if (folder / MANIFEST).exists() else {}
+        if made_of is not None and listed.get("model.safetensors") != made_of:
+            raise RunError(f"{folder} was trained further meanwhile.", "Do the same again, for the present weights.")
+        _put(folder, files, listed)
+
+
+def forget_files(folder: Path, names: Iterable[str]) -> None:
+    """Take files out of the manifest of a run folder, which is held, so that they are no part of the run any more.
+
+    Raises:
+        RunError: as `read_manifest`.
+    """
+    listed = read_manifest(folder)["files"] if (folder / MANIFEST).exists() else {}
+    kept = {name: digest for name, digest in listed.items() if name not in set(names)}
+    if kept != listed:
+        atomic_write_text(folder / MANIFEST, _manifest(kept))
+
+
+def _put(folder: Path, files: dict[str, bytes], listed: dict[str, str]) -> None:
+    """Write ``files`` and a manifest of them and of ``listed``, file name -> sha256."""
+    kept = {name: digest for name, digest in listed.items() if name not in files}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    with staged_files(folder, files | {MANIFEST: _manifest(kept | digests).encode()}) as put:
+        # Whoever is killed while files are replaced leaves a run without them, not one whose checksums are wrong.
+        if not kept:
+            (folder / MANIFEST).unlink(missing_ok=True)
+        elif kept != listed:
+            atomic_write_text(folder / MANIFEST, _manifest(kept))
+        for name in (*files, MANIFEST):
+            put(name)
+
+
+def _manifest(files: dict[str, str]) -> str:
+    facts = {"format": FORMAT, "files": files}
+    return json.dumps(facts | {"sha256": sha256_json(facts)}, indent=2) + "\n"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The verified config.json of a run.
+
+    Raises:
+        RunError: as `read_run`.
+    """
+    _verify(folder)
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def read_run(folder: str | Path) -> RunContents:
+    """Read a run folder and check every file against its manifest.
+
+    Raises:
+        RunError: the folder is no run, or a file is missing or is not what was written; the file is named. Or the run
+            was replaced while it was read.
+    """
+    folder = Path(folder)
+    digests = _verify(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = model_class(config["model"])
+    items = pl.read_parquet(folder / "items.parquet")
+    users = pl.read_parquet(folder / "users.parquet")
+    model = kind(kind.Config.build(None, config["config"]), len(items), len(users))
+    load_weights(folder / "model.safetensors", model, load_tensors(folder / "model.safetensors")[0])
+    model.resolve(config["resolved"])
+    model.eval()
+    lists = users["history"]
+    offsets = np.concatenate(([0], lists.list.len().to_numpy().astype(np.int64).cumsum()))
+    flat = lists.explode().drop_nulls().to_numpy().astype(np.int32)
+    times = users["times"].explode().drop_nulls().to_numpy() if "times" in users.columns else None
+    histories = Histories(offsets, flat, times)
+    if "pseudo" in users.columns:
+        written = np.repeat(users["pseudo"].to_numpy(), histories.lengths)
+        histories = replace(histories, pseudo=histories.positions < written)
+    now = read_manifest(folder)["files"]
+    if any(now.get(name) != digests[name] for name in CORE):  # what was read may be of both
+        raise RunError(f"{folder} was written to while it was read.", "Do the same again.")
+    return RunContents(folder, config, model, items, users["user_id"], histories, digests)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for one that is being written; none for a model that is not trained."""
+    lines = (folder / LOG).read_bytes().split(b"\n")[:-1] if (folder / LOG).exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _verify(folder: Path) -> dict[str, str]:
+    """File name -> sha256, of files that are what was written."""
+    listed = read_manifest(folder)["files"]
+    for name, digest in listed.items():
+        path = folder / name
+        again = f"build it again: rediffuse index {folder}" if name.startswith("index.") else "train again."
+        if not path.is_file():
+            raise RunError(f"{path} is missing.", f"Restore it from a copy, or {again}")
+        if sha256_file(path) != digest:
+            raise RunError(f"{path} is not the file that was written: its checksum differs.", f"Restore it, or {again}")
+    for name in CORE:
+        if name not in listed:
+            raise RunError(f"{folder / MANIFEST} does not list {name}.", "Restore the manifest, or train again.")
+    return listed
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder: format, and files, name -> sha256. They are not looked at.
+
+    Raises:
+        RunError: there is none, or it is of another version.
+        DamagedManifest: it is not what was written.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        state = "holds unfinished training" if (folder / "checkpoints").is_dir() else "is not a run folder"
+        raise RunError(
+            f"{folder} {state}: it has no {MANIFEST}.", "Give the folder of a finished run, or finish it with --resume."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format"]
+        if version != FORMAT:
+            raise RunError(
+                f"{path} has format {version}; this version reads format {FORMAT}.", "Use the version that wrote it."
+            )
+        # Earlier manifests had no checksum of their own.
+        facts = {"format": version, "files": dict(manifest["files"].items())}
+        known = manifest.keys() <= facts.keys() | {"sha256"}
+        if not known or manifest.get("sha256", sha256_json(facts)) != sha256_json(facts):
+            raise ValueError("its checksum differs")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedManifest(f"{path} is damaged ({error}).", "Restore it from a copy, or train again.") from None
+    return manifest
+
+
+def _as_lists(histories: Histories, values: NDArray[Any]) -> pl.Series:
+    """``values`` (events,) as one list per row."""
+    frame = pl.DataFrame({"user": histories.owners, "value": values})
+    lists = frame.group_by("user", maintain_order=True).agg(pl.col("value"))
+    every = pl.DataFrame({"user": np.arange(len(histories))}).join(lists, on="user", how="left", maintain_order="left")
+    return every["value"].fill_null([]).cast(pl.List(frame["value"].dtype))

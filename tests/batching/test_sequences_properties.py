@@ -1,0 +1,175 @@
+"""Every way to make batches against plain loops: all of the targets, the right items, ranks that share a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rediffuse.batching.continuations import Continuations
+from rediffuse.batching.matrix import bags, binary_matrix, weighted_matrix
+from rediffuse.batching.pairs import PairBatches
+from rediffuse.batching.rows import RowBatches
+from rediffuse.batching.sequences import SequenceBatches, pad_right
+from rediffuse.data.histories import Histories
+
+SETTLED = settings(derandomize=True, deadline=None, max_examples=25)
+ITEMS = 30
+rows = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=12), min_size=1, max_size=9)
+KINDS = ("causal", "prefix", "rows", "pairs", "continuations")
+
+
+def make(kind: str, histories: Histories, batch_size: int, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    if kind in ("causal", "prefix"):
+        every = kind == "causal"
+        return SequenceBatches(histories, max_length=4, batch_size=batch_size, pad=ITEMS, every_position=every, rng=rng)
+    if kind == "rows":
+        return RowBatches(binary_matrix(histories, ITEMS), batch_size=batch_size, rng=rng)
+    if kind == "pairs":
+        return PairBatches(histories, num_items=ITEMS, batch_size=batch_size, rng=rng, negatives=2)
+    return Continuations(histories, length=2, max_length=3, batch_size=batch_size, anywhere=seed % 2 > 0, rng=rng)
+
+
+def content(kind: str, batch: Any) -> list[tuple]:
+    """What a batch teaches, one entry per target (or row, of rows and continuations), without its place in it."""
+    if kind in ("causal", "prefix"):
+        return [
+            (tuple(batch.items[row, : int(position) + 1].tolist()), int(target))
+            for row, position, target in zip(batch.rows, batch.positions, batch.targets, strict=True)
+        ]
+    if kind == "rows":
+        return [tuple(row.nonzero().flatten().tolist()) for row in batch.dense(ITEMS)]
+    if kind == "pairs":
+        return list(
+            zip(batch.users.tolist(), batch.positives.tolist(), map(tuple, batch.negatives.tolist()), strict=True)
+        )
+    ends = [*batch.offsets.tolist()[1:], len(batch.items)][: len(batch.offsets)]  # a rank may have no row
+    following = [tuple(batch.items[a:b].tolist()) for a, b in zip(batch.offsets.tolist(), ends, strict=True)]
+    return list(zip(map(tuple, batch.targets.tolist()), following, strict=True))
+
+
+def entries(kind: str, made: Any, ranks: int = 1) -> list[tuple]:
+    return [
+        entry for n in range(len(made)) for rank in range(ranks) for entry in content(kind, made.get(n, rank, ranks))
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SETTLED
+@given(rows, st.integers(1, 9), st.integers(0, 5))
+def test_an_epoch_teaches_everything_once(kind: str, people: list[list[int]], batch_size: int, seed: int) -> None:
+    histories = Histories.from_lists(people)
+    found = entries(kind, make(kind, histories, batch_size, seed))
+    if kind == "causal":
+        expected = []
+        for row in people:
+            for place in range(1, len(row)):
+                # Windows of four tile the inputs from the end; a target sees its window up to itself.
+                start = max(0, len(row) - 1 - 4 * -(-(len(row) - place) // 4))
+                expected.append((tuple(row[start:place]), row[place]))
+    elif kind == "prefix":
+        expected = [(tuple(row[max(0, n - 4) : n]), row[n]) for row in people for n in range(1, len(row))]
+    elif kind == "rows":
+        expected = [tuple(sorted(set(row))) for row in people if row]
+    elif kind == "pairs":
+        assert all(not set(negatives) & set(people[user]) for user, _, negatives in found)
+        found = [entry[:2] for entry in found]
+        expected = [(user, item) for user, row in enumerate(people) for item in row]
+    elif seed % 2:  # cut at a random place: each long enough history once
+        possible = [
+            {(tuple(r[c - 2 : c]), tuple(r[c : c + 3])) for c in range(2, len(r))} for r in people if len(r) > 2
+        ]
+        assert len(found) == len(possible)
+        for cuts in sorted(possible, key=len):
+            hit = next(entry for entry in found if entry in cuts)
+            found.remove(hit)
+        expected = []
+    else:
+        expected = [(tuple(row[:2]), tuple(row[2:5])) for row in people if len(row) > 2]
+    assert Counter(found) == Counter(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SETTLED
+@given(rows, st.integers(1, 9), st.integers(2, 4), st.integers(0, 5))
+def test_ranks_share_every_batch(kind: str, people: list[list[int]], batch_size: int, ranks: int, seed: int) -> None:
+    histories = Histories.from_lists(people)
+    made = make(kind, histories, batch_size, seed)
+    for index in range(len(made)):
+        whole = Counter(content(kind, made.get(index)))
+        parts = [made.get(index, rank, ranks) for rank in range(ranks)]
+        parts = [part for part in parts if part.share]  # a rank that nothing is left for takes what counts for nothing
+        assert sum((Counter(content(kind, part)) for part in parts), Counter()) == whole
+        assert sum(part.share for part in parts) == pytest.approx(ranks)
+        assert made.get(index).share == 1
+        for part in parts:
+            assert part.share == pytest.approx(len(content(kind, part)) * ranks / whole.total())
+    # The same generator, the same batches, whoever asks and in whatever order.
+    again = make(kind, histories, batch_size, seed)
+    for index in reversed(range(len(made))):
+        assert content(kind, again.get(index)) == content(kind, made.get(index))
+        assert again.users(index).tolist() == made.users(index).tolist()
+
+
+@SETTLED
+@given(rows, st.data())
+def test_written_events_are_inputs_and_not_targets(people: list[list[int]], data: st.DataObject) -> None:
+    """Neither is the first own event after them; what is left comes once, after the items that stand before it."""
+    written = [data.draw(st.integers(0, 3)) if row else 0 for row in people]
+    # Item numbers are places in the flat array, so that a target names itself.
+    lengths = [count + len(row) for count, row in zip(written, people, strict=True)]
+    flat = np.arange(sum(lengths), dtype=np.int32)
+    pseudo = np.concatenate([[True] * n + [False] * (size - n) for n, size in zip(written, lengths, strict=True)])
+    offsets = np.cumsum([0, *lengths])
+    histories = Histories(offsets, flat, pseudo=pseudo.astype(bool))
+    every = data.draw(st.booleans())
+    made = SequenceBatches(
+        histories, max_length=4, batch_size=7, pad=999, every_position=every, rng=np.random.default_rng(0)
+    )
+    expected = [
+        int(offsets[u]) + place
+        for u, (count, size) in enumerate(zip(written, lengths, strict=True))
+        for place in range(max(1, count + 1 if count else 1), size)
+    ]
+    batches = [made.get(index) for index in range(len(made))]
+    assert sorted(t for batch in batches for t in batch.targets.tolist()) == expected
+    for batch in batches:
+        assert batch.targets.tolist() == batch.events.tolist()
+        assert (batch.items[batch.rows, batch.positions] + 1).tolist() == batch.targets.tolist()
+        inside = torch.arange(batch.items.shape[1]) < batch.lengths[:, None]
+        assert ((batch.items == 999) == ~inside).all()
+        if batch.pseudo is not None:
+            for row, length, count in zip(batch.items, batch.lengths, batch.pseudo, strict=True):
+                marks = pseudo[row[:length].numpy()].tolist()
+                assert marks == [True] * int(count) + [False] * (int(length) - int(count))
+
+
+@SETTLED
+@given(rows, st.integers(1, 6), st.data())
+def test_padding_sets_and_weights(people: list[list[int]], length: int, data: st.DataObject) -> None:
+    histories = Histories.from_lists(people)
+    padded, lengths = pad_right(histories, length, ITEMS)
+    assert lengths.tolist() == [min(len(row), length) for row in people]
+    width = max(1, *map(len, people)) if max(map(len, people)) < length else length
+    last = [row[-length:] for row in people]
+    assert padded.tolist() == [row + [ITEMS] * (width - len(row)) for row in last]
+    assert binary_matrix(histories, ITEMS).toarray().tolist() == [
+        [float(item in row) for item in range(ITEMS)] for row in people
+    ]
+    weights = np.array([data.draw(st.integers(1, 99)) for row in people for _ in row], dtype=np.float32)
+    expected = np.zeros((len(people), ITEMS))
+    for owner, item, weight in zip(histories.owners, histories.items, weights, strict=True):
+        expected[owner, item] = weight  # a later one takes the place of an earlier one
+    assert weighted_matrix(histories, ITEMS, weights).toarray().tolist() == expected.tolist()
+    items, offsets, counts = bags(histories, ITEMS, torch.device("cpu"))
+    ends = [*offsets.tolist()[1:], len(items)]
+    assert [items[a:b].tolist() for a, b in zip(offsets.tolist(), ends, strict=True)] == [
+        sorted(set(r)) for r in people
+    ]
+    assert counts.tolist() == [len(set(row)) for row in people]

@@ -1,0 +1,80 @@
+"""Trains every registered model in as many processes as it is started in."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.synthetic import walks
+
+import rediffuse as rd
+from rediffuse import distributed, models
+from rediffuse.evaluation import rank
+from rediffuse.files import atomic_write_text
+from rediffuse.losses import Draws
+from rediffuse.models.base import Model
+
+# Small, and with nothing left to chance where a model can be told so: then ranks must meet the losses of one process.
+OPTIONS = {
+    **{"embedding_size": 16, "batch_size": 59, "epochs": 3, "blocks": 1, "precision": "fp32", "patience": 9},
+    **{"n": 2, "generator_epochs": 2, "pretrain_epochs": 2, "generator_batch": 32},
+    **{"dropout": 0.0, "embedding_dropout": 0.0, "denoiser_batch": 59},
+}
+TWIN = {"diffusion": False}
+DRAWN = {"timesteps": "lossaware", "steps": 3}
+ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_adam"}  # a sparse gradient
+PART = {"epochs": 2, "dropout": 0.0}
+OWN = {
+    **{"diffurec": TWIN, "diffrec": TWIN, "tdiffrec": TWIN},
+    **{"pdrec": {"diffusion": PART | TWIN, "backbone_options": {"dropout": 0.0}}},
+    **{"diffuasr": {"classifier": PART, "backbone_options": {"dropout": 0.0}}},
+}
+FITS = [(name, OWN.get(name, {})) for name in models.names()]
+FITS += [(name, DRAWN) for name in ("diffurec", "diffrec", "ldiffrec")] + [("sasrec", ROWS)]
+
+
+def main(out: Path) -> None:
+    split = rd.split.leave_one_out(walks(friends=3, knowledge=True))
+    trained: list[Model] = []
+    module = importlib.import_module("rediffuse.training.train")  # the package has a function of that name
+    make_trainer = module.make_trainer
+    module.make_trainer = lambda *args, **others: keep(make_trainer(*args, **others), trained)
+    Draws.draw = lambda self, count: torch.arange(count) % len(self.sums)
+    rank._BLOCK_SCORES = 0  # blocks so small that each of two processes ranks several
+    ranks, ranked = rank._ranks, 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal ranked
+        ranked += 1
+        return ranks(*args)
+
+    rank._ranks = counted
+    for name, changed in FITS:
+        folder = out / folder_name(name, changed)
+        rd.train(name, split, folder, config=known(name, OPTIONS) | changed, seed=3)
+        sums = {key: zlib.crc32(tensor.numpy().tobytes()) for key, tensor in trained[-1].state_dict().items()}
+        atomic_write_text(folder / f"rank{distributed.rank()}.json", json.dumps({"ranked": ranked, "state": sums}))
+        ranked = 0
+
+
+def known(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that a model has."""
+    return {name: value for name, value in options.items() if name in models.model_class(model).Config.model_fields}
+
+
+def folder_name(model: str, changed: dict[str, Any]) -> str:
+    return model + ("-drawn" if changed is DRAWN else "-rows" if changed is ROWS else "")
+
+
+def keep(trainer: Any, trained: list[Model]) -> Any:
+    trained.append(trainer.model)
+    return trainer
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

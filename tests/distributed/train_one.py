@@ -1,0 +1,52 @@
+"""Trains a model in as many processes as it is started in; one of them may die on the way, as by kill -9."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from typing import Any
+
+from tests.synthetic import walks
+
+import rediffuse as rd
+from rediffuse import distributed
+from rediffuse.errors import RediffuseError
+from rediffuse.training import loop
+
+OPTIONS = {
+    "embedding_size": 16,
+    "batch_size": 64,
+    "epochs": 4,
+    "blocks": 1,
+    "precision": "fp32",
+    "timesteps": "lossaware",
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    parser.add_argument("--dies", type=int, help="this rank, after 7 steps, if it was not started again")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--track")
+    arguments = parser.parse_args()
+    loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
+    whole = loop.Trainer._step
+    left = 7
+
+    def step(*args: Any) -> float:
+        global left
+        left -= 1
+        if left < 0 and distributed.rank() == arguments.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*args)
+
+    loop.Trainer._step = step
+    split = rd.split.leave_one_out(walks())
+    out, resume, track = arguments.out, arguments.resume, arguments.track
+    try:
+        rd.train("diffurec", split, out, config=OPTIONS, seed=3, resume=resume, tracker=track)
+    except RediffuseError as error:
+        sys.exit(f"Error: {error}")
+    sys.stdout.write(f"{distributed.rank()} of {distributed.world_size()}\n")

@@ -1,0 +1,108 @@
+"""Things that two processes do together while one of them is slow, fails or dies: ``work.py NAME FOLDER``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.synthetic import walks
+
+import rediffuse as rd
+from rediffuse import distributed
+from rediffuse.comparison import evaluate_run
+from rediffuse.errors import RediffuseError, StorageError
+from rediffuse.evaluation import rank
+from rediffuse.models.base import Model
+from rediffuse.runs import run_folder
+from rediffuse.training import train
+
+TRAINING = sys.modules[train.__module__]
+OPTIONS = {"embedding_size": 8, "epochs": 1, "blocks": 1, "batch_size": 256}
+
+
+def slow(write: Callable[..., None], passed: Path) -> Callable[..., None]:
+    """A write that gives the other process a second to go on without it."""
+
+    def wait(*args: Any, **options: Any) -> None:
+        deadline = time.monotonic() + 1
+        while not passed.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        write(*args, **options)
+
+    return wait
+
+
+def waits(folder: Path) -> None:
+    """All return when process 0 has written."""
+    data = walks()
+    TRAINING.write_run = slow(TRAINING.write_run, folder / "trained")
+    evaluate_run.add_files = slow(evaluate_run.add_files, folder / "evaluated")
+    rd.train("sasrec", rd.split.leave_one_out(data), folder / "run", config=OPTIONS)
+    tell((folder / "run" / "manifest.json").exists())
+    (folder / "trained").touch()
+    rd.evaluate(folder / "run", data)
+    tell("test.json" in run_folder.read_manifest(folder / "run")["files"])
+    (folder / "evaluated").touch()
+
+
+def fails(folder: Path) -> None:
+    """What process 0 cannot write, the others hear of."""
+
+    def refuse(*args: Any) -> None:
+        raise StorageError("There is no space.")
+
+    TRAINING.write_run = refuse
+    try:
+        rd.train("popularity", rd.split.leave_one_out(walks()), folder / "run")
+    except RediffuseError as error:
+        tell(error.problem)
+
+
+def evaluation(folder: Path) -> None:
+    """Process 1 dies while both evaluate."""
+    data = walks()
+    rd.train("popularity", rd.split.leave_one_out(data), folder / "run")
+    rank._BLOCK_SCORES = 0  # blocks for both
+    if distributed.rank() == 1:
+        Model.score = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        rd.evaluate(folder / "run", data)
+    except RediffuseError as error:
+        sys.exit(f"Error: {error}")
+
+
+def blocked(folder: Path) -> None:
+    """Process 0 waits for process 1, which has process 0 stopped as a launcher would."""
+    distributed._GRACE_SECONDS = 0.1
+    distributed.init()
+    where = folder / "pid"
+    if distributed.rank() == 1:
+        while not where.exists():
+            time.sleep(0.01)
+        os.kill(int(where.read_text()), signal.SIGTERM)
+        signal.pause()
+    main = threading.main_thread().ident
+
+    def say_that_it_waits() -> None:
+        while sys._current_frames()[main].f_code.co_name != "all_reduce":
+            time.sleep(0.01)
+        (folder / "new").write_text(str(os.getpid()))
+        (folder / "new").rename(where)
+
+    threading.Thread(target=say_that_it_waits, daemon=True).start()
+    with distributed.fail_together("Do it again."):
+        distributed.any_rank(True)
+
+
+def tell(what: object) -> None:
+    sys.stdout.write(f"{distributed.rank()}: {what}\n")
+
+
+if __name__ == "__main__":
+    {"waits": waits, "fails": fails, "evaluation": evaluation, "blocked": blocked}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,239 @@
+"""A full disk and one that may not be written to: said clearly, nothing lost, and it goes on when there is space."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from tests.dying import start
+from tests.synthetic import walks
+
+import rediffuse as rd
+from rediffuse import files
+from rediffuse.cli import main
+from rediffuse.data import loading
+from rediffuse.data.loading import load_dataset
+from rediffuse.errors import DataError, StorageError
+from rediffuse.files import is_leftover
+from rediffuse.recommender.index_building import build_index
+
+PLENTY = 64 * 2**20
+
+
+class Disk:
+    """A file system of its own, in memory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def mount(self, *options):
+        return subprocess.run(["mount", *options, self.path], capture_output=True, text=True, check=False)
+
+    def leave(self, free):
+        """Have so many bytes left on it."""
+        used = shutil.disk_usage(self.path).used
+        assert self.mount("-o", f"remount,size={used + max(int(free), 1)}").returncode == 0
+
+    def freeze(self):
+        assert self.mount("-o", "remount,ro").returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path):
+    made = Disk(tmp_path / "disk")
+    made.path.mkdir()
+    answer = made.mount("-t", "tmpfs", "-o", f"size={PLENTY}", "none") if shutil.which("mount") else None
+    if answer is None or answer.returncode:
+        pytest.skip(f"A small disk cannot be mounted here: {answer.stderr.strip() if answer else 'there is no mount'}")
+    yield made
+    subprocess.run(["umount", "--lazy", made.path], check=False)
+
+
+def limited(most, call, folder):
+    """Call in a process that can write no file of over ``most`` bytes; ends with 3 where a StorageError says so."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    try:
+        call(folder)
+    except StorageError as error:
+        sys.exit(3 if "cannot be written: File too large" in str(error) else 4)
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*"))
+
+
+def content(folder):
+    found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: what for name, what in found.items() if name.name != ".lock"}
+
+
+def tiny_training(folder, resume=False):
+    options = {"embedding_size": 16, "batch_size": 64, "blocks": 1, "precision": "fp32", "epochs": 2}
+    rd.train("sasrec", rd.split.leave_one_out(walks()), folder, config=options, resume=resume)
+
+
+@pytest.mark.parametrize("most", [10, 500, 8_000])
+def test_training_that_cannot_write_goes_on_when_it_can(tmp_path, most):
+    """Where no disk can be mounted a file of limited size stands for it."""
+    folder = tmp_path / "run"
+    process = start({}, limited, most, tiny_training, folder)
+    process.join()
+    assert process.exitcode == 3
+    assert not [path for path in tmp_path.rglob("*") if is_leftover(path)]
+    tiny_training(folder, resume=(folder / "checkpoints" / "identity.safetensors").exists())
+    tiny_training(tmp_path / "alone")
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, train, data):
+    (tmp_path / "file").touch()
+    refused = r"cannot be written: Not a directory\.\n  Check the folder"
+    for change in (
+        lambda: train(tmp_path / "file" / "run"),
+        lambda: rd.tune("sasrec", rd.split.leave_one_out(data), tmp_path / "file" / "study", trials=1),
+    ):
+        with pytest.raises(StorageError, match=refused):
+            change()
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.3, 0.5, 0.7, 0.9])
+def test_training_on_a_full_disk_goes_on_when_there_is_space(disk, train, longer, share):
+    folder = disk.path / "run"
+    disk.leave(share * size(longer))
+    with pytest.raises(StorageError, match=r"cannot be written: No space left on device\.\n  Make space.*--resume"):
+        train(folder, epochs=3)
+    assert not [path for path in disk.path.rglob("*") if is_leftover(path)]
+    disk.leave(PLENTY)
+    train(folder, epochs=3, resume=(folder / "checkpoints" / "identity.safetensors").exists())
+    assert (folder / "model.safetensors").read_bytes() == (longer / "model.safetensors").read_bytes()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("pages", [0, 2, 20])
+def test_a_finished_run_outlives_a_full_disk_that_stops_its_further_training(disk, run, train, longer, pages):
+    folder = shutil.copytree(run, disk.path / "run")
+    disk.leave(4096 * pages)
+    with pytest.raises(StorageError, match="No space left"):
+        train(folder, epochs=3, resume=True)
+    assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    rd.Recommender.load(folder, "index")
+    disk.leave(PLENTY)
+    train(folder, epochs=3, resume=True)
+    assert (folder / "model.safetensors").read_bytes() == (longer / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_outlives_a_disk_that_is_full_at_the_very_end(run, train, longer, tmp_path, monkeypatch):
+    folder, sync = shutil.copytree(run, tmp_path / "run"), files.sync
+
+    def full(path):
+        if "users.parquet" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(StorageError, match=r"users\.parquet cannot be written: No space"):
+        train(folder, epochs=3, resume=True)
+    monkeypatch.undo()
+    rd.Recommender.load(folder, "index")
+    assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    train(folder, epochs=3, resume=True)
+    assert (folder / "model.safetensors").read_bytes() == (longer / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_each_write_of_a_training_can_fail(tmp_path, train, longer, monkeypatch):
+    """As on a full disk, one write after the other, whatever the sizes are."""
+    write, calls = files.sync, 0
+    for fails in range(100):
+        folder, calls = tmp_path / str(fails), 0
+
+        def sync(path, fails=fails):
+            nonlocal calls
+            calls += 1
+            if calls == fails + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(path)
+
+        monkeypatch.setattr(files, "sync", sync)
+        try:
+            train(folder, epochs=3)
+        except StorageError:
+            train(folder, epochs=3, resume=(folder / "checkpoints" / "identity.safetensors").exists())
+        else:
+            break
+        assert (folder / "model.safetensors").read_bytes() == (longer / "model.safetensors").read_bytes()
+        shutil.rmtree(folder)
+    assert fails > 20
+
+
+@pytest.mark.parametrize("pages", [0, 1, 3])
+@pytest.mark.parametrize("what", ["evaluate", "index"])
+def test_adding_to_a_run_on_a_full_disk_changes_nothing(disk, run, data, what, pages):
+    folder = shutil.copytree(run, disk.path / "run")
+    add = {"evaluate": lambda: rd.evaluate(folder, data), "index": lambda: build_index(folder, "hnsw", k=10)}[what]
+    disk.leave(4096 * pages)
+    with pytest.raises(StorageError, match="No space left"):
+        add()
+    assert content(folder) == content(run)
+    disk.leave(PLENTY)
+    add()
+    rd.Recommender.load(folder, "index")
+
+
+@pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.9])
+def test_saving_a_dataset_on_a_full_disk_leaves_the_old_one(disk, data, tmp_path, share):
+    old = walks(seed=1, users=5)
+    folder = old.save(disk.path / "d")
+    disk.leave(share * size(data.save(tmp_path / "measured")))
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        data.save(folder)
+    assert load_dataset(folder).fingerprint == old.fingerprint
+    assert [path.name for path in disk.path.iterdir()] == ["d"]
+    disk.leave(PLENTY)
+    assert load_dataset(data.save(folder)).fingerprint == data.fingerprint
+
+
+def test_a_folder_that_may_not_be_written_to(disk, run, train, data, monkeypatch, capsys):
+    folder = shutil.copytree(run, disk.path / "run")
+    data.save(disk.path / "d")
+    disk.freeze()
+    refused = r"cannot be written: Read-only file system\.\n  Choose a folder that you may write to"
+    for change in (
+        lambda: train(disk.path / "new"),
+        lambda: train(folder, epochs=3, resume=True),
+        lambda: rd.evaluate(folder, data),
+        lambda: build_index(folder, k=10),
+        lambda: rd.tune("sasrec", rd.split.leave_one_out(data), disk.path / "study", trials=1),
+    ):
+        with pytest.raises(StorageError, match=refused):
+            change()
+    with pytest.raises(DataError, match="cannot be written: Read-only"):
+        data.save(disk.path / "d")
+    # Whoever reads is not in need of a lock.
+    rd.Recommender.load(folder, "index").recommend(users=["u1"])
+    assert load_dataset(disk.path / "d").fingerprint == data.fingerprint
+    out = disk.path / "lists.parquet"
+    monkeypatch.setattr(sys, "argv", ["rediffuse", "recommend", str(folder), "--user", "u1", "-o", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "lists.parquet cannot be written: Read-only" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_elsewhere_is_no_traceback_either(monkeypatch, capsys, tmp_path):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", "secret.parquet")
+
+    monkeypatch.setattr(loading, "load_dataset", refuse)
+    monkeypatch.setattr(sys, "argv", ["rediffuse", "evaluate", str(tmp_path), str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "Error: secret.parquet cannot be read or written: Permission denied" in capsys.readouterr().err
