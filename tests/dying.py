@@ -68,9 +68,9 @@ def tally(counts: Path, function: Callable[..., Any], *arguments: Any, **options
 
 def holds(folder: Path, ready: Any) -> None:
     """Hold a folder until killed."""
-    from rediffuse.runs.lock import held
+    from rediffuse.runs.lock import folder_lock
 
-    with held(folder, "training"):
+    with folder_lock(folder, "training"):
         ready.set()
         signal.pause()
 

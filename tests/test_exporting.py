@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 3, "max_length": 8}
-NOISY = TINY | {"blocks": 2, "steps": 8, "sampling_steps": 4, "lambda_uncertainty": 0.3}
+NOISY = TINY | {"blocks": 2, "diffusion_steps": 8, "sampling_steps": 4, "lambda_uncertainty": 0.3}
 RUNS = {
     "causal": ("diffurec", NOISY),
     "prefix": (

@@ -51,7 +51,7 @@ def test_what_denoising_does(tmp_path, monkeypatch):
     knowable, states, guesses, quality = found.values()
     assert abs(states[0]) < 0.2  # from noise
     assert states[-1] > 0.5  # to the item
-    assert min(guesses) > 0.9 * max(guesses)  # and the guess was there all along
+    assert min(guesses) > 0.9 * max(guesses)  # and the x0_hat was there all along
     for label in ("λ = 0.001", "twin"):
         assert all(abs(value - knowable) < 0.1 for value in quality[label])
     assert max(quality["λ = 0.001"]) - min(quality["λ = 0.001"]) < 0.02  # steps change nothing

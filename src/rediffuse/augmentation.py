@@ -56,11 +56,11 @@ def augment(
 ) -> Dataset:
     """The split's dataset with up to ``n`` written events before each history that has a training event.
 
-    They are marked, belong to the training part of this split and no other, and are not loss targets unless a model's
-    ``pseudo_targets`` says so.
+    They are marked, belong to the training subset of this split and no other, and are not loss targets unless a model's
+    ``synthetic_targets`` says so.
 
     Args:
-        split: its training part is used.
+        split: its training subset is used.
         method: one of `METHODS`.
         n: events written per person.
         only_shorter_than: only before histories with fewer training events.
@@ -85,7 +85,7 @@ def augment(
     for name in _ARGUMENTS.keys() & (config or {}).keys():
         raise ConfigError(f"{name!r} is no option of the generator's training here.", _ARGUMENTS[name])
     options: dict[str, Any] = {"n": n, "only_shorter_than": only_shorter_than, "seed": seed}
-    plain = dataclasses.replace(split, dataset=split.dataset.without_pseudo(), part=_own_part(split))
+    plain = dataclasses.replace(split, dataset=split.dataset.without_synthetic(), subset=_real_subset(split))
     view = plain.training_view()
     if method in ("random", "random-seq"):
         if config or preset or run is not None:
@@ -113,9 +113,9 @@ def augment(
     return put_before(plain, written, name, options)
 
 
-def _own_part(split: Split) -> NDArray[np.int8]:
-    pseudo = split.dataset.interactions.pseudo
-    return split.part if pseudo is None else split.part[~pseudo]
+def _real_subset(split: Split) -> NDArray[np.int8]:
+    synthetic = split.dataset.interactions.synthetic
+    return split.subset if synthetic is None else split.subset[~synthetic]
 
 
 def _trained(
@@ -190,7 +190,7 @@ def _within_training(split: Split, backwards: bool) -> Split:
     So generators never see what the split validates and tests on, nor are their weights chosen by it.
     """
     data = split.dataset
-    events = data.interactions.where(split.part == TRAIN)
+    events = data.interactions.where(split.subset == TRAIN)
     if backwards:
         turned = events.items[np.repeat(events.offsets[1:] - 1, events.lengths) - events.positions]
         events = Histories(events.offsets, turned)
@@ -199,7 +199,7 @@ def _within_training(split: Split, backwards: bool) -> Split:
     inner = dataclasses.replace(
         data, interactions=events, has_timestamps=data.has_timestamps and not backwards, given={}, report={}
     )
-    return Split(inner, f"{split.name}, its training part", split.params, part)
+    return Split(inner, f"{split.name}, its training subset", split.params, part)
 
 
 @torch.inference_mode()

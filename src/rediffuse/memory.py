@@ -40,7 +40,7 @@ class PeakMemory:
 
 @contextlib.contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Ask glibc to reuse freed memory rather than give it back to the system.
+    """RankingQuery glibc to reuse freed memory rather than give it back to the system.
 
     A training step frees and takes the same tens of megabytes again and again; fetching fresh pages each time costs
     as much as a matrix product. Elsewhere than on Linux this does nothing.

@@ -12,7 +12,7 @@ import torch
 
 from rediffuse.batching import negatives
 from rediffuse.batching.matrix import binary_matrix
-from rediffuse.batching.negatives import _sorted_keys, draw_untouched, touched_keys
+from rediffuse.batching.negatives import _sorted_keys, draw_negatives, interaction_keys
 from rediffuse.batching.pairs import PairBatches
 from rediffuse.data import histories
 from rediffuse.data.histories import Histories
@@ -41,7 +41,7 @@ def test_several_negatives():
 
 def test_negatives_were_never_touched_and_reach_all_others():
     users = np.repeat([0, 2], 2000)
-    drawn = draw_untouched(users, touched_keys(ROWS, 6), 6, np.random.default_rng(1))
+    drawn = draw_negatives(users, interaction_keys(ROWS, 6), 6, np.random.default_rng(1))
     assert set(drawn[:2000]) == {3, 4, 5}
     assert set(drawn[2000:]) == {1, 2, 3, 4}
     counts = np.bincount(drawn[:2000])[3:]
@@ -51,8 +51,8 @@ def test_negatives_were_never_touched_and_reach_all_others():
 @pytest.mark.parametrize("block", [1, 3, 100])
 def test_what_was_touched_is_found_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(histories, "BLOCK", block)
-    assert touched_keys(dataclasses.replace(ROWS), 6).tolist() == [0, 1, 2, 12, 17, 21]
-    assert touched_keys(Histories.from_lists([[], []]), 6).tolist() == []
+    assert interaction_keys(dataclasses.replace(ROWS), 6).tolist() == [0, 1, 2, 12, 17, 21]
+    assert interaction_keys(Histories.from_lists([[], []]), 6).tolist() == []
 
 
 def test_what_was_touched_is_found_once_and_kept_as_long_as_the_histories(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,9 +64,9 @@ def test_what_was_touched_is_found_once_and_kept_as_long_as_the_histories(monkey
     ]
     assert epochs[0] is epochs[1] is epochs[2]
     assert calls == [6]
-    assert touched_keys(rows, 7).tolist() == [0, 1, 2, 14, 19, 24]
+    assert interaction_keys(rows, 7).tolist() == [0, 1, 2, 14, 19, 24]
     assert calls == [6, 7]
-    kept = weakref.ref(touched_keys(rows, 7))
+    kept = weakref.ref(interaction_keys(rows, 7))
     del rows
     gc.collect()
     assert kept() is None
@@ -74,15 +74,15 @@ def test_what_was_touched_is_found_once_and_kept_as_long_as_the_histories(monkey
 
 def test_a_person_who_touched_everything_still_gets_an_item():
     everything = Histories.from_lists([[0, 1, 2]])
-    users, touched = np.zeros(5, dtype=np.int64), touched_keys(everything, 3)
-    assert draw_untouched(users, touched, 3, np.random.default_rng(0)).max() < 3
+    users, touched = np.zeros(5, dtype=np.int64), interaction_keys(everything, 3)
+    assert draw_negatives(users, touched, 3, np.random.default_rng(0)).max() < 3
 
 
 def test_ranks_share_a_batch():
     found = batches(size=4)
     whole, parts = found.get(0), [found.get(0, rank, 2) for rank in range(2)]
     assert sorted(whole.positives.tolist()) == sorted(torch.cat([part.positives for part in parts]).tolist())
-    assert sum(part.share for part in parts) == 2.0
+    assert sum(part.rank_weight for part in parts) == 2.0
 
 
 def test_order_depends_on_the_generator_alone():

@@ -30,7 +30,7 @@ def test_ranks_share_a_batch():
     found = batches(size=4)
     whole, parts = found.get(0), [found.get(0, rank, 3) for rank in range(3)]
     assert sorted(whole.items.tolist()) == sorted(torch.cat([part.items for part in parts]).tolist())
-    assert sum(part.share for part in parts) == 3.0
+    assert sum(part.rank_weight for part in parts) == 3.0
     assert [len(part) for part in parts] == [2, 1, 1]
 
 

@@ -53,9 +53,9 @@ def test_ranks_share_a_batch_and_their_mean_is_the_mean(lengths, every_position,
         parts = [made.get(index, rank, ranks) for rank in range(ranks)]
         # A rank that is left without windows repeats one that does not count, so that it has something to compute.
         assert all(len(part.targets) for part in parts)
-        counted = [part for part in parts if part.share]
+        counted = [part for part in parts if part.rank_weight]
         assert sorted(t for part in counted for t in part.targets.tolist()) == sorted(whole.targets.tolist())
-        value = sum(part.share * part.targets.double().mean() for part in parts) / ranks
+        value = sum(part.rank_weight * part.targets.double().mean() for part in parts) / ranks
         assert float(value) == pytest.approx(float(whole.targets.double().mean()))
 
 

@@ -104,12 +104,12 @@ def test_ranks_share_every_batch(kind: str, people: list[list[int]], batch_size:
     for index in range(len(made)):
         whole = Counter(content(kind, made.get(index)))
         parts = [made.get(index, rank, ranks) for rank in range(ranks)]
-        parts = [part for part in parts if part.share]  # a rank that nothing is left for takes what counts for nothing
+        parts = [part for part in parts if part.rank_weight]  # a rank that nothing is left for takes what counts for nothing
         assert sum((Counter(content(kind, part)) for part in parts), Counter()) == whole
-        assert sum(part.share for part in parts) == pytest.approx(ranks)
-        assert made.get(index).share == 1
+        assert sum(part.rank_weight for part in parts) == pytest.approx(ranks)
+        assert made.get(index).rank_weight == 1
         for part in parts:
-            assert part.share == pytest.approx(len(content(kind, part)) * ranks / whole.total())
+            assert part.rank_weight == pytest.approx(len(content(kind, part)) * ranks / whole.total())
     # The same generator, the same batches, whoever asks and in whatever order.
     again = make(kind, histories, batch_size, seed)
     for index in reversed(range(len(made))):
@@ -125,9 +125,9 @@ def test_written_events_are_inputs_and_not_targets(people: list[list[int]], data
     # Item numbers are places in the flat array, so that a target names itself.
     lengths = [count + len(row) for count, row in zip(written, people, strict=True)]
     flat = np.arange(sum(lengths), dtype=np.int32)
-    pseudo = np.concatenate([[True] * n + [False] * (size - n) for n, size in zip(written, lengths, strict=True)])
+    synthetic = np.concatenate([[True] * n + [False] * (size - n) for n, size in zip(written, lengths, strict=True)])
     offsets = np.cumsum([0, *lengths])
-    histories = Histories(offsets, flat, pseudo=pseudo.astype(bool))
+    histories = Histories(offsets, flat, synthetic=synthetic.astype(bool))
     every = data.draw(st.booleans())
     made = SequenceBatches(
         histories, max_length=4, batch_size=7, pad=999, every_position=every, rng=np.random.default_rng(0)
@@ -144,9 +144,9 @@ def test_written_events_are_inputs_and_not_targets(people: list[list[int]], data
         assert (batch.items[batch.rows, batch.positions] + 1).tolist() == batch.targets.tolist()
         inside = torch.arange(batch.items.shape[1]) < batch.lengths[:, None]
         assert ((batch.items == 999) == ~inside).all()
-        if batch.pseudo is not None:
-            for row, length, count in zip(batch.items, batch.lengths, batch.pseudo, strict=True):
-                marks = pseudo[row[:length].numpy()].tolist()
+        if batch.synthetic is not None:
+            for row, length, count in zip(batch.items, batch.lengths, batch.synthetic, strict=True):
+                marks = synthetic[row[:length].numpy()].tolist()
                 assert marks == [True] * int(count) + [False] * (int(length) - int(count))
 
 

@@ -280,9 +280,13 @@ def test_the_command_says_who_is_better_and_where_the_report_is(tmp_path):
 
 def test_options_of_parts_are_named_in_full_and_only_where_both_say_them(tmp_path):
     runs = [
-        made_up_run(tmp_path / "a", "pdrec", {"diffusion": {"steps": 5, "epochs": 9}, "hbr": False}),
-        made_up_run(tmp_path / "b", "pdrec", {"diffusion": {"steps": 7}}),
-        made_up_run(tmp_path / "c", "pdrec", {"diffusion": {"steps": 5}}),
+        made_up_run(tmp_path / "a", "pdrec", {"diffusion": {"diffusion_steps": 5, "epochs": 9}, "hbr": False}),
+        made_up_run(tmp_path / "b", "pdrec", {"diffusion": {"diffusion_steps": 7}}),
+        made_up_run(tmp_path / "c", "pdrec", {"diffusion": {"diffusion_steps": 5}}),
     ]
     labels = set(rd.compare(runs).summary["variant"])
-    assert labels == {"pdrec (diffusion.steps=5, hbr=False)", "pdrec (diffusion.steps=7)", "pdrec (diffusion.steps=5)"}
+    assert labels == {
+        "pdrec (diffusion.diffusion_steps=5, hbr=False)",
+        "pdrec (diffusion.diffusion_steps=7)",
+        "pdrec (diffusion.diffusion_steps=5)",
+    }

@@ -81,7 +81,7 @@ def test_another_protocol_leaves_the_full_result_alone(run, data):
 @pytest.fixture
 def released(data):
     """The data with a split of its own."""
-    return dataclasses.replace(data, given={"released": rd.split.leave_one_out(data).part})
+    return dataclasses.replace(data, given={"released": rd.split.leave_one_out(data).subset})
 
 
 def test_a_paper_shows_filters_and_reports_what_it_says(released, tmp_path):
@@ -92,7 +92,7 @@ def test_a_paper_shows_filters_and_reports_what_it_says(released, tmp_path):
     assert list(facts["metrics"]) == ["unseen"]
     assert not (run / "test.json").exists()
     people = pl.read_parquet(run / "per_user_test-paper-diffrec.parquet")
-    shown = released.interactions.where(split.part == TRAIN).take(split.task("test").users)
+    shown = released.interactions.where(split.subset == TRAIN).take(split.task("test").users)
     assert people["history_length"].to_list() == shown.lengths.tolist()
     assert all(column.endswith("/unseen") for column in people.columns[3:])
     assert pl.read_parquet(run / "truth_test-paper-diffrec.parquet").columns[3:] == ["rank/unseen"]

@@ -1,4 +1,4 @@
-"""Splits are partitions, respect time, and keep the test part away from training."""
+"""Splits are partitions, respect time, and keep the test subset away from training."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def test_every_split_is_a_partition(name: str, rows: list[tuple[int, int, int]])
         result = SPLITS[name](data)
     except DataError:
         return  # too small for it
-    assert result.part.dtype == np.int8
-    assert result.part.shape == (len(rows),)
-    assert set(np.unique(result.part)) <= {TRAIN, VALID, TEST}
+    assert result.subset.dtype == np.int8
+    assert result.subset.shape == (len(rows),)
+    assert set(np.unique(result.subset)) <= {TRAIN, VALID, TEST}
     assert sum(result.sizes().values()) == len(rows)
     view, test = result.training_view(), result.task("test")
     counts = [len(h.items) for h in (view.train, view.valid.truth, test.truth)]
@@ -78,8 +78,8 @@ def test_global_time_trains_strictly_before_the_cut(rows: list[tuple[int, int, i
         return
     times = data.interactions.times
     assert times is not None
-    newest = {part: times[result.part == part].max(initial=-1) for part in (TRAIN, VALID)}
-    oldest = {part: times[result.part == part].min(initial=99) for part in (VALID, TEST)}
+    newest = {part: times[result.subset == part].max(initial=-1) for part in (TRAIN, VALID)}
+    oldest = {part: times[result.subset == part].min(initial=99) for part in (VALID, TEST)}
     assert newest[TRAIN] < oldest[VALID]
     assert max(newest.values()) < oldest[TEST]
     assert (times >= oldest[TEST]).mean() >= 1 - quantile - 1 / len(rows)
@@ -94,7 +94,7 @@ def test_leave_one_out_takes_the_last_two(rows: list[tuple[int, int, int]]) -> N
         return
     result = split.leave_one_out(data)
     for user in range(data.num_users):
-        part = result.part[data.interactions.offsets[user] : data.interactions.offsets[user + 1]].tolist()
+        part = result.subset[data.interactions.offsets[user] : data.interactions.offsets[user + 1]].tolist()
         assert part == ([TRAIN] * (len(part) - 2) + [VALID, TEST] if len(part) >= 3 else [TRAIN] * len(part))
 
 
@@ -110,16 +110,16 @@ def test_ratio() -> None:
     data = random_data()
     result = split.ratio(data, train=0.6, valid=0.2, seed=3)
     lengths = data.interactions.lengths
-    per_user = [np.bincount(data.interactions.owners[result.part == p], minlength=data.num_users) for p in range(3)]
+    per_user = [np.bincount(data.interactions.owners[result.subset == p], minlength=data.num_users) for p in range(3)]
     assert (np.abs(per_user[TEST] - 0.2 * lengths) <= 0.51).all()
     assert (np.abs(per_user[VALID] - 0.2 * lengths) <= 0.51).all()
     assert (per_user[TRAIN] >= 1).all()
-    assert (split.ratio(data, 0.6, 0.2, seed=3).part == result.part).all()
-    assert (split.ratio(data, 0.6, 0.2, seed=4).part != result.part).any()
+    assert (split.ratio(data, 0.6, 0.2, seed=3).subset == result.subset).all()
+    assert (split.ratio(data, 0.6, 0.2, seed=4).subset != result.subset).any()
 
 
 def test_tasks() -> None:
-    # User 1 has all parts; user 2 is new in the test part; user 3 is only trained on.
+    # User 1 has all parts; user 2 is new in the test subset; user 3 is only trained on.
     rows = [(1, 10, 1), (1, 20, 2), (1, 30, 3), (2, 20, 9), (3, 10, 1)]
     parts = ["train", "valid", "test", "test", "train"]
     result = split.given(with_parts(rows, parts))
@@ -155,7 +155,7 @@ def test_training_view_cannot_reach_the_test_part() -> None:
     data = random_data()
     result = split.leave_one_out(data)
     view = result.training_view()
-    forbidden = {id(x) for x in (data, result, result.part, data.interactions, data.interactions.items)}
+    forbidden = {id(x) for x in (data, result, result.subset, data.interactions, data.interactions.items)}
     seen: set[int] = set()
     todo: list[Any] = [view]
     while todo:
@@ -169,8 +169,8 @@ def test_training_view_cannot_reach_the_test_part() -> None:
             todo.append(thing.base)
         elif not callable(thing):
             todo += gc.get_referents(thing)
-    test = result.part == TEST
-    assert len(view.train.items) + len(view.valid.truth.items) + int(test.sum()) == data.num_events
+    test = result.subset == TEST
+    assert len(view.train.items) + len(view.valid.truth.items) + int(test.sum()) == data.num_interactions
 
 
 def test_training_does_not_depend_on_what_is_tested() -> None:
@@ -188,8 +188,8 @@ def test_given_without_validation() -> None:
     parts = ["train", "train", "test", "train", "test"]
     data = with_parts(rows, parts)
     result = split.given(data)
-    assert result.part.tolist() == [TRAIN, VALID, TEST, TRAIN, TEST]
-    assert "has no validation part" in (result.note or "")
+    assert result.subset.tolist() == [TRAIN, VALID, TEST, TRAIN, TEST]
+    assert "has no validation subset" in (result.note or "")
     assert data.given["given"].tolist() == [TRAIN, TRAIN, TEST, TRAIN, TEST], "the dataset itself stays as it is"
 
 
@@ -201,27 +201,27 @@ def test_given_without_validation_and_order_draws_evenly() -> None:
     ids = (pl.Series(range(people)), pl.Series(range(length)))
     result = split.given(Dataset(rows, *ids, given={"given": part}))
     assert "a random training event" in (result.note or "")
-    chosen = rows.items[result.part == VALID]
+    chosen = rows.items[result.subset == VALID]
     assert len(chosen) == people
     assert (np.abs(np.bincount(chosen, minlength=5)[:4] - people / 4) < 4 * np.sqrt(people * 3 / 16)).all()
-    assert (split.given(Dataset(rows, *ids, given={"given": part})).part == result.part).all()
+    assert (split.given(Dataset(rows, *ids, given={"given": part})).subset == result.subset).all()
 
 
 def test_given_schemes() -> None:
     data = random_data()
-    parts = {name: split.ratio(data, seed=i).part for i, name in enumerate(("two", "one"))}
+    parts = {name: split.ratio(data, seed=i).subset for i, name in enumerate(("two", "one"))}
     several = Dataset(data.interactions, data.user_ids, data.item_ids, given=parts)
     with pytest.raises(ConfigError, match="one, two"):
         split.given(several)
     with pytest.raises(ConfigError, match="Did you mean 'two'"):
         split.given(several, "tow")
-    assert (split.given(several, "two").part == parts["two"]).all()
+    assert (split.given(several, "two").subset == parts["two"]).all()
     assert split.default(several).params == {"scheme": "one"}
 
 
 def test_default_follows_the_data() -> None:
     timed, untimed = random_data(), random_data(time=None)
-    part = {"given": split.ratio(untimed).part}
+    part = {"given": split.ratio(untimed).subset}
     given_ = Dataset(untimed.interactions, untimed.user_ids, untimed.item_ids, given=part)
     assert [split.default(d).name for d in (timed, given_, untimed)] == ["global-time", "given", "ratio"]
 
@@ -234,12 +234,12 @@ def test_global_time_needs_timestamps(options: dict) -> None:
 
 def test_splits_that_leave_a_part_empty() -> None:
     same = build([(u, i, 5) for u in range(4) for i in range(4)])
-    with pytest.raises(DataError, match=r"(?s)global-time split leaves the train part empty.*quantiles"):
+    with pytest.raises(DataError, match=r"(?s)global-time split leaves the train subset empty.*quantiles"):
         split.global_time(same)
     short = build([(u, i, i) for u in range(4) for i in range(2)])
-    with pytest.raises(DataError, match=r"(?s)leave-one-out split leaves the test part empty.*three events"):
+    with pytest.raises(DataError, match=r"(?s)leave-one-out split leaves the test subset empty.*three events"):
         split.leave_one_out(short)
-    with pytest.raises(DataError, match="ratio split leaves the test part empty"):
+    with pytest.raises(DataError, match="ratio split leaves the test subset empty"):
         split.ratio(short)
 
 
@@ -247,7 +247,7 @@ def test_splits_that_leave_a_part_empty() -> None:
     ("call", "message"),
     [
         (lambda d: split.global_time(d, quantile=1.5), "quantile was given 1.5"),
-        (lambda d: split.ratio(d, train=0.9, valid=0.1), "leave 0.0 for the test part"),
+        (lambda d: split.ratio(d, train=0.9, valid=0.1), "leave 0.0 for the test subset"),
         (lambda d: split.given(d), "came without a split"),
         (lambda d: split.by_name("leave-one", d), "Did you mean 'leave-one-out'"),
         (lambda d: split.by_name("global-time", d, quantil=0.5), "Did you mean 'quantile'"),
@@ -273,12 +273,12 @@ def test_fingerprint() -> None:
     assert base.fingerprint == split.ratio(random_data(), seed=0).fingerprint
     assert base.fingerprint != split.ratio(data, seed=1).fingerprint
     assert base.fingerprint != split.ratio(random_data(seed=1), seed=0).fingerprint
-    assert base.fingerprint != Split(data, "given", {}, base.part).fingerprint
+    assert base.fingerprint != Split(data, "given", {}, base.subset).fingerprint
 
 
 def test_unused_events_are_nowhere() -> None:
     data = random_data()
-    part = split.leave_one_out(data).part.copy()
+    part = split.leave_one_out(data).subset.copy()
     part[part == VALID] = UNUSED
     result = Split(data, "given", {}, part)
     assert result.sizes()["unused"] == int((part == UNUSED).sum())

@@ -36,7 +36,7 @@ def parts(made: Split) -> dict[int, int]:
     """time -> part."""
     times = made.dataset.interactions.times
     assert times is not None
-    return dict(zip(times.tolist(), made.part.tolist(), strict=True))
+    return dict(zip(times.tolist(), made.subset.tolist(), strict=True))
 
 
 def global_time(rows: list[tuple], quantile: float, valid_quantile: float) -> dict[int, int]:
@@ -86,7 +86,7 @@ def test_ratio_keeps_its_shares_and_leaves_nobody_untrained(rows: list[tuple], s
         return
     made = split.ratio(data, train, valid, seed)
     owners = data.interactions.owners
-    count = {part: np.bincount(owners[made.part == part], minlength=data.num_users).tolist() for part in (0, 1, 2)}
+    count = {part: np.bincount(owners[made.subset == part], minlength=data.num_users).tolist() for part in (0, 1, 2)}
     assert count[TEST] == tested
     assert count[VALID] == validated
     assert min(count[TRAIN]) >= 1
@@ -158,7 +158,7 @@ def test_tasks_and_views_by_plain_loops(name: str, rows: list[tuple], data: st.D
         assert task.popularity.tolist() == [trained.count(number) for number in range(whole.num_items)]
     view = made.training_view()
     assert [view.train.row(n).tolist() for n in range(view.num_users)] == [of(user, TRAIN) for user in by_user]
-    # Nothing of the test part is in reach: no array of the view is a window on the dataset's.
+    # Nothing of the test subset is in reach: no array of the view is a window on the dataset's.
     for ours in (view.train, view.valid.histories, view.valid.truth):
         for theirs in (whole.interactions, made.task("test").truth):
             assert not np.shares_memory(ours.items, theirs.items)
@@ -174,13 +174,13 @@ def test_the_fingerprint_changes_with_the_part_and_only_with_it(rows: list[tuple
     one, other = (made_by("given", rows, data.draw(words)) for _ in range(2))
     if one is None or other is None:
         return
-    assert (one.fingerprint == other.fingerprint) == (one.part.tolist() == other.part.tolist())
-    flipped = one.part.copy()
+    assert (one.fingerprint == other.fingerprint) == (one.subset.tolist() == other.subset.tolist())
+    flipped = one.subset.copy()
     at = data.draw(st.integers(0, len(flipped) - 1))
     flipped[at] = (flipped[at] + 1) % 3
     changed = Split(one.dataset, one.name, one.params, flipped)
     assert changed.fingerprint != one.fingerprint
     assert (
-        Split(one.dataset, one.name, one.params, one.part.copy(), leak="another sentence").fingerprint
+        Split(one.dataset, one.name, one.params, one.subset.copy(), leak="another sentence").fingerprint
         == one.fingerprint
     )

@@ -76,7 +76,7 @@ def test_events_are_mapped_into_memory(dataset: Dataset, tmp_path: Path) -> None
         assert type(array) is np.ndarray
         assert not array.flags.writeable
         assert (array.dtype, array.tolist()) == (was.dtype, was.tolist())
-    assert events.pseudo is None
+    assert events.synthetic is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not rename a folder with files that are mapped")

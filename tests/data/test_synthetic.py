@@ -43,11 +43,11 @@ def longer(split):
 def test_they_stand_before_a_persons_own():
     found = prepend(OWN, PSEUDO)
     assert [found.row(user).tolist() for user in range(4)] == [[7, 8, 1, 2, 3], [9, 4], [], [5, 6]]
-    assert found.pseudo.tolist() == [True, True, False, False, False, True, False, False, False]
+    assert found.synthetic.tolist() == [True, True, False, False, False, True, False, False, False]
     assert found.times.tolist() == [10, 10, 10, 20, 30, 7, 7, 1, 2]
-    assert np.isnan(found.ratings[found.pseudo]).all()
-    own = found.own()
-    assert own.pseudo is None
+    assert np.isnan(found.ratings[found.synthetic]).all()
+    own = found.without_synthetic()
+    assert own.synthetic is None
     assert (own.items == OWN.items).all()
     assert (own.offsets == OWN.offsets).all()
     assert (own.times == OWN.times).all()
@@ -57,8 +57,8 @@ def test_they_stand_before_a_persons_own():
 
 def test_marks_go_along_with_events():
     found = prepend(OWN, PSEUDO)
-    assert found.take(np.array([1, 0])).pseudo.tolist() == [True, False, True, True, False, False, False]
-    assert found.tail(2).pseudo.tolist() == [False, False, True, False, False, False]
+    assert found.take(np.array([1, 0])).synthetic.tolist() == [True, False, True, True, False, False, False]
+    assert found.tail(2).synthetic.tolist() == [False, False, True, False, False, False]
 
 
 @pytest.mark.parametrize("make", ["leave_one_out", "global_time", "ratio"])
@@ -67,9 +67,9 @@ def test_splits_are_those_of_the_own_events(make, split):
     written = np.zeros((split.dataset.num_users, 2), dtype=np.int64)
     data = augment(made, written, "made-up", {})
     again = getattr(rd.split, make)(data)
-    own = ~data.interactions.pseudo
-    assert (again.part[own] == made.part).all()
-    assert (again.part[~own] == 0).all()
+    own = ~data.interactions.synthetic
+    assert (again.subset[own] == made.subset).all()
+    assert (again.subset[~own] == 0).all()
     assert again.fingerprint == made.fingerprint
     for name in ("valid", "test"):
         before, after = made.task(name), again.task(name)
@@ -77,7 +77,7 @@ def test_splits_are_those_of_the_own_events(make, split):
         assert (before.truth.items == after.truth.items).all()
         assert (before.popularity == after.popularity).all()
         assert (after.seen.items == before.histories.items).all()
-        assert (after.histories.own().items == before.histories.items).all()
+        assert (after.histories.without_synthetic().items == before.histories.items).all()
 
 
 def test_another_split_is_refused(longer):
@@ -88,9 +88,9 @@ def test_another_split_is_refused(longer):
 def test_what_was_added_is_saved(longer, split, tmp_path):
     longer.save(tmp_path / "data")
     again = load_dataset(tmp_path / "data")
-    assert (again.interactions.pseudo == longer.interactions.pseudo).all()
+    assert (again.interactions.synthetic == longer.interactions.synthetic).all()
     assert again.fingerprint == longer.fingerprint != split.dataset.fingerprint
-    assert again.own_fingerprint == split.dataset.fingerprint
+    assert again.fingerprint_without_synthetic == split.dataset.fingerprint
     assert augmentation(again)["name"] == "made-up"
     assert augmentation(split.dataset) is None
     assert any("made-up" in note for note in again.report["notes"])
@@ -111,10 +111,10 @@ def test_they_are_inputs_and_no_targets(every_position):
         for row, position, target in zip(batch.rows, batch.positions, batch.targets, strict=True):
             if target == 3:
                 assert batch.items[row, : position + 1].tolist() == [7, 8, 1, 2]
-                assert batch.pseudo[row] == 2
-    shares = sum(part.share * len(part.targets) for part in (made.get(0, rank, 2) for rank in range(2)))
+                assert batch.synthetic[row] == 2
+    shares = sum(part.rank_weight * len(part.targets) for part in (made.get(0, rank, 2) for rank in range(2)))
     assert shares > 0
-    everything = batches(rows, every_position=every_position, pseudo_targets=True)
+    everything = batches(rows, every_position=every_position, synthetic_targets=True)
     assert sorted(torch.cat([everything.get(i).targets for i in range(len(everything))]).tolist()) == [1, 2, 3, 4, 6, 8]
 
 
@@ -128,7 +128,7 @@ def test_bert4rec_does_not_fill_them_in():
         for index in range(len(made)):
             masked = model.training_batch(made.get(index))
             targets |= set(masked.targets.tolist())
-            assert not (masked.items[:, :2] == 50)[masked.pseudo == 2].any()
+            assert not (masked.items[:, :2] == 50)[masked.synthetic == 2].any()
     assert targets == {2, 3, 5, 6}
 
 
@@ -139,7 +139,7 @@ def test_a_window_in_the_middle_knows_what_was_written():
     )
     batch = made.get(0)
     for items, written, length, learned in zip(
-        batch.items, batch.pseudo, batch.lengths, batch.learnable(6), strict=True
+        batch.items, batch.synthetic, batch.lengths, batch.learnable(6), strict=True
     ):
         assert written == (items[:length] < 10).sum()
         # Neither what was written nor the first own item, 10, also where a window begins with it.
@@ -173,7 +173,7 @@ def test_models_train_answer_and_filter_own_items_alone(model, longer, split, tm
     recommender = rd.Recommender.load(run.path)
     users = longer.user_ids.to_list()[:20]
     lists = recommender.recommend(users=users, k=40)
-    own = split.dataset.interactions.where(split.part != 2)
+    own = split.dataset.interactions.where(split.subset != 2)
     for number, user in enumerate(users):
         mine = set(lists.filter(lists["user_id"] == user)["item_id"])
         had = set(longer.item_ids.gather(own.row(number)).to_list())
@@ -198,5 +198,5 @@ def test_runs_on_longer_and_plain_data_are_compared(longer, split, tmp_path):
 def test_protocols_filter_own_items(longer):
     made = rd.split.leave_one_out(longer)
     task = protocol("leave-one-out").task(made)
-    assert task.seen.pseudo is None
-    assert task.histories.pseudo.any()
+    assert task.seen.synthetic is None
+    assert task.histories.synthetic.any()

@@ -70,7 +70,7 @@ def test_the_signal_left_is_that_of_the_whole_schedule(case: tuple) -> None:
 
 
 def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """A guess of x_0 that depends on the state and on the original number of the step."""
+    """A x0_hat of x_0 that depends on the state and on the original number of the step."""
     return torch.tanh(0.7 * x + 0.1 * torch.cos(t.to(x.dtype))[:, None])
 
 
@@ -82,14 +82,14 @@ def test_a_whole_run_by_hand(case: tuple, strided: bool, start: float) -> None:
     abar = [float(schedule.alphas_cumprod[t]) for t in kept]
     x = start
     for n in reversed(range(len(kept))):
-        guess = math.tanh(0.7 * x + 0.1 * math.cos(kept[n]))
+        x0_hat = math.tanh(0.7 * x + 0.1 * math.cos(kept[n]))
         before = abar[n - 1] if n else 1.0
         if strided:  # Song et al. 2021, eq. 12 with sigma = 0
-            eps = (x - math.sqrt(abar[n]) * guess) / math.sqrt(1 - abar[n])
-            x = math.sqrt(before) * guess + math.sqrt(1 - before) * eps
+            eps = (x - math.sqrt(abar[n]) * x0_hat) / math.sqrt(1 - abar[n])
+            x = math.sqrt(before) * x0_hat + math.sqrt(1 - before) * eps
         else:  # the mean of q(x_before | x_t, x_0): Ho et al. 2020, eq. 7
             alpha = abar[n] / before
-            x = (math.sqrt(before) * (1 - alpha) * guess + math.sqrt(alpha) * (1 - before) * x) / (1 - abar[n])
+            x = (math.sqrt(before) * (1 - alpha) * x0_hat + math.sqrt(alpha) * (1 - before) * x) / (1 - abar[n])
     begin = torch.full((1, 1), start, dtype=torch.float64)
     if strided:
         found = ddim(network, begin, schedule, kept)

@@ -26,7 +26,7 @@ OPTIONS = {
     **{"dropout": 0.0, "embedding_dropout": 0.0, "denoiser_batch": 59},
 }
 TWIN = {"diffusion": False}
-DRAWN = {"timesteps": "lossaware", "steps": 3}
+DRAWN = {"timestep_sampler": "lossaware", "diffusion_steps": 3}
 ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_adam"}  # a sparse gradient
 PART = {"epochs": 2, "dropout": 0.0}
 OWN = {

@@ -21,7 +21,7 @@ OPTIONS = {
     "epochs": 4,
     "blocks": 1,
     "precision": "fp32",
-    "timesteps": "lossaware",
+    "timestep_sampler": "lossaware",
 }
 
 if __name__ == "__main__":

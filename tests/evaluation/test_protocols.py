@@ -23,7 +23,7 @@ def data():
 def test_validation_events_are_shown_unless_the_protocol_says_otherwise(data):
     split = rd.split.leave_one_out(data)
     shown = protocol("leave-one-out").task(split)
-    known = data.interactions.where((split.part == TRAIN) | (split.part == VALID)).take(shown.users)
+    known = data.interactions.where((split.subset == TRAIN) | (split.subset == VALID)).take(shown.users)
     assert np.array_equal(shown.histories.items, known.items)
     assert shown.seen is None
 
@@ -32,7 +32,7 @@ def test_diffrec_is_given_the_training_row_and_filters_validation_too(data):
     split = rd.split.leave_one_out(data)
     object.__setattr__(split, "name", "given")
     task = protocol("paper:diffrec").task(split)
-    train = data.interactions.where(split.part == TRAIN).take(task.users)
+    train = data.interactions.where(split.subset == TRAIN).take(task.users)
     assert np.array_equal(task.histories.items, train.items)
     assert task.seen is not None
     assert np.array_equal(task.seen.items, split.task("test").histories.items)

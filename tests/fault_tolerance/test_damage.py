@@ -12,7 +12,7 @@ import rediffuse as rd
 from rediffuse.data.loading import load_dataset
 from rediffuse.errors import DataError, RediffuseError, RunError
 from rediffuse.runs.run_folder import read_manifest
-from rediffuse.serving.hosted import Loaded
+from rediffuse.serving.hosted import RunSnapshot
 
 
 def flip(at):
@@ -67,7 +67,7 @@ def settled(answer, path, expected):
 @harms
 def test_a_damaged_run_is_refused_or_answers_the_same(run, tmp_path, harm):
     def answer(folder):
-        return Loaded(folder, "index").recommender.recommend(users=["u1", "u2"], k=5).to_dicts()
+        return RunSnapshot(folder, "index").recommender.recommend(users=["u1", "u2"], k=5).to_dicts()
 
     expected = answer(run)
     outcomes = {path.relative_to(run).as_posix(): settled(lambda folder=folder: answer(folder), path, expected)

@@ -15,7 +15,7 @@ from rediffuse.comparison import evaluate_run
 from rediffuse.data.loading import load_dataset
 from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.runs import run_folder
-from rediffuse.runs.lock import held, is_free
+from rediffuse.runs.lock import folder_lock, is_free
 
 
 @pytest.fixture
@@ -49,9 +49,13 @@ def test_a_second_process_is_told_who_is_there_and_takes_over_when_that_dies(tak
 
 
 def test_a_folder_is_given_back_whatever_happens(tmp_path):
-    with pytest.raises(ZeroDivisionError), held(tmp_path, "training"):
+    with pytest.raises(ZeroDivisionError), folder_lock(tmp_path, "training"):
         _ = 1 / 0
-    with held(tmp_path, "training"), pytest.raises(RunError, match=f"process {os.getpid()} "), held(tmp_path, "tuning"):
+    with (
+        folder_lock(tmp_path, "training"),
+        pytest.raises(RunError, match=f"process {os.getpid()} "),
+        folder_lock(tmp_path, "tuning"),
+    ):
         pass
     assert is_free(tmp_path)
 

@@ -78,7 +78,7 @@ def test_slices_of_items_hold_no_matrix_of_logits(monkeypatch):
     hidden, table, targets, weights, biased = case(64, items=5_000)
     largest = 0
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class StepCallback(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             found = function(*args, **(kwargs or {}))
@@ -86,7 +86,7 @@ def test_slices_of_items_hold_no_matrix_of_logits(monkeypatch):
                 largest = max(largest, found.numel())
             return found
 
-    with Watch():
+    with StepCallback():
         softmax_cross_entropy(hidden, table, targets, weights, biased)[0].backward()
     assert table.grad is not None
     assert largest == table.numel() < 64 * 5_000

@@ -96,7 +96,7 @@ def test_the_weighted_error_of_the_specification():
 
 
 def test_a_network_that_predicts_noise_is_judged_by_its_row_at_the_first_step():
-    model = build(items=4, prediction="eps", steps=3)
+    model = build(items=4, prediction="eps", diffusion_steps=3)
     x_0, noise, t = torch.tensor([[1.0, 0, 0, 1]] * 3), torch.randn(3, 4), torch.arange(3)
     signal, loud = model.schedule.sqrt_alphas_cumprod, model.schedule.sqrt_one_minus_alphas_cumprod
     x_t = (signal[t, None] * x_0 + loud[t, None] * noise).float()
@@ -114,7 +114,7 @@ def test_a_network_that_predicts_noise_is_judged_by_its_row_at_the_first_step():
 
 
 def test_the_sampler_hears_weighted_losses_and_its_importance_is_undone():
-    model = build(steps=3, noise_scale=0.5).train()
+    model = build(diffusion_steps=3, noise_scale=0.5).train()
     rows = some_rows(200)
     for epoch in range(6):
         batches = model.batches(training_data(rows, ITEMS), np.random.default_rng(epoch))
@@ -129,7 +129,7 @@ def test_the_sampler_hears_weighted_losses_and_its_importance_is_undone():
 
 
 def test_the_loss_is_unbiased_over_timesteps_and_without_weights_a_plain_error():
-    model = build(steps=2, snr_weighting=False, timesteps="uniform", noise_scale=1e-3, dropout=0.0)
+    model = build(diffusion_steps=2, snr_weighting=False, timestep_sampler="uniform", noise_scale=1e-3, dropout=0.0)
     batch = model.batches(training_data(some_rows(8), ITEMS), np.random.default_rng(0)).get(0)
     torch.manual_seed(0)
     losses = [model.loss(batch).item() for _ in range(200)]
@@ -171,7 +171,7 @@ def test_other_networks_take_the_plain_chain(kind, options):
     found = model.score_known(rows, np.full(len(rows), -1), Sampling())
     if kind is DiffRec:  # by hand, a step at a time
         x = torch.from_numpy(model.rows(rows).toarray())
-        for t in reversed(range(model.config.steps)):
+        for t in reversed(range(model.config.diffusion_steps)):
             output = model.denoiser(x, torch.full((len(x),), t))
             signal, loud = (
                 getattr(model.schedule, f"sqrt_{name}")[t].item()
@@ -334,7 +334,7 @@ def test_too_many_clusters_are_refused():
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_diffrec_reaches_the_published_range(tmp_path):
-    """Quoted elsewhere for this split: Recall@20 .1763 on the test part."""
+    """Quoted elsewhere for this split: Recall@20 .1763 on the test subset."""
     data = public_dataset("diffrec-ml1m-clean")
     run = rd.train("diffrec", rd.split.given(data), tmp_path / "run", preset="ml-1m")
     facts = rd.evaluate(run.path, data, protocol="paper:diffrec")

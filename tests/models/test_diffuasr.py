@@ -72,8 +72,8 @@ def test_rounding_is_the_nearest_by_cosine_that_is_allowed():
             had: set[int] = set()
             for place in range(5):
                 cosine = F.cosine_similarity(table, x[row, place][None], dim=1)
-                banned = set(torch.nonzero(forbidden[row]).flatten().tolist()) | (set() if repeats else had)
-                best = max((i for i in range(ITEMS) if i not in banned), key=lambda i: cosine[i].item())
+                excluded = set(torch.nonzero(forbidden[row]).flatten().tolist()) | (set() if repeats else had)
+                best = max((i for i in range(ITEMS) if i not in excluded), key=lambda i: cosine[i].item())
                 assert found[row, place] == best
                 had.add(best)
 
@@ -190,7 +190,7 @@ def test_cuts_are_successive_items_and_what_followed():
         assert seen == ({0, 1, 2, 3, 8, 11, 12} if anywhere else {0, 8, 11})
     whole = Continuations(rows, length=2, max_length=3, batch_size=9, anywhere=True, rng=np.random.default_rng(0))
     parts = [whole.get(0, rank, 2) for rank in range(2)]
-    assert sum(part.share for part in parts) == 2.0
+    assert sum(part.rank_weight for part in parts) == 2.0
 
 
 def test_it_learns_what_comes_before():
@@ -245,7 +245,7 @@ def split():
 @pytest.mark.parametrize("method", ["diffuasr", "asrep", "random", "random-seq"])
 def test_validation_and_test_items_change_nothing_that_is_written(split, tmp_path, method):
     """The last two events of everyone are other items; generators choose their weights on training events."""
-    data, part = split.dataset, split.part
+    data, part = split.dataset, split.subset
     items = data.interactions.items.copy()
     items[part != 0] = (items[part != 0] + 11) % data.num_items
     other = dataclasses.replace(data, interactions=dataclasses.replace(data.interactions, items=items))
@@ -256,8 +256,8 @@ def test_validation_and_test_items_change_nothing_that_is_written(split, tmp_pat
         run = tmp_path / name if config else None
         made = rd.augment(one, method, n=3, run=run, config=config, seed=2)
         longer = made.interactions
-        found.append(longer.items[longer.pseudo])
-        assert (longer.own().items == one.dataset.interactions.items).all()
+        found.append(longer.items[longer.synthetic])
+        assert (longer.without_synthetic().items == one.dataset.interactions.items).all()
     assert (found[0] == found[1]).all()
     assert len(found[0]) == 3 * data.num_users
 
@@ -281,7 +281,7 @@ def test_asrep_stops_where_the_catalogue_ends(tmp_path):
     split = rd.split.leave_one_out(data)
     made = rd.augment(split, "asrep", n=4, run=tmp_path / "run", config=config).interactions
     for user in range(30):
-        row, written = made.row(user), made.take(np.array([user])).pseudo
+        row, written = made.row(user), made.take(np.array([user])).synthetic
         own = split.training_view().train.row(user)
         assert len(set(row[written])) == written.sum() == min(4, 5 - len(set(own)))
         assert not set(row[written]) & set(own)
@@ -319,7 +319,7 @@ def test_controls_are_what_they_are_called(split):
         rows = []
         for made in (anything, from_own):
             written = made.interactions.take(np.array([user]))
-            rows.append(written.items[written.pseudo])
+            rows.append(written.items[written.synthetic])
         assert len(rows[0]) == 5
         assert len(rows[1]) == (5 if own.lengths[user] < 6 else 0)
         assert set(rows[1]) <= set(own.row(user))
@@ -354,7 +354,7 @@ def test_the_whole_model_trains_answers_and_resumes(split, tmp_path):
     run = rd.train("diffuasr", split, tmp_path / "run", config=SMALL, seed=1)
     model = rd.Recommender.load(run.path).model
     written = model.write(split.training_view().train, seed=1)
-    assert (model.pseudo.numpy() == written).all()
+    assert (model.synthetic.numpy() == written).all()
     # Known people are answered with what was written before their history, others by their history alone.
     task = split.task("test")
     with_it, without = model.score(task.histories, users=task.users), model.score(task.histories)

@@ -200,7 +200,7 @@ def test_the_signals_are_saved_and_are_those_of_the_first_phase(split, tmp_path)
 
 def test_validation_and_test_items_tell_the_signals_nothing(split, tmp_path):
     """The last two events of everyone are changed; the signals of the training events stay."""
-    data, part = split.dataset, split.part
+    data, part = split.dataset, split.subset
     items = data.interactions.items.copy()
     items[part != 0] = (items[part != 0] + 11) % data.num_items
     other = dataclasses.replace(data, interactions=dataclasses.replace(data.interactions, items=items))

@@ -10,7 +10,7 @@ from tests.fitting import training_data
 from rediffuse.data.histories import Histories
 from rediffuse.models import model_class
 
-AWARE = {"timesteps": "lossaware", "steps": 4}
+AWARE = {"timestep_sampler": "lossaware", "diffusion_steps": 4}
 OPTIONS = {
     "diffurec": AWARE | {"embedding_size": 8, "blocks": 1},
     "diffrec": AWARE,

@@ -164,9 +164,9 @@ def by_hand(rows: Histories, low: float, high: float, candidates: int, hidden: H
         scores = score(rows.take(np.array([user])))[0].numpy()
         order = sorted(range(ITEMS), key=lambda i: (-scores[i], i))
         positives.append([i for i in order if i not in history][:candidates])
-        banned = set(history) | set(hidden.row(user).tolist() if hidden else [])
+        excluded = set(history) | set(hidden.row(user).tolist() if hidden else [])
         first, width = math.floor(ITEMS * low / 100), math.ceil(ITEMS * high / 100) - math.floor(ITEMS * low / 100)
-        bands.append(set([i for i in order[first:] if i not in banned][:width]))
+        bands.append(set([i for i in order[first:] if i not in excluded][:width]))
         own += [scores[i] for i in history]
     return positives, bands, np.asarray(own, dtype=np.float32)
 

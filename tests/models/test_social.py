@@ -80,12 +80,12 @@ def test_no_hops_is_a_vector_and_the_mean_of_the_items():
 def test_directed_links():
     """Person 0 links to 1; nobody takes in person 0."""
     model = build("diffnet", data_of(ROWS, 3, [(0, 1)]), directed=True, hops=1, combine="last", embedding_size=2)
-    assert model.people(P, torch.zeros(3, 2)).tolist() == [P[1].tolist(), [0, 0], [0, 0], [0, 0]]
+    assert model.resolve_users(P, torch.zeros(3, 2)).tolist() == [P[1].tolist(), [0, 0], [0, 0], [0, 0]]
     # Who did nothing and links to someone has half a trained vector; who is linked to has nothing.
     for links, remembered in (([(0, 1)], True), ([(1, 0)], True), ([(2, 0)], False)):
         rows = Histories.from_lists([[], [0, 1], []])
         model = build("diffnet", data_of(rows, 3, links), directed=True, hops=1)
-        assert model.remembers(np.array([0])).tolist() == [remembered]
+        assert model.has_user_state(np.array([0])).tolist() == [remembered]
 
 
 def test_w3_standardised():
@@ -114,7 +114,12 @@ def test_someone_without_friends_has_no_gradient_in_the_released_form():
 def released() -> DiffNetPP:
     """The specification's weights: theta(row, col) = .1 (row + 1) - .2 col, fixed gates, the same in both layers."""
     model = build("diffnetpp", preset="reference", embedding_size=2)
-    gates = {"interest": [0.1, 0.2, -0.1, 0.3], "social": [0.3, -0.2, 0.1, 0.1], "own": [0.5, -0.5], "fans": [0.2, 0.4]}
+    gates = {
+        "interest": [0.1, 0.2, -0.1, 0.3],
+        "social": [0.3, -0.2, 0.1, 0.1],
+        "own": [0.5, -0.5],
+        "item_users": [0.2, 0.4],
+    }
     with torch.no_grad():
         for layer in model.layers:
             for attention in (layer.of_friends, layer.of_items, layer.of_fans):
@@ -143,9 +148,9 @@ def test_y1_attention():
 def test_y2_layers():
     model = released()
     first, second = model.layers
-    friends, interest, fans = model.friends.part(None), model.interest.part(None), model.fans.part(None)
-    users = first.people(P, P, Q, friends, interest)
-    items = first.items(Q, P, fans)
+    friends, interest, item_users = model.friends.part(None), model.interest.part(None), model.item_users.part(None)
+    users = first.resolve_users(P, P, Q, friends, interest)
+    items = first.items(Q, P, item_users)
     close(users, [[0.635335, 0.364665], [0.180230, 0.902495], [0.762667, 0.474666], [1.228510, -0.104509]])
     close(items, [[1.209304, 0], [0.286383, 0.713617], [1.217279, -0.313097]])
     social, liked = (
@@ -156,10 +161,10 @@ def test_y2_layers():
     close(gates[:, 1], [0.519938, 0.639540, 0.525334, 0.457019])
     close(gates.sum(1), [1.0] * 4)
     close(
-        second.people(users, users, items, friends, interest),
+        second.resolve_users(users, users, items, friends, interest),
         [[0.568396, 0.480150], [0.310122, 0.751780], [0.740500, 0.373208], [0.912076, -0.087414]],
     )
-    close(second.items(items, users, fans), [[1.067516, 0.071504], [0.358203, 0.663522], [1.115097, -0.087494]])
+    close(second.items(items, users, item_users), [[1.067516, 0.071504], [0.358203, 0.663522], [1.115097, -0.087494]])
 
 
 def test_y3_scores():
@@ -178,13 +183,13 @@ def test_released_gates_without_weights():
     model = released()
     layer = model.layers[0]
     with torch.no_grad():
-        for name in ("social", "interest", "own", "fans"):
+        for name in ("social", "interest", "own", "item_users"):
             getattr(layer, name).first.weight.zero_()
-    friends, interest, fans = model.friends.part(None), model.interest.part(None), model.fans.part(None)
+    friends, interest, item_users = model.friends.part(None), model.interest.part(None), model.item_users.part(None)
     gates = layer.gates(P, P, P, friends, interest)
     close(gates[:, 1], [1.7 / 3] * 4)
-    pooled = fans.gather(P, layer.of_fans(fans, Q, P))
-    torch.testing.assert_close(layer.items(Q, P, fans), (Q + pooled) / 2)
+    pooled = item_users.gather(P, layer.of_fans(item_users, Q, P))
+    torch.testing.assert_close(layer.items(Q, P, item_users), (Q + pooled) / 2)
 
 
 def test_link_attention_stays_within_its_bounds_and_constants_are_means():
@@ -213,8 +218,8 @@ def test_the_papers_layer_by_hand():
             share = 0.0
         new = P[person] + share * social[person] + (1 - share) * liked[person]
         torch.testing.assert_close(users[person], torch.cat((P[person], new)))
-    fans = torch.stack(((P[0] + P[3]) / 2, (P[0] + P[1]) / 2, (P[2] + P[3]) / 2))
-    torch.testing.assert_close(items, torch.cat((Q, Q + fans), dim=1))
+    item_users = torch.stack(((P[0] + P[3]) / 2, (P[0] + P[1]) / 2, (P[2] + P[3]) / 2))
+    torch.testing.assert_close(items, torch.cat((Q, Q + item_users), dim=1))
 
 
 # --- both ------------------------------------------------------------------------------------------------------
@@ -380,7 +385,7 @@ def test_who_is_remembered():
     """A chain of people of whom the first alone has events; two hops train three, and less than half of the fourth."""
     rows = Histories.from_lists([[0, 1], [], [], [], [], []])
     model = build("diffnet", data_of(rows, 3, [(0, 1), (1, 2), (2, 3), (3, 4)]), hops=2)
-    assert model.remembers(np.array([0, 1, 2, 3, 4, 5, -1])).tolist() == [True] * 3 + [False] * 4
+    assert model.has_user_state(np.array([0, 1, 2, 3, 4, 5, -1])).tolist() == [True] * 3 + [False] * 4
     model.prepare()
     scores = model.score(Histories.from_lists([[], [], []]), users=np.array([1, 4, -1]))
     assert not torch.equal(scores[0], model.popularity)
@@ -402,7 +407,7 @@ def test_a_vector_that_nothing_trained_is_not_remembered(options, remembered):
     """Two friends, of whom the first alone has events."""
     rows = Histories.from_lists([[0, 1], []])
     model = build("diffnet", data_of(rows, 3, [(0, 1)]), **options)
-    assert model.remembers(np.array([0, 1])).tolist() == [True, remembered]
+    assert model.has_user_state(np.array([0, 1])).tolist() == [True, remembered]
 
 
 def test_other_features_are_another_run(tmp_path):

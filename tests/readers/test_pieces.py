@@ -91,7 +91,7 @@ def test_pieces_read_the_same_as_one(tmp_path: Path, small: Any, form: str, opti
         return read_interactions(source, time="time", rating="rating", **options)
 
     whole = read()
-    assert whole.num_events > 100
+    assert whole.num_interactions > 100
     for size in (1, 7, 64):
         small(size)
         again = read()
@@ -247,7 +247,7 @@ def test_a_column_that_a_file_lacks_is_named(tmp_path: Path) -> None:
     frame = rows(40)
     frame[:20].write_parquet(tmp_path / "0.parquet")
     frame[20:].drop("time").write_parquet(tmp_path / "1.parquet")
-    assert read_interactions(tmp_path).num_events == 40
+    assert read_interactions(tmp_path).num_interactions == 40
     with pytest.raises(DataError, match=r"1\.parquet has no column 'time', which .*0\.parquet has"):
         read_interactions(tmp_path, time="time")
 
@@ -284,7 +284,7 @@ def test_folders_called_column_equals_value_are_columns(days: Path, small: Any) 
 
 
 def test_folders_need_not_be_used(days: Path) -> None:
-    assert read_interactions(days).num_events == 4
+    assert read_interactions(days).num_interactions == 4
     files = sorted(days.rglob("*.parquet"))
     assert read_interactions(files, time="date").has_timestamps
 

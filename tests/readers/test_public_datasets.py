@@ -41,8 +41,8 @@ def test_prepared_sets_load_with_the_counts_of_their_readme(data_root: Path, nam
     report = data.report
     assert data.num_users - report.get("users_without_events", 0) == counts["users"]
     assert data.num_items == counts["items"]
-    assert data.num_events == counts["interactions"]
-    assert data.num_events - report["repeated_events"] == counts["unique_pairs"]
+    assert data.num_interactions == counts["interactions"]
+    assert data.num_interactions - report["repeated_events"] == counts["unique_pairs"]
     assert data.has_timestamps == counts["timestamps"]
     assert (data.title is not None) == counts["titles"]
     if "links" in counts:
@@ -68,7 +68,7 @@ def test_prepared_sets_load_with_the_counts_of_their_readme(data_root: Path, nam
 def test_beauty_has_the_split_of_diffurec(data_root: Path) -> None:
     """Its leave-one-out split is ours, although many events of a user share a day."""
     data = public_datasets.public_dataset("amazon-beauty", root=data_root)
-    assert (split.given(data).part == split.leave_one_out(data).part).all()
+    assert (split.given(data).subset == split.leave_one_out(data).subset).all()
 
 
 @pytest.mark.real_data

@@ -60,7 +60,7 @@ def test_options_and_other_id_names(tmp_path: Path) -> None:
     data = read_atomic(write(tmp_path, inter=text + "3\t20\t1\t7\n"), min_rating=2, duplicates="last")
     with pytest.raises(DataError, match="No events are left"):
         read_atomic(tmp_path, k_core=9)
-    assert data.num_events == 3
+    assert data.num_interactions == 3
 
 
 def test_half_a_knowledge_graph_is_said(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_what_programs_keep_beside_a_table_is_no_part_of_it(tmp_path: Path, kind
     for source in ("", "*", "**", f"**/*.{kind}"):
         assert content(read(str(tmp_path / "logs" / source))) == EXPECTED, source
     named = tmp_path / "logs" / "_temporary"
-    assert read(named).num_events == read(f"{named}/*/*.{kind}").num_events == 2
+    assert read(named).num_interactions == read(f"{named}/*/*.{kind}").num_interactions == 2
     (tmp_path / "logs" / "_temporary").rename(tmp_path / "died")
     (tmp_path / "died" / "0").rename(tmp_path / "died" / "_0")
     assert "begins with _ or . is left out" in refusal(tmp_path / "died")

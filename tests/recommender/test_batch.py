@@ -20,7 +20,7 @@ from rediffuse import files
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, StorageError
 from rediffuse.recommender import batch
 from rediffuse.recommender.batch import recommend_to_folder
-from rediffuse.recommender.user_files import PeopleFile
+from rediffuse.recommender.user_files import UserFile
 
 PEOPLE, SIZE = 50, 8  # seven parts, the last of two people
 KNOWN = [f"u{7 * n % 60}" for n in range(PEOPLE)]
@@ -130,10 +130,10 @@ def test_blocks_are_the_rows_of_the_file_in_order(tmp_path, kind, size):
     else:
         text = frame.write_csv().encode()
         path.write_bytes(gzip.compress(text) if kind == "csv.gz" else text)
-    blocks = dict(PeopleFile(path, nobody).blocks(size))
+    blocks = dict(UserFile(path, nobody).blocks(size))
     assert list(blocks) == list(range(-(-50 // size)))
     assert pl.concat(blocks.values())["user_id"].to_list() == names
-    odd = [number for number, _ in PeopleFile(path, nobody).blocks(size, wanted=lambda block: block % 2 == 1)]
+    odd = [number for number, _ in UserFile(path, nobody).blocks(size, wanted=lambda block: block % 2 == 1)]
     assert odd == [number for number in blocks if number % 2 == 1]
 
 
@@ -391,7 +391,7 @@ def test_missing_blank_and_padded_ids_are_refused_with_their_place(recommender, 
     with pytest.raises(DataError, match=rf"users\.{kind}, {place}: column 'user_id' \(user\) {said}"):
         recommend_to_folder(recommender, path, tmp_path / "out", rows_per_part=SIZE)
     assert not (tmp_path / "out").exists()
-    assert dict(PeopleFile(path, nobody).blocks(SIZE, wanted=lambda block: block < 2)).keys() == {0, 1}
+    assert dict(UserFile(path, nobody).blocks(SIZE, wanted=lambda block: block < 2)).keys() == {0, 1}
 
 
 @pytest.mark.parametrize(

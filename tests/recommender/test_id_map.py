@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rediffuse.recommender.id_map import Numbers, as_text, flat, labels, own_id, own_ids
+from rediffuse.recommender.id_map import IdMap, as_text, flat, labels, own_id, own_ids
 
 OWN = {pl.Int64: pl.Series([50, -3, 0, 7, 2**63 - 1]), pl.String: pl.Series(["50", "-3", "a", "", "007", "é"])}
 texts = st.sampled_from(
@@ -35,7 +35,7 @@ def test_columns_are_read_as_lists_are(kind, column, data):
     one_by_one = [own_id(value, ids.dtype) for value in asked]
     fitting = [None if isinstance(one, int) and not -(2**63) <= one < 2**63 else one for one in one_by_one]
     assert own_ids(series, ids.dtype).to_list() == own_ids(asked, ids.dtype).to_list() == fitting
-    numbers = Numbers(ids)
+    numbers = IdMap(ids)
     places = [ids.to_list().index(one) if one is not None and one in ids.to_list() else -1 for one in one_by_one]
     assert numbers.find(series).tolist() == numbers.find(asked).tolist() == places
     assert labels(series, ids.dtype).equals(labels(asked, ids.dtype))

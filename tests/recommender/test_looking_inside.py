@@ -46,7 +46,7 @@ def test_candidates_alone_are_recommended(runs):
 
 def test_steps_and_noise_reach_the_model(runs):
     model = runs["diffurec"]
-    few, many = (model.recommend(histories=[HISTORY], k=20, steps=steps) for steps in (1, 32))
+    few, many = (model.recommend(histories=[HISTORY], k=20, sampling_steps=steps) for steps in (1, 32))
     assert few["score"].to_list() != many["score"].to_list()
     quiet = [model.recommend(histories=[HISTORY], k=20, noise=0.0, seed=seed) for seed in (0, 1)]
     assert quiet[0].equals(quiet[1])
@@ -57,13 +57,13 @@ def test_steps_and_noise_reach_the_model(runs):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("diffurec", {"steps": 33}, "trained with 32"),
-        ("diffurec", {"steps": 0}, "at least 1"),
+        ("diffurec", {"sampling_steps": 33}, "trained with 32"),
+        ("diffurec", {"sampling_steps": 0}, "at least 1"),
         ("diffurec", {"noise": float("nan")}, "noise is nan"),
         ("diffurec", {"noise": -1.0}, "noise is -1"),
-        ("sasrec", {"steps": 2}, "no steps to choose"),
+        ("sasrec", {"sampling_steps": 2}, "no sampling steps to choose"),
         ("sasrec", {"noise": 2.0}, "draws no noise"),
-        ("itemknn", {"steps": 1}, "no steps to choose"),
+        ("itemknn", {"sampling_steps": 1}, "no sampling steps to choose"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(runs, name, options, says):
@@ -104,16 +104,16 @@ def test_the_map_shows_the_two_main_directions():
 @pytest.mark.parametrize(("name", "steps"), [("diffurec", 4), ("diffurec", 1), ("diffrec", None)])
 def test_the_walk_ends_where_the_answer_is(runs, name, steps):
     recommender = runs[name]
-    frame = recommender.denoise(history=HISTORY, steps=steps, k=40, seed=3)
-    assert frame["step"].max() + 1 == (steps or recommender.config["config"]["steps"])
+    frame = recommender.denoise(history=HISTORY, sampling_steps=steps, k=40, seed=3)
+    assert frame["step"].max() + 1 == (steps or recommender.config["config"]["diffusion_steps"])
     assert frame.filter(frame["step"] == 0)["t"][0] >= frame["t"].min()
     last = frame.filter(frame["step"] == frame["step"].max())
     assert last["t"].unique().to_list() == [0] or steps == 1
-    answer = recommender.recommend(histories=[HISTORY], k=40, steps=steps, seed=3)
+    answer = recommender.recommend(histories=[HISTORY], k=40, sampling_steps=steps, seed=3)
     unseen = last.filter(~last["item_id"].is_in(HISTORY))
     assert unseen["item_id"].to_list() == answer["item_id"].to_list()
     np.testing.assert_allclose(unseen["score"], answer["score"], atol=1e-4)
-    assert recommender.denoise(user="u1", steps=steps)["rank"].max() == 10
+    assert recommender.denoise(user="u1", sampling_steps=steps)["rank"].max() == 10
 
 
 def test_models_and_people_without_denoising(runs):

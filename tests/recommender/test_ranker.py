@@ -12,7 +12,7 @@ from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender import ranker
 from rediffuse.recommender.index import ItemIndex
-from rediffuse.recommender.ranker import Answerer, Ask
+from rediffuse.recommender.ranker import Ranker, RankingQuery
 
 ITEMS, SIZE = 3000, 16
 
@@ -44,7 +44,7 @@ def pair(request):
     model = Sums()
     index = ItemIndex.build(model.vectors.numpy(), request.param, threads=1)
     index.effort = index.efforts[-1]  # looks everywhere, or nearly so
-    return Answerer(model, model.vectors, None), Answerer(model, model.vectors, index)
+    return Ranker(model, model.vectors, None), Ranker(model, model.vectors, index)
 
 
 def people():
@@ -52,13 +52,13 @@ def people():
     rows = Histories.from_lists([rng.choice(ITEMS, size, replace=False).tolist() for size in (1, 3, 0, 40, 7, 2, 5)])
     none = np.empty(0, np.int64)
     asks = [
-        Ask(10, none),
-        Ask(50, rng.choice(ITEMS, 200, replace=False)),
-        Ask(5, none),  # nothing known of them: popular items
-        Ask(10, none),
-        Ask(10, none, filter_seen=False),
-        Ask(3, none, candidates=np.arange(50)),
-        Ask(2000, none),  # deeper than an index is asked for
+        RankingQuery(10, none),
+        RankingQuery(50, rng.choice(ITEMS, 200, replace=False)),
+        RankingQuery(5, none),  # nothing known of them: popular items
+        RankingQuery(10, none),
+        RankingQuery(10, none, filter_seen=False),
+        RankingQuery(3, none, candidates=np.arange(50)),
+        RankingQuery(2000, none),  # deeper than an index is asked for
     ]
     return rows, np.full(len(rows), -1), asks
 
@@ -66,7 +66,7 @@ def people():
 @pytest.mark.parametrize("samples", [1, 4])
 def test_an_index_gives_the_lists_of_all_scores(pair, samples):
     rows, who, asks = people()
-    exact, quick = (one.answer(rows, who, asks, Sampling(3), samples) for one in pair)
+    exact, quick = (one.rank(rows, who, asks, Sampling(3), samples) for one in pair)
     for wanted, found, ask in zip(exact, quick, asks, strict=True):
         assert len(found.items) == min(ask.k, len(wanted.items))
         assert found.items.tolist() == wanted.items.tolist()
@@ -81,9 +81,9 @@ def test_what_an_index_finds_does_not_depend_on_the_others(pair):
     _, quick = pair
     quick.index.effort = quick.index.efforts[0]  # now it misses some, and must miss the same ones
     rows, who, asks = people()
-    together = quick.answer(rows, who, asks, Sampling(1))
+    together = quick.rank(rows, who, asks, Sampling(1))
     for n in range(len(rows)):
-        (alone,) = quick.answer(rows.take(np.array([n])), who[:1], asks[n : n + 1], Sampling(1))
+        (alone,) = quick.rank(rows.take(np.array([n])), who[:1], asks[n : n + 1], Sampling(1))
         assert alone.items.tolist() == together[n].items.tolist()
 
 
@@ -92,7 +92,7 @@ def test_whom_an_index_finds_too_little_for_is_answered_exactly(pair, monkeypatc
     real = quick.index.search
     monkeypatch.setattr(quick.index, "search", lambda queries, k: np.where(np.arange(k) < 5, real(queries, k), -1))
     rows, who, asks = people()
-    wanted, found = (one.answer(rows, who, asks, Sampling(1)) for one in (exact, quick))
+    wanted, found = (one.rank(rows, who, asks, Sampling(1)) for one in (exact, quick))
     assert [one.items.tolist() for one in found] == [one.items.tolist() for one in wanted]
 
 
@@ -102,6 +102,6 @@ def test_deep_lists_never_reach_the_index(pair, monkeypatch):
     real = quick.index.search
     monkeypatch.setattr(quick.index, "search", lambda queries, k: asked.append(k) or real(queries, k))
     rows, who, asks = people()
-    quick.answer(rows, who, asks, Sampling(1))
+    quick.rank(rows, who, asks, Sampling(1))
     assert asked
     assert max(asked) <= ranker.DEEPEST

@@ -229,7 +229,7 @@ def test_reasons_are_there_when_asked_for(page):
 def test_the_path_plays_by_keyboard_and_marks_what_changes(page, shown):
     answered(page, lambda: page.fill("#steps", "8"))
     until(page, "walk.steps.length === 8")
-    walked = rd.Recommender.load(shown[0]).denoise(user="u1", steps=8)
+    walked = rd.Recommender.load(shown[0]).denoise(user="u1", sampling_steps=8)
     last = walked.filter(walked["step"] == 7)["item_id"].to_list()
     listed = page.locator("#step-list li > span:first-child").all_inner_texts()
     assert [text.split(" in the")[0] for text in listed] == [f"Film {item}" for item in last]
@@ -279,7 +279,7 @@ def test_the_training_page_draws_everything(context, site):
         tab.wait_for_selector(f"#{plot} .main-svg .trace path", state="attached")
     # Two runs, seen items kept and filtered; one of them was evaluated.
     assert tab.locator("#metrics tbody tr").count() == 6
-    assert "Not evaluated on the test part: graph" in tab.inner_text("#metrics caption")
+    assert "Not evaluated on the test subset: graph" in tab.inner_text("#metrics caption")
     card = tab.locator(".card").first
     assert card.locator("h4", has_text=NASTY).count() == 1
     assert card.locator("code", has_text=NASTY).count() == 1

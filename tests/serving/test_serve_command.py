@@ -84,7 +84,7 @@ def test_a_service_finishes_what_it_began_and_stops(folders):
         statuses = []
 
         def ask():
-            content = json.dumps({"users": [f"u{n}" for n in range(60)], "samples": 64, "steps": 2}).encode()
+            content = json.dumps({"users": [f"u{n}" for n in range(60)], "samples": 64, "sampling_steps": 2}).encode()
             request = urllib.request.Request(f"{address}/v1/recommend", content, {"content-type": "application/json"})
             statuses.append(urllib.request.urlopen(request).status)
 

@@ -15,7 +15,7 @@ import rediffuse as rd
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.ranker import Answer, Ask
+from rediffuse.recommender.ranker import RankedItems, RankingQuery
 from rediffuse.runs.run_folder import forget_files
 from rediffuse.serving.app import create_app
 from rediffuse.serving.batcher import Batcher, Job
@@ -106,10 +106,10 @@ def test_similar_and_denoise(client, recommenders):
     wanted = recommenders["diffurec"].similar(["i7"], k=4)
     assert [item["item_id"] for item in found["results"][0]["items"]] == wanted["similar_id"].to_list()
     assert found["notes"] == ["1 items are not in the catalogue."]
-    walked = ask(client, "/v1/denoise", history=HISTORY, steps=4, k=3)["steps"]
-    frame = recommenders["diffurec"].denoise(history=HISTORY, steps=4, k=3)
+    walked = ask(client, "/v1/denoise", history=HISTORY, sampling_steps=4, k=3)["steps"]
+    frame = recommenders["diffurec"].denoise(history=HISTORY, sampling_steps=4, k=3)
     assert [item["item_id"] for step in walked for item in step["items"]] == frame["item_id"].to_list()
-    assert all(len(step["state"]) == len(step["guess"]) == 2 for step in walked)
+    assert all(len(step["state"]) == len(step["x0_hat"]) == 2 for step in walked)
     assert ask(client, "/v1/denoise", model="sasrec", history=HISTORY)["steps"] == []
     told = problem(client.post("/v1/similar", json={"model": "itemknn", "items": ["i7"]}), 422, "invalid-request")
     assert "itemknn has no vectors" in told["detail"]
@@ -119,14 +119,14 @@ def test_similar_and_denoise(client, recommenders):
 def test_what_is_told_of_runs(client, recommenders):
     listed = client.get("/v1/models").json()["models"]
     assert [run["name"] for run in listed] == list(recommenders)
-    assert [run["denoising_steps"] for run in listed] == [32, None, None, None]
+    assert [run["max_sampling_steps"] for run in listed] == [32, None, None, None]
     assert [run["has_paths"] for run in listed] == [False, False, True, False]
     assert [run["has_vectors"] for run in listed] == [True, True, True, False]
     base = "/v1/models/diffurec"
     assert client.get(f"{base}/items?q=film i12").json() == {"items": [{"item_id": "i12", "title": "Film i12"}]}
     assert client.get(f"{base}/users?q=u1&limit=3").json() == {"users": ["u1", "u10", "u11"]}
     history = [item["item_id"] for item in client.get(f"{base}/history?user=u1").json()["items"]]
-    mine = recommenders["diffurec"].people(["u1"], None)[2].items
+    mine = recommenders["diffurec"].resolve_users(["u1"], None)[2].items
     assert history == recommenders["diffurec"].items["item_id"].gather(mine).to_list()
     assert len(history) > 2
     problem(client.get(f"{base}/history?user=nobody"), 404, "unknown-user")
@@ -161,10 +161,10 @@ def test_requests_at_once_get_what_they_get_alone(client):
 
 
 class Slow:
-    """An answerer that waits until it is let go, and notes whom it answered together."""
+    """An ranker that waits until it is let go, and notes whom it answered together."""
 
     def __init__(self, items=5):
-        self.model = type("Model", (), {"num_items": items, "steps_taken": lambda self, sampling: 1})()
+        self.model = type("Model", (), {"num_items": items, "network_passes": lambda self, sampling: 1})()
         self.go, self.began, self.together = threading.Event(), threading.Event(), []
 
     def answer(self, rows, who, asks, sampling, samples):
@@ -173,59 +173,59 @@ class Slow:
         if 99 in rows.items:
             raise ValueError("unlucky")
         self.together.append([rows.row(n).tolist() for n in range(len(rows))])
-        return [Answer(rows.row(n).astype(np.int64), np.zeros(1, np.float32), None) for n in range(len(rows))]
+        return [RankedItems(rows.row(n).astype(np.int64), np.zeros(1, np.float32), None) for n in range(len(rows))]
 
 
-def job(answerer, *rows, seed=0, times=False):
+def job(ranker, *rows, seed=0, times=False):
     histories = Histories.from_lists([[row] for row in rows])
     if times:
         histories = Histories(histories.offsets, histories.items, histories.items.astype(np.int64))
-    asks = [Ask(1, np.empty(0, np.int64))] * len(rows)
-    return Job(answerer, histories, np.full(len(rows), -1), asks, Sampling(seed), 1)
+    asks = [RankingQuery(1, np.empty(0, np.int64))] * len(rows)
+    return Job(ranker, histories, np.full(len(rows), -1), asks, Sampling(seed), 1)
 
 
 def test_what_comes_during_work_is_scored_together():
-    answerer, sizes = Slow(), []
+    ranker, sizes = Slow(), []
     batcher = Batcher(4, sizes.append).start()
-    first = batcher.submit(job(answerer, 0))
-    assert answerer.began.wait(10)
-    asked = [job(answerer, 1), job(answerer, 2, seed=7), job(answerer, 3, 4), job(answerer, 5), job(answerer, 6)]
-    waiting = [batcher.submit(one) for one in [*asked, job(answerer, 7, times=True), job(answerer, *range(10, 16))]]
+    first = batcher.submit(job(ranker, 0))
+    assert ranker.began.wait(10)
+    asked = [job(ranker, 1), job(ranker, 2, seed=7), job(ranker, 3, 4), job(ranker, 5), job(ranker, 6)]
+    waiting = [batcher.submit(one) for one in [*asked, job(ranker, 7, times=True), job(ranker, *range(10, 16))]]
     assert batcher.people_waiting == 13
-    answerer.go.set()
+    ranker.go.set()
     batcher.close()  # finishes what waits
     # Other seeds, and people of whom times are known, are scored apart; a large request in parts, as its turn comes.
     parts = [[0], [1, 3, 4, 5], [2], [6, 10, 11, 12], [7], [13, 14, 15]]
-    assert answerer.together == [[[n] for n in part] for part in parts]
+    assert ranker.together == [[[n] for n in part] for part in parts]
     assert sizes == [len(part) for part in parts]
     assert [a.items.tolist() for a in waiting[2].result()] == [[3], [4]]
     assert [a.items.tolist() for a in waiting[-1].result()] == [[n] for n in range(10, 16)]
     assert first.result()[0].items.tolist() == [0]
     assert batcher.people_waiting == 0
     with pytest.raises(RuntimeError, match="closed"):
-        batcher.submit(job(answerer, 1))
+        batcher.submit(job(ranker, 1))
 
 
 def test_a_failure_is_the_callers_and_the_thread_goes_on():
-    answerer = Slow()
-    answerer.go.set()
+    ranker = Slow()
+    ranker.go.set()
     batcher = Batcher(4).start()
     with pytest.raises(ValueError, match="unlucky"):
-        batcher.submit(job(answerer, 99)).result(10)
-    assert batcher.submit(job(answerer, 3)).result(10)[0].items.tolist() == [3]
+        batcher.submit(job(ranker, 99)).result(10)
+    assert batcher.submit(job(ranker, 3)).result(10)[0].items.tolist() == [3]
     batcher.close()
     batcher.start()  # as an application that is started again
-    assert batcher.submit(job(answerer, 4)).result(10)[0].items.tolist() == [4]
+    assert batcher.submit(job(ranker, 4)).result(10)[0].items.tolist() == [4]
     batcher.close()
 
 
 def test_one_failure_in_a_batch_is_not_the_others():
-    answerer = Slow()
+    ranker = Slow()
     batcher = Batcher(8).start()
-    batcher.submit(job(answerer, 0))
-    assert answerer.began.wait(10)
-    good, bad, late = (batcher.submit(job(answerer, n)) for n in (1, 99, 2))
-    answerer.go.set()
+    batcher.submit(job(ranker, 0))
+    assert ranker.began.wait(10)
+    good, bad, late = (batcher.submit(job(ranker, n)) for n in (1, 99, 2))
+    ranker.go.set()
     assert [good.result(10)[0].items.tolist(), late.result(10)[0].items.tolist()] == [[1], [2]]
     with pytest.raises(ValueError, match="unlucky"):
         bad.result(10)
@@ -234,27 +234,27 @@ def test_one_failure_in_a_batch_is_not_the_others():
 
 
 def test_what_nobody_waits_for_is_dropped_also_half_done():
-    answerer = Slow()
+    ranker = Slow()
     batcher = Batcher(4).start()
-    large = batcher.submit(job(answerer, *range(20, 40)))
-    assert answerer.began.wait(10)
-    gone = batcher.submit(job(answerer, 1))
+    large = batcher.submit(job(ranker, *range(20, 40)))
+    assert ranker.began.wait(10)
+    gone = batcher.submit(job(ranker, 1))
     assert batcher.people_waiting == 17
     assert gone.cancel()
     assert large.cancel()
     assert batcher.people_waiting == 0
-    answerer.go.set()
+    ranker.go.set()
     batcher.close()
-    assert answerer.together == [[[20], [21], [22], [23]]]
+    assert ranker.together == [[[20], [21], [22], [23]]]
 
 
 def test_much_work_is_done_in_small_batches():
-    answerer = Slow()
-    answerer.model.steps_taken = lambda sampling: sampling.steps
-    some = job(answerer, *range(9))
-    assert Job(**{**vars(some), "sampling": Sampling(steps=128), "samples": 4}).most(64) == 2
-    assert Job(**{**vars(some), "sampling": Sampling(steps=10_000)}).most(64) == 1
-    assert Job(**{**vars(some), "sampling": Sampling(steps=1)}).most(64) == 64
+    ranker = Slow()
+    ranker.model.network_passes = lambda sampling: sampling.steps
+    some = job(ranker, *range(9))
+    assert Job(**{**vars(some), "sampling": Sampling(sampling_steps=128), "samples": 4}).most(64) == 2
+    assert Job(**{**vars(some), "sampling": Sampling(sampling_steps=10_000)}).most(64) == 1
+    assert Job(**{**vars(some), "sampling": Sampling(sampling_steps=1)}).most(64) == 64
 
 
 # --- problems --------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_a_wrong_field_is_named(client, content, field):
 def test_other_problems_are_told(client):
     told = problem(client.post("/v1/recommend", json={"model": "x", "users": ["u1"]}), 404, "unknown-model")
     assert "diffurec, sasrec" in told["remedy"]
-    told = problem(client.post("/v1/recommend", json={"users": ["u1"], "steps": 33}), 422, "invalid-request")
+    told = problem(client.post("/v1/recommend", json={"users": ["u1"], "sampling_steps": 33}), 422, "invalid-request")
     assert told["remedy"] == "Give 1 to 32."
     problem(client.get("/nowhere"), 404, "not-found")
     problem(client.get("/v1/recommend"), 405, "method-not-allowed")
@@ -303,7 +303,7 @@ def test_limits(folders):
         assert "2,000 bytes" in told["detail"]
         chunks = (b"x" * 500 for _ in range(10))
         assert client.post("/v1/recommend", content=chunks).status_code == 413
-        busy = {"users": ["u1"], "samples": 20, "steps": 6}
+        busy = {"users": ["u1"], "samples": 20, "sampling_steps": 6}
         told = problem(client.post("/v1/recommend", json=busy), 422, "too-much-work")
         assert "20 samples x 6 steps" in told["detail"]
         model = client.app.state.service.runs["diffurec"].loaded.recommender.model
@@ -321,10 +321,10 @@ def test_limits(folders):
 
 def test_who_waits_too_long_is_told(folders, monkeypatch):
     app = create_app(folders[:1], Settings(timeout=0.2))
-    answerer = app.state.service.runs["diffurec"].loaded.recommender.answerer
+    ranker = app.state.service.runs["diffurec"].loaded.recommender.ranker
     go = threading.Event()
-    real = answerer.answer
-    monkeypatch.setattr(answerer, "answer", lambda *given: go.wait(10) and real(*given))
+    real = ranker.answer
+    monkeypatch.setattr(ranker, "answer", lambda *given: go.wait(10) and real(*given))
     with TestClient(app, raise_server_exceptions=False) as client:
         problem(client.post("/v1/recommend", json={"users": ["u1"]}), 503, "timeout")
         go.set()
@@ -372,12 +372,12 @@ def test_a_half_written_line_of_training_is_left_out(folders, tmp_path):
 
 def test_a_failure_of_ours_tells_no_secrets(folders, monkeypatch):
     app = create_app(folders[:1])
-    answerer = app.state.service.runs["diffurec"].loaded.recommender.answerer
+    ranker = app.state.service.runs["diffurec"].loaded.recommender.ranker
 
     def broken(*given):
         raise RuntimeError("in /secret/path")
 
-    monkeypatch.setattr(answerer, "answer", broken)
+    monkeypatch.setattr(ranker, "answer", broken)
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.post("/v1/recommend", json={"users": ["u1"]})
         problem(answer, 500, "internal-error")

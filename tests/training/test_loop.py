@@ -54,7 +54,7 @@ def test_training_does_not_touch_the_callers_random_state(split, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-LOSSAWARE = TINY | {"timesteps": "lossaware", "steps": 4}
+LOSSAWARE = TINY | {"timestep_sampler": "lossaware", "diffusion_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_the_test_part_has_no_influence(tmp_path):
     data = walks()
     split = rd.split.leave_one_out(data)
     changed = data.interactions.items.copy()
-    changed[split.part == 2] = (changed[split.part == 2] + 7) % data.num_items
+    changed[split.subset == 2] = (changed[split.subset == 2] + 7) % data.num_items
     object.__setattr__(data.interactions, "items", changed)
     rd.train("diffurec", split, tmp_path / "changed", config=TINY)
     rd.train("diffurec", rd.split.leave_one_out(walks()), tmp_path / "original", config=TINY)
@@ -186,7 +186,10 @@ TWO_RANKS = textwrap.dedent(
     from tests.synthetic import walks
     rd.train("diffurec", rd.split.leave_one_out(walks()), sys.argv[1], config=%r, seed=3)
     """
-) % (TINY | {"timesteps": "lossaware", "steps": 4, "epochs": 2, "dropout": 0.0, "embedding_dropout": 0.0},)
+) % (
+    TINY
+    | {"timestep_sampler": "lossaware", "diffusion_steps": 4, "epochs": 2, "dropout": 0.0, "embedding_dropout": 0.0},
+)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Tuning: the default first, the same trials again, nothing lost, nothing seen of the test part."""
+"""Tuning: the default first, the same trials again, nothing lost, nothing seen of the test subset."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rediffuse.errors import (
     TrainingError,
 )
 from rediffuse.models import model_class, names
-from rediffuse.runs.lock import held
+from rediffuse.runs.lock import folder_lock
 from rediffuse.training.loop import Trainer
 from rediffuse.tuning import search
 from rediffuse.tuning import study as study_module
@@ -187,7 +187,7 @@ def test_a_folder_with_something_else_or_in_use_is_refused(split, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     rd.tune("sasrec", split, tmp_path / "study", trials=1, config=FIXED)
     with (
-        held(tmp_path / "study", "tuning"),
+        folder_lock(tmp_path / "study", "tuning"),
         pytest.raises(RunError, match=r"is in use: process .* has been tuning there since"),
     ):
         rd.tune("sasrec", split, tmp_path / "study", trials=2, config=FIXED)
@@ -196,7 +196,7 @@ def test_a_folder_with_something_else_or_in_use_is_refused(split, tmp_path):
 def test_a_study_that_another_process_begins_meanwhile_is_left_alone(split, tmp_path, monkeypatch):
     """Between the look at the folder and the lock on it."""
     tune_module = sys.modules["rediffuse.tuning.tune"]
-    whole = tune_module.held
+    whole = tune_module.folder_lock
 
     @contextlib.contextmanager
     def after_another(folder, doing):
@@ -204,7 +204,7 @@ def test_a_study_that_another_process_begins_meanwhile_is_left_alone(split, tmp_
             (folder / "study.json").write_text(json.dumps({"format": study_module.FORMAT, "model": "diffurec"}))
             yield
 
-    monkeypatch.setattr(tune_module, "held", after_another)
+    monkeypatch.setattr(tune_module, "folder_lock", after_another)
     with pytest.raises(RunError, match="another model"):
         rd.tune("sasrec", split, tmp_path / "study", trials=1, config=FIXED)
     assert json.loads((tmp_path / "study" / "study.json").read_text())["model"] == "diffurec"
@@ -309,11 +309,11 @@ def test_trials_cannot_reach_the_test_part(monkeypatch, tmp_path):
 
     class Guarded(Split):
         def task(self, name):
-            assert name == "valid", "someone asked for the test part"
+            assert name == "valid", "someone asked for the test subset"
             return super().task(name)
 
     split = rd.split.leave_one_out(walks())
-    split = Guarded(split.dataset, split.name, split.params, split.part, split.leak)
+    split = Guarded(split.dataset, split.name, split.params, split.subset, split.leak)
     asked, reached = [], []
     view = Split.training_view
     monkeypatch.setattr(Split, "training_view", lambda self: (asked.append(1), view(self))[1])
@@ -328,7 +328,7 @@ def test_trials_cannot_reach_the_test_part(monkeypatch, tmp_path):
     assert asked == [1]
     assert any(isinstance(thing, TrainingView) for thing in reached), "the walk over what a trial holds is broken"
     events = split.dataset.interactions
-    forbidden = [split, split.dataset, split.part, events, events.items]
+    forbidden = [split, split.dataset, split.subset, events, events.items]
     assert not [type(thing) for thing in reached if any(thing is other for other in forbidden)]
     assert not [
         thing
@@ -386,7 +386,7 @@ def test_refusals_say_what_to_do(split, tmp_path, monkeypatch):
     }
     with pytest.raises(ConfigError, match="are fixed"):
         rd.tune("sasrec", split, tmp_path / "x", config=everything)
-    with pytest.raises(DataError, match="no validation part"):
+    with pytest.raises(DataError, match="no validation subset"):
         rd.tune("sasrec", rd.split.ratio(walks(), train=0.8, valid=0.0), tmp_path / "x")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtraError, match=r"rediffuse\[tune\]"):

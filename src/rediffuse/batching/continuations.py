@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rediffuse.batching.sequences import part_of
+from rediffuse.batching.sequences import rank_slice
 from rediffuse.data.histories import Histories
 
 
@@ -18,16 +18,16 @@ class Continuation:
     """Attributes:
     targets: (B, M) int64 successive items.
     items: (n,) int64 what followed them, row after row; row b begins at ``offsets[b]`` (B,).
-    share: see `rediffuse.batching.sequences.SequenceBatch`.
+    rank_weight: see `rediffuse.batching.sequences.SequenceBatch`.
     """
 
     targets: Tensor
     items: Tensor
     offsets: Tensor
-    share: float = 1.0
+    rank_weight: float = 1.0
 
     def to(self, device: torch.device) -> Continuation:
-        return Continuation(self.targets.to(device), self.items.to(device), self.offsets.to(device), self.share)
+        return Continuation(self.targets.to(device), self.items.to(device), self.offsets.to(device), self.rank_weight)
 
 
 class Continuations:
@@ -69,7 +69,7 @@ class Continuations:
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> Continuation:
         """Batch ``index``, or the part of it that falls to ``rank``."""
         whole = np.arange(index * self.batch_size, min((index + 1) * self.batch_size, len(self.people)))
-        part, share = part_of(whole, rank, ranks)
+        part, rank_weight = rank_slice(whole, rank, ranks)
         cuts, stops = self.cuts[part], self.stops[part]
         targets = self.items[cuts[:, None] - self.length + np.arange(self.length)]
         lengths = stops - cuts
@@ -79,5 +79,5 @@ class Continuations:
             torch.from_numpy(targets.astype(np.int64)),
             torch.from_numpy(following.astype(np.int64)),
             torch.from_numpy(starts),
-            share,
+            rank_weight,
         )

@@ -13,7 +13,7 @@ from rediffuse.data.histories import Histories
 _touched: WeakKeyDictionary[Histories, tuple[int, NDArray[np.int64]]] = WeakKeyDictionary()
 
 
-def touched_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:
+def interaction_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:
     """person * num_items + item for all that was touched, sorted, each once; read-only.
 
     Computed once for the same histories, as every epoch asks for it.
@@ -35,10 +35,10 @@ def _sorted_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def draw_untouched(
+def draw_negatives(
     users: NDArray[np.int64], touched: NDArray[np.int64], num_items: int, rng: np.random.Generator, tries: int = 20
 ) -> NDArray[np.int64]:
-    """(n,) for each of ``users`` (n,) an item drawn evenly from those not among ``touched``, see `touched_keys`.
+    """(n,) for each of ``users`` (n,) an item drawn evenly from those not among ``touched``, see `interaction_keys`.
 
     Drawn again where it was touched, ``tries`` times: who touched nearly everything may get an item of their own.
     """

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rediffuse.batching.negatives import draw_untouched, touched_keys
-from rediffuse.batching.sequences import part_of
+from rediffuse.batching.negatives import draw_negatives, interaction_keys
+from rediffuse.batching.sequences import rank_slice
 from rediffuse.data.histories import Histories, index_type
 
 
@@ -20,17 +20,17 @@ class PairBatch:
     """Attributes:
     users, positives: (n,) int64.
     negatives: (n, k) int64.
-    share: see `rediffuse.batching.sequences.SequenceBatch`.
+    rank_weight: see `rediffuse.batching.sequences.SequenceBatch`.
     """
 
     users: Tensor
     positives: Tensor
     negatives: Tensor
-    share: float = 1.0
+    rank_weight: float = 1.0
 
     def to(self, device: torch.device) -> PairBatch:
         fields = (self.users, self.positives, self.negatives)
-        return PairBatch(*(x.to(device) for x in fields), share=self.share)
+        return PairBatch(*(x.to(device) for x in fields), rank_weight=self.rank_weight)
 
 
 class PairBatches:
@@ -51,7 +51,7 @@ class PairBatches:
         self.order = np.arange(len(histories.items), dtype=index_type(len(histories.items)))
         rng.shuffle(self.order)
         self.negatives, self.num_items = negatives, num_items
-        self.touched, self.seed = touched_keys(histories, num_items), int(rng.integers(2**62))
+        self.touched, self.seed = interaction_keys(histories, num_items), int(rng.integers(2**62))
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
@@ -69,7 +69,7 @@ class PairBatches:
         owners, items = self._owners(events), self.histories.items[events].astype(np.int64)
         # Drawn for the whole batch, so that it is the same whoever asks.
         rng = np.random.default_rng([self.seed, index])
-        drawn = draw_untouched(np.repeat(owners, self.negatives), self.touched, self.num_items, rng)
-        part, share = part_of(np.arange(len(events)), rank, ranks)
+        drawn = draw_negatives(np.repeat(owners, self.negatives), self.touched, self.num_items, rng)
+        part, rank_weight = rank_slice(np.arange(len(events)), rank, ranks)
         columns = (owners, items, drawn.reshape(-1, self.negatives))
-        return PairBatch(*(torch.from_numpy(column[part]) for column in columns), share=share)
+        return PairBatch(*(torch.from_numpy(column[part]) for column in columns), rank_weight=rank_weight)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from rediffuse.batching.sequences import part_of
+from rediffuse.batching.sequences import rank_slice
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class RowBatch:
     Attributes:
         items, values: (n,) int64 and float32, the non-zero elements, row after row.
         offsets: (B,) int64, where each row begins.
-        share: see `rediffuse.batching.sequences.SequenceBatch`.
+        rank_weight: see `rediffuse.batching.sequences.SequenceBatch`.
     """
 
     items: Tensor
     values: Tensor
     offsets: Tensor
-    share: float = 1.0
+    rank_weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -42,7 +42,7 @@ class RowBatch:
         return self.values.new_zeros(len(self), width).index_put((self.owners, self.items), self.values)
 
     def to(self, device: torch.device) -> RowBatch:
-        return RowBatch(self.items.to(device), self.values.to(device), self.offsets.to(device), self.share)
+        return RowBatch(self.items.to(device), self.values.to(device), self.offsets.to(device), self.rank_weight)
 
 
 def row_batch(matrix: sparse.csr_array) -> RowBatch:
@@ -73,6 +73,6 @@ class RowBatches:
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> RowBatch:
         """Batch ``index``, or the part of it that falls to ``rank``."""
-        part, share = part_of(self.users(index), rank, ranks)
+        part, rank_weight = rank_slice(self.users(index), rank, ranks)
         batch = row_batch(self.matrix[part])
-        return RowBatch(batch.items, batch.values, batch.offsets, share)
+        return RowBatch(batch.items, batch.values, batch.offsets, rank_weight)

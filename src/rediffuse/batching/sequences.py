@@ -30,10 +30,10 @@ class SequenceBatch:
         lengths: (B,) int64 real items per row, at least 1.
         rows, positions, targets: (n,) int64; after ``items[rows, positions]`` comes ``targets``.
         events: (n,) int64 places of the targets in the flat histories.
-        pseudo: (B,) int64 how many items of each row, from its first, a generator wrote; None: none of any.
+        synthetic: (B,) int64 how many items of each row, from its first, a generator wrote; None: none of any.
         untrained: (B,) int64 how many items of each row, from its first, are no targets: those, and the first own one
             after them; None: all may be.
-        share: this rank's targets times the number of ranks over all targets of the step; the factor that makes an
+        rank_weight: this rank's targets times the number of ranks over all targets of the step; the factor that makes an
             average over ranks of mean losses equal to the mean over the whole batch.
     """
 
@@ -43,14 +43,14 @@ class SequenceBatch:
     positions: Tensor
     targets: Tensor
     events: Tensor
-    pseudo: Tensor | None = None
+    synthetic: Tensor | None = None
     untrained: Tensor | None = None
-    share: float = 1.0
+    rank_weight: float = 1.0
 
     def to(self, device: torch.device) -> SequenceBatch:
         fields = (self.items, self.lengths, self.rows, self.positions, self.targets, self.events)
-        marks = (None if x is None else x.to(device) for x in (self.pseudo, self.untrained))
-        return SequenceBatch(*(x.to(device) for x in fields), *marks, share=self.share)
+        marks = (None if x is None else x.to(device) for x in (self.synthetic, self.untrained))
+        return SequenceBatch(*(x.to(device) for x in fields), *marks, rank_weight=self.rank_weight)
 
     def learnable(self, width: int) -> Tensor:
         """(B, width) which places of windows may be targets, as far as written events go."""
@@ -59,7 +59,7 @@ class SequenceBatch:
         return places >= first[:, None]
 
 
-def part_of(whole: NDArray[np.int64], rank: int, ranks: int) -> tuple[NDArray[np.int64], float]:
+def rank_slice(whole: NDArray[np.int64], rank: int, ranks: int) -> tuple[NDArray[np.int64], float]:
     """What falls to a rank of a batch's ``whole`` (n,), and its share of it times the number of ranks.
 
     Where there are fewer than ranks, a rank takes the first with a share of zero: it takes part in all that ranks do
@@ -69,9 +69,9 @@ def part_of(whole: NDArray[np.int64], rank: int, ranks: int) -> tuple[NDArray[np
     return (part, len(part) * ranks / len(whole)) if len(part) else (whole[:1], 0.0)
 
 
-def counted(share: float) -> slice:
-    """Which rows of a rank's part count: all, or none of those that it stands in with, see `part_of`."""
-    return slice(None) if share else slice(0)
+def rank_rows(rank_weight: float) -> slice:
+    """Which rows of a rank's part count: all, or none of those that it stands in with, see `rank_slice`."""
+    return slice(None) if rank_weight else slice(0)
 
 
 def pad_right(histories: Histories, max_length: int, pad: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class SequenceBatches:
         pad: number of the padding item.
         every_position: True: windows tile each history from its end, so that each event but the first is a target
             once (causal form). False: one window per target, ending just before it (prefix form).
-        pseudo_targets: whether events that a generator wrote are targets. Unless they are, neither is the person's
+        synthetic_targets: whether events that a generator wrote are targets. Unless they are, neither is the person's
             first own event after them: they were made from it.
     """
 
@@ -113,20 +113,20 @@ class SequenceBatches:
         pad: int,
         every_position: bool,
         rng: np.random.Generator,
-        pseudo_targets: bool = False,
+        synthetic_targets: bool = False,
     ) -> None:
         self.items, self.offsets = histories.items, histories.offsets
         self.pad, self.every_position = pad, every_position
         tile = tiling_windows if every_position else prefix_windows
         self.starts, self.stops = tile(histories, max_length)
         self.trained: NDArray[np.bool_] | None = None
-        self.pseudo: NDArray[np.int64] | None = None
-        if histories.pseudo is not None:
+        self.synthetic: NDArray[np.int64] | None = None
+        if histories.synthetic is not None:
             # (events + 1,) how many of the events before each were written.
-            self.pseudo = np.concatenate(([0], np.cumsum(histories.pseudo)))
-            if not pseudo_targets:
-                self.trained = ~histories.pseudo
-                self.trained[1:] &= ~histories.pseudo[:-1]
+            self.synthetic = np.concatenate(([0], np.cumsum(histories.synthetic)))
+            if not synthetic_targets:
+                self.trained = ~histories.synthetic
+                self.trained[1:] &= ~histories.synthetic[:-1]
                 self.trained_before = np.concatenate(([0], np.cumsum(self.trained)))
                 kept = self._targets(self.starts, self.stops) > 0
                 self.starts, self.stops = self.starts[kept], self.stops[kept]
@@ -149,7 +149,7 @@ class SequenceBatches:
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> SequenceBatch:
         """Batch ``index``, or the part of it that falls to ``rank``."""
         whole = self.batches[index]
-        windows, share = part_of(whole, rank, ranks)
+        windows, rank_weight = rank_slice(whole, rank, ranks)
         starts = self.starts[windows].astype(np.int64)
         lengths = self.stops[windows] - starts
         if self.every_position:
@@ -164,7 +164,11 @@ class SequenceBatches:
             rows, positions, events = rows[kept], positions[kept], events[kept]
             count = self._targets(self.starts[whole], self.stops[whole]).sum()
         targets = self.items[events].astype(np.int64)
-        written = None if self.pseudo is None else torch.from_numpy(self.pseudo[starts + lengths] - self.pseudo[starts])
+        written = (
+            None
+            if self.synthetic is None
+            else torch.from_numpy(self.synthetic[starts + lengths] - self.synthetic[starts])
+        )
         untrained = None
         if self.trained is not None:
             learned = self.trained_before[starts + lengths + 1] - self.trained_before[starts]
@@ -172,9 +176,9 @@ class SequenceBatches:
         return SequenceBatch(
             _gather(self.items, starts, lengths, self.pad),
             *(torch.from_numpy(x) for x in (lengths, rows, positions, targets, events)),
-            pseudo=written,
+            synthetic=written,
             untrained=untrained,
-            share=float(len(targets) * ranks / max(count, 1)) if share else 0.0,
+            rank_weight=float(len(targets) * ranks / max(count, 1)) if rank_weight else 0.0,
         )
 
 

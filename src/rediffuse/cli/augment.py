@@ -62,7 +62,7 @@ Data = Annotated[Path, typer.Argument(help="Folder made by prepare or data.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the longer dataset.")]
 Number = Annotated[int, typer.Option("--n", help="Items written before each history.")]
 Shorter = Annotated[int | None, typer.Option(help="Only before histories with fewer training events.")]
-SplitName = Annotated[str, typer.Option("--split", help="Whose training part is used; see: rediffuse train --help.")]
+SplitName = Annotated[str, typer.Option("--split", help="Whose training subset is used; see: rediffuse train --help.")]
 Seed = Annotated[int, typer.Option(help="Of the training and of what is written.")]
 RunFolder = Annotated[
     Path | None, typer.Option(help="Of the generator: trained there, or taken from there. Default: OUT.run")

@@ -11,7 +11,7 @@ from typing import Any
 from rediffuse.cli.output import answer, print_note, show
 
 
-def recommend_in_parts(
+def recommend_to_part_files(
     run: Path, users: Path, out: Path, exclude: str | None, options: dict[str, Any], as_json: bool
 ) -> None:
     """Write recommendations for a file of users, and say what came of it.

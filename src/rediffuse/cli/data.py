@@ -92,7 +92,7 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
         "path": str(out),
         "users": made.num_users,
         "items": made.num_items,
-        "events": made.num_events,
+        "events": made.num_interactions,
         "timestamps": made.has_timestamps,
         "median_history": float(sorted(lengths)[len(lengths) // 2]),
         "given_splits": sorted(made.given),

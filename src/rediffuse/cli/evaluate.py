@@ -28,7 +28,7 @@ def evaluate(
     sampling_seeds: Annotated[int, typer.Option(min=1, help="Seeds of that noise to average over.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Metrics on the test part, over the whole catalogue unless asked otherwise; written to the run folder as well."""
+    """Metrics on the test subset, over the whole catalogue unless asked otherwise; written to the run folder as well."""
     from rediffuse.comparison import evaluate
     from rediffuse.data.loading import load_dataset
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.batch import place, recommend_in_parts
+from rediffuse.cli.batch import place, recommend_to_part_files
 from rediffuse.cli.output import answer, show, table
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def recommend(
     """Recommend to known users, or to anyone by their history."""
     from rediffuse.errors import ConfigError
     from rediffuse.recommender import Recommender
-    from rediffuse.recommender.user_files import PeopleFile
+    from rediffuse.recommender.user_files import UserFile
 
     if sum(option is not None for option in (history, user, users)) != 1:
         raise ConfigError("Say for whom, in one way.", 'Give --history "a|b", --user ID, or --users FILE.')
@@ -59,7 +59,7 @@ def recommend(
         options = {"k": k, "seed": seed, "samples": samples, "filter_seen": not keep_seen}
         if rows_per_part is not None:
             options["rows_per_part"] = rows_per_part
-        recommend_in_parts(run, users, out, exclude, options, as_json)
+        recommend_to_part_files(run, users, out, exclude, options, as_json)
         return
     if rows_per_part is not None:
         raise ConfigError("--rows-per-part is for a folder of parts.", "Name a folder with -o, or leave it out.")
@@ -71,7 +71,7 @@ def recommend(
     recommender = Recommender.load(run)
     asked, histories = user, None
     if users is not None:
-        asked, histories = PeopleFile(users, recommender.knows).read()
+        asked, histories = UserFile(users, recommender.is_known_user).read()
     elif history is not None:
         histories = [recommender.find_items(filter(str.strip, history.split("|")))]
     found = recommender.recommend(

@@ -33,7 +33,7 @@ def tune(
     seed: Annotated[int, typer.Option(help="Of the search and of every training.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Search a model's options on validation data; the test part is not touched."""
+    """Search a model's options on validation data; the test subset is not touched."""
     from rediffuse.config import parse_settings
     from rediffuse.tuning import tune as search
 

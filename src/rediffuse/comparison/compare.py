@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rediffuse.comparison.report import check_folder, write_report
 from rediffuse.comparison.result import Comparison
-from rediffuse.comparison.runs import BY_PERSON, EvaluatedRun, Variant, check_comparable, read_runs, variants
+from rediffuse.comparison.runs import BY_USER, EvaluatedRun, Variant, check_comparable, read_runs, variants
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES, flat_name
@@ -191,7 +191,7 @@ def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable
     rank = flat_name("rank", policy)
     by_person = {
         name: groups_of_equal_size(people[column].to_numpy())
-        for name, column in BY_PERSON.items()
+        for name, column in BY_USER.items()
         if all(column in run.per_user.columns for group in groups for run in group.runs)
     }
     by_count = groups_of_equal_size(items["train_count"].to_numpy())

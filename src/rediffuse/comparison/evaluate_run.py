@@ -1,4 +1,4 @@
-"""The test part, read once per run: metrics, per-person values and lists, written into the run folder."""
+"""The test subset, read once per run: metrics, per-person values and lists, written into the run folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rediffuse.files import parquet_bytes
 from rediffuse.graphs import social_adjacency
 from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.runs.environment import environment
-from rediffuse.runs.lock import PATIENCE, held
+from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.run_folder import add_files, read_run
 
 # Of the lists that are kept per person.
@@ -36,7 +36,7 @@ LIST_LENGTH = 20
 def evaluate(
     run: str | Path, dataset: Dataset, *, protocol: str | None = None, seeds: Sequence[int] = (0,)
 ) -> dict[str, Any]:
-    """Evaluate a run on the test part of its split, and write what was found into its folder.
+    """Evaluate a run on the test subset of its split, and write what was found into its folder.
 
     Several processes share the work; process 0 writes.
 
@@ -71,13 +71,16 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
     contents = read_run(folder)
 
     def refuse() -> None:  # who would be refused in the end is refused now
-        with held(folder, "evaluating", PATIENCE):
+        with folder_lock(folder, "evaluating", PATIENCE):
             pass
 
     distributed.main_process_first(refuse)
     made_with = contents.config["split"]
     trained_on = contents.config["data"]
-    if (trained_on["fingerprint"], trained_on.get("augmentation")) != (dataset.own_fingerprint, augmentation(dataset)):
+    if (trained_on["fingerprint"], trained_on.get("augmentation")) != (
+        dataset.fingerprint_without_synthetic,
+        augmentation(dataset),
+    ):
         raise RunError(f"{folder} was trained on other data than this.", "Give the dataset it was trained on.")
     split = by_name(made_with["name"], dataset, **made_with["params"])
     if split.fingerprint != made_with["fingerprint"]:

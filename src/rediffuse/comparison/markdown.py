@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from rediffuse.comparison.result import Comparison
-from rediffuse.comparison.runs import BY_PERSON
+from rediffuse.comparison.runs import BY_USER
 from rediffuse.evaluation.metrics import flat_name
 
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10")
@@ -34,7 +34,7 @@ def markdown(comparison: Comparison) -> str:
     if len(comparison.steps):
         lines += ["## Steps against validation quality", "", *_steps(comparison.steps), ""]
     slices = comparison.slices.filter(policy=comparison.policy)
-    of_people = [(by, comparison.metric) for by in BY_PERSON]
+    of_people = [(by, comparison.metric) for by in BY_USER]
     for by, metric in (*of_people, *(("item popularity", m) for m in ITEM_METRICS)):
         shown = slices.filter(by=by, metric=metric)
         if not len(shown):  # no social graph
@@ -65,7 +65,7 @@ def p_value(p: float) -> str:
 def _protocol(facts: dict[str, Any]) -> list[str]:
     data, rules, counts = facts["data"], facts["protocol"], facts["counts"]
     inputs = "are" if rules["validation_is_input"] else "are not"
-    leak = facts["split"]["leak"] or "none known: training is strictly earlier than the test part."
+    leak = facts["split"]["leak"] or "none known: training is strictly earlier than the test subset."
     lines = [
         f"- Data: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events; "
         f"{counts['users']:,} people tested.",

@@ -28,7 +28,7 @@ def evaluation_file(name: str, protocol: str | None) -> str:
 
 
 # What people are grouped by in slices: a name, and the column of the table of people.
-BY_PERSON = {"history length": "history_length", "number of friends": "friends"}
+BY_USER = {"history length": "history_length", "number of friends": "friends"}
 
 # What must be equal for figures to stand side by side, wherever a run says it: a name for people, and where it is.
 MUST_AGREE = {

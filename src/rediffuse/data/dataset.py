@@ -101,7 +101,7 @@ class Dataset:
         return len(self.item_ids)
 
     @property
-    def num_events(self) -> int:
+    def num_interactions(self) -> int:
         return len(self.interactions.items)
 
     @cached_property
@@ -109,8 +109,8 @@ class Dataset:
         """sha256 over ids and interactions alone."""
         events = self.interactions
         arrays: tuple[Any, ...] = (events.offsets, events.items, events.times, events.ratings)
-        if events.pseudo is not None:
-            arrays += (events.pseudo,)
+        if events.synthetic is not None:
+            arrays += (events.synthetic,)
         return _digest("interactions", self.has_timestamps, self.user_ids, self.item_ids, *arrays)
 
     @cached_property
@@ -138,21 +138,21 @@ class Dataset:
         found = [feature_vectors(table) for table in (self.items, self.users)]
         return _digest(*(b"" if vectors is None else vectors for vectors in found))
 
-    def without_pseudo(self) -> Dataset:
+    def without_synthetic(self) -> Dataset:
         """The same without events that a generator wrote."""
-        pseudo = self.interactions.pseudo
-        if pseudo is None:
+        synthetic = self.interactions.synthetic
+        if synthetic is None:
             return self
-        given = {scheme: part[~pseudo] for scheme, part in self.given.items()}
+        given = {scheme: part[~synthetic] for scheme, part in self.given.items()}
         told = self.report.get("augmentation", {})
         report = {name: value for name, value in self.report.items() if name != "augmentation"}
         report["notes"] = [note for note in report.get("notes", []) if note != told.get("note")]
-        return replace(self, interactions=self.interactions.own(), given=given, report=report)
+        return replace(self, interactions=self.interactions.without_synthetic(), given=given, report=report)
 
     @cached_property
-    def own_fingerprint(self) -> str:
+    def fingerprint_without_synthetic(self) -> str:
         """That of the data without events that a generator wrote."""
-        return self.fingerprint if self.interactions.pseudo is None else self.without_pseudo().fingerprint
+        return self.fingerprint if self.interactions.synthetic is None else self.without_synthetic().fingerprint
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write the dataset as arrays, Parquet and a manifest; an earlier dataset at ``folder`` is replaced at the end.
@@ -163,7 +163,7 @@ class Dataset:
         from rediffuse.data.store import write_dataset
 
         metadata = {
-            "counts": {"users": self.num_users, "items": self.num_items, "events": self.num_events},
+            "counts": {"users": self.num_users, "items": self.num_items, "events": self.num_interactions},
             "fingerprint": self.fingerprint,
             "interactions_fingerprint": self.interactions_fingerprint,
             "has_timestamps": self.has_timestamps,

@@ -40,7 +40,7 @@ class Histories:
         items: (events,) int32 item numbers, in order of time within each user; ties keep file order.
         times: (events,) seconds since the epoch (or an order column), or None.
         ratings: (events,) float32, or None.
-        pseudo: (events,) bool, True where a generator wrote the event (`rediffuse.data.synthetic`), or None. They come
+        synthetic: (events,) bool, True where a generator wrote the event (`rediffuse.data.synthetic`), or None. They come
             before a person's own events.
     """
 
@@ -48,7 +48,7 @@ class Histories:
     items: NDArray[np.int32]
     times: NDArray[np.int64] | NDArray[np.float64] | None = None
     ratings: NDArray[np.float32] | None = None
-    pseudo: NDArray[np.bool_] | None = None
+    synthetic: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -100,11 +100,11 @@ class Histories:
         def of(array: Any) -> Any:
             return None if array is None else array[events]
 
-        return Histories(offsets, self.items[events], of(self.times), of(self.ratings), of(self.pseudo))
+        return Histories(offsets, self.items[events], of(self.times), of(self.ratings), of(self.synthetic))
 
-    def own(self) -> Histories:
+    def without_synthetic(self) -> Histories:
         """Without events that a generator wrote."""
-        return self if self.pseudo is None else dataclasses.replace(self.where(~self.pseudo), pseudo=None)
+        return self if self.synthetic is None else dataclasses.replace(self.where(~self.synthetic), synthetic=None)
 
     def tail(self, length: int) -> Histories:
         """The last ``length`` events of every user."""
@@ -122,7 +122,7 @@ class Histories:
 
         lengths = np.concatenate([part.lengths for part in parts])
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        return Histories(offsets, column("items"), column("times"), column("ratings"), column("pseudo"))
+        return Histories(offsets, column("items"), column("times"), column("ratings"), column("synthetic"))
 
     @staticmethod
     def from_lists(rows: list[list[int]]) -> Histories:

@@ -1,6 +1,6 @@
 """Splits of a dataset into training, validation and test, and the views of it that may be handed on.
 
-Everything that learns receives a `TrainingView`, which holds no reference to the test part. What is tested is
+Everything that learns receives a `TrainingView`, which holds no reference to the test subset. What is tested is
 a `Task`.
 """
 
@@ -36,9 +36,9 @@ class Task:
 
     Attributes:
         name: "valid" or "test".
-        users: (n,) int64 numbers of the users with at least one event in the part.
-        histories: n rows, the events before the part; empty for people who are new in it.
-        truth: n rows, the events in the part.
+        users: (n,) int64 numbers of the users with at least one event in the subset.
+        histories: n rows, the events before the subset; empty for people who are new in it.
+        truth: n rows, the events in the subset.
         seen: n rows, the events that the policy "unseen" filters, where they are not ``histories``.
         popularity: (num_items,) int64 training events per item.
     """
@@ -53,11 +53,11 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class TrainingView:
-    """All that training may see. It shares no array with the test part.
+    """All that training may see. It shares no array with the test subset.
 
     Attributes:
         train: the training events; one row per user, also for users without any.
-        valid: the validation task; without rows where the split has no validation part.
+        valid: the validation task; without rows where the split has no validation subset.
         item_ids: (num_items,) ids of the whole catalogue.
         social, kg: graphs, if there are any.
         item_table: row i describes item i.
@@ -77,12 +77,12 @@ class TrainingView:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A dataset and the part of each of its events.
+    """A dataset and the subset of each of its events.
 
     Attributes:
         name: "leave-one-out", "global-time", "ratio" or "given".
         params: what to pass to `by_name` to get the same split again.
-        part: (events,) int8: TRAIN=0, VALID=1, TEST=2, UNUSED=-1.
+        subset: (events,) int8: TRAIN=0, VALID=1, TEST=2, UNUSED=-1.
         leak: a sentence on what training sees that a system in use would not know, or None.
         note: a sentence on anything else that was decided on the way, or None.
     """
@@ -90,28 +90,28 @@ class Split:
     dataset: Dataset
     name: str
     params: dict[str, Any]
-    part: NDArray[np.int8]
+    subset: NDArray[np.int8]
     leak: str | None = None
     note: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the dataset's fingerprint, the name, and the part of every event; of people's own events alone,
+        """sha256 over the dataset's fingerprint, the name, and the subset of every event; of people's own events alone,
         so that data have the same splits before and after a generator added to them."""
-        pseudo = self.dataset.interactions.pseudo
-        part = self.part if pseudo is None else self.part[~pseudo]
-        digest = hashlib.sha256(json.dumps([self.dataset.own_fingerprint, self.name]).encode())
-        digest.update(np.ascontiguousarray(part, dtype=np.int8).tobytes())
+        synthetic = self.dataset.interactions.synthetic
+        subset = self.subset if synthetic is None else self.subset[~synthetic]
+        digest = hashlib.sha256(json.dumps([self.dataset.fingerprint_without_synthetic, self.name]).encode())
+        digest.update(np.ascontiguousarray(subset, dtype=np.int8).tobytes())
         return digest.hexdigest()
 
     def sizes(self) -> dict[str, int]:
-        """Number of events in each part."""
-        return {name: int((self.part == part).sum()) for name, part in _PARTS.items()}
+        """Number of events in each subset."""
+        return {name: int((self.subset == subset).sum()) for name, subset in _SUBSETS.items()}
 
     def training_view(self) -> TrainingView:
         """The training and validation events, copied, and what describes users and items."""
         data = self.dataset
-        train = data.interactions.where(self.part == TRAIN)
+        train = data.interactions.where(self.subset == TRAIN)
         return TrainingView(
             train=train,
             valid=self._task("valid", train),
@@ -125,7 +125,7 @@ class Split:
         )
 
     def task(self, name: Literal["valid", "test"]) -> Task:
-        """The users with an event in the part, their earlier events and the events to be found.
+        """The users with an event in the subset, their earlier events and the events to be found.
 
         Validation histories are training events; test histories are training and validation events.
 
@@ -139,40 +139,40 @@ class Split:
     def _task(self, name: str, train: Histories | None = None) -> Task:
         """``train``: the training events, whose arrays are shared where everybody in them is in the task."""
         events = self.dataset.interactions
-        truth = events.where(self.part == _PARTS[name])
+        truth = events.where(self.subset == _SUBSETS[name])
         chosen = truth.lengths > 0
         users = np.flatnonzero(chosen).astype(np.int64)
-        trains = self.part == TRAIN
-        known = trains if name == "valid" else trains | (self.part == VALID)
+        trains = self.subset == TRAIN
+        known = trains if name == "valid" else trains | (self.subset == VALID)
         if train is not None and train.lengths[users].sum() == len(train.items):
             histories = train.take(users)
         else:
             histories = events.where(known & np.repeat(chosen, events.lengths)).take(users)
-        if events.pseudo is not None:
-            trains &= ~events.pseudo
+        if events.synthetic is not None:
+            trains &= ~events.synthetic
         popularity = np.zeros(self.dataset.num_items, dtype=np.int64)
         for start in range(0, len(trains), BLOCK):
             here = slice(start, start + BLOCK)
             popularity += np.bincount(events.items[here][trains[here]], minlength=len(popularity))
-        seen = None if events.pseudo is None else histories.own()
+        seen = None if events.synthetic is None else histories.without_synthetic()
         return Task(name, users, histories, truth.take(users), popularity, seen)
 
 
-_PARTS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
+_SUBSETS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
 
 
 def _shown(name: str, params: dict[str, Any] | None) -> str:
     return f"{name}({', '.join(f'{key}={value}' for key, value in (params or {}).items())})" if params else name
 
 
-def _of_own_events(make: Callable[..., Split]) -> Callable[..., Split]:
-    """Splits are made of people's own events. What a generator wrote trains, if it saw no other training part."""
+def _of_real_interactions(make: Callable[..., Split]) -> Callable[..., Split]:
+    """Splits are made of people's own events. What a generator wrote trains, if it saw no other training subset."""
 
     @functools.wraps(make)
     def split(dataset: Dataset, *args: Any, **params: Any) -> Split:
-        if dataset.interactions.pseudo is None:
+        if dataset.interactions.synthetic is None:
             return make(dataset, *args, **params)
-        made = make(dataset.without_pseudo(), *args, **params)
+        made = make(dataset.without_synthetic(), *args, **params)
         told = dataset.report.get("augmentation", {})
         if told.get("split_fingerprint") not in (None, made.fingerprint):
             was, now = (told["split"], told.get("split_params")), (made.name, made.params)
@@ -181,14 +181,14 @@ def _of_own_events(make: Callable[..., Split]) -> Callable[..., Split]:
                 "added may have been made from what is tested.",
                 f"Use that split, or augment the data again for {_shown(*now)}.",
             )
-        part = np.full(dataset.num_events, TRAIN, dtype=np.int8)
-        part[~dataset.interactions.pseudo] = made.part
-        return dataclasses.replace(made, dataset=dataset, part=part)
+        subset = np.full(dataset.num_interactions, TRAIN, dtype=np.int8)
+        subset[~dataset.interactions.synthetic] = made.subset
+        return dataclasses.replace(made, dataset=dataset, subset=subset)
 
     return split
 
 
-@_of_own_events
+@_of_real_interactions
 def leave_one_out(dataset: Dataset) -> Split:
     """The last event of each user is tested, the last but one validates, the rest trains.
 
@@ -198,29 +198,29 @@ def leave_one_out(dataset: Dataset) -> Split:
         DataError: no user has three events.
     """
     events = dataset.interactions
-    part = np.full(len(events.items), TRAIN, dtype=np.int8)
+    subset = np.full(len(events.items), TRAIN, dtype=np.int8)
     ends = events.offsets[1:][events.lengths >= 3]
-    part[ends - 1] = TEST
-    part[ends - 2] = VALID
+    subset[ends - 1] = TEST
+    subset[ends - 2] = VALID
     leak = (
         "Leave-one-out leaks the future: training sees events of other users that happened after the events "
         "it is tested on"
     )
-    share = _later(dataset, part)
+    share = _later(dataset, subset)
     if share is not None:
         leak += f" (on average {share:.0%} of the training events are later than a test event)"
     return _checked(
-        Split(dataset, "leave-one-out", {}, part, leak + "."),
+        Split(dataset, "leave-one-out", {}, subset, leak + "."),
         "Leave-one-out needs users with at least three events. Use split.ratio, or bring more data.",
     )
 
 
-@_of_own_events
+@_of_real_interactions
 def global_time(dataset: Dataset, quantile: float = 0.9, valid_quantile: float = 0.9) -> Split:
     """Everything from one moment on is tested; training is strictly before it.
 
     Args:
-        quantile: share of all events before the cut (ties at the cut go to the test part).
+        quantile: share of all events before the cut (ties at the cut go to the test subset).
         valid_quantile: share of the events before the cut that train; the rest validates, cut by time as
             well.
 
@@ -238,21 +238,21 @@ def global_time(dataset: Dataset, quantile: float = 0.9, valid_quantile: float =
             'Name the column when reading the data (time="..."), or use split.leave_one_out, split.ratio or '
             "split.given.",
         )
-    part = np.full(len(times), TRAIN, dtype=np.int8)
+    subset = np.full(len(times), TRAIN, dtype=np.int8)
     cut = np.quantile(times, quantile, method="higher")
     before = times < cut
-    part[~before] = TEST
+    subset[~before] = TEST
     if before.any():
-        part[before & (times >= np.quantile(times[before], valid_quantile, method="higher"))] = VALID
+        subset[before & (times >= np.quantile(times[before], valid_quantile, method="higher"))] = VALID
     return _checked(
-        Split(dataset, "global-time", {"quantile": quantile, "valid_quantile": valid_quantile}, part),
+        Split(dataset, "global-time", {"quantile": quantile, "valid_quantile": valid_quantile}, subset),
         "Too many events share one time to cut there. Lower the quantiles, or use split.leave_one_out or split.ratio.",
     )
 
 
-@_of_own_events
+@_of_real_interactions
 def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 0) -> Split:
-    """A random share of each user's events for each part; the rest is tested.
+    """A random share of each user's events for each subset; the rest is tested.
 
     Shares are rounded per user, and every user keeps at least one training event.
 
@@ -263,11 +263,11 @@ def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 
     test = round(1 - train - valid, 12) + 0.0  # no negative zero
     if not (0 < train < 1 and 0 <= valid < 1 and test > 0):
         raise ConfigError(
-            f"Shares train={train} and valid={valid} leave {test} for the test part.",
+            f"Shares train={train} and valid={valid} leave {test} for the test subset.",
             "Both must be between 0 and 1 and add up to less than 1.",
         )
     events = dataset.interactions
-    part = np.full(len(events.items), TRAIN, dtype=np.int8)
+    subset = np.full(len(events.items), TRAIN, dtype=np.int8)
     rng = np.random.default_rng(seed)
     for first, rows in events.blocks():
         # Within each user, events are ranked by a random key; the first ranks are tested, the next validate.
@@ -275,20 +275,20 @@ def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 
         order = start + np.lexsort((rng.random(len(rows.items)), rows.owners))
         tested = np.minimum(np.floor(lengths * test + 0.5), np.maximum(lengths - 1, 0))
         validated = np.minimum(np.floor(lengths * valid + 0.5), np.maximum(lengths - 1 - tested, 0))
-        part[order[rows.positions < np.repeat(tested + validated, lengths)]] = VALID
-        part[order[rows.positions < np.repeat(tested, lengths)]] = TEST
+        subset[order[rows.positions < np.repeat(tested + validated, lengths)]] = VALID
+        subset[order[rows.positions < np.repeat(tested, lengths)]] = TEST
     leak = "A random split ignores time: training sees events that happened after those it is tested on."
     return _checked(
-        Split(dataset, "ratio", {"train": train, "valid": valid, "seed": seed}, part, leak),
+        Split(dataset, "ratio", {"train": train, "valid": valid, "seed": seed}, subset, leak),
         "No user has enough events for that share. Lower train and valid, or bring more data.",
     )
 
 
-@_of_own_events
+@_of_real_interactions
 def given(dataset: Dataset, scheme: str | None = None) -> Split:
     """The split that came with the data.
 
-    A split without a validation part gets one: the last training event of each user who has at least two, or one drawn
+    A split without a validation subset gets one: the last training event of each user who has at least two, or one drawn
     at random where events have no order.
         `Split.note` says so.
 
@@ -296,7 +296,7 @@ def given(dataset: Dataset, scheme: str | None = None) -> Split:
         scheme: which one, if the dataset has several.
 
     Raises:
-        DataError: the dataset has no given split, or its train or test part is empty.
+        DataError: the dataset has no given split, or its train or test subset is empty.
         ConfigError: the scheme is unknown, or there are several and none was named.
     """
     if not dataset.given:
@@ -313,10 +313,10 @@ def given(dataset: Dataset, scheme: str | None = None) -> Split:
         scheme = next(iter(dataset.given))
     elif scheme not in dataset.given:
         raise ConfigError(f"There is no given split {scheme!r}.", did_you_mean(scheme, dataset.given))
-    part, note = dataset.given[scheme].copy(), None
+    subset, note = dataset.given[scheme].copy(), None
     events = dataset.interactions
-    if not (part == VALID).any():
-        train = np.flatnonzero(part == TRAIN)
+    if not (subset == VALID).any():
+        train = np.flatnonzero(subset == TRAIN)
         which = "the last"
         if events.times is None:  # the last row of a person is often that of the item with the largest number
             train, which = np.random.default_rng(0).permutation(train), "a random"
@@ -325,19 +325,19 @@ def given(dataset: Dataset, scheme: str | None = None) -> Split:
         last = np.ones(len(train), dtype=bool)
         last[:-1] = owners[1:] != owners[:-1]
         several = np.bincount(owners, minlength=len(events))[owners] >= 2
-        part[train[last & several]] = VALID
+        subset[train[last & several]] = VALID
         note = (
-            f"The given split {scheme!r} has no validation part; {which} training event of each user with "
-            f"at least two was taken for it ({int((part == VALID).sum()):,} events)."
+            f"The given split {scheme!r} has no validation subset; {which} training event of each user with "
+            f"at least two was taken for it ({int((subset == VALID).sum()):,} events)."
         )
-    share = _later(dataset, part)
+    share = _later(dataset, subset)
     leak = "A given split is used as it is; training may see events later than the test."
     if share is not None:
         leak = f"In the given split on average {share:.0%} of the training events are later than a test event."
     if share == 0:
         leak = None
     return _checked(
-        Split(dataset, "given", {"scheme": scheme}, part, leak, note),
+        Split(dataset, "given", {"scheme": scheme}, subset, leak, note),
         "Check the column `split` of the splits table, or use another split.",
     )
 
@@ -383,13 +383,13 @@ def by_name(name: str, dataset: Dataset, **params: Any) -> Split:
     return function(dataset, **params)
 
 
-def _later(dataset: Dataset, part: NDArray[np.int8]) -> float | None:
+def _later(dataset: Dataset, subset: NDArray[np.int8]) -> float | None:
     """The share of training events later than a test event, averaged over these; None without times."""
     times = dataset.interactions.times
-    if not dataset.has_timestamps or times is None or not ((part == TEST).any() and (part == TRAIN).any()):
+    if not dataset.has_timestamps or times is None or not ((subset == TEST).any() and (subset == TRAIN).any()):
         return None
-    train = np.sort(times[part == TRAIN])
-    return float(1 - np.searchsorted(train, times[part == TEST], side="right").mean() / len(train))
+    train = np.sort(times[subset == TRAIN])
+    return float(1 - np.searchsorted(train, times[subset == TEST], side="right").mean() / len(train))
 
 
 def _between(name: str, value: float) -> None:
@@ -399,6 +399,6 @@ def _between(name: str, value: float) -> None:
 
 def _checked(split: Split, remedy: str) -> Split:
     for name in ("train", "test"):
-        if not (split.part == _PARTS[name]).any():
-            raise DataError(f"The {split.name} split leaves the {name} part empty.", remedy)
+        if not (split.subset == _SUBSETS[name]).any():
+            raise DataError(f"The {split.name} split leaves the {name} subset empty.", remedy)
     return split

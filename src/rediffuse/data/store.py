@@ -19,7 +19,7 @@ from rediffuse.files import atomic_folder, sha256_file, sha256_json
 
 FORMAT, VERSION = "rediffuse-dataset", 2
 MANIFEST = "manifest.json"
-HISTORY_ARRAYS = ("offsets", "items", "times", "ratings", "pseudo")
+HISTORY_ARRAYS = ("offsets", "items", "times", "ratings", "synthetic")
 
 
 def write_dataset(

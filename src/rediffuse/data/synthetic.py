@@ -1,6 +1,6 @@
 """Events that a generator wrote, before a person's own: how they are put into histories and datasets.
 
-They are marked (`Histories.pseudo`), belong to no validation or test part, are not loss targets unless asked for, are
+They are marked (`Histories.synthetic`), belong to no validation or test subset, are not loss targets unless asked for, are
 never filtered as seen, and only models that read sequences get them.
 """
 
@@ -17,21 +17,21 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.split import TRAIN, Split
 
 
-def prepend(histories: Histories, pseudo: NDArray[np.int64]) -> Histories:
-    """Each row with its row of ``pseudo`` (rows, n) items before it; -1 stands for none. Own events stay as they are.
+def prepend(histories: Histories, synthetic: NDArray[np.int64]) -> Histories:
+    """Each row with its row of ``synthetic`` (rows, n) items before it; -1 stands for none. Own events stay as they are.
 
     A written event has the time of the person's first own event, and no rating (NaN). A row without own events gets
     nothing.
     """
-    histories = histories.own()
-    wanted = (pseudo >= 0) & (histories.lengths > 0)[:, None]
+    histories = histories.without_synthetic()
+    wanted = (synthetic >= 0) & (histories.lengths > 0)[:, None]
     counts = wanted.sum(1)
     offsets = histories.offsets + np.concatenate(([0], np.cumsum(counts)))
     own = np.ones(offsets[-1], dtype=bool)
     place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     own[np.repeat(offsets[:-1], counts) + place] = False
     items = np.empty(len(own), dtype=np.int32)
-    items[own], items[~own] = histories.items, pseudo[wanted]
+    items[own], items[~own] = histories.items, synthetic[wanted]
     times: Any = None
     ratings = None
     first = np.repeat(histories.offsets[:-1], counts)
@@ -44,19 +44,19 @@ def prepend(histories: Histories, pseudo: NDArray[np.int64]) -> Histories:
     return Histories(offsets, items, times, ratings, ~own)
 
 
-def augment(split: Split, pseudo: NDArray[np.int64], name: str, facts: dict[str, Any]) -> Dataset:
+def augment(split: Split, synthetic: NDArray[np.int64], name: str, facts: dict[str, Any]) -> Dataset:
     """The dataset of a split with written events before each person's own.
 
     Args:
-        split: whose training part the events were made from; the dataset remembers it and refuses other splits.
-        pseudo: (users, n) item numbers, -1 for none.
+        split: whose training subset the events were made from; the dataset has_user_state it and refuses other splits.
+        synthetic: (users, n) item numbers, -1 for none.
         name: of the way they were made, for tables.
         facts: how they were made, JSON-able.
     """
-    data = split.dataset.without_pseudo()
-    longer = prepend(data.interactions, pseudo)
-    assert longer.pseudo is not None
-    own = ~longer.pseudo
+    data = split.dataset.without_synthetic()
+    longer = prepend(data.interactions, synthetic)
+    assert longer.synthetic is not None
+    own = ~longer.synthetic
     given = {}
     for scheme, part in data.given.items():
         given[scheme] = np.full(len(own), TRAIN, dtype=np.int8)
@@ -78,6 +78,6 @@ def augment(split: Split, pseudo: NDArray[np.int64], name: str, facts: dict[str,
 
 def augmentation(dataset: Dataset) -> dict[str, Any] | None:
     """What was added to a dataset, with the fingerprint of the whole; None for data as they came."""
-    if dataset.interactions.pseudo is None:
+    if dataset.interactions.synthetic is None:
         return None
     return {**dataset.report.get("augmentation", {}), "fingerprint": dataset.fingerprint}

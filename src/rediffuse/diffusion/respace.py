@@ -48,7 +48,7 @@ def space_timesteps(steps: int, counts: str | int | Sequence[int]) -> list[int]:
             raise ConfigError(
                 f"space_timesteps: section {number} of {len(sections)} has {length} of {steps} timesteps, "
                 f"fewer than the {count} asked for.",
-                f"Ask for at most {length} there, or use fewer sections.",
+                f"RankingQuery for at most {length} there, or use fewer sections.",
             )
         stride = (length - 1) / (count - 1) if count > 1 else 0.0
         # A running sum, not number * stride: ties then round as they do in the released code.

@@ -28,7 +28,7 @@ class UniformSampler(nn.Module):
         super().__init__()
         check_steps("Timestep sampler", steps)
         self.steps = steps
-        # Only remembers the device that the model was moved to.
+        # Only has_user_state the device that the model was moved to.
         self.register_buffer("anchor", torch.empty(0), persistent=False)
 
     def weights(self) -> Tensor:

@@ -85,8 +85,8 @@ class Protocol:
         task = split.task("test")
         if self.validation_is_input:
             return task
-        shown = split.dataset.interactions.where(split.part == TRAIN).take(task.users)
-        return dataclasses.replace(task, histories=shown, seen=task.histories.own())
+        shown = split.dataset.interactions.where(split.subset == TRAIN).take(task.users)
+        return dataclasses.replace(task, histories=shown, seen=task.histories.without_synthetic())
 
 
 _PROTOCOLS = {
@@ -153,7 +153,7 @@ def among_sampled(score: Score, task: Task, negatives: int, num_items: int, seed
     Drawn from what the person neither touched (unless not ``clean``) nor is to find; fewer where fewer are left. A
     person's draw depends on ``seed`` and the person's number alone.
     """
-    seen = task.histories.own() if task.seen is None else task.seen
+    seen = task.histories.without_synthetic() if task.seen is None else task.seen
 
     def sampled(histories: Histories, start: int) -> Tensor:
         scores = score(histories, start)

@@ -90,7 +90,7 @@ def _of_each_list(
             raise ConfigError("diversity needs features of the items.", "Pass features=..., or leave it out.")
         return beyond_accuracy.diversity(top, features)
     if kind == "popularity_lift":
-        return beyond_accuracy.popularity_lift(top, counts, task.histories.own())
+        return beyond_accuracy.popularity_lift(top, counts, task.histories.without_synthetic())
     return {"popularity": beyond_accuracy.popularity, "novelty": beyond_accuracy.novelty}[kind](top, counts)
 
 
@@ -103,7 +103,7 @@ def _counts(task: RankingTask, ranking: Ranking, num_items: int) -> dict[str, in
         "users": len(truth),
         "items": num_items,
         "truth_items": len(truth.items),
-        "cold_users": int((history.own().lengths == 0).sum()),
+        "cold_users": int((history.without_synthetic().lengths == 0).sum()),
         "truth_in_history": int(seen.sum()),
         "truth_never_trained": never_trained,
         "truth_never_trained_share": never_trained / len(truth.items),
@@ -152,7 +152,7 @@ def evaluate_task(
     truth = ranking.truth
     columns: dict[str, Any] = {
         "user": ranking.users,
-        "history_length": task.histories.own().lengths,
+        "history_length": task.histories.without_synthetic().lengths,
         "truth_items": truth.lengths,
     }
     means: dict[str, dict[str, float]] = {}

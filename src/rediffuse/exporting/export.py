@@ -107,13 +107,13 @@ def _next_item_model(contents: RunContents) -> SequenceModel:
     """
     name, model = contents.config["model"], contents.model
     if isinstance(model, Composite):
-        model = model.part
+        model = model.active_model
     if not isinstance(model, SequenceModel):
         raise ConfigError(
             f"{name} cannot be exported: {_why_not(model)}.",
             "Those that can: bert4rec, diffuasr, diffurec, gru4rec, pdrec, s3rec and sasrec.",
         )
-    if isinstance(model, DiffuRec) and model.steps_taken(Sampling()) > 1 and model.config.solver != "ancestral":
+    if isinstance(model, DiffuRec) and model.network_passes(Sampling()) > 1 and model.config.solver != "ancestral":
         raise ConfigError(
             f"The solver {model.config.solver} is not exported.",
             "Train with --set solver=ancestral, or with solver=one_step.",
@@ -151,11 +151,15 @@ def _about(contents: RunContents, model: SequenceModel, format: Format, graphs: 
 
 def _denoising(model: DiffuRec) -> dict[str, Any]:
     """The loop as numbers: after each step, x = x0 * x0_hat + x_t * x + noise * (a fresh draw)."""
-    steps, config = model.steps_taken(Sampling()), model.config
+    steps, config = model.network_passes(Sampling()), model.config
     end = {"x0": 1.0, "x_t": 0.0, "noise": 0.0}
     if steps == 1:
-        return {"solver": "one_step", "timesteps": config.steps, "steps": [{"t": config.steps - 1, **end}]}
-    short, numbers = respace(model.schedule, space_timesteps(config.steps, str(steps)))
+        return {
+            "solver": "one_step",
+            "timesteps": config.diffusion_steps,
+            "steps": [{"t": config.diffusion_steps - 1, **end}],
+        }
+    short, numbers = respace(model.schedule, space_timesteps(config.diffusion_steps, str(steps)))
     columns = (
         numbers.tolist(),
         short.posterior_mean_coef1.tolist(),
@@ -164,4 +168,4 @@ def _denoising(model: DiffuRec) -> dict[str, Any]:
     )
     rows = [{"t": t, "x0": c1, "x_t": c2, "noise": deviation} for t, c1, c2, deviation in zip(*columns, strict=True)]
     rows[0].update(end)  # as the solver has it, without rounding
-    return {"solver": "ancestral", "timesteps": config.steps, "steps": rows[::-1]}
+    return {"solver": "ancestral", "timesteps": config.diffusion_steps, "steps": rows[::-1]}

@@ -27,7 +27,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model may learn from. It has no reference to validation targets or to the test part."""
+    """What a model may learn from. It has no reference to validation targets or to the test subset."""
 
     train: Histories
     num_users: int
@@ -52,7 +52,7 @@ class Model(nn.Module):
     trained_by_gradient: ClassVar[bool] = True
     phases: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = False
-    reads_pseudo: ClassVar[bool] = False  # whether events that a generator wrote train it and stand in histories
+    reads_synthetic: ClassVar[bool] = False  # whether events that a generator wrote train it and stand in histories
     reads_tables: ClassVar[bool] = False  # whether it learns from what the tables say of items or people
     reads_times: ClassVar[bool] = False  # whether answers depend on when events happened, not on their order alone
     popularity: Tensor
@@ -113,13 +113,13 @@ class Model(nn.Module):
     def resolve(self, resolved: dict[str, Any]) -> None:
         """Take over what `calibrate` settled, also after loading."""
 
-    def tables(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
+    def artifacts(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
         """What training found beside the weights, as files of the run folder: name.parquet -> table."""
         return {}
 
     # --- answering -----------------------------------------------------------------------------------------
 
-    def remembers(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def has_user_state(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(B,) whether there is an answer of their own for these people (-1: unknown) even without any history."""
         return np.zeros(len(users), dtype=np.bool_)
 
@@ -134,7 +134,7 @@ class Model(nn.Module):
     ) -> Tensor:
         """Scores (B, num_items) float32 of all items for people with these histories; higher is better.
 
-        A person without history gets the popularity of items, unless the model `remembers` them. The answer for a row
+        A person without history gets the popularity of items, unless the model `has_user_state` them. The answer for a row
         depends on the row and ``seed`` alone, not on the rest of the batch.
 
         Args:
@@ -145,9 +145,9 @@ class Model(nn.Module):
             sampling: all that can be chosen about the drawing, instead of ``seed`` alone.
         """
         drawn = sampling or Sampling(seed)
-        return self.answer_known(histories, users, lambda known, who: self.score_known(known, who, drawn))
+        return self.score_with_fallback(histories, users, lambda known, who: self.score_known(known, who, drawn))
 
-    def answer_known(
+    def score_with_fallback(
         self,
         histories: Histories,
         users: NDArray[np.int64] | None,
@@ -155,9 +155,9 @@ class Model(nn.Module):
     ) -> Tensor:
         """Scores as of `score`: by the function for people with an answer of their own, by popularity for others."""
         who = np.full(len(histories), -1, dtype=np.int64) if users is None else users
-        if not self.reads_pseudo:
-            histories = histories.own()
-        known = np.flatnonzero((histories.lengths > 0) | self.remembers(who))
+        if not self.reads_synthetic:
+            histories = histories.without_synthetic()
+        known = np.flatnonzero((histories.lengths > 0) | self.has_user_state(who))
         if len(known) == len(histories):
             return score(histories, who)
         scores = self.popularity.repeat(len(histories), 1)
@@ -166,18 +166,18 @@ class Model(nn.Module):
         return scores
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        """Scores (B, num_items) float32 for histories of at least one item, or people whom the model remembers;
+        """Scores (B, num_items) float32 for histories of at least one item, or people whom the model has_user_state;
         arguments as for `score`."""
         raise NotImplementedError
 
     # --- looking inside ------------------------------------------------------------------------------------
 
     @property
-    def denoising_steps(self) -> int | None:
+    def max_sampling_steps(self) -> int | None:
         """The most steps of denoising that an answer can be asked for, or None where there is nothing to choose."""
         return None
 
-    def steps_taken(self, sampling: Sampling) -> int:
+    def network_passes(self, sampling: Sampling) -> int:
         """How many passes through the network an answer takes."""
         return 1
 

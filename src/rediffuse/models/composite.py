@@ -15,7 +15,7 @@ class Composite(Model):
     """A model of parts, of which one answers, by phase: what is asked of the whole is asked of that part."""
 
     @property
-    def part(self) -> Model:
+    def active_model(self) -> Model:
         """The one that answers."""
         raise NotImplementedError
 
@@ -24,23 +24,23 @@ class Composite(Model):
         return histories
 
     def prepare(self) -> None:
-        self.part.prepare()
+        self.active_model.prepare()
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        return self.part.score_known(self.as_trained(histories, users), users, sampling)
+        return self.active_model.score_known(self.as_trained(histories, users), users, sampling)
 
     @property
-    def denoising_steps(self) -> int | None:
-        return self.part.denoising_steps
+    def max_sampling_steps(self) -> int | None:
+        return self.active_model.max_sampling_steps
 
-    def steps_taken(self, sampling: Sampling) -> int:
-        return self.part.steps_taken(sampling)
+    def network_passes(self, sampling: Sampling) -> int:
+        return self.active_model.network_passes(sampling)
 
     def index_vectors(self) -> Tensor | None:
-        return self.part.index_vectors()
+        return self.active_model.index_vectors()
 
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        return self.part.query_vectors(self.as_trained(histories, users), users, sampling)
+        return self.active_model.query_vectors(self.as_trained(histories, users), users, sampling)
 
     def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
-        return self.part.scores_by_vectors(queries, items, histories)
+        return self.active_model.scores_by_vectors(queries, items, histories)

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from rediffuse.batching.matrix import bags, binary_matrix
 from rediffuse.batching.pairs import PairBatch
 from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
-from rediffuse.batching.sequences import part_of
+from rediffuse.batching.sequences import rank_slice
 from rediffuse.config import Range
 from rediffuse.data.histories import Histories
 from rediffuse.data.knowledge import KnowledgeEdges, knowledge_edges, leading_to, most_per_node
@@ -96,7 +96,7 @@ class DiffKGConfig(FactorConfig):
     denoiser_batch: int = Field(4096, ge=1, description="Entities per step of the denoiser.")
     denoiser_dropout: float = Field(0.0, ge=0, lt=1, description="On the row that goes in.")
     normalize: bool = Field(False, description="Scale noised rows to length one, as released: then rows are dense.")
-    steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
+    diffusion_steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
     noise_scale: float = Field(0.1, gt=0)
     noise_min: float = Field(1e-4, gt=0)
     noise_max: float = Field(0.02, gt=0)
@@ -123,14 +123,14 @@ class EntityBatches:
         return len(self.rows)
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> EntityBatch:
-        entities, _ = part_of(self.rows.users(index), rank, ranks)
+        entities, _ = rank_slice(self.rows.users(index), rank, ranks)
         return EntityBatch(self.rows.get(index, rank, ranks), torch.from_numpy(entities))
 
     def users(self, index: int) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)
 
 
-class InTurn:
+class ChainedBatches:
     """The batches of one, then those of the next."""
 
     def __init__(self, parts: Sequence[Any]) -> None:
@@ -166,7 +166,7 @@ class DiffKG(FactorModel):
         self.encoder = RelationAttention(size, config.kg_hops, config.residual, config.message_dropout)
         self.schedule = noise_schedule(
             "linear_var",
-            config.steps,
+            config.diffusion_steps,
             noise_scale=config.noise_scale,
             noise_min=config.noise_min,
             noise_max=config.noise_max,
@@ -212,7 +212,7 @@ class DiffKG(FactorModel):
         touched = binary_matrix(data.train, self.num_items)
         both = bipartite_adjacency(touched, self_loops=True)
         self.adjacency = Graph(symmetric_normalised(both), device)
-        self.fans = Graph(sparse.csr_array(touched.T.tocsr()), device)
+        self.item_users = Graph(sparse.csr_array(touched.T.tocsr()), device)
         self.degrees = torch.from_numpy(np.ravel(touched.sum(axis=0)) + 1).to(device)
 
     def begin_sized(self, nodes: int, relations: int) -> None:
@@ -222,7 +222,12 @@ class DiffKG(FactorModel):
         self.relation_embedding.set(nn.init.xavier_uniform_(torch.empty(relations, size)))
         config = self.config
         denoiser = RowDenoiser(
-            nodes, (config.hidden_size,), 10, config.steps, config.denoiser_dropout, normalize=config.normalize
+            nodes,
+            (config.hidden_size,),
+            10,
+            config.diffusion_steps,
+            config.denoiser_dropout,
+            normalize=config.normalize,
         )
         self.denoiser = denoiser.to(device)
 
@@ -246,7 +251,7 @@ class DiffKG(FactorModel):
         parts: list[Any] = [super().batches(data, rng)]
         if self.config.pruning == "diffusion":
             parts.insert(0, EntityBatches(self.edges, batch_size=self.config.denoiser_batch, rng=rng))
-        return InTurn(parts)
+        return ChainedBatches(parts)
 
     def loss(self, batch: EntityBatch | PairBatch) -> Tensor:
         if isinstance(batch, EntityBatch):
@@ -263,13 +268,13 @@ class DiffKG(FactorModel):
         assert self.denoiser is not None
         entities = self.entity_embedding.value.detach()
         if self.liked is None:  # it does not change before the recommender's turn
-            self.liked = self.fans @ self.user_embedding.weight.detach()
+            self.liked = self.item_users @ self.user_embedding.weight.detach()
         own = F.embedding(batch.entities, entities)
         config = self.config
         loss = denoising_loss(
             self.denoiser, self.schedule, batch.rows, own, self.liked, config.collaborative, dense=config.normalize
         )
-        return loss * batch.rows.share
+        return loss * batch.rows.rank_weight
 
     @torch.no_grad()
     def rebuild(self) -> None:
@@ -349,7 +354,7 @@ class DiffKG(FactorModel):
             negative = (mine[:, None] * F.embedding(batch.negatives, items)).sum(-1)
             loss = bpr(positive, negative) + self.config.reg * self.penalty(batch)
             if not self.config.contrast:
-                return loss * batch.share
+                return loss * batch.rank_weight
             beside = torch.stack(self.propagated(other)).sum(0)
         parts = zip(
             beside.split((self.num_users, self.num_items)), (users, items), (batch.users, batch.positives), strict=True
@@ -359,7 +364,7 @@ class DiffKG(FactorModel):
             anchors = F.normalize(F.embedding(once, theirs), dim=1) / self.config.temperature
             contrast = softmax_cross_entropy(anchors, F.normalize(ours, dim=1), once)[0]
             loss = loss + self.config.contrast * contrast
-        return loss * batch.share
+        return loss * batch.rank_weight
 
     def item_table(self) -> Tensor:
         return self.entity_embedding.value
@@ -393,7 +398,7 @@ class DiffKG(FactorModel):
     # --- why -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def tables(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
+    def artifacts(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
         """knowledge.parquet: how the attention over the whole graph weighs the edges of items, by name.
 
         Columns: item_id, relation, entity or other_item (what the edge leads to), weight, kept (not pruned at the end).

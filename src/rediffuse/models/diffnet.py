@@ -49,7 +49,7 @@ class DiffNet(SocialModel):
     Config = DiffNetConfig
     config: DiffNetConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def people(self, h_0: Tensor, q: Tensor, rows: Tensor | None = None) -> Tensor:
+    def resolve_users(self, h_0: Tensor, q: Tensor, rows: Tensor | None = None) -> Tensor:
         """(n, d) the vectors u of all people, or of those in ``rows`` (n,), distinct.
 
         Args:
@@ -73,12 +73,12 @@ class DiffNet(SocialModel):
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         h_0, q = self.fused("user"), self.fused("item")
-        return self.people(h_0, q), q
+        return self.resolve_users(h_0, q), q
 
     def batch_vectors(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
         rows, place = batch.users.unique(return_inverse=True)
         h_0, q = self.fused("user"), self.fused("item")
-        mine = F.embedding(place, self.people(h_0, q, rows))
+        mine = F.embedding(place, self.resolve_users(h_0, q, rows))
         return mine, F.embedding(batch.positives, q), F.embedding(batch.negatives, q)
 
     def fold_in(self, histories: Histories) -> Tensor:
@@ -87,4 +87,4 @@ class DiffNet(SocialModel):
         items, offsets, _ = bags(histories, self.num_items, table.device)
         liked = F.embedding_bag(items, table, offsets, mode="mean")
         counts = self.config.combine == "all" or not self.config.hops
-        return liked + self.newcomer[0] if counts else liked
+        return liked + self.cold_user_mean[0] if counts else liked

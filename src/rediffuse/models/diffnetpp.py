@@ -127,9 +127,9 @@ class Layer(nn.Module):
         hidden = HIDDEN if self.form == "paper" else 1
         self.social, self.interest = Gate(2 * size, hidden), Gate(2 * size, hidden)
         if self.form == "released":
-            self.own, self.fans = Gate(size, 1), Gate(size, 1)
+            self.own, self.item_users = Gate(size, 1), Gate(size, 1)
 
-    def people(self, mine: Tensor, users: Tensor, items: Tensor, friends: Part, interest: Part) -> Tensor:
+    def resolve_users(self, mine: Tensor, users: Tensor, items: Tensor, friends: Part, interest: Part) -> Tensor:
         """(n, d) new vectors of the people in both parts, whose old ones are ``mine`` (n, d).
 
         Args:
@@ -151,12 +151,12 @@ class Layer(nn.Module):
         lifted = logits.exp() + logits.new_tensor([SOCIAL_OFFSET, INTEREST_OFFSET])
         return lifted / lifted.sum(1, keepdim=True)
 
-    def items(self, mine: Tensor, users: Tensor, fans: Part) -> Tensor:
-        """(n, d) new vectors of the items in ``fans``, whose old ones are ``mine`` (n, d)."""
-        pooled = fans.gather(users, self.of_fans(fans, mine, users))
+    def items(self, mine: Tensor, users: Tensor, item_users: Part) -> Tensor:
+        """(n, d) new vectors of the items in ``item_users``, whose old ones are ``mine`` (n, d)."""
+        pooled = item_users.gather(users, self.of_fans(item_users, mine, users))
         if self.form == "paper":
             return mine + pooled
-        own, theirs = self.own(mine).exp() + ITEM_OFFSET, self.fans(pooled).exp() + ITEM_OFFSET
+        own, theirs = self.own(mine).exp() + ITEM_OFFSET, self.item_users(pooled).exp() + ITEM_OFFSET
         share = (own / (own + theirs))[:, None]
         return share * mine + (1 - share) * pooled
 
@@ -167,7 +167,7 @@ class DiffNetPP(SocialModel):
     name = "diffnetpp"
     Config = DiffNetPPConfig
     config: DiffNetPPConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    fans: Graph  # items x users, made by `fit`
+    item_users: Graph  # items x users, made by `fit`
 
     def __init__(self, config: DiffNetPPConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
@@ -177,13 +177,13 @@ class DiffNetPP(SocialModel):
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
         touched_by = binary_matrix(data.train, self.num_items).T.tocsr()
-        self.fans = Graph(row_normalised(sparse.csr_array(touched_by)), self.popularity.device)
+        self.item_users = Graph(row_normalised(sparse.csr_array(touched_by)), self.popularity.device)
         if self.config.attention == "link":
             for layer in self.layers:
                 for attention, graph in (
                     (layer.of_friends, self.friends),
                     (layer.of_items, self.interest),
-                    (layer.of_fans, self.fans),
+                    (layer.of_fans, self.item_users),
                 ):
                     attention.begin(graph)  # pyright: ignore
 
@@ -196,8 +196,8 @@ class DiffNetPP(SocialModel):
             some_users, some_items = (rows, items) if last else (None, None)
             users, things = users_of[-1], items_of[-1]
             friends, interest = self.friends.part(some_users), self.interest.part(some_users)
-            users_of.append(layer.people(_some(users, some_users), users, things, friends, interest))  # pyright: ignore
-            items_of.append(layer.items(_some(things, some_items), users, self.fans.part(some_items)))  # pyright: ignore
+            users_of.append(layer.resolve_users(_some(users, some_users), users, things, friends, interest))  # pyright: ignore
+            items_of.append(layer.items(_some(things, some_items), users, self.item_users.part(some_items)))  # pyright: ignore
         return users_of, items_of
 
     def spread(self, rows: Tensor | None = None, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -250,10 +250,10 @@ class DiffNetPP(SocialModel):
         size, device = self.config.embedding_size, self.popularity.device
         interest = Graph(row_normalised(binary_matrix(histories, self.num_items)), device).part(None)
         friends = Graph(sparse.csr_array((len(histories), 1), dtype=np.float32), device).part(None)
-        mean, free, told = (x.expand(len(histories), size) for x in self.newcomer)
+        mean, free, told = (x.expand(len(histories), size) for x in self.cold_user_mean)
         states, nobody = [mean], torch.zeros(1, size, device=device)
         for layer, things in zip(self.layers, self.item_layers.value.split(size, dim=1), strict=False):
-            states.append(layer.people(states[-1], nobody, things, friends, interest))  # pyright: ignore
+            states.append(layer.resolve_users(states[-1], nobody, things, friends, interest))  # pyright: ignore
         width = self.item_vectors.value.shape[1] // size
         return self.joined(states, free, told if width > self.config.hops + 1 else None)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rediffuse.batching.matrix import weighted_matrix
 from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
-from rediffuse.batching.sequences import counted
+from rediffuse.batching.sequences import rank_rows
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion import (
@@ -74,7 +74,7 @@ class DiffRecConfig(ModelConfig):
 
     search: ClassVar = {
         "learning_rate": Range(1e-4, 5e-3, log=True),
-        "steps": (2, 5, 10, 40),
+        "diffusion_steps": (2, 5, 10, 40),
         "noise_scale": Range(1e-4, 1.0, log=True),
         "dropout": Range(0.2, 0.8),
     }
@@ -97,26 +97,26 @@ class DiffRecConfig(ModelConfig):
         "high", description="Weight of an only event under weighting=order; low as released."
     )
     diffusion: bool = Field(True, description="False: the non-diffusion twin.")
-    steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
+    diffusion_steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
     noise_scale: float = Field(0.01, gt=0)
     noise_min: float = Field(0.001, gt=0)
     noise_max: float = Field(0.01, gt=0)
     beta_fixed: bool = Field(True, description="Set the first beta to 1e-5, as released.")
     prediction: Literal["x0", "eps"] = Field("x0", description="What the network predicts; eps answers more slowly.")
     snr_weighting: bool = Field(True, description="Weigh timesteps as the variational bound does.")
-    timesteps: Literal["lossaware", "uniform"] = "lossaware"
+    timestep_sampler: Literal["lossaware", "uniform"] = "lossaware"
 
 
 _RELEASED = {"metric": "recall@20/unseen", "patience": 4, "validate_every": 5, "weight_decay": 0.0}
 DiffRecConfig.presets = {
     "amazon-book": _RELEASED
-    | {"learning_rate": 5e-5, "hidden_sizes": (1000,), "steps": 5}
+    | {"learning_rate": 5e-5, "hidden_sizes": (1000,), "diffusion_steps": 5}
     | {"noise_scale": 1e-4, "noise_min": 5e-4, "noise_max": 5e-3},
     "yelp": _RELEASED
-    | {"learning_rate": 1e-5, "hidden_sizes": (1000,), "steps": 5}
+    | {"learning_rate": 1e-5, "hidden_sizes": (1000,), "diffusion_steps": 5}
     | {"noise_scale": 0.01, "noise_min": 1e-3, "noise_max": 0.01},
     "ml-1m": _RELEASED
-    | {"learning_rate": 1e-3, "hidden_sizes": (200, 600), "steps": 40}
+    | {"learning_rate": 1e-3, "hidden_sizes": (200, 600), "diffusion_steps": 40}
     | {"noise_scale": 5e-3, "noise_min": 5e-3, "noise_max": 0.01},
 }
 
@@ -126,16 +126,16 @@ class TDiffRecConfig(DiffRecConfig):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "amazon-book": DiffRecConfig.presets["amazon-book"]
-        | {"learning_rate": 1e-5, "steps": 10, "noise_scale": 5e-4, "noise_min": 1e-3, "weight_min": 0.1},
+        | {"learning_rate": 1e-5, "diffusion_steps": 10, "noise_scale": 5e-4, "noise_min": 1e-3, "weight_min": 0.1},
         "yelp": DiffRecConfig.presets["yelp"] | {"noise_scale": 5e-3, "weight_min": 0.5},
         "toys": {
             **{"weighting": "interval", "weight_min": 0.5, "learning_rate": 5e-5, "weight_decay": 0.5},
-            **{"hidden_sizes": (1000,), "time_size": 10, "steps": 10, "validate_every": 1},
+            **{"hidden_sizes": (1000,), "time_size": 10, "diffusion_steps": 10, "validate_every": 1},
             **{"noise_scale": 0.01, "noise_min": 5e-4, "noise_max": 5e-3},
         },
         "douban-book": {
             **{"weighting": "interval", "weight_min": 0.3, "learning_rate": 5e-5, "weight_decay": 0.5},
-            **{"hidden_sizes": (256,), "time_size": 8, "steps": 10, "validate_every": 1},
+            **{"hidden_sizes": (256,), "time_size": 8, "diffusion_steps": 10, "validate_every": 1},
             **{"noise_scale": 0.01, "noise_min": 5e-4, "noise_max": 0.01},
         },
     }
@@ -156,17 +156,17 @@ class DiffRec(Model):
         super().__init__(config, num_items, num_users)
         self.schedule = noise_schedule(
             "linear_var",
-            config.steps,
+            config.diffusion_steps,
             noise_scale=config.noise_scale,
             noise_min=config.noise_min,
             noise_max=config.noise_max,
             beta_fixed=config.beta_fixed,
         )
-        steps = config.steps if config.diffusion else 1
+        steps = config.diffusion_steps if config.diffusion else 1
         self.denoiser = RowDenoiser(
             self.row_width(), config.hidden_sizes, config.time_size, steps, config.dropout, normalize=config.normalize
         )
-        self.timesteps = timestep_sampler(config.timesteps, steps)
+        self.timesteps = timestep_sampler(config.timestep_sampler, steps)
         outer = config.hidden_sizes[-1]
         self.register_buffer("folded_weight", torch.zeros(outer, outer))
         self.register_buffer("folded_bias", torch.zeros(outer))
@@ -201,15 +201,15 @@ class DiffRec(Model):
             once = torch.zeros(len(batch), dtype=torch.int64, device=batch.items.device)
             z = self.denoiser.read(batch.items, batch.offsets, batch.values)
             x_0_hat = self.denoiser.last(self.denoiser.inner(z, once))
-            return (batch.dense(self.num_items) - x_0_hat).square().mean() * batch.share
+            return (batch.dense(self.num_items) - x_0_hat).square().mean() * batch.rank_weight
         t, importance = self.timesteps.sample(len(batch), device=batch.items.device)
         x_0 = batch.dense(self.num_items)
         noise = torch.randn_like(x_0)
         x_t = q_sample(self.schedule, x_0, t, noise)
         losses = self.weighted_errors(x_0, x_t, noise, t, self.denoiser(x_t, t).float())
-        mine = counted(batch.share)
+        mine = rank_rows(batch.rank_weight)
         self.timesteps.update(t[mine], losses[mine])
-        return (losses * importance).mean() * batch.share
+        return (losses * importance).mean() * batch.rank_weight
 
     def weighted_errors(self, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """(B,) squared errors of what the network gave at (x_t, t), averaged over items, weighted by timestep."""
@@ -246,11 +246,11 @@ class DiffRec(Model):
     def hidden(self, histories: Histories, sampling: Sampling) -> Tensor:
         """(B, H) what the last layer reads to score."""
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
-        watch = sampling.watch
+        on_step = sampling.on_step
 
         def tell(t: int, g: Tensor) -> None:
-            if watch is not None:
-                watch(t, None, _with_one(g))
+            if on_step is not None:
+                on_step(t, None, _with_one(g))
 
         return self.reverse(self.denoiser.read(rows.items, rows.offsets, rows.values), tell)
 
@@ -263,12 +263,12 @@ class DiffRec(Model):
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return _with_one(self.hidden(histories, sampling))
 
-    def reverse(self, z: Tensor, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
+    def reverse(self, z: Tensor, on_step: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """The whole chain in hidden space, from z = W x_T (B, H) to g (B, H), which the last layer reads."""
         folded = Folded(self.folded_weight, self.folded_bias)
         schedule = self.schedule
         return self.denoiser.reverse(
-            z, folded, schedule.posterior_mean_coef1.tolist(), schedule.posterior_mean_coef2.tolist(), watch
+            z, folded, schedule.posterior_mean_coef1.tolist(), schedule.posterior_mean_coef2.tolist(), on_step
         )
 
     def plain_chain(self, x: Tensor) -> Tensor:

@@ -87,8 +87,8 @@ class DiffuASRConfig(ModelConfig):
     multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="Of the channels, one per level.")
     pool: Literal["mean", "sum"] = Field("mean", description="How the condition is made of the history's vectors.")
     anywhere: bool = Field(True, description="Learn from any M successive items; false: from the first M alone.")
-    schedule: Literal["linear", "quad", "sigmoid", "cosine_clip"] = "linear"
-    steps: int = Field(1000, ge=1, description="T of the noise schedule.")
+    noise_schedule: Literal["linear", "quad", "sigmoid", "cosine_clip"] = "linear"
+    diffusion_steps: int = Field(1000, ge=1, description="T of the noise schedule.")
     sampling_steps: int = Field(5, ge=1, description="Steps of DDIM.")
     generator_epochs: int = Field(200, ge=1, description="Of the generator; the last weights are kept.")
     generator_rate: float = Field(1e-3, gt=0, description="Learning rate of the generator.")
@@ -102,7 +102,7 @@ class DiffuASRConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        space_timesteps(self.steps, f"ddim{self.sampling_steps}")
+        space_timesteps(self.diffusion_steps, f"ddim{self.sampling_steps}")
         if min(self.multipliers) < 1:
             raise ValueError(f"multipliers are {self.multipliers}, and each must be at least 1")
         window = self.classifier_config().max_length
@@ -151,7 +151,7 @@ class DiffuASR(Composite):
     name = "diffuasr"
     Config = DiffuASRConfig
     config: DiffuASRConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    pseudo: Tensor
+    synthetic: Tensor
 
     def __init__(self, config: DiffuASRConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
@@ -164,12 +164,12 @@ class DiffuASR(Composite):
         size = reading.embedding_size
         self.generator = SequentialUNet(config.n, size, config.channels, config.multipliers, condition_size=size)
         self.no_condition = nn.Parameter(torch.zeros(size))
-        self.schedule = noise_schedule(config.schedule, config.steps)
+        self.schedule = noise_schedule(config.noise_schedule, config.diffusion_steps)
         self.backbone = None
         if config.backbone is not None:
             self.backbone = config.backbone_class()(config.backbone_config(), num_items, num_users)
         # What was written before each known person's history; -1 for nothing.
-        self.register_buffer("pseudo", torch.full((num_users, config.n), -1, dtype=torch.int32))
+        self.register_buffer("synthetic", torch.full((num_users, config.n), -1, dtype=torch.int32))
         self.phase = self.phases[-1]
 
     @property
@@ -185,13 +185,13 @@ class DiffuASR(Composite):
         return {"backbone": own[0]} if len(own) == 1 else {f"backbone-{phase}": phase for phase in own}
 
     @property
-    def part(self) -> SequenceModel:
+    def active_model(self) -> SequenceModel:
         """The part that answers in this phase."""
         return self.backbone if self.backbone is not None and self.phase in self._backbone_phases else self.classifier
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        return self.part.stochastic
+        return self.active_model.stochastic
 
     # --- phases --------------------------------------------------------------------------------------------
 
@@ -222,22 +222,22 @@ class DiffuASR(Composite):
 
     def begin_phase(self, phase: str, data: TrainingData) -> None:
         self.phase = phase
-        trained = self.generator if phase == "generator" else self.part
+        trained = self.generator if phase == "generator" else self.active_model
         self.requires_grad_(False)
         trained.requires_grad_(True)
         self.no_condition.requires_grad_(phase == "generator")
         if self.backbone is not None and phase in self._backbone_phases:
             self.backbone.begin_phase(self._backbone_phases[phase], data)
             self.eval()
-            self.pseudo.copy_(torch.from_numpy(self.write(data.train, data.seed)).to(self.pseudo))
+            self.synthetic.copy_(torch.from_numpy(self.write(data.train, data.seed)).to(self.synthetic))
 
     # --- learning ------------------------------------------------------------------------------------------
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches | Continuations:
         if self.phase == "classifier":
             return self.classifier.batches(data, rng)
-        if self.backbone is not None and self.part is self.backbone:
-            longer = prepend(data.train, self.pseudo.cpu().numpy().astype(np.int64))
+        if self.backbone is not None and self.active_model is self.backbone:
+            longer = prepend(data.train, self.synthetic.cpu().numpy().astype(np.int64))
             return self.backbone.batches(dataclasses.replace(data, train=longer), rng)
         return Continuations(
             data.train,
@@ -250,17 +250,17 @@ class DiffuASR(Composite):
 
     def loss(self, batch: SequenceBatch | Continuation) -> Tensor:
         if isinstance(batch, SequenceBatch):
-            return self.part.loss(batch)
+            return self.active_model.loss(batch)
         config, rows = self.config, len(batch.targets)
         x_0, condition = self.vectors(batch.targets), self.conditions(batch.items, batch.offsets)
         if config.guidance == "cf":
             dropped = condition_dropout(rows, config.condition_dropout, device=condition.device)
             condition = torch.where(dropped[:, None], self.no_condition, condition)
-        half = torch.randint(config.steps, (rows // 2 + 1,), device=x_0.device)
-        t = torch.cat((half, config.steps - 1 - half))[:rows]  # antithetic, as released
+        half = torch.randint(config.diffusion_steps, (rows // 2 + 1,), device=x_0.device)
+        t = torch.cat((half, config.diffusion_steps - 1 - half))[:rows]  # antithetic, as released
         noise = torch.randn_like(x_0)
         output = self.generator(q_sample(self.schedule, x_0, t, noise), t, condition)
-        return (output - noise).square().mean() * batch.share
+        return (output - noise).square().mean() * batch.rank_weight
 
     # --- vectors -------------------------------------------------------------------------------------------
 
@@ -343,7 +343,7 @@ class DiffuASR(Composite):
             else:
                 network = classifier_guided(network, wanted, self.schedule, config.guidance_scale)
         start = noise(condition.new_empty(len(condition), config.n, condition.shape[1]))
-        kept = space_timesteps(config.steps, f"ddim{config.sampling_steps}")
+        kept = space_timesteps(config.diffusion_steps, f"ddim{config.sampling_steps}")
         return ddim(network, start, self.schedule, kept, prediction="eps")
 
     def log_chance(self, x: Tensor, first: Tensor) -> Tensor:
@@ -355,16 +355,16 @@ class DiffuASR(Composite):
     # --- answering -----------------------------------------------------------------------------------------
 
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
-        return self.part.calibrate(validate)
+        return self.active_model.calibrate(validate)
 
     def resolve(self, resolved: dict[str, Any]) -> None:
-        self.part.resolve(resolved)
+        self.active_model.resolve(resolved)
 
     def as_trained(self, histories: Histories, users: NDArray[np.int64]) -> Histories:
-        if self.part is self.backbone:
+        if self.active_model is self.backbone:
             known = users >= 0
             written = np.full((len(users), self.config.n), -1, dtype=np.int64)
-            written[known] = self.pseudo[torch.from_numpy(users[known]).to(self.pseudo.device)].cpu().numpy()
+            written[known] = self.synthetic[torch.from_numpy(users[known]).to(self.synthetic.device)].cpu().numpy()
             histories = prepend(histories, written)
         return histories
 

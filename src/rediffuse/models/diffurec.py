@@ -66,8 +66,8 @@ class DiffuRecConfig(SequenceConfig):
         "embedding_dropout": Range(0.1, 0.6),
         "lambda_uncertainty": Range(1e-4, 1e-1, log=True),
         # These accept any number of steps; some others need more than 20.
-        "schedule": ("trunc_lin", "trunc_cos", "cosine", "sqrt"),
-        "timesteps": ("uniform", "lossaware"),
+        "noise_schedule": ("trunc_lin", "trunc_cos", "cosine", "sqrt"),
+        "timestep_sampler": ("uniform", "lossaware"),
     }
 
     form: Literal["causal", "prefix"] = Field(
@@ -79,9 +79,9 @@ class DiffuRecConfig(SequenceConfig):
     embedding_dropout: float = Field(0.3, ge=0, lt=1)
     embedding_std: float = Field(0.02, gt=0, description="Standard deviation of fresh item embeddings.")
     diffusion: bool = Field(True, description="False: the non-diffusion twin.")
-    steps: int = Field(32, ge=1, description="T, the steps of the noise schedule.")
-    schedule: str = "trunc_lin"
-    timesteps: Literal["uniform", "fixstep", "lossaware"] = "uniform"
+    diffusion_steps: int = Field(32, ge=1, description="T, the steps of the noise schedule.")
+    noise_schedule: str = "trunc_lin"
+    timestep_sampler: Literal["uniform", "fixstep", "lossaware"] = "uniform"
     lambda_uncertainty: float = Field(0.001, ge=0, description="Mean and standard deviation of lambda.")
     solver: Literal["ancestral", "ddim", "dpmpp_2m", "one_step"] = "ancestral"
     variance: Literal["fixed_small", "fixed_large"] = Field("fixed_small", description="Of the ancestral solver.")
@@ -145,11 +145,11 @@ class Approximator(nn.Module):
 
         Shapes: z (B, L, d); x_t (B, d) and t (B,) for one target per row, or (B, L, d) and (B, L) for one per token.
         """
-        guest = x_t + self.embed_time(t)
-        if guest.dim() < z.dim():
-            guest = guest[:, None]
+        noised_target = x_t + self.embed_time(t)
+        if noised_target.dim() < z.dim():
+            noised_target = noised_target[:, None]
         weight = self.lambda_uncertainty * (1 + noise(z))
-        return z + weight * guest
+        return z + weight * noised_target
 
     def forward(self, z: Tensor, lengths: Tensor, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
         """x0_hat (B, d) at the last real token of each row; arguments as in `condition`."""
@@ -175,7 +175,7 @@ class DiffuRec(SequenceModel):
         self.causal = self.every_position = config.form == "causal"
         self.approximator = Approximator(
             config.embedding_size,
-            config.steps,
+            config.diffusion_steps,
             config.blocks,
             config.heads,
             config.dropout,
@@ -185,8 +185,8 @@ class DiffuRec(SequenceModel):
             reference_padding=config.reference_padding,
         )
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
-        self.schedule = noise_schedule(config.schedule, steps=config.steps)
-        self.timesteps = timestep_sampler(config.timesteps, steps=config.steps)
+        self.schedule = noise_schedule(config.noise_schedule, steps=config.diffusion_steps)
+        self.timesteps = timestep_sampler(config.timestep_sampler, steps=config.diffusion_steps)
         self.first_scale = self.schedule.alphas_cumprod[0].sqrt().item()  # of x_0 at the smallest timestep
         self.sampling_steps = config.sampling_steps or 1
 
@@ -216,7 +216,7 @@ class DiffuRec(SequenceModel):
             tokens = self.approximator.condition(z, x_t, t_tokens, torch.randn_like)
         else:
             tokens = self.approximator.condition(z, x_t, t, torch.randn_like)
-        uniform = self.config.timesteps == "uniform"
+        uniform = self.config.timestep_sampler == "uniform"
         return self._read(tokens, batch), None if uniform else weights, t
 
     def _read(self, tokens: Tensor, batch: SequenceBatch) -> Tensor:
@@ -237,16 +237,16 @@ class DiffuRec(SequenceModel):
     # --- answering -----------------------------------------------------------------------------------------
 
     @property
-    def denoising_steps(self) -> int | None:
-        return self.config.steps if self.config.diffusion and self.config.solver != "one_step" else None
+    def max_sampling_steps(self) -> int | None:
+        return self.config.diffusion_steps if self.config.diffusion and self.config.solver != "one_step" else None
 
     def history(self, items: Tensor) -> Tensor:
         """z (B, L, d) of padded histories (B, L)."""
         return self.approximator.history(self.item_embedding(self._full_width(items)))
 
-    def steps_taken(self, sampling: Sampling) -> int:
-        steps = min(sampling.steps or self.sampling_steps, self.config.steps)
-        return steps if self.denoising_steps is not None else 1
+    def network_passes(self, sampling: Sampling) -> int:
+        steps = min(sampling.sampling_steps or self.sampling_steps, self.config.diffusion_steps)
+        return steps if self.max_sampling_steps is not None else 1
 
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         z = self.history(items)
@@ -261,13 +261,13 @@ class DiffuRec(SequenceModel):
         start = noise(z[:, 0])
 
         def tell(step: int, t: int, x_t: Tensor, x0_hat: Tensor) -> None:
-            if sampling.watch is not None:
-                sampling.watch(t, self.metric_space(x_t), self.metric_space(x0_hat))
+            if sampling.on_step is not None:
+                sampling.on_step(t, self.metric_space(x_t), self.metric_space(x0_hat))
 
-        steps = self.steps_taken(sampling)
+        steps = self.network_passes(sampling)
         if steps == 1:
             return solver("one_step")(predict, start, self.schedule, callback=tell)
-        kept = space_timesteps(self.config.steps, str(steps))
+        kept = space_timesteps(self.config.diffusion_steps, str(steps))
         chain = self.schedule, kept
         if self.config.solver == "ancestral":
             variance = self.config.variance
@@ -301,12 +301,12 @@ class DiffuRec(SequenceModel):
         """Choose `sampling_steps`: the fewest whose validation metric is within 0.5 % of that of all T steps."""
         if not self.config.diffusion or self.config.sampling_steps is not None or self.config.solver == "one_step":
             return {}
-        tried = sorted({1, 2, 4, 8, 16} & set(range(self.config.steps)) | {self.config.steps})
+        tried = sorted({1, 2, 4, 8, 16} & set(range(self.config.diffusion_steps)) | {self.config.diffusion_steps})
         curve: dict[int, float] = {}
         for steps in reversed(tried):
             self.sampling_steps = steps
             curve[steps] = validate()
-        enough = curve[self.config.steps] * (1 - CALIBRATION_TOLERANCE)
+        enough = curve[self.config.diffusion_steps] * (1 - CALIBRATION_TOLERANCE)
         chosen = min(steps for steps in tried if curve[steps] >= enough)
         return {"sampling_steps": chosen, "metric_by_steps": {str(n): curve[n] for n in tried}}
 

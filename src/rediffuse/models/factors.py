@@ -97,7 +97,7 @@ class FactorModel(Model):
         with torch.autocast(batch.users.device.type, enabled=False):
             mine, touched, others = self.batch_vectors(batch)
             positive, negative = (mine * touched).sum(-1), (mine[:, None] * others).sum(-1)
-            return (self.pair_loss(positive, negative) + self.config.reg * self.penalty(batch)) * batch.share
+            return (self.pair_loss(positive, negative) + self.config.reg * self.penalty(batch)) * batch.rank_weight
 
     def item_table(self) -> Tensor:
         """The free embeddings of items, from row 0 on."""
@@ -110,7 +110,7 @@ class FactorModel(Model):
         against = F.embedding(batch.negatives, items).square().sum() / batch.negatives.shape[1]
         return (sum(row.square().sum() for row in rows) + against) / (2 * len(batch.users))
 
-    def remembers(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def has_user_state(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
         found = users >= 0
         found[found] = self.trained.cpu().numpy()[users[found]]
         return found
@@ -121,7 +121,7 @@ class FactorModel(Model):
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         known, items = self.answering_vectors()
         who = torch.from_numpy(users).to(items.device)
-        remembered = torch.from_numpy(self.remembers(users)).to(items.device)
+        remembered = torch.from_numpy(self.has_user_state(users)).to(items.device)
         mine = torch.empty(len(who), items.shape[1], device=items.device)
         mine[remembered] = known[who[remembered]]
         new = torch.nonzero(~remembered).squeeze(1)

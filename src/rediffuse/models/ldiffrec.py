@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from rediffuse.batching.matrix import binary_matrix
 from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
-from rediffuse.batching.sequences import counted
+from rediffuse.batching.sequences import rank_rows
 from rediffuse.config import Range
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion import predict_x0, q_sample
@@ -155,7 +155,7 @@ class LDiffRec(DiffRec):
             z_t = q_sample(self.schedule, z_0, t, noise)
             output = self.denoiser(z_t, t).float()
             losses = self.weighted_errors(z_0, z_t, noise, t, output)
-            mine = counted(batch.share)
+            mine = rank_rows(batch.rank_weight)
             self.timesteps.update(t[mine], losses[mine])
             z_0_hat = predict_x0(self.schedule, output, z_t, t, config.prediction)
             denoising = (losses * importance).mean()
@@ -166,7 +166,7 @@ class LDiffRec(DiffRec):
         reconstruction = -(log_chances[batch.owners, batch.items] * wanted).sum() / len(batch)
         annealed = min(KL_CAP, step / KL_STEPS)
         share = max((1 - step // self.steps_per_epoch / DIFFUSION_EPOCHS) * config.diffusion_share, DIFFUSION_FLOOR)
-        return (reconstruction + annealed * divergence + share * denoising) * batch.share
+        return (reconstruction + annealed * divergence + share * denoising) * batch.rank_weight
 
     # --- answering -----------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rediffuse import distributed
-from rediffuse.batching.negatives import draw_untouched, touched_keys
+from rediffuse.batching.negatives import draw_negatives, interaction_keys
 from rediffuse.batching.rows import RowBatch, RowBatches
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches
 from rediffuse.config import ModelConfig, Range
@@ -149,7 +149,7 @@ class PDRec(Composite):
         return self.backbone.stochastic
 
     @property
-    def part(self) -> Model:
+    def active_model(self) -> Model:
         """What is trained now, and answers."""
         part = self.diffusion if self.phase == "diffusion" else self.backbone
         assert part is not None
@@ -170,7 +170,7 @@ class PDRec(Composite):
         self.phase = phase
         for part in (self.diffusion, self.backbone):
             if part is not None:
-                part.requires_grad_(part is self.part)
+                part.requires_grad_(part is self.active_model)
         if phase == "backbone":
             self._take_signals(data)
 
@@ -202,7 +202,7 @@ class PDRec(Composite):
         self.event_weights = weights.to(self.popularity.device)
         self.owners = torch.from_numpy(self.events.owners).to(self.popularity.device)
 
-    def tables(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
+    def artifacts(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
         if self.signals is None:
             return {}
         return {"signals.parquet": self.signals.to_frame(self.train_events, user_ids, item_ids)}
@@ -211,10 +211,10 @@ class PDRec(Composite):
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches | RowBatches:
         if self.phase == "diffusion":
-            return self.part.batches(data, rng)  # type: ignore[return-value]
+            return self.active_model.batches(data, rng)  # type: ignore[return-value]
         if self.config.loss == "bce":
             owners = self.events.owners
-            drawn = [draw_untouched(owners, touched_keys(data.train, self.num_items), self.num_items, rng)]
+            drawn = [draw_negatives(owners, interaction_keys(data.train, self.num_items), self.num_items, rng)]
             if self.config.nns and self.signals is not None:
                 drawn.append(self.signals.draw(owners, self.num_items, rng))
             self.negatives = torch.from_numpy(np.stack(drawn, axis=1)).to(self.popularity.device)
@@ -222,7 +222,7 @@ class PDRec(Composite):
 
     def loss(self, batch: RowBatch | SequenceBatch) -> Tensor:
         if isinstance(batch, RowBatch):
-            return self.part.loss(batch)
+            return self.active_model.loss(batch)
         batch = self.backbone.training_batch(batch)
         hidden, importance, note = self.backbone.encode(batch)
         known = batch.targets < self.num_items
@@ -306,7 +306,7 @@ def _share(count: int, batch: SequenceBatch) -> float:
 
     Of one batch a rank may have few known targets and many liked items: each mean has a factor of its own.
     """
-    count = count if batch.share else 0
+    count = count if batch.rank_weight else 0
     return count / (distributed.all_reduce_mean(count) or 1.0)
 
 

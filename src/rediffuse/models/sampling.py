@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Called at every step as watch(t, state, guess): the timestep t, what the step starts from (B, d), or None
+# Called at every step as on_step(t, state, x0_hat): the timestep t, what the step starts from (B, d), or None
 # where it is not in the space of `Model.index_vectors`, and what the network takes the end to be (B, d), which is.
-Watch = Callable[[int, Tensor | None, Tensor], None]
+StepCallback = Callable[[int, Tensor | None, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Sampling:
 
     Attributes:
         seed: of the noise.
-        steps: of denoising; None: as many as were calibrated or configured.
+        sampling_steps: of denoising; None: as many as were calibrated or configured.
         noise: what the noise is multiplied by; 1 is what the model was trained for.
-        watch: told every step.
+        on_step: told every step.
     """
 
     seed: int = 0
-    steps: int | None = None
+    sampling_steps: int | None = None
     noise: float = 1.0
-    watch: Watch | None = None
+    on_step: StepCallback | None = None

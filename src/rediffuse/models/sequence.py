@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, counted, pad_right
+from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, pad_right, rank_rows
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.losses import (
@@ -67,7 +67,7 @@ class SequenceConfig(ModelConfig):
         description="Learn one number that is added to the logit of every item already in the window; only the loss "
         "softmax does.",
     )
-    pseudo_targets: bool = Field(False, description="Events that a generator wrote are loss targets too.")
+    synthetic_targets: bool = Field(False, description="Events that a generator wrote are loss targets too.")
     temperature: float | None = Field(
         0.07, gt=0, description="Rank by cosine divided by this; None ranks by the inner product."
     )
@@ -90,7 +90,7 @@ class SequenceModel(Model):
 
     Config = SequenceConfig
     config: SequenceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    reads_pseudo = True
+    reads_synthetic = True
     every_position = True  # a history trains all its positions at once; False: one target per row
     draws: Draws  # of negatives
 
@@ -137,7 +137,7 @@ class SequenceModel(Model):
             pad=self.pad,
             every_position=self.every_position,
             rng=rng,
-            pseudo_targets=self.config.pseudo_targets,
+            synthetic_targets=self.config.synthetic_targets,
         )
 
     def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
@@ -149,12 +149,12 @@ class SequenceModel(Model):
         hidden, weights, note = self.encode(batch)
         loss, per_target = self.losses(hidden, batch, weights)
         self.report(note, per_target, batch)
-        return loss * batch.share
+        return loss * batch.rank_weight
 
     def report(self, note: Any, losses: Tensor, batch: SequenceBatch) -> None:
         """Tell `observe` the (n,) losses that count."""
         if note is not None:
-            mine = counted(batch.share)
+            mine = rank_rows(batch.rank_weight)
             note, losses = note[mine], losses[mine]
             if self.config.loss == "sce":  # which reaches some rows only
                 reached = ~losses.isnan()
@@ -227,8 +227,8 @@ class SequenceModel(Model):
         column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         items = batch.items[batch.rows[rows], column]
         real = items < self.num_items
-        if batch.pseudo is not None:
-            real &= column >= batch.pseudo[batch.rows[rows]]  # the person has not had those
+        if batch.synthetic is not None:
+            real &= column >= batch.synthetic[batch.rows[rows]]  # the person has not had those
         keys = torch.unique(rows[real] * self.num_items + items[real])
         return keys // self.num_items, keys % self.num_items, REPEAT_RATE * self.repeat
 
@@ -268,7 +268,7 @@ class SequenceModel(Model):
         if self.repeat is not None:
             # Read all, then write all: an item that stands twice in the window is biased once. Items that a generator
             # wrote are no repeats.
-            window = pad_right(histories.own(), self.config.max_length, self.pad)[0].to(scores.device)
+            window = pad_right(histories.without_synthetic(), self.config.max_length, self.pad)[0].to(scores.device)
             inside = torch.nonzero(window < self.num_items)
             at = (inside[:, 0], window[inside[:, 0], inside[:, 1]])
             scores[at] = scores[at] + REPEAT_RATE * self.repeat

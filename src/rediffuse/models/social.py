@@ -62,7 +62,7 @@ class SocialModel(FactorModel):
 
     Config = SocialConfig
     config: SocialConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    newcomer: Tensor
+    cold_user_mean: Tensor
     friends: Graph  # users x users, and
     interest: Graph  # users x items, both made by `fit`
 
@@ -81,7 +81,7 @@ class SocialModel(FactorModel):
         self.feature_vectors: dict[str, Tensor] = {}
         self.user_vectors, self.item_vectors = SizedByData(trained=False), SizedByData(trained=False)
         # Means over trained people, for someone who is none of them: fused, the embedding, what features become.
-        self.register_buffer("newcomer", torch.zeros(3, size))
+        self.register_buffer("cold_user_mean", torch.zeros(3, size))
 
     def check(self, data: TrainingData) -> None:
         if self.config.hops and (data.social is None or not (data.social.source != data.social.target).any()):
@@ -150,7 +150,7 @@ class SocialModel(FactorModel):
         self.item_vectors.set(items)
         free, told = self.starts("user")
         means = (self.fused("user"), free, torch.zeros_like(free) if told is None else told)
-        self.newcomer.copy_(torch.stack([x[self.trained].mean(0) for x in means]))
+        self.cold_user_mean.copy_(torch.stack([x[self.trained].mean(0) for x in means]))
 
     def answering_vectors(self) -> tuple[Tensor, Tensor]:
         return self.user_vectors.value, self.item_vectors.value

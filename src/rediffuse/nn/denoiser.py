@@ -99,7 +99,7 @@ class RowDenoiser(nn.Module):
         folded: Folded,
         coef1: Sequence[float],
         coef2: Sequence[float],
-        watch: Callable[[int, Tensor], None] | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """The whole reverse chain of a network that predicts x_0, without noise, without ever leaving the hidden space.
 
@@ -111,7 +111,7 @@ class RowDenoiser(nn.Module):
             z: (B, H) W x_T.
             folded: from `fold`.
             coef1, coef2: (T,) of the posterior mean, see `rediffuse.diffusion.NoiseSchedule`.
-            watch: called as watch(t, g) at every step; ``last(g)`` is x_0_hat there.
+            on_step: called as on_step(t, g) at every step; ``last(g)`` is x_0_hat there.
 
         Returns:
             g (B, H) at t = 0: the output of the chain is ``last(g)``, because c1_0 = 1 and c2_0 = 0.
@@ -119,8 +119,8 @@ class RowDenoiser(nn.Module):
 
         def at(step: int) -> Tensor:
             g = self.inner(z, torch.full((len(z),), step, dtype=torch.int64, device=z.device))
-            if watch is not None:
-                watch(step, g)
+            if on_step is not None:
+                on_step(step, g)
             return g
 
         for step in reversed(range(1, self.steps)):

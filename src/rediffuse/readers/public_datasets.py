@@ -192,9 +192,9 @@ def _from_archive(archive: Archive) -> Dataset:
     _check(archive.url, content, archive.sha256)
     with zipfile.ZipFile(io.BytesIO(content)) as unpacked:
         dataset = archive.build(unpacked)
-    if dataset.num_events != archive.interactions:
+    if dataset.num_interactions != archive.interactions:
         raise DataError(
-            f"{archive.url} gave {dataset.num_events:,} interactions, not {archive.interactions:,}.",
+            f"{archive.url} gave {dataset.num_interactions:,} interactions, not {archive.interactions:,}.",
             "Report this: the reader and the file do not fit.",
         )
     return dataset

@@ -37,7 +37,7 @@ from rediffuse.files import (
 from rediffuse.memory import keep_freed_memory
 from rediffuse.recommender.id_map import as_text, own_ids, whole
 from rediffuse.recommender.recommender import Recommender, remarks
-from rediffuse.recommender.user_files import PeopleFile
+from rediffuse.recommender.user_files import UserFile
 
 FORMAT, VERSION = "rediffuse-recommendations", 2
 REQUEST, MANIFEST, DONE = "request.json", "manifest.json", "done"
@@ -91,7 +91,7 @@ def recommend_to_folder(
 
     Args:
         recommender: of the run that answers.
-        users: CSV or Parquet file, folder or glob of such, see `PeopleFile`. It is read once to check its identity
+        users: CSV or Parquet file, folder or glob of such, see `UserFile`. It is read once to check its identity
             and, when the folder is new, once to count and check its rows, besides the reading of what is needed.
         folder: new, empty, or of the same request.
         k, exclude, seed, samples, filter_seen: as for `Recommender.recommend`.
@@ -113,15 +113,15 @@ def recommend_to_folder(
     if rank >= world_size:
         raise ConfigError(f"rank is {rank} of {world_size} processes.", f"Give 0 to {world_size - 1}.")
     sampling = recommender.sampling(seed)
-    ask, unknown = recommender.ask(k, exclude, None, filter_seen)
-    people = PeopleFile(users, recommender.knows)
+    ask, unknown = recommender.build_query(k, exclude, None, filter_seen)
+    people = UserFile(users, recommender.is_known_user)
     options = {
         "k": k,
-        "exclude": recommender.items["item_id"].gather(sorted(set(ask.banned.tolist()))).to_list(),
+        "exclude": recommender.items["item_id"].gather(sorted(set(ask.excluded.tolist()))).to_list(),
         "seed": sampling.seed,
         "samples": samples,
         "filter_seen": filter_seen,
-        "retrieval": "exact" if recommender.answerer.index is None else "index",
+        "retrieval": "exact" if recommender.ranker.index is None else "index",
         "rows_per_part": rows_per_part,
     }
     run = {"model": recommender.config["model"], "sha256": recommender.fingerprint}
@@ -136,7 +136,7 @@ def recommend_to_folder(
         def make(todo: set[int]) -> None:
             for part, frame in people.blocks(rows_per_part, todo.__contains__) if todo else ():
                 ids, histories = frame["user_id"], frame["history"] if people.has_histories else None
-                names, who, rows, counts = recommender.people(ids, histories)
+                names, who, rows, counts = recommender.resolve_users(ids, histories)
                 if names.dtype != parts.user_id:
                     names = as_text(ids)
                 lists = recommender.titled(recommender.lists(names, who, rows, ask, sampling, samples))
@@ -167,7 +167,7 @@ class _Parts:
         user_id: type of that column in all of them: the run's, or text if any user cannot be of that type.
     """
 
-    def __init__(self, folder: Path, request: dict[str, Any], people: PeopleFile, recommender: Recommender) -> None:
+    def __init__(self, folder: Path, request: dict[str, Any], people: UserFile, recommender: Recommender) -> None:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file.", "Name a folder, or a new file that ends in .parquet or .csv.")
@@ -189,7 +189,7 @@ class _Parts:
         if differ:
             raise ConfigError(
                 f"{folder} was begun with another request: {'; '.join(differ)}.",
-                "Ask for the same as before, or write into a new folder.",
+                "RankingQuery for the same as before, or write into a new folder.",
             )
         self.count = -(-asked["rows"] // request["options"]["rows_per_part"])
         self.user_id = pl.String() if asked["user_id"] == "String" else recommender.user_ids.dtype

@@ -67,7 +67,7 @@ def as_text(asked: pl.Series | list[Any]) -> pl.Series:
     return pl.Series("user_id", [None if user is None else str(user) for user in asked], dtype=pl.String)
 
 
-class Numbers:
+class IdMap:
     """From ids to their places in a column of distinct ids."""
 
     def __init__(self, ids: pl.Series) -> None:

@@ -19,7 +19,7 @@ from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.index import FACTS_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
 from rediffuse.recommender.index_recall import exact_thresholds, median_milliseconds, recall_of
 from rediffuse.runs.environment import processor
-from rediffuse.runs.lock import PATIENCE, held
+from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.run_folder import RunContents, add_files, forget_files, read_manifest, read_run
 from rediffuse.seeds import derive
 from rediffuse.topk import exact_top_k
@@ -68,7 +68,7 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
     except RunError:
         # It may be the old index that is damaged; anything else fails again, what is no run before it is touched.
         read_manifest(run)
-        with held(run, "building an index", PATIENCE):
+        with folder_lock(run, "building an index", PATIENCE):
             forget_files(run, (FACTS_FILE, VECTORS_FILE))
         contents = read_run(run)
     vectors, queries = _vectors(contents)
@@ -156,9 +156,9 @@ def _vectors(contents: RunContents) -> tuple[Tensor, Tensor]:
             "vectors.",
             "Answer exactly, or take a model that ranks by inner products, such as diffurec, sasrec or lightgcn.",
         )
-    rows = contents.histories if model.reads_pseudo else contents.histories.own()
+    rows = contents.histories if model.reads_synthetic else contents.histories.without_synthetic()
     people = np.arange(len(rows), dtype=np.int64)
-    people = people[(rows.lengths > 0) | model.remembers(people)]
+    people = people[(rows.lengths > 0) | model.has_user_state(people)]
     if len(people) < 2:
         raise ConfigError(f"{contents.path} knows {len(people)} people to measure the index with.", "Train on more.")
     rng = np.random.default_rng(derive(contents.config["seed"], "index"))

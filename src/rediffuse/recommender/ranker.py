@@ -19,20 +19,20 @@ from rediffuse.topk import exact_top_k
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What one person is to get: ``k`` items, none of ``banned``, and of ``candidates`` alone unless that is None.
+class RankingQuery:
+    """What one person is to get: ``k`` items, none of ``excluded``, and of ``candidates`` alone unless that is None.
 
     Both hold item numbers. ``filter_seen`` leaves out the items of the history.
     """
 
     k: int
-    banned: NDArray[np.int64]
+    excluded: NDArray[np.int64]
     candidates: NDArray[np.int64] | None = None
     filter_seen: bool = True
 
 
 @dataclass(frozen=True)
-class Answer:
+class RankedItems:
     """(n,) item numbers, best first; their scores, and the scores' standard deviations if they were asked for."""
 
     items: NDArray[np.int64]
@@ -45,7 +45,7 @@ class Answer:
 DEEPEST = 1024
 
 
-class Answerer:
+class Ranker:
     """A model, and what finds the items it ranks first.
 
     Args:
@@ -58,9 +58,14 @@ class Answerer:
         self.model, self.item_vectors, self.index = model, item_vectors, index
 
     @torch.inference_mode()
-    def answer(
-        self, rows: Histories, who: NDArray[np.int64], asks: Sequence[Ask], sampling: Sampling, samples: int = 1
-    ) -> list[Answer]:
+    def rank(
+        self,
+        rows: Histories,
+        who: NDArray[np.int64],
+        asks: Sequence[RankingQuery],
+        sampling: Sampling,
+        samples: int = 1,
+    ) -> list[RankedItems]:
         """The best items of each of n people, scored together; an answer does not depend on the others.
 
         Args:
@@ -74,15 +79,15 @@ class Answerer:
         if self.model.stochastic:
             seeds = (derive(sampling.seed, "sample", draw) for draw in range(1, samples))
             draws += [replace(sampling, seed=seed) for seed in seeds]
-        own = rows.own()
+        own = rows.without_synthetic()
         quick = np.zeros(len(rows), dtype=np.bool_)
         if self.index is not None:
             most = min(DEEPEST, self.model.num_items // 2)
             # The index does not know what a model says of items already in the history; left out, it does not matter.
-            depths = own.lengths + [ask.k + len(ask.banned) for ask in asks]
+            depths = own.lengths + [ask.k + len(ask.excluded) for ask in asks]
             plain = np.asarray([ask.filter_seen and ask.candidates is None for ask in asks], dtype=np.bool_)
-            quick = plain & (depths <= most) & ((own.lengths > 0) | self.model.remembers(who))
-        answers: dict[int, Answer | None] = {}
+            quick = plain & (depths <= most) & ((own.lengths > 0) | self.model.has_user_state(who))
+        answers: dict[int, RankedItems | None] = {}
         if len(people := np.flatnonzero(quick)):
             some = [asks[person] for person in people.tolist()]
             found = self._by_index(rows.take(people), who[people], some, draws, samples > 1)
@@ -98,19 +103,19 @@ class Answerer:
         self,
         rows: Histories,
         who: NDArray[np.int64],
-        asks: Sequence[Ask],
+        asks: Sequence[RankingQuery],
         draws: Sequence[Sampling],
         uncertain: bool,
-    ) -> list[Answer]:
-        own = rows.own()
+    ) -> list[RankedItems]:
+        own = rows.without_synthetic()
         mean, spread = _over(self._scores(rows, who, sampling) for sampling in draws)
         for person, ask in enumerate(asks):
             if ask.candidates is not None:
                 others = torch.ones(mean.shape[1], dtype=torch.bool)
                 others[torch.from_numpy(ask.candidates)] = False
                 mean[person, others] = -torch.inf
-            if len(ask.banned):
-                mean[person, torch.from_numpy(ask.banned)] = -torch.inf
+            if len(ask.excluded):
+                mean[person, torch.from_numpy(ask.excluded)] = -torch.inf
         filtered = np.repeat([ask.filter_seen for ask in asks], own.lengths)
         at = own.owners[filtered], own.items[filtered].astype(np.int64)
         mean[torch.from_numpy(at[0]), torch.from_numpy(at[1])] = -torch.inf
@@ -129,23 +134,23 @@ class Answerer:
         def score(known: Histories, users: NDArray[np.int64]) -> Tensor:
             return self.model.scores_by_vectors(self.model.query_vectors(known, users, sampling), items, known)
 
-        return self.model.answer_known(rows, who, score)
+        return self.model.score_with_fallback(rows, who, score)
 
     def _by_index(
         self,
         rows: Histories,
         who: NDArray[np.int64],
-        asks: Sequence[Ask],
+        asks: Sequence[RankingQuery],
         draws: Sequence[Sampling],
         uncertain: bool,
-    ) -> list[Answer | None]:
+    ) -> list[RankedItems | None]:
         """As `_by_all_scores`, for people with an answer of their own whose seen items are left out. None: the index
         found too few."""
         assert self.index is not None
         assert self.item_vectors is not None
-        own = rows.own()
+        own = rows.without_synthetic()
         queries = torch.stack([self.model.query_vectors(rows, who, sampling) for sampling in draws])
-        left_out = [np.union1d(own.row(person), ask.banned) for person, ask in enumerate(asks)]
+        left_out = [np.union1d(own.row(person), ask.excluded) for person, ask in enumerate(asks)]
         # How deep the index looks decides what it finds: that must not depend on who else is asked about. Depths are
         # powers of two, so that many people still share one.
         depths = [1 << (ask.k + len(left) - 1).bit_length() for ask, left in zip(asks, left_out, strict=True)]
@@ -155,7 +160,7 @@ class Answerer:
             people = [person for person, one in enumerate(depths) if one == depth]
             lists = self.index.search(mean_queries[people], min(depth, self.model.num_items))
             found |= dict(zip(people, lists, strict=True))
-        answers: list[Answer | None] = []
+        answers: list[RankedItems | None] = []
         for person, ask in enumerate(asks):
             items = found[person][(found[person] >= 0) & ~np.isin(found[person], left_out[person])]
             if len(items) < min(ask.k, self.model.num_items - len(left_out[person])):
@@ -190,8 +195,8 @@ def _answer(
     items: NDArray[np.int64],
     scores: NDArray[np.float32],
     spread: NDArray[np.float32],
-    ask: Ask,
+    ask: RankingQuery,
     uncertain: bool,
-) -> Answer:
+) -> RankedItems:
     left = np.flatnonzero(np.isfinite(scores))[: ask.k]
-    return Answer(items[left], scores[left], spread[left] if uncertain else None)
+    return RankedItems(items[left], scores[left], spread[left] if uncertain else None)

@@ -22,10 +22,10 @@ from rediffuse.errors import ConfigError, RediffuseWarning
 from rediffuse.graphs.paths import strongest_paths
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.id_map import Numbers, flat, labels, listed, whole
+from rediffuse.recommender.id_map import IdMap, flat, labels, listed, whole
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.item_map import ItemMap, item_map
-from rediffuse.recommender.ranker import Answer, Answerer, Ask
+from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
 from rediffuse.recommender.titles import Titles
 from rediffuse.runs.run_folder import RunContents, read_run
 from rediffuse.topk import exact_top_k
@@ -37,11 +37,11 @@ ANSWERS = ("config.json", "items.parquet", "users.parquet", "model.safetensors",
 
 @dataclass(frozen=True)
 class Step:
-    """A step of denoising: its timestep, what it starts from (d,) if that is known, and the guess at the end (d,)."""
+    """A step of denoising: its timestep, what it starts from (d,) if that is known, and the x0_hat at the end (d,)."""
 
     t: int
     state: Tensor | None
-    guess: Tensor
+    x0_hat: Tensor
 
 
 class Recommender:
@@ -51,7 +51,7 @@ class Recommender:
         config: content of the run's config.json.
         items: row i describes item number i: item_id, train_count, and title where there is one.
         model: in evaluation mode.
-        answerer: the same without ids.
+        ranker: the same without ids.
         fingerprint: sha256 over the checksums of the files that answers depend on.
         knowledge: edges of the knowledge graph that the model learned from, or None.
         titles: finds items by name.
@@ -70,9 +70,9 @@ class Recommender:
         self.item_vectors = None if vectors is None else vectors.detach()
         table = None if self.item_vectors is None else self.item_vectors.numpy()
         index = read_index(run.path, table) if retrieval == "index" else None
-        self.answerer = Answerer(self.model, self.item_vectors, index)
+        self.ranker = Ranker(self.model, self.item_vectors, index)
         self.user_ids, self._histories = run.user_ids, run.histories
-        self._items, self._users = Numbers(run.items["item_id"]), Numbers(run.user_ids)
+        self._items, self._users = IdMap(run.items["item_id"]), IdMap(run.user_ids)
         read = [name for name in ANSWERS if index is not None or not name.startswith("index.")]
         told = "".join(f"{name} {run.digests.get(name)}\n" for name in read)
         self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
@@ -103,7 +103,7 @@ class Recommender:
         filter_seen: bool = True,
         batch_size: int = 512,
         candidates: Iterable[Any] | None = None,
-        steps: int | None = None,
+        sampling_steps: int | None = None,
         noise: float = 1.0,
     ) -> pl.DataFrame:
         """The k items each person is most likely to want next.
@@ -111,7 +111,7 @@ class Recommender:
         Ids may be text or integers of any kind: "50" finds 50 where the data's ids are integers, and the reverse.
 
         Args:
-            users: ids of people. Alone: the model answers from what it remembers of them; people it does not know
+            users: ids of people. Alone: the model answers from what it has_user_state of them; people it does not know
                 get popular items. With ``histories``: labels for the answer, one per history.
             histories: item ids, oldest first, one list per person; also people never seen in training.
             k: items per person; fewer where fewer are left.
@@ -122,7 +122,7 @@ class Recommender:
             filter_seen: leave out items of the person's history.
             batch_size: people scored at once; changes memory and time, not lists.
             candidates: ids of the only items that anybody is to get.
-            steps: of denoising, at most those of training; None: as many as were calibrated on validation data.
+            sampling_steps: of denoising, at most those of training; None: as many as were calibrated on validation data.
             noise: what the noise of a stochastic model is multiplied by.
 
         Returns:
@@ -132,47 +132,53 @@ class Recommender:
 
         Raises:
             ConfigError: neither users nor histories, no lists of ids, numbers out of range, or lengths that differ,
-                or steps or noise that mean nothing to the model.
+                or sampling_steps or noise that mean nothing to the model.
 
         Warns:
             RediffuseWarning: unknown users, unknown items, empty histories; with counts.
         """
         k, samples = whole("k", k), whole("samples", samples)
         batch_size = whole("batch_size", batch_size)
-        sampling = self.sampling(seed, steps, noise)
-        names, who, rows, counts = self.people(users, histories)
-        ask, unknown = self.ask(k, exclude, candidates, filter_seen)
+        sampling = self.sampling(seed, sampling_steps, noise)
+        names, who, rows, counts = self.resolve_users(users, histories)
+        ask, unknown = self.build_query(k, exclude, candidates, filter_seen)
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         return self.lists(names, who, rows, ask, sampling, samples, batch_size)
 
-    def sampling(self, seed: Any = 0, steps: Any = None, noise: float = 1.0) -> Sampling:
+    def sampling(self, seed: Any = 0, sampling_steps: Any = None, noise: float = 1.0) -> Sampling:
         """How answers are drawn, checked against what the model can do.
 
         Raises:
             ConfigError: no whole numbers, more steps than the model has, or options that mean nothing to it.
         """
         seed = whole("seed", seed, least=None)
-        most = self.model.denoising_steps
-        if steps is not None:
-            steps = whole("steps", steps)
+        most = self.model.max_sampling_steps
+        if sampling_steps is not None:
+            sampling_steps = whole("sampling_steps", sampling_steps)
             if most is None:
-                raise ConfigError(f"{self.config['model']} has no steps to choose in this run.", "Leave out steps.")
-            if steps > most:
-                raise ConfigError(f"steps is {steps}; this run was trained with {most}.", f"Give 1 to {most}.")
+                raise ConfigError(
+                    f"{self.config['model']} has no sampling steps to choose in this run.", "Leave out sampling_steps."
+                )
+            if sampling_steps > most:
+                raise ConfigError(
+                    f"sampling_steps is {sampling_steps}; this run was trained with {most}.", f"Give 1 to {most}."
+                )
         if not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
             raise ConfigError(f"noise is {noise!r}.", "Give a number of at least 0; 1 is what the model is made for.")
         if noise != 1 and not self.model.stochastic:
             raise ConfigError(f"{self.config['model']} draws no noise in this run.", "Leave out noise.")
-        return Sampling(seed, steps, float(noise))
+        return Sampling(seed, sampling_steps, float(noise))
 
-    def knows(self, user: Any) -> bool:
+    def is_known_user(self, user: Any) -> bool:
         """Whether a person of that id was there in training."""
         return bool(self._users.find([user])[0] >= 0)
 
     # --- people in -----------------------------------------------------------------------------------------
 
-    def people(self, users: Any, histories: Any) -> tuple[pl.Series, NDArray[np.int64], Histories, dict[str, int]]:
+    def resolve_users(
+        self, users: Any, histories: Any
+    ) -> tuple[pl.Series, NDArray[np.int64], Histories, dict[str, int]]:
         """Labels (n,) of the people asked about, their numbers (n,) or -1, histories (n rows), what was unknown."""
         if users is None and histories is None:
             raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
@@ -190,31 +196,33 @@ class Recommender:
             lengths, items = flat(histories)
             if asked is not None and len(asked) != len(lengths):
                 raise ConfigError(f"{len(asked)} users and {len(lengths)} histories.", "Give one user id per history.")
-            numbers = self.numbers(items)
+            numbers = self.item_index(items)
             offsets = np.append(0, np.cumsum(lengths, dtype=np.int64))
             known = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
             counts["unknown_items"] = int((numbers < 0).sum())
-            who = np.full(len(lengths), -1)  # what the model remembers of people is not about these histories
-        if not self.model.reads_pseudo:
-            known = known.own()
+            who = np.full(len(lengths), -1)  # what the model has_user_state of people is not about these histories
+        if not self.model.reads_synthetic:
+            known = known.without_synthetic()
         counts["people"] = len(known)
-        without = (known.lengths == 0) & ~self.model.remembers(who)
+        without = (known.lengths == 0) & ~self.model.has_user_state(who)
         counts["empty_histories"] = int(without.sum()) - counts["unknown_users"]
         if asked is None:
             return pl.Series("user_id", range(len(known)), dtype=pl.Int64), who, known, counts
         return labels(asked, self.user_ids.dtype), who, known, counts
 
-    def ask(
+    def build_query(
         self, k: int, exclude: Iterable[Any] | None, candidates: Iterable[Any] | None, filter_seen: bool
-    ) -> tuple[Ask, dict[str, int]]:
+    ) -> tuple[RankingQuery, dict[str, int]]:
         """What was asked for in item numbers, and how many of the ids are unknown: arguments as of `recommend`."""
-        banned = self.numbers([] if exclude is None else listed("exclude", exclude))
-        among = None if candidates is None else self.numbers(listed("candidates", candidates))
-        counts = {"unknown_excluded": int((banned < 0).sum())}
+        excluded = self.item_index([] if exclude is None else listed("exclude", exclude))
+        among = None if candidates is None else self.item_index(listed("candidates", candidates))
+        counts = {"unknown_excluded": int((excluded < 0).sum())}
         counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
-        return Ask(k, banned[banned >= 0], None if among is None else among[among >= 0], filter_seen), counts
+        return RankingQuery(
+            k, excluded[excluded >= 0], None if among is None else among[among >= 0], filter_seen
+        ), counts
 
-    def numbers(self, items: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
+    def item_index(self, items: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""
         return self._items.find(items)
 
@@ -232,7 +240,7 @@ class Recommender:
         Warns:
             RediffuseWarning: unknown items.
         """
-        asked = self.numbers(listed("items", items))
+        asked = self.item_index(listed("items", items))
         for message in remarks({"unknown_asked": int((asked < 0).sum())}):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         asked = asked[asked >= 0]
@@ -271,16 +279,16 @@ class Recommender:
         return item_map(self.directions)
 
     @torch.inference_mode()
-    def walk(self, rows: Histories, who: NDArray[np.int64], sampling: Sampling) -> list[Step]:
+    def denoising_trajectory(self, rows: Histories, who: NDArray[np.int64], sampling: Sampling) -> list[Step]:
         """What the model goes through to answer one person; empty for models and people without denoising."""
         steps: list[Step] = []
-        if self.item_vectors is None or not len(rows.own().items):
+        if self.item_vectors is None or not len(rows.without_synthetic().items):
             return steps
 
-        def watch(t: int, state: Tensor | None, guess: Tensor) -> None:
-            steps.append(Step(t, None if state is None else state[0].clone(), guess[0].clone()))
+        def on_step(t: int, state: Tensor | None, x0_hat: Tensor) -> None:
+            steps.append(Step(t, None if state is None else state[0].clone(), x0_hat[0].clone()))
 
-        self.model.query_vectors(rows, who, replace(sampling, watch=watch))
+        self.model.query_vectors(rows, who, replace(sampling, on_step=on_step))
         return steps
 
     def best(self, query: Tensor, k: int) -> list[tuple[int, float]]:
@@ -296,7 +304,7 @@ class Recommender:
         history: Iterable[Any] | None = None,
         k: int = 10,
         seed: int = 0,
-        steps: int | None = None,
+        sampling_steps: int | None = None,
         noise: float = 1.0,
     ) -> pl.DataFrame:
         """What a diffusion model would recommend after each step of denoising, from noise on.
@@ -304,11 +312,11 @@ class Recommender:
         Args:
             user: a known person's id; or
             history: item ids, oldest first.
-            k, seed, steps, noise: as for `recommend`. Seen items are kept.
+            k, seed, sampling_steps, noise: as for `recommend`. Seen items are kept.
 
         Returns:
             A frame: step (from 0), t (the timestep), rank (from 1), item_id, score: the k items that the network's
-            guess at that step ranks first. The last step's are those of `recommend`, but for what a model says of items
+            x0_hat at that step ranks first. The last step's are those of `recommend`, but for what a model says of items
             already in the history.
 
         Raises:
@@ -319,15 +327,17 @@ class Recommender:
         """
         if (user is None) == (history is None):
             raise ConfigError("Say for whom, in one way.", "Pass user=... or history=[...].")
-        _, who, rows, counts = self.people([user] if history is None else None, None if history is None else [history])
+        _, who, rows, counts = self.resolve_users(
+            [user] if history is None else None, None if history is None else [history]
+        )
         for message in remarks(counts, answer="there is nothing to denoise for them"):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        walked = self.walk(rows, who, self.sampling(seed, steps, noise))
+        walked = self.denoising_trajectory(rows, who, self.sampling(seed, sampling_steps, noise))
         if not walked and len(rows.items):
             raise ConfigError(f"{self.config['model']} does not denoise in this run.", "Take a run of diffurec.")
         ids, parts = self.items["item_id"], []
         for number, step in enumerate(walked):
-            items, scores = zip(*self.best(step.guess, k), strict=True)
+            items, scores = zip(*self.best(step.x0_hat, k), strict=True)
             part = {"item_id": ids.gather(list(items)), "score": scores}
             parts.append(pl.DataFrame(part).with_columns(step=number, t=step.t).with_row_index("rank", offset=1))
         kinds = {"step": pl.Int32, "t": pl.Int32, "rank": pl.Int32, "item_id": ids.dtype, "score": pl.Float32}
@@ -363,12 +373,14 @@ class Recommender:
             )
         if (user is None) == (history is None):
             raise ConfigError("Say for whom, in one way.", "Pass user=... or history=[...].")
-        _, _, rows, counts = self.people([user] if history is None else None, None if history is None else [history])
-        asked = self.numbers(listed("items", items))
+        _, _, rows, counts = self.resolve_users(
+            [user] if history is None else None, None if history is None else [history]
+        )
+        asked = self.item_index(listed("items", items))
         for message in remarks(counts, answer="there are no paths for them"):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         ids = self.items["item_id"]
-        touched = ids.gather(np.unique(rows.own().items))
+        touched = ids.gather(np.unique(rows.without_synthetic().items))
         return self.paths(ids.gather(asked[asked >= 0]), touched, whole("paths", paths))
 
     @property
@@ -396,16 +408,16 @@ class Recommender:
         names: pl.Series,
         who: NDArray[np.int64],
         rows: Histories,
-        ask: Ask,
+        ask: RankingQuery,
         sampling: Sampling,
         samples: int = 1,
         batch_size: int = 512,
     ) -> pl.DataFrame:
         """What `recommend` returns, of people and an ask in numbers (see `people` and `ask`)."""
-        answers: list[Answer] = []
+        answers: list[RankedItems] = []
         for start in range(0, len(rows), batch_size):
             part = np.arange(start, min(start + batch_size, len(rows)))
-            answers += self.answerer.answer(rows.take(part), who[part], [ask] * len(part), sampling, samples)
+            answers += self.ranker.rank(rows.take(part), who[part], [ask] * len(part), sampling, samples)
         return self._frame(names, answers, uncertain=samples > 1)
 
     def titled(self, lists: pl.DataFrame) -> pl.DataFrame:
@@ -414,7 +426,7 @@ class Recommender:
             return lists
         return lists.join(self.items.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
 
-    def _frame(self, names: pl.Series, answers: Sequence[Answer], uncertain: bool) -> pl.DataFrame:
+    def _frame(self, names: pl.Series, answers: Sequence[RankedItems], uncertain: bool) -> pl.DataFrame:
         """The answers of people called ``names``, as one table; its columns are settled also where there is no row."""
         lengths = [len(answer.items) for answer in answers]
 

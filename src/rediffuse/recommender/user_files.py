@@ -23,7 +23,7 @@ _REMEDY = (
 )
 
 
-class PeopleFile:
+class UserFile:
     """A table of people: the column ``user_id``, or the only one, and a column ``history`` if there is one.
 
     A history is a list of item ids, oldest first, or text "a|b|c".

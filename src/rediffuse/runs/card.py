@@ -23,8 +23,8 @@ def model_card(facts: dict[str, Any], made_with: dict[str, Any]) -> str:
         "## How it was made",
         "",
         f"- Split: {split['name']} {split['params'] or ''}".rstrip(),
-        f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test part.'}",
-        f"- Selected by {changed['metric']} on the validation part, best at epoch {training['best_epoch']}.",
+        f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test subset.'}",
+        f"- Selected by {changed['metric']} on the validation subset, best at epoch {training['best_epoch']}.",
         f"- {training['minutes']:.1f} minutes on {made_with['processor']} with {made_with['threads']} threads, "
         f"{training['precision']}, {training['parameters']:,} parameters, seed {facts['seed']}.",
         *(f"- {name}: {value}" for name, value in facts["resolved"].items()),

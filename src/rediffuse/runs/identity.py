@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rediffuse.errors import RunError
-from rediffuse.runs.lock import HOLDER, held, is_free
+from rediffuse.runs.lock import HOLDER, folder_lock, is_free
 from rediffuse.runs.run_folder import LOG, DamagedManifest, forget_files
 from rediffuse.runs.tensors import load_tensors, save_tensors
 
@@ -29,7 +29,7 @@ def prepare_folder(folder: Path, facts: dict[str, Any], resume: bool, stack: con
     recorded = identity_file(folder)
     if not (folder / HOLDER).exists():
         _check_state(folder, recorded, resume)  # nobody is there: refused before anything is written
-    stack.enter_context(held(folder, "training"))
+    stack.enter_context(folder_lock(folder, "training"))
     _check_state(folder, recorded, resume)
     identity = {name: facts[name] for name in ("model", "seed", "split")} | {
         "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},

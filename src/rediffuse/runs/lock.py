@@ -25,7 +25,7 @@ PATIENCE = 10.0
 
 
 @contextmanager
-def held(folder: Path, doing: str, wait: float = 0.0) -> Iterator[None]:
+def folder_lock(folder: Path, doing: str, wait: float = 0.0) -> Iterator[None]:
     """Hold a folder for this process alone. The system gives it back when the process ends, however it ends.
 
     What processes that were killed had been writing there is removed.

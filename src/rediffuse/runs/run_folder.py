@@ -19,7 +19,7 @@ from rediffuse.errors import RunError
 from rediffuse.files import atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
-from rediffuse.runs.lock import PATIENCE, held
+from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.tensors import load_tensors, load_weights
 
 FORMAT = 1
@@ -40,7 +40,7 @@ class Run:
     Attributes:
         path: the run folder.
         config: content of its config.json.
-        validation: validation metrics of the weights that were kept, or None without a validation part.
+        validation: validation metrics of the weights that were kept, or None without a validation subset.
         minutes: of training, over all sessions.
     """
 
@@ -87,7 +87,7 @@ def write_run(
     user_ids: pl.Series,
     histories: Histories,
     card: str,
-    tables: dict[str, pl.DataFrame],
+    artifacts: dict[str, pl.DataFrame],
 ) -> None:
     """Write the files of a finished run, whose folder is held. All are on disk before the first is replaced.
 
@@ -97,8 +97,8 @@ def write_run(
     users = pl.DataFrame({"user_id": user_ids, "history": _as_lists(histories, histories.items)})
     if model.reads_times and histories.times is not None:
         users = users.with_columns(times=_as_lists(histories, histories.times))
-    if histories.pseudo is not None:
-        users = users.with_columns(pseudo=_as_lists(histories, histories.pseudo).list.sum())
+    if histories.synthetic is not None:
+        users = users.with_columns(synthetic=_as_lists(histories, histories.synthetic).list.sum())
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     files = {
         "config.json": json.dumps(config, indent=2).encode(),
@@ -107,7 +107,7 @@ def write_run(
         "users.parquet": parquet_bytes(users),
         "model.safetensors": save(weights, metadata={"note": json.dumps({"model": config["model"]})}),
         "README.md": card.encode(),
-        **{name: parquet_bytes(table) for name, table in tables.items()},
+        **{name: parquet_bytes(table) for name, table in artifacts.items()},
     }
     if (folder / LOG).exists():
         files[LOG] = (folder / LOG).read_bytes()
@@ -124,7 +124,7 @@ def add_files(folder: Path, files: dict[str, bytes], made_of: str | None = None)
         RunError: another process holds the folder, or has replaced these weights.
         StorageError: the folder cannot be written; it is as it was.
     """
-    with held(folder, "writing", PATIENCE):
+    with folder_lock(folder, "writing", PATIENCE):
         listed = read_manifest(folder)["files"] if (folder / MANIFEST).exists() else {}
         if made_of is not None and listed.get("model.safetensors") != made_of:
             raise RunError(f"{folder} was trained further meanwhile.", "Do the same again, for the present weights.")
@@ -194,9 +194,9 @@ def read_run(folder: str | Path) -> RunContents:
     flat = lists.explode().drop_nulls().to_numpy().astype(np.int32)
     times = users["times"].explode().drop_nulls().to_numpy() if "times" in users.columns else None
     histories = Histories(offsets, flat, times)
-    if "pseudo" in users.columns:
-        written = np.repeat(users["pseudo"].to_numpy(), histories.lengths)
-        histories = replace(histories, pseudo=histories.positions < written)
+    if "synthetic" in users.columns:
+        written = np.repeat(users["synthetic"].to_numpy(), histories.lengths)
+        histories = replace(histories, synthetic=histories.positions < written)
     now = read_manifest(folder)["files"]
     if any(now.get(name) != digests[name] for name in CORE):  # what was read may be of both
         raise RunError(f"{folder} was written to while it was read.", "Do the same again.")

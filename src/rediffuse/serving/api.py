@@ -38,7 +38,7 @@ def service_of(request: Request) -> Service:
 
 
 At = Annotated[Service, Depends(service_of)]
-# The token is looked at by `middleware.Guarded`, before a body is read; here it is described.
+# The token is looked at by `middleware.AuthMiddleware`, before a body is read; here it is described.
 api = APIRouter(prefix="/v1", dependencies=[Depends(bearer)], responses=PROBLEMS)
 
 
@@ -57,13 +57,13 @@ async def recommend(request: schemas.RecommendRequest, service: At) -> Response:
 @api.post("/similar", response_model=schemas.SimilarResponse, summary="Items like others")
 async def similar(request: schemas.SimilarRequest, service: At) -> Response:
     """By the cosine of the model's item vectors; models without such vectors refuse."""
-    return _json(await service.aside(service.similar, request))
+    return _json(await service.run_in_worker(service.similar, request))
 
 
 @api.post("/denoise", response_model=schemas.DenoiseResponse, summary="The walk from noise to items")
 async def denoise(request: schemas.DenoiseRequest, service: At) -> Response:
     """Every step of one answer of a diffusion model, on the item map. No steps: there is nothing to denoise."""
-    return _json(await service.aside(service.denoise, request))
+    return _json(await service.run_in_worker(service.denoise, request))
 
 
 @api.get("/models", response_model=schemas.RunsResponse, summary="Runs that are served")

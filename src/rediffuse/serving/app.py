@@ -17,7 +17,7 @@ from rediffuse.recommender.recommender import Retrieval
 from rediffuse.serving import explorer, problems
 from rediffuse.serving.api import PROBLEMS, api, bearer
 from rediffuse.serving.hosted import host
-from rediffuse.serving.middleware import Guarded, Limited, Measured
+from rediffuse.serving.middleware import AuthMiddleware, BodySizeLimitMiddleware, MetricsMiddleware
 from rediffuse.serving.problems import ProblemDetails, problem_response
 from rediffuse.serving.service import Service
 from rediffuse.serving.settings import Settings
@@ -89,9 +89,9 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
         return app.openapi_schema
 
     app.openapi = openapi
-    app.add_middleware(Limited, most=settings.max_body)
-    app.add_middleware(Guarded, settings=settings)
-    app.add_middleware(Measured, telemetry=telemetry)
+    app.add_middleware(BodySizeLimitMiddleware, most=settings.max_body)
+    app.add_middleware(AuthMiddleware, settings=settings)
+    app.add_middleware(MetricsMiddleware, telemetry=telemetry)
     return app
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rediffuse.data.histories import Histories
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.ranker import Answer, Answerer, Ask
+from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
 
 # Scores held at once: 256 MiB of them.
 MOST_SCORES = 1 << 26
@@ -31,26 +31,26 @@ LOOK = 256
 
 @dataclass
 class Job:
-    """People of one request, with the model that is to answer; arguments as of `Answerer.answer`.
+    """People of one request, with the model that is to answer; arguments as of `Ranker.answer`.
 
     A job whose future is cancelled is dropped, also half done.
     """
 
-    answerer: Answerer
+    ranker: Ranker
     rows: Histories
     who: NDArray[np.int64]
-    asks: Sequence[Ask]
+    asks: Sequence[RankingQuery]
     sampling: Sampling
     samples: int
-    answers: Future[list[Answer]] = field(default_factory=Future)
-    done: list[Answer] = field(default_factory=list)
+    answers: Future[list[RankedItems]] = field(default_factory=Future)
+    done: list[RankedItems] = field(default_factory=list)
     taken: int = 0  # people who are being scored, or were
 
     @property
     def kind(self) -> tuple[int, Sampling, int, bool, bool]:
         """Jobs of one kind can be scored together. What people did is told with times, or it is not."""
         rows = self.rows
-        return id(self.answerer), self.sampling, self.samples, rows.times is None, rows.pseudo is None
+        return id(self.ranker), self.sampling, self.samples, rows.times is None, rows.synthetic is None
 
     @property
     def left(self) -> int:
@@ -64,8 +64,8 @@ class Job:
 
     def most(self, max_batch: int) -> int:
         """People of its kind in one batch."""
-        work = self.samples * self.answerer.model.steps_taken(self.sampling)
-        return max(1, min(max_batch, MOST_SCORES // self.answerer.model.num_items, MOST_WORK // work))
+        work = self.samples * self.ranker.model.network_passes(self.sampling)
+        return max(1, min(max_batch, MOST_SCORES // self.ranker.model.num_items, MOST_WORK // work))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Part:
     stop: int
 
     @property
-    def people(self) -> NDArray[np.int64]:
+    def users(self) -> NDArray[np.int64]:
         return np.arange(self.start, self.stop)
 
 
@@ -104,7 +104,7 @@ class Batcher:
         self.thread.start()
         return self
 
-    def submit(self, job: Job) -> Future[list[Answer]]:
+    def submit(self, job: Job) -> Future[list[RankedItems]]:
         """Queue a job; its answers come as a future, which may be cancelled at any time."""
         with self.changed:
             if self.closed:
@@ -118,7 +118,7 @@ class Batcher:
     def _forget(self, job: Job) -> None:
         """Nobody waits any more for those of a job who wait, if any: it failed, or was cancelled."""
         with self.changed:
-            self.people_waiting -= len(job.take(job.left).people)
+            self.people_waiting -= len(job.take(job.left).users)
 
     def close(self) -> None:
         """Finish what waits, then stop."""
@@ -144,19 +144,19 @@ class Batcher:
                     break
             room, kind, others = first.most(self.max_batch), first.kind, []
             parts = [first.take(room)]
-            room -= len(parts[0].people)
+            room -= len(parts[0].users)
             for _ in range(min(LOOK, len(self.waiting))):
                 if not room:
                     break
                 job = self.waiting.popleft()
                 if job.kind == kind:
                     parts.append(job.take(room))
-                    room -= len(parts[-1].people)
+                    room -= len(parts[-1].users)
                 else:
                     others.append(job)
             self.waiting.extendleft(reversed(others))
             self.waiting.extend(part.job for part in parts if part.job.left)
-            self.people_waiting -= sum(len(part.people) for part in parts)
+            self.people_waiting -= sum(len(part.users) for part in parts)
             return parts
 
     def _work(self) -> None:
@@ -172,14 +172,14 @@ class Batcher:
             del parts  # and with them the model, should it be replaced meanwhile
 
     def _score(self, parts: Sequence[Part]) -> None:
-        rows = Histories.joined([part.job.rows.take(part.people) for part in parts])
-        who = np.concatenate([part.job.who[part.people] for part in parts])
+        rows = Histories.joined([part.job.rows.take(part.users) for part in parts])
+        who = np.concatenate([part.job.who[part.users] for part in parts])
         asks = [ask for part in parts for ask in part.job.asks[part.start : part.stop]]
         first = parts[0].job
-        answers = iter(first.answerer.answer(rows, who, asks, first.sampling, first.samples))
+        answers = iter(first.ranker.rank(rows, who, asks, first.sampling, first.samples))
         self.observe(len(rows))
         for part in parts:
-            part.job.done += itertools.islice(answers, len(part.people))
+            part.job.done += itertools.islice(answers, len(part.users))
             if len(part.job.done) == len(part.job.rows):
                 _settle(part.job, None)
 

@@ -19,7 +19,7 @@ from rediffuse.serving.telemetry import Telemetry
 log = logging.getLogger("rediffuse.serving")
 
 
-class Loaded:
+class RunSnapshot:
     """One state of a run folder. Requests hold on to the one they began with."""
 
     def __init__(self, folder: Path, retrieval: Retrieval) -> None:
@@ -43,7 +43,7 @@ class HostedRun:
     def __init__(self, folder: Path, retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> None:
         self.folder, self.name = folder, _name(folder)
         self.retrieval: Retrieval = retrieval
-        self.loaded = Loaded(folder, retrieval)
+        self.loaded = RunSnapshot(folder, retrieval)
         self.telemetry, self.reloading = telemetry, threading.Lock()
         self.refused: object = None  # the state of the folder that could not be read
         self.batcher = Batcher(max_batch, telemetry.batch.labels(self.name).observe)
@@ -60,7 +60,7 @@ class HostedRun:
             if version == self.loaded.version or state == self.refused:
                 return
             try:
-                self.loaded = Loaded(self.folder, self.retrieval)
+                self.loaded = RunSnapshot(self.folder, self.retrieval)
             except Exception as error:  # files that change while they are read end in errors of any kind
                 self.refused = state
                 self.telemetry.reloads.labels(self.name, "failed").inc()

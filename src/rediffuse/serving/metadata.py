@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from rediffuse.comparison.compare import groups_of_equal_size
-from rediffuse.comparison.runs import BY_PERSON
+from rediffuse.comparison.runs import BY_USER
 from rediffuse.serving.hosted import HostedRun
 from rediffuse.serving.problems import Problem
 
@@ -30,7 +30,7 @@ def facts(run: HostedRun) -> dict[str, Any]:
         "events": config["data"]["events"],
         "stochastic": recommender.model.stochastic,
         "retrieval": run.retrieval,
-        "denoising_steps": recommender.model.denoising_steps,
+        "max_sampling_steps": recommender.model.max_sampling_steps,
         "calibrated_steps": config["resolved"].get("sampling_steps"),
         "has_titles": loaded.titles is not None,
         "has_vectors": recommender.item_vectors is not None,
@@ -54,10 +54,10 @@ def users(run: HostedRun, text: str, limit: int) -> dict[str, Any]:
 def history(run: HostedRun, user: str) -> dict[str, Any]:
     """What a person did, oldest first: the content of ItemsResponse."""
     recommender = run.loaded.recommender
-    _, _, rows, counts = recommender.people([user], None)
+    _, _, rows, counts = recommender.resolve_users([user], None)
     if counts["unknown_users"]:
         raise Problem(404, "unknown-user", "The run knows nobody of that id.", "See /v1/models/{name}/users.")
-    return _named(run, rows.own().items.tolist())
+    return _named(run, rows.without_synthetic().items.tolist())
 
 
 def item_map(run: HostedRun, limit: int) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _slices(path: Path) -> list[dict[str, Any]]:
         people = pl.read_parquet(path)
     except pl.exceptions.PolarsError:
         return []  # being written
-    slice_of, names = groups_of_equal_size(people[BY_PERSON["history length"]].to_numpy())
+    slice_of, names = groups_of_equal_size(people[BY_USER["history length"]].to_numpy())
     metrics = [name for name in people.columns if "@" in name]
     means = people.group_by(pl.Series("slice", slice_of)).agg(pl.len().alias("people"), pl.col(metrics).mean())
     return [row | {"slice": names[row["slice"]]} for row in means.sort("slice").to_dicts()]

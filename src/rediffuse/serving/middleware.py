@@ -13,7 +13,7 @@ from rediffuse.serving.settings import Settings
 from rediffuse.serving.telemetry import Telemetry
 
 
-class Measured:
+class MetricsMiddleware:
     """Counts requests by the template of their route, so that ids in paths make no new series."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
@@ -44,7 +44,7 @@ class Measured:
             self.telemetry.seconds.labels(route).observe(time.perf_counter() - began)
 
 
-class Guarded:
+class AuthMiddleware:
     """Refuses callers by other names than ``settings.hosts``, and those without the token where it matters; before any
     of their body is read."""
 
@@ -74,7 +74,7 @@ class Guarded:
         return problem_response(401, "unauthorized", detail, remedy, headers={"WWW-Authenticate": "Bearer"})
 
 
-class Limited:
+class BodySizeLimitMiddleware:
     """Refuses bodies of more than ``most`` bytes, announced or not."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
@@ -91,7 +91,7 @@ class Limited:
                 return  # the caller is gone
             body += message.get("body", b"")
             if len(body) > self.most:
-                remedy = "Ask for fewer people at once, or with shorter lists."
+                remedy = "RankingQuery for fewer people at once, or with shorter lists."
                 detail = f"The request has more than {self.most:,} bytes."
                 await problem_response(413, "too-large", detail, remedy)(scope, receive, send)
                 return

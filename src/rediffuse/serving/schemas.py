@@ -49,7 +49,7 @@ class RecommendRequest(_Request):
     samples: Annotated[StrictInt, Field(ge=1, le=MAX_SAMPLES)] = Field(
         1, description="Draws to average; of more than one, every item has the spread of its score."
     )
-    steps: Steps | None = Field(None, description="Of denoising; by default as many as were calibrated.")
+    sampling_steps: Steps | None = Field(None, description="Of denoising; by default as many as were calibrated.")
     seed: Seed = Field(
         0, description="The same seed gives the same list, alone or in company, but for ties within rounding."
     )
@@ -128,12 +128,12 @@ class SimilarResponse(Answered):
 
 
 class DenoiseRequest(_Request):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["50", "181"], "steps": 8}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["50", "181"], "sampling_steps": 8}]})
 
     user: Id | None = None
     history: History | None = None
     k: Annotated[StrictInt, Field(ge=1, le=50)] = 10
-    steps: Steps | None = None
+    sampling_steps: Steps | None = None
     seed: Seed = 0
     noise: Noise = 1.0
 
@@ -154,8 +154,8 @@ class ScoredItem(Item):
 class DenoisingStep(BaseModel):
     t: int = Field(description="Timestep of the noise schedule.")
     state: Point | None = Field(description="What the step starts from, on the map; null where it is no item vector.")
-    guess: Point = Field(description="What the network takes the end to be, on the map.")
-    items: list[ScoredItem] = Field(description="Those that the guess ranks first; seen items are kept.")
+    x0_hat: Point = Field(description="What the network takes the end to be, on the map.")
+    items: list[ScoredItem] = Field(description="Those that the x0_hat ranks first; seen items are kept.")
 
 
 class DenoiseResponse(Answered):
@@ -173,13 +173,13 @@ class RunFacts(BaseModel):
     events: int
     stochastic: bool
     retrieval: str
-    denoising_steps: int | None = Field(description="The most that can be asked for; null: nothing to choose.")
+    max_sampling_steps: int | None = Field(description="The most that can be asked for; null: nothing to choose.")
     calibrated_steps: int | None
     has_titles: bool
     has_vectors: bool = Field(description="Whether there are similar items, a map and a denoising path.")
     has_paths: bool = Field(description="Whether there are paths of a knowledge graph.")
     metric: str = Field(description="What selected the weights.")
-    validation: float | None = Field(description="Its value on the validation part.")
+    validation: float | None = Field(description="Its value on the validation subset.")
 
 
 class RunsResponse(BaseModel):

@@ -12,10 +12,10 @@ import torch
 
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.ranker import Answer
+from rediffuse.recommender.ranker import RankedItems
 from rediffuse.recommender.recommender import remarks
 from rediffuse.serving.batcher import Job
-from rediffuse.serving.hosted import HostedRun, Loaded
+from rediffuse.serving.hosted import HostedRun, RunSnapshot
 from rediffuse.serving.problems import Problem
 from rediffuse.serving.schemas import DenoiseRequest, RecommendRequest, SimilarRequest
 from rediffuse.serving.settings import FEW_IDS, MAX_EXPLAINED, MAX_LISTED, Settings
@@ -55,33 +55,35 @@ class Service:
         run = self.run(request.model)
         loaded = run.loaded
         recommender = loaded.recommender
-        sampling = recommender.sampling(request.seed, request.steps, request.noise)
+        sampling = recommender.sampling(request.seed, request.sampling_steps, request.noise)
         self._admit(run, request, recommender.model, sampling)
 
         def look_up() -> tuple[Any, ...]:
-            people = recommender.people(request.users, request.histories)
-            return *people, *recommender.ask(request.k, request.exclude, request.candidates, request.filter_seen)
+            people = recommender.resolve_users(request.users, request.histories)
+            return *people, *recommender.build_query(
+                request.k, request.exclude, request.candidates, request.filter_seen
+            )
 
         lists = (*(request.histories or ()), request.users or (), request.exclude, request.candidates or ())
         ids = sum(len(one) for one in lists)
-        names, who, rows, counts, ask, unknown = look_up() if ids <= FEW_IDS else await self.aside(look_up)
-        job = Job(recommender.answerer, rows, who, [ask] * len(rows), sampling, request.samples)
+        names, who, rows, counts, ask, unknown = look_up() if ids <= FEW_IDS else await self.run_in_worker(look_up)
+        job = Job(recommender.ranker, rows, who, [ask] * len(rows), sampling, request.samples)
         answers = await self._in_time(asyncio.wrap_future(run.batcher.submit(job))) if len(rows) else []
         results = [
             {"user": name, "items": _items(loaded, answer)}
             for name, answer in zip(names.to_list(), answers, strict=True)
         ]
         if request.explain:
-            own = rows.own()
+            own = rows.without_synthetic()
             histories = [np.unique(own.row(person)).astype(np.int64) for person in range(len(own))]
-            await self.aside(_explain, loaded, histories, answers, results)
+            await self.run_in_worker(_explain, loaded, histories, answers, results)
         return _about(run, loaded) | {"notes": remarks(counts | unknown), "results": results}
 
     def similar(self, request: SimilarRequest) -> dict[str, Any]:
         """The content of a SimilarResponse."""
         run = self.run(request.model)
         loaded = run.loaded
-        asked = loaded.recommender.numbers(request.items)
+        asked = loaded.recommender.item_index(request.items)
         known = asked[asked >= 0]
         cosines, near = loaded.recommender.nearest(known, request.k)
         results = [
@@ -102,19 +104,19 @@ class Service:
         run = self.run(request.model)
         loaded = run.loaded
         recommender = loaded.recommender
-        sampling = recommender.sampling(request.seed, request.steps, request.noise)
+        sampling = recommender.sampling(request.seed, request.sampling_steps, request.noise)
         users = None if request.user is None else [request.user]
-        _, who, rows, counts = recommender.people(users, None if request.history is None else [request.history])
+        _, who, rows, counts = recommender.resolve_users(users, None if request.history is None else [request.history])
         place, steps = recommender.map.place, []
-        for step in recommender.walk(rows, who, sampling):
-            frame = recommender.best(step.guess, request.k)
-            places = place(torch.stack([step.guess, step.guess if step.state is None else step.state]))
-            guess, state = places.tolist()
+        for step in recommender.denoising_trajectory(rows, who, sampling):
+            frame = recommender.best(step.x0_hat, request.k)
+            places = place(torch.stack([step.x0_hat, step.x0_hat if step.state is None else step.state]))
+            x0_hat, state = places.tolist()
             steps.append(
                 {
                     "t": step.t,
                     "state": None if step.state is None else _rounded(state),
-                    "guess": _rounded(guess),
+                    "x0_hat": _rounded(x0_hat),
                     "items": [loaded.item(item) | {"score": score} for item, score in frame],
                 }
             )
@@ -127,15 +129,15 @@ class Service:
         if people * request.k > most:
             reasons = " with reasons" if request.explain else ""
             detail = f"{people} people x k of {request.k} are more than {most:,} items{reasons}."
-            raise Problem(422, "too-much-work", detail, "Ask for fewer at once.")
-        samples, steps = request.samples if model.stochastic else 1, model.steps_taken(sampling)
+            raise Problem(422, "too-much-work", detail, "RankingQuery for fewer at once.")
+        samples, steps = request.samples if model.stochastic else 1, model.network_passes(sampling)
         if people * samples * steps > self.settings.max_work:
             detail = f"{people} people x {samples} samples x {steps} steps are more than {self.settings.max_work:,}."
-            raise Problem(422, "too-much-work", detail, "Ask for fewer at once.")
+            raise Problem(422, "too-much-work", detail, "RankingQuery for fewer at once.")
         if run.batcher.people_waiting + people > self.settings.max_waiting:
             raise Problem(503, "overloaded", "Too many people are waiting.", "Try again in a second.", RETRY)
 
-    async def aside(self, work: Callable[..., Result], *given: Any) -> Result:
+    async def run_in_worker(self, work: Callable[..., Result], *given: Any) -> Result:
         """What takes a while beside scoring, in one of two threads.
 
         Raises:
@@ -158,11 +160,11 @@ class Service:
             raise Problem(503, "timeout", detail, "Try again, or ask for fewer at once.", RETRY) from None
 
 
-def _about(run: HostedRun, loaded: Loaded) -> dict[str, Any]:
+def _about(run: HostedRun, loaded: RunSnapshot) -> dict[str, Any]:
     return {"model": run.name, "version": loaded.version}
 
 
-def _items(loaded: Loaded, answer: Answer) -> list[dict[str, Any]]:
+def _items(loaded: RunSnapshot, answer: RankedItems) -> list[dict[str, Any]]:
     listed = [
         loaded.item(number) | {"score": score, "uncertainty": None, "why": None}
         for number, score in zip(answer.items.tolist(), answer.scores.tolist(), strict=True)
@@ -174,7 +176,7 @@ def _items(loaded: Loaded, answer: Answer) -> list[dict[str, Any]]:
 
 
 def _explain(
-    loaded: Loaded, histories: Sequence[np.ndarray], answers: Sequence[Answer], results: list[dict[str, Any]]
+    loaded: RunSnapshot, histories: Sequence[np.ndarray], answers: Sequence[RankedItems], results: list[dict[str, Any]]
 ) -> None:
     """Enter into ``results`` why each item is there: the nearest items of the history, and knowledge paths."""
     recommender = loaded.recommender
@@ -195,11 +197,11 @@ def _explain(
             item["why"] = {"nearest": nearest, "paths": paths.get(item["item_id"], [])}
 
 
-def _paths(loaded: Loaded, history: np.ndarray, answer: Answer) -> dict[Any, list[dict[str, Any]]]:
+def _paths(loaded: RunSnapshot, history: np.ndarray, answer: RankedItems) -> dict[Any, list[dict[str, Any]]]:
     recommender, found = loaded.recommender, {}
     ids = recommender.items["item_id"]
     for row in recommender.paths(ids.gather(answer.items), ids.gather(history), 2).iter_rows(named=True):
-        touched = loaded.item(int(recommender.numbers([row["touched_item"]])[0]))
+        touched = loaded.item(int(recommender.item_index([row["touched_item"]])[0]))
         way = {name: row[name] for name in ("relation", "entity", "relation_back", "strength", "kept")}
         found.setdefault(row["item_id"], []).append(way | {"touched_item": touched})
     return found

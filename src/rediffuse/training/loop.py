@@ -1,7 +1,7 @@
 """The one training loop, for every model: read it from top to bottom.
 
 It runs on Accelerate, which knows the devices, the processes and the trackers. What it adds is an exact resume, an
-honest selection (one named validation metric, never the test part) and errors that say what to try.
+honest selection (one named validation metric, never the test subset) and errors that say what to try.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Trainer:
 
     Args:
         model: fresh, seeded.
-        view: the training and validation parts; there is no way from here to the test part.
+        view: the training and validation subsets; there is no way from here to the test subset.
         folder: of the run; checkpoints and metrics.jsonl go there.
         seed: of the run.
         user_ids: to name people in errors.
@@ -107,7 +107,7 @@ class Trainer:
         self.last, self.best = folder / "checkpoints" / "last.safetensors", folder / "checkpoints" / "best.safetensors"
         self.log_file = folder / LOG
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
-        train = view.train if model.reads_pseudo else view.train.own()
+        train = view.train if model.reads_synthetic else view.train.without_synthetic()
         self.data = TrainingData(
             train,
             view.num_users,

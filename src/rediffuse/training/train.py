@@ -52,7 +52,7 @@ def train(
 
     Args:
         model: a registered name, see `rediffuse.models.names`.
-        split: its training and validation parts are used; the test part cannot be reached from here.
+        split: its training and validation subsets are used; the test subset cannot be reached from here.
         out: the run folder; new, unless ``resume``.
         preset: named options of the model, for example "paper".
         config: options that override the preset.
@@ -94,12 +94,12 @@ def train(
         "seed": seed,
         "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint, "leak": split.leak},
         "data": {
-            "fingerprint": split.dataset.own_fingerprint,
+            "fingerprint": split.dataset.fingerprint_without_synthetic,
             "augmentation": augmentation(split.dataset),
             "tables": split.dataset.tables_fingerprint if kind.reads_tables else None,
             "users": split.dataset.num_users,
             "items": split.dataset.num_items,
-            "events": split.dataset.num_events,
+            "events": split.dataset.num_interactions,
         },
     }
     memory = PeakMemory()
@@ -174,8 +174,8 @@ def _train(
 def _write(trainer: Trainer, split: Split, folder: Path, facts: dict[str, Any]) -> None:
     """Write the files of the finished run."""
     data = split.dataset
-    # People are remembered with all that precedes the test part: what a system in use would know.
-    known = data.interactions.where((split.part == 0) | (split.part == 1))
+    # People are remembered with all that precedes the test subset: what a system in use would know.
+    known = data.interactions.where((split.subset == 0) | (split.subset == 1))
     columns = {"item_id": data.item_ids, "train_count": trainer.data.popularity}
     if data.items is not None and data.title is not None:
         columns["title"] = data.items[data.title].cast(pl.String)
@@ -189,7 +189,7 @@ def _write(trainer: Trainer, split: Split, folder: Path, facts: dict[str, Any]) 
         data.user_ids,
         known,
         model_card(facts, made_with),
-        trainer.model.tables(data.user_ids, data.item_ids),
+        trainer.model.artifacts(data.user_ids, data.item_ids),
     )
 
 

@@ -2,7 +2,7 @@
 
 Optuna proposes options and stops hopeless trials; the one training loop trains. What is added here makes a study fair
 and hard to lose: the default is tried first, time is a budget over all sessions, a killed study goes on as if it had
-been left alone, and no trial can reach the test part.
+been left alone, and no trial can reach the test subset.
 
 ```
 study/

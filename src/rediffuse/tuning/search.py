@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Search:
-    """Proposes and runs trials. It has the training view, and from there no way leads to the test part."""
+    """Proposes and runs trials. It has the training view, and from there no way leads to the test subset."""
 
     kind: type[Model]
     default: ModelConfig

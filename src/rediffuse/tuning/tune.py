@@ -13,7 +13,7 @@ from rediffuse.data.split import Split
 from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, TrainingError
 from rediffuse.evaluation.metrics import parse_metric
 from rediffuse.models import model_class, names
-from rediffuse.runs.lock import held
+from rediffuse.runs.lock import folder_lock
 from rediffuse.tuning.search import Search, describe_domain
 from rediffuse.tuning.study import Study, begin_study, check_folder, open_journal, quiet_optuna
 
@@ -41,7 +41,7 @@ def tune(
 
     Args:
         model: a registered name, see `rediffuse.models.names`.
-        split: its training and validation parts are used; no trial can reach the test part.
+        split: its training and validation subsets are used; no trial can reach the test subset.
         out: the study's folder.
         trials: finished ones (complete, pruned or failed) at which to stop, earlier sessions included.
         max_minutes: of wall time over all trials, earlier sessions included; the trial that runs then is stopped.
@@ -54,7 +54,7 @@ def tune(
         MissingExtraError: Optuna is not installed.
         ConfigError: unknown model, preset, option or metric; nothing to search; ``trials`` or ``max_minutes`` not
             positive.
-        DataError: the split has no validation part.
+        DataError: the split has no validation subset.
         RunError: ``out`` holds something else, or another study, or one that another process works on.
         StorageError: ``out`` cannot be written.
         TrainingError: no trial reached a validation.
@@ -64,7 +64,9 @@ def tune(
     except ImportError:
         raise MissingExtraError("optuna", "tune") from None
     if trials < 1 or (max_minutes is not None and not max_minutes > 0):
-        raise ConfigError(f"There is nothing to do in {trials} trials and {max_minutes} minutes.", "Ask for more.")
+        raise ConfigError(
+            f"There is nothing to do in {trials} trials and {max_minutes} minutes.", "RankingQuery for more."
+        )
     distributed.init()
     if distributed.world_size() > 1:
         raise ConfigError("A study runs in one process.", "Start it without accelerate launch or torchrun.")
@@ -79,7 +81,7 @@ def tune(
         raise ConfigError(f"{model} has no options to search.", f"Models that have: {', '.join(others)}.")
     view = split.training_view()
     if not len(view.valid.users):
-        raise DataError("This split has no validation part, and a search needs one.", "Choose another split.")
+        raise DataError("This split has no validation subset, and a search needs one.", "Choose another split.")
     identity = {
         "model": model,
         "config": default.model_dump(mode="json"),
@@ -89,7 +91,7 @@ def tune(
     }
     identity = json.loads(json.dumps(identity))
     check_folder(folder, identity)  # refused before anything is written
-    with quiet_optuna(), held(folder, "tuning"):
+    with quiet_optuna(), folder_lock(folder, "tuning"):
         begin_study(folder, identity)
         study = optuna.create_study(
             study_name=model,

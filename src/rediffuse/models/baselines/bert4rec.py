@@ -96,9 +96,9 @@ class BERT4Rec(SequenceModel):
             places,
             whole[at, places],
             starts[at] + places,
-            batch.pseudo,
+            batch.synthetic,
             batch.untrained,
-            batch.share,
+            batch.rank_weight,
         )
 
     def visible(self, batch: SequenceBatch) -> Tensor:

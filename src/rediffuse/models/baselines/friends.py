@@ -49,14 +49,14 @@ class Friends(Model):
         for held, array in ((self.offsets, counts.indptr), (self.items, counts.indices), (self.counts, counts.data)):
             held.set(torch.from_numpy(array))
 
-    def remembers(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def has_user_state(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
         found = users >= 0
         found[found] = self.offsets.value.diff().cpu().numpy()[users[found]] > 0
         return found
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         scores = (self.popularity / (self.popularity.max() + 1)).repeat(len(users), 1)
-        for row in np.flatnonzero(self.remembers(users)):
+        for row in np.flatnonzero(self.has_user_state(users)):
             start, stop = self.offsets.value[users[row] : users[row] + 2].tolist()
             scores[row, self.items.value[start:stop].long()] += self.counts.value[start:stop]
         return scores

@@ -90,7 +90,7 @@ class S3Rec(SASRec):
         return phase != "pretrain"
 
     def loss(self, batch: SequenceBatch) -> Tensor:
-        return self.self_supervision(batch) * batch.share if self.phase == "pretrain" else super().loss(batch)
+        return self.self_supervision(batch) * batch.rank_weight if self.phase == "pretrain" else super().loss(batch)
 
     # --- the four tasks --------------------------------------------------------------------------------------
 

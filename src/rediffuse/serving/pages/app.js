@@ -271,15 +271,15 @@ function combobox() {
 
 function controls() {
   const names = (list) => list.map((run) => run.name).join(", ");
-  const [stepping, flat] = [chosen().filter((run) => run.denoising_steps !== null), chosen().filter((run) => run.denoising_steps === null)];
+  const [stepping, flat] = [chosen().filter((run) => run.max_sampling_steps !== null), chosen().filter((run) => run.max_sampling_steps === null)];
   const [noisy, still] = [chosen().filter((run) => run.stochastic), chosen().filter((run) => !run.stochastic)];
   const set = (id, value, able, why) => {
     if (document.activeElement !== byId(id)) byId(id).value = value;
     byId(id).disabled = !able;
     byId(`${id}-why`).textContent = why;
   };
-  const usual = stepping.map((run) => run.calibrated_steps ?? run.denoising_steps);
-  byId("steps").max = Math.max(1, ...stepping.map((run) => run.denoising_steps));
+  const usual = stepping.map((run) => run.calibrated_steps ?? run.max_sampling_steps);
+  byId("steps").max = Math.max(1, ...stepping.map((run) => run.max_sampling_steps));
   const without = flat.length ? ` None in ${names(flat)}.` : "";
   set("steps", state.steps ?? usual[0] ?? 1, stepping.length, stepping.length ? (state.steps === null ? "As calibrated on validation data." : stepping.length > 1 ? "Fewer where a run has fewer." : "") + without : `Off: ${names(flat)} ${flat.length === 1 ? "has" : "have"} no steps to choose.`);
   byId("steps-out").textContent = stepping.length ? state.steps ?? [...new Set(usual)].join(", ") : "–";
@@ -300,7 +300,7 @@ function controls() {
 const forWhom = () => (state.user !== null ? { user: state.user } : { history: ids().slice(-1000) });
 const drawn = (run, steps = state.steps) => ({
   model: run.name, k: state.k, ...(run.stochastic && { seed: state.seed, noise: state.noise }),
-  ...(steps !== null && run.denoising_steps !== null && { steps: Math.min(steps, run.denoising_steps) }),
+  ...(steps !== null && run.max_sampling_steps !== null && { sampling_steps: Math.min(steps, run.max_sampling_steps) }),
 });
 
 let running = new AbortController();
@@ -402,7 +402,7 @@ function mapOf(run) {
 }
 
 async function path(answers, signal) {
-  const fit = chosen().find((run) => run.has_vectors && run.denoising_steps !== null) ?? chosen().find((run) => run.has_vectors) ?? chosen()[0];
+  const fit = chosen().find((run) => run.has_vectors && run.max_sampling_steps !== null) ?? chosen().find((run) => run.has_vectors) ?? chosen()[0];
   const run = chosen().find((one) => one.name === state.path) ?? fit;
   byId("path-run").replaceChildren(...chosen().map((one) => new Option(one.name, one.name, false, one === run)));
   for (const id of ["map", "legend", "map-says", "player", "step-items"]) byId(id).hidden = !run.has_vectors;
@@ -412,7 +412,7 @@ async function path(answers, signal) {
     return;
   }
   // Calibration often says that one step is enough; a path of one step is none, so it is drawn with more.
-  const steps = run.denoising_steps === null ? null : state.steps ?? Math.min(run.denoising_steps, Math.max(16, run.calibrated_steps ?? 16));
+  const steps = run.max_sampling_steps === null ? null : state.steps ?? Math.min(run.max_sampling_steps, Math.max(16, run.calibrated_steps ?? 16));
   const [shown, said] = await Promise.all([mapOf(run), api("denoise", { ...drawn(run, steps), ...forWhom() }, signal)]);
   if (signal.aborted) return;
   const places = new Map(shown.items.map((item) => [String(item.item_id), item]));
@@ -442,7 +442,7 @@ function pathSays(steps) {
     if (taken[0].state) text.push(`From noise to items in ${long}. At each the network is given a noisy state and guesses the end.`);
     else text.push(`${long}. At each the network guesses the end anew; what it is given is no item vector, so the map has the guesses alone.`);
     if (state.steps === null && run.calibrated_steps !== null && run.calibrated_steps !== steps) text.push(`The answer above takes ${run.calibrated_steps}, as calibrated; more are drawn here to look at.`);
-    if (taken.length > 1) text.push(moved ? `The first ${taken[0].items.length} items changed in ${moved} of ${taken.length - 1} steps.` : "The list never changed on the way: for this history the first guess decides.");
+    if (taken.length > 1) text.push(moved ? `The first ${taken[0].items.length} items changed in ${moved} of ${taken.length - 1} steps.` : "The list never changed on the way: for this history the first x0_hat decides.");
   }
   byId("path-says").textContent = text.join(" ");
 }
@@ -464,10 +464,10 @@ function drawMap() {
     mark("history", css("--past"), { size: past.text.map((_, n) => (past.text.length - n <= LATEST ? 9 : 5)), symbol: "square-open", line: { width: 1.5 } }, past),
     mark("first items", css("--pick"), { size: 10, symbol: "diamond", ...edge(css("--paper")) }),
     track("state", css("--soft"), { width: 1, dash: "dot" }, { size: 4 }),
-    track("guess", css("--walk"), { width: 2 }, { size: 5 }),
+    track("x0_hat", css("--walk"), { width: 2 }, { size: 5 }),
     mark("now", [css("--soft"), css("--walk")], { size: 13, symbol: ["circle-open", "circle"], ...edge(css("--ink")) }),
   ];
-  const points = [...cloud.map(({ x, y }) => [x, y]), ...walk.steps.flatMap((one) => [one.guess, ...(one.state ? [one.state] : [])])];
+  const points = [...cloud.map(({ x, y }) => [x, y]), ...walk.steps.flatMap((one) => [one.x0_hat, ...(one.state ? [one.state] : [])])];
   const range = (axis) => {
     const values = points.map((point) => point[axis]);
     const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -475,7 +475,7 @@ function drawMap() {
   };
   const bare = { showgrid: false, zeroline: false, showline: false, showticklabels: false, automargin: false };
   draw("map", traces, { height: innerWidth < 600 ? 340 : 500, margin: { l: 0, r: 0, t: 0, b: 0 }, dragmode: false, xaxis: { ...bare, range: range(0), fixedrange: true }, yaxis: { ...bare, range: range(1), fixedrange: true } });
-  const keys = [["•", "--cloud", "item"], ["□", "--past", state.history.length > LATEST ? `history, the latest ${LATEST} large` : "history"], ["◆", "--pick", walk.steps.length ? "first items at this step" : "recommended"], ...(walk.steps[0]?.state ? [["○", "--soft", "noisy state"]] : []), ...(walk.steps.length ? [["●", "--walk", "guess"]] : [])];
+  const keys = [["•", "--cloud", "item"], ["□", "--past", state.history.length > LATEST ? `history, the latest ${LATEST} large` : "history"], ["◆", "--pick", walk.steps.length ? "first items at this step" : "recommended"], ...(walk.steps[0]?.state ? [["○", "--soft", "noisy state"]] : []), ...(walk.steps.length ? [["●", "--walk", "x0_hat"]] : [])];
   byId("legend").replaceChildren(...keys.map(([glyph, color, text]) => {
     const sign = el("b", { ariaHidden: "true" }, glyph);
     sign.style.color = `var(${color})`;
@@ -487,8 +487,8 @@ function step(number) {
   const taken = walk.steps.slice(0, number + 1), now = taken.at(-1), before = taken.at(-2);
   const items = now ? now.items : walk.found;
   const numbers = taken.map((_, n) => n + 1);
-  const lines = [placed(items), { ...at(taken.map((one) => one.state)), text: numbers }, { ...at(taken.map((one) => one.guess)), text: numbers },
-    { ...at(now ? [now.state, now.guess] : []), text: now ? ["state now", "guess now"] : [] }];
+  const lines = [placed(items), { ...at(taken.map((one) => one.state)), text: numbers }, { ...at(taken.map((one) => one.x0_hat)), text: numbers },
+    { ...at(now ? [now.state, now.x0_hat] : []), text: now ? ["state now", "x0_hat now"] : [] }];
   // A frame of four traces leaves the cloud alone, which a restyling would draw again. One may overtake another.
   const still = { mode: "immediate", transition: { duration: 0 }, frame: { duration: 0, redraw: false } };
   Plotly.animate(byId("map"), { data: lines, traces: [2, 3, 4, 5] }, still).catch(() => {});
