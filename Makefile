@@ -10,7 +10,7 @@ help:
 	@echo "make demo    set up, train on MovieLens-100K for a few minutes, print metrics and ten films"
 	@echo "make test    fast tests (slow ones: .venv/bin/python -m pytest -m slow)"
 	@echo "make test-lowest, test-newest    the same at the lowest and newest versions of what we depend on"
-	@echo "make check   ruff, pyright, import-linter"
+	@echo "make check   ruff, pyright, import-linter; links, named files and words of the repository"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make package   build the sdist and the wheel in dist/ and check them"
 	@echo "make bench   speed and memory of this machine; a long run"
@@ -36,6 +36,7 @@ check: $(VENV)/.dev-ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports
+	$(PY) .ci/repository.py
 
 docs: $(VENV)/.dev-ready
 	@# The variable hides an announcement of the theme's.
