@@ -4,14 +4,15 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-lowest test-newest check docs bench clean
+.PHONY: help demo test test-lowest test-newest check docs package bench clean
 
 help:
 	@echo "make demo    set up, train on MovieLens-100K for a few minutes, print metrics and ten films"
 	@echo "make test    fast tests (slow ones: .venv/bin/python -m pytest -m slow)"
 	@echo "make test-lowest, test-newest    the same at the lowest and newest versions of what we depend on"
-	@echo "make check   ruff, pyright, import-linter"
+	@echo "make check   ruff, pyright, import-linter; links, named files and words of the repository"
 	@echo "make docs    the documentation as a site, in site/"
+	@echo "make package   build the sdist and the wheel in dist/ and check them"
 	@echo "make bench   speed and memory of this machine; a long run"
 
 demo: $(VENV)/.run-ready
@@ -35,17 +36,24 @@ check: $(VENV)/.dev-ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports
+	$(PY) .ci/repository.py
 
 docs: $(VENV)/.dev-ready
 	@# The variable hides an announcement of the theme's.
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+package: $(VENV)/.dev-ready
+	rm -rf dist
+	$(PY) -m build
+	$(PY) -m twine check --strict dist/*
+	$(PY) .ci/package.py
 
 bench: $(VENV)/.run-ready
 	$(PY) benchmarks/speed.py
 	$(PY) benchmarks/ingest.py --rows 25000000
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest site
+	rm -rf $(VENV) .venv-lowest .venv-newest site dist
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 ...")'

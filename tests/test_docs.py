@@ -1,10 +1,8 @@
-"""What the documents say holds: examples run, tables match the code, links lead somewhere, nothing names a machine."""
+"""What the documents say holds: examples run, and tables match the code."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,6 @@ from rediffuse.data.histories import Histories
 from rediffuse.models.base import TrainingData
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
-LINKS = [
-    (page, target)
-    for page in PAGES
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
-    if "://" not in target
-]
 
 
 def examples(page: Path) -> list[str]:
@@ -98,18 +89,6 @@ def test_data_examples_run(tables):
         run(example.replace("k_core=5", "k_core=2"), page, names)
 
 
-def test_readme_shows_what_the_demo_printed():
-    """The output in the README, if any, is the one that was captured with the picture."""
-    captured = ROOT / "docs/img/demo.txt"
-    if not captured.exists():
-        pytest.skip("docs/img/demo.txt was not captured yet: python benchmarks/demo.py --svg docs/img/demo.svg")
-    printed = {line.strip() for line in captured.read_text(encoding="utf-8").splitlines()}
-    shown = re.findall(r"^```text\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
-    assert shown
-    for line in "".join(shown).splitlines():
-        assert line.strip() in printed
-
-
 def options_on_the_page() -> dict[tuple[str, str], list[str]]:
     """(option, model or "" for all) -> default, values in DiffuRec's presets, as docs/models.md says."""
     text = (ROOT / "docs/models.md").read_text(encoding="utf-8").split("## Options")[1]
@@ -138,26 +117,3 @@ def test_presets_are_as_the_page_says(column, preset):
     said = {option: cells[column] for (option, _), cells in options_on_the_page().items() if cells[column]}
     actual = models.model_class("diffurec").Config.presets[preset]
     assert said == {option: shown(value) for option, value in actual.items()}
-
-
-@pytest.mark.parametrize(("page", "target"), LINKS, ids=[f"{page.name}: {target}" for page, target in LINKS])
-def test_links_lead_somewhere(page, target):
-    if target.endswith(("benchmarks.md", "demo.svg")) and not (page.parent / target).exists():
-        pytest.skip(f"{target} is not written yet")
-    assert (page.parent / target).exists()
-
-
-def test_no_page_or_script_names_a_machine():
-    files = [*PAGES, ROOT / "Makefile", ROOT / ".ci/run", *ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]
-    files += [path for path in ROOT.glob("docs/**/*") if path.suffix in (".svg", ".txt", ".css", ".py", ".ipynb")]
-    files += [ROOT / "constraints.txt", ROOT / "pyproject.toml", ROOT / "mkdocs.yml"]
-    for path in files:
-        found = re.search(r"(?<![\w.)])/(work|home|root|tmp|opt|Users)/", path.read_text(encoding="utf-8"))
-        assert found is None, f"{path.name} names a path of one machine: {found}"
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_make_offers_what_the_readme_says():
-    for target in ("demo", "test", "test-lowest", "test-newest", "check", "bench"):
-        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
