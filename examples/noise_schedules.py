@@ -1,4 +1,4 @@
-"""See a schedule: how much of the signal is left after each step of noise."""
+"""Print noise schedules: how much of the signal is left after each step of noise."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def main() -> None:
         schedule = rd.diffusion.noise_schedule(name, steps=32)
         print(name)
         for t in range(0, 32, 4):
-            left = schedule.alphas_cumprod[t].sqrt().item()
-            print(f"  t={t:>2}  beta {schedule.betas[t]:.4f}  {'#' * round(50 * left)}")
+            signal = schedule.alphas_cumprod[t].sqrt().item()
+            print(f"  t={t:>2}  beta {schedule.betas[t]:.4f}  {'#' * round(50 * signal)}")
 
 
 if __name__ == "__main__":

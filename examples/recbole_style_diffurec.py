@@ -1,7 +1,7 @@
-"""DiffuRec inside someone else's harness: a RecBole-style model on the plain torch parts.
+"""DiffuRec in another framework: a RecBole-style model built from the plain torch parts.
 
-A history (numbers, padded on the right), its lengths and the target go in. In training the target is diffused, and
-x0_hat, the importance weights and t come out; at test the item to come is reversed from noise.
+The inputs are histories (item numbers, padded on the right), their lengths and the targets. In training the target is
+noised, and `forward` returns x0_hat, the importance weights and t. At test the target is denoised from pure noise.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from rediffuse.models.diffurec import Approximator
 
 
 class DiffuRec(nn.Module):
-    def __init__(self, n_items: int, size: int = 64, steps: int = 32) -> None:
+    def __init__(self, n_items: int, size: int = 64, diffusion_steps: int = 32) -> None:
         super().__init__()
         self.n_items = n_items
         self.item_embedding = nn.Embedding(n_items + 1, size)  # the last row is padding
-        self.approximator = Approximator(size, steps, blocks=2, heads=2)
-        self.schedule = noise_schedule("trunc_lin", steps=steps)
-        self.sampler = timestep_sampler("lossaware", steps=steps)
+        self.approximator = Approximator(size, diffusion_steps, blocks=2, heads=2)
+        self.schedule = noise_schedule("trunc_lin", steps=diffusion_steps)
+        self.sampler = timestep_sampler("lossaware", steps=diffusion_steps)
 
     def forward(self, item_seq: Tensor, lengths: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = self.approximator.history(self.item_embedding(item_seq))
@@ -37,9 +37,9 @@ class DiffuRec(nn.Module):
         return (weights * losses).mean()
 
     @torch.no_grad()
-    def full_sort_predict(self, item_seq: Tensor, lengths: Tensor, steps: int = 4) -> Tensor:
+    def full_sort_predict(self, item_seq: Tensor, lengths: Tensor, sampling_steps: int = 4) -> Tensor:
         z = self.approximator.history(self.item_embedding(item_seq))
-        kept = space_timesteps(self.schedule.steps, str(steps))
+        kept = space_timesteps(self.schedule.steps, str(sampling_steps))
         denoise = solver("ancestral")
         x0_hat = denoise(
             lambda x_t, t: self.approximator(z, lengths, x_t, t, torch.randn_like),
@@ -54,8 +54,8 @@ def main() -> None:
     torch.manual_seed(0)
     items, users, length = 50, 256, 8
     start = torch.randint(items, (users, 1))
-    walk = (start + torch.arange(length + 1)) % items  # everyone walks round a ring of items
-    history, target, lengths = walk[:, :-1], walk[:, -1], torch.full((users,), length)
+    sequences = (start + torch.arange(length + 1)) % items  # every user moves round a ring of items
+    history, target, lengths = sequences[:, :-1], sequences[:, -1], torch.full((users,), length)
     model = DiffuRec(items)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step in range(60):
@@ -67,7 +67,7 @@ def main() -> None:
             print(f"step {step}: loss {loss.item():.3f}")
     model.eval()
     hits = model.full_sort_predict(history, lengths).argmax(1) == target
-    print(f"the next item is ranked first for {hits.float().mean():.0%} of the walks")
+    print(f"the next item is ranked first for {hits.float().mean():.0%} of the users")
 
 
 if __name__ == "__main__":
