@@ -41,8 +41,8 @@ docs: $(VENV)/.dev-ready
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 bench: $(VENV)/.run-ready
-	$(PY) benchmarks/speed.py
-	$(PY) benchmarks/ingest.py --rows 25000000
+	$(PY) -m benchmarks.measure.speed
+	$(PY) -m benchmarks.measure.ingest --rows 25000000
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-newest site

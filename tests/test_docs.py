@@ -148,7 +148,7 @@ def test_links_lead_somewhere(page, target):
 
 
 def test_no_page_or_script_names_a_machine():
-    files = [*PAGES, ROOT / "Makefile", ROOT / ".ci/run", *ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]
+    files = [*PAGES, ROOT / "Makefile", ROOT / ".ci/run", *ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/**/*.py")]
     files += [path for path in ROOT.glob("docs/**/*") if path.suffix in (".svg", ".txt", ".css", ".py", ".ipynb")]
     files += [ROOT / "constraints.txt", ROOT / "pyproject.toml", ROOT / "mkdocs.yml"]
     for path in files:

@@ -1,6 +1,6 @@
 """SASRec of the same size, ours and RecTools', one after the other on the same machine: seconds of CPU per epoch.
 
-    REDIFFUSE_DATA=... OMP_NUM_THREADS=1 python benchmarks/rectools_sasrec.py --rectools PYTHON
+    REDIFFUSE_DATA=... OMP_NUM_THREADS=1 python -m benchmarks.measure.rectools_sasrec --rectools PYTHON
 
 PYTHON is an interpreter with ``rectools[torch]`` installed, best in an environment of its own. Amazon Beauty, given
 split: 2 blocks, d = 128, full softmax. Both run some steps and are scaled to an epoch; processor time is counted, so

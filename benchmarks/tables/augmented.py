@@ -1,6 +1,6 @@
 """The longer data sets that compare.py's augmentation variants train on.
 
-    REDIFFUSE_DATA=... python benchmarks/augmented.py --data amazon-beauty --split given --runs runs/asr
+    REDIFFUSE_DATA=... python -m benchmarks.tables.augmented --data amazon-beauty --split given --runs runs/asr
 
 Every way to augment writes ten events before every history, once per seed. What is there already is kept; an
 interrupted training goes on.

@@ -6,7 +6,7 @@ process with limits of time and memory. What is read is checked too: a dataset m
 loading, and hold the rows, times and ratings that Python's own csv module finds in the file. Every other mutant is read
 a few rows at a time, and must give what it gives in one piece.
 
-    python benchmarks/fuzz_ingest.py --count 10_000 --seed 0 --out benchmarks/results/fuzz_ingest.json
+    python -m benchmarks.faults.fuzz_readers --count 10_000 --seed 0 --out benchmarks/results/fuzz_ingest.json
 
 ``--start`` cuts a run in pieces, which ``--out`` adds up. A failure is named by seed and index; ``--keep FOLDER --start
 INDEX --count 1`` writes its files. The worker's standard error goes nowhere, as panics of the reader print there.

@@ -3,7 +3,7 @@
 Writes synthetic interactions into a temporary folder of Parquet files, reads and saves them in a fresh process, and
 loads, splits and batches them in another. Prints one JSON line, and adds it to a file with --out:
 
-    python benchmarks/ingest.py --rows 100_000_000 --users 5_000_000 --items 500_000 --files 100 --k-core 5
+    python -m benchmarks.measure.ingest --rows 100_000_000 --users 5_000_000 --items 500_000 --files 100 --k-core 5
 
 For each stage: seconds on the clock and of the processors, peak_gib (resident memory, file pages that are mapped
 included) and private_gib (the peak of the memory that belongs to this process alone, read 50 times a second). Linux
@@ -16,16 +16,18 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import measured_alone
 
 CHUNK = 1_000_000
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -157,8 +159,7 @@ def learn(folder: str, batches: int) -> dict[str, Any]:
 
 
 def child(*arguments: object) -> dict[str, Any]:
-    command = [sys.executable, "-W", "error", __file__, "--child", json.dumps(arguments)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return measured_alone("--child", json.dumps(arguments))
 
 
 def main() -> None:
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
+        warnings.simplefilter("error")
         what, *rest = json.loads(options.child)
         print(json.dumps({"read": read, "learn": learn}[what](*rest)))
         return

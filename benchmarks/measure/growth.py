@@ -1,6 +1,6 @@
 """How time and memory grow with people, items, the length of histories, and edges.
 
-    OMP_NUM_THREADS=2 python benchmarks/growth.py
+    OMP_NUM_THREADS=2 python -m benchmarks.measure.growth
 
 Each point is measured in a process of its own on made-up data: seconds, and the peak of its resident memory. One axis
 grows, the others stay as they are. Results are added to a file, one JSON line each. Reading grows in
@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from catalogues import LAST_OF, seconds_of_steps, walks
 
+from benchmarks.common import RESULTS, measured_alone
+from benchmarks.measure.catalogues import LAST_OF, seconds_of_steps, walks
 from rediffuse.data.dataset import SocialGraph
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.models import model_class
@@ -136,7 +135,7 @@ AXES: dict[str, tuple[Callable[[int, str], dict[str, Any]], list[str], list[int]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/growth.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "growth.jsonl")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -149,11 +148,7 @@ def main() -> None:
     for axis in options.axes:
         for model in AXES[axis][1]:
             for size in AXES[axis][2]:
-                words = [sys.executable, __file__, "--one", axis, model, str(size)]
-                done = subprocess.run(words, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(done.stderr)
-                found = {"axis": axis, "model": model, "size": size} | json.loads(done.stdout.splitlines()[-1])
+                found = {"axis": axis, "model": model, "size": size} | measured_alone("--one", axis, model, str(size))
                 print(json.dumps(found), flush=True)
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 with options.out.open("a", encoding="utf-8") as file:

@@ -1,6 +1,6 @@
 """PDRec's signals: our pass over all people beside the plain way, one person at a time; and an epoch of TI-DiffRec.
 
-    REDIFFUSE_DATA=... python benchmarks/signals.py --run runs/pdrec/pdrec-douban-book-given/tidiffrec-0
+    REDIFFUSE_DATA=... python -m benchmarks.measure.signals --run runs/pdrec/pdrec-douban-book-given/tidiffrec-0
 
 The plain way is that of the released code: for each person T passes over all items, then a stable sort of all of them.
 Both are timed in turns on the same people in one process; the peak of memory is that of a process that only makes the
@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 
 import rediffuse as rd
+from benchmarks.common import RESULTS, measured_alone
 from rediffuse.data.zoo import fetch
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffrec import DiffRec
@@ -46,8 +45,7 @@ def main() -> None:
         derive_signals(model.score, view.train, view.num_items)
         print(json.dumps({"seconds": time.perf_counter() - began, "peak_memory_mib": memory.mib()}))
         return
-    command = [sys.executable, __file__, "--data", arguments.data, "--run", str(arguments.run), "--only-signals"]
-    whole = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    whole = measured_alone("--data", arguments.data, "--run", str(arguments.run), "--only-signals")
     some = np.random.default_rng(0).permutation(np.flatnonzero(view.train.lengths))
     ours, plain = [], []
     for part in range(ROUNDS):
@@ -75,7 +73,7 @@ def main() -> None:
         "environment": environment(),
     }
     print(json.dumps({name: value for name, value in facts.items() if name != "environment"}, indent=2))
-    (Path(__file__).parent / "results/signals.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    (RESULTS / "signals.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
 def epoch(model: DiffRec, view: rd.data.split.TrainingView) -> float:

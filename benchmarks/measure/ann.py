@@ -1,6 +1,6 @@
 """Approximate search over random vectors beside exact search: time to build, memory, recall@100 and time per query.
 
-    OMP_NUM_THREADS=1 python benchmarks/ann.py --items 1_000_000 --dim 64 --out benchmarks/results/ann.json
+    OMP_NUM_THREADS=1 python -m benchmarks.measure.ann --items 1_000_000 --dim 64 --out benchmarks/results/ann.json
 
 Vectors and queries are standard normal, not normalised: there is nothing in them to cluster and hardly a neighbourhood
 to walk in, which is hard for both kinds. Each kind has a process of its own, one thread, and one query at a time. The
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.common import measured_alone
 from rediffuse.recommender.build import recall_of
 from rediffuse.recommender.index import ItemIndex, load_faiss
 from rediffuse.topk import exact_top_k
@@ -91,9 +91,7 @@ def main() -> None:
         return
     rows = []
     for kind in ("exact", "ivf", "hnsw"):
-        command = [sys.executable, __file__, "--kind", kind, f"--items={arguments.items}", f"--dim={arguments.dim}"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(measured_alone("--kind", kind, f"--items={arguments.items}", f"--dim={arguments.dim}"))
         print(rows[-1], flush=True)
     facts = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "rows": rows, "environment": environment()}
     if arguments.out:

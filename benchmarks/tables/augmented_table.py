@@ -1,6 +1,6 @@
 """What augmentation changes, out of runs of compare.py on the data sets of augmented.py.
 
-    python benchmarks/augmented_table.py runs/asr/amazon-beauty-given
+    python -m benchmarks.tables.augmented_table runs/asr/amazon-beauty-given
 
 Each way to augment is compared with the same backbone on the data as they are: people are paired, their values are
 means over seeds, and p is Holm's over the ways of one backbone. The same by length of a person's own history.
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from augmented import METHODS
-from compare import BACKBONES
 
+from benchmarks.common import RESULTS
+from benchmarks.tables.augmented import METHODS
+from benchmarks.tables.compare import BACKBONES
 from rediffuse.comparison.runs import Variant, read_runs
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     runs = parser.parse_args().runs
     rows = [row for backbone in BACKBONES for row in compared(runs, backbone)]
-    results = Path(__file__).parent / "results" / f"augmentation-{runs.name}.json"
+    results = RESULTS / f"augmentation-{runs.name}.json"
     results.write_text(json.dumps(rows) + "\n", encoding="utf-8")
     show(rows)
 

@@ -1,6 +1,6 @@
 """The tables of PDRec's ablation in docs/benchmarks.md, out of the results of compare.py.
 
-python benchmarks/pdrec_table.py pdrec-douban-book amazon-beauty
+python -m benchmarks.tables.pdrec_table pdrec-douban-book amazon-beauty
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
+
+from benchmarks.common import RESULTS
 
 SIGNALS = ("hbr", "dpa", "nns")
 ORDER = ("TI-DiffRec alone", "GRU4Rec", "SASRec", "GRU4Rec, softmax", "SASRec, softmax")
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def read(file: str) -> dict[str, Any]:
-    return json.loads((Path(__file__).parent / "results" / file).read_text(encoding="utf-8"))
+    return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
 def cell(found: dict[str, Any], key: Name, metric: str) -> str:

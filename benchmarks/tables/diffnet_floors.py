@@ -1,6 +1,6 @@
 """Popularity and friends' popularity under DiffNet's released protocol, written out with numpy alone.
 
-    REDIFFUSE_DATA=... python benchmarks/diffnet_floors.py
+    REDIFFUSE_DATA=... python -m benchmarks.tables.diffnet_floors
 
 For each person with test items, 1,000 items are drawn with repeats from all 38,342 but the test items; "HR" divides by
 min(true, 10). Beside it the same with what `paper:diffnet` has: the 37,378 items with an event, without repeats. Ties
@@ -11,12 +11,12 @@ are broken at random, and against the true items, as everywhere in Rediffuse. Fr
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
 import rediffuse as rd
+from benchmarks.common import RESULTS
 from rediffuse.data.matrix import binary_matrix
 from rediffuse.data.zoo import fetch
 from rediffuse.graphs import social_adjacency
@@ -83,7 +83,7 @@ def main() -> None:
                 rows.append({"model": name, "items": items, "repeats": repeats, "ties": ties, "hr": round(hr, 4)})
                 rows[-1] |= {"ndcg": round(ndcg, 4), "standard_error_hr": round(error, 4)}
                 print(rows[-1], flush=True)
-    (Path(__file__).parent / "results/diffnet_floors.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    (RESULTS / "diffnet_floors.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The released code of DiffuRec beside ours: same weights, same inputs, same noise, same numbers.
 
-    git clone https://github.com/WHUIR/DiffuRec && python benchmarks/parity_diffurec.py --released DiffuRec/src
+    git clone https://github.com/WHUIR/DiffuRec && python -m benchmarks.parity.diffurec --released DiffuRec/src
 
 Prints the largest absolute differences and fails above 1e-4. The released code is imported from where it lies; nothing
 of it is kept here.

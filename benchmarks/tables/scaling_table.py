@@ -1,16 +1,15 @@
 """The tables of docs/scaling.md, from the lines in benchmarks/results.
 
-python benchmarks/scaling_table.py
+python -m benchmarks.tables.scaling_table
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.common import RESULTS
 
 
 def lines(name: str) -> list[dict[str, Any]]:

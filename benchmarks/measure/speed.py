@@ -1,6 +1,6 @@
 """Speed on this machine, beside the rate of its own matrix products measured in the same run (`make bench`).
 
-    REDIFFUSE_DATA=... python benchmarks/speed.py [--out benchmarks/results/speed.json]
+    REDIFFUSE_DATA=... python -m benchmarks.measure.speed [--out benchmarks/results/speed.json]
 
 Without REDIFFUSE_DATA the same shapes are measured on made-up data of the size of Amazon Beauty.
 """
@@ -23,6 +23,7 @@ import polars as pl
 import torch
 
 import rediffuse as rd
+from benchmarks.common import RESULTS
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.zoo import fetch
 from rediffuse.evaluation import evaluate_task
@@ -40,7 +41,7 @@ STATED = {"prefix": "893 s (released code)", "causal": "314 s (RecTools SASRec)"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")
     arguments = parser.parse_args()
     name = "amazon-beauty" if os.environ.get("REDIFFUSE_DATA") else "made-up"
     split = rd.split.given(fetch(name)) if name == "amazon-beauty" else rd.split.leave_one_out(made_up())

@@ -1,8 +1,8 @@
 """Losses by the size of the catalogue: seconds and memory of a training step, and what is learned in equal epochs.
 
-    OMP_NUM_THREADS=2 python benchmarks/catalogues.py steps --items 12000 100000 1000000
-    REDIFFUSE_DATA=... python benchmarks/catalogues.py quality --data amazon-beauty --epochs 12
-    python benchmarks/catalogues.py quality --items 1000000 --people 300000 --epochs 1
+    OMP_NUM_THREADS=2 python -m benchmarks.measure.catalogues steps --items 12000 100000 1000000
+    REDIFFUSE_DATA=... python -m benchmarks.measure.catalogues quality --data amazon-beauty --epochs 12
+    python -m benchmarks.measure.catalogues quality --items 1000000 --people 300000 --epochs 1
 
 Each line is a SASRec with d = 64 and batches of 4,096 targets. ``steps`` takes every case in a process of its own and
 says its peak of memory, the table and its optimiser included; on a GPU, the peak of what torch has allocated there.
@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ import polars as pl
 import torch
 
 import rediffuse as rd
+from benchmarks.common import RESULTS, measured_alone
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TEST, TRAIN, VALID, Split
@@ -132,11 +131,7 @@ def alone(items: int, case: int, steps: int) -> dict[str, Any]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         return step(items, *CASES[case], steps)
-    words = ["one", "--items", str(items), "--cases", str(case), "--steps", str(steps)]
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return measured_alone("one", "--items", str(items), "--cases", str(case), "--steps", str(steps))
 
 
 def quality(split: Split, loss: str, item_optimizer: str, epochs: int, rate: float, seed: int) -> dict[str, Any]:
@@ -173,7 +168,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="learning rates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/catalogues.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "catalogues.jsonl")
     options = parser.parse_args()
     cases = [CASES[number] for number in options.cases]
     if options.what == "one":

@@ -1,6 +1,6 @@
 """DiffuASR: how long it takes, and how much memory, to write ten events before every history of a data set.
 
-    REDIFFUSE_DATA=... python benchmarks/augment.py --data amazon-beauty
+    REDIFFUSE_DATA=... python -m benchmarks.measure.augment --data amazon-beauty
 
 Weights are fresh: they do not change the time. Every kind of guidance is a process of its own.
 """
@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 
 import rediffuse as rd
+from benchmarks.common import RESULTS, measured_alone
 from rediffuse.data.zoo import fetch
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffuasr import DiffuASR
@@ -34,13 +32,11 @@ def main() -> None:
         return
     rows = []
     for guidance in ("none", "cf", "cg"):
-        command = [sys.executable, __file__, "--data", arguments.data, "--guidance", guidance]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(measured_alone("--data", arguments.data, "--guidance", guidance))
         print(rows[-1], flush=True)
     facts = {"data": arguments.data, "rows": rows, "threads": torch.get_num_threads(), "environment": environment()}
     facts["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    (Path(__file__).parent / "results/augment.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    (RESULTS / "augment.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
 def measure(data: str, guidance: str) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """One epoch of DiffKG at three sizes: what its parts take, and how that grows.
 
-    REDIFFUSE_DATA=... python benchmarks/diffkg_scale.py --data lastfm-kgat-partial
+    REDIFFUSE_DATA=... python -m benchmarks.measure.diffkg_scale --data lastfm-kgat-partial
 
 Each size is a share of the items with all that concerns them, in a process of its own, whose memory is measured. The
 epoch is whole: every entity through the denoiser, the pruning, every training event through the recommender.
@@ -11,15 +11,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import rediffuse as rd
+from benchmarks.common import RESULTS, measured_alone
 from rediffuse.data.dataset import KnowledgeGraph
 from rediffuse.data.histories import Histories
 from rediffuse.data.zoo import fetch
@@ -112,8 +110,7 @@ def main() -> None:
         return
     rows = []
     for share in SHARES:
-        command = [sys.executable, __file__, "--data", arguments.data, "--share", str(share)]
-        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        rows.append(measured_alone("--data", arguments.data, "--share", str(share)))
         print(rows[-1], flush=True)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     facts = {
@@ -122,8 +119,7 @@ def main() -> None:
         "rows": rows,
         "environment": environment(),
     }
-    results = Path(__file__).parent / "results" / "diffkg_scale.json"
-    results.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    (RESULTS / "diffkg_scale.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The benchmark: every model under one budget, several seeds, one report.
 
-    REDIFFUSE_DATA=... OMP_NUM_THREADS=1 python benchmarks/compare.py --data amazon-beauty --split given --minutes 3
-    REDIFFUSE_DATA=... python benchmarks/compare.py --data amazon-beauty --split given --report
+    export REDIFFUSE_DATA=...
+    OMP_NUM_THREADS=1 python -m benchmarks.tables.compare --data amazon-beauty --split given --minutes 3
+    python -m benchmarks.tables.compare --data amazon-beauty --split given --report
 
 The first line trains what is not trained yet (killed, it goes on where it was); it may run twice at once with
 ``--part 0/2`` and ``--part 1/2``. The second evaluates on the test part and writes the report. Every gradient-trained
@@ -13,16 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import augmented
-
 import rediffuse as rd
+from benchmarks.common import RESULTS, rerun
+from benchmarks.tables import augmented
 from rediffuse.comparison import Comparison
 from rediffuse.comparison.markdown import SHOWN
 from rediffuse.comparison.runs import BY_PERSON, evaluation_file
@@ -170,7 +169,7 @@ def main() -> None:
         again = ["--data", arguments.data, "--split", arguments.split, "--minutes", str(arguments.minutes)]
         again += ["--runs", str(arguments.runs), "--models", variant, "--seeds", str(seed)]
         again += ["--metric", arguments.metric, "--epochs", str(arguments.epochs)]
-        subprocess.run([sys.executable, __file__, *again], check=True)
+        rerun(*again)
 
 
 def train(variant: str, split: Split, runs: Path, seed: int, minutes: float, epochs: int, metric: str) -> None:
@@ -229,7 +228,7 @@ def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None) ->
         for row in everything["slices"]
         if row["by"] in BY_PERSON and row["metric"] == named and row["policy"] == (policy or "all")
     ]
-    results = Path(__file__).parent / "results" / f"compare-{name}{suffix}.json"
+    results = RESULTS / f"compare-{name}{suffix}.json"
     results.write_text(json.dumps(kept, default=str) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Speed of the service under load, and what it does with hostile requests.
 
-    python benchmarks/serving.py RUN [RUN ...]                 latency, throughput, batching on and off
-    python benchmarks/serving.py RUN --hostile 10000           malformed requests: answers, leaks, memory
+    python -m benchmarks.measure.serving RUN [RUN ...]                 latency, throughput, batching on and off
+    python -m benchmarks.measure.serving RUN --hostile 10000           malformed requests: answers, leaks, memory
 
 The service runs in one process and the load comes from another, over loopback. Each client asks for ten items for one
 person by history, drawn from the run's own people, waits for the answer, and asks again.
@@ -25,6 +25,7 @@ import numpy as np
 import polars as pl
 import psutil
 
+from benchmarks.common import measured_alone
 from rediffuse.training.environment import environment
 
 PORT = 8377
@@ -121,8 +122,7 @@ async def load(asked: list[bytes], clients: int, duration: float) -> dict[str, f
 def in_another_process(asked: list[bytes], clients: int, duration: float) -> dict[str, float | int]:
     """`load` from a fresh interpreter, so that it shares nothing with whoever measures."""
     content = json.dumps({"asked": [one.decode("latin-1") for one in asked], "clients": clients, "duration": duration})
-    command = [sys.executable, __file__, "--load-from-stdin", "x"]
-    return json.loads(subprocess.run(command, input=content.encode(), stdout=subprocess.PIPE, check=True).stdout)
+    return measured_alone("--load-from-stdin", "x", stdin=content)
 
 
 # --- hostile requests ------------------------------------------------------------------------------------------

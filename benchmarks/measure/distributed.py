@@ -1,6 +1,6 @@
 """One process with all cores' threads against several processes with one thread each: throughput, losses, metrics.
 
-    REDIFFUSE_DATA=... python benchmarks/processes.py [--processes 2] [--models diffurec sasrec] [--batch 1024]
+    REDIFFUSE_DATA=... python -m benchmarks.measure.distributed --processes 2 --models diffurec sasrec --batch 1024
 
 Both train the same model on Amazon Beauty with the same batches, in turns; what counts is the fastest epoch of each.
 Then both evaluate the run of the several processes.
@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import RESULTS
 from rediffuse.data.zoo import fetch
 from rediffuse.training.environment import environment
 
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1024])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/processes.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "processes.json")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """Kill trainings at random moments, resume them, and compare with one that was left alone.
 
-    PYTHONPATH=. python benchmarks/kills.py
+    python -m benchmarks.faults.kills
 
 Moments are drawn from a seed: by the clock, anywhere between the start and the end, and at each place in the code in
 turn: before a step, after the optimiser has changed the weights, in an evaluation, before, within and after a write and

@@ -1,6 +1,6 @@
 """Does DiffKG use what its knowledge graph says? Train it with every item in the place of another one, and look.
 
-    OMP_NUM_THREADS=1 python benchmarks/diffkg_shuffled.py --data lastfm-hetrec --epochs 12 --seeds 0 1 2
+    OMP_NUM_THREADS=1 python -m benchmarks.tables.diffkg_shuffled --data lastfm-hetrec --epochs 12 --seeds 0 1 2
 
 The graph stays as it is; which item is which entity is drawn anew among items that have one. What the true graph
 is better by is knowledge; the rest is what any graph, the contrast and the further parameters bring. Nothing
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import rediffuse as rd
+from benchmarks.common import RESULTS
 from rediffuse.data.zoo import fetch
 from rediffuse.training.environment import environment
 
@@ -61,7 +62,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     facts = {"data": arguments.data, "epochs": arguments.epochs, "rows": rows, "environment": environment()}
     facts["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    out = Path(__file__).parent / "results" / f"diffkg_shuffled-{arguments.data}.json"
+    out = RESULTS / f"diffkg_shuffled-{arguments.data}.json"
     out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

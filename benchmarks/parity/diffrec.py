@@ -1,7 +1,7 @@
 """The released code of DiffRec beside ours: same weights, same rows, same noise, same numbers.
 
     git clone https://github.com/YiyanXu/DiffRec
-    python benchmarks/parity_diffrec.py --released DiffRec/DiffRec/models
+    python -m benchmarks.parity.diffrec --released DiffRec/DiffRec/models
 
 Prints the largest relative differences and fails above 1e-4. The released code is imported from where it lies; nothing
 of it is kept here.

@@ -1,6 +1,6 @@
 """One epoch of DiffNet and DiffNet++ on Yelp: seconds, and the most memory held.
 
-    REDIFFUSE_DATA=... python benchmarks/social_speed.py
+    REDIFFUSE_DATA=... python -m benchmarks.measure.social_speed
 
 Each in a process of its own, three epochs, of which the last two count. DiffNet with 32 numbers a vector and 8
 negatives an event, as published; DiffNet++ with 64 and two layers.
@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import rediffuse as rd
+from benchmarks.common import RESULTS, measured_alone
 from rediffuse.data.zoo import fetch
 from rediffuse.training.environment import PeakMemory, environment
 
@@ -43,12 +42,11 @@ def main() -> None:
         return
     rows = []
     for model in MODELS:
-        done = subprocess.run([sys.executable, __file__, "--model", model], check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(measured_alone("--model", model))
         print(rows[-1], flush=True)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     facts = {"date": date, "rows": rows, "environment": environment()}
-    (Path(__file__).parent / "results/social_speed.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    (RESULTS / "social_speed.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
