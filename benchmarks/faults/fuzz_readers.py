@@ -22,7 +22,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import random
 import shutil
 import sys
@@ -42,7 +41,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-import rediffuse
+from benchmarks.common import write_result
 from rediffuse.data import dataset, histories, ingest, split, tables
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import RediffuseError
@@ -866,18 +865,13 @@ def _add(path: Path, seed: int, piece: dict[str, Any]) -> None:
         total.update(found)
     result = {
         "seed": seed,
-        "date": datetime.now(UTC).date().isoformat(),
-        "rediffuse": rediffuse.__version__,
-        "python": platform.python_version(),
-        "polars": pl.__version__,
-        "numpy": np.__version__,
         "files": sum(one["count"] for one in pieces),
         "outcomes": dict(total),
         "failures": sum(len(one["failures"]) for one in pieces),
         "seconds": round(sum(one["seconds"] for one in pieces), 1),
         "pieces": pieces,
     }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(path, result, precision=None, device="cpu")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Approximate search over random vectors beside exact search: time to build, memory, recall@100 and time per query.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.measure.ann --items 1_000_000 --dim 64 --out benchmarks/results/ann.json
+    OMP_NUM_THREADS=1 python -m benchmarks.measure.ann --items 1_000_000 --dim 64
 
 Vectors and queries are standard normal, not normalised: there is nothing in them to cluster and hardly a neighbourhood
 to walk in, which is hard for both kinds. Each kind has a process of its own, one thread, and one query at a time. The
@@ -11,22 +11,20 @@ clock and, since machines are shared, also those of the processor.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import measured_alone
+from benchmarks.common import measured_alone, out_option, write_result
 from rediffuse.recommender.build import recall_of
 from rediffuse.recommender.index import ItemIndex, load_faiss
 from rediffuse.topk import exact_top_k
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 
 K, RECALL, CHOOSING, REPORTING = 100, 0.95, 200, 500
 
@@ -84,7 +82,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--kind", choices=["exact", "ivf", "hnsw"], help="this one alone, in this process")
-    parser.add_argument("--out", type=Path, help="JSON file of the rows; without --kind")
+    out_option(parser, "ann.json")
     arguments = parser.parse_args()
     if arguments.kind:
         print(json.dumps(measure(arguments.kind, arguments.items, arguments.dim)))
@@ -93,9 +91,7 @@ def main() -> None:
     for kind in ("exact", "ivf", "hnsw"):
         rows.append(measured_alone("--kind", kind, f"--items={arguments.items}", f"--dim={arguments.dim}"))
         print(rows[-1], flush=True)
-    facts = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "rows": rows, "environment": environment()}
-    if arguments.out:
-        arguments.out.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    write_result(arguments.out, {"rows": rows}, precision="fp32", device="cpu", packages=["faiss-cpu"])
 
 
 if __name__ == "__main__":

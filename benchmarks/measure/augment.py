@@ -8,24 +8,24 @@ Weights are fresh: they do not change the time. Every kind of guidance is a proc
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import time
 
 import torch
 
 import rediffuse as rd
-from benchmarks.common import RESULTS, measured_alone
+from benchmarks.common import measured_alone, out_option, write_result
 from rediffuse.data.zoo import fetch
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffuasr import DiffuASR
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="amazon-beauty")
     parser.add_argument("--guidance", help="only this one, and print it")
+    out_option(parser, "augment.json")
     arguments = parser.parse_args()
     if arguments.guidance:
         print(json.dumps(measure(arguments.data, arguments.guidance)))
@@ -34,9 +34,7 @@ def main() -> None:
     for guidance in ("none", "cf", "cg"):
         rows.append(measured_alone("--data", arguments.data, "--guidance", guidance))
         print(rows[-1], flush=True)
-    facts = {"data": arguments.data, "rows": rows, "threads": torch.get_num_threads(), "environment": environment()}
-    facts["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    (RESULTS / "augment.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    write_result(arguments.out, {"data": arguments.data, "rows": rows}, precision="fp32", device="cpu")
 
 
 def measure(data: str, guidance: str) -> dict[str, object]:

@@ -17,7 +17,6 @@ import json
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import polars as pl
 import torch
 
 import rediffuse as rd
-from benchmarks.common import RESULTS, measured_alone
+from benchmarks.common import append_result, measured_alone, out_option
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TEST, TRAIN, VALID, Split
@@ -34,7 +33,7 @@ from rediffuse.data.zoo import fetch
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.models import model_class
 from rediffuse.models.base import Batches, Model, TrainingData
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
 from rediffuse.training.run_folder import read_run
@@ -154,6 +153,7 @@ def quality(split: Split, loss: str, item_optimizer: str, epochs: int, rate: flo
         "valid_ndcg@10/unseen": max(line["validation"]["ndcg@10/unseen"] for line in log if "validation" in line),
         "test_ndcg@10/unseen": float(result.metrics["unseen"]["ndcg@10"]),
         "tested": len(task.users),
+        "precision": run.config["training"]["precision"],
     }
 
 
@@ -168,33 +168,28 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="learning rates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / "catalogues.jsonl")
+    out_option(parser, "catalogues.jsonl")
     options = parser.parse_args()
     cases = [CASES[number] for number in options.cases]
     if options.what == "one":
         print(json.dumps(step(options.items[0], *cases[0], options.steps)))
         return
-    facts = {"what": options.what, "date": datetime.now(UTC).date().isoformat(), "environment": environment()}
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
 
-    def note(found: dict[str, Any]) -> None:
+    def record(found: dict[str, Any]) -> None:
         print(json.dumps(found), flush=True)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts | found) + "\n")
+        append_result(options.out, {"what": options.what} | found, precision=found["precision"])
 
     for items in options.items:
         if options.what == "steps":
             for number in options.cases:
-                note(alone(items, number, options.steps))
+                record(alone(items, number, options.steps))
             continue
         split = rd.split.default(fetch(options.data)) if options.data else walks(items, options.people)
         for case in cases:
             for rate in options.rates:
                 for seed in options.seeds:
                     name = {"data": options.data or f"walks of {options.people} people"}
-                    note(name | quality(split, *case, options.epochs, rate, seed))
+                    record(name | quality(split, *case, options.epochs, rate, seed))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ epoch is whole: every entity through the denoiser, the pruning, every training e
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import time
 
@@ -17,13 +16,13 @@ import numpy as np
 import torch
 
 import rediffuse as rd
-from benchmarks.common import RESULTS, measured_alone
+from benchmarks.common import measured_alone, out_option, write_result
 from rediffuse.data.dataset import KnowledgeGraph
 from rediffuse.data.histories import Histories
 from rediffuse.data.zoo import fetch
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffkg import DiffKG, DiffKGConfig, EntityBatch
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
 
 SHARES = (0.25, 0.5, 1.0)
@@ -103,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="lastfm-kgat-partial")
     parser.add_argument("--share", type=float, help="measure this one, in this process")
+    out_option(parser, "diffkg_scale.json")
     arguments = parser.parse_args()
     if arguments.share:
         with keep_freed_memory():
@@ -112,14 +112,8 @@ def main() -> None:
     for share in SHARES:
         rows.append(measured_alone("--data", arguments.data, "--share", str(share)))
         print(rows[-1], flush=True)
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    facts = {
-        "date": date,
-        "data": arguments.data,
-        "rows": rows,
-        "environment": environment(),
-    }
-    (RESULTS / "diffkg_scale.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    precision = resolve_precision("auto", torch.device("cpu"))
+    write_result(arguments.out, {"data": arguments.data, "rows": rows}, precision=precision, device="cpu")
 
 
 if __name__ == "__main__":

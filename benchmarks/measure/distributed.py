@@ -9,7 +9,6 @@ Then both evaluate the run of the several processes.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -18,9 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import out_option, write_result
 from rediffuse.data.zoo import fetch
-from rediffuse.training.environment import environment
 
 
 def main() -> None:
@@ -30,7 +28,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1024])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS / "processes.json")
+    out_option(parser, "processes.json")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -44,11 +42,8 @@ def main() -> None:
         "data": "amazon-beauty, given split",
         "processes": arguments.processes,
         "rows": rows,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "environment": environment(),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_result(arguments.out, report, precision=", ".join(sorted({row["precision"] for row in rows})))
 
 
 def measured(folder: Path, data: Path, model: str, batch: int, arguments: Any) -> dict[str, Any]:
@@ -73,6 +68,7 @@ def measured(folder: Path, data: Path, model: str, batch: int, arguments: Any) -
     return {
         "model": model,
         "batch": batch,
+        "precision": json.loads((run / "config.json").read_text())["training"]["precision"],
         "epoch_seconds_one_process": fastest[0],
         "epoch_seconds_several": fastest[1],
         "throughput_ratio": fastest[0] / fastest[1],

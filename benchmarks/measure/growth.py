@@ -16,23 +16,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, measured_alone
+from benchmarks.common import append_result, measured_alone, out_option
 from benchmarks.measure.catalogues import LAST_OF, seconds_of_steps, walks
 from rediffuse.data.dataset import SocialGraph
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.models import model_class
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.training.checkpoint import load_training, save_training
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 from rediffuse.training.optimizer import Optimizer
-from rediffuse.training.precision import keep_freed_memory
+from rediffuse.training.precision import keep_freed_memory, resolve_precision
 
 CPU = torch.device("cpu")
 ITEMS, PEOPLE, LENGTH, RANKED = 12_000, 20_000, 20, 512
@@ -135,7 +134,7 @@ AXES: dict[str, tuple[Callable[[int, str], dict[str, Any]], list[str], list[int]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
-    parser.add_argument("--out", type=Path, default=RESULTS / "growth.jsonl")
+    out_option(parser, "growth.jsonl")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -144,15 +143,13 @@ def main() -> None:
         with keep_freed_memory():
             print(json.dumps(AXES[axis][0](int(size), model) | {"peak_mib": memory.mib()}))
         return
-    facts = {"date": datetime.now(UTC).date().isoformat(), "environment": environment()}
     for axis in options.axes:
+        precision = "fp32" if axis in ("items ranked", "items saved") else resolve_precision("auto", CPU)
         for model in AXES[axis][1]:
             for size in AXES[axis][2]:
                 found = {"axis": axis, "model": model, "size": size} | measured_alone("--one", axis, model, str(size))
                 print(json.dumps(found), flush=True)
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                with options.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(facts | found) + "\n")
+                append_result(options.out, found, precision=precision, device="cpu")
 
 
 if __name__ == "__main__":

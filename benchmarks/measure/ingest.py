@@ -1,7 +1,7 @@
 """Time and peak memory of reading many interactions from Parquet, and of everything up to the batches of an epoch.
 
 Writes synthetic interactions into a temporary folder of Parquet files, reads and saves them in a fresh process, and
-loads, splits and batches them in another. Prints one JSON line, and adds it to a file with --out:
+loads, splits and batches them in another. Prints one JSON line, and adds it to a file:
 
     python -m benchmarks.measure.ingest --rows 100_000_000 --users 5_000_000 --items 500_000 --files 100 --k-core 5
 
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 import threading
@@ -23,11 +21,10 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import measured_alone
+from benchmarks.common import append_result, measured_alone, out_option
 
 CHUNK = 1_000_000
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -173,7 +170,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1000, help="of each kind of batches, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where the files are written (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="a JSON file to add the result to, one line each")
+    out_option(parser, "ingest.jsonl")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -190,12 +187,8 @@ def main() -> None:
         found = child("read", str(source), str(saved), options.k_core)
         saved_size = sum(file.stat().st_size for file in saved.iterdir())
         learned = child("learn", str(saved), options.batches)
-    import numpy
-    import polars
-
     result = {
         "benchmark": "ingest",
-        "date": datetime.now(UTC).date().isoformat(),
         **{name: getattr(options, name) for name in ("rows", "ids", "files", "k_core")},
         "source_mib": round(size / 2**20),
         "dataset_mib": round(saved_size / 2**20),
@@ -203,15 +196,9 @@ def main() -> None:
         **found,
         **learned,
         "stages": {**found["stages"], **learned["stages"]},
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "polars": polars.__version__,
-        "numpy": numpy.__version__,
     }
     print(json.dumps(result))
-    if options.out:
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
+    append_result(options.out, result, precision=None, device="cpu", packages=["pyarrow"])
 
 
 if __name__ == "__main__":

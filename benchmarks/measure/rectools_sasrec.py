@@ -24,12 +24,14 @@ BATCH = 128  # histories, RecTools' default
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="result file; default: results/rectools_sasrec.json")
     parser.add_argument("--rectools", help="interpreter with rectools[torch]")
     parser.add_argument("--table", type=Path, help=argparse.SUPPRESS)  # set where this runs under that interpreter
     arguments = parser.parse_args()
-    if arguments.table:
+    if arguments.table:  # nothing of ours can be imported here
         print(json.dumps(theirs(arguments.table)))
         return
+    from benchmarks.common import RESULTS, write_result
     from rediffuse.data.zoo import fetch
 
     data = fetch("amazon-beauty")
@@ -46,6 +48,8 @@ def main() -> None:
         found["rectools"] = json.loads(done.stdout.splitlines()[-1])
     found["ratio"] = round(found["rectools"]["epoch_seconds"] / found["ours"]["epoch_seconds"], 1)
     print(json.dumps(found, indent=2))
+    out = arguments.out or RESULTS / "rectools_sasrec.json"
+    write_result(out, found, precision=found["ours"]["precision"], device="cpu")
 
 
 def training_events(data: Any) -> Any:

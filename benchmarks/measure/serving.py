@@ -20,13 +20,13 @@ import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import psutil
 
-from benchmarks.common import measured_alone
-from rediffuse.training.environment import environment
+from benchmarks.common import RESULTS, measured_alone, write_result
 
 PORT = 8377
 LEAKS = re.compile(rb"Traceback|File \"|\.py\b|site-packages|/(home|root|tmp|usr|var|srv|opt)/")
@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="per measurement")
     parser.add_argument("--repeats", type=int, default=3, help="of which medians are printed")
     parser.add_argument("--hostile", type=int, help="send so many hostile requests instead")
+    parser.add_argument("--out", type=Path, help="default: results/serving.json, with --hostile serving_hostile.json")
     parser.add_argument("--load-from-stdin", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load_from_stdin:
@@ -203,7 +204,12 @@ def main() -> None:
         asked = [one.encode("latin-1") for one in given["asked"]]
         print(json.dumps(asyncio.run(load(asked, given["clients"], given["duration"]))))
         return
-    print(json.dumps(environment()))
+    rows = []
+
+    def record(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+
     for run in arguments.runs:
         if arguments.hostile:
             memory: list[float] = []
@@ -213,7 +219,7 @@ def main() -> None:
                 asyncio.run(attack(arguments.hostile // 5, run.resolve().name, ids, [], server))
                 seen = asyncio.run(attack(arguments.hostile, run.resolve().name, ids, memory, server))
             grown = memory[-1] / memory[0] - 1
-            print(json.dumps({"run": run.name, "seen": seen, "memory_mib": [round(m) for m in memory], "grown": grown}))
+            record({"run": run.name, "seen": seen, "memory_mib": [round(m) for m in memory], "grown": grown})
             continue
         asked = [request(json.dumps({"histories": [row], "k": 10}).encode()) for row in histories(run, 500)]
         for label, options in (("batching", []), ("one at a time", ["--max-batch", "1"])):
@@ -222,7 +228,10 @@ def main() -> None:
                     rounds = [in_another_process(asked, clients, arguments.seconds) for _ in range(arguments.repeats)]
                     rounds.sort(key=lambda one: one["requests_per_second"])
                     found = rounds[len(rounds) // 2] | {"errors": sum(one["errors"] for one in rounds)}
-                    print(json.dumps({"run": run.name, "service": label} | found), flush=True)
+                    record({"run": run.name, "service": label} | found)
+    name = "hostile" if arguments.hostile else "load"
+    out = arguments.out or RESULTS / ("serving_hostile.json" if arguments.hostile else "serving.json")
+    write_result(out, {name: rows}, precision="fp32", packages=["fastapi", "uvicorn"])
 
 
 if __name__ == "__main__":

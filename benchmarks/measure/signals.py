@@ -10,7 +10,6 @@ signals.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import time
 from pathlib import Path
@@ -19,13 +18,13 @@ import numpy as np
 import torch
 
 import rediffuse as rd
-from benchmarks.common import RESULTS, measured_alone
+from benchmarks.common import measured_alone, out_option, write_result
 from rediffuse.data.zoo import fetch
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffrec import DiffRec
 from rediffuse.models.signals import derive_signals
 from rediffuse.training import read_run
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 from rediffuse.training.precision import autocast, resolve_precision
 
 PLAIN_PEOPLE, ROUNDS = 40, 5
@@ -36,6 +35,7 @@ def main() -> None:
     parser.add_argument("--data", default="pdrec-douban-book")
     parser.add_argument("--run", type=Path, required=True, help="a run of tdiffrec on this data")
     parser.add_argument("--only-signals", action="store_true", help="make them and print the peak of memory")
+    out_option(parser, "signals.json")
     arguments = parser.parse_args()
     view = rd.split.given(fetch(arguments.data)).training_view()
     model = read_run(arguments.run).model
@@ -68,12 +68,10 @@ def main() -> None:
         "ms_per_person_plain": 1e3 * float(np.median(plain)),
         "ratio": float(np.median(np.asarray(plain) / np.asarray(ours))),
         "tdiffrec_epoch_seconds": epoch(model, view),
-        "threads": torch.get_num_threads(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "environment": environment(),
     }
-    print(json.dumps({name: value for name, value in facts.items() if name != "environment"}, indent=2))
-    (RESULTS / "signals.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    print(json.dumps(facts, indent=2))
+    precision = f"fp32, the epoch {resolve_precision('auto', torch.device('cpu'))}"
+    write_result(arguments.out, facts, precision=precision, device="cpu")
 
 
 def epoch(model: DiffRec, view: rd.data.split.TrainingView) -> float:

@@ -9,15 +9,14 @@ negatives an event, as published; DiffNet++ with 64 and two layers.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import tempfile
 from pathlib import Path
 
 import rediffuse as rd
-from benchmarks.common import RESULTS, measured_alone
+from benchmarks.common import measured_alone, out_option, write_result
 from rediffuse.data.zoo import fetch
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 
 MODELS = {"diffnet": {"embedding_size": 32}, "diffnetpp": {"embedding_size": 64, "hops": 2}}
 
@@ -30,12 +29,19 @@ def measure(model: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         run = rd.train(model, split, Path(folder) / "run", config=options)
         seconds = [json.loads(line)["seconds"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    return {"model": model, "seconds": round(sum(seconds[1:]) / 2, 2), "peak_memory_mib": memory.mib(), **options}
+    return {
+        "model": model,
+        "seconds": round(sum(seconds[1:]) / 2, 2),
+        "peak_memory_mib": memory.mib(),
+        "precision": run.config["training"]["precision"],
+        **options,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, help="measure this one, in this process")
+    out_option(parser, "social_speed.json")
     arguments = parser.parse_args()
     if arguments.model:
         print(json.dumps(measure(arguments.model)))
@@ -44,9 +50,7 @@ def main() -> None:
     for model in MODELS:
         rows.append(measured_alone("--model", model))
         print(rows[-1], flush=True)
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    facts = {"date": date, "rows": rows, "environment": environment()}
-    (RESULTS / "social_speed.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    write_result(arguments.out, {"rows": rows}, precision=rows[0]["precision"])
 
 
 if __name__ == "__main__":

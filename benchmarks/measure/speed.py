@@ -1,6 +1,6 @@
 """Speed on this machine, beside the rate of its own matrix products measured in the same run (`make bench`).
 
-    REDIFFUSE_DATA=... python -m benchmarks.measure.speed [--out benchmarks/results/speed.json]
+    REDIFFUSE_DATA=... python -m benchmarks.measure.speed
 
 Without REDIFFUSE_DATA the same shapes are measured on made-up data of the size of Amazon Beauty.
 """
@@ -8,14 +8,12 @@ Without REDIFFUSE_DATA the same shapes are measured on made-up data of the size 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,14 +21,13 @@ import polars as pl
 import torch
 
 import rediffuse as rd
-from benchmarks.common import RESULTS
+from benchmarks.common import out_option, write_result
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.zoo import fetch
 from rediffuse.evaluation import evaluate_task
 from rediffuse.models import model_class
 from rediffuse.models.base import TrainingData
 from rediffuse.models.sequence import SequenceModel
-from rediffuse.training.environment import environment
 from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
 
 CPU = torch.device("cpu")
@@ -41,7 +38,7 @@ STATED = {"prefix": "893 s (released code)", "causal": "314 s (RecTools SASRec)"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")
+    out_option(parser, "speed.json")
     arguments = parser.parse_args()
     name = "amazon-beauty" if os.environ.get("REDIFFUSE_DATA") else "made-up"
     split = rd.split.given(fetch(name)) if name == "amazon-beauty" else rd.split.leave_one_out(made_up())
@@ -62,12 +59,9 @@ def main() -> None:
             "milliseconds_per_step_in_turns": alternating(split, precision),
             "ranking_users_per_second": ranking(split),
             "stated_elsewhere": STATED,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "environment": environment(),
         }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({k: v for k, v in report.items() if k != "environment"}, indent=2))
+    write_result(arguments.out, report, precision=precision, device="cpu")
+    print(json.dumps(report, indent=2))
 
 
 def made_up() -> Dataset:

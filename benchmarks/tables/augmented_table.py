@@ -9,13 +9,12 @@ means over seeds, and p is Holm's over the ways of one backbone. The same by len
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, write_result
 from benchmarks.tables.augmented import METHODS
 from benchmarks.tables.compare import BACKBONES
 from rediffuse.comparison.runs import Variant, read_runs
@@ -30,10 +29,12 @@ EDGES = {"5 or fewer": (0, 5), "6-20": (6, 20), "more than 20": (21, 10**9)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
-    runs = parser.parse_args().runs
+    parser.add_argument("--out", type=Path, help="default: results/augmentation-DATA-SPLIT.json")
+    arguments = parser.parse_args()
+    runs = arguments.runs
     rows = [row for backbone in BACKBONES for row in compared(runs, backbone)]
-    results = RESULTS / f"augmentation-{runs.name}.json"
-    results.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    precision = ", ".join(sorted({row["precision"] for row in rows}))
+    write_result(arguments.out or RESULTS / f"augmentation-{runs.name}.json", {"rows": rows}, precision=precision)
     show(rows)
 
 
@@ -55,6 +56,7 @@ def compared(runs: Path, backbone: str) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"backbone": backbone, "way": way, "protocol": protocol or "full"}
             row["seeds"] = len(variant.runs)
             row["minutes"] = float(np.mean([run.config["training"]["minutes"] for run in variant.runs]))
+            row["precision"] = variant.runs[0].config["training"]["precision"]
             row["best_epoch"] = float(np.mean([run.config["training"]["best_epoch"] for run in variant.runs]))
             for column in COLUMNS:
                 metric = column.partition("/")[0]

@@ -12,7 +12,6 @@ model gets the same minutes of one thread, its default options, and selection by
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import rediffuse as rd
-from benchmarks.common import RESULTS, rerun
+from benchmarks.common import RESULTS, rerun, write_result
 from benchmarks.tables import augmented
 from rediffuse.comparison import Comparison
 from rediffuse.comparison.markdown import SHOWN
@@ -148,13 +147,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--metric", default=METRIC, help="that selects, and that pairs are tested on")
     parser.add_argument("--protocol", help="of the report; default: that of the split")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file of the report")
     parser.add_argument("--report", action="store_true", help="evaluate and compare what is trained")
     arguments = parser.parse_args()
     data = fetch(arguments.data)
     split = rd.split.by_name(arguments.split, data)
     folder = arguments.runs / f"{arguments.data}-{split.name}"
     if arguments.report:
-        report(folder, data, arguments.metric, arguments.protocol)
+        report(folder, data, arguments.metric, arguments.protocol, arguments.results)
         return
     part, parts = map(int, arguments.part.split("/"))
     wanted = [(variant, seed) for seed in arguments.seeds for variant in arguments.models]
@@ -202,7 +202,7 @@ def train(variant: str, split: Split, runs: Path, seed: int, minutes: float, epo
     print(f"{runs.name} {variant} seed {seed}: {run.minutes:.1f} min, {metric} {value:.2f}", flush=True)
 
 
-def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None) -> None:
+def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None, results: Path) -> None:
     """Evaluate what is trained and not evaluated yet, then compare all of it."""
     runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
     suffix = Path(evaluation_file("test.json", protocol)).stem.removeprefix("test")
@@ -228,8 +228,8 @@ def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None) ->
         for row in everything["slices"]
         if row["by"] in BY_PERSON and row["metric"] == named and row["policy"] == (policy or "all")
     ]
-    results = RESULTS / f"compare-{name}{suffix}.json"
-    results.write_text(json.dumps(kept, default=str) + "\n", encoding="utf-8")
+    precision = ", ".join(sorted({read_config(run)["training"]["precision"] for run in runs}))
+    write_result(results / f"compare-{name}{suffix}.json", kept, precision=precision)
 
 
 def table(found: Comparison, metric: str) -> str:

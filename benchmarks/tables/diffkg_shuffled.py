@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import shutil
 from pathlib import Path
@@ -19,9 +18,8 @@ from pathlib import Path
 import numpy as np
 
 import rediffuse as rd
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, write_result
 from rediffuse.data.zoo import fetch
-from rediffuse.training.environment import environment
 
 METRICS = ("hr@10", "ndcg@10", "recall@20")
 VARIANTS = {"diffkg-none": {"pruning": "none"}, "diffkg-plain": {"pruning": "none", "contrast": 0.0}}
@@ -46,6 +44,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--minutes", type=float, default=30.0, help="at most, per run")
     parser.add_argument("--runs", type=Path, default=Path("runs/shuffled"))
+    parser.add_argument("--out", type=Path, help="result file; default: results/diffkg_shuffled-DATA.json")
     arguments = parser.parse_args()
     rows = []
     for seed in arguments.seeds:
@@ -58,12 +57,12 @@ def main() -> None:
             run = rd.train("diffkg", split, folder, config=options, seed=seed, max_minutes=arguments.minutes)
             found = rd.evaluate_run(folder, data)["metrics"]
             figures = {f"{m}/{policy}": found[policy][m] for policy in ("all", "unseen") for m in METRICS}
-            rows.append({"variant": name, "seed": seed, "minutes": run.minutes} | figures)
+            precision = run.config["training"]["precision"]
+            rows.append({"variant": name, "seed": seed, "minutes": run.minutes, "precision": precision} | figures)
             print(json.dumps(rows[-1]), flush=True)
-    facts = {"data": arguments.data, "epochs": arguments.epochs, "rows": rows, "environment": environment()}
-    facts["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    out = RESULTS / f"diffkg_shuffled-{arguments.data}.json"
-    out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    facts = {"data": arguments.data, "epochs": arguments.epochs, "rows": rows}
+    out = arguments.out or RESULTS / f"diffkg_shuffled-{arguments.data}.json"
+    write_result(out, facts, precision=rows[0]["precision"])
 
 
 if __name__ == "__main__":

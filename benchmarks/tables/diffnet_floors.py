@@ -10,13 +10,13 @@ are broken at random, and against the true items, as everywhere in Rediffuse. Fr
 
 from __future__ import annotations
 
-import json
+import argparse
 
 import numpy as np
 from scipy import sparse
 
 import rediffuse as rd
-from benchmarks.common import RESULTS
+from benchmarks.common import out_option, write_result
 from rediffuse.data.matrix import binary_matrix
 from rediffuse.data.zoo import fetch
 from rediffuse.graphs import social_adjacency
@@ -63,6 +63,9 @@ def rate(
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out_option(parser, "diffnet_floors.json")
+    arguments = parser.parse_args()
     data = fetch("diffnet-yelp")
     split = rd.split.given(data)
     task, train = split.task("test"), split.training_view().train
@@ -83,7 +86,7 @@ def main() -> None:
                 rows.append({"model": name, "items": items, "repeats": repeats, "ties": ties, "hr": round(hr, 4)})
                 rows[-1] |= {"ndcg": round(ndcg, 4), "standard_error_hr": round(error, 4)}
                 print(rows[-1], flush=True)
-    (RESULTS / "diffnet_floors.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    write_result(arguments.out, {"rows": rows}, precision="fp64", device="cpu")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,15 @@ def lines(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+def stamp(line: dict[str, Any]) -> dict[str, Any]:
+    """The stamp of a line; lines older than stamps have their date beside their figures."""
+    return line.get("stamp", line)
+
+
+def on_gpu(line: dict[str, Any]) -> bool:
+    return stamp(line).get("device", "gpu" if "gpu" in line else "cpu") != "cpu"
+
+
 def table(head: list[str], rows: Iterable[list[Any]]) -> None:
     for row in (head, ["---"] * len(head), *rows):
         print("| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |")
@@ -25,7 +34,7 @@ def table(head: list[str], rows: Iterable[list[Any]]) -> None:
 
 def catalogues() -> None:
     found = lines("catalogues.jsonl")
-    steps = {(x["items"], x["loss"], x["item_optimizer"], "gpu" in x): x for x in found if x["what"] == "steps"}
+    steps = {(x["items"], x["loss"], x["item_optimizer"], on_gpu(x)): x for x in found if x["what"] == "steps"}
     best: dict[tuple[int, str, str], dict[str, Any]] = {}
     for x in (x for x in found if x["what"] == "quality"):
         key = x["items"], x["loss"], x["item_optimizer"]
@@ -53,7 +62,7 @@ def growth() -> None:
     found = lines("growth.jsonl")
     for axis in dict.fromkeys(x["axis"] for x in found):
         rows = [x for x in found if x["axis"] == axis]
-        fields = [name for name in rows[0] if name not in ("date", "environment", "axis")]
+        fields = [name for name in rows[0] if name not in ("stamp", "date", "environment", "axis")]
         print(axis)
         table(fields, [[row.get(name) for name in fields] for row in rows])
 
@@ -64,7 +73,9 @@ def ingest() -> None:
     for x in found:
         stages = x["stages"]
         peak = max(stage["peak_gib"] for stage in stages.values())
-        rows.append([x["rows"], x["ids"], stages["ingest"]["seconds"], stages["ingest"]["peak_gib"], x["date"], peak])
+        rows.append(
+            [x["rows"], x["ids"], stages["ingest"]["seconds"], stages["ingest"]["peak_gib"], stamp(x)["date"], peak]
+        )
     table(["rows", "ids", "seconds", "GiB", "date", "GiB, up to all batches"], rows)
 
 
