@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, write_result
 from benchmarks.tables.augmented import METHODS
-from benchmarks.tables.compare import BACKBONES
+from benchmarks.tables.variants import BACKBONES
 from rediffuse.comparison.runs import Variant, read_runs
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
 
