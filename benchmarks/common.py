@@ -20,9 +20,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def out_option(parser: argparse.ArgumentParser, name: str) -> None:
     """Add ``--out``, by default ``name`` in benchmarks/results."""
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / name, help=f"result file; default: benchmarks/results/{name}"
-    )
+    default = RESULTS / name
+    parser.add_argument("--out", type=Path, default=default, help=f"result file; default: results/{name}")
 
 
 def write_result(path: Path, content: dict[str, Any], **how: Any) -> None:

@@ -1,8 +1,8 @@
-"""DiffuASR: how long it takes, and how much memory, to write ten events before every history of a data set.
+"""Measure how long DiffuASR takes, and how much memory, to generate ten interactions for every history of a data set.
 
     REDIFFUSE_DATA=... python -m benchmarks.measure.augment --data amazon-beauty
 
-Weights are fresh: they do not change the time. Every kind of guidance is a process of its own.
+The weights are random: they do not change the time. Each kind of guidance runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rediffuse.training.environment import PeakMemory
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="amazon-beauty")
-    parser.add_argument("--guidance", help="only this one, and print it")
+    parser.add_argument("--guidance", help="measure this one only, in this process")
     out_option(parser, "augment.json")
     arguments = parser.parse_args()
     if arguments.guidance:
@@ -38,17 +38,17 @@ def main() -> None:
 
 
 def measure(data: str, guidance: str) -> dict[str, object]:
-    """One pass over all people."""
+    """Generate once for all users."""
     view = rd.split.given(fetch(data)).training_view()
     torch.manual_seed(0)
     model = DiffuASR(DiffuASR.Config.build(None, {"guidance": guidance, "backbone": None}), view.num_items).eval()
     model.fit(TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity))
     memory, began = PeakMemory(), time.perf_counter()
-    written = model.write(view.train)
+    generated = model.write(view.train)
     seconds = time.perf_counter() - began
     return {
         "guidance": guidance,
-        "people": int((written[:, 0] >= 0).sum()),
+        "users": int((generated[:, 0] >= 0).sum()),
         "seconds": seconds,
         "peak_memory_mib": memory.mib(),
     }

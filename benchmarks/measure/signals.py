@@ -1,10 +1,9 @@
-"""PDRec's signals: our pass over all people beside the plain way, one person at a time; and an epoch of TI-DiffRec.
+"""Measure PDRec's signals: our pass over all users against the released way, one user at a time; and a T-DiffRec epoch.
 
     REDIFFUSE_DATA=... python -m benchmarks.measure.signals --run runs/pdrec/pdrec-douban-book-given/tidiffrec-0
 
-The plain way is that of the released code: for each person T passes over all items, then a stable sort of all of them.
-Both are timed in turns on the same people in one process; the peak of memory is that of a process that only makes the
-signals.
+The released code runs T passes over all items for each user, then sorts all of them with a stable sort. Both ways are
+timed in turns on the same users in one process. The peak of memory is that of a process that only makes the signals.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from rediffuse.training import read_run
 from rediffuse.training.environment import PeakMemory
 from rediffuse.training.precision import autocast, resolve_precision
 
-PLAIN_PEOPLE, ROUNDS = 40, 5
+PLAIN_USERS, ROUNDS = 40, 5
 
 
 def main() -> None:
@@ -48,24 +47,24 @@ def main() -> None:
     whole = measured_alone("--data", arguments.data, "--run", str(arguments.run), "--only-signals")
     some = np.random.default_rng(0).permutation(np.flatnonzero(view.train.lengths))
     ours, plain = [], []
-    for part in range(ROUNDS):
-        people = some[part * 1000 : (part + 1) * 1000]
+    for turn in range(ROUNDS):
+        users = some[turn * 1000 : (turn + 1) * 1000]
         began = time.perf_counter()
-        derive_signals(model.score, view.train.take(people), view.num_items)
-        ours.append((time.perf_counter() - began) / len(people))
+        derive_signals(model.score, view.train.take(users), view.num_items)
+        ours.append((time.perf_counter() - began) / len(users))
         began = time.perf_counter()
-        for person in people[:PLAIN_PEOPLE]:
-            row = torch.from_numpy(model.rows(view.train.take(np.array([person]))).toarray())
+        for user in users[:PLAIN_USERS]:
+            row = torch.from_numpy(model.rows(view.train.take(np.array([user]))).toarray())
             with torch.inference_mode():
                 model.plain_chain(row)[0].sort(descending=True, stable=True)
-        plain.append((time.perf_counter() - began) / PLAIN_PEOPLE)
+        plain.append((time.perf_counter() - began) / PLAIN_USERS)
     facts = {
         "data": arguments.data,
-        "people": int((view.train.lengths > 0).sum()),
+        "users": int((view.train.lengths > 0).sum()),
         "items": view.num_items,
         "signals": whole,
-        "ms_per_person": 1e3 * float(np.median(ours)),
-        "ms_per_person_plain": 1e3 * float(np.median(plain)),
+        "ms_per_user": 1e3 * float(np.median(ours)),
+        "ms_per_user_released_way": 1e3 * float(np.median(plain)),
         "ratio": float(np.median(np.asarray(plain) / np.asarray(ours))),
         "tdiffrec_epoch_seconds": epoch(model, view),
     }
@@ -75,7 +74,7 @@ def main() -> None:
 
 
 def epoch(model: DiffRec, view: rd.data.split.TrainingView) -> float:
-    """Seconds of one epoch of training, without validation."""
+    """Time one epoch of training, without validation."""
     data = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     batches, device = model.batches(data, np.random.default_rng(0)), torch.device("cpu")

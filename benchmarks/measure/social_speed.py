@@ -1,9 +1,9 @@
-"""One epoch of DiffNet and DiffNet++ on Yelp: seconds, and the most memory held.
+"""Measure one epoch of DiffNet and of DiffNet++ on Yelp: time and peak memory.
 
     REDIFFUSE_DATA=... python -m benchmarks.measure.social_speed
 
-Each in a process of its own, three epochs, of which the last two count. DiffNet with 32 numbers a vector and 8
-negatives an event, as published; DiffNet++ with 64 and two layers.
+Each model trains three epochs in a process of its own; the last two count. DiffNet has d = 32 and 8 negatives per
+interaction, as published; DiffNet++ has d = 64 and two layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODELS = {"diffnet": {"embedding_size": 32}, "diffnetpp": {"embedding_size": 64,
 
 
 def measure(model: str) -> dict[str, object]:
-    """Whole training runs, without validation before the last epoch."""
+    """Train a model without validation before the last epoch."""
     memory = PeakMemory()
     split = rd.split.given(fetch("diffnet-yelp"))
     options = MODELS[model] | {"negatives": 8, "epochs": 3, "validate_every": 3}
@@ -40,7 +40,7 @@ def measure(model: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, help="measure this one, in this process")
+    parser.add_argument("--model", choices=MODELS, help="measure this one only, in this process")
     out_option(parser, "social_speed.json")
     arguments = parser.parse_args()
     if arguments.model:

@@ -1,10 +1,10 @@
-"""Does DiffKG use what its knowledge graph says? Train it with every item in the place of another one, and look.
+"""Train DiffKG on a graph that says nothing true: the control for whether it uses knowledge.
 
     OMP_NUM_THREADS=1 python -m benchmarks.tables.diffkg_shuffled --data lastfm-hetrec --epochs 12 --seeds 0 1 2
 
-The graph stays as it is; which item is which entity is drawn anew among items that have one. What the true graph
-is better by is knowledge; the rest is what any graph, the contrast and the further parameters bring. Nothing
-is pruned. The figures of the true graph are those of `compare.py` with as many epochs.
+The graph stays as it is, but items are dealt out anew to the entities that stand for items. What the true graph gains
+over this one is knowledge; the rest comes from any graph, the contrast and the additional parameters. Nothing is
+pruned. For the true graph, run `compare.py` with as many epochs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VARIANTS = {"diffkg-none": {"pruning": "none"}, "diffkg-plain": {"pruning": "non
 
 
 def shuffled(data: rd.Dataset, seed: int) -> rd.Dataset:
-    """The data with its items dealt out anew to the entities that stand for items."""
+    """Deal the items out anew to the entities that stand for items."""
     assert data.kg is not None
     links = data.kg.item_entity.copy()
     linked = np.unique(links[:, 0])

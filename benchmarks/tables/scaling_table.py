@@ -1,15 +1,24 @@
-"""The tables of docs/scaling.md, from the lines in benchmarks/results.
+"""Print the tables of docs/scaling.md, from results of `catalogues.py`, `growth.py` and `ingest.py`.
 
 python -m benchmarks.tables.scaling_table
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.common import RESULTS
+
+# Names in lines that are older than the present ones.
+RENAMED = {
+    "people": "users",
+    "edges (events)": "edges (interactions)",
+    "milliseconds_a_person": "milliseconds_per_user",
+    "steps_an_epoch": "steps_per_epoch",
+}
 
 
 def lines(name: str) -> list[dict[str, Any]]:
@@ -18,7 +27,7 @@ def lines(name: str) -> list[dict[str, Any]]:
 
 
 def stamp(line: dict[str, Any]) -> dict[str, Any]:
-    """The stamp of a line; lines older than stamps have their date beside their figures."""
+    """Return the stamp of a line; lines older than stamps have its fields beside their figures."""
     return line.get("stamp", line)
 
 
@@ -59,7 +68,9 @@ def catalogues() -> None:
 
 
 def growth() -> None:
-    found = lines("growth.jsonl")
+    found = [{RENAMED.get(name, name): x[name] for name in x} for x in lines("growth.jsonl")]
+    for x in found:
+        x["axis"] = RENAMED.get(x["axis"], x["axis"])
     for axis in dict.fromkeys(x["axis"] for x in found):
         rows = [x for x in found if x["axis"] == axis]
         fields = [name for name in rows[0] if name not in ("stamp", "date", "environment", "axis")]
@@ -79,7 +90,12 @@ def ingest() -> None:
     table(["rows", "ids", "seconds", "GiB", "date", "GiB, up to all batches"], rows)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     catalogues()
     growth()
     ingest()
+
+
+if __name__ == "__main__":
+    main()

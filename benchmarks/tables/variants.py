@@ -1,6 +1,6 @@
 """What `compare.py` trains: models with options, by name.
 
-The names stand in folders of runs and in stored results, so they stay. ``twin`` is an ablation: no diffusion.
+The names are in run folders and in stored results, so they do not change. ``twin`` is an ablation: no diffusion.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_what_is_read_otherwise_than_by_python_is_noticed(
 
 def test_what_is_read_otherwise_in_pieces_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, real = next(case for case in fuzz.seeds() if case.kind == "parquet"), columns.joined
-    case.in_pieces = True
+    case.in_chunks = True
 
     def wrong(column: Any, *arguments: Any) -> Any:
         found = real(column, *arguments)
