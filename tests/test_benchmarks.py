@@ -1,4 +1,4 @@
-"""The benchmarks can be imported, and what they write is stamped."""
+"""The benchmarks can be imported and are listed in their README, and what they write is stamped."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ STAMP = {"commit", "date", "command", "precision", "device", "memory_gib", "proc
 def test_every_benchmark_can_be_imported(path: Path) -> None:
     module = importlib.import_module(f"benchmarks.{path.parent.name}.{path.stem}")
     assert module.__doc__
+
+
+def test_the_readme_lists_every_script_and_every_result() -> None:
+    readme = (common.ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    wanted = [f"{path.parent.name}/{path.name}" for path in SCRIPTS] + [path.name for path in common.RESULTS.iterdir()]
+    assert not [name for name in wanted if f"| `{name}` |" not in readme]
 
 
 def test_a_result_is_stamped(tmp_path: Path) -> None:

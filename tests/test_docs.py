@@ -18,7 +18,8 @@ from rediffuse.data.histories import Histories
 from rediffuse.models.base import TrainingData
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
+PAGES += sorted(ROOT.glob("docs/**/*.md"))
 LINKS = [
     (page, target)
     for page in PAGES
