@@ -49,8 +49,8 @@ package: $(VENV)/.dev-ready
 	$(PY) .ci/package.py
 
 bench: $(VENV)/.run-ready
-	$(PY) benchmarks/speed.py
-	$(PY) benchmarks/ingest.py --rows 25000000
+	$(PY) -m benchmarks.measure.speed
+	$(PY) -m benchmarks.measure.ingest --rows 25000000
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-newest site dist

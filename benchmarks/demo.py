@@ -1,4 +1,4 @@
-"""What `make demo` does: real data in, three recommenders compared, named films out. A few minutes on two cores."""
+"""`make demo`: load real data, compare three recommenders, recommend films. A few minutes on two cores."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from rediffuse.data.zoo import fetch
 from rediffuse.evaluation import TaskResult, evaluate_task, model_scores
 
 DATA, RUNS = Path("data/ml-100k"), Path("runs/demo")
-# The twin is the same network, trained the same way, without diffusion.
-COMPARED = {"popularity": ("popularity", {}), "twin": ("diffurec", {"diffusion": False}), "diffurec": ("diffurec", {})}
+COMPARED = {
+    "popularity": ("popularity", {}),
+    "no-diffusion": ("diffurec", {"diffusion": False}),
+    "diffurec": ("diffurec", {}),
+}
 SHOWN = ("hr@10", "ndcg@10", "coverage@10")
-NAMES = {"popularity": "popularity", "twin": "twin (no diffusion)", "diffurec": "DiffuRec"}
+NAMES = {"popularity": "popularity", "no-diffusion": "no diffusion", "diffurec": "DiffuRec"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.5, help="of training, per model")
     parser.add_argument("--split", default="default", help="default (here: global-time), leave-one-out, ratio")
-    parser.add_argument("--svg", type=Path, help="also save what is printed as a picture, and beside it as .txt")
+    parser.add_argument("--svg", type=Path, help="also save the output as a picture, and as text beside it")
     arguments = parser.parse_args()
     console = Console(record=arguments.svg is not None, width=100, highlight=False)
 
@@ -35,12 +38,13 @@ def main() -> None:
     dataset = rd.Dataset.load(DATA) if (DATA / "manifest.json").exists() else fetch("ml-100k", DATA)
     split = rd.split.by_name(arguments.split, dataset)
     task = split.task("test")
-    console.print(f"   {dataset.num_users:,} people, {dataset.num_items:,} films, {dataset.num_events:,} events.")
-    console.print(f"   Split: {split.name}. {split.leak or 'Training lies strictly before the test: nothing leaks.'}")
+    console.print(f"   {dataset.num_users:,} users, {dataset.num_items:,} films, {dataset.num_events:,} interactions.")
+    leak = split.leak or "All training interactions are older than the test: nothing leaks."
+    console.print(f"   Split: {split.name}. {leak}")
     new = int((task.histories.lengths == 0).sum())
     console.print(
-        f"   {len(task.users)} people are tested"
-        + (f"; {new} of them are new, and get popular films from every model." if new else ".")
+        f"   {len(task.users)} users are tested"
+        + (f"; {new} of them are new and get popular films from every model." if new else ".")
     )
 
     console.print(f"\n[bold]2. Training[/]  up to {arguments.minutes:g} min each, selected on validation only.")
@@ -68,20 +72,20 @@ def main() -> None:
         listing.add_section()
         console.print(f"   {NAMES[name]}: done.")
 
-    console.print("\n[bold]3. Test[/]  All films are ranked for each person; ties count against the model.")
+    console.print("\n[bold]3. Test[/]  All films are ranked for each user; ties count against the model.")
     console.print(listing)
-    console.print("   twin: the same network, trained the same way, without diffusion.")
+    console.print("   no diffusion: the ablation. The same network, trained the same way, without diffusion.")
     error = standard_error(result)
-    console.print(f"   The standard error of hr@10 is about {error:.3f}: smaller differences say little.")
+    console.print(f"   The standard error of hr@10 is about {error:.3f}: smaller differences mean little.")
 
     recommender = rd.Recommender.load(RUNS / "diffurec")
     row = next(row for row in range(len(task.users)) if task.histories.lengths[row] >= 5)
-    person = dataset.user_ids[int(task.users[row])]
+    user = dataset.user_ids[int(task.users[row])]
     titles = recommender.items["title"]
     later = set(titles.gather(task.truth.row(row)).to_list())
     watched = titles.gather(task.histories.row(row)[-5:]).to_list()
-    top = recommender.recommend(users=[person], k=10).join(recommender.items, on="item_id", maintain_order="left")
-    console.print(f"\n[bold]4. Ten films for user {person}[/]")
+    top = recommender.recommend(users=[user], k=10).join(recommender.items, on="item_id", maintain_order="left")
+    console.print(f"\n[bold]4. Ten films for user {user}[/]")
     side_by_side = Table("last five watched", "", "DiffuRec recommends", "then watched")
     for place, film in enumerate(top["title"]):
         past = watched[place] if place < len(watched) else ""
@@ -89,20 +93,20 @@ def main() -> None:
     console.print(side_by_side)
 
     console.print(
-        "\nThe run is in runs/demo/diffurec; its README.md says how it was made. Ask it for anyone, by titles:"
+        "\nThe run is in runs/demo/diffurec; its README.md says how it was made. Recommend for any history, by titles:"
     )
     console.print('   .venv/bin/rediffuse recommend runs/demo/diffurec --history "Toy Story (1995)|Fargo (1996)"')
     if arguments.svg:
         arguments.svg.parent.mkdir(parents=True, exist_ok=True)
         arguments.svg.with_suffix(".txt").write_text(console.export_text(clear=False), encoding="utf-8")
         picture = console.export_svg(title="make demo")
-        # Nothing is fetched when the picture is looked at: the fonts of the viewer's own machine will do.
+        # The picture must not load fonts from the network.
         picture = re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL)
         arguments.svg.write_text(picture, encoding="utf-8")
 
 
 def standard_error(result: TaskResult) -> float:
-    """Of the mean of hr@10 with seen films filtered."""
+    """Return the standard error of the mean of hr@10, seen films filtered."""
     values = result.per_user.select(pl.col("hr@10/unseen"))
     return float(values.select(pl.all().std() / pl.len().sqrt()).item())
 

@@ -1,4 +1,4 @@
-"""Processes that are killed (kill -9) at a chosen moment; used by the tests of resuming and by benchmarks/kills.py.
+"""Processes that are killed (kill -9) at a chosen moment, for the tests of resuming and `benchmarks/faults/kills.py`.
 
 They are forks of a server that has imported everything, so that one costs little more than its work.
 """

@@ -15,6 +15,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["diffurec", "pdrec", "diffkg"])
 def test_kills_at_random_change_nothing(model):
-    command = [sys.executable, "benchmarks/kills.py", "--model", model, "--kills", "4", "--seed", "1"]
+    command = [sys.executable, "-m", "benchmarks.faults.kills", "--model", model, "--kills", "4", "--seed", "1"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)

@@ -1,41 +1,28 @@
-"""Damaged files, a few of those that `benchmarks/fuzz_ingest.py` makes by the thousand."""
+"""Damaged files, a few of those that `benchmarks/faults/fuzz_readers.py` makes by the thousand."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections import Counter
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.faults import fuzz_readers as fuzz
 from rediffuse.readers import columns, tables
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz_ingest.py"
 COUNT = 150
 
 
-@pytest.fixture(scope="module")
-def fuzz() -> Any:
-    spec = spec_from_file_location("fuzz_ingest", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules["fuzz_ingest"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_what_is_not_damaged_is_read(fuzz: Any, tmp_path: Path) -> None:
+def test_what_is_not_damaged_is_read(tmp_path: Path) -> None:
     for number, case in enumerate(fuzz.seeds()):
         assert fuzz.attempt(case, tmp_path / str(number), cli=True) == fuzz.ACCEPTED, case.kind
 
 
-def test_damaged_files_are_read_or_refused_in_our_words(fuzz: Any, tmp_path: Path) -> None:
+def test_damaged_files_are_read_or_refused_in_our_words(tmp_path: Path) -> None:
     cases = fuzz.seeds()
     outcomes = Counter()
     for index in range(COUNT):
@@ -48,7 +35,7 @@ def test_damaged_files_are_read_or_refused_in_our_words(fuzz: Any, tmp_path: Pat
     assert outcomes[fuzz.REFUSED] > 50
 
 
-def test_mutants_depend_on_seed_and_index_alone(fuzz: Any) -> None:
+def test_mutants_depend_on_seed_and_index_alone() -> None:
     one, other = fuzz.seeds(), fuzz.seeds()
     for index in range(40):
         first, again = fuzz.mutant(one, 3, index), fuzz.mutant(other, 3, index)
@@ -59,7 +46,7 @@ def test_mutants_depend_on_seed_and_index_alone(fuzz: Any) -> None:
 
 @pytest.mark.parametrize("what", ["times", "ratings"])
 def test_what_is_read_otherwise_than_by_python_is_noticed(
-    fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     case, real = fuzz.seeds()[0], getattr(columns, what)
 
@@ -72,11 +59,9 @@ def test_what_is_read_otherwise_than_by_python_is_noticed(
         fuzz.attempt(case, tmp_path)
 
 
-def test_what_is_read_otherwise_in_pieces_is_noticed(
-    fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_read_otherwise_in_pieces_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, real = next(case for case in fuzz.seeds() if case.kind == "parquet"), columns.joined
-    case.in_pieces = True
+    case.in_chunks = True
 
     def wrong(column: Any, *arguments: Any) -> Any:
         found = real(column, *arguments)
@@ -87,11 +72,12 @@ def test_what_is_read_otherwise_in_pieces_is_noticed(
         fuzz.attempt(case, tmp_path)
 
 
-def test_the_pieces_of_a_run_add_up(fuzz: Any, tmp_path: Path) -> None:
+def test_the_pieces_of_a_run_add_up(tmp_path: Path) -> None:
     for start, seconds in ((10, 2.0), (0, 1.5), (10, 3.0)):
         piece = {"start": start, "count": 10, "seconds": seconds, "failures": []}
         fuzz._add(tmp_path / "a.json", 4, piece | {"outcomes": {"csv": {"refused": 7, "accepted": 3}}})
     found = json.loads((tmp_path / "a.json").read_text())
     assert (found["files"], found["seconds"], found["failures"]) == (20, 4.5, 0)
     assert found["outcomes"] == {"refused": 14, "accepted": 6}
-    assert {"seed", "date", "rediffuse", "python", "polars", "numpy"} <= found.keys()
+    assert found["seed"] == 4
+    assert {"commit", "date", "python", "packages"} <= found["stamp"].keys()

@@ -1,15 +1,16 @@
-"""The tables of PDRec's ablation in docs/benchmarks.md, out of the results of compare.py.
+"""Print the tables of PDRec's ablation in docs/benchmarks.md, from results of `compare.py`.
 
-python benchmarks/pdrec_table.py pdrec-douban-book amazon-beauty
+python -m benchmarks.tables.pdrec_table pdrec-douban-book amazon-beauty
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
-from pathlib import Path
 from typing import Any
+
+from benchmarks.common import RESULTS
 
 SIGNALS = ("hbr", "dpa", "nns")
 ORDER = ("TI-DiffRec alone", "GRU4Rec", "SASRec", "GRU4Rec, softmax", "SASRec, softmax")
@@ -17,7 +18,7 @@ Name = tuple[str, str]
 
 
 def name(label: str) -> Name:
-    """Backbone and signals of a variant."""
+    """Read the backbone and the signals of a variant from its label."""
     if label.startswith("tdiffrec"):
         return ORDER[0], ""
     options = dict(re.findall(r"([\w.]+)=([\w.]+)", label))
@@ -29,7 +30,9 @@ def name(label: str) -> Name:
 
 
 def main() -> None:
-    for data in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+")
+    for data in parser.parse_args().data:
         found = [read(f"compare-pdrec-{data}-given{suffix}.json") for suffix in ("", "-sampled-99")]
         costs = {name(row["variant"]): row for row in found[0]["costs"]}
         print(f"\n{data}\n\n| | signals | HR@10 | NDCG@10 | HR@10 of 100 | NDCG@10 of 100 | min | best epoch |")
@@ -45,11 +48,11 @@ def main() -> None:
 
 
 def read(file: str) -> dict[str, Any]:
-    return json.loads((Path(__file__).parent / "results" / file).read_text(encoding="utf-8"))
+    return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
 def cell(found: dict[str, Any], key: Name, metric: str) -> str:
-    """Mean over seeds with half the 95 % interval, in per cent, seen items filtered."""
+    """Format the mean over seeds with half the 95 % interval, in per cent, seen items filtered."""
     for row in found["summary"]:
         if row["policy"] == "unseen" and row["metric"] == metric and name(row["variant"]) == key:
             return f"{100 * row['mean']:.2f} ±{50 * (row['high'] - row['low']):.2f}"
@@ -57,7 +60,7 @@ def cell(found: dict[str, Any], key: Name, metric: str) -> str:
 
 
 def differences(found: dict[str, Any]) -> list[str]:
-    """What signals change in NDCG@10, in points, with the 95 % interval over people and Holm's p."""
+    """Say what signals change in NDCG@10, in points, with the 95 % interval over users and Holm's p."""
     lines = []
     for row in found["pairs"]:
         first, second = name(row["first"]), name(row["second"])

@@ -1,10 +1,10 @@
-"""How time and memory grow with people, items, the length of histories, and edges.
+"""Measure how time and memory grow with users, items, the length of histories, and edges of a graph.
 
-    OMP_NUM_THREADS=2 python benchmarks/growth.py
+    OMP_NUM_THREADS=2 python -m benchmarks.measure.growth
 
-Each point is measured in a process of its own on made-up data: seconds, and the peak of its resident memory. One axis
-grows, the others stay as they are. Results are added to a file, one JSON line each. Reading grows in
-`ingest.py`, the step of a loss with the catalogue in `catalogues.py`, DiffKG in `diffkg_scale.py`.
+Each size is measured on made-up data in a process of its own, so that its peak of memory is known. One axis grows; the
+others keep their size. Results are appended to a file of JSON lines. Reading is in `ingest.py`, the training step by
+size of the catalogue in `catalogues.py`, DiffKG in `diffkg_scale.py`.
 """
 
 from __future__ import annotations
@@ -12,34 +12,33 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from catalogues import LAST_OF, seconds_of_steps, walks
 
+from benchmarks.common import append_result, measured_alone, out_option
+from benchmarks.measure.catalogues import TESTED, made_up_split, seconds_of_steps
 from rediffuse.data.dataset import SocialGraph
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.models import model_class
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.training.checkpoint import load_training, save_training
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 from rediffuse.training.optimizer import Optimizer
-from rediffuse.training.precision import keep_freed_memory
+from rediffuse.training.precision import keep_freed_memory, resolve_precision
 
 CPU = torch.device("cpu")
-ITEMS, PEOPLE, LENGTH, RANKED = 12_000, 20_000, 20, 512
+ITEMS, USERS, LENGTH, RANKED = 12_000, 20_000, 20, 512
 
 
 def fresh(name: str, data: TrainingData, **options: Any) -> Model:
+    """Make a model ready for its first training step."""
     kind = model_class(name)
     torch.manual_seed(0)
     model = kind(kind.Config.build(None, options), data.num_items, data.num_users)
@@ -55,22 +54,22 @@ def training_data(split: Any, social: SocialGraph | None = None) -> TrainingData
 
 
 def steps_of(model: Model, data: TrainingData, steps: int) -> dict[str, Any]:
-    """The median of ``steps`` training steps, and how many an epoch has."""
+    """Measure the median of ``steps`` training steps, and count the steps of an epoch."""
     batches = model.batches(data, np.random.default_rng(0))
     seconds = seconds_of_steps(model, batches, steps, CPU)
-    return {"step_seconds": round(statistics.median(seconds), 4), "steps_an_epoch": len(batches)}
+    return {"step_seconds": round(statistics.median(seconds), 4), "steps_per_epoch": len(batches)}
 
 
-def people(size: int, model: str) -> dict[str, Any]:
-    """What grows with the number of people at ``LENGTH`` events each: an epoch's batches, and a step."""
-    data = training_data(walks(ITEMS, size, LENGTH))
+def users(size: int, model: str) -> dict[str, Any]:
+    """Measure a step with ``size`` users of ``LENGTH`` interactions each, and extrapolate an epoch."""
+    data = training_data(made_up_split(ITEMS, size, LENGTH))
     found = steps_of(fresh(model, data), data, 15)
-    return found | {"epoch_seconds": round(found["step_seconds"] * found["steps_an_epoch"], 1)}
+    return found | {"epoch_seconds": round(found["step_seconds"] * found["steps_per_epoch"], 1)}
 
 
 def items(size: int, model: str) -> dict[str, Any]:
-    """Ranking the whole catalogue, both policies, for ``RANKED`` people."""
-    split = walks(size, PEOPLE, LENGTH)
+    """Rank a catalogue of ``size`` items for ``RANKED`` users, with seen items kept and filtered."""
+    split = made_up_split(size, USERS, LENGTH)
     task = split.task("valid")
     rows = np.arange(RANKED)
     task = replace(task, users=task.users[rows], histories=task.histories.take(rows), truth=task.truth.take(rows))
@@ -81,32 +80,32 @@ def items(size: int, model: str) -> dict[str, Any]:
         started = time.perf_counter()
         evaluate_task(model_scores(network, task), task, num_items=size, metrics=["ndcg@10"])
         taken.append(time.perf_counter() - started)
-    return {"milliseconds_a_person": round(min(taken) / RANKED * 1000, 2)}
+    return {"milliseconds_per_user": round(min(taken) / RANKED * 1000, 2)}
 
 
 def history(size: int, model: str) -> dict[str, Any]:
-    """A step of 4,096 targets whose histories are so long."""
-    data = training_data(walks(ITEMS, max(4_001, 100_000 // size), size + 3))
+    """Measure a step of 4,096 targets whose histories have ``size`` interactions."""
+    data = training_data(made_up_split(ITEMS, max(4_001, 100_000 // size), size + 3))
     return steps_of(fresh(model, data, max_length=size, batch_size=4096), data, 7)
 
 
-def events(size: int, model: str) -> dict[str, Any]:
-    """A graph of people and items with so many edges."""
-    data = training_data(walks(ITEMS, size // LENGTH, LENGTH))
+def interactions(size: int, model: str) -> dict[str, Any]:
+    """Measure a step on a graph of users and items with ``size`` edges."""
+    data = training_data(made_up_split(ITEMS, size // LENGTH, LENGTH))
     return steps_of(fresh(model, data), data, 7)
 
 
 def links(size: int, model: str) -> dict[str, Any]:
-    """A social graph with so many links."""
-    split, rng = walks(ITEMS, 50_000, LENGTH), np.random.default_rng(1)
+    """Measure a step on a social graph with ``size`` links."""
+    split, rng = made_up_split(ITEMS, 50_000, LENGTH), np.random.default_rng(1)
     ends = rng.integers(50_000, size=(2, size), dtype=np.int32)
     data = training_data(split, SocialGraph(*ends))
     return steps_of(fresh(model, data, validate_every=1), data, 7)
 
 
 def checkpoint(size: int, model: str) -> dict[str, Any]:
-    """Writing and reading the state of training of a catalogue of so many items, with an optimiser's second moments."""
-    data = training_data(walks(size, LAST_OF + 1000))
+    """Save and load a training checkpoint of ``size`` items, second moments of the optimizer included."""
+    data = training_data(made_up_split(size, TESTED + 1000))
     options = {"embedding_size": 64, "loss": "sampled_softmax", "item_optimizer": "rowwise_adagrad"}
     network = fresh(model, data, **options)
     optimizer = Optimizer(network.parameter_groups(), 1e-3, 0.0)
@@ -124,11 +123,11 @@ def checkpoint(size: int, model: str) -> dict[str, Any]:
 
 
 AXES: dict[str, tuple[Callable[[int, str], dict[str, Any]], list[str], list[int]]] = {
-    "people": (people, ["diffurec", "diffrec"], [20_000, 80_000, 320_000]),
+    "users": (users, ["diffurec", "diffrec"], [20_000, 80_000, 320_000]),
     "items ranked": (items, ["diffurec", "sasrec"], [12_000, 100_000, 1_000_000]),
     "items saved": (checkpoint, ["sasrec"], [100_000, 1_000_000, 4_000_000]),
     "history length": (history, ["diffurec", "sasrec", "gru4rec"], [25, 50, 100, 200, 400]),
-    "edges (events)": (events, ["lightgcn"], [250_000, 1_000_000, 4_000_000]),
+    "edges (interactions)": (interactions, ["lightgcn"], [250_000, 1_000_000, 4_000_000]),
     "edges (links)": (links, ["diffnet", "diffnetpp"], [250_000, 1_000_000, 4_000_000]),
 }
 
@@ -136,7 +135,7 @@ AXES: dict[str, tuple[Callable[[int, str], dict[str, Any]], list[str], list[int]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/growth.jsonl"))
+    out_option(parser, "growth.jsonl")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -145,19 +144,13 @@ def main() -> None:
         with keep_freed_memory():
             print(json.dumps(AXES[axis][0](int(size), model) | {"peak_mib": memory.mib()}))
         return
-    facts = {"date": datetime.now(UTC).date().isoformat(), "environment": environment()}
     for axis in options.axes:
+        precision = "fp32" if axis in ("items ranked", "items saved") else resolve_precision("auto", CPU)
         for model in AXES[axis][1]:
             for size in AXES[axis][2]:
-                words = [sys.executable, __file__, "--one", axis, model, str(size)]
-                done = subprocess.run(words, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(done.stderr)
-                found = {"axis": axis, "model": model, "size": size} | json.loads(done.stdout.splitlines()[-1])
+                found = {"axis": axis, "model": model, "size": size} | measured_alone("--one", axis, model, str(size))
                 print(json.dumps(found), flush=True)
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                with options.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(facts | found) + "\n")
+                append_result(options.out, found, precision=precision, device="cpu")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The released code of DiffRec beside ours: same weights, same rows, same noise, same numbers.
+"""Check DiffRec against its released code: same weights, rows and noise must give the same numbers.
 
     git clone https://github.com/YiyanXu/DiffRec
-    python benchmarks/parity_diffrec.py --released DiffRec/DiffRec/models
+    python -m benchmarks.parity.diffrec --released DiffRec/DiffRec/models
 
-Prints the largest relative differences and fails above 1e-4. The released code is imported from where it lies; nothing
-of it is kept here.
+Prints the largest relative differences, and fails above 1e-4. The released code is imported from its own folder; none
+of it is copied here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rediffuse.data.rows import row_batch
 from rediffuse.models.diffrec import DiffRec
 from rediffuse.models.sampling import Sampling
 
-ITEMS, PEOPLE, TOLERANCE = 120, 32, 1e-4
+ITEMS, USERS, TOLERANCE = 120, 32, 1e-4
 
 
 def main() -> None:
@@ -42,28 +42,26 @@ def main() -> None:
 
 
 def compare(preset: str, prediction: str) -> dict[str, float]:
-    """Largest relative differences of one configuration."""
+    """Return the largest relative differences of one configuration."""
     torch.manual_seed(0)
     ours = DiffRec(DiffRec.Config.build(preset, {"prediction": prediction, "dropout": 0.0}), ITEMS).eval()
     diffusion, theirs = released(ours)
     rng = np.random.default_rng(0)
-    rows = Histories.from_lists([rng.permutation(ITEMS)[: rng.integers(1, 30)].tolist() for _ in range(PEOPLE)])
+    rows = Histories.from_lists([rng.permutation(ITEMS)[: rng.integers(1, 30)].tolist() for _ in range(USERS)])
     x_0 = torch.from_numpy(ours.rows(rows).toarray())
     found: dict[str, float] = {}
     with torch.no_grad():
         steps = ours.config.steps
-        t = torch.arange(PEOPLE) % steps
+        t = torch.arange(USERS) % steps
         found["network"] = gap(ours.denoiser(x_0, t), theirs(x_0, t))
         ours.prepare()
-        found["chain"] = gap(
-            ours.score_known(rows, np.full(PEOPLE, -1), Sampling()), diffusion.p_sample(theirs, x_0, 0)
-        )
+        found["chain"] = gap(ours.score_known(rows, np.full(USERS, -1), Sampling()), diffusion.p_sample(theirs, x_0, 0))
 
-        # A step of training with the same timesteps and noise; then the history and the chances that follow from it.
-        noise = torch.randn(PEOPLE, ITEMS)
-        chance = torch.rand(PEOPLE, dtype=torch.float64) + 0.5
-        diffusion.sample_timesteps = lambda *_: (t, chance)
-        ours.timesteps.sample = lambda *_, **__: (t, (1 / chance).float())
+        # Training steps with the same timesteps and noise; then the timestep probabilities that their losses give.
+        noise = torch.randn(USERS, ITEMS)
+        probability = torch.rand(USERS, dtype=torch.float64) + 0.5
+        diffusion.sample_timesteps = lambda *_: (t, probability)
+        ours.timesteps.sample = lambda *_, **__: (t, (1 / probability).float())
         torch.randn_like = lambda _: noise  # type: ignore[assignment]
         for _ in range(12):
             loss_theirs = diffusion.training_losses(theirs, x_0, reweight=True)["loss"].mean()
@@ -71,12 +69,14 @@ def compare(preset: str, prediction: str) -> dict[str, float]:
         found["loss"] = gap(loss, loss_theirs)
         if bool((ours.timesteps.counts == 10).all()):
             root = diffusion.Lt_history.square().mean(-1).sqrt()
-            found["chances"] = gap(ours.timesteps.probabilities(), 0.999 * root / root.sum() + 0.001 / steps)
+            found["timestep probabilities"] = gap(
+                ours.timesteps.probabilities(), 0.999 * root / root.sum() + 0.001 / steps
+            )
     return found
 
 
 def released(ours: DiffRec) -> tuple[Any, Any]:
-    """The released process and network, with our weights."""
+    """Build the released diffusion process and network, with our weights."""
     config = ours.config
     dnn, process = (importlib.import_module(name) for name in ("DNN", "gaussian_diffusion"))
     kinds = process.ModelMeanType
@@ -105,7 +105,7 @@ def released(ours: DiffRec) -> tuple[Any, Any]:
 
 
 def gap(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference, over the largest number."""
+    """Return the largest difference, relative to the largest number."""
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 

@@ -1,60 +1,54 @@
-"""DiffuASR: how long it takes, and how much memory, to write ten events before every history of a data set.
+"""Measure how long DiffuASR takes, and how much memory, to generate ten interactions for every history of a data set.
 
-    REDIFFUSE_DATA=... python benchmarks/augment.py --data amazon-beauty
+    REDIFFUSE_DATA=... python -m benchmarks.measure.augment --data amazon-beauty
 
-Weights are fresh: they do not change the time. Every kind of guidance is a process of its own.
+The weights are random: they do not change the time. Each kind of guidance runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 
 import rediffuse as rd
+from benchmarks.common import measured_alone, out_option, write_result
 from rediffuse.data.zoo import fetch
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffuasr import DiffuASR
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="amazon-beauty")
-    parser.add_argument("--guidance", help="only this one, and print it")
+    parser.add_argument("--guidance", help="measure this one only, in this process")
+    out_option(parser, "augment.json")
     arguments = parser.parse_args()
     if arguments.guidance:
         print(json.dumps(measure(arguments.data, arguments.guidance)))
         return
     rows = []
     for guidance in ("none", "cf", "cg"):
-        command = [sys.executable, __file__, "--data", arguments.data, "--guidance", guidance]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(measured_alone("--data", arguments.data, "--guidance", guidance))
         print(rows[-1], flush=True)
-    facts = {"data": arguments.data, "rows": rows, "threads": torch.get_num_threads(), "environment": environment()}
-    facts["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    (Path(__file__).parent / "results/augment.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    write_result(arguments.out, {"data": arguments.data, "rows": rows}, precision="fp32", device="cpu")
 
 
 def measure(data: str, guidance: str) -> dict[str, object]:
-    """One pass over all people."""
+    """Generate once for all users."""
     view = rd.split.given(fetch(data)).training_view()
     torch.manual_seed(0)
     model = DiffuASR(DiffuASR.Config.build(None, {"guidance": guidance, "backbone": None}), view.num_items).eval()
     model.fit(TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity))
     memory, began = PeakMemory(), time.perf_counter()
-    written = model.write(view.train)
+    generated = model.write(view.train)
     seconds = time.perf_counter() - began
     return {
         "guidance": guidance,
-        "people": int((written[:, 0] >= 0).sum()),
+        "users": int((generated[:, 0] >= 0).sum()),
         "seconds": seconds,
         "peak_memory_mib": memory.mib(),
     }

@@ -1,17 +1,16 @@
-"""Does DiffKG use what its knowledge graph says? Train it with every item in the place of another one, and look.
+"""Train DiffKG on a graph that says nothing true: the control for whether it uses knowledge.
 
-    OMP_NUM_THREADS=1 python benchmarks/diffkg_shuffled.py --data lastfm-hetrec --epochs 12 --seeds 0 1 2
+    OMP_NUM_THREADS=1 python -m benchmarks.tables.diffkg_shuffled --data lastfm-hetrec --epochs 12 --seeds 0 1 2
 
-The graph stays as it is; which item is which entity is drawn anew among items that have one. What the true graph
-is better by is knowledge; the rest is what any graph, the contrast and the further parameters bring. Nothing
-is pruned. The figures of the true graph are those of `compare.py` with as many epochs.
+The graph stays as it is, but items are dealt out anew to the entities that stand for items. What the true graph gains
+over this one is knowledge; the rest comes from any graph, the contrast and the additional parameters. Nothing is
+pruned. For the true graph, run `compare.py` with as many epochs.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import shutil
 from pathlib import Path
@@ -19,15 +18,15 @@ from pathlib import Path
 import numpy as np
 
 import rediffuse as rd
+from benchmarks.common import RESULTS, write_result
 from rediffuse.data.zoo import fetch
-from rediffuse.training.environment import environment
 
 METRICS = ("hr@10", "ndcg@10", "recall@20")
 VARIANTS = {"diffkg-none": {"pruning": "none"}, "diffkg-plain": {"pruning": "none", "contrast": 0.0}}
 
 
 def shuffled(data: rd.Dataset, seed: int) -> rd.Dataset:
-    """The data with its items dealt out anew to the entities that stand for items."""
+    """Deal the items out anew to the entities that stand for items."""
     assert data.kg is not None
     links = data.kg.item_entity.copy()
     linked = np.unique(links[:, 0])
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--minutes", type=float, default=30.0, help="at most, per run")
     parser.add_argument("--runs", type=Path, default=Path("runs/shuffled"))
+    parser.add_argument("--out", type=Path, help="result file; default: results/diffkg_shuffled-DATA.json")
     arguments = parser.parse_args()
     rows = []
     for seed in arguments.seeds:
@@ -57,12 +57,12 @@ def main() -> None:
             run = rd.train("diffkg", split, folder, config=options, seed=seed, max_minutes=arguments.minutes)
             found = rd.evaluate_run(folder, data)["metrics"]
             figures = {f"{m}/{policy}": found[policy][m] for policy in ("all", "unseen") for m in METRICS}
-            rows.append({"variant": name, "seed": seed, "minutes": run.minutes} | figures)
+            precision = run.config["training"]["precision"]
+            rows.append({"variant": name, "seed": seed, "minutes": run.minutes, "precision": precision} | figures)
             print(json.dumps(rows[-1]), flush=True)
-    facts = {"data": arguments.data, "epochs": arguments.epochs, "rows": rows, "environment": environment()}
-    facts["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    out = Path(__file__).parent / "results" / f"diffkg_shuffled-{arguments.data}.json"
-    out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    facts = {"data": arguments.data, "epochs": arguments.epochs, "rows": rows}
+    out = arguments.out or RESULTS / f"diffkg_shuffled-{arguments.data}.json"
+    write_result(out, facts, precision=rows[0]["precision"])
 
 
 if __name__ == "__main__":

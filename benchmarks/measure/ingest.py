@@ -1,31 +1,29 @@
-"""Time and peak memory of reading many interactions from Parquet, and of everything up to the batches of an epoch.
+"""Measure reading many interactions from Parquet, and everything from there to the batches of an epoch.
 
-Writes synthetic interactions into a temporary folder of Parquet files, reads and saves them in a fresh process, and
-loads, splits and batches them in another. Prints one JSON line, and adds it to a file with --out:
+    python -m benchmarks.measure.ingest --rows 100_000_000 --users 5_000_000 --items 500_000 --files 100 --k-core 5
 
-    python benchmarks/ingest.py --rows 100_000_000 --users 5_000_000 --items 500_000 --files 100 --k-core 5
+Made-up interactions are written to Parquet files in a temporary folder. One new process reads and saves them, another
+loads, splits and batches them. The result is one line of a file of JSON lines.
 
-For each stage: seconds on the clock and of the processors, peak_gib (resident memory, file pages that are mapped
-included) and private_gib (the peak of the memory that belongs to this process alone, read 50 times a second). Linux
-only.
+For each stage: seconds of the clock and of the processors; peak_gib, resident memory with mapped file pages;
+private_gib, the peak of memory that belongs to this process alone, sampled 50 times a second. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import append_result, measured_alone, out_option
 
 CHUNK = 1_000_000
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -33,7 +31,7 @@ Stages = dict[str, dict[str, float]]
 
 
 def write(folder: Path, rows: int, users: int, items: int, files: int, strings: bool, seed: int) -> None:
-    """Rows in random order, users and items of uneven popularity; string ids have 14 and 12 characters."""
+    """Write rows in random order, with users and items of uneven popularity; string ids have 14 and 12 characters."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -45,8 +43,8 @@ def write(folder: Path, rows: int, users: int, items: int, files: int, strings: 
         ids = [pa.array([f"user_{n:09d}" for n in user_ids]), pa.array([f"item_{n:07d}" for n in item_ids])]
     for file, start in enumerate(range(0, rows, -(-rows // files))):
         end = min(start + -(-rows // files), rows)
-        place = folder / f"part={file:04d}"
-        place.mkdir()
+        partition = folder / f"part={file:04d}"
+        partition.mkdir()
         writer = None
         for first in range(start, end, CHUNK):
             size = min(CHUNK, end - first)
@@ -58,21 +56,21 @@ def write(folder: Path, rows: int, users: int, items: int, files: int, strings: 
                     "timestamp": rng.integers(1_000_000_000, 1_700_000_000, size),
                 }
             )
-            writer = writer or pq.ParquetWriter(place / "rows.parquet", table.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(partition / "rows.parquet", table.schema, compression="zstd")
             writer.write_table(table)
         if writer:
             writer.close()
 
 
 def memory(field: str) -> float:
-    """GiB, of a field of /proc/self/status."""
+    """Read a field of /proc/self/status, in GiB."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) / 2**20
 
 
 @contextmanager
 def stage(name: str, stages: Stages) -> Iterator[None]:
-    """Measure what is done inside."""
+    """Measure what is done inside, and add it to ``stages``."""
     CLEAR.write_text("5")  # the peak of resident memory is counted from here
     done, peak = threading.Event(), [memory("RssAnon")]
     before = peak[0]
@@ -95,8 +93,8 @@ def stage(name: str, stages: Stages) -> Iterator[None]:
     print(name, stages[name], file=sys.stderr, flush=True)
 
 
-def read(source: str, folder: str, k_core: int | None) -> dict[str, Any]:
-    """Read and save."""
+def read_and_save(source: str, folder: str, k_core: int | None) -> dict[str, Any]:
+    """Read the files, and save the dataset."""
     from rediffuse.data.dataset import Dataset
 
     stages: Stages = {}
@@ -107,7 +105,7 @@ def read(source: str, folder: str, k_core: int | None) -> dict[str, Any]:
     with stage("save", stages):
         data.save(folder)
     return {
-        "events": data.num_events,
+        "interactions": data.num_events,
         "users": data.num_users,
         "items": data.num_items,
         "fingerprint": fingerprint,
@@ -115,8 +113,8 @@ def read(source: str, folder: str, k_core: int | None) -> dict[str, Any]:
     }
 
 
-def learn(folder: str, batches: int) -> dict[str, Any]:
-    """Load, split, and begin an epoch of every kind of batches."""
+def load_and_batch(folder: str, batches: int) -> dict[str, Any]:
+    """Load the dataset, split it, and begin an epoch of every kind of batches."""
     import numpy as np
 
     from rediffuse.data import split
@@ -153,12 +151,7 @@ def learn(folder: str, batches: int) -> dict[str, Any]:
         stages[name]["batches"] = len(epoch)
         stages[f"{name}: batches"]["batches"] = min(batches, len(epoch))
         del epoch
-    return {"stages": stages, "train_events": len(train.items)}
-
-
-def child(*arguments: object) -> dict[str, Any]:
-    command = [sys.executable, "-W", "error", __file__, "--child", json.dumps(arguments)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return {"stages": stages, "train_interactions": len(train.items)}
 
 
 def main() -> None:
@@ -172,12 +165,13 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1000, help="of each kind of batches, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where the files are written (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="a JSON file to add the result to, one line each")
+    out_option(parser, "ingest.jsonl")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        what, *rest = json.loads(options.child)
-        print(json.dumps({"read": read, "learn": learn}[what](*rest)))
+        warnings.simplefilter("error")
+        function, *rest = json.loads(options.child)
+        print(json.dumps({"read": read_and_save, "load": load_and_batch}[function](*rest)))
         return
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         source, saved = Path(folder) / "source", Path(folder) / "dataset"
@@ -185,31 +179,21 @@ def main() -> None:
         strings = options.ids == "strings"
         write(source, options.rows, options.users, options.items, options.files, strings, options.seed)
         size = sum(file.stat().st_size for file in source.rglob("*.parquet"))
-        found = child("read", str(source), str(saved), options.k_core)
+        found = measured_alone("--child", json.dumps(["read", str(source), str(saved), options.k_core]))
         saved_size = sum(file.stat().st_size for file in saved.iterdir())
-        learned = child("learn", str(saved), options.batches)
-    import numpy
-    import polars
-
+        batched = measured_alone("--child", json.dumps(["load", str(saved), options.batches]))
     result = {
         "benchmark": "ingest",
-        "date": datetime.now(UTC).date().isoformat(),
         **{name: getattr(options, name) for name in ("rows", "ids", "files", "k_core")},
         "source_mib": round(size / 2**20),
         "dataset_mib": round(saved_size / 2**20),
         "rows_per_second": round(options.rows / found["stages"]["ingest"]["seconds"]),
         **found,
-        **learned,
-        "stages": {**found["stages"], **learned["stages"]},
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "polars": polars.__version__,
-        "numpy": numpy.__version__,
+        **batched,
+        "stages": {**found["stages"], **batched["stages"]},
     }
     print(json.dumps(result))
-    if options.out:
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
+    append_result(options.out, result, precision=None, device="cpu", packages=["pyarrow"])
 
 
 if __name__ == "__main__":

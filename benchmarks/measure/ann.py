@@ -1,38 +1,36 @@
-"""Approximate search over random vectors beside exact search: time to build, memory, recall@100 and time per query.
+"""Measure approximate search over random vectors against exact search: build time, memory, recall@100, query time.
 
-    OMP_NUM_THREADS=1 python benchmarks/ann.py --items 1_000_000 --dim 64 --out benchmarks/results/ann.json
+    OMP_NUM_THREADS=1 python -m benchmarks.measure.ann --items 1_000_000 --dim 64
 
-Vectors and queries are standard normal, not normalised: there is nothing in them to cluster and hardly a neighbourhood
-to walk in, which is hard for both kinds. Each kind has a process of its own, one thread, and one query at a time. The
-effort is the least with which 200 queries reach the recall; 500 others are measured. Milliseconds are those of the
-clock and, since machines are shared, also those of the processor.
+Vectors and queries are standard normal and not normalised. They have no clusters and hardly any near neighbours, which
+is hard for every kind of index. Each kind runs in a process of its own with one thread, one query at a time. The effort
+is the lowest with which 200 queries reach the recall; 500 others are measured. Times are in milliseconds of the clock
+and, since machines are shared, of the processor.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.common import measured_alone, out_option, write_result
 from rediffuse.recommender.build import recall_of
 from rediffuse.recommender.index import ItemIndex, load_faiss
 from rediffuse.topk import exact_top_k
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 
 K, RECALL, CHOOSING, REPORTING = 100, 0.95, 200, 500
 
 
 def milliseconds(search: Callable[[torch.Tensor], Any], queries: torch.Tensor) -> dict[str, float]:
-    """Of one query at a time: half take at most p50, all but a hundredth at most p99."""
+    """Measure queries one at a time: the median and the 99th percentile of their latency."""
     clock, processor = [], []
     for query in queries.split(1):
         start, worked = time.perf_counter(), time.thread_time()
@@ -44,7 +42,7 @@ def milliseconds(search: Callable[[torch.Tensor], Any], queries: torch.Tensor) -
 
 
 def measure(kind: str, items: int, dim: int) -> dict[str, Any]:
-    """One kind, or exact search, in this process."""
+    """Measure one kind, or exact search, in this process."""
     torch.set_num_threads(1)
     load_faiss().omp_set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -55,7 +53,7 @@ def measure(kind: str, items: int, dim: int) -> dict[str, Any]:
     row: dict[str, Any] = {"kind": kind, "items": items, "dim": dim, "index_mib": round(table.nbytes / 2**20)}
     if kind == "exact":
         return row | {"recall": 1.0} | milliseconds(lambda query: exact_top_k(query @ vectors.T, K), reported[:100])
-    thresholds = torch.cat([exact_top_k(part @ vectors.T, K)[0][:, -1] for part in queries.split(16)])
+    thresholds = torch.cat([exact_top_k(batch @ vectors.T, K)[0][:, -1] for batch in queries.split(16)])
     memory = PeakMemory()
     start, worked = time.perf_counter(), time.process_time()
     index = ItemIndex.build(table, "hnsw" if kind == "hnsw" else "ivf", threads=1)
@@ -83,21 +81,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--kind", choices=["exact", "ivf", "hnsw"], help="this one alone, in this process")
-    parser.add_argument("--out", type=Path, help="JSON file of the rows; without --kind")
+    parser.add_argument("--kind", choices=["exact", "ivf", "hnsw"], help="measure this one only, in this process")
+    out_option(parser, "ann.json")
     arguments = parser.parse_args()
     if arguments.kind:
         print(json.dumps(measure(arguments.kind, arguments.items, arguments.dim)))
         return
     rows = []
     for kind in ("exact", "ivf", "hnsw"):
-        command = [sys.executable, __file__, "--kind", kind, f"--items={arguments.items}", f"--dim={arguments.dim}"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(measured_alone("--kind", kind, f"--items={arguments.items}", f"--dim={arguments.dim}"))
         print(rows[-1], flush=True)
-    facts = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "rows": rows, "environment": environment()}
-    if arguments.out:
-        arguments.out.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    write_result(arguments.out, {"rows": rows}, precision="fp32", device="cpu", packages=["faiss-cpu"])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Reading damaged files: every one is either read or refused with an error of ours.
+"""Read damaged files: each must be read correctly or refused with one of our errors.
 
 Small valid tables (CSV, TSV, gzip, ``::``, Parquet, hive folders, RecBole atomic files, with tables of items, users,
-links, triples and splits; saved datasets; files of people to recommend to) are damaged at random and read, in a worker
-process with limits of time and memory. What is read is checked too: a dataset must be sound, survive saving and
-loading, and hold the rows, times and ratings that Python's own csv module finds in the file. Every other mutant is read
-a few rows at a time, and must give what it gives in one piece.
+links, triples and splits; saved datasets; user files of batch inference) are damaged at random and read in a worker
+process with limits of time and memory. What is read is checked: a dataset must be sound, survive saving and loading,
+and hold the rows, times and ratings that Python's csv module finds in the file. Every other mutant is also read a few
+rows at a time, which must give the same.
 
-    python benchmarks/fuzz_ingest.py --count 10_000 --seed 0 --out benchmarks/results/fuzz_ingest.json
+    python -m benchmarks.faults.fuzz_readers --count 10_000 --seed 0 --out benchmarks/results/fuzz_ingest.json
 
-``--start`` cuts a run in pieces, which ``--out`` adds up. A failure is named by seed and index; ``--keep FOLDER --start
-INDEX --count 1`` writes its files. The worker's standard error goes nowhere, as panics of the reader print there.
+``--start`` cuts a run into chunks, which ``--out`` adds up. A failure is named by seed and index; ``--keep FOLDER
+--start INDEX --count 1`` writes its files. The worker's standard error is discarded: panics of the reader print there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import random
 import shutil
 import sys
@@ -42,7 +41,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-import rediffuse
+from benchmarks.common import write_result
 from rediffuse.data import dataset, histories, ingest, split, tables
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import RediffuseError
@@ -51,13 +50,13 @@ from rediffuse.recommender.people_files import PeopleFile
 ACCEPTED, REFUSED, FAILED, HUNG, DIED = "accepted", "refused", "other exception", "hang", "died"
 # One mutant in this many also goes through `rediffuse prepare`.
 CLI_EVERY = 20
-# Rows that are read, and events that are worked on, at once, where a mutant is read in pieces.
+# Rows that are read, and interactions that are worked on, at once, where a mutant is read in chunks.
 FEW = 7
 
 
 @dataclass
 class Case:
-    """Files by name, and how they are read: the source, options, and the file of each table beside it."""
+    """Files by name, and how they are read: the source, its options, and the files of other tables."""
 
     kind: str
     files: dict[str, bytes]
@@ -65,11 +64,11 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
     damage: list[str] = field(default_factory=list)
-    in_pieces: bool = False
+    in_chunks: bool = False
 
     @property
-    def of_people(self) -> bool:
-        return self.kind.startswith("people")
+    def is_user_file(self) -> bool:
+        return self.kind.startswith("user file")
 
 
 # --- seeds -------------------------------------------------------------------------------------------------
@@ -78,21 +77,21 @@ class Case:
 def _rows() -> dict[str, list[list[Any]]]:
     rng = random.Random(7)
     users, items = [f"u{n:02d}" for n in range(9)], [f'film {n}, part "{n % 3}"' for n in range(12)]
-    events = [
+    interactions = [
         [rng.choice(users), rng.choice(items), rng.randint(1, 10) / 2, 1_700_000_000 + rng.randint(0, 99_999), order]
         for order in range(60)
     ]
-    touched = sorted({event[1] for event in events})
+    used = sorted({row[1] for row in interactions})
     return {
-        "events": [["user_id", "item_id", "rating", "timestamp", "order"], *events],
-        "items": [["item_id", "title", "genres"], *([i, f"Ti\u0301tle {i}", "a|b;c"] for i in touched)],
+        "interactions": [["user_id", "item_id", "rating", "timestamp", "order"], *interactions],
+        "items": [["item_id", "title", "genres"], *([i, f"Ti\u0301tle {i}", "a|b;c"] for i in used)],
         "users": [["user_id", "age"], *([u, str(20 + n)] for n, u in enumerate(users))],
         "social": [["source", "target"], *([a, rng.choice([*users, "new"])] for a in users for _ in range(2))],
         "kg": [["head", "relation", "tail"], *([f"e{n}", f"r{n % 3}", f"e{n * 5 % 17}"] for n in range(30))],
-        "item_entity": [["item_id", "entity_id"], *([i, f"e{n}"] for n, i in enumerate(touched))],
+        "item_entity": [["item_id", "entity_id"], *([i, f"e{n}"] for n, i in enumerate(used))],
         "splits": [
             ["user_id", "item_id", "timestamp", "split"],
-            *([e[0], e[1], e[3], rng.choice(["train", "valid", "test"])] for e in events),
+            *([row[0], row[1], row[3], rng.choice(["train", "valid", "test"])] for row in interactions),
         ],
     }
 
@@ -116,7 +115,7 @@ def _parquet(frame: pl.DataFrame) -> bytes:
 
 
 def _numbered(rows: list[list[Any]]) -> list[list[Any]]:
-    """The same table with integers for ids, without what would have to be quoted."""
+    """Replace ids by integers, so that nothing has to be quoted."""
     numbers: dict[Any, int] = {}
     return [
         rows[0],
@@ -128,17 +127,20 @@ def _numbered(rows: list[list[Any]]) -> list[list[Any]]:
 
 
 def seeds() -> list[Case]:
-    """What is damaged: every kind of file that docs/data.md says can be read."""
+    """Make the files that are damaged: every kind that docs/data.md says can be read."""
     rows = _rows()
-    beside = {name: f"{name}.csv" for name in rows if name != "events"}
+    beside = {name: f"{name}.csv" for name in rows if name != "interactions"}
     usual: dict[str, Any] = {"time": "timestamp", "rating": "rating"}
     iso = [
         ["user_id", "item_id", "when"],
-        *([e[0], e[1], f"2024-03-{1 + n % 28:02d} 12:{n % 60:02d}:0{n % 9}"] for n, e in enumerate(rows["events"][1:])),
+        *(
+            [e[0], e[1], f"2024-03-{1 + n % 28:02d} 12:{n % 60:02d}:0{n % 9}"]
+            for n, e in enumerate(rows["interactions"][1:])
+        ),
     ]
-    plain = _numbered(rows["events"])
+    plain = _numbered(rows["interactions"])
     hive = {
-        f"year=20{year}/month={month}/part-{month}.parquet": _parquet(_frame(rows["events"])[year - 20 :: 4])
+        f"year=20{year}/month={month}/part-{month}.parquet": _parquet(_frame(rows["interactions"])[year - 20 :: 4])
         for year in (22, 23)
         for month in (1, 2)
     }
@@ -150,32 +152,34 @@ def seeds() -> list[Case]:
         "kg": ["head_id:token", "relation_id:token", "tail_id:token"],
         "link": ["item_id:token", "entity_id:token"],
     }
-    people = [["user_id", "history"], *([f"u{n}", "|".join(f"i{m}" for m in range(n % 4))] for n in range(30))]
-    lists = _frame(people).with_columns(pl.col("history").str.split("|"))
-    names = {"inter": "events", "item": "items", "user": "users", "net": "social", "kg": "kg", "link": "item_entity"}
+    users = [["user_id", "history"], *([f"u{n}", "|".join(f"i{m}" for m in range(n % 4))] for n in range(30))]
+    lists = _frame(users).with_columns(pl.col("history").str.split("|"))
+    names = {"inter": "interactions", "item": "items", "user": "users"}
+    names |= {"net": "social", "kg": "kg", "link": "item_entity"}
     atomic_files = {
         f"set.{end}": "".join("\t".join(map(str, row)) + "\n" for row in [header, *rows[names[end]][1:]]).encode()
         for end, header in atomic.items()
     }
+    name, packed = "interactions.csv", "interactions.tsv.gz"
     cases = [
-        Case("csv", {f"{n}.csv": _text(r) for n, r in rows.items()}, "events.csv", usual, beside),
-        Case("tsv.gz", {"events.tsv.gz": gzip.compress(_text(plain, "\t"), mtime=0)}, "events.tsv.gz", usual),
-        Case("order", {"events.csv": _text(plain, ";")}, "events.csv", {"order": "order", "rating": "rating"}),
-        Case("::", {"events.dat": _text(plain, "::")}, "events.dat", {**usual, "separator": "::"}),
-        Case("iso", {"events.csv": _text(iso)}, "events.csv", {"time": "when"}),
+        Case("csv", {f"{n}.csv": _text(r) for n, r in rows.items()}, name, usual, beside),
+        Case("tsv.gz", {packed: gzip.compress(_text(plain, "\t"), mtime=0)}, packed, usual),
+        Case("order", {name: _text(plain, ";")}, name, {"order": "order", "rating": "rating"}),
+        Case("::", {"interactions.dat": _text(plain, "::")}, "interactions.dat", {**usual, "separator": "::"}),
+        Case("iso", {name: _text(iso)}, name, {"time": "when"}),
         Case("folder", {f"logs/{n}.csv": _text([plain[0], *plain[1 + n :: 3]]) for n in range(3)}, "logs", usual),
         Case(
             "parquet",
             {f"{n}.parquet": _parquet(_frame(r)) for n, r in rows.items()},
-            "events.parquet",
+            "interactions.parquet",
             usual,
             {name: f"{name}.parquet" for name in beside},
         ),
         Case("hive", {f"logs/{name}": content for name, content in hive.items()}, "logs", usual),
         Case("atomic", atomic_files, "."),
-        Case("people", {"people.csv": _text(people)}, "people.csv"),
-        Case("people.gz", {"people.tsv.gz": gzip.compress(_text(people[:20], "\t"), mtime=0)}, "people.tsv.gz"),
-        Case("people.parquet", {f"people/{n}.parquet": _parquet(lists[n::2]) for n in range(2)}, "people"),
+        Case("user file", {"users.csv": _text(users)}, "users.csv"),
+        Case("user file.gz", {"users.tsv.gz": gzip.compress(_text(users[:20], "\t"), mtime=0)}, "users.tsv.gz"),
+        Case("user file.parquet", {f"users/{n}.parquet": _parquet(lists[n::2]) for n in range(2)}, "users"),
     ]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -287,7 +291,7 @@ def _lines(rng: random.Random, data: bytes) -> bytes:
 
 
 def _field(rng: random.Random, data: bytes) -> bytes:
-    """One field of one line is another; commas and tabs cut, wherever they stand."""
+    """Change one field of one line; every separator counts, quoted or not."""
     lines = data.split(b"\n")
     at = rng.randrange(len(lines))
     separator = max((b",", b"\t", b";", b"::", b"|"), key=lines[0].count)
@@ -304,7 +308,7 @@ def _field(rng: random.Random, data: bytes) -> bytes:
 
 
 def _column(rng: random.Random, data: bytes) -> bytes:
-    """One column of all lines is another value."""
+    """Set a column of nearly all lines to one value."""
     lines = data.split(b"\n")
     separator = max((b",", b"\t", b";", b"::", b"|"), key=lines[0].count)
     place, value = rng.randrange(lines[0].count(separator) + 1), rng.choice(_SNIPPETS)
@@ -345,7 +349,7 @@ def _packed(rng: random.Random, data: bytes) -> bytes:
 
 
 def _unpacked(rng: random.Random, data: bytes) -> bytes:
-    """Damage inside a gzip file, which is packed again."""
+    """Damage the content of a gzip file, and pack it again."""
     try:
         return gzip.compress(rng.choice([_field, _insert, _lines, _column])(rng, gzip.decompress(data)), mtime=0)
     except (OSError, EOFError, ValueError, zlib.error):
@@ -359,7 +363,7 @@ _TYPES: list[Any] = [
 
 
 def _typed(rng: random.Random, data: bytes) -> bytes:
-    """Another table in a valid Parquet file: columns of other types, nulls, nothing at all."""
+    """Write another table to a valid Parquet file: other types, nulls, no rows."""
     try:
         return _retyped(rng, pl.read_parquet(io.BytesIO(data)))
     except KeyboardInterrupt:
@@ -407,12 +411,12 @@ _TEXT: list[Callable[[random.Random, bytes], bytes]] = [
 
 
 def mutant(cases: list[Case], seed: int, index: int) -> Case:
-    """A damaged case; the same for the same seed and index."""
+    """Make a damaged case; it depends on seed and index alone."""
     rng = random.Random(f"{seed}-{index}")
     base = rng.choice(cases)
     case = Case(base.kind, dict(base.files), base.source, dict(base.options), dict(base.tables))
-    case.in_pieces = bool(index % 2)
-    for name in list(case.tables):  # the more tables, the sooner one is refused before another is looked at
+    case.in_chunks = bool(index % 2)
+    for name in list(case.tables):  # with many tables, the first bad one hides the others
         if rng.random() < 0.5:
             del case.tables[name]
     if ("kg" in case.tables) != ("item_entity" in case.tables):
@@ -429,8 +433,8 @@ def mutant(cases: list[Case], seed: int, index: int) -> Case:
             how, content = "emptied", b""
         elif roll < 0.08:
             other = rng.choice(cases)
-            piece = other.files[rng.choice(sorted(other.files))]
-            how, content = "spliced", content[: _spot(rng, content)] + piece[_spot(rng, piece) :]
+            splice = other.files[rng.choice(sorted(other.files))]
+            how, content = "spliced", content[: _spot(rng, content)] + splice[_spot(rng, splice) :]
         else:
             binary = name.endswith((".parquet", ".gz")) or case.kind == "dataset"
             own = [_typed] * 6 if name.endswith(".parquet") else [_unpacked] * 6 if name.endswith(".gz") else []
@@ -441,13 +445,13 @@ def mutant(cases: list[Case], seed: int, index: int) -> Case:
     roll = rng.random()
     if roll < 0.03:
         _move(case, rng.choice(names), rng)
-    elif roll < 0.05 and case.kind != "dataset" and not case.of_people:
+    elif roll < 0.05 and case.kind != "dataset" and not case.is_user_file:
         case.options["encoding"] = rng.choice(
             ["utf-16", "latin-1", "utf-8", "cp1252", "ascii", "base64", "idna", "utf-7"]
         )
-    elif roll < 0.07 and case.kind != "dataset" and not case.of_people:
+    elif roll < 0.07 and case.kind != "dataset" and not case.is_user_file:
         case.options["separator"] = rng.choice([",", "\t", "::", "", "ab", "\0", "\u00e9", '"', "\r", "\r\n", " "])
-    if case.kind not in ("dataset", "atomic") and not case.of_people:
+    if case.kind not in ("dataset", "atomic") and not case.is_user_file:
         if rng.random() < 0.2:
             case.options["k_core"] = rng.choice([1, 2, 3])
         if rng.random() < 0.2:
@@ -458,7 +462,7 @@ def mutant(cases: list[Case], seed: int, index: int) -> Case:
 
 
 def _move(case: Case, name: str, rng: random.Random) -> None:
-    """A file under another ending, or far down in folders."""
+    """Give a file another ending, or move it deep into folders."""
     kind, content = rng.randrange(3), case.files.pop(name)
     if kind == 0:
         new = name.rpartition(".")[0] + rng.choice([".parquet", ".csv", ".gz", ".pq", ".zip", "", ".inter"])
@@ -482,7 +486,7 @@ def _move(case: Case, name: str, rng: random.Random) -> None:
 
 
 def write(case: Case, folder: Path) -> None:
-    """The files of a case."""
+    """Write the files of a case."""
     for name, content in case.files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -497,45 +501,45 @@ def _read(case: Case, folder: Path) -> Dataset:
         data = Dataset.from_atomic(source, **case.options)
     else:
         data = Dataset.from_interactions(source, **case.options, **{k: folder / v for k, v in case.tables.items()})
-    _ = data.tables_fingerprint  # looks at what a model would read of the tables
+    _ = data.tables_fingerprint  # reads the tables as a model would
     return data
 
 
 @contextmanager
 def few_at_once(few: bool) -> Iterator[None]:
-    """Read FEW rows and work on FEW events at once while this lasts, or as many as ever."""
-    places = [(tables, "PIECE"), *((module, "BLOCK") for module in (histories, ingest, split, dataset))]
-    before = [getattr(module, name) for module, name in places]
-    for module, name in places if few else ():
+    """Read FEW rows and work on FEW interactions at once if ``few``."""
+    limits = [(tables, "PIECE"), *((module, "BLOCK") for module in (histories, ingest, split, dataset))]
+    before = [getattr(module, name) for module, name in limits]
+    for module, name in limits if few else ():
         setattr(module, name, FEW)
     try:
         yield
     finally:
-        for (module, name), value in zip(places, before, strict=True):
+        for (module, name), value in zip(limits, before, strict=True):
             setattr(module, name, value)
 
 
 def attempt(case: Case, folder: Path, cli: bool = False) -> str:
-    """Read a case written to ``folder`` (empty); "accepted" or "refused".
+    """Read a case in the empty ``folder``, and return "accepted" or "refused".
 
     Raises:
-        Exception: anything else than our own errors, and AssertionError where what is read is not sound.
+        Exception: an error that is not ours; AssertionError where what is read is not sound.
     """
     write(case, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if case.of_people:
-            return _attempt_people(case, folder)
-        with few_at_once(case.in_pieces):
+        if case.is_user_file:
+            return _attempt_user_file(case, folder)
+        with few_at_once(case.in_chunks):
             data = _tried(lambda: _read(case, folder))
             outcome = REFUSED if data is None else ACCEPTED
             if data is not None:
                 check(data, case, folder)
             if cli and case.kind != "dataset":
                 _through_cli(case, folder, outcome)
-        if case.in_pieces:
+        if case.in_chunks:
             whole = _tried(lambda: _read(case, folder))
-            assert (whole is None) == (data is None), f"in pieces: {outcome}, and not in one"
+            assert (whole is None) == (data is None), f"in chunks: {outcome}, but not in one"
             if whole is not None and data is not None:
                 assert whole.fingerprint == data.fingerprint
                 assert whole.tables_fingerprint == data.tables_fingerprint
@@ -544,33 +548,33 @@ def attempt(case: Case, folder: Path, cli: bool = False) -> str:
 
 
 def _tried(read: Callable[[], Any]) -> Any:
-    """What is read, None if it is refused."""
+    """Return what is read, or None if it is refused."""
     try:
         return read()
     except RediffuseError:
         return None
 
 
-def _attempt_people(case: Case, folder: Path) -> str:
+def _attempt_user_file(case: Case, folder: Path) -> str:
     def read(size: int) -> list[tuple[Any, ...]]:
-        people = PeopleFile(folder / case.source, {"u1", "u2"}.__contains__)
-        people.identity()
-        blocks = list(people.blocks(size))
+        users = PeopleFile(folder / case.source, {"u1", "u2"}.__contains__)
+        users.identity()
+        blocks = list(users.blocks(size))
         assert [number for number, _ in blocks] == list(range(len(blocks)))
         assert all(len(frame) == size for _, frame in blocks[:-1])
-        assert all(frame.columns == ["user_id", *["history"] * people.has_histories] for _, frame in blocks)
+        assert all(frame.columns == ["user_id", *["history"] * users.has_histories] for _, frame in blocks)
         return [row for _, frame in blocks for row in frame.iter_rows()]
 
     found, whole = (_tried(lambda size=size: read(size)) for size in (FEW, 1000))
-    assert found == whole, "in pieces it is another thing"
+    assert found == whole, "in chunks it differs"
     if found is None:
         return REFUSED
     for user, *history in found:
         assert isinstance(user, int | str)
-        # What polars calls a space: Python strips more.
+        # Polars' notion of a space: Python strips more.
         assert isinstance(user, int) or pl.Series([user]).str.strip_chars()[0] == user != ""
         assert all(isinstance(items, list | None) for items in history)
-    records = _plain_records(case, ",") if case.kind == "people" else None
+    records = _plain_records(case, ",") if case.kind == "user file" else None
     if records is not None and "user_id" in records[0]:
         place = records[0].index("user_id")
         assert [row[0] for row in found] == [record[place] for record in records[1:]]
@@ -587,34 +591,34 @@ def _through_cli(case: Case, folder: Path, outcome: str) -> None:
     sys.stdout = io.StringIO()
     try:
         app(words, standalone_mode=False)
-        said = ACCEPTED
+        prepared = ACCEPTED
     except RediffuseError:
-        said = REFUSED
+        prepared = REFUSED
     finally:
         sys.stdout = kept
-    # What a model would read of the tables is looked at later than `prepare`.
-    assert said == outcome or (said, outcome) == (ACCEPTED, REFUSED), f"prepare {said}, from_interactions {outcome}"
+    # `prepare` does not read the tables as a model would.
+    assert (prepared, outcome) in ((outcome, outcome), (ACCEPTED, REFUSED)), f"prepare {prepared}, Python {outcome}"
 
 
 def check(data: Dataset, case: Case, folder: Path) -> None:
-    """A dataset is sound, and what it was read from says the same."""
-    events = data.interactions
-    assert events.offsets[0] == 0
-    assert events.offsets[-1] == len(events.items) == data.num_events > 0
-    assert (events.lengths >= 0).all()
-    assert len(events) == data.num_users
-    assert ((events.items >= 0) & (events.items < data.num_items)).all()
-    assert (np.bincount(events.items, minlength=data.num_items) > 0).all()
+    """Assert that a dataset is sound and holds what its files hold."""
+    interactions = data.interactions
+    assert interactions.offsets[0] == 0
+    assert interactions.offsets[-1] == len(interactions.items) == data.num_events > 0
+    assert (interactions.lengths >= 0).all()
+    assert len(interactions) == data.num_users
+    assert ((interactions.items >= 0) & (interactions.items < data.num_items)).all()
+    assert (np.bincount(interactions.items, minlength=data.num_items) > 0).all()
     assert data.num_items >= 2
     if data.social is None:
-        assert (events.lengths > 0).all()
-    inner = np.diff(events.owners) == 0
-    if events.times is not None:
-        assert np.isfinite(events.times).all()
-        assert (events.times[1:] >= events.times[:-1])[inner].all()  # a difference may overflow
-    if events.ratings is not None:
-        assert np.isfinite(events.ratings).all()
-        assert (events.ratings >= 0).all()
+        assert (interactions.lengths > 0).all()
+    inner = np.diff(interactions.owners) == 0
+    if interactions.times is not None:
+        assert np.isfinite(interactions.times).all()
+        assert (interactions.times[1:] >= interactions.times[:-1])[inner].all()  # a difference may overflow
+    if interactions.ratings is not None:
+        assert np.isfinite(interactions.ratings).all()
+        assert (interactions.ratings >= 0).all()
     for ids in (data.user_ids, data.item_ids):
         assert ids.dtype in (pl.Int64, pl.String)
         assert not ids.null_count()
@@ -630,17 +634,17 @@ def check(data: Dataset, case: Case, folder: Path) -> None:
         for ends, size in ((kg.head, kg.num_entities), (kg.tail, kg.num_entities), (kg.relation, kg.num_relations)):
             assert ((ends >= 0) & (ends < size)).all()
         assert ((kg.item_entity >= 0) & (kg.item_entity < [data.num_items, kg.num_entities])).all()
-    for part in data.given.values():
-        assert part.shape == events.items.shape
-        assert set(np.unique(part)) <= {-1, 0, 1, 2}
+    for subsets in data.given.values():
+        assert subsets.shape == interactions.items.shape
+        assert set(np.unique(subsets)) <= {-1, 0, 1, 2}
     report = data.report
     dropped = sum(report.get(f"dropped_{why}", 0) for why in ("below_min_rating", "duplicates", "by_k_core"))
     assert report["rows"] - dropped == report["events"] == data.num_events
     if case.kind == "dataset":
         return
     if k := case.options.get("k_core"):
-        assert (np.bincount(events.items) >= k).all()
-        assert (events.lengths[events.lengths > 0] >= k).all()
+        assert (np.bincount(interactions.items) >= k).all()
+        assert (interactions.lengths[interactions.lengths > 0] >= k).all()
     again = Dataset.load(data.save(folder / "saved again"))
     recomputed = dataclasses.replace(again)  # without the fingerprints that were loaded
     assert recomputed.fingerprint == data.fingerprint == again.fingerprint
@@ -649,16 +653,16 @@ def check(data: Dataset, case: Case, folder: Path) -> None:
         one, other = getattr(data, name), getattr(again, name)
         assert one is other is None or one.equals(other), name
     assert again.given.keys() == data.given.keys()
-    assert all((again.given[name] == part).all() for name, part in data.given.items())
+    assert all((again.given[name] == subsets).all() for name, subsets in data.given.items())
     assert again.report == json.loads(json.dumps(data.report))
     assert again.title == data.title
     if not dropped:
         plain = _plainly(case, report.get("time_unit"))
         if plain is not None:
-            users, items = data.user_ids.gather(events.owners), data.item_ids.gather(events.items)
+            users, items = data.user_ids.gather(interactions.owners), data.item_ids.gather(interactions.items)
             _, _, a_time, a_rating = next(iter(plain))
-            times = [None] * len(users) if a_time is None else map(float, events.times)
-            ratings = [None] * len(users) if a_rating is None else map(float, events.ratings)
+            times = [None] * len(users) if a_time is None else map(float, interactions.times)
+            ratings = [None] * len(users) if a_rating is None else map(float, interactions.ratings)
             found = Counter(zip(map(str, users), map(str, items), times, ratings, strict=True))
             assert found == plain, f"{list((found - plain).items())[:3]} and not {list((plain - found).items())[:3]}"
 
@@ -667,9 +671,9 @@ _PER_SECOND = {None: 1, "seconds": 1, "milliseconds": 10**3, "microseconds": 10*
 
 
 def _plainly(case: Case, unit: str | None) -> Counter[tuple[str, str, float | None, float | None]] | None:
-    """(user, item, seconds, rating) of every row of a plain CSV file, as Python reads it; None for other cases.
+    """Read (user, item, seconds, rating) of every row of a plain CSV file with Python; None for other cases.
 
-    Seconds or ratings are None where it cannot know them: there are none, or times that Python does not know.
+    Seconds or ratings are None where there are none, or where Python does not know the times.
     """
     if case.kind not in ("csv", "order", "iso"):
         return None
@@ -717,14 +721,14 @@ def _plain_number(text: str) -> int | float:
 
 
 def _plain_records(case: Case, separator: str) -> list[list[str]] | None:
-    """Header and rows of a plain CSV file, as Python's csv module reads it; None where readers differ."""
+    """Read header and rows of a plain CSV file with Python's csv module; None where readers differ."""
     content = case.files.get(case.source, b"")
     if content[:2] == b"\x1f\x8b" or content[:4] == b"PAR1":
         return None
     encoding = case.options.get("encoding", "utf-8-sig")
     text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     separator = case.options.get("separator", separator)
-    if len(separator) != 1 or "\r" in text.replace("\r\n", ""):  # a lone one ends a line there, and not here
+    if len(separator) != 1 or "\r" in text.replace("\r\n", ""):  # Python ends a line at a lone one, we do not
         return None
     limit = csv.field_size_limit(1 << 30)
     try:
@@ -739,7 +743,7 @@ def _plain_records(case: Case, separator: str) -> list[list[str]] | None:
 
 
 def _work(pipe: Any, seed: int, memory: int) -> None:
-    """Answer indices with (outcome, details) until None comes."""
+    """Read the mutants whose indices come through ``pipe``, and send back their outcomes, until None comes."""
     if sys.platform != "win32":
         import resource
 
@@ -767,7 +771,7 @@ def _work(pipe: Any, seed: int, memory: int) -> None:
 
 
 class Worker:
-    """A process that reads mutants, replaced when one hangs or kills it."""
+    """A process that reads mutants; it is replaced when it hangs or dies."""
 
     def __init__(self, seed: int, memory: int, limit: float) -> None:
         self.seed, self.memory, self.limit = seed, memory, limit
@@ -781,15 +785,15 @@ class Worker:
         theirs.close()
         self.fresh = True
 
-    def ask(self, index: int) -> tuple[str, str, list[str], str]:
-        """What became of mutant ``index``."""
+    def read(self, index: int) -> tuple[str, str, list[str], str]:
+        """Read mutant ``index``: outcome, kind, damage, details."""
         self.pipe.send(index)
-        limit = self.limit + (60 if self.fresh else 0)  # imports and seeds come before the first answer
+        limit = self.limit + (60 if self.fresh else 0)  # the first one waits for imports and seeds
         self.fresh = False
         try:
             if self.pipe.poll(limit):
                 return self.pipe.recv()
-            outcome = HUNG, "?", [], f"no answer after {self.limit:g} s"
+            outcome = HUNG, "?", [], f"no outcome after {self.limit:g} s"
         except EOFError:
             self.process.join()
             outcome = DIED, "?", [], f"exit code {self.process.exitcode}"
@@ -811,7 +815,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=10, help="limit per file")
     parser.add_argument("--gib", type=float, default=8, help="limit of address space of the worker")
-    parser.add_argument("--out", type=Path, help="JSON of the result; pieces of one seed add up")
+    parser.add_argument("--out", type=Path, help="result file; chunks of one seed add up (default: none)")
     parser.add_argument("--keep", type=Path, help="write the files of the mutants there, and read nothing")
     options = parser.parse_args()
     indices = range(options.start, options.start + options.count)
@@ -828,9 +832,9 @@ def main() -> None:
     begin = time.perf_counter()
     slowest = 0.0
     for index in indices:
-        asked = time.perf_counter()
-        outcome, kind, damage, detail = worker.ask(index)
-        slowest = max(slowest, time.perf_counter() - asked) if index > options.start else 0.0
+        began = time.perf_counter()
+        outcome, kind, damage, detail = worker.read(index)
+        slowest = max(slowest, time.perf_counter() - began) if index > options.start else 0.0
         if kind == "?":
             case = mutant(seeds(), options.seed, index)
             kind, damage = case.kind, case.damage
@@ -839,7 +843,7 @@ def main() -> None:
             failures.append({"index": index, "kind": kind, "outcome": outcome, "damage": damage, "detail": detail})
             print(json.dumps(failures[-1]), flush=True)
     worker.stop()
-    piece = {
+    chunk = {
         "start": options.start,
         "count": options.count,
         "seconds": round(time.perf_counter() - begin, 1),
@@ -847,37 +851,33 @@ def main() -> None:
         "outcomes": {kind: dict(found) for kind, found in sorted(counts.items())},
         "failures": failures,
     }
-    print(json.dumps({key: piece[key] for key in ("start", "count", "seconds", "slowest_seconds", "outcomes")}))
+    print(json.dumps({key: chunk[key] for key in ("start", "count", "seconds", "slowest_seconds", "outcomes")}))
     print(f"{len(failures)} of {options.count} failed.")
     if options.out:
-        _add(options.out, options.seed, piece)
+        _add(options.out, options.seed, chunk)
     sys.exit(bool(failures))
 
 
-def _add(path: Path, seed: int, piece: dict[str, Any]) -> None:
+def _add(path: Path, seed: int, chunk: dict[str, Any]) -> None:
+    """Add a chunk to a result file; it replaces an earlier one with the same start."""
     result: dict[str, Any] = {"seed": seed, "pieces": []}
     if path.is_file():
         before = json.loads(path.read_text())
         result = before if before["seed"] == seed else result
-    pieces = [old for old in result["pieces"] if old["start"] != piece["start"]]
-    pieces = sorted([*pieces, piece], key=lambda piece: piece["start"])
+    chunks = [old for old in result["pieces"] if old["start"] != chunk["start"]]
+    chunks = sorted([*chunks, chunk], key=lambda one: one["start"])
     total: Counter[str] = Counter()
-    for found in (found for one in pieces for found in one["outcomes"].values()):
+    for found in (found for one in chunks for found in one["outcomes"].values()):
         total.update(found)
     result = {
         "seed": seed,
-        "date": datetime.now(UTC).date().isoformat(),
-        "rediffuse": rediffuse.__version__,
-        "python": platform.python_version(),
-        "polars": pl.__version__,
-        "numpy": np.__version__,
-        "files": sum(one["count"] for one in pieces),
+        "files": sum(one["count"] for one in chunks),
         "outcomes": dict(total),
-        "failures": sum(len(one["failures"]) for one in pieces),
-        "seconds": round(sum(one["seconds"] for one in pieces), 1),
-        "pieces": pieces,
+        "failures": sum(len(one["failures"]) for one in chunks),
+        "seconds": round(sum(one["seconds"] for one in chunks), 1),
+        "pieces": chunks,
     }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(path, result, precision=None, device="cpu")
 
 
 if __name__ == "__main__":

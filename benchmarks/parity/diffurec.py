@@ -1,9 +1,10 @@
-"""The released code of DiffuRec beside ours: same weights, same inputs, same noise, same numbers.
+"""Check DiffuRec against its released code: same weights, inputs and noise must give the same numbers.
 
-    git clone https://github.com/WHUIR/DiffuRec && python benchmarks/parity_diffurec.py --released DiffuRec/src
+    git clone https://github.com/WHUIR/DiffuRec
+    python -m benchmarks.parity.diffurec --released DiffuRec/src
 
-Prints the largest absolute differences and fails above 1e-4. The released code is imported from where it lies; nothing
-of it is kept here.
+Prints the largest absolute differences, and fails above 1e-4. The released code is imported from its own folder; none
+of it is copied here.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ def main() -> None:
     x_0, noise = ours.item_embedding(targets), torch.randn(4, SIZE, generator=rng)
     t = torch.tensor([0, 7, 20, 31])
 
-    # Theirs is padded on the left with 0 and numbers items from 1.
+    # The released code pads on the left with 0 and numbers items from 1.
     left = torch.zeros(4, LENGTH, dtype=torch.int64)
     for row, n in enumerate(lengths.tolist()):
         left[row, LENGTH - n :] = items[row, :n] + 1
     mask = (left > 0).float()
-    torch.normal = lambda mean, std: mean  # type: ignore[assignment]  # lambda without its noise, on both sides
+    torch.normal = lambda mean, std: mean  # type: ignore[assignment]  # lambda without noise, in both
     silent = torch.zeros_like
 
     differences: dict[str, float] = {}
@@ -64,7 +65,7 @@ def main() -> None:
         hat = ours.approximator(z, lengths, x_t, t, silent)
         hat_theirs, _ = theirs.diffu.xstart_model(z_theirs, x_t_theirs, theirs.diffu._scale_timesteps(t), mask)
         differences["x0_hat"] = gap(hat, hat_theirs)
-        # Our padding row is the last class, theirs the first.
+        # Our padding row is the last class, the released one the first.
         loss, _ = softmax_cross_entropy(hat, ours.classes(), targets)
         differences["loss"] = gap(loss, theirs.loss_diffu_ce(hat_theirs, targets[:, None] + 1))
 
@@ -112,18 +113,18 @@ def released_model() -> Any:
 
 
 def copy_weights(ours: DiffuRec, theirs: Any) -> None:
-    """Ours into theirs; a block's query, key and value projections are one matrix of ours."""
-    part, network = ours.approximator, theirs.diffu.xstart_model
+    """Copy our weights into the released network; our query, key and value projections are one matrix."""
+    mine, network = ours.approximator, theirs.diffu.xstart_model
     with torch.no_grad():
         table = ours.item_embedding.weight
         theirs.item_embeddings.weight.copy_(torch.cat((table[-1:], table[:-1])))
         pairs: list[tuple[nn.Module, nn.Module]] = [
-            (part.norm, theirs.LayerNorm),
-            (part.time[0], network.time_embed[0]),
-            (part.time[2], network.time_embed[2]),
-            (part.encoder.norm, network.norm_diffu_rep),
+            (mine.norm, theirs.LayerNorm),
+            (mine.time[0], network.time_embed[0]),
+            (mine.time[2], network.time_embed[2]),
+            (mine.encoder.norm, network.norm_diffu_rep),
         ]
-        for block, other in zip(part.encoder.blocks, network.att.transformer_blocks, strict=True):
+        for block, other in zip(mine.encoder.blocks, network.att.transformer_blocks, strict=True):
             pairs += [
                 (block.norm_attention, other.input_sublayer.norm),
                 (block.out, other.attention.w_layer),

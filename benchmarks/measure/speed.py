@@ -1,21 +1,19 @@
-"""Speed on this machine, beside the rate of its own matrix products measured in the same run (`make bench`).
+"""Measure the speed of training and ranking, against the rate of matrix products in the same run (`make bench`).
 
-    REDIFFUSE_DATA=... python benchmarks/speed.py [--out benchmarks/results/speed.json]
+    REDIFFUSE_DATA=... python -m benchmarks.measure.speed
 
-Without REDIFFUSE_DATA the same shapes are measured on made-up data of the size of Amazon Beauty.
+Without REDIFFUSE_DATA, made-up data of the size of Amazon Beauty take its place.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,24 +21,24 @@ import polars as pl
 import torch
 
 import rediffuse as rd
+from benchmarks.common import out_option, write_result
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.zoo import fetch
 from rediffuse.evaluation import evaluate_task
 from rediffuse.models import model_class
 from rediffuse.models.base import TrainingData
 from rediffuse.models.sequence import SequenceModel
-from rediffuse.training.environment import environment
 from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
 
 CPU = torch.device("cpu")
-# Seconds or users per second of the released code and of RecTools' SASRec on a 2-core machine, as stated in the
-# project's brief; they were not measured in this run.
+# Figures of the released code and of RecTools' SASRec on a 2-core machine without AMX. They are quoted: this script
+# does not measure them. `rectools_sasrec.py` measures RecTools.
 STATED = {"prefix": "893 s (released code)", "causal": "314 s (RecTools SASRec)", "ranking": "24 users/s (32 steps)"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
+    out_option(parser, "speed.json")
     arguments = parser.parse_args()
     name = "amazon-beauty" if os.environ.get("REDIFFUSE_DATA") else "made-up"
     split = rd.split.given(fetch(name)) if name == "amazon-beauty" else rd.split.leave_one_out(made_up())
@@ -61,16 +59,13 @@ def main() -> None:
             "milliseconds_per_step_in_turns": alternating(split, precision),
             "ranking_users_per_second": ranking(split),
             "stated_elsewhere": STATED,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "environment": environment(),
         }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({k: v for k, v in report.items() if k != "environment"}, indent=2))
+    write_result(arguments.out, report, precision=precision, device="cpu")
+    print(json.dumps(report, indent=2))
 
 
 def made_up() -> Dataset:
-    """22,363 users, 12,101 items, about 198,502 events."""
+    """Make 22,363 users, 12,101 items and about 198,502 interactions."""
     rng = np.random.default_rng(0)
     lengths = np.minimum(5 + rng.geometric(0.25, 22_363), 200)
     owners = np.repeat(np.arange(len(lengths)), lengths)
@@ -84,7 +79,7 @@ def made_up() -> Dataset:
 
 
 def gemm_rate(kind: torch.dtype) -> float:
-    """Floating-point operations per second of a product of the softmax's shape; best of 20."""
+    """Measure floating-point operations per second of a product of the softmax's shape; best of 20."""
     left, right = torch.randn(1024, 128).to(kind), torch.randn(12_288, 128).to(kind)
     best = min(_seconds(lambda: left @ right.T) for _ in range(20))
     return 2 * 1024 * 128 * 12_288 / best
@@ -97,7 +92,7 @@ def _seconds(work: Any) -> float:
 
 
 def epoch(name: str, split: Any, preset: str | None, precision: str, rate: float) -> dict[str, Any]:
-    """One epoch after a warm-up of 10 steps: seconds, and the share of each part."""
+    """Time one epoch after a warm-up of 10 steps, and the share of each stage."""
     view = split.training_view()
     data = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity)
     kind = model_class(name)
@@ -107,13 +102,13 @@ def epoch(name: str, split: Any, preset: str | None, precision: str, rate: float
     model.fit(data)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-    parts: dict[str, float] = defaultdict(float)
+    stages: dict[str, float] = defaultdict(float)
 
     @contextmanager
-    def timed(part: str) -> Iterator[None]:
+    def timed(stage: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        parts[part] += time.perf_counter() - began
+        stages[stage] += time.perf_counter() - began
 
     softmax = model.losses
 
@@ -124,7 +119,7 @@ def epoch(name: str, split: Any, preset: str | None, precision: str, rate: float
     model.losses = timed_softmax  # type: ignore[method-assign]
     tokens = flops = 0.0
     for epoch_number, limit in ((0, 10), (1, None)):
-        parts.clear()
+        stages.clear()
         began = time.perf_counter()
         with timed("batching"):
             batches = model.batches(data, np.random.default_rng(epoch_number))
@@ -135,27 +130,27 @@ def epoch(name: str, split: Any, preset: str | None, precision: str, rate: float
                 loss = model.loss(batch)
             with timed("encoder backward"):
                 loss.backward()
-            with timed("optimiser"):
+            with timed("optimizer"):
                 optimizer.step()
                 optimizer.zero_grad()
             if epoch_number:
                 tokens += batch.items.numel()
                 flops += 6 * len(batch.targets) * view.num_items * model.config.embedding_size
     seconds = time.perf_counter() - began
-    parts["encoder forward"] = parts.pop("encoder forward and softmax") - parts["softmax"]
+    stages["encoder forward"] = stages.pop("encoder forward and softmax") - stages["softmax"]
     blocks = getattr(model.config, "blocks", 0)
     flops += 6 * tokens * blocks * 12 * model.config.embedding_size**2
     return {
         "seconds": round(seconds, 2),
         "steps": len(batches),
         "padded_tokens": int(tokens),
-        "share": {part: round(value / seconds, 3) for part, value in sorted(parts.items(), key=lambda x: -x[1])},
+        "share": {stage: round(value / seconds, 3) for stage, value in sorted(stages.items(), key=lambda x: -x[1])},
         "share_of_gemm_rate": round(flops / rate / seconds, 3),
     }
 
 
 def alternating(split: Any, precision: str) -> dict[str, float]:
-    """Milliseconds per step of SASRec and of DiffuRec, in turns: what slows the machine for a while slows both."""
+    """Time steps of SASRec and of DiffuRec in turns, in milliseconds: what slows the machine slows both."""
     view, turns = split.training_view(), {}
     data = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity)
     for name in ("sasrec", "diffurec"):
@@ -179,7 +174,7 @@ def alternating(split: Any, precision: str) -> dict[str, float]:
 
 
 def ranking(split: Any) -> dict[str, int]:
-    """Users per second through scoring, ranks, lists and all default metrics, for each number of steps."""
+    """Measure users per second, from scores to all default metrics, by number of sampling steps."""
     task, rates = split.task("test"), {}
     for label, preset, steps in (("causal", None, 1), ("causal", None, 32), ("prefix (paper)", "paper", 1)):
         kind = model_class("diffurec")

@@ -1,19 +1,15 @@
-"""PDRec's signals: our pass over all people beside the plain way, one person at a time; and an epoch of TI-DiffRec.
+"""Measure PDRec's signals: our pass over all users against the released way, one user at a time; and a T-DiffRec epoch.
 
-    REDIFFUSE_DATA=... python benchmarks/signals.py --run runs/pdrec/pdrec-douban-book-given/tidiffrec-0
+    REDIFFUSE_DATA=... python -m benchmarks.measure.signals --run runs/pdrec/pdrec-douban-book-given/tidiffrec-0
 
-The plain way is that of the released code: for each person T passes over all items, then a stable sort of all of them.
-Both are timed in turns on the same people in one process; the peak of memory is that of a process that only makes the
-signals.
+The released code runs T passes over all items for each user, then sorts all of them with a stable sort. Both ways are
+timed in turns on the same users in one process. The peak of memory is that of a process that only makes the signals.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,15 +17,16 @@ import numpy as np
 import torch
 
 import rediffuse as rd
+from benchmarks.common import measured_alone, out_option, write_result
 from rediffuse.data.zoo import fetch
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffrec import DiffRec
 from rediffuse.models.signals import derive_signals
 from rediffuse.training import read_run
-from rediffuse.training.environment import PeakMemory, environment
+from rediffuse.training.environment import PeakMemory
 from rediffuse.training.precision import autocast, resolve_precision
 
-PLAIN_PEOPLE, ROUNDS = 40, 5
+PLAIN_USERS, ROUNDS = 40, 5
 
 
 def main() -> None:
@@ -37,6 +34,7 @@ def main() -> None:
     parser.add_argument("--data", default="pdrec-douban-book")
     parser.add_argument("--run", type=Path, required=True, help="a run of tdiffrec on this data")
     parser.add_argument("--only-signals", action="store_true", help="make them and print the peak of memory")
+    out_option(parser, "signals.json")
     arguments = parser.parse_args()
     view = rd.split.given(fetch(arguments.data)).training_view()
     model = read_run(arguments.run).model
@@ -46,40 +44,37 @@ def main() -> None:
         derive_signals(model.score, view.train, view.num_items)
         print(json.dumps({"seconds": time.perf_counter() - began, "peak_memory_mib": memory.mib()}))
         return
-    command = [sys.executable, __file__, "--data", arguments.data, "--run", str(arguments.run), "--only-signals"]
-    whole = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    whole = measured_alone("--data", arguments.data, "--run", str(arguments.run), "--only-signals")
     some = np.random.default_rng(0).permutation(np.flatnonzero(view.train.lengths))
     ours, plain = [], []
-    for part in range(ROUNDS):
-        people = some[part * 1000 : (part + 1) * 1000]
+    for turn in range(ROUNDS):
+        users = some[turn * 1000 : (turn + 1) * 1000]
         began = time.perf_counter()
-        derive_signals(model.score, view.train.take(people), view.num_items)
-        ours.append((time.perf_counter() - began) / len(people))
+        derive_signals(model.score, view.train.take(users), view.num_items)
+        ours.append((time.perf_counter() - began) / len(users))
         began = time.perf_counter()
-        for person in people[:PLAIN_PEOPLE]:
-            row = torch.from_numpy(model.rows(view.train.take(np.array([person]))).toarray())
+        for user in users[:PLAIN_USERS]:
+            row = torch.from_numpy(model.rows(view.train.take(np.array([user]))).toarray())
             with torch.inference_mode():
                 model.plain_chain(row)[0].sort(descending=True, stable=True)
-        plain.append((time.perf_counter() - began) / PLAIN_PEOPLE)
+        plain.append((time.perf_counter() - began) / PLAIN_USERS)
     facts = {
         "data": arguments.data,
-        "people": int((view.train.lengths > 0).sum()),
+        "users": int((view.train.lengths > 0).sum()),
         "items": view.num_items,
         "signals": whole,
-        "ms_per_person": 1e3 * float(np.median(ours)),
-        "ms_per_person_plain": 1e3 * float(np.median(plain)),
+        "ms_per_user": 1e3 * float(np.median(ours)),
+        "ms_per_user_released_way": 1e3 * float(np.median(plain)),
         "ratio": float(np.median(np.asarray(plain) / np.asarray(ours))),
         "tdiffrec_epoch_seconds": epoch(model, view),
-        "threads": torch.get_num_threads(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "environment": environment(),
     }
-    print(json.dumps({name: value for name, value in facts.items() if name != "environment"}, indent=2))
-    (Path(__file__).parent / "results/signals.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    print(json.dumps(facts, indent=2))
+    precision = f"fp32, the epoch {resolve_precision('auto', torch.device('cpu'))}"
+    write_result(arguments.out, facts, precision=precision, device="cpu")
 
 
 def epoch(model: DiffRec, view: rd.data.split.TrainingView) -> float:
-    """Seconds of one epoch of training, without validation."""
+    """Time one epoch of training, without validation."""
     data = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     batches, device = model.batches(data, np.random.default_rng(0)), torch.device("cpu")

@@ -1,15 +1,14 @@
-"""One process with all cores' threads against several processes with one thread each: throughput, losses, metrics.
+"""Compare one process that uses all cores with several processes of one thread each: throughput, losses, metrics.
 
-    REDIFFUSE_DATA=... python benchmarks/processes.py [--processes 2] [--models diffurec sasrec] [--batch 1024]
+    REDIFFUSE_DATA=... python -m benchmarks.measure.distributed --processes 2 --models diffurec sasrec --batch 1024
 
-Both train the same model on Amazon Beauty with the same batches, in turns; what counts is the fastest epoch of each.
-Then both evaluate the run of the several processes.
+Both train the same model on Amazon Beauty with the same batches, in turns; the fastest epoch of each counts. Then both
+evaluate the run of the distributed training.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -18,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import out_option, write_result
 from rediffuse.data.zoo import fetch
-from rediffuse.training.environment import environment
 
 
 def main() -> None:
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1024])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/processes.json"))
+    out_option(parser, "processes.json")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -39,39 +38,30 @@ def main() -> None:
             for batch in arguments.batch:
                 rows.append(measured(Path(folder), data, model, batch, arguments))
                 print(json.dumps(rows[-1]), flush=True)
-    report = {
-        "data": "amazon-beauty, given split",
-        "processes": arguments.processes,
-        "rows": rows,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "environment": environment(),
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    report = {"data": "amazon-beauty, given split", "processes": arguments.processes, "rows": rows}
+    write_result(arguments.out, report, precision=", ".join(sorted({row["precision"] for row in rows})))
 
 
 def measured(folder: Path, data: Path, model: str, batch: int, arguments: Any) -> dict[str, Any]:
-    """Epochs of both, in turns, and the evaluation of the last run by both."""
+    """Train with both in turns, then evaluate the last run with both."""
     logs: dict[int, list[dict[str, Any]]] = {1: [], arguments.processes: []}
     run = folder
     for turn in range(arguments.turns):
-        for count in logs:
-            run = folder / f"{model}-{batch}-{count}-{turn}"
+        for world_size in logs:
+            run = folder / f"{model}-{batch}-{world_size}-{turn}"
             options = [f"epochs={arguments.epochs}", f"batch_size={batch}", f"validate_every={arguments.epochs}"]
-            options += ["sampling_steps=1"] if model == "diffurec" else []  # nothing to settle after training
+            options += ["sampling_steps=1"] if model == "diffurec" else []  # so that no steps are chosen after training
             settings = [word for option in options for word in ("--set", option)]
-            rediffuse(
-                count, arguments.processes, "train", model, str(data), "-o", str(run), "--split", "given", *settings
-            )
-            logs[count] += [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    tests = [
-        json.loads(rediffuse(count, arguments.processes, "evaluate", str(run), str(data), "--json")) for count in logs
-    ]
+            train = ["train", model, str(data), "-o", str(run), "--split", "given", *settings]
+            rediffuse(world_size, arguments.processes, *train)
+            logs[world_size] += [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    tests = [json.loads(rediffuse(n, arguments.processes, "evaluate", str(run), str(data), "--json")) for n in logs]
     fastest = [min(line["seconds"] for line in lines) for lines in logs.values()]
     losses = [[line["loss"] for line in lines[: arguments.epochs]] for lines in logs.values()]
     return {
         "model": model,
         "batch": batch,
+        "precision": json.loads((run / "config.json").read_text())["training"]["precision"],
         "epoch_seconds_one_process": fastest[0],
         "epoch_seconds_several": fastest[1],
         "throughput_ratio": fastest[0] / fastest[1],
@@ -82,12 +72,12 @@ def measured(folder: Path, data: Path, model: str, batch: int, arguments: Any) -
     }
 
 
-def rediffuse(count: int, most: int, *words: str) -> str:
-    """What the command says, run by ``count`` processes with the threads of all ``most`` cores between them."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+def rediffuse(world_size: int, cores: int, *words: str) -> str:
+    """Run the command in ``world_size`` processes that share ``cores`` threads, and return what it prints."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "rediffuse", *words],
-        env=os.environ | {"OMP_NUM_THREADS": str(most // count)},
+        [sys.executable, *(launcher if world_size > 1 else []), "-m", "rediffuse", *words],
+        env=os.environ | {"OMP_NUM_THREADS": str(cores // world_size)},
         capture_output=True,
         text=True,
         check=False,

@@ -1,11 +1,11 @@
-"""Kill trainings at random moments, resume them, and compare with one that was left alone.
+"""Kill training runs at random moments, resume them, and compare them with a run that was not killed.
 
-    PYTHONPATH=. python benchmarks/kills.py
+    python -m benchmarks.faults.kills
 
-Moments are drawn from a seed: by the clock, anywhere between the start and the end, and at each place in the code in
-turn: before a step, after the optimiser has changed the weights, in an evaluation, before, within and after a write and
-a rename, while the run folder is being finished. Checkpoints are written after every step, and what resumes may be
-killed again. After each run its weights are compared byte for byte, its log line by line.
+Moments are drawn from a seed: by the clock, anywhere between start and end, and at each place in the code in turn:
+before a step, after the optimizer has changed the weights, in an evaluation, before, within and after a write and a
+rename, while the run folder is being finished. Checkpoints are saved after every step, and a resumed run may be killed
+again. After each run its weights are compared byte for byte, and its log line by line.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PDREC = {
 DIFFKG = {"embedding_size": 16, "epochs": 3, "denoiser_batch": 32, "hidden_size": 8, "rebuild_k": 1}
 # Model, data, options, kills.
 CASES = [("diffurec", {}, DIFFUREC, 30), ("pdrec", {}, PDREC, 10), ("diffkg", {"knowledge": True}, DIFFKG, 10)]
-MOST_KILLS = 2  # of one run
+MAX_KILLS = 2  # of one run
 CLOCK = "the clock"
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What must not depend on kills."""
+    """Read what must not depend on kills."""
     config = json.loads((run / "config.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rd.Recommender.load(run)  # every checksum
@@ -57,13 +57,13 @@ def outcome(run: Path) -> dict[str, Any]:
 def attack(
     model: str, data: dict[str, Any], options: dict[str, Any], kills: int, seed: int, root: Path
 ) -> Counter[str]:
-    """Kill and resume until so many kills have happened. Returns how many there were of each kind."""
+    """Kill and resume until ``kills`` processes have died; count them by place."""
     split, chance = rd.split.leave_one_out(walks(**data)), random.Random(seed)
-    asked: dict[str, Any] = {"config": SMALL | options, "seed": 3}
+    arguments: dict[str, Any] = {"config": SMALL | options, "seed": 3}
     for function, folder in ((rd.train, root / "alone"), (tally, root / "counted")):  # the first warms up the server
         first = (model,) if function is rd.train else (root / "calls.json", rd.train, model)
         began = time.monotonic()
-        process = start({}, function, *first, split, folder, **asked)
+        process = start({}, function, *first, split, folder, **arguments)
         process.join()
         seconds = time.monotonic() - began
         assert process.exitcode == 0
@@ -74,10 +74,10 @@ def attack(
     while sum(happened.values()) < kills:
         folder = root / f"killed-{sum(happened.values())}"
         story: list[str] = []
-        for _ in range(chance.randint(1, MOST_KILLS)):
+        for _ in range(chance.randint(1, MAX_KILLS)):
             place = next(moments)
             death = {} if place == CLOCK else {place: chance.randrange(calls[place])}
-            process = start(death, rd.train, model, split, folder, resume=_begun(folder), **asked)
+            process = start(death, rd.train, model, split, folder, resume=_begun(folder), **arguments)
             if not death:
                 process.join(chance.uniform(0, seconds))
                 process.kill()
@@ -85,9 +85,9 @@ def attack(
             if process.exitcode == -signal.SIGKILL:
                 happened[place] += 1
                 story.append(f"{place} {death.get(place, '')}".strip())
-            else:  # it ended before its time
+            else:  # it ended before the kill
                 assert process.exitcode == 0, f"{model}, after {story}: ended with {process.exitcode}"
-        process = start({}, rd.train, model, split, folder, resume=_begun(folder), **asked)
+        process = start({}, rd.train, model, split, folder, resume=_begun(folder), **arguments)
         process.join()
         assert process.exitcode == 0, f"{model}, after {story}: cannot be resumed"
         found = outcome(folder)
@@ -104,8 +104,8 @@ def _begun(folder: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--kills", type=int, help="of each model; by default 30 of diffurec, 10 of the others")
-    parser.add_argument("--model", choices=[case[0] for case in CASES], help="this one alone")
+    parser.add_argument("--kills", type=int, help="per model; default: 30 for diffurec, 10 for the others")
+    parser.add_argument("--model", choices=[case[0] for case in CASES], help="this one only")
     arguments = parser.parse_args()
     for model, data, options, kills in CASES:
         if arguments.model in (None, model):
@@ -113,7 +113,10 @@ def main() -> None:
                 happened = attack(model, data, options, arguments.kills or kills, arguments.seed, Path(root))
             counts = ", ".join(f"{count} at {place}" for place, count in happened.most_common())
             total = sum(happened.values())
-            print(f"{model}: {total} of {total} kills ended in the weights of a run left alone ({counts})", flush=True)
+            print(
+                f"{model}: {total} of {total} kills ended in the weights of an undisturbed run ({counts})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The longer data sets that compare.py's augmentation variants train on.
+"""Make the augmented data sets that the augmentation variants of `compare.py` are trained on.
 
-    REDIFFUSE_DATA=... python benchmarks/augmented.py --data amazon-beauty --split given --runs runs/asr
+    REDIFFUSE_DATA=... python -m benchmarks.tables.augmented --data amazon-beauty --split given --runs runs/asr
 
-Every way to augment writes ten events before every history, once per seed. What is there already is kept; an
-interrupted training goes on.
+Each method puts ten synthetic interactions before every history, once per seed. Existing data sets are kept, and
+interrupted training is resumed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import rediffuse as rd
 from rediffuse.data.split import Split
 from rediffuse.data.zoo import fetch
 
-# The classifier, and the SASRec from right to left, are trained as the SASRec that is compared.
+# The classifier and the right-to-left SASRec are trained like the SASRec that is compared.
 SASREC = {"embedding_size": 64, "dropout": 0.2, "learning_rate": 2e-3, "epochs": 6, "validate_every": 2}
 GENERATOR = {"classifier_model": "sasrec", "classifier": SASREC}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,31 +35,31 @@ def main() -> None:
     parser.add_argument("--split", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/asr"))
-    parser.add_argument("--generator-epochs", type=int, default=60, help="more where there are few people")
+    parser.add_argument("--generator-epochs", type=int, default=60, help="use more where there are few users")
     arguments = parser.parse_args()
     split = rd.split.by_name(arguments.split, fetch(arguments.data))
     for seed in arguments.seeds:
-        for way in METHODS:
+        for name in METHODS:
             began = time.perf_counter()
             runs = arguments.runs / f"{arguments.data}-{split.name}"
-            write(split, runs, way, seed, arguments.generator_epochs)
-            print(f"{arguments.data} {way} seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
+            augment(split, runs, name, seed, arguments.generator_epochs)
+            print(f"{arguments.data} {name} seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def where(runs: Path, way: str, seed: int) -> Path:
-    """Folder of a data set, in that of the runs which are compared."""
-    return runs / "augmented" / f"{way}-{seed}"
+def where(runs: Path, name: str, seed: int) -> Path:
+    """Return the folder of an augmented data set, beside the runs that are compared."""
+    return runs / "augmented" / f"{name}-{seed}"
 
 
-def write(split: Split, runs: Path, way: str, seed: int, generator_epochs: int) -> None:
-    """One data set, unless it is there."""
-    folder = where(runs, way, seed)
+def augment(split: Split, runs: Path, name: str, seed: int, generator_epochs: int) -> None:
+    """Make one data set, unless it is there."""
+    folder = where(runs, name, seed)
     if (folder / "manifest.json").exists():
         return
-    method, options = METHODS[way]
+    method, options = METHODS[name]
     if method == "diffuasr":
         options = options | {"generator_epochs": generator_epochs}
-    run = folder.with_name(f"{way}-{seed}-generator") if options else None
+    run = folder.with_name(f"{name}-{seed}-generator") if options else None
     rd.augment(split, method, n=10, run=run, config=options or None, seed=seed).save(folder)
 
 

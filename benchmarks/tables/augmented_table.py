@@ -1,22 +1,23 @@
-"""What augmentation changes, out of runs of compare.py on the data sets of augmented.py.
+"""Print what augmentation changes, from runs of `compare.py` on the data sets of `augmented.py`.
 
-    python benchmarks/augmented_table.py runs/asr/amazon-beauty-given
+    python -m benchmarks.tables.augmented_table runs/asr/amazon-beauty-given
 
-Each way to augment is compared with the same backbone on the data as they are: people are paired, their values are
-means over seeds, and p is Holm's over the ways of one backbone. The same by length of a person's own history.
+Each method is compared with the same backbone on the data as they are. Differences are paired by user; the value of a
+user is the mean over seeds; p is corrected by Holm over the methods of one backbone. A second table has the same by
+length of the history, without synthetic interactions.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from augmented import METHODS
-from compare import BACKBONES
 
+from benchmarks.common import RESULTS, write_result
+from benchmarks.tables.augmented import METHODS
+from benchmarks.tables.variants import BACKBONES
 from rediffuse.comparison.runs import Variant, read_runs
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
 
@@ -29,15 +30,17 @@ EDGES = {"5 or fewer": (0, 5), "6-20": (6, 20), "more than 20": (21, 10**9)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
-    runs = parser.parse_args().runs
+    parser.add_argument("--out", type=Path, help="default: results/augmentation-DATA-SPLIT.json")
+    arguments = parser.parse_args()
+    runs = arguments.runs
     rows = [row for backbone in BACKBONES for row in compared(runs, backbone)]
-    results = Path(__file__).parent / "results" / f"augmentation-{runs.name}.json"
-    results.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    precision = ", ".join(sorted({row["precision"] for row in rows}))
+    write_result(arguments.out or RESULTS / f"augmentation-{runs.name}.json", {"rows": rows}, precision=precision)
     show(rows)
 
 
 def compared(runs: Path, backbone: str) -> list[dict[str, Any]]:
-    """One row for each way and protocol, with the difference to the data as they are."""
+    """Compare each method with the data as they are: one row per method and protocol."""
     rows = []
     for protocol in PROTOCOLS:
         found: dict[str, Variant] = {}
@@ -54,6 +57,7 @@ def compared(runs: Path, backbone: str) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"backbone": backbone, "way": way, "protocol": protocol or "full"}
             row["seeds"] = len(variant.runs)
             row["minutes"] = float(np.mean([run.config["training"]["minutes"] for run in variant.runs]))
+            row["precision"] = variant.runs[0].config["training"]["precision"]
             row["best_epoch"] = float(np.mean([run.config["training"]["best_epoch"] for run in variant.runs]))
             for column in COLUMNS:
                 metric = column.partition("/")[0]
@@ -65,7 +69,7 @@ def compared(runs: Path, backbone: str) -> list[dict[str, Any]]:
                 if inside.sum() > 1:
                     change = paired_test(variant.per_user(COLUMNS[1])[inside], own[COLUMNS[1]][inside])
                     before = float(own[COLUMNS[1]][inside].mean())
-                    row["slices"][name] = {"people": int(inside.sum()), "own": before, **change.difference.to_dict()}
+                    row["slices"][name] = {"users": int(inside.sum()), "own": before, **change.difference.to_dict()}
             here.append(row)
         for row, p in zip(here[1:], holm([row["p"] for row in here[1:]]), strict=True):
             row["p_holm"] = p
@@ -74,9 +78,9 @@ def compared(runs: Path, backbone: str) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The tables of docs/benchmarks.md: values and differences in per cent, seen items filtered."""
+    """Print the tables of docs/benchmarks.md: values and differences in per cent, seen items filtered."""
     by = {(row["backbone"], row["way"], row["protocol"]): row for row in rows}
-    print("| | before the history | HR@10 | NDCG@10 | change | p | HR@10 of 101 | NDCG@10 of 101 | change | p | min |")
+    print("| | synthetic | HR@10 | NDCG@10 | change | p | HR@10 of 101 | NDCG@10 of 101 | change | p | min |")
     print("|---|---|" + "--:|" * 9)
     for (backbone, way, protocol), row in by.items():
         if protocol == "full":
@@ -84,8 +88,8 @@ def show(rows: list[dict[str, Any]]) -> None:
             line = [backbone, way, *cells(row), *cells(other), f"{row['minutes']:.1f}"]
             print(f"| {' | '.join(line)} |")
     names = list(rows[0]["slices"])
-    heads = [f"{name} ({slice_['people']:,} people)" for name, slice_ in rows[0]["slices"].items()]
-    print(f"\nChange of NDCG@10 by own history\n\n| | | {' | '.join(heads)} |\n|---|---|{'--:|' * len(names)}")
+    heads = [f"{name} ({slice_['users']:,} users)" for name, slice_ in rows[0]["slices"].items()]
+    print(f"\nChange of NDCG@10 by history length\n\n| | | {' | '.join(heads)} |\n|---|---|{'--:|' * len(names)}")
     for (backbone, way, protocol), row in by.items():
         if protocol == "full":
             shown = [row["slices"][name] for name in names]

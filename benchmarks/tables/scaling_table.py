@@ -1,21 +1,38 @@
-"""The tables of docs/scaling.md, from the lines in benchmarks/results.
+"""Print the tables of docs/scaling.md, from results of `catalogues.py`, `growth.py` and `ingest.py`.
 
-python benchmarks/scaling_table.py
+python -m benchmarks.tables.scaling_table
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.common import RESULTS
+
+# Names in lines that are older than the present ones.
+RENAMED = {
+    "people": "users",
+    "edges (events)": "edges (interactions)",
+    "milliseconds_a_person": "milliseconds_per_user",
+    "steps_an_epoch": "steps_per_epoch",
+}
 
 
 def lines(name: str) -> list[dict[str, Any]]:
     path = RESULTS / name
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def stamp(line: dict[str, Any]) -> dict[str, Any]:
+    """Return the stamp of a line; lines older than stamps have its fields beside their figures."""
+    return line.get("stamp", line)
+
+
+def on_gpu(line: dict[str, Any]) -> bool:
+    return stamp(line).get("device", "gpu" if "gpu" in line else "cpu") != "cpu"
 
 
 def table(head: list[str], rows: Iterable[list[Any]]) -> None:
@@ -26,7 +43,7 @@ def table(head: list[str], rows: Iterable[list[Any]]) -> None:
 
 def catalogues() -> None:
     found = lines("catalogues.jsonl")
-    steps = {(x["items"], x["loss"], x["item_optimizer"], "gpu" in x): x for x in found if x["what"] == "steps"}
+    steps = {(x["items"], x["loss"], x["item_optimizer"], on_gpu(x)): x for x in found if x["what"] == "steps"}
     best: dict[tuple[int, str, str], dict[str, Any]] = {}
     for x in (x for x in found if x["what"] == "quality"):
         key = x["items"], x["loss"], x["item_optimizer"]
@@ -51,10 +68,12 @@ def catalogues() -> None:
 
 
 def growth() -> None:
-    found = lines("growth.jsonl")
+    found = [{RENAMED.get(name, name): x[name] for name in x} for x in lines("growth.jsonl")]
+    for x in found:
+        x["axis"] = RENAMED.get(x["axis"], x["axis"])
     for axis in dict.fromkeys(x["axis"] for x in found):
         rows = [x for x in found if x["axis"] == axis]
-        fields = [name for name in rows[0] if name not in ("date", "environment", "axis")]
+        fields = [name for name in rows[0] if name not in ("stamp", "date", "environment", "axis")]
         print(axis)
         table(fields, [[row.get(name) for name in fields] for row in rows])
 
@@ -65,11 +84,18 @@ def ingest() -> None:
     for x in found:
         stages = x["stages"]
         peak = max(stage["peak_gib"] for stage in stages.values())
-        rows.append([x["rows"], x["ids"], stages["ingest"]["seconds"], stages["ingest"]["peak_gib"], x["date"], peak])
+        rows.append(
+            [x["rows"], x["ids"], stages["ingest"]["seconds"], stages["ingest"]["peak_gib"], stamp(x)["date"], peak]
+        )
     table(["rows", "ids", "seconds", "GiB", "date", "GiB, up to all batches"], rows)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     catalogues()
     growth()
     ingest()
+
+
+if __name__ == "__main__":
+    main()

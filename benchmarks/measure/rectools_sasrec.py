@@ -1,10 +1,10 @@
-"""SASRec of the same size, ours and RecTools', one after the other on the same machine: seconds of CPU per epoch.
+"""Compare the speed of SASRec with that of RecTools, one after the other on one machine: processor seconds per epoch.
 
-    REDIFFUSE_DATA=... OMP_NUM_THREADS=1 python benchmarks/rectools_sasrec.py --rectools PYTHON
+    REDIFFUSE_DATA=... OMP_NUM_THREADS=1 python -m benchmarks.measure.rectools_sasrec --rectools PYTHON
 
-PYTHON is an interpreter with ``rectools[torch]`` installed, best in an environment of its own. Amazon Beauty, given
-split: 2 blocks, d = 128, full softmax. Both run some steps and are scaled to an epoch; processor time is counted, so
-that other work on the machine matters less.
+PYTHON is an interpreter with ``rectools[torch]`` installed, best in an environment of its own. The data are Amazon
+Beauty with its given split; both models have 2 blocks, d = 128 and the full softmax. Both run some steps, which are
+scaled to an epoch. Processor time is counted, so that other work on the machine matters less.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ BATCH = 128  # histories, RecTools' default
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="result file; default: results/rectools_sasrec.json")
     parser.add_argument("--rectools", help="interpreter with rectools[torch]")
     parser.add_argument("--table", type=Path, help=argparse.SUPPRESS)  # set where this runs under that interpreter
     arguments = parser.parse_args()
-    if arguments.table:
+    if arguments.table:  # RecTools' interpreter, which has no rediffuse
         print(json.dumps(theirs(arguments.table)))
         return
+    from benchmarks.common import RESULTS, write_result
     from rediffuse.data.zoo import fetch
 
     data = fetch("amazon-beauty")
     found = {"ours": ours(data)}
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "train.csv"
-        train = training_events(data)
+        train = training_histories(data)
         lines = [f"{u},{i},{n}" for n, (u, i) in enumerate(zip(train.owners, train.items, strict=True))]
         table.write_text("\n".join(["user_id,item_id,order", *lines]), encoding="utf-8")
         command = [arguments.rectools, __file__, "--table", str(table)]
@@ -46,16 +48,18 @@ def main() -> None:
         found["rectools"] = json.loads(done.stdout.splitlines()[-1])
     found["ratio"] = round(found["rectools"]["epoch_seconds"] / found["ours"]["epoch_seconds"], 1)
     print(json.dumps(found, indent=2))
+    out = arguments.out or RESULTS / "rectools_sasrec.json"
+    write_result(out, found, precision=found["ours"]["precision"], device="cpu")
 
 
-def training_events(data: Any) -> Any:
+def training_histories(data: Any) -> Any:
     from rediffuse.data import split
 
     return split.given(data).training_view().train
 
 
 def ours(data: Any) -> dict[str, Any]:
-    """Seconds per epoch of the package's default SASRec, after a warm-up."""
+    """Measure an epoch of Rediffuse's default SASRec, after a warm-up."""
     import numpy as np
     import torch
 
@@ -63,7 +67,7 @@ def ours(data: Any) -> dict[str, Any]:
     from rediffuse.models.base import TrainingData
     from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
 
-    train, kind = training_events(data), model_class("sasrec")
+    train, kind = training_histories(data), model_class("sasrec")
     model = kind(kind.Config.build(), data.num_items)
     known = TrainingData(train, data.num_users, data.num_items, np.bincount(train.items, minlength=data.num_items))
     model.fit(known)
@@ -85,7 +89,7 @@ def ours(data: Any) -> dict[str, Any]:
 
 
 def theirs(table: Path) -> dict[str, Any]:
-    """The same of RecTools' SASRec, under its own trainer."""
+    """Measure an epoch of RecTools' SASRec under its own trainer."""
     import pandas as pd
     import pytorch_lightning as lightning
     import rectools

@@ -1,22 +1,22 @@
-"""Popularity and friends' popularity under DiffNet's released protocol, written out with numpy alone.
+"""Evaluate popularity and friends' popularity under DiffNet's released protocol, with numpy alone.
 
-    REDIFFUSE_DATA=... python benchmarks/diffnet_floors.py
+    REDIFFUSE_DATA=... python -m benchmarks.tables.diffnet_floors
 
-For each person with test items, 1,000 items are drawn with repeats from all 38,342 but the test items; "HR" divides by
-min(true, 10). Beside it the same with what `paper:diffnet` has: the 37,378 items with an event, without repeats. Ties
-are broken at random, and against the true items, as everywhere in Rediffuse. Friends' popularity is that of the model
-`friends`: the number of friends, then popularity.
+For each user with test items, 1,000 items are drawn with repetition from all 38,342 except the test items; "HR" divides
+by min(true, 10). The same follows for the protocol `paper:diffnet`: the 37,378 items with an interaction, without
+repetition. Ties are broken at random, and against the true items, as everywhere in Rediffuse. Friends' popularity is
+that of the model `friends`: the number of friends, then popularity.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import argparse
 
 import numpy as np
 from scipy import sparse
 
 import rediffuse as rd
+from benchmarks.common import out_option, write_result
 from rediffuse.data.matrix import binary_matrix
 from rediffuse.data.zoo import fetch
 from rediffuse.graphs import social_adjacency
@@ -34,10 +34,14 @@ def rate(
     ties: str,
     seed: int,
 ) -> tuple[float, float, float]:
-    """Mean HR@10 and NDCG@10 over people, and the standard error of HR.
+    """Return the mean HR@10 and NDCG@10 over users, and the standard error of HR.
 
     Args:
-        scores: (people, known items), to which ``base`` (known items,) is added; other items score zero.
+        scores: (users, known items), to which ``base`` (known items,) is added; other items score zero.
+        truth: the test items of each user.
+        items: how many items are drawn from.
+        repeats: draw with repetition.
+        ties: break them at "random" or "against" the true items.
     """
     rng = np.random.default_rng(seed)
     hr, ndcg = [], []
@@ -45,14 +49,14 @@ def rate(
         drawn = rng.integers(items, size=1300)
         drawn = drawn[~np.isin(drawn, true)]
         drawn = (drawn if repeats else np.unique(drawn)[rng.permutation(len(np.unique(drawn)))])[:1000]
-        asked = np.concatenate((drawn, true))
+        candidates = np.concatenate((drawn, true))
         dense = np.zeros(max(items, len(base)))
         dense[: len(base)] = base
-        part = slice(scores.indptr[row], scores.indptr[row + 1])
-        dense[scores.indices[part]] += scores.data[part]
-        values = dense[asked]
-        is_true = np.arange(len(asked)) >= len(drawn)
-        second = rng.random(len(asked)) if ties == "random" else ~is_true
+        row_entries = slice(scores.indptr[row], scores.indptr[row + 1])
+        dense[scores.indices[row_entries]] += scores.data[row_entries]
+        values = dense[candidates]
+        is_true = np.arange(len(candidates)) >= len(drawn)
+        second = rng.random(len(candidates)) if ties == "random" else ~is_true
         order = np.lexsort((-second if ties == "random" else ~second, -values))
         ranks = np.flatnonzero(is_true[order]) + 1
         top = ranks[ranks <= K]
@@ -63,16 +67,19 @@ def rate(
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out_option(parser, "diffnet_floors.json")
+    arguments = parser.parse_args()
     data = fetch("diffnet-yelp")
     split = rd.split.given(data)
     task, train = split.task("test"), split.training_view().train
-    touched = binary_matrix(train, data.num_items)
+    interactions = binary_matrix(train, data.num_items)
     assert data.social is not None
     friends = social_adjacency(data.social.source, data.social.target, data.num_users)
-    popular = np.ravel(touched.sum(axis=0))
+    popular = np.ravel(interactions.sum(axis=0))
     ranked = {
         "popularity": (sparse.csr_array((len(task.users), data.num_items)), popular),
-        "friends": (sparse.csr_array(friends[task.users] @ touched), popular / (popular.max() + 1)),
+        "friends": (sparse.csr_array(friends[task.users] @ interactions), popular / (popular.max() + 1)),
     }
     truth = [task.truth.row(row) for row in range(len(task.users))]
     rows = []
@@ -83,7 +90,7 @@ def main() -> None:
                 rows.append({"model": name, "items": items, "repeats": repeats, "ties": ties, "hr": round(hr, 4)})
                 rows[-1] |= {"ndcg": round(ndcg, 4), "standard_error_hr": round(error, 4)}
                 print(rows[-1], flush=True)
-    (Path(__file__).parent / "results/diffnet_floors.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    write_result(arguments.out, {"rows": rows}, precision="fp64", device="cpu")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Fault injection: killed processes and damaged files."""

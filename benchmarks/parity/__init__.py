@@ -1,0 +1,1 @@
+"""Released code beside ours, on the same inputs."""

@@ -1,0 +1,1 @@
+"""Accuracy: what is trained and compared, and the tables that the documentation shows."""

@@ -1,0 +1,183 @@
+"""Train every model under one budget with several seeds, evaluate all of them, and write one report.
+
+    export REDIFFUSE_DATA=...
+    OMP_NUM_THREADS=1 python -m benchmarks.tables.compare --data amazon-beauty --split given --minutes 3
+    python -m benchmarks.tables.compare --data amazon-beauty --split given --report
+
+The first command trains what is not trained yet, and resumes what was interrupted. To run it twice at once, add
+``--shard 0/2`` to one and ``--shard 1/2`` to the other. The second command evaluates the runs on the test subset,
+prints a table and writes the report. Every model that is trained by gradient gets the same minutes of one thread, its
+default options, and selection by the same validation metric. What is compared is in `variants.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import rediffuse as rd
+from benchmarks.common import RESULTS, rerun, write_result
+from benchmarks.tables import augmented
+from benchmarks.tables.published import PUBLISHED
+from benchmarks.tables.variants import TEN_MODELS, VARIANTS
+from rediffuse.comparison import Comparison
+from rediffuse.comparison.markdown import SHOWN
+from rediffuse.comparison.runs import BY_PERSON, evaluation_file
+from rediffuse.data.split import Split
+from rediffuse.data.zoo import fetch
+from rediffuse.training import read_config
+from rediffuse.training.environment import PeakMemory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", required=True)
+    parser.add_argument("--models", nargs="+", default=list(TEN_MODELS), choices=VARIANTS, metavar="VARIANT")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training, per run")
+    parser.add_argument("--epochs", type=int, default=1000, help="at most; with many --minutes, what is equal")
+    parser.add_argument("--shard", default="0/1", help="i/n: train only every n-th run, starting with run i")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--metric", default="ndcg@10/unseen", help="selects epochs, and pairs are tested on it")
+    parser.add_argument("--protocol", help="of the report; default: that of the split")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where --report writes its result file")
+    parser.add_argument("--report", action="store_true", help="evaluate and compare what is trained")
+    arguments = parser.parse_args()
+    data = fetch(arguments.data)
+    split = rd.split.by_name(arguments.split, data)
+    folder = arguments.runs / f"{arguments.data}-{split.name}"
+    if arguments.report:
+        report(folder, data, arguments.metric, arguments.protocol, arguments.results)
+        return
+    wanted = [(variant, seed) for seed in arguments.seeds for variant in arguments.models]
+    if len(wanted) == 1:
+        variant, seed = wanted[0]
+        train(variant, split, folder, seed, arguments.minutes, arguments.epochs, arguments.metric)
+        return
+    shard, shards = map(int, arguments.shard.split("/"))
+    for variant, seed in wanted[shard::shards]:
+        if is_trained(folder / f"{variant}-{seed}"):
+            continue
+        # A process for each run, so that the peak of memory is its own.
+        words = ["--data", arguments.data, "--split", arguments.split, "--minutes", str(arguments.minutes)]
+        words += ["--runs", str(arguments.runs), "--models", variant, "--seeds", str(seed)]
+        words += ["--metric", arguments.metric, "--epochs", str(arguments.epochs)]
+        rerun(*words)
+
+
+def is_trained(run: Path) -> bool:
+    return (run / "manifest.json").exists()
+
+
+def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs: int, metric: str) -> None:
+    """Train a variant with a seed, unless that run is there."""
+    variant, folder = VARIANTS[name], runs / f"{name}-{seed}"
+    if is_trained(folder):
+        return
+    if not rd.models.model_class(variant.model).trained_by_gradient and seed:
+        return  # the seed changes nothing
+    phases = {phase: runs / f"{other}-{seed}" for phase, other in variant.phases.items()}
+    options = {name: value for name, value in variant.options.items() if name not in phases}
+    options |= {"metric": metric, "epochs": min(epochs, options.get("epochs", epochs)), "patience": 8}
+    if variant.on:
+        longer = rd.Dataset.load(augmented.where(runs, variant.on, seed))
+        split = rd.split.by_name(split.name, longer, **split.params)
+    started = (folder / "checkpoints" / "claim.safetensors").exists()
+    if folder.exists() and not started:
+        shutil.rmtree(folder)
+    run = rd.train(
+        variant.model,
+        split,
+        folder,
+        config=options,
+        seed=seed,
+        max_minutes=minutes,
+        resume=started,
+        phases_from=phases,
+    )
+    value = 100 * (run.validation or {})[metric]
+    print(f"{runs.name} {name} seed {seed}: {run.minutes:.1f} min, {metric} {value:.2f}", flush=True)
+
+
+def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None, results: Path) -> None:
+    """Evaluate what is trained and not evaluated yet, then compare all of it."""
+    runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    suffix = Path(evaluation_file("test.json", protocol)).stem.removeprefix("test")
+    for run in runs:
+        if not (run / f"test{suffix}.json").exists():
+            evaluate(run, data, protocol)
+    memory, began = PeakMemory(), time.perf_counter()
+    name = folder.name if folder.parent.name == "benchmark" else f"{folder.parent.name}-{folder.name}"
+    out, published = folder.parent / f"report-{folder.name}{suffix}", PUBLISHED.get(name + suffix)
+    found = rd.compare(runs, out, metric=metric, published=published, protocol=protocol)
+    print(f"Compared in {time.perf_counter() - began:.1f} s, {memory.mib()} MiB at most.\n")
+    print(table(found, metric.partition("/")[0]))
+    precision = ", ".join(sorted({read_config(run)["training"]["precision"] for run in runs}))
+    write_result(results / f"compare-{name}{suffix}.json", condensed(found, metric), precision=precision)
+
+
+def evaluate(run: Path, data: rd.Dataset, protocol: str | None) -> None:
+    """Evaluate a run on the test subset, with the histories that its variant was trained on."""
+    name, _, seed = run.name.rpartition("-")
+    on = VARIANTS[name].on
+    read = rd.Dataset.load(augmented.where(run.parent, on, int(seed))) if on else data
+    rd.evaluate_run(run, read, protocol=protocol, seeds=range(3))
+    print(f"{run} ({read_config(run)['training']['minutes']:.1f} min) evaluated", flush=True)
+
+
+def condensed(found: Comparison, metric: str) -> dict[str, Any]:
+    """What of a comparison is stored: the metrics that tables show, and slices of users by the chosen metric."""
+    named, _, policy = metric.partition("/")
+    everything = found.to_dict()
+    kept = {name: everything[name] for name in ("facts", "summary", "pairs", "twins", "steps", "costs")}
+    kept["summary"] = [row for row in kept["summary"] if row["metric"] in (*SHOWN, named)]
+    kept["slices"] = [
+        row
+        for row in everything["slices"]
+        if row["by"] in BY_PERSON and row["metric"] == named and row["policy"] == (policy or "all")
+    ]
+    return kept
+
+
+def table(found: Comparison, metric: str) -> str:
+    """The table of docs/benchmarks.md, in per cent, best first; ± is half the 95 % interval over seeds."""
+    values = {(row["variant"], row["policy"], row["metric"]): row for row in found.summary.iter_rows(named=True)}
+
+    def cell(label: str, policy: str, metric: str) -> str:
+        row = values.get((label, policy, metric))
+        if row is None:
+            return ""
+        spread = "" if row["low"] is None else f" ±{50 * (row['high'] - row['low']):.2f}"
+        return f"{100 * row['mean']:.2f}{spread}"
+
+    policies = found.facts["protocol"]["seen"]
+    shown = list(dict.fromkeys(("hr@10", "ndcg@10") if metric == "ndcg@10" else (metric, "ndcg@10")))
+    columns = [(policy, name) for policy in policies for name in shown]
+    columns.append((policies[-1], "coverage@10"))
+    costs = {row["variant"]: row for row in found.costs.iter_rows(named=True)}
+    order = sorted(costs, key=lambda label: -values[label, policies[-1], metric]["mean"])
+    words = {"all": "kept", "unseen": "filtered"}
+    heads = [f"{name.replace('hr', 'HR').replace('ndcg', 'NDCG')} {words[policy]}" for policy, name in columns[:-1]]
+    lines = [
+        f"| | seeds | {' | '.join(heads)} | coverage@10 | min | best epoch |",
+        "|---|" + "--:|" * (len(heads) + 4),
+    ]
+    for label in order:
+        cells = [cell(label, *column) for column in columns]
+        cost, seeds = costs[label], values[label, policies[-1], metric]["seeds"]
+        spent = (f"{cost['train_minutes']:.1f}", f"{cost['best_epoch']:.0f}") if cost["best_epoch"] else ("", "")
+        lines.append(f"| {' | '.join([label, str(seeds), *cells, *spent])} |")
+    for label, figures in found.published.items():
+        names = [metric if policy == "all" else f"{metric}/{policy}" for policy, metric in columns]
+        cells = [f"{100 * figures[name]:.2f}" if name in figures else "" for name in names]
+        name = f"*{label}, published, not run here ({figures['source']})*"
+        lines.append(f"| {' | '.join([name, '', *cells, '', ''])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What `compare.py` trains: models with options, by name.
+
+The names are in run folders and in stored results, so they do not change. ``twin`` is an ablation: no diffusion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.tables import augmented
+from rediffuse.models.diffkg import DiffKGConfig
+from rediffuse.models.diffnet import DiffNetConfig
+from rediffuse.models.diffnetpp import DiffNetPPConfig
+from rediffuse.models.diffrec import TDiffRecConfig
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to compare.
+
+    Attributes:
+        model: its name.
+        options: what differs from its default options.
+        phases: the variants whose runs its phases are taken from.
+        on: the data set of `augmented.py` that it is trained on; "" for the data as they are.
+    """
+
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, str] = field(default_factory=dict)
+    on: str = ""
+
+
+NO_DIFFUSION = {"diffusion": False}
+
+# Trained unless others are named.
+TEN_MODELS = {
+    "popularity": Variant("popularity"),
+    "itemknn": Variant("itemknn"),
+    "ease": Variant("ease"),
+    "diffurec": Variant("diffurec"),
+    "twin": Variant("diffurec", NO_DIFFUSION),
+    "sasrec": Variant("sasrec"),
+    "gru4rec": Variant("gru4rec"),
+    "bert4rec": Variant("bert4rec"),
+    "lightgcn": Variant("lightgcn"),
+    "bprmf": Variant("bprmf"),
+}
+
+# One option of DiffuRec or SASRec changed.
+ONE_OPTION = {
+    "diffurec-norepeat": Variant("diffurec", {"repeat_bias": False}),
+    "twin-norepeat": Variant("diffurec", {"repeat_bias": False} | NO_DIFFUSION),
+    "sasrec-sampled": Variant("sasrec", {"loss": "sampled_softmax"}),
+    "sasrec-bce": Variant("sasrec", {"loss": "bce"}),
+    "sasrec-gbce": Variant("sasrec", {"loss": "gbce"}),
+}
+
+DIFFREC = {
+    "diffrec": Variant("diffrec"),
+    "diffrec-twin": Variant("diffrec", NO_DIFFUSION),
+    "tdiffrec": Variant("tdiffrec"),
+    "tdiffrec-twin": Variant("tdiffrec", NO_DIFFUSION),
+    "ldiffrec": Variant("ldiffrec"),
+    "ldiffrec-twin": Variant("ldiffrec", NO_DIFFUSION),
+}
+
+# With friends, without, and as released.
+SOCIAL = {
+    "friends": Variant("friends"),
+    "diffnet": Variant("diffnet"),
+    "diffnet-alone": Variant("diffnet", {"hops": 0}),
+    "diffnet-reference": Variant("diffnet", DiffNetConfig.presets["reference"]),
+    "diffnetpp": Variant("diffnetpp", {"hops": 2}),
+    "diffnetpp-one": Variant("diffnetpp"),
+    "diffnetpp-mean": Variant("diffnetpp", {"attention": "mean"}),
+    "bprmf-tuned": Variant("bprmf", {"reg": 0.03}),  # the best of a few on Yelp's validation subset
+    "lightgcn-tuned": Variant("lightgcn", {"reg": 0.03}),
+    "diffnetpp-reference": Variant("diffnetpp", DiffNetPPConfig.presets["reference"]),
+}
+
+# A knowledge graph, pruned by diffusion, at random, or not at all.
+KNOWLEDGE = {
+    **{f"diffkg-{pruning}": Variant("diffkg", {"pruning": pruning}) for pruning in ("diffusion", "random", "none")},
+    "diffkg-plain": Variant("diffkg", {"pruning": "none", "contrast": 0.0}),
+    "diffkg-reference": Variant("diffkg", DiffKGConfig.presets["reference"]),
+}
+
+# The backbones of augmentation, all of one size.
+SMALL = {"embedding_size": 64, "dropout": 0.2, "learning_rate": 2e-3, "validate_every": 2}
+BACKBONES = {
+    "sasrec": SMALL | {"epochs": 6},
+    "bert4rec": SMALL | {"epochs": 8},
+    "s3rec": SMALL | {"epochs": 6, "pretrain_epochs": 2},
+    "gru4rec": SMALL | {"epochs": 4},
+}
+
+
+def pdrec() -> dict[str, Variant]:
+    """TI-DiffRec alone; then PDRec's signals, none, each and all, on two backbones with two losses."""
+    diffusion = TDiffRecConfig.presets["douban-book"] | {"learning_rate": 5e-4, "validate_every": 2}
+    found = {"tidiffrec": Variant("tdiffrec", diffusion)}
+    for backbone, rate in (("gru4rec", 3e-3), ("sasrec", 1e-3)):
+        for loss, signals in (("bce", ["hbr", "dpa", "nns"]), ("softmax", ["hbr", "dpa"])):
+            shared = {
+                **{"batch_size": 4096, "validate_every": 4, "backbone": backbone, "learning_rate": rate, "loss": loss},
+                "diffusion": diffusion,
+                "backbone_options": {"embedding_size": 64, "dropout": 0.2, "temperature": 0.1},
+            }
+            for name, on in {"plain": [], "all": signals, **{signal: [signal] for signal in signals}}.items():
+                options = shared | {signal: signal in on for signal in ("hbr", "dpa", "nns")}
+                phases = {"diffusion": "tidiffrec"} if on else {}
+                found[f"{backbone}-{loss}-{name}"] = Variant("pdrec", options, phases)
+    return found
+
+
+def augmentation() -> dict[str, Variant]:
+    """Each backbone on the data as they are, and on the data sets with synthetic interactions."""
+    return {
+        f"{backbone}-on-{on or 'own'}": Variant(backbone, options, on=on)
+        for backbone, options in BACKBONES.items()
+        for on in ("", *augmented.METHODS)
+    }
+
+
+VARIANTS = TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation()
