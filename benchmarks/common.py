@@ -29,7 +29,7 @@ def write_result(path: Path, content: dict[str, Any], **how: Any) -> None:
 
     The file is replaced atomically: a reader finds the old one or the new one.
     """
-    from rediffuse.data.files import atomic_write_text
+    from rediffuse.files import atomic_write_text
 
     atomic_write_text(path, json.dumps({"stamp": stamp(**how)} | content, indent=1, default=str) + "\n")
 
@@ -51,7 +51,7 @@ def stamp(precision: str | None, device: str | None = None, packages: Iterable[s
     """
     import psutil
 
-    from rediffuse.training.environment import environment
+    from rediffuse.runs.environment import environment
 
     made_with = environment()
     made_with["packages"] |= {name: importlib.metadata.version(name) for name in packages}

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 import rediffuse as rd
-from rediffuse.data.zoo import fetch
 from rediffuse.evaluation import TaskResult, evaluate_task, model_scores
+from rediffuse.readers.public_datasets import public_dataset
 
 DATA, RUNS = Path("data/ml-100k"), Path("runs/demo")
 COMPARED = {
@@ -35,10 +35,12 @@ def main() -> None:
     console = Console(record=arguments.svg is not None, width=100, highlight=False)
 
     console.print("[bold]1. Data[/]  MovieLens-100K: who rated which film, and when.")
-    dataset = rd.Dataset.load(DATA) if (DATA / "manifest.json").exists() else fetch("ml-100k", DATA)
+    dataset = rd.load_dataset(DATA) if (DATA / "manifest.json").exists() else public_dataset("ml-100k", DATA)
     split = rd.split.by_name(arguments.split, dataset)
     task = split.task("test")
-    console.print(f"   {dataset.num_users:,} users, {dataset.num_items:,} films, {dataset.num_events:,} interactions.")
+    console.print(
+        f"   {dataset.num_users:,} users, {dataset.num_items:,} films, {dataset.num_interactions:,} interactions."
+    )
     leak = split.leak or "All training interactions are older than the test: nothing leaks."
     console.print(f"   Split: {split.name}. {leak}")
     new = int((task.histories.lengths == 0).sum())

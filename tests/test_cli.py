@@ -261,7 +261,7 @@ def test_pdrec_end_to_end(command, dataset, tmp_path):
     code, out, err = command("augment", "pdrec", tmp_path / "parts", "-o", tmp_path / "signals.parquet", "--json")
     assert code == 0, err
     table = pl.read_parquet(tmp_path / "signals.parquet")
-    assert json.loads(out)["people"] == len(table) == 60
+    assert json.loads(out)["users"] == len(table) == 60
     assert table.columns == ["user_id", "items", "weights", "positives"]
     for row in table.iter_rows(named=True):
         assert len(row["items"]) == len(row["weights"])
@@ -305,7 +305,7 @@ def test_augmented_data_from_the_command_line(command, dataset, tmp_path):
         code, printed, err = command("augment", way, dataset, "-o", out, *common, *options)
         assert code == 0, err
         told = json.loads(printed)
-        assert told["events"] == 2 * told["users"]
+        assert told["interactions"] == 2 * told["users"]
         assert told["name"] == {"diffuasr": "diffuasr-cg"}.get(way, way)
     longer = tmp_path / "diffuasr"
     code, printed, err = command(
@@ -388,7 +388,7 @@ def test_two_processes_share_a_folder_and_one_speaks(command, trained, tmp_path)
     out = tmp_path / "out"
     launched = [process.communicate() for process in shares(trained, tmp_path / "users.csv", out, 2, LOCAL_RANK="1")]
     (told,) = [json.loads(printed) for printed, _ in launched if printed]
-    assert (told["people"], told["rows"], told["parts"], told["unknown_users"]) == (62, 186, 8, 1)
+    assert (told["users"], told["rows"], told["parts"], told["unknown_users"]) == (62, 186, 8, 1)
     assert told["finished"] is True
     assert "".join(errors for _, errors in launched).count("1 of 62 users are unknown") == 1
     found = pl.read_parquet(out / "part-*.parquet")
@@ -442,7 +442,7 @@ def test_machines_without_a_launcher_say_what_is_missing(command, trained, tmp_p
     code, out, err = command(*ask, "--json")
     assert code == 0, err
     told = json.loads(out)
-    assert (told["written_parts"], told["missing_parts"], told["people"], told["finished"]) == (2, 1, 20, False)
+    assert (told["written_parts"], told["missing_parts"], told["users"], told["finished"]) == (2, 1, 20, False)
     _, out, _ = command(*ask)
     assert "1 parts of other processes are missing yet" in " ".join(out.split())
     monkeypatch.setenv("RANK", "1")

@@ -42,10 +42,15 @@ import numpy as np
 import polars as pl
 
 from benchmarks.common import write_result
-from rediffuse.data import dataset, histories, ingest, split, tables
+from rediffuse.data import dataset, histories, split
 from rediffuse.data.dataset import Dataset
+from rediffuse.data.loading import load_dataset
 from rediffuse.errors import RediffuseError
-from rediffuse.recommender.people_files import PeopleFile
+from rediffuse.readers import interactions as interactions_module
+from rediffuse.readers import tables
+from rediffuse.readers.interactions import read_interactions
+from rediffuse.readers.recbole import read_atomic
+from rediffuse.recommender.user_files import UserFile
 
 ACCEPTED, REFUSED, FAILED, HUNG, DIED = "accepted", "refused", "other exception", "hang", "died"
 # One mutant in this many also goes through `rediffuse prepare`.
@@ -496,11 +501,11 @@ def write(case: Case, folder: Path) -> None:
 def _read(case: Case, folder: Path) -> Dataset:
     source = folder / case.source
     if case.kind == "dataset":
-        data = Dataset.load(source)
+        data = load_dataset(source)
     elif case.kind == "atomic":
-        data = Dataset.from_atomic(source, **case.options)
+        data = read_atomic(source, **case.options)
     else:
-        data = Dataset.from_interactions(source, **case.options, **{k: folder / v for k, v in case.tables.items()})
+        data = read_interactions(source, **case.options, **{k: folder / v for k, v in case.tables.items()})
     _ = data.tables_fingerprint  # reads the tables as a model would
     return data
 
@@ -508,7 +513,7 @@ def _read(case: Case, folder: Path) -> Dataset:
 @contextmanager
 def few_at_once(few: bool) -> Iterator[None]:
     """Read FEW rows and work on FEW interactions at once if ``few``."""
-    limits = [(tables, "PIECE"), *((module, "BLOCK") for module in (histories, ingest, split, dataset))]
+    limits = [(tables, "PIECE"), *((module, "BLOCK") for module in (histories, interactions_module, split, dataset))]
     before = [getattr(module, name) for module, name in limits]
     for module, name in limits if few else ():
         setattr(module, name, FEW)
@@ -557,7 +562,7 @@ def _tried(read: Callable[[], Any]) -> Any:
 
 def _attempt_user_file(case: Case, folder: Path) -> str:
     def read(size: int) -> list[tuple[Any, ...]]:
-        users = PeopleFile(folder / case.source, {"u1", "u2"}.__contains__)
+        users = UserFile(folder / case.source, {"u1", "u2"}.__contains__)
         users.identity()
         blocks = list(users.blocks(size))
         assert [number for number, _ in blocks] == list(range(len(blocks)))
@@ -604,7 +609,7 @@ def check(data: Dataset, case: Case, folder: Path) -> None:
     """Assert that a dataset is sound and holds what its files hold."""
     interactions = data.interactions
     assert interactions.offsets[0] == 0
-    assert interactions.offsets[-1] == len(interactions.items) == data.num_events > 0
+    assert interactions.offsets[-1] == len(interactions.items) == data.num_interactions > 0
     assert (interactions.lengths >= 0).all()
     assert len(interactions) == data.num_users
     assert ((interactions.items >= 0) & (interactions.items < data.num_items)).all()
@@ -639,13 +644,13 @@ def check(data: Dataset, case: Case, folder: Path) -> None:
         assert set(np.unique(subsets)) <= {-1, 0, 1, 2}
     report = data.report
     dropped = sum(report.get(f"dropped_{why}", 0) for why in ("below_min_rating", "duplicates", "by_k_core"))
-    assert report["rows"] - dropped == report["events"] == data.num_events
+    assert report["rows"] - dropped == report["interactions"] == data.num_interactions
     if case.kind == "dataset":
         return
     if k := case.options.get("k_core"):
         assert (np.bincount(interactions.items) >= k).all()
         assert (interactions.lengths[interactions.lengths > 0] >= k).all()
-    again = Dataset.load(data.save(folder / "saved again"))
+    again = load_dataset(data.save(folder / "saved again"))
     recomputed = dataclasses.replace(again)  # without the fingerprints that were loaded
     assert recomputed.fingerprint == data.fingerprint == again.fingerprint
     assert again.tables_fingerprint == data.tables_fingerprint

@@ -25,10 +25,10 @@ from tests.dying import start, tally
 from tests.synthetic import walks
 
 import rediffuse as rd
-from rediffuse.data.files import is_leftover
+from rediffuse.files import is_leftover
 
 SMALL = {"batch_size": 64, "precision": "fp32"}
-DIFFUREC = {"embedding_size": 16, "blocks": 1, "epochs": 5, "timesteps": "lossaware", "steps": 4}
+DIFFUREC = {"embedding_size": 16, "blocks": 1, "epochs": 5, "timestep_sampler": "lossaware", "diffusion_steps": 4}
 PDREC = {
     **{"epochs": 2, "candidates": 5, "liked": 2, "backbone_options": {"embedding_size": 16, "dropout": 0.0}},
     "diffusion": {"epochs": 4, "hidden_sizes": [16], "validate_every": 1, "batch_size": 32, "learning_rate": 0.2},
@@ -98,7 +98,7 @@ def attack(
 
 
 def _begun(folder: Path) -> bool:
-    return (folder / "checkpoints" / "claim.safetensors").exists()
+    return (folder / "checkpoints" / "identity.safetensors").exists()
 
 
 def main() -> None:

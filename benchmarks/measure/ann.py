@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from benchmarks.common import measured_alone, out_option, write_result
-from rediffuse.recommender.build import recall_of
+from rediffuse.memory import PeakMemory
 from rediffuse.recommender.index import ItemIndex, load_faiss
+from rediffuse.recommender.index_building import recall_of
 from rediffuse.topk import exact_top_k
-from rediffuse.training.environment import PeakMemory
 
 K, RECALL, CHOOSING, REPORTING = 100, 0.95, 200, 500
 

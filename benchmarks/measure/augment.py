@@ -15,10 +15,10 @@ import torch
 
 import rediffuse as rd
 from benchmarks.common import measured_alone, out_option, write_result
-from rediffuse.data.zoo import fetch
+from rediffuse.memory import PeakMemory
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffuasr import DiffuASR
-from rediffuse.training.environment import PeakMemory
+from rediffuse.readers.public_datasets import public_dataset
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
 
 def measure(data: str, guidance: str) -> dict[str, object]:
     """Generate once for all users."""
-    view = rd.split.given(fetch(data)).training_view()
+    view = rd.split.given(public_dataset(data)).training_view()
     torch.manual_seed(0)
     model = DiffuASR(DiffuASR.Config.build(None, {"guidance": guidance, "backbone": None}), view.num_items).eval()
     model.fit(TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity))

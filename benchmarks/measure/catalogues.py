@@ -29,14 +29,14 @@ from benchmarks.common import append_result, measured_alone, out_option
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TEST, TRAIN, VALID, Split
-from rediffuse.data.zoo import fetch
 from rediffuse.evaluation import evaluate_task, model_scores
+from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.models import model_class
 from rediffuse.models.base import Batches, Model, TrainingData
-from rediffuse.training.environment import PeakMemory
+from rediffuse.readers.public_datasets import public_dataset
+from rediffuse.runs.run_folder import read_run
 from rediffuse.training.optimizer import Optimizer
-from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
-from rediffuse.training.run_folder import read_run
+from rediffuse.training.precision import autocast, resolve_precision
 
 # Loss, and optimizer of the item table.
 CASES = [
@@ -184,7 +184,7 @@ def main() -> None:
             for number in options.cases:
                 record(alone(items, number, options.steps))
             continue
-        split = rd.split.default(fetch(options.data)) if options.data else made_up_split(items, options.users)
+        split = rd.split.default(public_dataset(options.data)) if options.data else made_up_split(items, options.users)
         for case in cases:
             for rate in options.rates:
                 for seed in options.seeds:

@@ -20,11 +20,11 @@ import rediffuse as rd
 from benchmarks.common import measured_alone, out_option, write_result
 from rediffuse.data.dataset import KnowledgeGraph
 from rediffuse.data.histories import Histories
-from rediffuse.data.zoo import fetch
+from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffkg import DiffKG, DiffKGConfig, EntityBatch
-from rediffuse.training.environment import PeakMemory
-from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
+from rediffuse.readers.public_datasets import public_dataset
+from rediffuse.training.precision import autocast, resolve_precision
 
 SHARES = (0.25, 0.5, 1.0)
 
@@ -59,7 +59,7 @@ def sample_of(data: TrainingData, share: float) -> TrainingData:
 def measure(name: str, share: float) -> dict[str, object]:
     """Time the stages of an epoch, and measure the peak of memory from before the model is made."""
     memory = PeakMemory()
-    dataset = fetch(name)
+    dataset = public_dataset(name)
     split = rd.split.given(dataset) if dataset.given else rd.split.ratio(dataset)
     view = split.training_view()
     whole = TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity, kg=view.kg)

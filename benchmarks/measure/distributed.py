@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import out_option, write_result
-from rediffuse.data.zoo import fetch
+from rediffuse.readers.public_datasets import public_dataset
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "beauty"
-        fetch("amazon-beauty").save(data)
+        public_dataset("amazon-beauty").save(data)
         for model in arguments.models:
             for batch in arguments.batch:
                 rows.append(measured(Path(folder), data, model, batch, arguments))

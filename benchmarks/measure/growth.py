@@ -26,12 +26,12 @@ from benchmarks.common import append_result, measured_alone, out_option
 from benchmarks.measure.catalogues import TESTED, made_up_split, seconds_of_steps
 from rediffuse.data.dataset import SocialGraph
 from rediffuse.evaluation import evaluate_task, model_scores
+from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.models import model_class
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.training.checkpoint import load_training, save_training
-from rediffuse.training.environment import PeakMemory
 from rediffuse.training.optimizer import Optimizer
-from rediffuse.training.precision import keep_freed_memory, resolve_precision
+from rediffuse.training.precision import resolve_precision
 
 CPU = torch.device("cpu")
 ITEMS, USERS, LENGTH, RANKED = 12_000, 20_000, 20, 512

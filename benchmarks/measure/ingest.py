@@ -75,11 +75,11 @@ def stage(name: str, stages: Stages) -> Iterator[None]:
     done, peak = threading.Event(), [memory("RssAnon")]
     before = peak[0]
 
-    def watch() -> None:
+    def on_step() -> None:
         while not done.wait(0.02):
             peak.append(max(peak.pop(), memory("RssAnon")))
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=on_step)
     thread.start()
     start, cpu = time.perf_counter(), time.process_time()
     try:
@@ -95,17 +95,17 @@ def stage(name: str, stages: Stages) -> Iterator[None]:
 
 def read_and_save(source: str, folder: str, k_core: int | None) -> dict[str, Any]:
     """Read the files, and save the dataset."""
-    from rediffuse.data.dataset import Dataset
+    from rediffuse.readers.interactions import read_interactions
 
     stages: Stages = {}
     with stage("ingest", stages):
-        data = Dataset.from_interactions(source, time="timestamp", rating="rating", k_core=k_core)
+        data = read_interactions(source, time="timestamp", rating="rating", k_core=k_core)
     with stage("fingerprint", stages):
         fingerprint = data.fingerprint
     with stage("save", stages):
         data.save(folder)
     return {
-        "interactions": data.num_events,
+        "interactions": data.num_interactions,
         "users": data.num_users,
         "items": data.num_items,
         "fingerprint": fingerprint,
@@ -117,16 +117,16 @@ def load_and_batch(folder: str, batches: int) -> dict[str, Any]:
     """Load the dataset, split it, and begin an epoch of every kind of batches."""
     import numpy as np
 
+    from rediffuse.batching.matrix import binary_matrix
+    from rediffuse.batching.pairs import PairBatches
+    from rediffuse.batching.rows import RowBatches
+    from rediffuse.batching.sequences import SequenceBatches
     from rediffuse.data import split
-    from rediffuse.data.batches import SequenceBatches
-    from rediffuse.data.dataset import Dataset
-    from rediffuse.data.matrix import binary_matrix
-    from rediffuse.data.pairs import PairBatches
-    from rediffuse.data.rows import RowBatches
+    from rediffuse.data.loading import load_dataset
 
     stages: Stages = {}
     with stage("load", stages):
-        data = Dataset.load(folder)
+        data = load_dataset(folder)
     with stage("split", stages):
         made = split.global_time(data)
     with stage("view", stages):

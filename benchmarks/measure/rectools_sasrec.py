@@ -32,9 +32,9 @@ def main() -> None:
         print(json.dumps(theirs(arguments.table)))
         return
     from benchmarks.common import RESULTS, write_result
-    from rediffuse.data.zoo import fetch
+    from rediffuse.readers.public_datasets import public_dataset
 
-    data = fetch("amazon-beauty")
+    data = public_dataset("amazon-beauty")
     found = {"ours": ours(data)}
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "train.csv"
@@ -63,9 +63,10 @@ def ours(data: Any) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from rediffuse.memory import keep_freed_memory
     from rediffuse.models import model_class
     from rediffuse.models.base import TrainingData
-    from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
+    from rediffuse.training.precision import autocast, resolve_precision
 
     train, kind = training_histories(data), model_class("sasrec")
     model = kind(kind.Config.build(), data.num_items)

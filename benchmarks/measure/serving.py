@@ -134,7 +134,7 @@ def hostile(rng: random.Random, ids: list[int | str]) -> bytes:
     """Build a request that the service may refuse or serve, but that must break nothing."""
     odd = [None, True, -1, 0, 2**63, 10**400, 1e308, "", "\0", "'; DROP TABLE x; --", "../../etc/passwd", "💥" * 50]
     odd += [[], {}, [[]], [None], ["x"] * 500, {"a": {"b": []}}, "\ud800", "%s%n", "<script>alert(1)</script>", ids[0]]
-    fields = ["users", "histories", "k", "exclude", "candidates", "samples", "steps", "seed", "noise", "model"]
+    fields = ["users", "histories", "k", "exclude", "candidates", "samples", "sampling_steps", "seed", "noise", "model"]
     fields += ["filter_seen", "explain", "items", "user", "history", "__class__", "extra"]
     paths = ["/v1/recommend", "/v1/similar", "/v1/denoise"]
     way = rng.randrange(9)

@@ -18,12 +18,12 @@ import torch
 
 import rediffuse as rd
 from benchmarks.common import measured_alone, out_option, write_result
-from rediffuse.data.zoo import fetch
+from rediffuse.memory import PeakMemory
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffrec import DiffRec
 from rediffuse.models.signals import derive_signals
-from rediffuse.training import read_run
-from rediffuse.training.environment import PeakMemory
+from rediffuse.readers.public_datasets import public_dataset
+from rediffuse.runs.run_folder import read_run
 from rediffuse.training.precision import autocast, resolve_precision
 
 PLAIN_USERS, ROUNDS = 40, 5
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--only-signals", action="store_true", help="make them and print the peak of memory")
     out_option(parser, "signals.json")
     arguments = parser.parse_args()
-    view = rd.split.given(fetch(arguments.data)).training_view()
+    view = rd.split.given(public_dataset(arguments.data)).training_view()
     model = read_run(arguments.run).model
     assert isinstance(model, DiffRec)
     if arguments.only_signals:

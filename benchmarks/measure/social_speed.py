@@ -15,8 +15,8 @@ from pathlib import Path
 
 import rediffuse as rd
 from benchmarks.common import measured_alone, out_option, write_result
-from rediffuse.data.zoo import fetch
-from rediffuse.training.environment import PeakMemory
+from rediffuse.memory import PeakMemory
+from rediffuse.readers.public_datasets import public_dataset
 
 MODELS = {"diffnet": {"embedding_size": 32}, "diffnetpp": {"embedding_size": 64, "hops": 2}}
 
@@ -24,7 +24,7 @@ MODELS = {"diffnet": {"embedding_size": 32}, "diffnetpp": {"embedding_size": 64,
 def measure(model: str) -> dict[str, object]:
     """Train a model without validation before the last epoch."""
     memory = PeakMemory()
-    split = rd.split.given(fetch("diffnet-yelp"))
+    split = rd.split.given(public_dataset("diffnet-yelp"))
     options = MODELS[model] | {"negatives": 8, "epochs": 3, "validate_every": 3}
     with tempfile.TemporaryDirectory() as folder:
         run = rd.train(model, split, Path(folder) / "run", config=options)

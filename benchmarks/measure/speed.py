@@ -23,12 +23,14 @@ import torch
 import rediffuse as rd
 from benchmarks.common import out_option, write_result
 from rediffuse.data.dataset import Dataset
-from rediffuse.data.zoo import fetch
 from rediffuse.evaluation import evaluate_task
+from rediffuse.memory import keep_freed_memory
 from rediffuse.models import model_class
 from rediffuse.models.base import TrainingData
 from rediffuse.models.sequence import SequenceModel
-from rediffuse.training.precision import autocast, keep_freed_memory, resolve_precision
+from rediffuse.readers.interactions import read_interactions
+from rediffuse.readers.public_datasets import public_dataset
+from rediffuse.training.precision import autocast, resolve_precision
 
 CPU = torch.device("cpu")
 # Figures of the released code and of RecTools' SASRec on a 2-core machine without AMX. They are quoted: this script
@@ -41,7 +43,7 @@ def main() -> None:
     out_option(parser, "speed.json")
     arguments = parser.parse_args()
     name = "amazon-beauty" if os.environ.get("REDIFFUSE_DATA") else "made-up"
-    split = rd.split.given(fetch(name)) if name == "amazon-beauty" else rd.split.leave_one_out(made_up())
+    split = rd.split.given(public_dataset(name)) if name == "amazon-beauty" else rd.split.leave_one_out(made_up())
     precision = resolve_precision("auto", CPU)
     with keep_freed_memory():
         rates = {kind: gemm_rate(kind) for kind in (torch.float32, torch.bfloat16)}
@@ -70,7 +72,7 @@ def made_up() -> Dataset:
     lengths = np.minimum(5 + rng.geometric(0.25, 22_363), 200)
     owners = np.repeat(np.arange(len(lengths)), lengths)
     items = (12_101 * rng.random(len(owners)) ** 2).astype(np.int64)
-    return Dataset.from_interactions(
+    return read_interactions(
         pl.DataFrame({"user": owners, "item": items, "time": np.arange(len(owners))}),
         user="user",
         item="item",

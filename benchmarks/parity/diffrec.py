@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rediffuse.batching.rows import row_batch
 from rediffuse.data.histories import Histories
-from rediffuse.data.rows import row_batch
 from rediffuse.models.diffrec import DiffRec
 from rediffuse.models.sampling import Sampling
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import rediffuse as rd
 from rediffuse.data.split import Split
-from rediffuse.data.zoo import fetch
+from rediffuse.readers.public_datasets import public_dataset
 
 # The classifier and the right-to-left SASRec are trained like the SASRec that is compared.
 SASREC = {"embedding_size": 64, "dropout": 0.2, "learning_rate": 2e-3, "epochs": 6, "validate_every": 2}
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/asr"))
     parser.add_argument("--generator-epochs", type=int, default=60, help="use more where there are few users")
     arguments = parser.parse_args()
-    split = rd.split.by_name(arguments.split, fetch(arguments.data))
+    split = rd.split.by_name(arguments.split, public_dataset(arguments.data))
     for seed in arguments.seeds:
         for name in METHODS:
             began = time.perf_counter()

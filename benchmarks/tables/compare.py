@@ -25,11 +25,11 @@ from benchmarks.tables.published import PUBLISHED
 from benchmarks.tables.variants import TEN_MODELS, VARIANTS
 from rediffuse.comparison import Comparison
 from rediffuse.comparison.markdown import SHOWN
-from rediffuse.comparison.runs import BY_PERSON, evaluation_file
+from rediffuse.comparison.runs import BY_USER, evaluation_file
 from rediffuse.data.split import Split
-from rediffuse.data.zoo import fetch
-from rediffuse.training import read_config
-from rediffuse.training.environment import PeakMemory
+from rediffuse.memory import PeakMemory
+from rediffuse.readers.public_datasets import public_dataset
+from rediffuse.runs.run_folder import read_config
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where --report writes its result file")
     parser.add_argument("--report", action="store_true", help="evaluate and compare what is trained")
     arguments = parser.parse_args()
-    data = fetch(arguments.data)
+    data = public_dataset(arguments.data)
     split = rd.split.by_name(arguments.split, data)
     folder = arguments.runs / f"{arguments.data}-{split.name}"
     if arguments.report:
@@ -84,9 +84,9 @@ def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs
     options = {name: value for name, value in variant.options.items() if name not in phases}
     options |= {"metric": metric, "epochs": min(epochs, options.get("epochs", epochs)), "patience": 8}
     if variant.on:
-        longer = rd.Dataset.load(augmented.where(runs, variant.on, seed))
+        longer = rd.load_dataset(augmented.where(runs, variant.on, seed))
         split = rd.split.by_name(split.name, longer, **split.params)
-    started = (folder / "checkpoints" / "claim.safetensors").exists()
+    started = (folder / "checkpoints" / "identity.safetensors").exists()
     if folder.exists() and not started:
         shutil.rmtree(folder)
     run = rd.train(
@@ -124,8 +124,8 @@ def evaluate(run: Path, data: rd.Dataset, protocol: str | None) -> None:
     """Evaluate a run on the test subset, with the histories that its variant was trained on."""
     name, _, seed = run.name.rpartition("-")
     on = VARIANTS[name].on
-    read = rd.Dataset.load(augmented.where(run.parent, on, int(seed))) if on else data
-    rd.evaluate_run(run, read, protocol=protocol, seeds=range(3))
+    read = rd.load_dataset(augmented.where(run.parent, on, int(seed))) if on else data
+    rd.evaluate(run, read, protocol=protocol, seeds=range(3))
     print(f"{run} ({read_config(run)['training']['minutes']:.1f} min) evaluated", flush=True)
 
 
@@ -138,7 +138,7 @@ def condensed(found: Comparison, metric: str) -> dict[str, Any]:
     kept["slices"] = [
         row
         for row in everything["slices"]
-        if row["by"] in BY_PERSON and row["metric"] == named and row["policy"] == (policy or "all")
+        if row["by"] in BY_USER and row["metric"] == named and row["policy"] == (policy or "all")
     ]
     return kept
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import rediffuse as rd
 from benchmarks.common import RESULTS, write_result
-from rediffuse.data.zoo import fetch
+from rediffuse.readers.public_datasets import public_dataset
 
 METRICS = ("hr@10", "ndcg@10", "recall@20")
 VARIANTS = {"diffkg-none": {"pruning": "none"}, "diffkg-plain": {"pruning": "none", "contrast": 0.0}}
@@ -48,14 +48,14 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for seed in arguments.seeds:
-        data = shuffled(fetch(arguments.data), seed)
+        data = shuffled(public_dataset(arguments.data), seed)
         split = rd.split.by_name(arguments.split, data)
         for name in arguments.models:
             folder = arguments.runs / f"{arguments.data}-{name}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)
             options = VARIANTS[name] | {"metric": "ndcg@10/unseen", "epochs": arguments.epochs, "patience": 8}
             run = rd.train("diffkg", split, folder, config=options, seed=seed, max_minutes=arguments.minutes)
-            found = rd.evaluate_run(folder, data)["metrics"]
+            found = rd.evaluate(folder, data)["metrics"]
             figures = {f"{m}/{policy}": found[policy][m] for policy in ("all", "unseen") for m in METRICS}
             precision = run.config["training"]["precision"]
             rows.append({"variant": name, "seed": seed, "minutes": run.minutes, "precision": precision} | figures)

@@ -17,9 +17,9 @@ from scipy import sparse
 
 import rediffuse as rd
 from benchmarks.common import out_option, write_result
-from rediffuse.data.matrix import binary_matrix
-from rediffuse.data.zoo import fetch
+from rediffuse.batching.matrix import binary_matrix
 from rediffuse.graphs import social_adjacency
+from rediffuse.readers.public_datasets import public_dataset
 
 ITEMS = 38_342  # of the released files; 964 of them have no interaction
 K = 10
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out_option(parser, "diffnet_floors.json")
     arguments = parser.parse_args()
-    data = fetch("diffnet-yelp")
+    data = public_dataset("diffnet-yelp")
     split = rd.split.given(data)
     task, train = split.task("test"), split.training_view().train
     interactions = binary_matrix(train, data.num_items)

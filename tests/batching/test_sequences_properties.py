@@ -104,7 +104,9 @@ def test_ranks_share_every_batch(kind: str, people: list[list[int]], batch_size:
     for index in range(len(made)):
         whole = Counter(content(kind, made.get(index)))
         parts = [made.get(index, rank, ranks) for rank in range(ranks)]
-        parts = [part for part in parts if part.rank_weight]  # a rank that nothing is left for takes what counts for nothing
+        parts = [
+            part for part in parts if part.rank_weight
+        ]  # a rank that nothing is left for takes what counts for nothing
         assert sum((Counter(content(kind, part)) for part in parts), Counter()) == whole
         assert sum(part.rank_weight for part in parts) == pytest.approx(ranks)
         assert made.get(index).rank_weight == 1

@@ -85,7 +85,7 @@ def made_up_run(
         "config": chosen,
         "seed": seed,
         "split": split_facts,
-        "data": {"fingerprint": data, "users": users, "items": items, "events": int(history.sum()) + users},
+        "data": {"fingerprint": data, "users": users, "items": items, "interactions": int(history.sum()) + users},
         "resolved": {"sampling_steps": int(max(steps, key=steps.__getitem__)), "metric_by_steps": steps}
         if steps
         else {},

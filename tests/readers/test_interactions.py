@@ -39,7 +39,7 @@ def test_numbers_and_order() -> None:
     assert data.interactions.times is not None
     assert data.interactions.times.tolist() == [4, 5, 1, 2]
     assert (data.interactions.items.dtype, data.interactions.offsets.dtype) == (np.int32, np.int64)
-    assert data.report["rows"] == data.report["events"] == 4
+    assert data.report["rows"] == data.report["interactions"] == 4
 
 
 def test_without_time_rows_keep_their_order() -> None:

@@ -203,7 +203,7 @@ def test_filters_together(rows: list[tuple], min_rating: float | None, duplicate
     data = read_interactions(as_frame(rows), **read)
     compare(data, expected)
     dropped = [data.report.get(f"dropped_{why}", 0) for why in ("below_min_rating", "duplicates", "by_k_core")]
-    assert data.report["rows"] == len(rows) == data.report["events"] + sum(dropped)
+    assert data.report["rows"] == len(rows) == data.report["interactions"] + sum(dropped)
 
 
 @SETTLED

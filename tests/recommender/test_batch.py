@@ -71,10 +71,10 @@ def test_the_parts_are_what_recommend_returns(recommender, users, tmp_path):
     same_lists(read(tmp_path / "out"), wanted)
     assert {"uncertainty", "title"} <= set(wanted.columns)
     assert (result.parts, result.written, result.skipped, result.missing) == (7, 7, 0, 0)
-    assert result.counts["people"] == PEOPLE
+    assert result.counts["users"] == PEOPLE
     assert result.counts["rows"] == len(wanted) == 4 * PEOPLE
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert [part["people"] for part in manifest["parts"].values()] == [8] * 6 + [2]
+    assert [part["users"] for part in manifest["parts"].values()] == [8] * 6 + [2]
     for name, part in manifest["parts"].items():
         assert part["sha256"] == files.sha256_file(tmp_path / "out" / name)
         assert part["rows"] == len(pl.read_parquet(tmp_path / "out" / name))
@@ -141,7 +141,7 @@ def test_a_file_without_people_gives_a_finished_folder(recommender, tmp_path):
     (tmp_path / "users.csv").write_text("user_id\n")
     result = recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out")
     assert (result.parts, result.missing, result.finished_here) == (0, 0, True)
-    assert json.loads((tmp_path / "out/manifest.json").read_text())["people"] == 0
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["users"] == 0
 
 
 # --- stopped, damaged, asked again -----------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_damage_is_found_and_mended(recommender, users, tmp_path, damage):
 
 
 @pytest.mark.parametrize("value", [None, "8", [8]])
-@pytest.mark.parametrize("field", ["bytes", "people", "sha256"])
+@pytest.mark.parametrize("field", ["bytes", "users", "sha256"])
 def test_a_record_of_other_types_is_none(recommender, users, tmp_path, field, value):
     out = tmp_path / "out"
     recommend_to_folder(recommender, users, out, rows_per_part=SIZE)

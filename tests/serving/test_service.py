@@ -135,9 +135,9 @@ def test_what_is_told_of_runs(client, recommenders):
     assert shown["total"] == 40
     training = client.get(f"{base}/training").json()
     assert [line["epoch"] for line in training["epochs"]] == [1, 2]
-    assert sum(part["people"] for part in training["slices"]) == 60
+    assert sum(part["users"] for part in training["slices"]) == 60
     assert training["test"]["all"]["ndcg@10"] == pytest.approx(
-        sum(part["people"] * part["ndcg@10"] for part in training["slices"]) / 60
+        sum(part["users"] * part["ndcg@10"] for part in training["slices"]) / 60
     )
     assert client.get("/v1/models/sasrec/training").json()["test"] is None
     for what in ("items", "users", "map", "training"):

@@ -44,14 +44,14 @@ def pdrec(
     atomic_write_parquet(out, table)
     facts = {
         "out": str(out),
-        "people": len(table),
-        "events": int(table["items"].list.len().sum()),
+        "users": len(table),
+        "interactions": int(table["items"].list.len().sum()),
         "positives": int(table["positives"].list.len().sum()),
     }
 
     def for_people() -> None:
         show(
-            f"{facts['people']:,} people with {facts['events']:,} weighted events and {facts['positives']:,} "
+            f"{facts['users']:,} people with {facts['interactions']:,} weighted events and {facts['positives']:,} "
             f"positives written to {out}."
         )
 
@@ -179,7 +179,7 @@ def _write(method: str, dataset: Path, out: Path, split: str, as_json: bool, **o
 
     def for_people() -> None:
         show(
-            f"{told['events']:,} events written before those of {told['users']:,} people; saved in {out}. "
+            f"{told['interactions']:,} events written before those of {told['users']:,} people; saved in {out}. "
             f"Next: rediffuse train sasrec {out} -o RUN --split {parts.name}"
         )
 

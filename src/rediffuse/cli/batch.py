@@ -61,7 +61,7 @@ def recommend_to_part_files(
 
     def for_people() -> None:
         counts = result.counts
-        there = f"{counts['rows']:,} rows for {counts['people']:,} people in {result.parts - result.missing:,} parts"
+        there = f"{counts['rows']:,} rows for {counts['users']:,} people in {result.parts - result.missing:,} parts"
         if idle:
             show(f"{out} was finished already: {there}.")
             return

@@ -92,7 +92,7 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
         "path": str(out),
         "users": made.num_users,
         "items": made.num_items,
-        "events": made.num_interactions,
+        "interactions": made.num_interactions,
         "timestamps": made.has_timestamps,
         "median_history": float(sorted(lengths)[len(lengths) // 2]),
         "given_splits": sorted(made.given),
@@ -104,7 +104,7 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
 
     def for_people() -> None:
         listing = table(f"Dataset {out}", "", "")
-        for name in ("users", "items", "events", "median_history", "social_links", "knowledge_triples"):
+        for name in ("users", "items", "interactions", "median_history", "social_links", "knowledge_triples"):
             listing.add_row(name.replace("_", " "), f"{facts[name]:,.0f}")
         listing.add_row("timestamps", "yes" if made.has_timestamps else "no")
         listing.add_row("given splits", ", ".join(facts["given_splits"]) or "none")

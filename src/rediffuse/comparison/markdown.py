@@ -67,7 +67,7 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
     inputs = "are" if rules["validation_is_input"] else "are not"
     leak = facts["split"]["leak"] or "none known: training is strictly earlier than the test subset."
     lines = [
-        f"- Data: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events; "
+        f"- Data: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} events; "
         f"{counts['users']:,} people tested.",
         f"- Protocol: {rules['name']} (split {facts['split']['name']}), candidates: {rules['candidates']}; "
         f"{' and '.join(POLICY_NAMES[policy] for policy in rules['seen'])}; validation events {inputs} part of the "

@@ -177,7 +177,7 @@ def _brief(run: EvaluatedRun, name: str, value: Any) -> str:
     if name == "split":
         return f"{run.config['split']['name']} {run.config['split']['params'] or ''}".strip()
     if name == "data":
-        return f"{run.config['data']['events']:,} events ({value[:8]})"
+        return f"{run.config['data']['interactions']:,} events ({value[:8]})"
     return value[:8] if name == "item and user tables" else str(value)
 
 

@@ -163,7 +163,7 @@ class Dataset:
         from rediffuse.data.store import write_dataset
 
         metadata = {
-            "counts": {"users": self.num_users, "items": self.num_items, "events": self.num_interactions},
+            "counts": {"users": self.num_users, "items": self.num_items, "interactions": self.num_interactions},
             "fingerprint": self.fingerprint,
             "interactions_fingerprint": self.interactions_fingerprint,
             "has_timestamps": self.has_timestamps,

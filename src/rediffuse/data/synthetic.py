@@ -66,11 +66,11 @@ def augment(split: Split, synthetic: NDArray[np.int64], name: str, facts: dict[s
         "split": split.name,
         "split_params": split.params,
         "split_fingerprint": split.fingerprint,
-        "events": int((~own).sum()),
+        "interactions": int((~own).sum()),
         "users": int((np.diff(longer.offsets) > data.interactions.lengths).sum()),
         **facts,
     }
-    told["note"] = f"{told['events']:,} events were written before those of {told['users']:,} people ({name})."
+    told["note"] = f"{told['interactions']:,} events were written before those of {told['users']:,} people ({name})."
     notes = [*data.report.get("notes", []), told["note"]]
     report = {**data.report, "notes": notes, "augmentation": told}
     return dataclasses.replace(data, interactions=longer, given=given, report=report)

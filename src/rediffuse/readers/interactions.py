@@ -135,7 +135,7 @@ def read_interactions(
         links = beside(item_entity, "item_entity", item)
         knowledge = side_tables.read_knowledge(beside(kg, "kg"), links, item, item_ids, report, notes)
 
-    report.update(events=len(events.users), users=len(user_ids), items=len(item_ids))
+    report.update(interactions=len(events.users), users=len(user_ids), items=len(item_ids))
     if len(user_ids) == 1:
         notes.append("There is a single user.")
     return Dataset(

@@ -42,7 +42,7 @@ from rediffuse.recommender.user_files import UserFile
 FORMAT, VERSION = "rediffuse-recommendations", 2
 REQUEST, MANIFEST, DONE = "request.json", "manifest.json", "done"
 ROWS_PER_PART = 50_000
-_COUNTED = ("people", "rows", "unknown_users", "unknown_items", "empty_histories")
+_COUNTED = ("users", "rows", "unknown_users", "unknown_items", "empty_histories")
 
 
 @dataclass(frozen=True)

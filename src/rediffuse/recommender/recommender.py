@@ -203,7 +203,7 @@ class Recommender:
             who = np.full(len(lengths), -1)  # what the model has_user_state of people is not about these histories
         if not self.model.reads_synthetic:
             known = known.without_synthetic()
-        counts["people"] = len(known)
+        counts["users"] = len(known)
         without = (known.lengths == 0) & ~self.model.has_user_state(who)
         counts["empty_histories"] = int(without.sum()) - counts["unknown_users"]
         if asked is None:
@@ -449,12 +449,12 @@ def remarks(counts: dict[str, int], answer: str = "they get popular items") -> l
     found = []
     if counts.get("unknown_users"):
         found.append(
-            f"{counts['unknown_users']} of {counts['people']} users are unknown; {answer}. Pass their histories."
+            f"{counts['unknown_users']} of {counts['users']} users are unknown; {answer}. Pass their histories."
         )
     if counts.get("unknown_items"):
         found.append(f"{counts['unknown_items']} items in the histories are not in the catalogue; they are skipped.")
     if counts.get("empty_histories"):
-        found.append(f"{counts['empty_histories']} of {counts['people']} histories are empty; {answer}.")
+        found.append(f"{counts['empty_histories']} of {counts['users']} histories are empty; {answer}.")
     lists = {"unknown_excluded": "items to exclude", "unknown_candidates": "candidates", "unknown_asked": "items"}
     for kind, what in lists.items():
         if counts.get(kind):

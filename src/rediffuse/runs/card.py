@@ -13,7 +13,7 @@ def model_card(facts: dict[str, Any], made_with: dict[str, Any]) -> str:
         f"# {facts['model']}" + (f" ({facts['preset']} preset)" if facts["preset"] else ""),
         "",
         f"A next-item recommender over {data['items']:,} items, trained on {data['users']:,} users and "
-        f"{data['events']:,} events with Rediffuse {made_with['packages']['rediffuse']} on {facts['created'][:10]}.",
+        f"{data['interactions']:,} events with Rediffuse {made_with['packages']['rediffuse']} on {facts['created'][:10]}.",
         "",
         "```python",
         "import rediffuse as rd",

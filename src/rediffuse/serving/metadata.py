@@ -27,7 +27,7 @@ def facts(run: HostedRun) -> dict[str, Any]:
         "loaded": loaded.loaded_at.isoformat(timespec="seconds"),
         "users": config["data"]["users"],
         "items": config["data"]["items"],
-        "events": config["data"]["events"],
+        "interactions": config["data"]["interactions"],
         "stochastic": recommender.model.stochastic,
         "retrieval": run.retrieval,
         "max_sampling_steps": recommender.model.max_sampling_steps,
@@ -117,5 +117,5 @@ def _slices(path: Path) -> list[dict[str, Any]]:
         return []  # being written
     slice_of, names = groups_of_equal_size(people[BY_USER["history length"]].to_numpy())
     metrics = [name for name in people.columns if "@" in name]
-    means = people.group_by(pl.Series("slice", slice_of)).agg(pl.len().alias("people"), pl.col(metrics).mean())
+    means = people.group_by(pl.Series("slice", slice_of)).agg(pl.len().alias("users"), pl.col(metrics).mean())
     return [row | {"slice": names[row["slice"]]} for row in means.sort("slice").to_dicts()]

@@ -170,7 +170,7 @@ class RunFacts(BaseModel):
     loaded: str
     users: int
     items: int
-    events: int
+    interactions: int
     stochastic: bool
     retrieval: str
     max_sampling_steps: int | None = Field(description="The most that can be asked for; null: nothing to choose.")

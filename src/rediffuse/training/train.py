@@ -99,7 +99,7 @@ def train(
             "tables": split.dataset.tables_fingerprint if kind.reads_tables else None,
             "users": split.dataset.num_users,
             "items": split.dataset.num_items,
-            "events": split.dataset.num_interactions,
+            "interactions": split.dataset.num_interactions,
         },
     }
     memory = PeakMemory()
