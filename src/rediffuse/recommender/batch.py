@@ -35,7 +35,7 @@ from rediffuse.files import (
     storage_error,
 )
 from rediffuse.memory import keep_freed_memory
-from rediffuse.recommender.id_map import as_text, own_ids, whole
+from rediffuse.recommender.id_map import as_text, cast_ids, require_integer
 from rediffuse.recommender.recommender import Recommender, remarks
 from rediffuse.recommender.user_files import UserFile
 
@@ -108,8 +108,12 @@ def recommend_to_folder(
         RediffuseWarning: unknown users and items, empty histories; with counts over all parts, when they are complete.
     """
     began = time.perf_counter()
-    k, samples, rows_per_part = whole("k", k), whole("samples", samples), whole("rows_per_part", rows_per_part)
-    world_size, rank = whole("world_size", world_size), whole("rank", rank, least=0)
+    k, samples, rows_per_part = (
+        require_integer("k", k),
+        require_integer("samples", samples),
+        require_integer("rows_per_part", rows_per_part),
+    )
+    world_size, rank = require_integer("world_size", world_size), require_integer("rank", rank, minimum=0)
     if rank >= world_size:
         raise ConfigError(f"rank is {rank} of {world_size} processes.", f"Give 0 to {world_size - 1}.")
     sampling = recommender.sampling(seed)
@@ -177,7 +181,7 @@ class _Parts:
             rows, fits = 0, True
             for _, frame in people.blocks(ids_only=True):
                 rows += len(frame)
-                fits = fits and not own_ids(frame["user_id"], kind).null_count()
+                fits = fits and not cast_ids(frame["user_id"], kind).null_count()
             about = {"format": FORMAT, "version": VERSION, **request}
             about |= {"rows": rows, "user_id": str(kind if fits else pl.String)}
             atomic_create_bytes(folder / REQUEST, _json(about | {"sha256": sha256_json(about)}))
