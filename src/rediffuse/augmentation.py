@@ -27,7 +27,7 @@ from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingEr
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.models.diffuasr import DiffuASR
-from rediffuse.runs.identity import identity_file, refuse_another
+from rediffuse.runs.identity import identity_path, refuse_other_identity
 from rediffuse.runs.run_folder import read_run
 from rediffuse.training import train
 
@@ -130,7 +130,7 @@ def _trained(
 ) -> Model:
     """The model of a run folder, trained there if it was not."""
     if not (run / "manifest.json").exists():
-        begun = identity_file(run).exists()
+        begun = identity_path(run).exists()
         try:
             train(
                 kind,
@@ -161,7 +161,7 @@ def _trained(
     had = {option: contents.config["config"].get(option) for option in wanted}
     earlier = {"config": had, "seed": contents.config["seed"]}
     remedy = "Leave these options out, or choose another folder."
-    refuse_another(run, earlier, {"config": wanted, "seed": seed}, remedy)
+    refuse_other_identity(run, earlier, {"config": wanted, "seed": seed}, remedy)
     if contents.config["split"]["fingerprint"] != split.fingerprint:
         raise RunError(f"{run} was trained on another split than this.", "Choose another folder, or the same split.")
     return contents.model

@@ -22,7 +22,7 @@ from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
-from rediffuse.runs.identity import prepare_folder
+from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import (
     FORMAT,
     Run,
@@ -125,7 +125,7 @@ def train(
     # Only now: options that no model can be made of leave no folder behind.
     remedy = "The last checkpoint is kept: start the same command again with --resume."
     with distributed.fail_together(remedy), contextlib.ExitStack() as stack:
-        distributed.main_process_first(lambda: prepare_folder(folder, facts, resume, stack))
+        distributed.main_process_first(lambda: open_run_folder(folder, facts, resume, stack))
         return _train(trainer, split, folder, facts, resume, memory)
 
 

@@ -15,8 +15,8 @@ import polars as pl
 
 from rediffuse.errors import RunError
 from rediffuse.files import atomic_write_text, writing
-from rediffuse.runs.identity import refuse_another
-from rediffuse.runs.lock import is_free
+from rediffuse.runs.identity import refuse_other_identity
+from rediffuse.runs.lock import is_unused
 
 if TYPE_CHECKING:
     import optuna
@@ -69,8 +69,8 @@ def check_folder(folder: Path, identity: dict[str, Any]) -> None:
     """
     if (folder / "study.json").exists():
         remedy = "Use the options it began with (trials and minutes may change), or choose another folder."
-        refuse_another(folder, read_study(folder), identity, remedy)
-    elif not is_free(folder):
+        refuse_other_identity(folder, read_study(folder), identity, remedy)
+    elif not is_unused(folder):
         raise RunError(f"{folder} is not empty and holds no study.", "Choose another folder.")
 
 
