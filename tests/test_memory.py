@@ -1,4 +1,4 @@
-"""What a run says of the memory it took."""
+"""The peak of memory use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-# In a process of its own: one that has freed memory before may serve the block from what it kept.
+import rediffuse as rd
+from tests.synthetic import walks
+
+# In a process of its own: one that has freed memory before may reuse it for the block.
 PROBE = """
 import json
 import numpy as np
@@ -22,10 +25,16 @@ print(json.dumps([before, during, PeakMemory().mib()]))
 """
 
 
-def test_peak_memory_is_of_the_block_and_not_of_the_past():
+def test_peak_memory_starts_when_the_object_is_created():
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
     before, during, after = json.loads(done.stdout)
     if before is None:
-        pytest.skip("this system does not tell")
+        pytest.skip("This system does not report the peak.")
     assert during >= before + 60
     assert after <= before + 10
+
+
+def test_a_run_records_its_peak_memory(tmp_path):
+    run = rd.train("popularity", rd.split.leave_one_out(walks()), tmp_path / "run")
+    peak = json.loads((run.path / "config.json").read_text())["training"]["peak_memory_mib"]
+    assert peak is None or 50 < peak < 100_000
