@@ -126,7 +126,7 @@ def test_without_signals_and_scale_it_is_the_plain_backbone():
     known = batch.targets < ITEMS
     assert known.all()  # nobody needs an open end
     torch.manual_seed(0)
-    hidden, _, _ = model.backbone.encode(batch)
+    hidden = model.backbone.encode(batch).vectors
     table = model.backbone.metric_space(model.backbone.catalogue())
     hidden = model.backbone.metric_space(hidden[known])
     positive = (hidden * table[batch.targets[known]]).sum(1)

@@ -77,7 +77,7 @@ def test_a_position_does_not_see_the_items_after_its_target(kind):
         torch.manual_seed(5)
         row = torch.tensor(items)
         batch = SequenceBatch(row[None, :6], torch.tensor([6]), rows, positions, row[1:], positions + 1)
-        return model.encode(batch)[0]
+        return model.encode(batch).vectors
 
     before, after = encoded([1, 2, 3, 4, 5, 6, 7]), encoded([1, 2, 3, 4, 9, 6, 7])
     torch.testing.assert_close(before[:3], after[:3])  # targets 2, 3, 4 come before the changed item

@@ -29,7 +29,7 @@ from rediffuse.config import Range
 from rediffuse.diffusion import ancestral, noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
 from rediffuse.nn.transformer import Cache
 
@@ -200,11 +200,11 @@ class DiffuRec(SequenceModel):
 
     # --- learning ------------------------------------------------------------------------------------------
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
+    def encode(self, batch: SequenceBatch) -> Encoded:
         items = self._full_width(batch.items)
         z = self.approximator.history(self.item_embedding(items))
         if not self.config.diffusion:
-            return self._read(z, batch), None, None
+            return Encoded(self._read(z, batch))
         t, weights = self.timesteps.sample(len(batch.targets), device=items.device)
         x_0 = self.item_embedding(batch.targets)
         x_t = q_sample(self.schedule, x_0, t, torch.randn_like(x_0))
@@ -217,7 +217,7 @@ class DiffuRec(SequenceModel):
         else:
             tokens = self.approximator.condition(z, x_t, t, torch.randn_like)
         uniform = self.config.timestep_sampler == "uniform"
-        return self._read(tokens, batch), None if uniform else weights, t
+        return Encoded(self._read(tokens, batch), None if uniform else weights, t)
 
     def _read(self, tokens: Tensor, batch: SequenceBatch) -> Tensor:
         if self.causal:
@@ -230,9 +230,8 @@ class DiffuRec(SequenceModel):
             return items
         return nn.functional.pad(items, (0, self.config.max_length - items.shape[1]), value=self.pad)
 
-    def observe(self, note: Any, losses: Tensor) -> None:
-        if note is not None:
-            self.timesteps.update(note, losses)
+    def update_timestep_sampler(self, timesteps: Tensor, losses: Tensor) -> None:
+        self.timesteps.update(timesteps, losses)
 
     # --- answering -----------------------------------------------------------------------------------------
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -15,23 +14,15 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, pad_right, rank_rows
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
-from rediffuse.losses import (
-    Draws,
-    binary_cross_entropy,
-    gbce_beta,
-    reduced_cross_entropy,
-    sampled_softmax,
-    scalable_cross_entropy,
-    softmax_cross_entropy,
-)
+from rediffuse.losses import Draws
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.next_item_loss import negative_draws, next_item_loss
 from rediffuse.models.sampling import Sampling
 
 # The repeat bias is this times a parameter, so that Adam moves it that many times faster than a weight: it has
 # far to go, and an item table is scaled so that a weight has not.
 REPEAT_RATE = 10.0
-_NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "sce": 256, "rece": 4096}
 # Rows that go through the network together when answering.
 SCORE_ROWS = 64
 
@@ -82,6 +73,21 @@ class SequenceConfig(ModelConfig):
         return self
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What `SequenceModel.encode` gives for the n targets of a batch.
+
+    Attributes:
+        vectors: (n, d) in item space; the item nearest to it is the prediction.
+        weights: (n,) importance weights of the loss; None for ones.
+        timesteps: (n,) int64 timesteps that a diffusion model drew; None without diffusion.
+    """
+
+    vectors: Tensor
+    weights: Tensor | None = None
+    timesteps: Tensor | None = None
+
+
 class SequenceModel(Model):
     """A history goes in, a vector in item space comes out; items are ranked by their inner product with it.
 
@@ -107,20 +113,31 @@ class SequenceModel(Model):
 
     # --- learning ------------------------------------------------------------------------------------------
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
-        """(n, d) one vector per target, importance weights (n,) or None, and what `observe` needs: (n,) or None."""
+    def loss(self, batch: SequenceBatch) -> Tensor:
+        batch = self.training_batch(batch)
+        encoded = self.encode(batch)
+        loss, per_target = next_item_loss(self, encoded.vectors, batch, encoded.weights)
+        if encoded.timesteps is not None:
+            counted = rank_rows(batch.rank_weight)
+            self.update_timestep_sampler(encoded.timesteps[counted], per_target[counted])
+        return loss * batch.rank_weight
+
+    def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
+        """The batch with other targets than the item after each, for models that predict something else."""
+        return batch
+
+    def encode(self, batch: SequenceBatch) -> Encoded:
+        """One vector per target of the batch."""
         raise NotImplementedError
 
-    def observe(self, note: Any, losses: Tensor) -> None:
-        """Told the (n,) losses of the targets, detached."""
+    def update_timestep_sampler(self, timesteps: Tensor, losses: Tensor) -> None:
+        """Take the losses (n,) of the timesteps (n,) that `encode` drew. NaN: the target had no loss."""
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
-        if self.config.loss == "sampled_softmax":
-            # By popularity ^ 0.75 (Mikolov et al. 2013); unseen items can be drawn too.
-            self.draws = Draws((self.popularity + 1).pow(0.75))
-        elif self.config.loss == "in_batch":
-            self.draws = Draws(self.popularity.clamp(min=1))
+        draws = negative_draws(self.config.loss, self.popularity)
+        if draws is not None:
+            self.draws = draws
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         if not self.item_embedding.sparse:
@@ -140,66 +157,6 @@ class SequenceModel(Model):
             synthetic_targets=self.config.synthetic_targets,
         )
 
-    def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
-        """The batch with what is to be predicted in it, where that is not what follows each item."""
-        return batch
-
-    def loss(self, batch: SequenceBatch) -> Tensor:
-        batch = self.training_batch(batch)
-        hidden, weights, note = self.encode(batch)
-        loss, per_target = self.losses(hidden, batch, weights)
-        self.report(note, per_target, batch)
-        return loss * batch.rank_weight
-
-    def report(self, note: Any, losses: Tensor, batch: SequenceBatch) -> None:
-        """Tell `observe` the (n,) losses that count."""
-        if note is not None:
-            mine = rank_rows(batch.rank_weight)
-            note, losses = note[mine], losses[mine]
-            if self.config.loss == "sce":  # which reaches some rows only
-                reached = ~losses.isnan()
-                note, losses = note[reached], losses[reached]
-            self.observe(note, losses)
-
-    def losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""
-        # Inner products grow without bound, and half precision would round a logit of 100 by a quarter. Cosines over a
-        # temperature stay small enough for it.
-        exact = self.config.temperature is None
-        with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
-            return self._losses(self.metric_space(hidden.float() if exact else hidden), batch, weights)
-
-    def _losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same, of vectors in metric space."""
-        loss, targets, negatives = self.config.loss, batch.targets, self._negatives
-        if loss == "softmax":
-            table = self.metric_space(self.classes())
-            return softmax_cross_entropy(hidden, table, targets, weights, self._repeats(batch))
-        if loss == "rece":
-            return reduced_cross_entropy(hidden, self.metric_space(self.classes()), targets, negatives, weights)
-        positives = self.item_vectors(targets)
-        if loss == "in_batch":
-            log_chance = self.draws.log_chances[targets] + math.log(len(targets))
-            apart = batch.rows, batch.rows
-            return sampled_softmax(hidden, positives, positives, targets, targets, log_chance, weights, apart)
-        if loss == "sampled_softmax":
-            drawn = self.draws.draw(negatives)
-            log_chance = self.draws.log_chances[drawn] + math.log(negatives)
-            return sampled_softmax(hidden, positives, self.item_vectors(drawn), targets, drawn, log_chance, weights)
-        if loss == "sce":
-            table = self.metric_space(self.catalogue().detach())
-            return scalable_cross_entropy(hidden, positives, table, self.item_vectors, targets, negatives, weights)
-        drawn = torch.randint(self.num_items, (len(hidden), negatives), device=hidden.device)
-        beta = gbce_beta(negatives, self.num_items) if loss == "gbce" else 1.0
-        table, sparse = self.item_embedding.weight, self.item_embedding.sparse
-        return binary_cross_entropy(
-            hidden, positives, table, self.metric_space, targets, drawn, beta, weights, sparse=sparse
-        )
-
-    @property
-    def _negatives(self) -> int:
-        return self.config.negatives or _NEGATIVES.get(self.config.loss, 1)
-
     def catalogue(self) -> Tensor:
         """(num_items, d): the item table without the padding row."""
         return self.item_embedding.weight[: self.num_items]
@@ -218,7 +175,7 @@ class SequenceModel(Model):
             return x
         return nn.functional.normalize(x, dim=-1) * self.config.temperature**-0.5
 
-    def _repeats(self, batch: SequenceBatch) -> Biased | None:
+    def repeat_bias(self, batch: SequenceBatch) -> Biased | None:
         """The distinct (target row, item) pairs where the item is already in the window at that target."""
         if self.repeat is None:
             return None

@@ -7,8 +7,6 @@ and fills it in. The cross entropy is over the whole catalogue. Trained for as l
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from torch.nn import functional as F
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder
 
 
@@ -104,12 +102,12 @@ class BERT4Rec(SequenceModel):
     def visible(self, batch: SequenceBatch) -> Tensor:
         return batch.lengths[batch.rows]
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
+    def encode(self, batch: SequenceBatch) -> Encoded:
         hidden = torch.zeros_like(batch.items, dtype=torch.bool).index_put(
             (batch.rows, batch.positions), torch.ones((), dtype=torch.bool, device=batch.items.device)
         )
         x = self.encoder(self.tokens(batch.items, hidden, batch.lengths), batch.lengths)
-        return self.head(x[batch.rows, batch.positions]), None, None
+        return Encoded(self.head(x[batch.rows, batch.positions]))
 
     def read_vectors(self, x: Tensor) -> Tensor:
         lengths = torch.full((len(x),), x.shape[1] + 1, device=x.device)

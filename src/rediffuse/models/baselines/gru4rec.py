@@ -6,8 +6,6 @@ The paper's pairwise losses over in-batch negatives were later replaced by its a
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout
 
 
@@ -49,8 +47,8 @@ class GRU4Rec(SequenceModel):
         states, _ = self.gru(x)
         return self.project(self.drop(states))
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
-        return self.read(batch.items)[batch.rows, batch.positions], None, None
+    def encode(self, batch: SequenceBatch) -> Encoded:
+        return Encoded(self.read(batch.items)[batch.rows, batch.positions])
 
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         return self.read(items)[torch.arange(items.shape[0], device=items.device), lengths - 1]

@@ -6,7 +6,7 @@ catalogue the same network is far stronger (Klenitskiy & Vasilev, RecSys 2023), 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder
 
 
@@ -65,11 +65,11 @@ class SASRec(SequenceModel):
     def read_vectors(self, x: Tensor) -> Tensor:
         return self.encoder.last(self.placed(x), torch.full((len(x),), x.shape[1], device=x.device))
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
+    def encode(self, batch: SequenceBatch) -> Encoded:
         x = self.tokens(batch.items)
         if self.config.form == "prefix":
-            return self.encoder.last(x, batch.lengths), None, None
-        return self.encoder(x, batch.lengths)[batch.rows, batch.positions], None, None
+            return Encoded(self.encoder.last(x, batch.lengths))
+        return Encoded(self.encoder(x, batch.lengths)[batch.rows, batch.positions])
 
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         return self.encoder.last(self.tokens(items), lengths)
