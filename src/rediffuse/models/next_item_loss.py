@@ -14,7 +14,6 @@ from rediffuse.losses import (
     Draws,
     binary_cross_entropy,
     gbce_beta,
-    reduced_cross_entropy,
     sampled_softmax,
     scalable_cross_entropy,
     softmax_cross_entropy,
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from rediffuse.models.sequence import SequenceModel
 
 # Negatives of each loss unless the option says otherwise.
-NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "sce": 256, "rece": 4096}
+NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "sce": 256}
 
 
 def negative_draws(loss: str, popularity: Tensor) -> Draws | None:
@@ -66,9 +65,6 @@ def _loss(model: SequenceModel, queries: Tensor, batch: SequenceBatch, weights: 
     if loss == "softmax":
         items = model.metric_space(model.classes())
         return softmax_cross_entropy(queries, items, targets, weights, model.repeat_bias(batch))
-
-    if loss == "rece":
-        return reduced_cross_entropy(queries, model.metric_space(model.classes()), targets, negatives, weights)
 
     positives = model.item_vectors(targets)
 

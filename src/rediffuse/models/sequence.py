@@ -39,19 +39,18 @@ class SequenceConfig(ModelConfig):
 
     embedding_size: int = Field(128, ge=1)
     max_length: int = Field(50, ge=1, description="Most recent events that are read.")
-    loss: Literal["softmax", "sampled_softmax", "in_batch", "bce", "gbce", "sce", "rece"] = Field(
+    loss: Literal["softmax", "sampled_softmax", "in_batch", "bce", "gbce", "sce"] = Field(
         "softmax", description="softmax is over the whole catalogue, the others over a part of it (docs/scaling.md)."
     )
     negatives: int | None = Field(
         None,
         ge=1,
-        description="None: 1024 a batch for sampled_softmax; a target 1 for bce, 256 for gbce, 4096 for rece; 256 a "
-        "bucket for sce.",
+        description="None: 1024 a batch for sampled_softmax; a target 1 for bce, 256 for gbce; 256 a bucket for sce.",
     )
     item_optimizer: Literal["adamw", "rowwise_adagrad", "rowwise_adam"] = Field(
         "adamw",
         description="The rowwise ones touch only the rows of the item table that a batch has read; not for losses that "
-        "read all (softmax, rece).",
+        "read all (softmax).",
     )
     repeat_bias: bool = Field(
         True,
@@ -65,7 +64,7 @@ class SequenceConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _rows_are_few(self) -> Self:
-        if self.item_optimizer != "adamw" and self.loss in ("softmax", "rece"):
+        if self.item_optimizer != "adamw" and self.loss == "softmax":
             raise ValueError(
                 f"item_optimizer={self.item_optimizer} is for losses that read few rows of the item table, and "
                 f"loss={self.loss} reads all; take another loss, for example sampled_softmax or sce, or adamw"
