@@ -98,7 +98,7 @@ def test_attention_is_that_of_edges_by_their_ends(size):
     encoder = RelationAttention(size, 1, 0.5, 0.0).double()
     both = torch.cat((entities[graph.owners], entities[graph.columns]), dim=1)
     logits = F.leaky_relu(((both @ encoder.weight) * relations[relation]).sum(1), 0.2)
-    expected = graph.part(None).softmax(logits)
+    expected = graph.block().softmax(logits)
     torch.testing.assert_close(encoder.attention(entities, relations, graph, relation), expected)
     totals = torch.zeros(edges.num_nodes, dtype=torch.float64).index_add(0, graph.owners, expected.detach())
     torch.testing.assert_close(totals[graph.degrees > 0], torch.ones(int((graph.degrees > 0).sum())).double())

@@ -137,7 +137,7 @@ def test_y1_attention():
     model = released()
     layer = model.layers[0]
     weights = {
-        name: attention(attention.graph.part(None), P, Q)
+        name: attention(attention.graph.block(), P, Q)
         for name, attention in (("S", layer.of_friends), ("R", layer.of_items), ("T", layer.of_fans))
     }
     close(weights["S"], [1.0, 0.541006, 0.458994, 1.0])
@@ -148,7 +148,7 @@ def test_y1_attention():
 def test_y2_layers():
     model = released()
     first, second = model.layers
-    friends, interest, item_users = model.friends.part(None), model.interest.part(None), model.item_users.part(None)
+    friends, interest, item_users = model.friends.block(), model.interest.block(), model.item_users.block()
     users = first.resolve_users(P, P, Q, friends, interest)
     items = first.items(Q, P, item_users)
     close(users, [[0.635335, 0.364665], [0.180230, 0.902495], [0.762667, 0.474666], [1.228510, -0.104509]])
@@ -185,7 +185,7 @@ def test_released_gates_without_weights():
     with torch.no_grad():
         for name in ("social", "interest", "own", "item_users"):
             getattr(layer, name).first.weight.zero_()
-    friends, interest, item_users = model.friends.part(None), model.interest.part(None), model.item_users.part(None)
+    friends, interest, item_users = model.friends.block(), model.interest.block(), model.item_users.block()
     gates = layer.gates(P, P, P, friends, interest)
     close(gates[:, 1], [1.7 / 3] * 4)
     pooled = item_users.gather(P, layer.of_fans(item_users, Q, P))
@@ -195,7 +195,7 @@ def test_released_gates_without_weights():
 def test_link_attention_stays_within_its_bounds_and_constants_are_means():
     model = build("diffnetpp", preset="reference", embedding_size=2)
     attention = model.layers[0].of_items
-    part = model.interest.part(None)
+    part = model.interest.block()
     attention.theta.set(torch.linspace(-50, 50, len(model.interest)))
     weights = attention(part, P, Q)
     assert (weights[:2].max() / weights[:2].min()) < 5.575
@@ -357,7 +357,7 @@ def test_links_to_oneself_are_none(name):
 @pytest.mark.parametrize("name", [*KINDS, "friends"])
 def test_links_are_needed(name, tmp_path):
     split = rd.split.leave_one_out(walks())
-    with pytest.raises(DataError, match="links between people, and the data have none"):
+    with pytest.raises(DataError, match="the data have none"):
         rd.train(name, split, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     if name != "friends":

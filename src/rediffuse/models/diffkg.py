@@ -315,7 +315,7 @@ class DiffKG(FactorModel):
         """(edges,) what the denoised row of the head has in the column of the tail."""
         assert self.denoiser is not None
         last = self.denoiser.last
-        scores = self.full.part(None).inner(self.denoised(), last.weight) + last.bias[self.full.columns]
+        scores = self.full.block().inner(self.denoised(), last.weight) + last.bias[self.full.columns]
         return scores.cpu().numpy().astype(np.float64)
 
     @torch.no_grad()

@@ -55,7 +55,7 @@ class DiffNet(SocialModel):
         Args:
             h_0, q: (users, d) and (items, d).
         """
-        friends, interest = self.friends.part(rows), self.interest.part(rows)
+        friends, interest = self.friends.block(rows), self.interest.block(rows)
         own = h_0 if rows is None else F.embedding(rows, h_0)
         liked = interest @ q
         if not self.config.hops:

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from rediffuse.batching.matrix import binary_matrix
 from rediffuse.batching.pairs import PairBatch
 from rediffuse.data.histories import Histories
-from rediffuse.graphs import Graph, Part, row_normalised
+from rediffuse.graphs import Graph, RowBlock, row_normalised
 from rediffuse.models.base import TrainingData
 from rediffuse.models.social import SocialConfig, SocialModel
 from rediffuse.nn import SizedByData
@@ -67,7 +67,7 @@ class VectorAttention(nn.Module):
         self.row, self.column = nn.Linear(size, HIDDEN), nn.Linear(size, HIDDEN, bias=False)
         self.out = nn.Linear(HIDDEN, 1, bias=False)
 
-    def forward(self, part: Part, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(self, part: RowBlock, rows: Tensor, columns: Tensor) -> Tensor:
         """(e,) weights of the edges of ``part``; arguments (n, d) and (columns, d)."""
         hidden = part.both_ends(self.row(rows), self.column(columns))
         return part.softmax(self.out(F.leaky_relu(hidden, 0.2)).squeeze(1))
@@ -88,7 +88,7 @@ class LinkAttention(nn.Module):
         self.graph = graph
         self.theta.set(torch.randn(len(graph)))
 
-    def forward(self, part: Part, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(self, part: RowBlock, rows: Tensor, columns: Tensor) -> Tensor:
         """As `VectorAttention`; the edges of any other graph weigh alike."""
         if part.graph is not self.graph:
             return part.values
@@ -98,7 +98,7 @@ class LinkAttention(nn.Module):
 class Mean(nn.Module):
     """All edges of a node weigh alike."""
 
-    def forward(self, part: Part, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(self, part: RowBlock, rows: Tensor, columns: Tensor) -> Tensor:
         return part.values
 
 
@@ -129,7 +129,9 @@ class Layer(nn.Module):
         if self.form == "released":
             self.own, self.item_users = Gate(size, 1), Gate(size, 1)
 
-    def resolve_users(self, mine: Tensor, users: Tensor, items: Tensor, friends: Part, interest: Part) -> Tensor:
+    def resolve_users(
+        self, mine: Tensor, users: Tensor, items: Tensor, friends: RowBlock, interest: RowBlock
+    ) -> Tensor:
         """(n, d) new vectors of the people in both parts, whose old ones are ``mine`` (n, d).
 
         Args:
@@ -141,7 +143,7 @@ class Layer(nn.Module):
         pooled = gates[:, :1] * social + gates[:, 1:] * liked
         return mine + pooled if self.form == "paper" else (mine + pooled) / 2
 
-    def gates(self, mine: Tensor, social: Tensor, liked: Tensor, friends: Part, interest: Part) -> Tensor:
+    def gates(self, mine: Tensor, social: Tensor, liked: Tensor, friends: RowBlock, interest: RowBlock) -> Tensor:
         """(n, 2) how much friends and items weigh, summing to one; in the paper's form, over what the person has."""
         logits = torch.stack((self.social(torch.cat((mine, social), 1)), self.interest(torch.cat((mine, liked), 1))), 1)
         if self.form == "paper":
@@ -151,7 +153,7 @@ class Layer(nn.Module):
         lifted = logits.exp() + logits.new_tensor([SOCIAL_OFFSET, INTEREST_OFFSET])
         return lifted / lifted.sum(1, keepdim=True)
 
-    def items(self, mine: Tensor, users: Tensor, item_users: Part) -> Tensor:
+    def items(self, mine: Tensor, users: Tensor, item_users: RowBlock) -> Tensor:
         """(n, d) new vectors of the items in ``item_users``, whose old ones are ``mine`` (n, d)."""
         pooled = item_users.gather(users, self.of_fans(item_users, mine, users))
         if self.form == "paper":
@@ -195,9 +197,9 @@ class DiffNetPP(SocialModel):
             last = number == len(self.layers) - 1
             some_users, some_items = (rows, items) if last else (None, None)
             users, things = users_of[-1], items_of[-1]
-            friends, interest = self.friends.part(some_users), self.interest.part(some_users)
+            friends, interest = self.friends.block(some_users), self.interest.block(some_users)
             users_of.append(layer.resolve_users(_some(users, some_users), users, things, friends, interest))  # pyright: ignore
-            items_of.append(layer.items(_some(things, some_items), users, self.item_users.part(some_items)))  # pyright: ignore
+            items_of.append(layer.items(_some(things, some_items), users, self.item_users.block(some_items)))  # pyright: ignore
         return users_of, items_of
 
     def spread(self, rows: Tensor | None = None, items: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -248,8 +250,8 @@ class DiffNetPP(SocialModel):
     def fold_in(self, histories: Histories) -> Tensor:
         """The same layers for someone without friends, whose u^0 is that of people on average."""
         size, device = self.config.embedding_size, self.popularity.device
-        interest = Graph(row_normalised(binary_matrix(histories, self.num_items)), device).part(None)
-        friends = Graph(sparse.csr_array((len(histories), 1), dtype=np.float32), device).part(None)
+        interest = Graph(row_normalised(binary_matrix(histories, self.num_items)), device).block()
+        friends = Graph(sparse.csr_array((len(histories), 1), dtype=np.float32), device).block()
         mean, free, told = (x.expand(len(histories), size) for x in self.cold_user_mean)
         states, nobody = [mean], torch.zeros(1, size, device=device)
         for layer, things in zip(self.layers, self.item_layers.value.split(size, dim=1), strict=False):

@@ -38,7 +38,7 @@ class RelationAttention(nn.Module):
             entities, relations: (N, d) and (R, d).
             relation: (edges,) of each edge of ``graph``.
         """
-        part, count = graph.part(None), len(relations)
+        part, count = graph.block(), len(relations)
         of_head, of_tail = (entities @ half for half in self.weight.chunk(2))
         if len(entities) * count > relations.shape[1] * len(graph):
             logits = (part.both_ends(of_head, of_tail) * F.embedding(relation, relations)).sum(1)
@@ -52,7 +52,7 @@ class RelationAttention(nn.Module):
         result = entities
         for _ in range(self.hops):
             alpha = self.attention(entities, relations, graph, relation)
-            taken = entities + graph.part(None).gather(entities, alpha)
+            taken = entities + graph.block().gather(entities, alpha)
             entities = F.normalize(dropout(taken, self.drop, self.training), dim=1)
             result = self.share * result + entities
         return result
