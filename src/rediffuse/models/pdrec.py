@@ -229,14 +229,14 @@ class PDRec(Composite):
         hidden, importance = encoded.vectors, encoded.weights
         known = batch.targets < self.num_items
         importance = torch.ones_like(batch.targets, dtype=torch.float32) if importance is None else importance
-        weights = self.event_weights[batch.events]
+        weights = self.event_weights[batch.interactions]
         per_target = torch.zeros(len(hidden), device=hidden.device)
         loss, per_target[known] = self.losses(hidden[known], _only(batch, known), importance[known], weights[known])
         loss = loss * _share(int(known.sum()), batch)
         if self.config.dpa:
             # What follows the history is not known; the diffusion model has an opinion.
             ends, at_ends = hidden[~known], _only(batch, ~known)
-            rows, items = self.liked(ends, self.owners[at_ends.events])
+            rows, items = self.liked(ends, self.owners[at_ends.interactions])
             share = _share(len(rows), batch)
             if len(rows):
                 at_liked = dataclasses.replace(_only(at_ends, rows), targets=items)
@@ -266,7 +266,7 @@ class PDRec(Composite):
         count = max(len(positive), 1)  # a batch of people with one event each has open ends alone
         if weights is None:
             return (importance * positive).sum() / count, positive.detach()
-        negatives = self.negatives[batch.events]
+        negatives = self.negatives[batch.interactions]
         logits = torch.einsum("nd,nkd->nk", hidden, table[negatives.clamp(min=0)].to(hidden.dtype)).float()
         against = F.softplus(logits).masked_fill(negatives < 0, 0.0).mean(1)
         return (importance * (weights * positive + against)).sum() / count, (positive + against).detach()
@@ -316,5 +316,5 @@ def _share(count: int, batch: SequenceBatch) -> float:
 
 def _only(batch: SequenceBatch, chosen: Tensor) -> SequenceBatch:
     """The batch with some of its targets, by mask or number."""
-    fields = ("rows", "positions", "targets", "events")
+    fields = ("rows", "positions", "targets", "interactions")
     return dataclasses.replace(batch, **{name: getattr(batch, name)[chosen] for name in fields})
