@@ -1,4 +1,4 @@
-"""Softmax losses that set a target against the items near it, found by random projections."""
+"""A softmax loss over the items near each target, found by random projections."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def scalable_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """SCE: cross entropy within buckets of rows and items that lie in the same direction.
 
-    Mezentsev et al., RecSys 2024, algorithm 1 with Mix: 2 sqrt(n) directions are random mixtures of the rows; a bucket
-    has the 2 sqrt(n) rows and the ``negatives`` items that reach farthest in its direction. A row in several buckets
-    has the largest of its losses; a row in none has no part in the mean.
+    Mezentsev et al., RecSys 2024, algorithm 1 with Mix. Each of 2 sqrt(n) buckets has a direction, which is a random
+    mixture of the rows, and holds the 2 sqrt(n) rows and the ``negatives`` items with the largest projections on it. A
+    row in several buckets has the largest of its losses; a row in none is left out of the mean.
 
     Args:
         hidden: (n, d) one row per target.
         positives: (n, d) the vectors of the targets.
-        table: (items, d) what items are chosen by; not differentiated.
-        vectors: item numbers (...) int64 -> (..., d), differentiable.
+        table: (items, d) the vectors that items are chosen by; not differentiated.
+        vectors: maps item numbers (...) int64 to their vectors (..., d), differentiable.
         targets: (n,) int64.
-        negatives: items of a bucket.
+        negatives: items per bucket.
         weights: (n,) importance weights, or None.
 
     Returns:
-        The scalar loss and the (n,) unweighted losses, detached; NaN where a row was in no bucket.
+        The scalar loss, and the (n,) unweighted losses, detached; NaN where a row is in no bucket.
     """
     count = len(hidden)
     size = min(count, math.ceil(2 * math.sqrt(count)))
@@ -48,7 +48,7 @@ def scalable_cross_entropy(
         reach = directions @ table.T
         items = exact_top_k(reach, min(negatives, len(table)))[1]  # (buckets, negatives)
         del reach
-    # Not by indexing, whose gradient is added up in no fixed order.
+    # Not by indexing, whose gradient is summed in no fixed order.
     logits = (F.embedding(rows, hidden) @ vectors(items).transpose(1, 2)).float()
     logits = logits.masked_fill(items[:, None, :] == targets[rows][:, :, None], -torch.inf)
     positive = (hidden * positives).sum(-1).float()

@@ -69,14 +69,14 @@ def _loss(model: SequenceModel, queries: Tensor, batch: SequenceBatch, weights: 
     positives = model.item_vectors(targets)
 
     if loss == "in_batch":
-        log_chance = model.draws.log_chances[targets] + math.log(len(targets))
+        log_counts = model.draws.log_probabilities[targets] + math.log(len(targets))
         same_row = batch.rows, batch.rows
-        return sampled_softmax(queries, positives, positives, targets, targets, log_chance, weights, same_row)
+        return sampled_softmax(queries, positives, positives, targets, targets, log_counts, weights, same_row)
 
     if loss == "sampled_softmax":
         drawn = model.draws.draw(negatives)
-        log_chance = model.draws.log_chances[drawn] + math.log(negatives)
-        return sampled_softmax(queries, positives, model.item_vectors(drawn), targets, drawn, log_chance, weights)
+        log_counts = model.draws.log_probabilities[drawn] + math.log(negatives)
+        return sampled_softmax(queries, positives, model.item_vectors(drawn), targets, drawn, log_counts, weights)
 
     if loss == "sce":
         items = model.metric_space(model.catalogue().detach())
