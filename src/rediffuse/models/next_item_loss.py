@@ -39,7 +39,7 @@ def negative_draws(loss: str, popularity: Tensor) -> Draws | None:
 def next_item_loss(
     model: SequenceModel, vectors: Tensor, batch: SequenceBatch, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The loss that the model's option ``loss`` names.
+    """The loss of a batch that the model's option ``loss`` names.
 
     Args:
         model: gives the item vectors, the options and the draws of negatives.
@@ -50,42 +50,38 @@ def next_item_loss(
     Returns:
         The scalar loss, and the (n,) unweighted losses of the targets, detached; NaN where ``sce`` left a target out.
     """
+    loss, targets = model.config.loss, batch.targets
+    negatives = model.config.negatives or NEGATIVES.get(loss, 1)
     # Inner products are not bounded, and bfloat16 rounds a logit of 100 by up to 0.25. Cosines over a temperature are
     # small enough for it.
     exact = model.config.temperature is None
     with torch.autocast(vectors.device.type, enabled=False) if exact else contextlib.nullcontext():
-        return _loss(model, model.metric_space(vectors.float() if exact else vectors), batch, weights)
+        queries = model.metric_space(vectors.float() if exact else vectors)
 
+        if loss == "softmax":
+            items = model.metric_space(model.classes())
+            return softmax_cross_entropy(queries, items, targets, weights, model.repeat_bias(batch))
 
-def _loss(model: SequenceModel, queries: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As `next_item_loss`, of vectors in metric space."""
-    loss, targets = model.config.loss, batch.targets
-    negatives = model.config.negatives or NEGATIVES.get(loss, 1)
+        positives = model.item_vectors(targets)
 
-    if loss == "softmax":
-        items = model.metric_space(model.classes())
-        return softmax_cross_entropy(queries, items, targets, weights, model.repeat_bias(batch))
+        if loss == "in_batch":
+            log_counts = model.draws.log_probabilities[targets] + math.log(len(targets))
+            same_row = batch.rows, batch.rows
+            return sampled_softmax(queries, positives, positives, targets, targets, log_counts, weights, same_row)
 
-    positives = model.item_vectors(targets)
+        if loss == "sampled_softmax":
+            drawn = model.draws.draw(negatives)
+            log_counts = model.draws.log_probabilities[drawn] + math.log(negatives)
+            return sampled_softmax(queries, positives, model.item_vectors(drawn), targets, drawn, log_counts, weights)
 
-    if loss == "in_batch":
-        log_counts = model.draws.log_probabilities[targets] + math.log(len(targets))
-        same_row = batch.rows, batch.rows
-        return sampled_softmax(queries, positives, positives, targets, targets, log_counts, weights, same_row)
+        if loss == "sce":
+            items = model.metric_space(model.catalogue().detach())
+            return scalable_cross_entropy(queries, positives, items, model.item_vectors, targets, negatives, weights)
 
-    if loss == "sampled_softmax":
-        drawn = model.draws.draw(negatives)
-        log_counts = model.draws.log_probabilities[drawn] + math.log(negatives)
-        return sampled_softmax(queries, positives, model.item_vectors(drawn), targets, drawn, log_counts, weights)
-
-    if loss == "sce":
-        items = model.metric_space(model.catalogue().detach())
-        return scalable_cross_entropy(queries, positives, items, model.item_vectors, targets, negatives, weights)
-
-    # bce and gbce
-    drawn = torch.randint(model.num_items, (len(queries), negatives), device=queries.device)
-    beta = gbce_beta(negatives, model.num_items) if loss == "gbce" else 1.0
-    table, sparse = model.item_embedding.weight, model.item_embedding.sparse
-    return binary_cross_entropy(
-        queries, positives, table, model.metric_space, targets, drawn, beta, weights, sparse=sparse
-    )
+        # bce and gbce
+        drawn = torch.randint(model.num_items, (len(queries), negatives), device=queries.device)
+        beta = gbce_beta(negatives, model.num_items) if loss == "gbce" else 1.0
+        table, sparse = model.item_embedding.weight, model.item_embedding.sparse
+        return binary_cross_entropy(
+            queries, positives, table, model.metric_space, targets, drawn, beta, weights, sparse=sparse
+        )
