@@ -1,4 +1,4 @@
-"""Small made-up data with something to learn: people walk round a ring of items, now and then jumping."""
+"""Small made-up data with something to learn: users move along a ring of items, and jump now and then."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rediffuse.data.dataset import Dataset
 from rediffuse.readers.interactions import read_interactions
 
 
-def walks(
+def ring_dataset(
     users: int = 60,
     items: int = 40,
     length: int = 12,
@@ -20,10 +20,11 @@ def walks(
     friends: int = 0,
     knowledge: bool = False,
 ) -> Dataset:
-    """A dataset of ring walks with timestamps and titles; ids are strings where ``named``.
+    """Histories along the ring, with timestamps and titles; ids are strings if ``named``.
 
-    With ``friends``, each of the people is linked to so many who began near, and "u_alone", who did nothing, to u0.
-    With ``knowledge``, items are entities, and know which part of the ring they are in, of five and of two items.
+    With ``friends``, each user is linked to that many users who started close by, and "u_alone", a user without
+    interactions, is linked to u0. With ``knowledge``, items are entities, and facts say in which section of the ring
+    they are, of sections of five and of two items.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -49,3 +50,6 @@ def walks(
         kg = pl.DataFrame(facts, schema=["head", "relation", "tail"], orient="row")
         columns |= {"kg": kg, "item_entity": links}
     return read_interactions(table, **columns, items=films, title="title", social=social)
+
+
+walks = ring_dataset  # until every test uses the new name
