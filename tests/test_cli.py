@@ -172,7 +172,7 @@ def test_train_prints_json_and_the_leak(command, dataset, tmp_path):
 
 def test_models_data_and_doctor_in_json(command):
     _, out, _ = command("models", "--json")
-    assert json.loads(out)["diffurec"]["presets"] == ["default", "paper", "reference"]
+    assert json.loads(out)["diffurec"]["presets"] == ["default", "paper", "released"]
     _, out, _ = command("data", "--json")
     assert "ml-100k" in json.loads(out)["names"]
     _, out, _ = command("doctor", "--json")

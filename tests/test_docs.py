@@ -112,7 +112,7 @@ def test_every_option_is_on_the_page_with_its_default(name):
         assert row[0] == shown(field.get_default()), f"The page has another default of {option!r} of {name}."
 
 
-@pytest.mark.parametrize(("column", "preset"), [(1, "paper"), (2, "reference")])
+@pytest.mark.parametrize(("column", "preset"), [(1, "paper"), (2, "released")])
 def test_presets_are_as_the_page_says(column, preset):
     said = {option: cells[column] for (option, _), cells in options_on_the_page().items() if cells[column]}
     actual = models.model_class("diffurec").Config.presets[preset]

@@ -337,11 +337,11 @@ def test_the_denoiser_learns_what_is_there():
 # --- pruning ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scope", ["observed", "all"])
+@pytest.mark.parametrize("fidelity", ["corrected", "released"])
 @pytest.mark.parametrize("pruning", ["diffusion", "random"])
-def test_what_is_kept_is_part_of_the_graph_both_ways(pruning, scope):
+def test_what_is_kept_is_part_of_the_graph_both_ways(pruning, fidelity):
     data = larger()
-    model = build(data, pruning=pruning, rebuild_scope=scope, rebuild_k=1)
+    model = build(data, pruning=pruning, fidelity=fidelity, rebuild_k=1)
     model.batches(data, np.random.default_rng(0))
     model.rebuild()
     kept = model.kept.value.numpy()
@@ -370,13 +370,13 @@ def test_keep_rate_drops_directions_by_themselves():
     assert (kept != kept[model.reverse]).any()
 
 
-def test_views_and_wiring():
+def test_views():
     model = build()
     model.pruned = model.view(np.arange(6) < 1)
     assert model.views() == (model.pruned, model.original)
     other = build(main_view="original")
     assert other.views() == (other.original, other.pruned)
-    released = build(wiring="released")
+    released = build(fidelity="released")
     released.pruned = released.view(np.arange(6) < 1)
     assert released.train().views() == (released.original, released.original)
     assert released.eval().views() == (released.pruned, released.original)
@@ -394,7 +394,7 @@ def test_the_original_view_can_be_capped_and_is_drawn_once():
 TINY = {"embedding_size": 16, "epochs": 3, "batch_size": 64, "denoiser_batch": 32, "hidden_size": 8, "rebuild_k": 1}
 
 
-@pytest.mark.parametrize("preset", [None, "reference"])
+@pytest.mark.parametrize("preset", [None, "released"])
 def test_it_learns(preset):
     data = larger()
     model = build(data, preset, **{**TINY, "contrast": 0.0, "reg": 0.0})

@@ -24,7 +24,7 @@ KINDS = {
     "prefix": (DiffuRec, {"form": "prefix"}),
     "twin": (DiffuRec, {"diffusion": False}),
     "lossaware": (DiffuRec, {"timestep_sampler": "lossaware", "diffusion_steps": 4}),
-    "reference": (DiffuRec, {"form": "prefix", "reference_padding": True}),
+    "released": (DiffuRec, {"form": "prefix", "fidelity": "released"}),
     "sampled": (DiffuRec, {"loss": "sampled_softmax", "negatives": 64, "repeat_bias": False}),
     "in-batch": (DiffuRec, {"loss": "in_batch"}),
     "sce": (DiffuRec, {"loss": "sce", "negatives": 8, "timestep_sampler": "lossaware", "diffusion_steps": 4}),

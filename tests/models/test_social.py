@@ -60,7 +60,7 @@ def close(found: torch.Tensor, expected) -> None:
 
 
 def test_w1_released_form():
-    model = build("diffnet", preset="reference", embedding_size=2)
+    model = build("diffnet", preset="released", embedding_size=2)
     users, items = model.vectors()
     close(users, [[1.5, 2], [1, 2.5], [2, 0.5], [1, -0.5]])
     close(users @ items.T, [[1.5, 2, -0.5], [1, 2.5, -1.5], [2, 0.5, 1.5], [1, -0.5, 1.5]])
@@ -102,7 +102,7 @@ def test_constant_vectors_stay_constant():
 
 
 def test_someone_without_friends_has_no_gradient_in_the_released_form():
-    model = build("diffnet", preset="reference", embedding_size=2)
+    model = build("diffnet", preset="released", embedding_size=2)
     model.vectors()[0].square().sum().backward()
     assert not model.user_embedding.weight.grad[3].any()
     assert model.user_embedding.weight.grad[:3].any(dim=1).all()
@@ -113,7 +113,7 @@ def test_someone_without_friends_has_no_gradient_in_the_released_form():
 
 def released() -> DiffNetPP:
     """The specification's weights: theta(row, col) = .1 (row + 1) - .2 col, fixed gates, the same in both layers."""
-    model = build("diffnetpp", preset="reference", embedding_size=2)
+    model = build("diffnetpp", preset="released", embedding_size=2)
     gates = {
         "interest": [0.1, 0.2, -0.1, 0.3],
         "social": [0.3, -0.2, 0.1, 0.1],
@@ -193,7 +193,7 @@ def test_released_gates_without_weights():
 
 
 def test_link_attention_stays_within_its_bounds_and_constants_are_means():
-    model = build("diffnetpp", preset="reference", embedding_size=2)
+    model = build("diffnetpp", preset="released", embedding_size=2)
     attention = model.layers[0].of_items
     part = model.interest.block()
     attention.theta.set(torch.linspace(-50, 50, len(model.interest)))
@@ -229,9 +229,9 @@ FORMS = [
     ("diffnet", {"combine": "hops", "hops": 3, "loss": "bce"}),
     ("diffnet", {"combine": "last"}),
     ("diffnetpp", {}),
-    ("diffnetpp", {"form": "released", "attention": "link", "loss": "squared"}),
-    ("diffnetpp", {"form": "released", "attention": "mean", "hops": 1, "fusion": "add"}),
-    ("diffnetpp", {"form": "released", "hops": 0}),
+    ("diffnetpp", {"fidelity": "released", "attention": "link", "loss": "squared"}),
+    ("diffnetpp", {"fidelity": "released", "attention": "mean", "hops": 1, "fusion": "add"}),
+    ("diffnetpp", {"fidelity": "released", "hops": 0}),
     ("diffnetpp", {"attention": "mean", "hops": 3}),
 ]
 
@@ -342,7 +342,7 @@ def test_features_of_one_side_alone():
 @pytest.mark.parametrize("name", KINDS)
 def test_the_released_form_learns(name):
     data = larger()
-    model = build(name, data, preset="reference", embedding_size=16, batch_size=64)
+    model = build(name, data, preset="released", embedding_size=16, batch_size=64)
     losses = steps(model, data, 40, learning_rate=0.02)
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 

@@ -118,7 +118,7 @@ def graphs_of(model: SequenceModel) -> dict[str, Graph]:
         encoder, step = _CausalHistory(model), _CausalStep(model)
     else:
         # Where padding is attended to there is always the same amount of it.
-        length = model.config.max_length if model.config.reference_padding else "L"
+        length = model.config.max_length if model.config.fidelity == "released" else "L"
         known = {"z": (("B", length, size), real)}
         encoder, step = _PrefixHistory(model), _PrefixStep(model)
     asked = {"lengths": history["lengths"], "x_t": vector, "t": (("B",), whole), "noise": known["z"]}

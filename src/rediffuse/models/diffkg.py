@@ -8,7 +8,7 @@ its best, and the rest is pruned. Then the recommender learns from both graphs, 
     Z = sum over layers of propagation between people and items, from their vectors and x
     loss = BPR on the main view + contrast (InfoNCE) between the two views + L2
 
-The released code never trains on the pruned graph (``wiring=released``) and holds dense
+The released code never trains on the pruned graph (``fidelity=released``) and holds dense
 matrices; see docs/models/diffkg.md.
 """
 
@@ -51,11 +51,27 @@ class DiffKGConfig(FactorConfig):
     """Defaults are chosen on validation data; see docs/benchmarks.md."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "reference": {
-            **{"learning_rate": 1e-3, "batch_size": 1024, "reg": 1e-5, "kg_hops": 1, "message_dropout": 0.1},
-            **{"contrast": 0.1, "temperature": 0.1, "residual": 0.5, "most_edges": 10, "main_view": "pruned"},
-            **{"rebuild_k": 1, "rebuild_scope": "all", "keep_rate": 0.5, "collaborative": 0.5, "wiring": "released"},
-            **{"hidden_size": 1000, "denoiser_batch": 1024, "denoiser_dropout": 0.5, "normalize": True, "epochs": 25},
+        "paper": {},
+        "released": {
+            "fidelity": "released",
+            "learning_rate": 1e-3,
+            "batch_size": 1024,
+            "epochs": 25,
+            "reg": 1e-5,
+            "kg_hops": 1,
+            "message_dropout": 0.1,
+            "residual": 0.5,
+            "most_edges": 10,
+            "contrast": 0.1,
+            "temperature": 0.1,
+            "main_view": "pruned",
+            "rebuild_k": 1,
+            "keep_rate": 0.5,
+            "collaborative": 0.5,
+            "hidden_size": 1000,
+            "denoiser_batch": 1024,
+            "denoiser_dropout": 0.5,
+            "normalize": True,
         },
     }
     search: ClassVar[dict[str, Any]] = FactorConfig.search | {
@@ -83,13 +99,11 @@ class DiffKGConfig(FactorConfig):
         "diffusion", description="What chooses the edges that stay."
     )
     rebuild_k: int = Field(1, ge=1, description="Best edges that each entity keeps, in either direction.")
-    rebuild_scope: Literal["observed", "all"] = Field(
-        "observed",
-        description="The best among its edges, or among all entities, of which only edges stay, as released.",
-    )
     keep_rate: float = Field(1.0, gt=0, le=1, description="Chance of an edge that was kept to stay, each epoch anew.")
-    wiring: Literal["paper", "released"] = Field(
-        "paper", description="released: training sees the original graph in both views, answers the pruned one."
+    fidelity: Literal["corrected", "released"] = Field(
+        "corrected",
+        description="released: training never uses the pruned graph, and pruning ranks all pairs of entities instead "
+        "of edges, as in the authors' program.",
     )
     collaborative: float = Field(0.5, ge=0, le=1, description="Share of the convolution in the denoiser's loss.")
     hidden_size: int = Field(128, ge=1, description="Of the denoiser.")
@@ -284,7 +298,7 @@ class DiffKG(FactorModel):
             kept = np.ones(len(edges), dtype=bool)
         elif self.config.pruning == "random":
             kept = most_per_node(edges, k, rng.random(len(edges)))
-        elif self.config.rebuild_scope == "observed":
+        elif self.config.fidelity == "corrected":
             kept = most_per_node(edges, k, self.edge_scores())
         else:
             kept = self.among_all(k)
@@ -338,7 +352,7 @@ class DiffKG(FactorModel):
 
     def views(self) -> tuple[tuple[Graph, Tensor], tuple[Graph, Tensor]]:
         """The main view, and the one it is contrasted with."""
-        if self.config.wiring == "released" and self.training:
+        if self.config.fidelity == "released" and self.training:
             return self.original, self.original
         both = (self.pruned, self.original)
         return both if self.config.main_view == "pruned" else (self.original, self.pruned)

@@ -30,9 +30,17 @@ class DiffNetConfig(SocialConfig):
     """Defaults are chosen on validation data; see docs/benchmarks.md."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "reference": {
-            **{"embedding_size": 32, "learning_rate": 1e-3, "reg": 0.0, "negatives": 8, "loss": "squared"},
-            **{"combine": "hops", "fusion": "add", "init": 0.01, "epochs": 300},
+        "paper": {},
+        "released": {
+            "embedding_size": 32,
+            "learning_rate": 1e-3,
+            "epochs": 300,
+            "reg": 0.0,
+            "negatives": 8,
+            "loss": "squared",
+            "combine": "hops",
+            "fusion": "add",
+            "init": 0.01,
         },
     }
     search: ClassVar[dict[str, Any]] = SocialConfig.search | {"combine": ("all", "hops", "last")}

@@ -9,7 +9,7 @@ where alpha, beta and eta are softmaxes over the edges of a node, and gamma over
 both. All weights come from the vectors at both ends, through a layer of their own each. A score is the inner product of
 the vectors of all layers together, u^0 to u^hops and v^0 to v^hops.
 
-The released code has another form (``form=released``, preset ``reference``): each edge has a trained number instead
+The released code has another form (``fidelity=released``, preset ``released``): each edge has a trained number instead
 (``attention=link``), a person's gates are lifted by fixed amounts and average with the old vector, an item has gates
 as well, and u^0 stands apart from what features add to it in the last product.
 """
@@ -43,17 +43,29 @@ class DiffNetPPConfig(SocialConfig):
     """Defaults are chosen on validation data; see docs/benchmarks.md."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "reference": {
-            **{"embedding_size": 64, "learning_rate": 5e-4, "reg": 0.0, "negatives": 8, "loss": "squared"},
-            **{"form": "released", "attention": "link", "fusion": "add", "feature_scale": 0.1, "init": 0.01},
-            **{"hops": 2, "epochs": 450},
+        "paper": {},
+        "released": {
+            "fidelity": "released",
+            "embedding_size": 64,
+            "learning_rate": 5e-4,
+            "epochs": 450,
+            "reg": 0.0,
+            "negatives": 8,
+            "loss": "squared",
+            "hops": 2,
+            "attention": "link",
+            "fusion": "add",
+            "feature_scale": 0.1,
+            "init": 0.01,
         },
     }
     search: ClassVar[dict[str, Any]] = SocialConfig.search | {"attention": ("vectors", "link", "mean")}
 
     learning_rate: float = Field(5e-3, gt=0)
     hops: int = Field(1, ge=0, description="Steps along the graphs; 0: friends play no part.")
-    form: Literal["paper", "released"] = Field("paper", description="How a layer's parts are put together.")
+    fidelity: Literal["corrected", "released"] = Field(
+        "corrected", description="released: the gates and the last product of the authors' program."
+    )
     attention: Literal["vectors", "link", "mean"] = Field(
         "vectors", description="What weighs an edge: the vectors at its ends, a number of its own, or nothing."
     )
@@ -121,17 +133,15 @@ class Layer(nn.Module):
 
     def __init__(self, config: DiffNetPPConfig) -> None:
         super().__init__()
-        size, self.form = config.embedding_size, config.form
+        size, self.released = config.embedding_size, config.fidelity == "released"
         kinds = {"vectors": lambda: VectorAttention(size), "link": LinkAttention, "mean": Mean}
         self.of_friends, self.of_items, self.of_fans = (kinds[config.attention]() for _ in range(3))
-        hidden = HIDDEN if self.form == "paper" else 1
+        hidden = 1 if self.released else HIDDEN
         self.social, self.interest = Gate(2 * size, hidden), Gate(2 * size, hidden)
-        if self.form == "released":
+        if self.released:
             self.own, self.item_users = Gate(size, 1), Gate(size, 1)
 
-    def resolve_users(
-        self, mine: Tensor, users: Tensor, items: Tensor, friends: RowBlock, interest: RowBlock
-    ) -> Tensor:
+    def resolve_users(self, mine: Tensor, users: Tensor, items: Tensor, friends: RowBlock, interest: RowBlock) -> Tensor:
         """(n, d) new vectors of the people in both parts, whose old ones are ``mine`` (n, d).
 
         Args:
@@ -141,12 +151,12 @@ class Layer(nn.Module):
         liked = interest.gather(items, self.of_items(interest, mine, items))
         gates = self.gates(mine, social, liked, friends, interest)
         pooled = gates[:, :1] * social + gates[:, 1:] * liked
-        return mine + pooled if self.form == "paper" else (mine + pooled) / 2
+        return (mine + pooled) / 2 if self.released else mine + pooled
 
     def gates(self, mine: Tensor, social: Tensor, liked: Tensor, friends: RowBlock, interest: RowBlock) -> Tensor:
-        """(n, 2) how much friends and items weigh, summing to one; in the paper's form, over what the person has."""
+        """(n, 2) how much friends and items weigh, summing to one; unless released, over what the person has."""
         logits = torch.stack((self.social(torch.cat((mine, social), 1)), self.interest(torch.cat((mine, liked), 1))), 1)
-        if self.form == "paper":
+        if not self.released:
             nothing = torch.stack((friends.offsets.diff() == 0, interest.offsets.diff() == 0), 1)
             # Not -inf, which makes a row of two into NaN; of such a row both pools are zero.
             return logits.masked_fill(nothing, -1e9).softmax(1)
@@ -156,7 +166,7 @@ class Layer(nn.Module):
     def items(self, mine: Tensor, users: Tensor, item_users: RowBlock) -> Tensor:
         """(n, d) new vectors of the items in ``item_users``, whose old ones are ``mine`` (n, d)."""
         pooled = item_users.gather(users, self.of_fans(item_users, mine, users))
-        if self.form == "paper":
+        if not self.released:
             return mine + pooled
         own, theirs = self.own(mine).exp() + ITEM_OFFSET, self.item_users(pooled).exp() + ITEM_OFFSET
         share = (own / (own + theirs))[:, None]
@@ -225,7 +235,7 @@ class DiffNetPP(SocialModel):
         first, last = layers[:-1], layers[-1:]
         if not first:  # no hops
             first, last = last, []
-        if self.config.form == "released":
+        if self.config.fidelity == "released":
             first = [*first[1:], free] if told is None else [*first[1:], free, told]
         return torch.cat([*(_some(layer, rows) for layer in first), *last], dim=1)
 

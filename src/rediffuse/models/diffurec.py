@@ -33,6 +33,24 @@ from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
 from rediffuse.nn.transformer import Cache
 
+# The paper's network and training.
+PAPER: dict[str, Any] = {
+    "form": "prefix",
+    "blocks": 4,
+    "heads": 4,
+    "dropout": 0.1,
+    "embedding_dropout": 0.3,
+    "embedding_std": 1.0,
+    "batch_size": 512,
+    "epochs": 500,
+    "weight_decay": 0.0,
+    "learning_rate": 1e-3,
+    "learning_rate_decay_every": 100,
+    "repeat_bias": False,
+    "temperature": None,
+    "validate_every": 5,
+    "patience": 20,
+}
 # The fewest steps are kept whose validation metric is within this share of the metric at all steps.
 CALIBRATION_TOLERANCE = 0.005
 
@@ -41,24 +59,8 @@ class DiffuRecConfig(SequenceConfig):
     """Defaults chosen on validation data (docs/benchmarks.md)."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # The paper done right: its network and training, keys masked, padding no item.
-        "paper": {
-            "form": "prefix",
-            "blocks": 4,
-            "heads": 4,
-            "dropout": 0.1,
-            "embedding_dropout": 0.3,
-            "embedding_std": 1.0,
-            "batch_size": 512,
-            "epochs": 500,
-            "weight_decay": 0.0,
-            "learning_rate": 1e-3,
-            "learning_rate_decay_every": 100,
-            "repeat_bias": False,
-            "temperature": None,
-            "validate_every": 5,
-            "patience": 20,
-        },
+        "paper": PAPER,
+        "released": PAPER | {"fidelity": "released", "variance": "fixed_large"},
     }
     search = SequenceConfig.search | {
         "blocks": Range(1, 3),
@@ -86,16 +88,10 @@ class DiffuRecConfig(SequenceConfig):
     solver: Literal["ancestral", "ddim", "dpmpp_2m", "one_step"] = "ancestral"
     variance: Literal["fixed_small", "fixed_large"] = Field("fixed_small", description="Of the ancestral solver.")
     sampling_steps: int | None = Field(None, ge=1, description="None: calibrated on validation data.")
-    reference_padding: bool = Field(
-        False, description="Only for the preset reference: padding is attended to, trained, and a class."
+    fidelity: Literal["corrected", "released"] = Field(
+        "corrected",
+        description="released: padding is attended to and is a class of the training loss, as in the authors' program.",
     )
-
-
-DiffuRecConfig.presets["reference"] = {
-    **DiffuRecConfig.presets["paper"],
-    "reference_padding": True,
-    "variance": "fixed_large",
-}
 
 
 class Approximator(nn.Module):
@@ -108,7 +104,7 @@ class Approximator(nn.Module):
         embedding_dropout: on the history before its LayerNorm.
         lambda_uncertainty: mean and standard deviation of the weight of x_t in each element of each token.
         causal: the causal form; otherwise the paper's.
-        reference_padding: see `rediffuse.nn.Encoder`.
+        pads_are_keys: see `rediffuse.nn.Encoder`.
     """
 
     def __init__(
@@ -122,14 +118,14 @@ class Approximator(nn.Module):
         lambda_uncertainty: float = 0.001,
         *,
         causal: bool = False,
-        reference_padding: bool = False,
+        pads_are_keys: bool = False,
     ) -> None:
         super().__init__()
         self.size, self.steps, self.lambda_uncertainty = size, steps, lambda_uncertainty
         self.drop = Dropout(embedding_dropout)
         self.norm = nn.LayerNorm(size, eps=1e-12)
         self.time = nn.Sequential(nn.Linear(size, 4 * size), nn.SiLU(), nn.Linear(4 * size, size))
-        self.encoder = Encoder(size, blocks, heads, dropout, causal=causal, pads_are_keys=reference_padding)
+        self.encoder = Encoder(size, blocks, heads, dropout, causal=causal, pads_are_keys=pads_are_keys)
 
     def history(self, embedded: Tensor) -> Tensor:
         """z: the embedded history (B, L, d), dropped out and normalised."""
@@ -173,6 +169,7 @@ class DiffuRec(SequenceModel):
     def __init__(self, config: DiffuRecConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         self.causal = self.every_position = config.form == "causal"
+        self.pads_are_read = config.fidelity == "released"
         self.approximator = Approximator(
             config.embedding_size,
             config.diffusion_steps,
@@ -182,7 +179,7 @@ class DiffuRec(SequenceModel):
             config.embedding_dropout,
             config.lambda_uncertainty,
             causal=self.causal,
-            reference_padding=config.reference_padding,
+            pads_are_keys=self.pads_are_read,
         )
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
         self.schedule = noise_schedule(config.noise_schedule, steps=config.diffusion_steps)
@@ -196,7 +193,7 @@ class DiffuRec(SequenceModel):
 
     def classes(self) -> Tensor:
         # The released code trains padding as a class.
-        return self.item_embedding.weight if self.config.reference_padding else super().classes()
+        return self.item_embedding.weight if self.pads_are_read else super().classes()
 
     # --- learning ------------------------------------------------------------------------------------------
 
@@ -226,7 +223,7 @@ class DiffuRec(SequenceModel):
 
     def _full_width(self, items: Tensor) -> Tensor:
         """Where padding is attended to, its amount matters: pad to the full window as the released code does."""
-        if not self.config.reference_padding:
+        if not self.pads_are_read:
             return items
         return nn.functional.pad(items, (0, self.config.max_length - items.shape[1]), value=self.pad)
 
