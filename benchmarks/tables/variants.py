@@ -71,20 +71,20 @@ SOCIAL = {
     "friends": Variant("friends"),
     "diffnet": Variant("diffnet"),
     "diffnet-alone": Variant("diffnet", {"hops": 0}),
-    "diffnet-reference": Variant("diffnet", DiffNetConfig.presets["reference"]),
+    "diffnet-reference": Variant("diffnet", DiffNetConfig.presets["released"]),
     "diffnetpp": Variant("diffnetpp", {"hops": 2}),
     "diffnetpp-one": Variant("diffnetpp"),
     "diffnetpp-mean": Variant("diffnetpp", {"attention": "mean"}),
     "bprmf-tuned": Variant("bprmf", {"reg": 0.03}),  # the best of a few on Yelp's validation subset
     "lightgcn-tuned": Variant("lightgcn", {"reg": 0.03}),
-    "diffnetpp-reference": Variant("diffnetpp", DiffNetPPConfig.presets["reference"]),
+    "diffnetpp-reference": Variant("diffnetpp", DiffNetPPConfig.presets["released"]),
 }
 
 # A knowledge graph, pruned by diffusion, at random, or not at all.
 KNOWLEDGE = {
     **{f"diffkg-{pruning}": Variant("diffkg", {"pruning": pruning}) for pruning in ("diffusion", "random", "none")},
     "diffkg-plain": Variant("diffkg", {"pruning": "none", "contrast": 0.0}),
-    "diffkg-reference": Variant("diffkg", DiffKGConfig.presets["reference"]),
+    "diffkg-reference": Variant("diffkg", DiffKGConfig.presets["released"]),
 }
 
 # The backbones of augmentation, all of one size.

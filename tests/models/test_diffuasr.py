@@ -178,7 +178,7 @@ def test_cuts_are_successive_items_and_what_followed():
             made = Continuations(
                 rows, length=2, max_length=3, batch_size=2, anywhere=anywhere, rng=np.random.default_rng(seed)
             )
-            assert sorted(made.people) == [0, 2, 3]
+            assert sorted(made.order) == [0, 2, 3]
             for index in range(len(made)):
                 batch = made.get(index)
                 ends = [*batch.offsets[1:].tolist(), len(batch.items)]

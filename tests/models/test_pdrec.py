@@ -126,11 +126,11 @@ def test_without_signals_and_scale_it_is_the_plain_backbone():
     known = batch.targets < ITEMS
     assert known.all()  # nobody needs an open end
     torch.manual_seed(0)
-    hidden, _, _ = model.backbone.encode(batch)
+    hidden = model.backbone.encode(batch).vectors
     table = model.backbone.metric_space(model.backbone.catalogue())
     hidden = model.backbone.metric_space(hidden[known])
     positive = (hidden * table[batch.targets[known]]).sum(1)
-    negative = (hidden * table[model.negatives[batch.events[known], 0]]).sum(1)
+    negative = (hidden * table[model.negatives[batch.interactions[known], 0]]).sum(1)
     plain = F.binary_cross_entropy_with_logits(positive, torch.ones(len(positive)))
     plain += F.binary_cross_entropy_with_logits(negative, torch.zeros(len(negative)))
     assert model.loss(batch).item() == pytest.approx(plain.item(), rel=1e-5)

@@ -119,7 +119,7 @@ def graphs_of(model: SequenceModel) -> dict[str, Graph]:
         encoder, step = _CausalHistory(model), _CausalStep(model)
     else:
         # If padding is attended to, its amount matters, so windows always have the full length.
-        length = model.config.max_length if model.config.reference_padding else "L"
+        length = model.config.max_length if model.config.fidelity == "released" else "L"
         encoded = {"z": (("B", length, size), real)}
         encoder, step = _PrefixHistory(model), _PrefixStep(model)
     inputs = encoded | {"lengths": history["lengths"], "x_t": vector, "t": (("B",), integer), "noise": encoded["z"]}

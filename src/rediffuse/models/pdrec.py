@@ -27,13 +27,14 @@ from torch.nn import functional as F
 from rediffuse import distributed
 from rediffuse.batching.negatives import draw_negatives, interaction_keys
 from rediffuse.batching.rows import RowBatch, RowBatches
-from rediffuse.batching.sequences import SequenceBatch, SequenceBatches
+from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, rank_rows
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.models.backbone import backbone_class, backbone_config
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffrec import TDiffRec, TDiffRecConfig
+from rediffuse.models.next_item_loss import next_item_loss
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.models.signals import Signals, derive_signals
 
@@ -224,17 +225,18 @@ class PDRec(Composite):
         if isinstance(batch, RowBatch):
             return self.active_model.loss(batch)
         batch = self.backbone.training_batch(batch)
-        hidden, importance, note = self.backbone.encode(batch)
+        encoded = self.backbone.encode(batch)
+        hidden, importance = encoded.vectors, encoded.weights
         known = batch.targets < self.num_items
         importance = torch.ones_like(batch.targets, dtype=torch.float32) if importance is None else importance
-        weights = self.event_weights[batch.events]
+        weights = self.event_weights[batch.interactions]
         per_target = torch.zeros(len(hidden), device=hidden.device)
         loss, per_target[known] = self.losses(hidden[known], _only(batch, known), importance[known], weights[known])
         loss = loss * _share(int(known.sum()), batch)
         if self.config.dpa:
             # What follows the history is not known; the diffusion model has an opinion.
             ends, at_ends = hidden[~known], _only(batch, ~known)
-            rows, items = self.liked(ends, self.owners[at_ends.events])
+            rows, items = self.liked(ends, self.owners[at_ends.interactions])
             share = _share(len(rows), batch)
             if len(rows):
                 at_liked = dataclasses.replace(_only(at_ends, rows), targets=items)
@@ -242,7 +244,9 @@ class PDRec(Composite):
                 loss = loss + self.config.positive_weight * share * liking
                 total = torch.zeros(len(ends), device=hidden.device).index_add(0, rows, per_liked)
                 per_target[~known] = total / torch.bincount(rows, minlength=len(ends)).clamp(min=1)
-        self.backbone.report(note, per_target, batch)
+        if encoded.timesteps is not None:
+            counted = rank_rows(batch.rank_weight)
+            self.backbone.update_timestep_sampler(encoded.timesteps[counted], per_target[counted])
         return loss
 
     def losses(
@@ -255,14 +259,14 @@ class PDRec(Composite):
             weights: (n,) of events, which also have negatives; None: the targets are liked items.
         """
         if self.config.loss == "softmax":
-            return self.backbone.losses(hidden, batch, importance if weights is None else weights * importance)
+            return next_item_loss(self.backbone, hidden, batch, importance if weights is None else weights * importance)
         hidden = self.backbone.metric_space(hidden)
         table = self.backbone.metric_space(self.backbone.catalogue())
         positive = F.softplus(-(hidden * table[batch.targets]).sum(-1).float())
         count = max(len(positive), 1)  # a batch of people with one event each has open ends alone
         if weights is None:
             return (importance * positive).sum() / count, positive.detach()
-        negatives = self.negatives[batch.events]
+        negatives = self.negatives[batch.interactions]
         logits = torch.einsum("nd,nkd->nk", hidden, table[negatives.clamp(min=0)].to(hidden.dtype)).float()
         against = F.softplus(logits).masked_fill(negatives < 0, 0.0).mean(1)
         return (importance * (weights * positive + against)).sum() / count, (positive + against).detach()
@@ -312,5 +316,5 @@ def _share(count: int, batch: SequenceBatch) -> float:
 
 def _only(batch: SequenceBatch, chosen: Tensor) -> SequenceBatch:
     """The batch with some of its targets, by mask or number."""
-    fields = ("rows", "positions", "targets", "events")
+    fields = ("rows", "positions", "targets", "interactions")
     return dataclasses.replace(batch, **{name: getattr(batch, name)[chosen] for name in fields})

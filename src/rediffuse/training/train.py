@@ -81,7 +81,7 @@ def train(
             raise ConfigError(f"{model} has no phase {phase!r} that could be taken from a run.")
     for phase in given.keys() & (config or {}).keys():
         raise ConfigError(f"Both options and a run were given for {phase!r}.", "The run has its own; leave them out.")
-    options = kind.Config.build(preset, {**(config or {}), **given})
+    options = kind.Config.build(preset, {**(config or {}), **given}, model=kind.name)
     facts = {
         "format": FORMAT,
         "model": model,

@@ -71,7 +71,7 @@ def tune(
     if distributed.world_size() > 1:
         raise ConfigError("A study runs in one process.", "Start it without accelerate launch or torchrun.")
     kind, folder = model_class(model), Path(out)
-    default = kind.Config.build(preset, config)
+    default = kind.Config.build(preset, config, model=kind.name)
     parse_metric(default.metric.removesuffix("/unseen"))
     searched = {option: domain for option, domain in kind.Config.search.items() if option not in (config or {})}
     if not searched:
