@@ -47,16 +47,16 @@ class PDRecConfig(ModelConfig):
     """Options of the loop are those of the backbone's training; TI-DiffRec has its own under ``diffusion``."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "douban-book": {
+        "paper:douban-book": {
             **{"backbone": "gru4rec", "learning_rate": 0.01, "rank_share": 0.3},
             "backbone_options": {"embedding_size": 64, "dropout": 0.2, "temperature": 0.1, "max_length": 200},
-            "diffusion": TDiffRecConfig.presets["douban-book"],
+            "diffusion": TDiffRecConfig.presets["paper:douban-book"],
         },
-        "toys": {
+        "paper:toys": {
             **{"backbone": "gru4rec", "learning_rate": 0.005, "rank_share": 0.1, "scale": 2.0},
             **{"band_from": 50.0, "candidates": 50, "liked": 5, "positive_weight": 0.3},
             "backbone_options": {"embedding_size": 64, "dropout": 0.2, "temperature": 0.2, "max_length": 200},
-            "diffusion": TDiffRecConfig.presets["toys"],
+            "diffusion": TDiffRecConfig.presets["paper:toys"],
         },
     }
     search: ClassVar = {
