@@ -99,7 +99,7 @@ BACKBONES = {
 
 def pdrec() -> dict[str, Variant]:
     """TI-DiffRec alone; then PDRec's signals, none, each and all, on two backbones with two losses."""
-    diffusion = TDiffRecConfig.presets["douban-book"] | {"learning_rate": 5e-4, "validate_every": 2}
+    diffusion = TDiffRecConfig.presets["paper:douban-book"] | {"learning_rate": 5e-4, "validate_every": 2}
     found = {"tidiffrec": Variant("tdiffrec", diffusion)}
     for backbone, rate in (("gru4rec", 3e-3), ("sasrec", 1e-3)):
         for loss, signals in (("bce", ["hbr", "dpa", "nns"]), ("softmax", ["hbr", "dpa"])):
