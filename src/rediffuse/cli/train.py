@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.output import answer, process, show, table
 from rediffuse.cli.splits import read_split
 
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="A model; see: rediffuse models")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     dataset: Annotated[Path, typer.Argument(help="Folder made by prepare or data.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")],
     preset: Annotated[str | None, typer.Option(help="Named options, for example paper or reference.")] = None,

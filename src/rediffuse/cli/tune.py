@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.output import answer, show, table
 from rediffuse.cli.splits import read_split
 
@@ -18,7 +18,7 @@ SHOWN_TRIALS = 5
 
 @app.command()
 def tune(
-    model: Annotated[str, typer.Argument(help="A model; see: rediffuse models")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     dataset: Annotated[Path, typer.Argument(help="Folder made by prepare or data.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The study's folder; a study in it goes on.")],
     trials: Annotated[int, typer.Option(help="Finished trials in all, earlier sessions included.")] = 30,
