@@ -23,6 +23,7 @@ from rediffuse.exporting.readme import readme
 from rediffuse.files import atomic_folder
 from rediffuse.models.base import Model
 from rediffuse.models.composite import Composite
+from rediffuse.models.diffrec import DiffRec
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.models.factors import FactorModel
 from rediffuse.models.sampling import Sampling
@@ -73,7 +74,7 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
     try:
         with atomic_folder(out) as new:
             for name, graph in graphs.items():
-                write_graph(graph, new / (name + _ENDINGS[format]))
+                _write(model, graph, new / (name + _ENDINGS[format]))
             vectors = {"vectors": model.index_vectors().detach(), "popularity": contents.model.popularity}
             # safetensors's own files can be read by their owner alone.
             content = save({name: tensor.contiguous().clone() for name, tensor in vectors.items()})
@@ -121,12 +122,32 @@ def _next_item_model(contents: RunContents) -> SequenceModel:
     return model
 
 
+def _write(model: SequenceModel, graph: Graph, path: Path) -> None:
+    """As `write_graph`.
+
+    Raises:
+        ConfigError: torch cannot trace the network of a class from another package.
+    """
+    try:
+        write_graph(graph, path)
+    except Exception as error:
+        if isinstance(error, OSError) or type(model).__module__.startswith("rediffuse."):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"{model.name} cannot be exported: {reason}",
+            "torch.export must be able to trace its `represent` for any number of users and items.",
+        ) from error
+
+
 def _why_not(model: Model) -> str:
     if isinstance(model, FactorModel):
         return "it answers from a table of the people it was trained on, and no network reads a history"
     if model.index_vectors() is None:
         return "it does not rank by a vector per item"
-    return "it reads and denoises rows over the whole catalogue, and no sequence of items"
+    if isinstance(model, DiffRec):
+        return "it reads and denoises rows over the whole catalogue, and no sequence of items"
+    return "its class does not derive from SequenceModel"
 
 
 def _about(contents: RunContents, model: SequenceModel, format: Format, graphs: dict[str, Graph]) -> dict[str, Any]:
