@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from rediffuse import models
-from rediffuse.config import ModelConfig
-from rediffuse.data.histories import Histories
-from rediffuse.models.base import TrainingData
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,17 +62,6 @@ def test_first_page_example_runs(tables):
     (example,) = examples(ROOT / "docs/index.md")
     run(example.replace('"epochs": 20', '"epochs": 1'), ROOT / "docs/index.md", {})
     assert (tables / "runs/first/model.safetensors").exists()
-
-
-def test_model_to_extend_runs(tables):
-    (example,) = examples(ROOT / "docs/extend.md")
-    names: dict[str, Any] = {"__name__": "extend"}
-    run(example, ROOT / "docs/extend.md", names)
-    train = Histories.from_lists([[0, 1, 2], [0, 1], [2, 1]])
-    model = names["Follows"](ModelConfig(), num_items=3)
-    model.fit(TrainingData(train, num_users=3, num_items=3, popularity=np.bincount(train.items, minlength=3)))
-    scores = model.score(Histories.from_lists([[2, 0], [1], [2], []]))
-    assert scores.argmax(dim=1).tolist() == [1, 2, 1, 1]
 
 
 def test_data_examples_run(tables):

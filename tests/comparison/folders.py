@@ -83,6 +83,7 @@ def made_up_run(
         "model": model,
         "preset": preset,
         "config": chosen,
+        "defaults": model_class(model).Config.build(preset).model_dump(mode="json"),
         "seed": seed,
         "split": split_facts,
         "data": {"fingerprint": data, "users": users, "items": items, "interactions": int(history.sum()) + users},

@@ -31,6 +31,8 @@ def main() -> None:
     """Entry point of the command ``rediffuse``."""
     warnings.simplefilter("always", RediffuseWarning)
     warnings.showwarning = print_warning
+    if "" not in sys.path and not sys.flags.safe_path:
+        sys.path.append("")  # module:Class is looked for in the current directory too, as python -m does
     if "RANK" in os.environ:
         # Messages of torch's C++ code about networks and buckets would bury ours.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

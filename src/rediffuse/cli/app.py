@@ -17,6 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+MODEL_HELP = (
+    "A name (see: rediffuse models), or my_package.module:MyModel for a class of your own. "
+    "The module may be in the current directory."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

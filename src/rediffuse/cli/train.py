@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.output import emit, print_rich, rank, table
 from rediffuse.cli.splits import read_split
 
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="A model; see: rediffuse models")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     dataset: Annotated[Path, typer.Argument(help="Folder of a dataset, from prepare, data or augment.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")],
     preset: Annotated[

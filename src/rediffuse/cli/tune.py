@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.output import emit, print_rich, table
 from rediffuse.cli.splits import read_split
 
@@ -18,7 +18,7 @@ SHOWN_TRIALS = 5
 
 @app.command()
 def tune(
-    model: Annotated[str, typer.Argument(help="A model; see: rediffuse models")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     dataset: Annotated[Path, typer.Argument(help="Folder of a dataset, from prepare, data or augment.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The study's folder; a study in it is continued.")],
     trials: Annotated[int, typer.Option(help="Number of finished trials, over all sessions.")] = 30,

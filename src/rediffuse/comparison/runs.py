@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 
 from rediffuse.errors import RediffuseWarning, RunError
-from rediffuse.models import model_class
 from rediffuse.runs.run_folder import read_config, read_log
 
 EVALUATION = ("test.json", "per_user_test.parquet", "truth_test.parquet")
@@ -244,7 +243,7 @@ def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
     for run in runs:
         name, options = run.config["model"], _flat(run.config["config"])
         others = [_flat(other.config["config"]) for other in runs if other.config["model"] == name]
-        default = _flat(model_class(name).Config.build(run.config["preset"]).model_dump(mode="json"))
+        default = _flat(run.config.get("defaults", {}))
         apart = [o for o in options if any(_differ(other, options, o) for other in others)]
         apart = [o for o in apart if options[o] != default.get(o)]
         named = [run.config["preset"]] if run.config["preset"] else []

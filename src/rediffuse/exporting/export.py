@@ -23,6 +23,7 @@ from rediffuse.exporting.readme import readme
 from rediffuse.files import atomic_folder
 from rediffuse.models.base import Model
 from rediffuse.models.composite import Composite
+from rediffuse.models.diffrec import DiffRec
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.models.factors import FactorModel
 from rediffuse.models.sampling import Sampling
@@ -73,7 +74,7 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
     try:
         with atomic_folder(out) as new:
             for name, graph in graphs.items():
-                write_graph(graph, new / (name + _SUFFIXES[format]))
+                _write(model, graph, new / (name + _SUFFIXES[format]))
             vectors = {"vectors": model.index_vectors().detach(), "popularity": contents.model.popularity}
             # safetensors' own save_file makes files that only their owner can read.
             content = save({name: tensor.contiguous().clone() for name, tensor in vectors.items()})
@@ -121,13 +122,33 @@ def _next_item_model(contents: RunContents) -> SequenceModel:
     return model
 
 
+def _write(model: SequenceModel, graph: Graph, path: Path) -> None:
+    """As `write_graph`.
+
+    Raises:
+        ConfigError: torch cannot trace the network of a class from another package.
+    """
+    try:
+        write_graph(graph, path)
+    except Exception as error:
+        if isinstance(error, OSError) or type(model).__module__.startswith("rediffuse."):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"{model.name} cannot be exported: {reason}",
+            "torch.export must be able to trace its `represent` for any number of users and items.",
+        ) from error
+
+
 def _reason(model: Model) -> str:
     """Say why a model cannot be exported."""
     if isinstance(model, FactorModel):
         return "it ranks from a table of the users it was trained on, not from a history"
     if model.index_vectors() is None:
         return "it does not rank by a vector per item"
-    return "it denoises rows over the whole catalogue, not sequences of items"
+    if isinstance(model, DiffRec):
+        return "it denoises rows over the whole catalogue, not sequences of items"
+    return "its class does not derive from SequenceModel"
 
 
 def _describe(contents: RunContents, model: SequenceModel, format: Format, graphs: dict[str, Graph]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from rediffuse import distributed
 from rediffuse.data.split import Split
 from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, TrainingError
 from rediffuse.evaluation.metrics import parse_metric
-from rediffuse.models import model_class, names
+from rediffuse.models import external, model_class, names
+from rediffuse.models.base import Model
 from rediffuse.runs.lock import folder_lock
 from rediffuse.tuning.search import Search, describe_domain
 from rediffuse.tuning.study import Study, begin_study, check_folder, open_journal, quiet_optuna
@@ -24,7 +25,7 @@ WARM_UP = 0.1
 
 
 def tune(
-    model: str,
+    model: str | type[Model],
     split: Split,
     out: str | Path,
     *,
@@ -40,7 +41,8 @@ def tune(
     The model as it is (``preset`` and ``config``) is the first trial. All trials train with the same seed.
 
     Args:
-        model: a registered name, see `rediffuse.models.names`.
+        model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
+            the class itself.
         split: its training and validation subsets are used; no trial can reach the test subset.
         out: the study's folder.
         trials: finished ones (complete, pruned or failed) at which to stop, earlier sessions included.
@@ -76,14 +78,17 @@ def tune(
     searched = {option: domain for option, domain in kind.Config.search.items() if option not in (config or {})}
     if not searched:
         if kind.Config.search:
-            raise ConfigError(f"All options of {model} that could be searched are fixed.", "Leave one of them free.")
-        others = [name for name in names() if model_class(name).Config.search]
-        raise ConfigError(f"{model} has no options to search.", f"Models that have: {', '.join(others)}.")
+            raise ConfigError(
+                f"All options of {kind.name} that could be searched are fixed.", "Leave one of them free."
+            )
+        others = [name for name in names(installed=False) if model_class(name).Config.search]
+        raise ConfigError(f"{kind.name} has no options to search.", f"Models that have: {', '.join(others)}.")
     view = split.training_view()
     if not len(view.valid.users):
         raise DataError("This split has no validation subset, and a search needs one.", "Choose another split.")
     identity = {
-        "model": model,
+        "model": kind.name,
+        "class": external.class_path(kind),
         "config": default.model_dump(mode="json"),
         "search": {option: describe_domain(domain) for option, domain in searched.items()},
         "seed": seed,
@@ -94,7 +99,7 @@ def tune(
     with quiet_optuna(), folder_lock(folder, "tuning"):
         begin_study(folder, identity)
         study = optuna.create_study(
-            study_name=model,
+            study_name=kind.name,
             storage=open_journal(folder / "study.journal"),
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING, math.ceil(WARM_UP * default.epochs)),
