@@ -67,7 +67,8 @@ SplitName = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of the training and of the generation.")]
 RunFolder = Annotated[
-    Path | None, typer.Option(help="Run folder of the generator, which is trained there unless it is finished. Default: OUT.run")
+    Path | None,
+    typer.Option(help="Run folder of the generator, which is trained there unless it is finished. Default: OUT.run"),
 ]
 Minutes = Annotated[float | None, typer.Option(help="Stop the training after so many minutes.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="option=value of the training; may be repeated.")]

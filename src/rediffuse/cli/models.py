@@ -26,7 +26,7 @@ def models(as_json: AsJson = False) -> None:
         defaults = kind.Config.build().model_dump(mode="json")
         facts[name] = {
             "class": class_path(kind),
-            "presets": ["default", *kind.Config.presets],
+            "presets": kind.Config.preset_names(),
             "options": {
                 option: {"default": defaults[option], "description": field.description}
                 for option, field in kind.Config.model_fields.items()

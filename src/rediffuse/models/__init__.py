@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rediffuse.models.ldiffrec import LDiffRec
     from rediffuse.models.pdrec import PDRec
     from rediffuse.models.sampling import Sampling
-    from rediffuse.models.sequence import SequenceConfig, SequenceModel
+    from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 
 # Loaded on first use: listing the names needs no torch.
 _MODELS = {
@@ -61,6 +61,7 @@ _MODELS = {
 }
 
 _FOR_AUTHORS = {
+    "Encoded": "rediffuse.models.sequence",
     "FactorConfig": "rediffuse.models.factors",
     "FactorModel": "rediffuse.models.factors",
     "Model": "rediffuse.models.base",
@@ -128,6 +129,7 @@ __all__ = [
     "DiffRec",
     "DiffuASR",
     "DiffuRec",
+    "Encoded",
     "FactorConfig",
     "FactorModel",
     "Friends",
