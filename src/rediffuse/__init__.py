@@ -28,6 +28,7 @@ _LAZY = {
     "diffusion": ("rediffuse.diffusion", None),
     "evaluation": ("rediffuse.evaluation", None),
     "models": ("rediffuse.models", None),
+    "testing": ("rediffuse.testing", None),
 }
 
 __all__ = [
@@ -47,12 +48,13 @@ __all__ = [
     "read_atomic",
     "read_interactions",
     "split",
+    "testing",
     "train",
     "tune",
 ]
 
 if TYPE_CHECKING:
-    from rediffuse import data, diffusion, evaluation, models
+    from rediffuse import data, diffusion, evaluation, models, testing
     from rediffuse.augmentation import augment
     from rediffuse.comparison import compare, evaluate
     from rediffuse.data import split

@@ -28,6 +28,7 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         "",
         "## How it was trained",
         "",
+        *_class_line(run_config),
         f"- Split: {split['name']} {split['params'] or ''}".rstrip(),
         f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test subset.'}",
         f"- Selected by {options['metric']} on the validation subset, best at epoch {training['best_epoch']}.",
@@ -47,3 +48,13 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         ]
     lines += ["## Options", "", "```yaml", *(f"{name}: {value}" for name, value in options.items()), "```", ""]
     return "\n".join(lines)
+
+
+def _class_line(run_config: dict[str, Any]) -> list[str]:
+    """A line that says where the class of the model is, if it is not of Rediffuse."""
+    distribution = run_config["distribution"]
+    if distribution is None:
+        return [f"- Model class: `{run_config['class']}`, which must be importable to use this run."]
+    if distribution["name"] == "rediffuse":
+        return []
+    return [f"- Model class: `{run_config['class']}`, from {distribution['name']} {distribution['version']}."]

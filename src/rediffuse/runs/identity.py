@@ -43,7 +43,7 @@ def open_run_folder(folder: Path, run_config: dict[str, Any], resume: bool, stac
         _check_use(folder, resume)  # no other process is there, so refuse before anything is written
     stack.enter_context(folder_lock(folder, "training"))
     _check_use(folder, resume)
-    identity = {name: run_config[name] for name in ("model", "seed", "split")} | {
+    identity = {name: run_config[name] for name in ("model", "class", "seed", "split")} | {
         "config": {k: v for k, v in run_config["config"].items() if k not in ("epochs", "patience")},
         "phases_from": {phase: source["weights"] for phase, source in run_config["phases_from"].items()},
         "augmentation": run_config["data"]["augmentation"],

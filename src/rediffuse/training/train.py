@@ -18,7 +18,7 @@ from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.files import sha256_file
 from rediffuse.memory import PeakMemory
-from rediffuse.models import model_class
+from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
@@ -35,7 +35,7 @@ from rediffuse.training.loop import Trainer
 
 
 def train(
-    model: str,
+    model: str | type[Model],
     split: Split,
     out: str | Path,
     *,
@@ -51,7 +51,8 @@ def train(
     """Train a model and write its run folder.
 
     Args:
-        model: a registered name, see `rediffuse.models.names`.
+        model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
+            the class itself.
         split: its training and validation subsets are used; training cannot reach the test subset.
         out: the run folder; new, unless ``resume``.
         preset: named options of the model, for example "paper".
@@ -65,7 +66,7 @@ def train(
             their own, for example ``pdrec`` and ``{"diffusion": "runs/tdiffrec"}``.
 
     Raises:
-        ConfigError: an unknown model, preset or option, or a value out of range.
+        ConfigError: an unknown model, preset or option, a value out of range, or a class that lacks what a model needs.
         RunError: ``out`` is not empty, is in use by another process, or holds a damaged checkpoint or that of another
             run; a run in ``phases_from`` was trained on another split; another process of a distributed training has
             ended.
@@ -81,16 +82,17 @@ def train(
     phase_options = {phase: run.config["config"] for phase, run in phase_runs.items()}
     for phase in phase_options:
         if phase not in kind.Config.model_fields:
-            raise ConfigError(f"{model} has no phase {phase!r} that could be taken from a run.", "Leave it out.")
+            raise ConfigError(f"{kind.name} has no phase {phase!r} that could be taken from a run.", "Leave it out.")
     for phase in phase_options.keys() & (config or {}).keys():
         problem = f"Both options and a run were given for {phase!r}."
         raise ConfigError(problem, "Leave out the options: the run has its own.")
-    options = kind.Config.build(preset, {**(config or {}), **phase_options})
+    options = kind.Config.build(preset, {**(config or {}), **phase_options}, model=kind.name)
     run_config = {
         "format": FORMAT,
-        "model": model,
+        **external.describe(kind),
         "preset": preset,
         "config": options.model_dump(mode="json"),
+        "defaults": kind.Config.build(preset).model_dump(mode="json"),
         "phases_from": {
             phase: {"run": str(run.path), "weights": sha256_file(run.path / "model.safetensors")}
             for phase, run in phase_runs.items()
@@ -106,6 +108,13 @@ def train(
             "interactions": split.dataset.num_interactions,
         },
     }
+    if not external.is_importable(kind):
+        warnings.warn(
+            f"{run_config['class']} is defined in a script, a notebook or a function, so the run can be used only "
+            "there. Move the class to a module to use the run elsewhere.",
+            RediffuseWarning,
+            stacklevel=2,
+        )
     memory = PeakMemory()
     trainer = make_trainer(
         kind,
@@ -122,7 +131,7 @@ def train(
     for phase, run in phase_runs.items():
         if phase not in network.phases or getattr(network, phase).name != run.config["model"]:
             raise ConfigError(
-                f"{run.path} is a run of {run.config['model']}, which {model} cannot use in phase {phase!r}.",
+                f"{run.path} is a run of {run.config['model']}, which {kind.name} cannot use in phase {phase!r}.",
                 "Give a run of the model that the phase trains, or let this run train the phase.",
             )
         trainer.take_phase(phase, run.model)

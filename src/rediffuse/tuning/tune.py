@@ -12,7 +12,8 @@ from rediffuse import distributed
 from rediffuse.data.split import Split
 from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, TrainingError
 from rediffuse.evaluation.metrics import parse_metric
-from rediffuse.models import model_class, names
+from rediffuse.models import external, model_class, names
+from rediffuse.models.base import Model
 from rediffuse.runs.lock import folder_lock
 from rediffuse.tuning.search import Search, describe_domain
 from rediffuse.tuning.study import Study, open_journal, quiet_optuna, refuse_other_folder, start_study
@@ -24,7 +25,7 @@ WARM_UP = 0.1
 
 
 def tune(
-    model: str,
+    model: str | type[Model],
     split: Split,
     out: str | Path,
     *,
@@ -40,7 +41,8 @@ def tune(
     The first trial is the default: the model with ``preset`` and ``config``. All trials train with the same seed.
 
     Args:
-        model: a registered name, see `rediffuse.models.names`.
+        model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
+            the class itself.
         split: its training and validation subsets are used; no trial can reach the test subset.
         out: the study's folder.
         trials: number of finished trials (complete, pruned or failed) after which to stop, over all sessions.
@@ -73,19 +75,21 @@ def tune(
     if distributed.world_size() > 1:
         raise ConfigError("A study runs in a single process.", "Start it without accelerate launch or torchrun.")
     kind, folder = model_class(model), Path(out)
-    default = kind.Config.build(preset, config)
+    default = kind.Config.build(preset, config, model=kind.name)
     parse_metric(default.metric.removesuffix("/unseen"))
     searched = {option: domain for option, domain in kind.Config.search.items() if option not in (config or {})}
     if not searched:
         if kind.Config.search:
-            raise ConfigError(f"All searchable options of {model} are fixed.", "Leave out at least one of them.")
-        others = [name for name in names() if model_class(name).Config.search]
-        raise ConfigError(f"{model} has no options to search.", f"Models with options to search: {', '.join(others)}.")
+            raise ConfigError(f"All searchable options of {kind.name} are fixed.", "Leave out at least one of them.")
+        others = [name for name in names(installed=False) if model_class(name).Config.search]
+        remedy = f"Models with options to search: {', '.join(others)}."
+        raise ConfigError(f"{kind.name} has no options to search.", remedy)
     view = split.training_view()
     if not len(view.valid.users):
         raise DataError("This split has no validation subset, which a search needs.", "Choose another split.")
     identity = {
-        "model": model,
+        "model": kind.name,
+        "class": external.class_path(kind),
         "config": default.model_dump(mode="json"),
         "search": {option: describe_domain(domain) for option, domain in searched.items()},
         "seed": seed,
@@ -96,7 +100,7 @@ def tune(
     with quiet_optuna(), folder_lock(folder, "tuning"):
         start_study(folder, identity)
         study = optuna.create_study(
-            study_name=model,
+            study_name=kind.name,
             storage=open_journal(folder / "study.journal"),
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING, math.ceil(WARM_UP * default.epochs)),
