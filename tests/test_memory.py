@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import rediffuse as rd
-from tests.synthetic import walks
+from rediffuse.testing import synthetic_interactions
 
 # In a process of its own: one that has freed memory before may reuse it for the block.
 PROBE = """
@@ -35,6 +35,6 @@ def test_peak_memory_starts_when_the_object_is_created():
 
 
 def test_a_run_records_its_peak_memory(tmp_path):
-    run = rd.train("popularity", rd.split.leave_one_out(walks()), tmp_path / "run")
+    run = rd.train("popularity", rd.split.leave_one_out(synthetic_interactions()), tmp_path / "run")
     peak = json.loads((run.path / "config.json").read_text())["training"]["peak_memory_mib"]
     assert peak is None or 50 < peak < 100_000

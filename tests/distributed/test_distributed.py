@@ -14,13 +14,13 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file
 from tests.distributed.train_all import DRAWN, FITS, folder_name
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse import distributed
 from rediffuse.errors import ConfigError, RediffuseError
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.runs.run_folder import read_run
+from rediffuse.testing import synthetic_interactions
 from rediffuse.training.loop import VALIDATION_METRICS
 
 HERE = Path(__file__).parent
@@ -102,7 +102,7 @@ def test_all_processes_end_with_the_same_state(two_processes, name, options):
 @every_fit
 def test_evaluation_by_two_processes_equals_that_by_one_exactly(two_processes, name, options):
     contents = read_run(two_processes / folder_name(name, options))
-    view = rd.split.leave_one_out(walks(friends=3, knowledge=True)).training_view()
+    view = rd.split.leave_one_out(synthetic_interactions(friends=3, knowledge=True)).training_view()
     metrics = dict.fromkeys((*VALIDATION_METRICS, contents.model.config.metric.removesuffix("/unseen")))
     found = evaluate_task(
         model_scores(contents.model, view.valid, 3), view.valid, num_items=view.num_items, metrics=list(metrics)
@@ -174,7 +174,7 @@ def test_a_process_that_waits_for_another_still_handles_sigterm(tmp_path):
 
 
 def test_the_commands_under_accelerate_launch(tmp_path):
-    walks().save(tmp_path / "data")
+    synthetic_interactions().save(tmp_path / "data")
     data, folder, command = str(tmp_path / "data"), str(tmp_path / "run"), str(HERE / "command.py")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0", command]  # --multi_gpu starts several processes, also without GPUs

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse import distributed, models
@@ -18,6 +17,7 @@ from rediffuse.evaluation import rank
 from rediffuse.files import atomic_write_text
 from rediffuse.losses import Draws
 from rediffuse.models.base import Model
+from rediffuse.testing import synthetic_interactions
 
 # Small, and without random draws if a model has such options: then the losses must be those of one process.
 OPTIONS = {
@@ -39,7 +39,7 @@ FITS += [(name, DRAWN) for name in ("diffurec", "diffrec", "ldiffrec")] + [("sas
 
 
 def main(out: Path) -> None:
-    split = rd.split.leave_one_out(walks(friends=3, knowledge=True))
+    split = rd.split.leave_one_out(synthetic_interactions(friends=3, knowledge=True))
     trained: list[Model] = []
     module = importlib.import_module("rediffuse.training.train")  # the name in the package is the function
     make_trainer = module.make_trainer

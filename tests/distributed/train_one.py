@@ -8,11 +8,10 @@ import signal
 import sys
 from typing import Any
 
-from tests.synthetic import walks
-
 import rediffuse as rd
 from rediffuse import distributed
 from rediffuse.errors import RediffuseError
+from rediffuse.testing import synthetic_interactions
 from rediffuse.training import loop
 
 OPTIONS = {
@@ -43,7 +42,7 @@ if __name__ == "__main__":
         return original(*args)
 
     loop.Trainer._step = step
-    split = rd.split.leave_one_out(walks())
+    split = rd.split.leave_one_out(synthetic_interactions())
     out, resume, track = arguments.out, arguments.resume, arguments.track
     try:
         rd.train("diffurec", split, out, config=OPTIONS, seed=3, resume=resume, tracker=track)

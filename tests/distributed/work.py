@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.synthetic import walks
-
 import rediffuse as rd
 from rediffuse import distributed
 from rediffuse.comparison import evaluate_run
@@ -20,6 +18,7 @@ from rediffuse.errors import RediffuseError, StorageError
 from rediffuse.evaluation import rank
 from rediffuse.models.base import Model
 from rediffuse.runs import run_folder
+from rediffuse.testing import synthetic_interactions
 from rediffuse.training import train
 
 TRAINING = sys.modules[train.__module__]
@@ -40,7 +39,7 @@ def slow(write: Callable[..., None], passed: Path) -> Callable[..., None]:
 
 def waits(folder: Path) -> None:
     """Both processes return after process 0 has written."""
-    data = walks()
+    data = synthetic_interactions()
     TRAINING.write_run = slow(TRAINING.write_run, folder / "trained")
     evaluate_run.add_files = slow(evaluate_run.add_files, folder / "evaluated")
     rd.train("sasrec", rd.split.leave_one_out(data), folder / "run", config=OPTIONS)
@@ -59,14 +58,14 @@ def fails(folder: Path) -> None:
 
     TRAINING.write_run = refuse
     try:
-        rd.train("popularity", rd.split.leave_one_out(walks()), folder / "run")
+        rd.train("popularity", rd.split.leave_one_out(synthetic_interactions()), folder / "run")
     except RediffuseError as error:
         report(error.problem)
 
 
 def evaluation(folder: Path) -> None:
     """Process 1 is killed while both evaluate."""
-    data = walks()
+    data = synthetic_interactions()
     rd.train("popularity", rd.split.leave_one_out(data), folder / "run")
     rank._BLOCK_SCORES = 0  # blocks for both
     if distributed.rank() == 1:

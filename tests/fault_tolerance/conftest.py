@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.recommender.index_building import build_index
+from rediffuse.testing import synthetic_interactions
 
 TINY = {"embedding_size": 16, "batch_size": 64, "blocks": 1, "learning_rate": 0.02, "precision": "fp32"}
 
 
 @pytest.fixture(scope="session")
 def data():
-    return walks(friends=3, knowledge=True)
+    return synthetic_interactions(friends=3, knowledge=True)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import sys
 
 import pytest
 from tests.dying import start
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse import files
@@ -22,6 +21,7 @@ from rediffuse.data.loading import load_dataset
 from rediffuse.errors import DataError, StorageError
 from rediffuse.files import is_leftover
 from rediffuse.recommender.index_building import build_index
+from rediffuse.testing import synthetic_interactions
 
 PLENTY = 64 * 2**20
 
@@ -77,7 +77,7 @@ def content(folder):
 
 def tiny_training(folder, resume=False):
     options = {"embedding_size": 16, "batch_size": 64, "blocks": 1, "precision": "fp32", "epochs": 2}
-    rd.train("sasrec", rd.split.leave_one_out(walks()), folder, config=options, resume=resume)
+    rd.train("sasrec", rd.split.leave_one_out(synthetic_interactions()), folder, config=options, resume=resume)
 
 
 @pytest.mark.parametrize("most", [10, 500, 8_000])
@@ -190,7 +190,7 @@ def test_adding_files_to_a_run_on_a_full_disk_changes_nothing(disk, run, data, c
 
 @pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.9])
 def test_saving_a_dataset_on_a_full_disk_leaves_the_old_one(disk, data, tmp_path, share):
-    old = walks(seed=1, users=5)
+    old = synthetic_interactions(seed=1, users=5)
     folder = old.save(disk.path / "d")
     disk.set_free(share * size(data.save(tmp_path / "measured")))
     with pytest.raises(DataError, match="cannot be written: No space left on device"):

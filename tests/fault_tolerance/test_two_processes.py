@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 from tests.dying import dies, event, holds, start
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.comparison import evaluate_run
@@ -16,6 +15,7 @@ from rediffuse.data.loading import load_dataset
 from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.runs import run_folder
 from rediffuse.runs.lock import folder_lock, is_unused
+from rediffuse.testing import synthetic_interactions
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_an_evaluation_of_weights_that_were_replaced_is_refused(run, longer, dat
 
 
 def save_often(seed, folder):
-    data = walks(seed=seed, users=20)
+    data = synthetic_interactions(seed=seed, users=20)
     for _ in range(20):
         data.save(folder)
 
@@ -136,13 +136,15 @@ def test_two_processes_save_to_one_folder(tmp_path):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert load_dataset(tmp_path / "d").fingerprint in {walks(seed=seed, users=20).fingerprint for seed in (1, 2)}
+    assert load_dataset(tmp_path / "d").fingerprint in {
+        synthetic_interactions(seed=seed, users=20).fingerprint for seed in (1, 2)
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
 @pytest.mark.parametrize(("syncs", "survivor"), [(0, "old"), (11, "old"), (12, "new")])
 def test_a_dataset_survives_a_kill_while_it_is_replaced(data, tmp_path, syncs, survivor):
-    old = walks(seed=1)
+    old = synthetic_interactions(seed=1)
     folder = old.save(tmp_path / "d")
     dies("sync", syncs, data.save, folder)
     assert load_dataset(folder).fingerprint == {"old": old, "new": data}[survivor].fingerprint

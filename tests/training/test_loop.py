@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.dying import dies
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
@@ -18,6 +17,7 @@ from rediffuse.files import is_leftover
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.runs.run_folder import read_run
 from rediffuse.seeds import derive
+from rediffuse.testing import synthetic_interactions
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 6, "blocks": 1, "patience": 3, "precision": "fp32"}
 
@@ -32,7 +32,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def split():
-    return rd.split.leave_one_out(walks())
+    return rd.split.leave_one_out(synthetic_interactions())
 
 
 def test_the_seed_determines_the_weights(split, tmp_path):
@@ -97,13 +97,13 @@ def test_the_best_epoch_is_kept_not_the_last(split, tmp_path):
 
 def test_the_test_subset_has_no_influence(tmp_path):
     """Other interactions in the test subset give the same weights."""
-    data = walks()
+    data = synthetic_interactions()
     split = rd.split.leave_one_out(data)
     changed = data.interactions.items.copy()
     changed[split.subset == 2] = (changed[split.subset == 2] + 7) % data.num_items
     object.__setattr__(data.interactions, "items", changed)
     rd.train("diffurec", split, tmp_path / "changed", config=TINY)
-    rd.train("diffurec", rd.split.leave_one_out(walks()), tmp_path / "original", config=TINY)
+    rd.train("diffurec", rd.split.leave_one_out(synthetic_interactions()), tmp_path / "original", config=TINY)
     assert same(weights(tmp_path / "changed"), weights(tmp_path / "original"))
 
 

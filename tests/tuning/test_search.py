@@ -16,7 +16,6 @@ import numpy as np
 import polars as pl
 import pytest
 from tests.dying import dies
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse import tuning
@@ -33,6 +32,7 @@ from rediffuse.errors import (
 )
 from rediffuse.models import model_class, names
 from rediffuse.runs.lock import folder_lock
+from rediffuse.testing import synthetic_interactions
 from rediffuse.training.loop import Trainer
 from rediffuse.tuning import search
 from rediffuse.tuning import study as study_module
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The default was never beaten")
 
 @pytest.fixture(scope="module")
 def split():
-    return rd.split.leave_one_out(walks())
+    return rd.split.leave_one_out(synthetic_interactions())
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_another_study_is_refused_and_not_changed(uninterrupted, split):
         return sorted((str(path), path.stat().st_mtime_ns) for path in uninterrupted.path.rglob("*"))
 
     before = state()
-    other = rd.split.ratio(walks())
+    other = rd.split.ratio(synthetic_interactions())
     for match, call in {
         "another model": lambda: rd.tune("diffurec", split, uninterrupted.path, config=FIXED, seed=5),
         "another split: .*name was 'leave-one-out', is 'ratio'": lambda: rd.tune(
@@ -314,7 +314,7 @@ def test_trials_cannot_reach_the_test_subset(monkeypatch, tmp_path):
             assert name == "valid", "the test subset was read"
             return super().task(name)
 
-    split = rd.split.leave_one_out(walks())
+    split = rd.split.leave_one_out(synthetic_interactions())
     split = GuardedSplit(split.dataset, split.name, split.params, split.subset, split.leak)
     views, reached = [], []
     training_view = Split.training_view
@@ -389,7 +389,7 @@ def test_bad_arguments_are_refused_with_a_remedy(split, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="are fixed"):
         rd.tune("sasrec", split, tmp_path / "x", config=everything)
     with pytest.raises(DataError, match="no validation subset"):
-        rd.tune("sasrec", rd.split.ratio(walks(), train=0.8, valid=0.0), tmp_path / "x")
+        rd.tune("sasrec", rd.split.ratio(synthetic_interactions(), train=0.8, valid=0.0), tmp_path / "x")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtraError, match=r"rediffuse\[tune\]"):
         rd.tune("sasrec", split, tmp_path / "x")
@@ -439,7 +439,7 @@ def test_the_page_lists_the_searched_options():
 def test_the_command(tmp_path, monkeypatch, capsys):
     from rediffuse import cli
 
-    walks().save(tmp_path / "data")
+    synthetic_interactions().save(tmp_path / "data")
     arguments = ["tune", "sasrec", str(tmp_path / "data"), "-o", str(tmp_path / "study"), "--trials", "2"]
     arguments += ["--set", "embedding_size=8", "--set", "blocks=1", "--epochs", "1", "--metric", "hr@10/unseen"]
     arguments += ["--split", "leave-one-out", "--minutes", "5"]
