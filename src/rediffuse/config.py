@@ -67,6 +67,8 @@ class ModelConfig(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
+            if isinstance(ours := first.get("ctx", {}).get("error"), ConfigError):  # a validator of a model raised it
+                raise ours from None
             if not first["loc"]:  # options that do not fit together
                 raise ConfigError(f"These options do not fit: {first['msg'].removeprefix('Value error, ')}.") from None
             option = ".".join(str(part) for part in first["loc"])
