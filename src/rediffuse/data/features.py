@@ -1,4 +1,4 @@
-"""What is known of people and items beyond who touched what: as sets, and as vectors."""
+"""What item and user tables say, in numbers: as sets and as vectors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from scipy import sparse
 
 from rediffuse.errors import DataError
 
-# Columns that hold several values per item, in the order in which they are looked for.
+# Columns that hold several values per item; the first that exists is used.
 COLUMNS = ("genres", "genre", "categories", "category", "tags", "class")
 SEPARATOR = r"\s*[|;]\s*"
-# Columns that hold a vector per row, in the order in which they are looked for.
+# Columns that hold a vector per row; the first that exists is used.
 VECTORS = ("vector", "features", "embedding")
 MOST_VALUES = 256
 
@@ -46,10 +46,10 @@ def item_features(table: pl.DataFrame | None) -> sparse.csr_array | None:
 
 
 def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
-    """(rows, width) what a table says of each row in numbers; rows without any are zero.
+    """(rows, width) numbers about each row of a table; rows without any are zero.
 
-    The first of the columns vector, features and embedding that holds lists of numbers; without one, the sets of
-    `item_features` as zeros and ones, of their 256 most common values.
+    They come from the first of the columns vector, features and embedding that holds lists of numbers; without one,
+    they are the sets of `item_features` as zeros and ones, of their 256 most common values.
 
     Args:
         table: of items or users, see `rediffuse.data.dataset.Dataset`.
@@ -81,7 +81,10 @@ def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
     vectors = np.zeros((len(table), lengths[0]), dtype=np.float32)
     vectors[known] = column.filter(known).explode().fill_null(np.nan).to_numpy().reshape(-1, lengths[0])
     if wrong := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-        raise DataError(f"{where}: the vector in row {wrong[0]} holds values that are not finite numbers.")
+        raise DataError(
+            f"{where}: the vector in row {wrong[0]} holds values that are not finite numbers.",
+            "Replace missing and infinite values, or leave the vector out.",
+        )
     return vectors
 
 
