@@ -58,7 +58,7 @@ def test_the_inter_file_alone_and_other_separators(tmp_path: Path) -> None:
 def test_options_and_other_id_names(tmp_path: Path) -> None:
     text = FILES["inter"].replace("user_id", "session_id").replace("item_id", "book_id")
     data = read_atomic(write(tmp_path, inter=text + "3\t20\t1\t7\n"), min_rating=2, duplicates="last")
-    with pytest.raises(DataError, match="No events are left"):
+    with pytest.raises(DataError, match="No interactions are left"):
         read_atomic(tmp_path, k_core=9)
     assert data.num_interactions == 3
 
