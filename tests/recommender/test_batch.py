@@ -1,4 +1,4 @@
-"""Folders of recommendations: each person once and in order, whoever made the parts and whatever happened to them."""
+"""Batch inference: each user once and in order, whichever process writes the part files and whatever fails."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rediffuse.recommender import batch
 from rediffuse.recommender.batch import recommend_to_folder
 from rediffuse.recommender.user_files import UserFile
 
-PEOPLE, SIZE = 50, 8  # seven parts, the last of two people
-KNOWN = [f"u{7 * n % 60}" for n in range(PEOPLE)]
+USERS, SIZE = 50, 8  # seven part files, the last with two users
+KNOWN = [f"u{7 * n % 60}" for n in range(USERS)]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def users(tmp_path) -> Path:
     return tmp_path / "users.parquet"
 
 
-def nobody(user: str) -> bool:
+def no_user(user: str) -> bool:
     return False
 
 
@@ -57,7 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def same_lists(found: pl.DataFrame, wanted: pl.DataFrame) -> None:
-    """Exactly, but for scores: those of people who were scored in other company differ in their last digits."""
+    """Equal, except for the last digits of scores, which differ if users are scored in other batches."""
     assert_frame_equal(
         found.drop("score", "uncertainty", strict=False), wanted.drop("score", "uncertainty", strict=False)
     )
@@ -65,14 +65,14 @@ def same_lists(found: pl.DataFrame, wanted: pl.DataFrame) -> None:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-4)
 
 
-def test_the_parts_are_what_recommend_returns(recommender, users, tmp_path):
+def test_the_part_files_hold_what_recommend_returns(recommender, users, tmp_path):
     result = recommend_to_folder(recommender, users, tmp_path / "out", k=4, seed=3, samples=2, rows_per_part=SIZE)
     wanted = recommender.titled(recommender.recommend(users=KNOWN, k=4, seed=3, samples=2))
     same_lists(read(tmp_path / "out"), wanted)
     assert {"uncertainty", "title"} <= set(wanted.columns)
     assert (result.parts, result.written, result.skipped, result.missing) == (7, 7, 0, 0)
-    assert result.counts["users"] == PEOPLE
-    assert result.counts["rows"] == len(wanted) == 4 * PEOPLE
+    assert result.counts["users"] == USERS
+    assert result.counts["rows"] == len(wanted) == 4 * USERS
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert [part["users"] for part in manifest["parts"].values()] == [8] * 6 + [2]
     for name, part in manifest["parts"].items():
@@ -80,36 +80,36 @@ def test_the_parts_are_what_recommend_returns(recommender, users, tmp_path):
         assert part["rows"] == len(pl.read_parquet(tmp_path / "out" / name))
 
 
-def test_histories_of_strangers_as_lists_and_as_text(recommender, tmp_path):
+def test_histories_as_lists_and_as_text(recommender, tmp_path):
     histories = [["i1", "i2", "i3"], [], ["i7", "no such item"], ["i5"], None]
-    names = ["a", "b", "u1", "d", "e"]
-    people = pl.DataFrame({"user_id": names, "history": histories})
-    people.write_parquet(tmp_path / "lists.parquet")
-    people.with_columns(pl.col("history").list.join(" | ")).write_csv(tmp_path / "text.csv")
+    labels = ["a", "b", "u1", "d", "e"]
+    users = pl.DataFrame({"user_id": labels, "history": histories})
+    users.write_parquet(tmp_path / "lists.parquet")
+    users.with_columns(pl.col("history").list.join(" | ")).write_csv(tmp_path / "text.csv")
     with pytest.warns(RediffuseWarning):
-        wanted = recommender.recommend(users=names, histories=[row or [] for row in histories], exclude=["i4"])
+        wanted = recommender.recommend(users=labels, histories=[row or [] for row in histories], exclude=["i4"])
     for name in ("lists.parquet", "text.csv"):
-        with pytest.warns(RediffuseWarning) as told:
+        with pytest.warns(RediffuseWarning) as caught:
             recommend_to_folder(recommender, tmp_path / name, tmp_path / f"{name}.out", rows_per_part=2, exclude=["i4"])
-        assert [str(one.message) for one in told] == [
+        assert [str(one.message) for one in caught] == [
             "1 items in the histories are not in the catalogue; they are skipped.",
             "2 of 5 histories are empty; they get popular items.",
         ]
         same_lists(read(tmp_path / f"{name}.out"), recommender.titled(wanted))
 
 
-def test_unknown_users_are_counted_in_all_and_their_ids_kept(tmp_path):
-    """Ids of one part are numbers, of another are not: the column is of one type all the same."""
+def test_unknown_users_are_counted_over_all_part_files_and_keep_their_ids(tmp_path):
+    """The ids of one part file are integers, those of another are not: the column has one type in both."""
     split = rd.split.leave_one_out(walks(named=False))
     recommender = rd.Recommender.load(rd.train("popularity", split, tmp_path / "run").path)
-    asked = ["3", "4", "999", "none", "007", "5"]
-    pl.DataFrame({"user_id": asked}).write_csv(tmp_path / "users.csv")
-    with pytest.warns(RediffuseWarning, match="3 of 6 users are unknown") as told:
+    ids = ["3", "4", "999", "none", "007", "5"]
+    pl.DataFrame({"user_id": ids}).write_csv(tmp_path / "users.csv")
+    with pytest.warns(RediffuseWarning, match="3 of 6 users are unknown") as caught:
         recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out", k=2, rows_per_part=2)
-    assert len(told) == 1
-    assert read(tmp_path / "out")["user_id"].unique(maintain_order=True).to_list() == asked
+    assert len(caught) == 1
+    assert read(tmp_path / "out")["user_id"].unique(maintain_order=True).to_list() == ids
     with pytest.warns(RediffuseWarning):
-        same_lists(read(tmp_path / "out"), recommender.titled(recommender.recommend(users=asked, k=2)))
+        same_lists(read(tmp_path / "out"), recommender.titled(recommender.recommend(users=ids, k=2)))
     pl.DataFrame({"user_id": ["3", "4", "5"]}).write_csv(tmp_path / "all_known.csv")
     recommend_to_folder(recommender, tmp_path / "all_known.csv", tmp_path / "known", k=2, rows_per_part=2)
     assert read(tmp_path / "known")["user_id"].dtype == pl.Int64
@@ -118,8 +118,8 @@ def test_unknown_users_are_counted_in_all_and_their_ids_kept(tmp_path):
 @pytest.mark.parametrize("size", [1, 3, 50, 1000])
 @pytest.mark.parametrize("kind", ["parquet", "folder", "csv", "csv.gz"])
 def test_blocks_are_the_rows_of_the_file_in_order(tmp_path, kind, size):
-    names = [f"u{n}" for n in range(50)]
-    frame = pl.DataFrame({"other": range(50), "user_id": names})
+    ids = [f"u{n}" for n in range(50)]
+    frame = pl.DataFrame({"other": range(50), "user_id": ids})
     path = tmp_path / ("folder" if kind == "folder" else f"users.{kind}")
     if kind == "parquet":
         frame.write_parquet(path, row_group_size=7)
@@ -130,21 +130,21 @@ def test_blocks_are_the_rows_of_the_file_in_order(tmp_path, kind, size):
     else:
         text = frame.write_csv().encode()
         path.write_bytes(gzip.compress(text) if kind == "csv.gz" else text)
-    blocks = dict(UserFile(path, nobody).blocks(size))
+    blocks = dict(UserFile(path, no_user).blocks(size))
     assert list(blocks) == list(range(-(-50 // size)))
-    assert pl.concat(blocks.values())["user_id"].to_list() == names
-    odd = [number for number, _ in UserFile(path, nobody).blocks(size, wanted=lambda block: block % 2 == 1)]
+    assert pl.concat(blocks.values())["user_id"].to_list() == ids
+    odd = [number for number, _ in UserFile(path, no_user).blocks(size, wanted=lambda block: block % 2 == 1)]
     assert odd == [number for number in blocks if number % 2 == 1]
 
 
-def test_a_file_without_people_gives_a_finished_folder(recommender, tmp_path):
+def test_a_file_without_users_gives_a_finished_folder(recommender, tmp_path):
     (tmp_path / "users.csv").write_text("user_id\n")
     result = recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out")
     assert (result.parts, result.missing, result.finished_here) == (0, 0, True)
     assert json.loads((tmp_path / "out/manifest.json").read_text())["users"] == 0
 
 
-# --- stopped, damaged, asked again -----------------------------------------------------------------------------
+# --- killed, damaged, repeated -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_file_without_people_gives_a_finished_folder(recommender, tmp_path):
         *(("rename", 0), ("rename", 5), ("rename", 6), ("link", 1)),
     ],
 )
-def test_what_was_killed_goes_on_to_the_lists_of_one_left_alone(recommender, users, tmp_path, place, count):
+def test_the_same_command_continues_after_a_kill(recommender, users, tmp_path, place, count):
     recommend_to_folder(recommender, users, tmp_path / "alone", k=4, rows_per_part=SIZE)
     dies(place, count, recommend_to_folder, recommender, users, tmp_path / "out", k=4, rows_per_part=SIZE)
     assert not (tmp_path / "out/manifest.json").exists()
@@ -162,25 +162,25 @@ def test_what_was_killed_goes_on_to_the_lists_of_one_left_alone(recommender, use
     assert result.written + result.skipped == 7
     assert result.finished_here
     found, wanted = contents(tmp_path / "out"), contents(tmp_path / "alone")
-    # All that a kill leaves behind are the temporary copies of two small files, hidden.
+    # A kill leaves at most hidden temporary copies of two small files.
     assert {name: bytes_ for name, bytes_ in found.items() if not name.startswith((".request", ".manifest"))} == wanted
 
 
-def test_a_finished_folder_is_left_alone(recommender, users, tmp_path, monkeypatch):
+def test_a_finished_folder_is_not_written_to(recommender, users, tmp_path, monkeypatch):
     recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
 
-    def nothing(*_):
+    def refuse(*_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "write_bytes", nothing)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
     assert (result.written, result.skipped, result.missing, result.finished_here) == (0, 7, 0, False)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "no record", "half a record", "no manifest"])
-def test_damage_is_found_and_mended(recommender, users, tmp_path, damage):
+def test_damaged_part_files_are_written_again(recommender, users, tmp_path, damage):
     out = tmp_path / "out"
     recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
     before = contents(out)
@@ -202,7 +202,7 @@ def test_damage_is_found_and_mended(recommender, users, tmp_path, damage):
 
 @pytest.mark.parametrize("value", [None, "8", [8]])
 @pytest.mark.parametrize("field", ["bytes", "users", "sha256"])
-def test_a_record_of_other_types_is_none(recommender, users, tmp_path, field, value):
+def test_a_completion_record_with_wrong_types_does_not_count(recommender, users, tmp_path, field, value):
     out = tmp_path / "out"
     recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
     before = contents(out)
@@ -213,7 +213,7 @@ def test_a_record_of_other_types_is_none(recommender, users, tmp_path, field, va
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_part_that_is_damaged_meanwhile_is_made_again_before_the_folder_is_finished(
+def test_a_part_file_damaged_meanwhile_is_written_again_before_the_folder_is_finished(
     recommender, users, tmp_path, processes
 ):
     recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
@@ -221,25 +221,25 @@ def test_a_part_that_is_damaged_meanwhile_is_made_again_before_the_folder_is_fin
 
     once = iter([True])
 
-    def damage(done: int, parts: int) -> None:
-        if done == parts and next(once, False):
+    def damage(done: int, total: int) -> None:
+        if done == total and next(once, False):
             content = damaged.read_bytes()
             damaged.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
 
     for rank in range(processes):
-        place = {"rank": rank, "world_size": processes, "told": damage if rank == 0 else lambda done, parts: None}
-        result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, **place)
+        options = {"rank": rank, "world_size": processes} | ({"on_progress": damage} if rank == 0 else {})
+        result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, **options)
     assert (result.missing, result.finished_here) == (0, True)
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 
 
-def test_what_is_damaged_again_and_again_is_missing(recommender, users, tmp_path, monkeypatch):
+def test_a_part_file_that_is_damaged_twice_is_missing(recommender, users, tmp_path, monkeypatch):
     real = batch.atomic_write_bytes
 
-    def spoils(path: Path, content: bytes) -> None:
+    def damage(path: Path, content: bytes) -> None:
         real(path, content[:-1] if path.name == "part-00002.parquet" else content)
 
-    monkeypatch.setattr(batch, "atomic_write_bytes", spoils)
+    monkeypatch.setattr(batch, "atomic_write_bytes", damage)
     result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
     assert (result.missing, result.finished_here) == (1, False)
     assert not (tmp_path / "out/manifest.json").exists()
@@ -247,7 +247,7 @@ def test_what_is_damaged_again_and_again_is_missing(recommender, users, tmp_path
     assert recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE).finished_here
 
 
-def test_another_request_is_refused_and_says_what_differs(recommender, users, tmp_path):
+def test_another_request_is_refused_with_the_difference(recommender, users, tmp_path):
     out = tmp_path / "out"
     recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
     before = contents(out)
@@ -263,7 +263,7 @@ def test_another_request_is_refused_and_says_what_differs(recommender, users, tm
     moved = users.rename(tmp_path / "moved.parquet")
     assert recommend_to_folder(recommender, moved, out, rows_per_part=SIZE).written == 0
     pl.DataFrame({"user_id": KNOWN[::-1]}).write_parquet(users)
-    with pytest.raises(ConfigError, match=r"users\.parquet is not the file of users that it was"):
+    with pytest.raises(ConfigError, match=r"the content of the user file .*users\.parquet differs"):
         recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
     other = rd.train("popularity", rd.split.leave_one_out(walks()), tmp_path / "other").path
     with pytest.raises(ConfigError, match="the run is another one"):
@@ -271,7 +271,7 @@ def test_another_request_is_refused_and_says_what_differs(recommender, users, tm
     assert contents(out) == before
 
 
-def test_a_run_that_was_evaluated_meanwhile_is_the_same_run(run, recommender, tmp_path):
+def test_evaluating_a_run_does_not_change_its_fingerprint(run, recommender, tmp_path):
     copy = tmp_path / "copy"
     files.shutil.copytree(run, copy)
     from rediffuse.runs.run_folder import add_files
@@ -284,7 +284,7 @@ def test_foreign_folders_and_damaged_requests_are_refused(recommender, users, tm
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").touch()
-    with pytest.raises(DataError, match=r"'thesis\.tex', which is no part"):
+    with pytest.raises(DataError, match=r"'thesis\.tex', which does not belong"):
         recommend_to_folder(recommender, users, out)
     (out / "thesis.tex").rename(out / ".hidden")
     recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
@@ -313,17 +313,17 @@ def test_foreign_folders_and_damaged_requests_are_refused(recommender, users, tm
         recommend_to_folder(recommender, users, tmp_path / "file")
 
 
-def test_a_full_disk_is_an_error_that_keeps_what_is_there(recommender, users, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_keeps_finished_part_files(recommender, users, tmp_path, monkeypatch):
     real, left = Path.write_bytes, [6]
 
-    def fills(path: Path, content: bytes) -> int:
+    def fill(path: Path, content: bytes) -> int:
         left[0] -= 1
         if left[0] < 0:
             real(path, content[: len(content) // 2])
             raise OSError(28, "No space left on device")
         return real(path, content)
 
-    monkeypatch.setattr(Path, "write_bytes", fills)
+    monkeypatch.setattr(Path, "write_bytes", fill)
     with pytest.raises(StorageError, match=r"part-00002\.json cannot be written: No space left"):
         recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
     monkeypatch.undo()
@@ -333,15 +333,15 @@ def test_a_full_disk_is_an_error_that_keeps_what_is_there(recommender, users, tm
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 
 
-def test_files_that_are_no_people_are_refused(recommender, tmp_path):
+def test_files_that_are_not_user_files_are_refused(recommender, tmp_path):
     (tmp_path / "only.csv").write_text("history\na|b\n")
     (tmp_path / "long.csv").write_text("user_id,x\nu1,1\nu2,1,2\n")
     (tmp_path / "latin.csv").write_bytes("user_id\nu1\nJos\xe9\n".encode("latin-1"))
-    # The header goes on beyond what is looked at to tell a separator.
+    # The header is longer than what the reader examines to find the separator.
     (tmp_path / "wide.csv").write_bytes(b"user_id," + b"x" * 70_000 + b"\xe9\nu1,1\n")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
-    people = pl.DataFrame({"user_id": [f"u{n * n}" for n in range(20_000)]}).write_csv().encode()
-    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(people)[:-30])
+    users = pl.DataFrame({"user_id": [f"u{n * n}" for n in range(20_000)]}).write_csv().encode()
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(users)[:-30])
     for name, said in {
         "nowhere.parquet": "does not exist",
         "only.csv": "no column user_id",
@@ -359,14 +359,14 @@ def test_files_that_are_no_people_are_refused(recommender, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("u1\nu2\n", r"first line of .*users\.csv is 'u1', which is no header"),
-        ("17\n18\n", r"first line of .*users\.csv is '17', which is no header"),
+        ("u1\nu2\n", r"first line of .*users\.csv is 'u1', which is not a header"),
+        ("17\n18\n", r"first line of .*users\.csv is '17', which is not a header"),
         ("u1,i1|i2\nu2,i3\n", "no column user_id; its columns are 'u1', 'i1|i2'"),
-        ("age,person\n17,u1\n18,u2\n", "no column user_id; its columns are 'age', 'person'"),
-        ("person,history\nu1,i1\n", "no column user_id; its columns are 'person', 'history'"),
+        ("age,name\n17,u1\n18,u2\n", "no column user_id; its columns are 'age', 'name'"),
+        ("name,history\nu1,i1\n", "no column user_id; its columns are 'name', 'history'"),
     ],
 )
-def test_files_without_a_header_lose_nobody(recommender, tmp_path, text, said):
+def test_files_without_a_header_are_refused(recommender, tmp_path, text, said):
     (tmp_path / "users.csv").write_text(text)
     with pytest.raises(DataError, match=said.replace("|", r"\|")) as caught:
         recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out")
@@ -374,7 +374,7 @@ def test_files_without_a_header_lose_nobody(recommender, tmp_path, text, said):
 
 
 def test_a_single_column_may_have_any_name(recommender, tmp_path):
-    (tmp_path / "users.csv").write_text("person\nu1\nu2\n")
+    (tmp_path / "users.csv").write_text("name\nu1\nu2\n")
     recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out", k=1)
     assert read(tmp_path / "out")["user_id"].to_list() == ["u1", "u2"]
 
@@ -383,15 +383,15 @@ def test_a_single_column_may_have_any_name(recommender, tmp_path):
 @pytest.mark.parametrize(
     ("bad", "said"), [(None, "is empty"), ("", "is"), ("  ", "is blank: '  '"), (" u3", "is ' u3', with spaces")]
 )
-def test_missing_blank_and_padded_ids_are_refused_with_their_place(recommender, tmp_path, kind, bad, said):
-    people = pl.DataFrame({"user_id": [*KNOWN[:20], bad, "u4"], "history": ["i1"] * 22})
+def test_missing_blank_and_padded_ids_are_refused_with_their_line(recommender, tmp_path, kind, bad, said):
+    users = pl.DataFrame({"user_id": [*KNOWN[:20], bad, "u4"], "history": ["i1"] * 22})
     path = tmp_path / f"users.{kind}"
-    people.write_parquet(path) if kind == "parquet" else people.write_csv(path)
+    users.write_parquet(path) if kind == "parquet" else users.write_csv(path)
     place = "row 21" if kind == "parquet" else "line 22"
     with pytest.raises(DataError, match=rf"users\.{kind}, {place}: column 'user_id' \(user\) {said}"):
         recommend_to_folder(recommender, path, tmp_path / "out", rows_per_part=SIZE)
     assert not (tmp_path / "out").exists()
-    assert dict(UserFile(path, nobody).blocks(SIZE, wanted=lambda block: block < 2)).keys() == {0, 1}
+    assert dict(UserFile(path, no_user).blocks(SIZE, wanted=lambda block: block < 2)).keys() == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -408,18 +408,18 @@ def test_missing_blank_and_padded_ids_are_refused_with_their_place(recommender, 
         ("history", [[{"item_id": "i1"}]], r"holds List\(Struct"),
     ],
 )
-def test_columns_that_hold_no_ids_are_refused(recommender, tmp_path, column, values, said):
+def test_columns_without_ids_are_refused(recommender, tmp_path, column, values, said):
     pl.DataFrame({"user_id": ["u1"]}).with_columns(pl.Series(column, values)).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=said):
         recommend_to_folder(recommender, tmp_path / "a.parquet", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_panic_of_the_reader_is_an_error_of_ours(recommender, users, tmp_path, monkeypatch):
+def test_a_panic_of_polars_becomes_a_data_error(recommender, users, tmp_path, monkeypatch):
     collect = pl.LazyFrame.collect
 
     def panics(frame, *arguments, **options):
-        if "SCAN" in frame.explain():  # and not what polars itself collects
+        if "SCAN" in frame.explain():  # polars itself collects other frames
             raise pl.exceptions.PanicException("range end index 7")
         return collect(frame, *arguments, **options)
 
@@ -429,8 +429,8 @@ def test_a_panic_of_the_reader_is_an_error_of_ours(recommender, users, tmp_path,
 
 
 @pytest.mark.parametrize("how", ["overwritten", "replaced", "removed"])
-def test_a_file_that_changes_on_the_way_is_refused(recommender, users, tmp_path, how):
-    def changes(done: int, parts: int) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(recommender, users, tmp_path, how):
+    def change(done: int, total: int) -> None:
         if done != 2:
             return
         new = users if how == "overwritten" else tmp_path / "new.parquet"
@@ -441,7 +441,7 @@ def test_a_file_that_changes_on_the_way_is_refused(recommender, users, tmp_path,
             users.unlink()
 
     with pytest.raises(DataError, match="changed while it was read"):
-        recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, told=changes)
+        recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, on_progress=change)
     assert len(list((tmp_path / "out").glob("part-*"))) == 2
 
 
@@ -449,7 +449,7 @@ def test_a_file_that_changes_on_the_way_is_refused(recommender, users, tmp_path,
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 9])
-def test_shares_of_processes_make_the_folder_of_one(recommender, users, tmp_path, world_size):
+def test_several_processes_write_the_folder_of_one(recommender, users, tmp_path, world_size):
     recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
     results = [
         recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, rank=rank, world_size=world_size)
@@ -461,7 +461,7 @@ def test_shares_of_processes_make_the_folder_of_one(recommender, users, tmp_path
 
 
 def test_processes_that_start_and_end_together(recommender, users, tmp_path, monkeypatch):
-    """All find an empty folder, all find all parts: one begins it, and one ends it."""
+    """All find an empty folder and all find all part files: one starts the folder, and one finishes it."""
     recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
     together = threading.Barrier(4, timeout=60)
     real = batch.atomic_create_bytes
@@ -472,10 +472,10 @@ def test_processes_that_start_and_end_together(recommender, users, tmp_path, mon
 
     monkeypatch.setattr(batch, "atomic_create_bytes", create)
     results = []
-    work = {"rows_per_part": SIZE}  # all of them do the same parts: harmless, and they end together
+    options = {"rows_per_part": SIZE}  # all write the same part files, which is harmless, and end together
     threads = [
         threading.Thread(
-            target=lambda: results.append(recommend_to_folder(recommender, users, tmp_path / "out", **work))
+            target=lambda: results.append(recommend_to_folder(recommender, users, tmp_path / "out", **options))
         )
         for _ in range(4)
     ]
@@ -491,7 +491,7 @@ def test_one_of_two_requests_that_start_together_is_refused(recommender, users, 
     real = batch.atomic_create_bytes
 
     def late(path: Path, content: bytes) -> bool:
-        if path.name == "request.json":  # somebody else's, between looking and writing
+        if path.name == "request.json":  # written by another process after this one found no request
             path.parent.mkdir(exist_ok=True)
             other = json.loads(content)
             del other["sha256"]
@@ -504,7 +504,7 @@ def test_one_of_two_requests_that_start_together_is_refused(recommender, users, 
         recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)
 
 
-def test_creating_a_file_once_also_where_there_are_no_links(tmp_path, monkeypatch):
+def test_a_file_is_created_once_also_without_hard_links(tmp_path, monkeypatch):
     assert files.atomic_create_bytes(tmp_path / "a", b"1")
     assert not files.atomic_create_bytes(tmp_path / "a", b"2")
 
@@ -518,12 +518,12 @@ def test_creating_a_file_once_also_where_there_are_no_links(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 0)])
-def test_ranks_that_are_none_are_refused(recommender, users, tmp_path, rank, world_size):
+def test_ranks_out_of_range_are_refused(recommender, users, tmp_path, rank, world_size):
     with pytest.raises(ConfigError):
         recommend_to_folder(recommender, users, tmp_path / "out", rank=rank, world_size=world_size)
 
 
-def test_nothing_is_said_of_people_who_are_known(recommender, users, tmp_path):
+def test_known_users_cause_no_warning(recommender, users, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE)

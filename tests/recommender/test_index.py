@@ -1,4 +1,4 @@
-"""The approximate index: what it finds, what it refuses, and what it leaves in the run folder."""
+"""The approximate index: what it finds, what it refuses, and what it writes into the run folder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ assert index_command  # imported: registered
 KINDS = ("hnsw", "ivf")
 
 
-def vectors_and_queries(items: int, size: int = 16, people: int = 40):
+def vectors_and_queries(items: int, size: int = 16, users: int = 40):
     rng = np.random.default_rng(items)
     lengths = rng.uniform(0.3, 2, (items, 1))  # inner products are not cosines
     vectors = (lengths * rng.standard_normal((items, size))).astype(np.float32)
-    return vectors, rng.standard_normal((people, size)).astype(np.float32)
+    return vectors, rng.standard_normal((users, size)).astype(np.float32)
 
 
 def best(vectors, queries, k):
@@ -53,14 +53,14 @@ def fresh(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def indexed(fresh, tmp_path_factory):
-    """The same run with an index of kind ivf, and what was reported."""
+    """The same run with an index of kind ivf, and the content of its index.json."""
     folder = shutil.copytree(fresh, tmp_path_factory.mktemp("runs") / "indexed")
     return folder, build_index(folder, kind="ivf", k=10)
 
 
 @pytest.fixture
 def run(indexed, tmp_path):
-    """A copy to spoil."""
+    """A copy that a test may change."""
     return shutil.copytree(indexed[0], tmp_path / "run")
 
 
@@ -107,13 +107,13 @@ def test_bytes_give_the_same_index(kind, items):
     again = ItemIndex.from_bytes(index.to_bytes())
     assert (again.kind, again.effort, again.num_items, again.size) == (kind, index.effort, items, 5)
     np.testing.assert_array_equal(again.search(queries, 20), index.search(queries, 20))
-    assert again.holds(vectors)
-    assert not again.holds(vectors[:, ::-1])
-    assert not again.holds(vectors[:-1])
+    assert again.matches(vectors)
+    assert not again.matches(vectors[:, ::-1])
+    assert not again.matches(vectors[:-1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_places_that_are_not_filled_hold_minus_one(kind):
+def test_missing_results_are_minus_one(kind):
     vectors, queries = vectors_and_queries(30)
     index = ItemIndex.build(vectors, kind, threads=1)
     index.effort = index.efforts[-1]
@@ -124,7 +124,7 @@ def test_places_that_are_not_filled_hold_minus_one(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_does_not_depend_on_company(kind):
+def test_a_result_does_not_depend_on_the_other_queries(kind):
     vectors, queries = vectors_and_queries(2000)
     index = ItemIndex.build(vectors, kind, threads=1)
     alone = np.concatenate([index.search(query[None], 10) for query in queries])
@@ -139,7 +139,7 @@ def test_bytes_of_something_else_are_refused():
 # --- the run -----------------------------------------------------------------------------------------------
 
 
-def test_the_run_gets_files_that_its_manifest_knows_and_a_section_in_its_card(indexed):
+def test_the_index_is_listed_in_the_manifest_and_described_in_the_model_card(indexed):
     folder, facts = indexed
     assert json.loads((folder / "index.json").read_text()) == facts
     assert facts["bytes"] == (folder / "index.faiss").stat().st_size
@@ -166,7 +166,7 @@ def test_building_again_replaces_the_index_and_its_section(run):
     assert (index.kind, index.effort) == ("hnsw", facts["effort"])
 
 
-def test_a_section_after_the_index_stays():
+def test_other_sections_of_the_model_card_stay():
     from rediffuse.recommender.index_building import with_section
 
     facts = {"kind": "ivf", "items": 3, "bytes": 9, "effort": 1, "date": "today", "faiss": "1", "recall": 1.0, "k": 2}
@@ -175,40 +175,40 @@ def test_a_section_after_the_index_stays():
     card = with_section("# A\n\n## Index\n\n- stale\n\n## B\n\nLast.\n", facts)
     assert card.startswith("# A\n\n## B\n\nLast.\n\n## Index\n")
     assert "stale" not in card
-    assert "Asked for was 0.9, which no effort reached" in card
+    assert "No effort reached the wanted 0.9" in card
 
 
 def test_an_index_at_full_effort_answers_like_exact_search(run):
     build_index(run, kind="ivf", k=40, recall=1.0)
-    exact, quick = (rd.Recommender.load(run, retrieval=way) for way in ("exact", "index"))
+    exact, indexed = (rd.Recommender.load(run, retrieval=retrieval) for retrieval in ("exact", "index"))
     users = exact.user_ids.to_list()
-    lists = [one.recommend(users=users, k=10).sort("user_id", "rank") for one in (exact, quick)]
+    lists = [one.recommend(users=users, k=10).sort("user_id", "rank") for one in (exact, indexed)]
     assert lists[0].drop("score").equals(lists[1].drop("score"))
     np.testing.assert_allclose(lists[0]["score"], lists[1]["score"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_recall_out_of_reach_is_reported(run, monkeypatch):
     monkeypatch.setattr("rediffuse.recommender.index_building.recall_of", lambda *_: 0.5)
-    with pytest.warns(RediffuseWarning, match="highest is kept and finds 50"):
+    with pytest.warns(RediffuseWarning, match="highest is kept, at 50"):
         facts = build_index(run, kind="ivf", k=10)
     assert not facts["reached"]
     assert read_index(run, item_vectors(run)).effort == facts["effort"] == 1  # one cluster holds 40 items
-    assert "which no effort reached" in (run / "README.md").read_text()
+    assert "No effort reached the wanted" in (run / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("model", "options"), [("itemknn", {}), ("ldiffrec", {"clusters": 1})])
-def test_models_that_rank_otherwise_are_refused_by_name(tmp_path, model, options):
+def test_models_that_do_not_rank_by_inner_products_are_refused(tmp_path, model, options):
     known = rd.models.model_class(model).Config.model_fields
     options = {name: value for name, value in ({"epochs": 1} | options).items() if name in known}
     folder = rd.train(model, rd.split.leave_one_out(walks()), tmp_path / model, config=options).path
-    with pytest.raises(ConfigError, match=f"{model} cannot use an index.*no inner products"):
+    with pytest.raises(ConfigError, match=f"{model} cannot use an index.*not inner products"):
         build_index(folder)
     assert not (folder / "index.faiss").exists()
     with pytest.raises(RunError, match="no item vectors"):
         read_index(folder, None)
 
 
-def test_a_run_without_an_index_says_how_to_get_one(fresh):
+def test_a_run_without_an_index_is_refused_with_the_command_that_builds_one(fresh):
     with pytest.raises(RunError, match="rediffuse index"):
         read_index(fresh, item_vectors(fresh))
 
@@ -223,10 +223,10 @@ def test_an_index_of_other_vectors_is_refused(run, tmp_path):
         read_index(other, item_vectors(other))
 
 
-def test_training_written_again_leaves_no_index(run):
+def test_resumed_training_drops_the_index(run):
     config = {"epochs": 1, "embedding_size": 16, "blocks": 1}
     rd.train("sasrec", rd.split.leave_one_out(walks()), run, config=config, resume=True)
-    assert (run / "index.faiss").exists()  # but it is no part of the run any more
+    assert (run / "index.faiss").exists()  # but the manifest no longer lists it
     with pytest.raises(RunError, match="has no index"):
         read_index(run, item_vectors(run))
 
@@ -255,13 +255,13 @@ def test_without_faiss_the_extra_is_named(run, monkeypatch):
 
     vectors = item_vectors(run)
     monkeypatch.setattr(index_module.importlib, "import_module", absent)
-    for ask in (lambda: build_index(run), lambda: read_index(run, vectors)):
+    for call in (lambda: build_index(run), lambda: read_index(run, vectors)):
         with pytest.raises(MissingExtraError, match=r"(?s)faiss is needed.*rediffuse\[ann\]"):
-            ask()
-    assert importlib.import_module is absent  # the same module object: nothing else was imported meanwhile
+            call()
+    assert importlib.import_module is absent  # the patched module is the one that index.py uses
 
 
-def test_the_command_prints_what_was_measured(run, capsys, monkeypatch):
+def test_the_command_prints_the_measured_recall(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["rediffuse", "index", str(run), "--kind", "ivf", "-k", "10", "--json"])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -1,4 +1,4 @@
-"""Similar items, the map, the walk from noise to items, and answers among candidates."""
+"""Similar items, the item map, the denoising trajectory, and recommendations among candidates."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def runs(folder):
 HISTORY = ["i3", "i4", "i5"]
 
 
-def test_candidates_alone_are_recommended(runs):
+def test_only_candidates_are_recommended(runs):
     for recommender in runs.values():
-        among = ["i9", "i20", "i4", "no such item"]
+        candidates = ["i9", "i20", "i4", "no such item"]
         with pytest.warns(RediffuseWarning, match="1 candidates are not in the catalogue"):
-            found = recommender.recommend(histories=[HISTORY], k=10, candidates=among)
+            found = recommender.recommend(histories=[HISTORY], k=10, candidates=candidates)
         assert sorted(found["item_id"]) == ["i20", "i9"]  # i4 was seen
         every = recommender.recommend(histories=[HISTORY], k=40)
-        order = [item for item in every["item_id"] if item in among]
+        order = [item for item in every["item_id"] if item in candidates]
         assert found["item_id"].to_list() == order
 
 
-def test_steps_and_noise_reach_the_model(runs):
+def test_sampling_steps_and_noise_reach_the_model(runs):
     model = runs["diffurec"]
     few, many = (model.recommend(histories=[HISTORY], k=20, sampling_steps=steps) for steps in (1, 32))
     assert few["score"].to_list() != many["score"].to_list()
@@ -66,7 +66,7 @@ def test_steps_and_noise_reach_the_model(runs):
         ("itemknn", {"sampling_steps": 1}, "no sampling steps to choose"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(runs, name, options, says):
+def test_sampling_options_that_the_model_does_not_have_are_refused(runs, name, options, says):
     with pytest.raises(ConfigError, match=says):
         runs[name].recommend(histories=[HISTORY], **options)
 
@@ -85,7 +85,7 @@ def test_similar_items_are_the_nearest_by_cosine(runs):
         assert set(found["item_id"]) == {"i7"}
         np.testing.assert_allclose(found["cosine"], np.sort(cosines)[::-1][1:6], atol=1e-5)
     assert len(runs["sasrec"].similar(["i7"], k=1000)) == 39
-    with pytest.raises(ConfigError, match="itemknn has no vectors"):
+    with pytest.raises(ConfigError, match="itemknn has no item vectors"):
         runs["itemknn"].similar(["i7"])
 
 
@@ -102,7 +102,7 @@ def test_the_map_shows_the_two_main_directions():
 
 
 @pytest.mark.parametrize(("name", "steps"), [("diffurec", 4), ("diffurec", 1), ("diffrec", None)])
-def test_the_walk_ends_where_the_answer_is(runs, name, steps):
+def test_the_denoising_trajectory_ends_at_the_recommendation(runs, name, steps):
     recommender = runs[name]
     frame = recommender.denoise(history=HISTORY, sampling_steps=steps, k=40, seed=3)
     assert frame["step"].max() + 1 == (steps or recommender.config["config"]["diffusion_steps"])
@@ -116,17 +116,17 @@ def test_the_walk_ends_where_the_answer_is(runs, name, steps):
     assert recommender.denoise(user="u1", sampling_steps=steps)["rank"].max() == 10
 
 
-def test_models_and_people_without_denoising(runs):
+def test_models_and_users_without_denoising(runs):
     for name in ("sasrec", "itemknn"):
         with pytest.raises(ConfigError, match=f"{name} does not denoise"):
             runs[name].denoise(history=HISTORY)
     with pytest.warns(RediffuseWarning, match="nothing to denoise"):
         assert len(runs["diffurec"].denoise(history=[])) == 0
-    with pytest.raises(ConfigError, match="one way"):
+    with pytest.raises(ConfigError, match="either a user or a history"):
         runs["diffurec"].denoise(user="u1", history=["i1"])
 
 
-def test_titles_are_searched_by_beginning_then_by_events(runs):
+def test_titles_are_searched_by_beginning_then_by_popularity(runs):
     titles = runs["sasrec"].titles
     ids = runs["sasrec"].items["item_id"]
     assert ids[titles.search("FILM i39", 5)[0]] == "i39"

@@ -40,7 +40,7 @@ def recommend_to_part_files(
             exclude=recommender.find_items(exclude.split("|")) if exclude else None,
             rank=rank,
             world_size=world_size,
-            told=lambda done, parts: bar.update(task, completed=done, total=parts),
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             **options,
         )
     idle = not result.written and not result.missing and not result.finished_here

@@ -1,4 +1,4 @@
-"""Answers out of a run folder, in the caller's own ids, without the training data."""
+"""Recommendations from a run folder, in the caller's own ids, without the training data."""
 
 from rediffuse.recommender.recommender import Recommender
 

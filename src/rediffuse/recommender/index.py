@@ -1,14 +1,14 @@
 """An approximate index of item vectors, for catalogues so large that scoring all items takes too long.
 
-Two kinds, both of faiss and both by inner product:
+There are two kinds, both from faiss and both by inner product:
 
-- ``hnsw``: a graph of neighbours that a search walks through (Malkov & Yashunin, TPAMI 2018). Slow to build.
-- ``ivf``: items in clusters, of which a search reads the nearest; in large catalogues by codes of 4 bits a number
-  (product quantisation, Jégou et al., TPAMI 2011; André et al., VLDB 2015), the best of which are scored exactly.
+- ``hnsw``: a graph of neighbours, searched from node to node (Malkov & Yashunin, TPAMI 2018). Slow to build.
+- ``ivf``: items in clusters, of which a search reads the nearest. In large catalogues it reads codes of 4 bits per
+  number (product quantisation, Jégou et al., TPAMI 2011; André et al., VLDB 2015) and scores the best of them exactly.
 
-Among a million random vectors of 64 numbers, ivf finds .99 of the best hundred in a quarter of the time of exact search
-and is built in seconds; hnsw finds .948 in two thirds of it, and is built in minutes (benchmarks/ann.py). Build one
-with `rediffuse.recommender.index_building.build_index`.
+Among a million random vectors of size 64, ivf finds 0.99 of the best hundred in a quarter of the time of exact search
+and is built in seconds; hnsw finds 0.948 in two thirds of the time and is built in minutes
+(`benchmarks/measure/ann.py`). `rediffuse.recommender.index_building.build_index` builds the index of a run.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rediffuse.errors import MissingExtraError, RunError
-from rediffuse.runs.run_folder import MANIFEST
+from rediffuse.runs.run_folder import read_manifest
 
 Kind = Literal["hnsw", "ivf"]
 
-VECTORS_FILE, FACTS_FILE = "index.faiss", "index.json"
+VECTORS_FILE, METADATA_FILE = "index.faiss", "index.json"
 
-# A search for fewer items than this looks as far as one for so many: recall measured here holds for shorter lists too.
+# A search for fewer items looks as far as one for this many: a recall measured at this depth holds for shorter lists.
 DEPTH = 100
 
-# Links per item, and how many candidates are looked at to choose them. More of either makes a better graph and a
-# longer build.
+# Links per item (M), and candidates examined to choose them (efConstruction). More of either gives a better graph and
+# takes longer to build.
 _LINKS, _BUILD_EFFORT = 32, 80
 
-# Below this many items, codes save nothing that could be felt, and there are too few items to learn them from.
-_CODED_FROM = 10_000
+# With fewer items, codes save no noticeable time, and there are too few items to learn the codes from.
+_MIN_CODED_ITEMS = 10_000
 
-# Items scored exactly per item wanted. Codes of 4 bits a number rank a million random vectors such that 2 catch .94 of
-# the best hundred and 4 catch .99; what training makes is less even, and 8 cost a tenth of a millisecond more.
+# Items scored exactly per item wanted. Among a million random vectors, 2 suffice to find 0.94 of the best hundred with
+# codes of 4 bits per number, and 4 to find 0.99. Trained vectors are less even, and 8 take only 0.1 ms more.
 _SHORTLIST = 8
 
 
 class ItemIndex:
-    """Finds the items with the largest inner products. Make one with `build` or `from_bytes`.
+    """Finds the items with the largest inner products. Create it with `build` or `from_bytes`.
 
-    Searches change nothing, so threads may share an index as long as nobody sets `effort` meanwhile.
+    A search does not change the index, so threads may share it as long as none of them sets `effort`.
 
     Attributes:
         kind: ``hnsw`` or ``ivf``.
-        num_items: items in it.
-        size: numbers per vector.
+        num_items: number of items.
+        size: of a vector.
     """
 
     def __init__(self, index: Any) -> None:
@@ -66,12 +66,13 @@ class ItemIndex:
 
     @classmethod
     def build(cls, vectors: NDArray[np.float32], kind: Kind = "ivf", threads: int | None = None) -> ItemIndex:
-        """An index of ``vectors`` (items, d), at the lowest effort.
+        """Build an index of ``vectors`` (items, d), with the lowest effort.
 
         Args:
             vectors: row i is item number i; finite.
             kind: ``hnsw`` or ``ivf``.
-            threads: to build with; None: as many as faiss uses. More than one may make another graph every time.
+            threads: used for building; None: as many as faiss uses. With more than one, each build of a graph may
+                differ.
 
         Raises:
             MissingExtraError: faiss is not installed.
@@ -82,23 +83,26 @@ class ItemIndex:
         before = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(threads or before)
         try:
-            index = faiss.index_factory(size, _recipe(kind, items, size), faiss.METRIC_INNER_PRODUCT)
-            made = cls(index)
+            index = faiss.index_factory(size, _factory_string(kind, items, size), faiss.METRIC_INNER_PRODUCT)
+            built = cls(index)
             if kind == "hnsw":
-                made._inner.hnsw.efConstruction = _BUILD_EFFORT
-            elif made._refined:
+                built._inner.hnsw.efConstruction = _BUILD_EFFORT
+            elif built._refined:
                 index.k_factor = _SHORTLIST
             index.train(table)
             index.add(table)
         finally:
             faiss.omp_set_num_threads(before)
-        made.num_items = items
-        made.effort = made.efforts[0]
-        return made
+        built.num_items = items
+        built.effort = built.efforts[0]
+        return built
 
     @property
     def effort(self) -> int:
-        """How far a search looks: candidates kept on the way through the graph, or clusters read. It is stored too."""
+        """How far a search looks; stored with the index.
+
+        It is faiss's efSearch (candidates that a search of a graph keeps) or nprobe (clusters that a search reads).
+        """
         return int(self._inner.hnsw.efSearch if self.kind == "hnsw" else self._inner.nprobe)
 
     @effort.setter
@@ -110,21 +114,21 @@ class ItemIndex:
 
     @property
     def efforts(self) -> list[int]:
-        """Efforts worth trying, ascending, about half as much again each time; the last looks at most or all items."""
-        most = 64 * DEPTH if self.kind == "hnsw" else int(self._inner.nlist)
-        most = min(most, max(self.num_items, 1))
-        first = min(DEPTH, most) if self.kind == "hnsw" else 1
-        steps = int(math.log2(most / first)) + 1
-        tried = {round(first * 2**step * half) for step in range(steps) for half in (1, 1.5)}
-        return sorted({effort for effort in tried if effort < most} | {most})
+        """Efforts worth trying, ascending by a third to a half each; the last one examines most or all items."""
+        highest = 64 * DEPTH if self.kind == "hnsw" else int(self._inner.nlist)
+        highest = min(highest, max(self.num_items, 1))
+        lowest = min(DEPTH, highest) if self.kind == "hnsw" else 1
+        doublings = int(math.log2(highest / lowest)) + 1
+        efforts = {round(lowest * 2**power * factor) for power in range(doublings) for factor in (1, 1.5)}
+        return sorted({effort for effort in efforts if effort < highest} | {highest})
 
     def search(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Item numbers (B, k) by inner product with ``queries`` (B, d), best first; -1 where no more were found."""
+        """Item numbers (B, k) by inner product with ``queries`` (B, d), best first; -1 where too few were found."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         return self._search(queries, max(k, min(DEPTH, self.num_items)))[1][:, :k]
 
-    def holds(self, vectors: NDArray[np.float32]) -> bool:
-        """Whether the index is of ``vectors`` (items, d), but for rounding; looks at what some searches find."""
+    def matches(self, vectors: NDArray[np.float32]) -> bool:
+        """Whether the index was built from ``vectors`` (items, d), up to rounding; checks a few searches."""
         if vectors.shape != (self.num_items, self.size):
             return False
         queries = np.ascontiguousarray(vectors[:: max(1, self.num_items // 16)][:16], dtype=np.float32)
@@ -134,16 +138,16 @@ class ItemIndex:
         return not (wrong & (items >= 0)).any()
 
     def to_bytes(self) -> bytes:
-        """The index as faiss writes it, effort included."""
+        """The index as faiss serialises it, with its effort."""
         return self._faiss.serialize_index(self._index).tobytes()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> ItemIndex:
-        """What `to_bytes` gave.
+        """Restore an index from the content that `to_bytes` returned.
 
         Raises:
             MissingExtraError: faiss is not installed.
-            ValueError: the content is no index of this kind.
+            ValueError: the content is not such an index.
         """
         faiss = load_faiss()
         try:
@@ -155,26 +159,25 @@ class ItemIndex:
         """Inner products (B, k) and item numbers (B, k)."""
         if self.kind == "ivf":
             return self._index.search(queries, k)
-        # faiss would keep max(efSearch, k) candidates, which is little for a long list.
+        # By itself faiss keeps max(efSearch, k) candidates, too few for a long list.
         effort = math.ceil(self.effort * max(1.0, k / DEPTH))
         return self._index.search(queries, k, params=self._faiss.SearchParametersHNSW(efSearch=effort))
 
 
-def _recipe(kind: Kind, items: int, size: int) -> str:
-    """The index in faiss's language."""
+def _factory_string(kind: Kind, items: int, size: int) -> str:
+    """The description of an index that faiss's index_factory reads."""
     if kind == "hnsw":
         return f"HNSW{_LINKS},Flat"
-    # faiss wants 39 items or more per cluster to learn from. Many clusters cost much where all must be read, as among
-    # random vectors.
+    # faiss asks for at least 39 items per cluster. Many clusters cost time if all must be read, as with random vectors.
     clusters = max(1, min(round(math.sqrt(items) / 2), items // 39))
-    return f"IVF{clusters},PQ{size}x4fs,RFlat" if items >= _CODED_FROM else f"IVF{clusters},Flat"
+    return f"IVF{clusters},PQ{size}x4fs,RFlat" if items >= _MIN_CODED_ITEMS else f"IVF{clusters},Flat"
 
 
 def load_faiss() -> Any:
-    """The module faiss.
+    """Import the module faiss.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: faiss is not installed.
     """
     try:
         return importlib.import_module("faiss")
@@ -182,39 +185,31 @@ def load_faiss() -> Any:
         raise MissingExtraError("faiss", "ann") from None
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """File name -> sha256, as a verified run's manifest has it.
-
-    That of the weights says what an index was made of, since item vectors follow from them. The vectors' own would not
-    do: some models normalise, and another processor rounds otherwise.
-    """
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-
-
 def read_index(folder: str | Path, item_vectors: NDArray[np.float32] | None) -> ItemIndex:
-    """The index of a run that `rediffuse.runs.run_folder.read_run` has verified.
+    """Read the index of a run whose files `rediffuse.runs.run_folder.read_run` has verified.
 
     Args:
         folder: of the run.
-        item_vectors: (num_items, d) of its model, or None where it has none.
+        item_vectors: (num_items, d) of its model, or None if it has none.
 
     Raises:
-        RunError: the run has no index, or one that is damaged or of other weights.
+        RunError: the run has no index, or the index is damaged or was built from other weights.
         MissingExtraError: faiss is not installed.
     """
     folder = Path(folder)
     remedy = f"Build it: rediffuse index {folder}"
     if item_vectors is None:
         raise RunError(f"The model of {folder} has no item vectors to index.", "Use retrieval='exact'.")
-    listed = digests(folder)
-    if FACTS_FILE not in listed or VECTORS_FILE not in listed:
+    listed = read_manifest(folder)["files"]
+    if METADATA_FILE not in listed or VECTORS_FILE not in listed:
         raise RunError(f"{folder} has no index.", remedy)
     try:
-        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-        weights = facts["weights"]
+        weights = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))["weights"]
         index = ItemIndex.from_bytes((folder / VECTORS_FILE).read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"The index of {folder} is damaged ({error}).", remedy) from None
-    if weights != listed["model.safetensors"] or not index.holds(item_vectors):
-        raise RunError(f"The index of {folder} is not of the run's present weights.", remedy)
+    # The weights determine the item vectors, so their checksum identifies the index. A checksum of the vectors would
+    # depend on the processor, which may round differently.
+    if weights != listed["model.safetensors"] or not index.matches(item_vectors):
+        raise RunError(f"The index of {folder} was not built from the present weights of the run.", remedy)
     return index

@@ -1,4 +1,4 @@
-"""The index of a run: built, tuned to a recall, measured, and written down in the run's card."""
+"""Building the index of a run: tuned to a recall, measured, and described in the model card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.index import FACTS_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
+from rediffuse.recommender.index import METADATA_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
 from rediffuse.recommender.index_recall import exact_thresholds, median_milliseconds, recall_of
 from rediffuse.runs.environment import processor
 from rediffuse.runs.lock import PATIENCE, folder_lock
@@ -29,31 +29,32 @@ TIMED_QUERIES = 100
 
 
 def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float = 0.95) -> dict[str, Any]:
-    """Build the index of a run, or build it again, and write index.faiss, index.json and the card's section on it.
+    """Build the index of a run, or build it again; write index.faiss, index.json and a section of the model card.
 
-    The effort of a search is the least that finds ``recall`` of the exact best ``k`` items for half of the people
-    drawn; the recall that is reported was measured on the other half. Where no effort suffices, the highest is kept,
-    and the report, the card and a warning say so.
+    The effort of a search (`rediffuse.recommender.index.ItemIndex.effort`) is the lowest that finds ``recall`` of the
+    exact best ``k`` items for one half of a sample of users. The reported recall is measured on the other half. If no
+    effort suffices, the highest is kept, and the result, the model card and a warning say so.
 
     Args:
         run: a run folder.
         kind: ``hnsw`` or ``ivf``, see `rediffuse.recommender.index`.
         k: items per list.
-        recall: share of them that the index is to find, in (0, 1].
+        recall: share of the exact best items that the index must find, in (0, 1].
 
     Returns:
-        The content of index.json: kind, effort, k, recall and wanted_recall, reached (whether the people chosen by
-        found enough), queries (people measured), ms_per_query and exact_ms_per_query (medians, one person at a time),
-        build_seconds, items, size, bytes, weights (sha256), faiss, processor, date.
+        The content of index.json: kind, effort, k, recall and wanted_recall, reached (whether an effort sufficed),
+        queries (users measured), ms_per_query and exact_ms_per_query (medians, one user at a time), build_seconds,
+        items, size, bytes, weights (sha256), faiss, processor, date.
 
     Raises:
-        ConfigError: the model does not rank by inner products, options out of range, or nobody to measure with.
-        RunError: the folder is no run, or another process works in it.
+        ConfigError: the model does not rank by inner products, an option is out of range, or there are too few users
+            to measure with.
+        RunError: the folder is not a run, or another process is writing in it.
         StorageError: the folder cannot be written.
         MissingExtraError: faiss is not installed.
 
     Warns:
-        RediffuseWarning: the recall was not reached.
+        RediffuseWarning: no effort reached the recall.
     """
     faiss = load_faiss()
     if kind not in ("hnsw", "ivf"):
@@ -66,41 +67,41 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
     try:
         contents = read_run(run)
     except RunError:
-        # It may be the old index that is damaged; anything else fails again, what is no run before it is touched.
+        # Perhaps only the old index is damaged: leave it out and try again. `read_manifest` fails if this is not a run.
         read_manifest(run)
         with folder_lock(run, "building an index", PATIENCE):
-            forget_files(run, (FACTS_FILE, VECTORS_FILE))
+            forget_files(run, (METADATA_FILE, VECTORS_FILE))
         contents = read_run(run)
     vectors, queries = _vectors(contents)
     k = min(k, len(vectors))
     thresholds = exact_thresholds(vectors, queries, k)
-    choosing, reporting = slice(0, len(queries) // 2), slice(len(queries) // 2, None)
+    tuned_on, measured_on = slice(0, len(queries) // 2), slice(len(queries) // 2, None)
 
     start = time.perf_counter()
     index = ItemIndex.build(vectors.numpy(), kind)
     seconds = time.perf_counter() - start
 
-    def measured(part: slice) -> float:
-        return recall_of(index, vectors, queries[part], thresholds[part], k)
+    def measure(half: slice) -> float:
+        return recall_of(index, vectors, queries[half], thresholds[half], k)
 
     reached = False
     for effort in index.efforts:
         index.effort = effort
-        reached = measured(choosing) >= recall
+        reached = measure(tuned_on) >= recall
         if reached:
             break
-    asked = queries[reporting][:TIMED_QUERIES]
+    timed = queries[measured_on][:TIMED_QUERIES]
     content = index.to_bytes()
-    facts = {
+    report = {
         "kind": kind,
         "effort": index.effort,
         "k": k,
-        "recall": round(measured(reporting), 4),
+        "recall": round(measure(measured_on), 4),
         "wanted_recall": recall,
         "reached": reached,
-        "queries": len(queries[reporting]),
-        "ms_per_query": median_milliseconds(lambda query: index.search(query.numpy(), k), asked),
-        "exact_ms_per_query": median_milliseconds(lambda query: exact_top_k(query @ vectors.T, k), asked),
+        "queries": len(queries[measured_on]),
+        "ms_per_query": median_milliseconds(lambda query: index.search(query.numpy(), k), timed),
+        "exact_ms_per_query": median_milliseconds(lambda query: exact_top_k(query @ vectors.T, k), timed),
         "build_seconds": round(seconds, 1),
         "items": len(vectors),
         "size": vectors.shape[1],
@@ -112,34 +113,34 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
     }
     if not reached:
         warnings.warn(
-            f"No effort finds {recall:.1%} of the best {k} items; the highest is kept and finds {facts['recall']:.1%}.",
+            f"No effort finds {recall:.1%} of the best {k} items; the highest is kept, at {report['recall']:.1%}.",
             RediffuseWarning,
             stacklevel=2,
         )
     card = contents.path / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else ""
     files = {
-        FACTS_FILE: (json.dumps(facts, indent=2) + "\n").encode(),
+        METADATA_FILE: (json.dumps(report, indent=2) + "\n").encode(),
         VECTORS_FILE: content,
-        "README.md": with_section(text, facts).encode(),
+        "README.md": with_section(text, report).encode(),
     }
     add_files(contents.path, files, made_of=contents.weights)
-    return facts
+    return report
 
 
-def with_section(card: str, facts: dict[str, Any]) -> str:
-    """The model card with the section on the index, in place of an older one."""
+def with_section(card: str, report: dict[str, Any]) -> str:
+    """The model card with a section about the index, which replaces an older one."""
     others = re.sub(r"\n*^## Index\n.*?(?=^## |\Z)", "\n\n", card, flags=re.MULTILINE | re.DOTALL).strip()
-    missed = "" if facts["reached"] else f" Asked for was {facts['wanted_recall']}, which no effort reached."
+    missed = "" if report["reached"] else f" No effort reached the wanted {report['wanted_recall']}."
     lines = [
         "## Index",
         "",
-        f"- {facts['kind']} over {facts['items']:,} items, {facts['bytes'] / 2**20:,.1f} MiB, "
-        f"effort {facts['effort']}. Built on {facts['date']} with faiss {facts['faiss']}.",
-        f"- It finds {facts['recall']:.4f} of the exact best {facts['k']}, measured on {facts['queries']:,} people; "
-        f"the effort was chosen by others.{missed}",
-        f"- {facts['ms_per_query']} ms per person; exact search: {facts['exact_ms_per_query']} ms. Both are medians, "
-        f"one person at a time, without the model, on {facts['processor']}.",
+        f"- {report['kind']} over {report['items']:,} items, {report['bytes'] / 2**20:,.1f} MiB, "
+        f"effort {report['effort']}. Built on {report['date']} with faiss {report['faiss']}.",
+        f"- It finds {report['recall']:.4f} of the exact best {report['k']}, measured on {report['queries']:,} "
+        f"users; the effort was chosen on other users.{missed}",
+        f"- {report['ms_per_query']} ms per user; exact search: {report['exact_ms_per_query']} ms. Both are medians, "
+        f"one user at a time, without the model, on {report['processor']}.",
         '- Use it: `rd.Recommender.load("this folder", retrieval="index")`.',
     ]
     return f"{others}\n\n" + "\n".join(lines) + "\n"
@@ -147,23 +148,24 @@ def with_section(card: str, facts: dict[str, Any]) -> str:
 
 @torch.inference_mode()
 def _vectors(contents: RunContents) -> tuple[Tensor, Tensor]:
-    """Item vectors (items, d), and (n, d) those of up to MAX_QUERIES people with an answer of their own."""
+    """Item vectors (items, d), and vectors (n, d) of up to MAX_QUERIES users with a history or a state in the model."""
     model, name = contents.model, contents.config["model"]
     vectors = model.index_vectors()
     if vectors is None:
         raise ConfigError(
-            f"{name} cannot use an index in this run: its scores are no inner products of a person's vector with item "
+            f"{name} cannot use an index in this run: its scores are not inner products of a user vector with item "
             "vectors.",
-            "Answer exactly, or take a model that ranks by inner products, such as diffurec, sasrec or lightgcn.",
+            "Use retrieval='exact', or a model that ranks by inner products, such as diffurec, sasrec or lightgcn.",
         )
     rows = contents.histories if model.reads_synthetic else contents.histories.without_synthetic()
-    people = np.arange(len(rows), dtype=np.int64)
-    people = people[(rows.lengths > 0) | model.has_user_state(people)]
-    if len(people) < 2:
-        raise ConfigError(f"{contents.path} knows {len(people)} people to measure the index with.", "Train on more.")
+    users = np.arange(len(rows), dtype=np.int64)
+    users = users[(rows.lengths > 0) | model.has_user_state(users)]
+    if len(users) < 2:
+        problem = f"{contents.path} has {len(users)} users to measure the index with; 2 are needed."
+        raise ConfigError(problem, "Train on more users.")
     rng = np.random.default_rng(derive(contents.config["seed"], "index"))
-    people = rng.choice(people, min(MAX_QUERIES, len(people)), replace=False)
+    users = rng.choice(users, min(MAX_QUERIES, len(users)), replace=False)
     queries = [
-        model.query_vectors(rows.take(part), part, Sampling()) for part in np.array_split(people, 8) if len(part)
+        model.query_vectors(rows.take(batch), batch, Sampling()) for batch in np.array_split(users, 8) if len(batch)
     ]
     return vectors.float().contiguous(), torch.cat(queries).float()

@@ -1,4 +1,4 @@
-"""How well and how fast an index finds the exact best items."""
+"""Recall and latency of an index, compared with exact search."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 from rediffuse.recommender.index import ItemIndex
 from rediffuse.topk import exact_top_k
 
-# Rows of exact scores held at once; a million items take 4 MB each.
+# Rows of exact scores held at once. With a million items, each takes 4 MB.
 _ROWS = 16
 
 
 def recall_of(index: ItemIndex, vectors: Tensor, queries: Tensor, thresholds: Tensor, k: int) -> float:
-    """The share of the ``k`` best items of ``queries`` (n, d) that the index finds.
+    """The share of the exact best ``k`` items of ``queries`` (n, d) that the index finds.
 
-    An item counts if its inner product is at least that of the k-th best, ``thresholds`` (n,), so that it does not
-    matter which of several equal items are found.
+    An item counts if its inner product is at least that of the exact k-th item, given in ``thresholds`` (n,). So it
+    does not matter which of several tied items the index finds.
     """
     found = torch.from_numpy(index.search(queries.numpy(), k))
     hits = 0
     for query, items, threshold in zip(queries, found, thresholds, strict=True):
         near = vectors[items[items >= 0]]
-        slack = 1e-6 * query.norm() * near.norm(dim=1)  # products of another order of summation
+        slack = 1e-6 * query.norm() * near.norm(dim=1)  # another order of summation rounds differently
         hits += int((near @ query >= threshold - slack).sum())
     return hits / (len(queries) * k)
 
@@ -38,10 +38,10 @@ def exact_thresholds(vectors: Tensor, queries: Tensor, k: int) -> Tensor:
 
 
 def median_milliseconds(search: Callable[[Tensor], Any], queries: Tensor) -> float:
-    """The median of one query at a time."""
-    taken = []
+    """Median time of a search, one query at a time."""
+    seconds = []
     for query in queries.split(1):
         start = time.perf_counter()
         search(query)
-        taken.append(time.perf_counter() - start)
-    return round(1000 * statistics.median(taken), 3)
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * statistics.median(seconds), 3)

@@ -1,4 +1,4 @@
-"""The catalogue in two dimensions."""
+"""The item map: the item vectors in two dimensions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rediffuse.errors import ConfigError
 
 @dataclass(frozen=True)
 class ItemMap:
-    """The two main directions of item vectors, all of them scaled to length one before.
+    """The first two principal components of the item vectors, normalised to length one.
 
     Attributes:
-        centre: (d,) their mean.
-        axes: (d, 2) orthonormal.
-        points: (num_items, 2) where the items are.
-        explained: the share of the variance that the map shows.
+        centre: (d,) mean of the normalised vectors.
+        axes: (d, 2) the components, orthonormal.
+        points: (num_items, 2) positions of the items.
+        explained: share of the variance that the map shows.
     """
 
     centre: Tensor
@@ -28,20 +28,21 @@ class ItemMap:
     explained: float
 
     def place(self, vectors: Tensor) -> Tensor:
-        """(B, 2): where vectors (B, d) stand on the map."""
+        """(B, 2) positions of vectors (B, d) on the map."""
         return (F.normalize(vectors.float(), dim=1) - self.centre) @ self.axes
 
 
 def item_map(vectors: Tensor) -> ItemMap:
-    """Principal components of item vectors (num_items, d), d at least 2.
+    """Compute the item map of item vectors (num_items, d), d at least 2.
 
-    The sign of an axis, which is arbitrary, is such that its largest weight is positive: the same run has the same map.
+    The sign of an axis is arbitrary; it is chosen so that the largest weight is positive. So a run always has the same
+    map.
 
     Raises:
         ConfigError: d is 1.
     """
     if vectors.shape[1] < 2:
-        raise ConfigError("Item vectors of one number have no map.", "Train with embedding_size of at least 2.")
+        raise ConfigError("Item vectors of size 1 have no map.", "Train with embedding_size of at least 2.")
     directions = F.normalize(vectors.float(), dim=1)
     centre = directions.mean(0)
     centred = directions - centre

@@ -1,8 +1,8 @@
-"""From item numbers to item numbers: people's histories in, their best items out."""
+"""Ranking in item numbers: histories and queries in, the best items of each user out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +20,13 @@ from rediffuse.topk import exact_top_k
 
 @dataclass(frozen=True)
 class RankingQuery:
-    """What one person is to get: ``k`` items, none of ``excluded``, and of ``candidates`` alone unless that is None.
+    """What to recommend to one user: the best ``k`` items, in item numbers.
 
-    Both hold item numbers. ``filter_seen`` leaves out the items of the history.
+    Attributes:
+        k: length of the list.
+        excluded: items that must not be in it.
+        candidates: the only items that may be in it; None: all items.
+        filter_seen: leave out the items of the history.
     """
 
     k: int
@@ -33,25 +37,31 @@ class RankingQuery:
 
 @dataclass(frozen=True)
 class RankedItems:
-    """(n,) item numbers, best first; their scores, and the scores' standard deviations if they were asked for."""
+    """The list of one user: k items, or fewer if fewer are left.
+
+    Attributes:
+        items: (n,) item numbers, best first.
+        scores: (n,) their scores.
+        uncertainty: (n,) standard deviations of the scores over draws; None for a single draw.
+    """
 
     items: NDArray[np.int64]
     scores: NDArray[np.float32]
     uncertainty: NDArray[np.float32] | None
 
 
-# Of lists that an index makes, seen and excluded items among them: deeper ones, whose recall nobody measured and which
-# take an index longer than scoring, are exact.
-DEEPEST = 1024
+# The longest list that the index makes, with seen and excluded items. Longer lists are ranked exactly: the recall of an
+# index is not measured for them, and a search takes longer than scoring all items.
+MAX_INDEX_DEPTH = 1024
 
 
 class Ranker:
-    """A model, and what finds the items it ranks first.
+    """Ranks items with a model, by scoring all of them or by searching an index.
 
     Args:
         model: in evaluation mode.
         item_vectors: (num_items, d) of the model, or None.
-        index: over these, or None: all items are scored.
+        index: of these vectors; None: all items are scored.
     """
 
     def __init__(self, model: Model, item_vectors: Tensor | None, index: ItemIndex | None) -> None:
@@ -60,123 +70,132 @@ class Ranker:
     @torch.inference_mode()
     def rank(
         self,
-        rows: Histories,
-        who: NDArray[np.int64],
-        asks: Sequence[RankingQuery],
+        histories: Histories,
+        user_numbers: NDArray[np.int64],
+        queries: Sequence[RankingQuery],
         sampling: Sampling,
         samples: int = 1,
     ) -> list[RankedItems]:
-        """The best items of each of n people, scored together; an answer does not depend on the others.
+        """The best items of n users, who are scored together. A user's list does not depend on the other users.
 
         Args:
-            rows: n histories of item numbers.
-            who: (n,) their numbers in training, or -1.
-            asks: n of them.
-            sampling: of the first draw; further ones have seeds derived from its seed.
-            samples: draws to average.
+            histories: n rows of item numbers.
+            user_numbers: (n,) numbers of the users in training, or -1.
+            queries: one per user.
+            sampling: of the first draw; the seeds of the other draws are derived from its seed.
+            samples: number of draws to average.
         """
         draws = [sampling]
         if self.model.stochastic:
             seeds = (derive(sampling.seed, "sample", draw) for draw in range(1, samples))
             draws += [replace(sampling, seed=seed) for seed in seeds]
-        own = rows.without_synthetic()
-        quick = np.zeros(len(rows), dtype=np.bool_)
-        if self.index is not None:
-            most = min(DEEPEST, self.model.num_items // 2)
-            # The index does not know what a model says of items already in the history; left out, it does not matter.
-            depths = own.lengths + [ask.k + len(ask.excluded) for ask in asks]
-            plain = np.asarray([ask.filter_seen and ask.candidates is None for ask in asks], dtype=np.bool_)
-            quick = plain & (depths <= most) & ((own.lengths > 0) | self.model.has_user_state(who))
-        answers: dict[int, RankedItems | None] = {}
-        if len(people := np.flatnonzero(quick)):
-            some = [asks[person] for person in people.tolist()]
-            found = self._by_index(rows.take(people), who[people], some, draws, samples > 1)
-            answers |= dict(zip(people.tolist(), found, strict=True))
-        # Also whom the index found too little for.
-        if len(people := np.asarray([n for n in range(len(rows)) if answers.get(n) is None], dtype=np.int64)):
-            some = [asks[person] for person in people.tolist()]
-            found = self._by_all_scores(rows.take(people), who[people], some, draws, samples > 1)
-            answers |= dict(zip(people.tolist(), found, strict=True))
-        return [answer for _, answer in sorted(answers.items()) if answer is not None]
+        ranked: dict[int, RankedItems | None] = {}
 
-    def _by_all_scores(
+        def rank_rows(method: Callable[..., Sequence[RankedItems | None]], rows: NDArray[np.int64]) -> None:
+            if len(rows):
+                some = [queries[row] for row in rows.tolist()]
+                found = method(histories.take(rows), user_numbers[rows], some, draws, samples > 1)
+                ranked.update(zip(rows.tolist(), found, strict=True))
+
+        if self.index is not None:
+            rank_rows(self._search_index, np.flatnonzero(self._suits_index(histories, user_numbers, queries)))
+        # These include users for whom the index found too few items.
+        remaining = [row for row in range(len(histories)) if ranked.get(row) is None]
+        rank_rows(self._score_all, np.asarray(remaining, dtype=np.int64))
+        return [items for _, items in sorted(ranked.items()) if items is not None]
+
+    def _suits_index(
+        self, histories: Histories, user_numbers: NDArray[np.int64], queries: Sequence[RankingQuery]
+    ) -> NDArray[np.bool_]:
+        """(n,) whether an index can make the list of each user."""
+        lengths = histories.without_synthetic().lengths
+        # The index does not know how a model changes the scores of seen items; if they are left out, it need not.
+        plain = np.asarray([query.filter_seen and query.candidates is None for query in queries], dtype=np.bool_)
+        depths = lengths + [query.k + len(query.excluded) for query in queries]
+        personal = (lengths > 0) | self.model.has_user_state(user_numbers)
+        return plain & personal & (depths <= min(MAX_INDEX_DEPTH, self.model.num_items // 2))
+
+    def _score_all(
         self,
-        rows: Histories,
-        who: NDArray[np.int64],
-        asks: Sequence[RankingQuery],
+        histories: Histories,
+        user_numbers: NDArray[np.int64],
+        queries: Sequence[RankingQuery],
         draws: Sequence[Sampling],
         uncertain: bool,
     ) -> list[RankedItems]:
-        own = rows.without_synthetic()
-        mean, spread = _over(self._scores(rows, who, sampling) for sampling in draws)
-        for person, ask in enumerate(asks):
-            if ask.candidates is not None:
+        """Rank by the scores of all items."""
+        own = histories.without_synthetic()
+        mean, deviation = _mean_and_deviation(self._scores(histories, user_numbers, draw) for draw in draws)
+        for row, query in enumerate(queries):
+            if query.candidates is not None:
                 others = torch.ones(mean.shape[1], dtype=torch.bool)
-                others[torch.from_numpy(ask.candidates)] = False
-                mean[person, others] = -torch.inf
-            if len(ask.excluded):
-                mean[person, torch.from_numpy(ask.excluded)] = -torch.inf
-        filtered = np.repeat([ask.filter_seen for ask in asks], own.lengths)
-        at = own.owners[filtered], own.items[filtered].astype(np.int64)
-        mean[torch.from_numpy(at[0]), torch.from_numpy(at[1])] = -torch.inf
-        scores, items = exact_top_k(mean, min(max((ask.k for ask in asks), default=1), mean.shape[1]))
-        spread = spread.gather(1, items).numpy() if spread is not None else np.zeros(items.shape, dtype=np.float32)
-        scores, items = scores.numpy(), items.numpy()
-        return [_answer(items[i], scores[i], spread[i], ask, uncertain) for i, ask in enumerate(asks)]
+                others[torch.from_numpy(query.candidates)] = False
+                mean[row, others] = -torch.inf
+            if len(query.excluded):
+                mean[row, torch.from_numpy(query.excluded)] = -torch.inf
+        filtered = np.repeat([query.filter_seen for query in queries], own.lengths)
+        rows, seen = own.owners[filtered], own.items[filtered].astype(np.int64)
+        mean[torch.from_numpy(rows), torch.from_numpy(seen)] = -torch.inf
+        scores, items = exact_top_k(mean, min(max((query.k for query in queries), default=1), mean.shape[1]))
+        deviation = torch.zeros_like(scores) if deviation is None else deviation.gather(1, items)
+        rankings = zip(items.numpy(), scores.numpy(), deviation.numpy(), strict=True)
+        return [_ranked_items(*row, query.k, uncertain) for row, query in zip(rankings, queries, strict=True)]
 
-    def _scores(self, rows: Histories, who: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        """As `Model.score`, in memory of its own, with item vectors that are known already: to compute them takes
-        longer than the rest."""
+    def _scores(self, histories: Histories, user_numbers: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        """Scores as of `Model.score`, in a tensor that the caller may change. The item vectors are not computed again,
+        which would take longer than the rest."""
         if (items := self.item_vectors) is None:
-            # A model may answer with what it keeps, and the caller writes into it.
-            return self.model.score(rows, users=who, sampling=sampling).clone()
+            # A model may return a tensor that it keeps.
+            return self.model.score(histories, users=user_numbers, sampling=sampling).clone()
 
         def score(known: Histories, users: NDArray[np.int64]) -> Tensor:
             return self.model.scores_by_vectors(self.model.query_vectors(known, users, sampling), items, known)
 
-        return self.model.score_with_fallback(rows, who, score)
+        return self.model.score_with_fallback(histories, user_numbers, score)
 
-    def _by_index(
+    def _search_index(
         self,
-        rows: Histories,
-        who: NDArray[np.int64],
-        asks: Sequence[RankingQuery],
+        histories: Histories,
+        user_numbers: NDArray[np.int64],
+        queries: Sequence[RankingQuery],
         draws: Sequence[Sampling],
         uncertain: bool,
     ) -> list[RankedItems | None]:
-        """As `_by_all_scores`, for people with an answer of their own whose seen items are left out. None: the index
-        found too few."""
+        """Rank the items that the index finds, for users that `_suits_index` admits; None where it finds too few."""
         assert self.index is not None
         assert self.item_vectors is not None
-        own = rows.without_synthetic()
-        queries = torch.stack([self.model.query_vectors(rows, who, sampling) for sampling in draws])
-        left_out = [np.union1d(own.row(person), ask.excluded) for person, ask in enumerate(asks)]
-        # How deep the index looks decides what it finds: that must not depend on who else is asked about. Depths are
-        # powers of two, so that many people still share one.
-        depths = [1 << (ask.k + len(left) - 1).bit_length() for ask, left in zip(asks, left_out, strict=True)]
+        own = histories.without_synthetic()
+        vectors = torch.stack([self.model.query_vectors(histories, user_numbers, draw) for draw in draws])
+        left_out = [np.union1d(own.row(row), query.excluded) for row, query in enumerate(queries)]
+        # What the index finds depends on the depth of the search, which must not depend on the other users. Depths are
+        # powers of two, so that many users still share one.
+        depths = [1 << (query.k + len(items) - 1).bit_length() for query, items in zip(queries, left_out, strict=True)]
         found: dict[int, NDArray[np.int64]] = {}
-        mean_queries = queries.mean(0).numpy()  # the mean of scores over draws is the score of the mean query
+        mean_vectors = vectors.mean(0).numpy()  # the mean score over draws is the score of the mean vector
         for depth in set(depths):
-            people = [person for person, one in enumerate(depths) if one == depth]
-            lists = self.index.search(mean_queries[people], min(depth, self.model.num_items))
-            found |= dict(zip(people, lists, strict=True))
-        answers: list[RankedItems | None] = []
-        for person, ask in enumerate(asks):
-            items = found[person][(found[person] >= 0) & ~np.isin(found[person], left_out[person])]
-            if len(items) < min(ask.k, self.model.num_items - len(left_out[person])):
-                answers.append(None)
+            rows = [row for row, other in enumerate(depths) if other == depth]
+            lists = self.index.search(mean_vectors[rows], min(depth, self.model.num_items))
+            found |= dict(zip(rows, lists, strict=True))
+        ranked: list[RankedItems | None] = []
+        for row, query in enumerate(queries):
+            items = found[row][(found[row] >= 0) & ~np.isin(found[row], left_out[row])]
+            if len(items) < min(query.k, self.model.num_items - len(left_out[row])):
+                ranked.append(None)
                 continue
-            scores = queries[:, person] @ self.item_vectors[torch.from_numpy(items)].T
-            mean, spread = _over(scores)
-            order = torch.argsort(mean, descending=True, stable=True)[: ask.k]
-            spread = torch.zeros_like(mean) if spread is None else spread
-            answers.append(_answer(items[order.numpy()], mean[order].numpy(), spread[order].numpy(), ask, uncertain))
-        return answers
+            scores = vectors[:, row] @ self.item_vectors[torch.from_numpy(items)].T
+            mean, deviation = _mean_and_deviation(scores)
+            order = torch.argsort(mean, descending=True, stable=True)[: query.k]
+            deviation = torch.zeros_like(mean) if deviation is None else deviation
+            ranking = items[order.numpy()], mean[order].numpy(), deviation[order].numpy()
+            ranked.append(_ranked_items(*ranking, query.k, uncertain))
+        return ranked
 
 
-def _over(scores: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Mean over draws of scores, and their standard deviation, None of one draw; by Welford's running sums. The mean
-    takes the place of the first draw."""
+def _mean_and_deviation(scores: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Mean and standard deviation of scores over draws, by Welford's running sums; no deviation for a single draw.
+
+    The mean is computed in the tensor of the first draw.
+    """
     mean, squares, count = None, None, 0
     for drawn in scores:
         count += 1
@@ -191,12 +210,9 @@ def _over(scores: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:
     return mean, None if squares is None else (squares / (count - 1)).sqrt()
 
 
-def _answer(
-    items: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    spread: NDArray[np.float32],
-    ask: RankingQuery,
-    uncertain: bool,
+def _ranked_items(
+    items: NDArray[np.int64], scores: NDArray[np.float32], deviation: NDArray[np.float32], k: int, uncertain: bool
 ) -> RankedItems:
-    left = np.flatnonzero(np.isfinite(scores))[: ask.k]
-    return RankedItems(items[left], scores[left], spread[left] if uncertain else None)
+    """The first k items of a ranking, without those left out, whose scores are -inf."""
+    left = np.flatnonzero(np.isfinite(scores))[:k]
+    return RankedItems(items[left], scores[left], deviation[left] if uncertain else None)

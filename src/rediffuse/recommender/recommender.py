@@ -1,4 +1,4 @@
-"""Recommendations out of a run folder, in the caller's own ids, without the training data."""
+"""Recommendations from a run folder, in the caller's own ids, without the training data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rediffuse.errors import ConfigError, RediffuseWarning
 from rediffuse.graphs.paths import strongest_paths
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.id_map import IdMap, flat, labels, listed, whole
+from rediffuse.recommender.id_map import IdMap, flatten_histories, require_integer, require_list, user_labels
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.item_map import ItemMap, item_map
 from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
@@ -31,13 +31,19 @@ from rediffuse.runs.run_folder import RunContents, read_run
 from rediffuse.topk import exact_top_k
 
 Retrieval = Literal["exact", "index"]
-# The files of a run that its answers depend on; others, such as test results, come and go.
-ANSWERS = ("config.json", "items.parquet", "users.parquet", "model.safetensors", "index.json", "index.faiss")
+# The files of a run that recommendations depend on. Others, such as test results, may be added later.
+FINGERPRINTED = ("config.json", "items.parquet", "users.parquet", "model.safetensors", "index.json", "index.faiss")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of denoising: its timestep, what it starts from (d,) if that is known, and the x0_hat at the end (d,)."""
+    """One step of a denoising trajectory.
+
+    Attributes:
+        t: the timestep.
+        state: (d,) what the step starts from; None if that is not in the space of the item vectors.
+        x0_hat: (d,) the network's estimate of x_0.
+    """
 
     t: int
     state: Tensor | None
@@ -45,16 +51,17 @@ class Step:
 
 
 class Recommender:
-    """Answers from a trained model. Make one with `Recommender.load`; it holds no state between requests.
+    """Recommends with a trained model. Create it with `Recommender.load`; it keeps no state between calls.
 
     Attributes:
         config: content of the run's config.json.
-        items: row i describes item number i: item_id, train_count, and title where there is one.
+        items: row i describes item number i: item_id, train_count and, if items have titles, title.
+        user_ids: ids of the users in training, by user number.
         model: in evaluation mode.
-        ranker: the same without ids.
-        fingerprint: sha256 over the checksums of the files that answers depend on.
+        ranker: ranks in item numbers, without ids.
+        fingerprint: sha256 over the checksums of the files that recommendations depend on.
         knowledge: edges of the knowledge graph that the model learned from, or None.
-        titles: finds items by name.
+        titles: finds items by title.
         item_vectors: (num_items, d), see `rediffuse.models.base.Model.index_vectors`, or None.
     """
 
@@ -73,22 +80,22 @@ class Recommender:
         self.ranker = Ranker(self.model, self.item_vectors, index)
         self.user_ids, self._histories = run.user_ids, run.histories
         self._items, self._users = IdMap(run.items["item_id"]), IdMap(run.user_ids)
-        read = [name for name in ANSWERS if index is not None or not name.startswith("index.")]
-        told = "".join(f"{name} {run.digests.get(name)}\n" for name in read)
-        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        names = [name for name in FINGERPRINTED if index is not None or not name.startswith("index.")]
+        checksums = "".join(f"{name} {run.digests.get(name)}\n" for name in names)
+        self.fingerprint = hashlib.sha256(checksums.encode()).hexdigest()
 
     @classmethod
     def load(cls, run: str | Path, retrieval: Retrieval = "exact") -> Recommender:
-        """Load a run folder; the data it was trained on is not needed.
+        """Load a run folder; the training data is not needed.
 
         Args:
             run: the folder.
-            retrieval: ``exact`` scores all items; ``index`` those that the run's index finds
-                (`rediffuse.recommender.index`). Requests that an index cannot answer, such as those with seen items
-                kept or with candidates, are answered exactly all the same.
+            retrieval: ``exact`` scores all items, ``index`` only those that the run's index finds
+                (`rediffuse.recommender.index`). Queries that an index does not support, such as those that keep seen
+                items or give candidates, are still answered exactly.
 
         Raises:
-            RunError: the folder is no finished run, a file in it is missing or damaged, or it has no index.
+            RunError: the folder is not a finished run, a file in it is missing or damaged, or it has no index.
         """
         return cls(read_run(run), retrieval)
 
@@ -106,121 +113,126 @@ class Recommender:
         sampling_steps: int | None = None,
         noise: float = 1.0,
     ) -> pl.DataFrame:
-        """The k items each person is most likely to want next.
+        """Recommend to each user the k items that the model ranks first.
 
-        Ids may be text or integers of any kind: "50" finds 50 where the data's ids are integers, and the reverse.
+        Ids may be text or integers: "50" finds 50 if the ids of the data are integers, and the reverse.
 
         Args:
-            users: ids of people. Alone: the model answers from what it has_user_state of them; people it does not know
-                get popular items. With ``histories``: labels for the answer, one per history.
-            histories: item ids, oldest first, one list per person; also people never seen in training.
-            k: items per person; fewer where fewer are left.
-            exclude: ids of items that nobody is to get.
-            seed: of a stochastic model's noise. A person's list depends on the history and the seed alone.
-            samples: draws that a stochastic model averages; more than one adds the column ``uncertainty``, the
-                standard deviation of the score over draws (0 for a model without noise).
-            filter_seen: leave out items of the person's history.
-            batch_size: people scored at once; changes memory and time, not lists.
-            candidates: ids of the only items that anybody is to get.
-            sampling_steps: of denoising, at most those of training; None: as many as were calibrated on validation data.
-            noise: what the noise of a stochastic model is multiplied by.
+            users: user ids. Alone, they stand for the histories that the run holds; unknown users get popular items.
+                With ``histories``, they are only labels, one per history.
+            histories: item ids, oldest first, one list per user; the users need not have been in training.
+            k: items per user; fewer if fewer are left.
+            exclude: ids of items that are recommended to no user.
+            seed: of the noise of a stochastic model. A user's list depends on the history and the seed alone.
+            samples: number of draws that a stochastic model averages. More than one adds the column ``uncertainty``,
+                the standard deviation of the score over draws (0 for a model without noise).
+            filter_seen: leave out the items of the user's history.
+            batch_size: users scored at once; it changes memory and time, not lists.
+            candidates: ids of the only items that may be recommended.
+            sampling_steps: denoising steps, at most those of training; None: as many as were calibrated on validation
+                data.
+            noise: factor on the noise of a stochastic model.
 
         Returns:
-            A frame: user_id, item_id, rank (from 1), score, and uncertainty. People are in the order asked, best items
-            first. Without ``users``, user_id is the place of the history, from 0. It is of the data's type, or text if
-            a user cannot be of that type.
+            A frame: user_id, item_id, rank (from 1), score, and uncertainty. Users are in the order given, with their
+            best items first. Without ``users``, user_id is the position of the history, from 0. The ids are of the
+            data's type; all user ids are text if one of them cannot be of that type.
 
         Raises:
-            ConfigError: neither users nor histories, no lists of ids, numbers out of range, or lengths that differ,
-                or sampling_steps or noise that mean nothing to the model.
+            ConfigError: neither users nor histories are given, or their lengths differ; ids are not in lists; a number
+                is out of range; or the model has no use for sampling_steps or noise.
 
         Warns:
-            RediffuseWarning: unknown users, unknown items, empty histories; with counts.
+            RediffuseWarning: unknown users, unknown items or empty histories, with their counts.
         """
-        k, samples = whole("k", k), whole("samples", samples)
-        batch_size = whole("batch_size", batch_size)
+        k, samples = require_integer("k", k), require_integer("samples", samples)
+        batch_size = require_integer("batch_size", batch_size)
         sampling = self.sampling(seed, sampling_steps, noise)
-        names, who, rows, counts = self.resolve_users(users, histories)
-        ask, unknown = self.build_query(k, exclude, candidates, filter_seen)
+        labels, user_numbers, rows, counts = self.resolve_users(users, histories)
+        query, unknown = self.build_query(k, exclude, candidates, filter_seen)
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        return self.lists(names, who, rows, ask, sampling, samples, batch_size)
+        return self.lists(labels, user_numbers, rows, query, sampling, samples, batch_size)
 
     def sampling(self, seed: Any = 0, sampling_steps: Any = None, noise: float = 1.0) -> Sampling:
-        """How answers are drawn, checked against what the model can do.
+        """The sampling options, checked against the model.
 
         Raises:
-            ConfigError: no whole numbers, more steps than the model has, or options that mean nothing to it.
+            ConfigError: an option is not a number, is out of range, or the model has no use for it.
         """
-        seed = whole("seed", seed, least=None)
-        most = self.model.max_sampling_steps
+        seed = require_integer("seed", seed, minimum=None)
+        maximum = self.model.max_sampling_steps
         if sampling_steps is not None:
-            sampling_steps = whole("sampling_steps", sampling_steps)
-            if most is None:
+            sampling_steps = require_integer("sampling_steps", sampling_steps)
+            if maximum is None:
                 raise ConfigError(
                     f"{self.config['model']} has no sampling steps to choose in this run.", "Leave out sampling_steps."
                 )
-            if sampling_steps > most:
+            if sampling_steps > maximum:
                 raise ConfigError(
-                    f"sampling_steps is {sampling_steps}; this run was trained with {most}.", f"Give 1 to {most}."
+                    f"sampling_steps is {sampling_steps}; this run was trained with {maximum}.", f"Give 1 to {maximum}."
                 )
         if not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
-            raise ConfigError(f"noise is {noise!r}.", "Give a number of at least 0; 1 is what the model is made for.")
+            raise ConfigError(f"noise is {noise!r}.", "Give a number of at least 0; the model was trained for 1.")
         if noise != 1 and not self.model.stochastic:
             raise ConfigError(f"{self.config['model']} draws no noise in this run.", "Leave out noise.")
         return Sampling(seed, sampling_steps, float(noise))
 
     def is_known_user(self, user: Any) -> bool:
-        """Whether a person of that id was there in training."""
+        """Whether a user of this id was in the training data."""
         return bool(self._users.find([user])[0] >= 0)
 
-    # --- people in -----------------------------------------------------------------------------------------
+    # --- from ids to numbers -------------------------------------------------------------------------------
 
     def resolve_users(
         self, users: Any, histories: Any
     ) -> tuple[pl.Series, NDArray[np.int64], Histories, dict[str, int]]:
-        """Labels (n,) of the people asked about, their numbers (n,) or -1, histories (n rows), what was unknown."""
+        """Turn users and histories, as given to `recommend`, into numbers.
+
+        Returns:
+            Labels (n,) for the column user_id; user numbers (n,), -1 for unknown users and where histories are given;
+            histories (n rows) of item numbers; and counts for `remarks`.
+        """
         if users is None and histories is None:
             raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
-        asked = users if users is None or isinstance(users, pl.Series) else listed("users", users)
+        ids = users if users is None or isinstance(users, pl.Series) else require_list("users", users)
         counts = {"unknown_users": 0, "unknown_items": 0}
         if histories is None:
-            assert asked is not None
-            who = self._users.find(asked)
-            counts["unknown_users"] = int((who < 0).sum())
-            # One row past the last user is empty, and stands for everyone unknown.
+            assert ids is not None
+            user_numbers = self._users.find(ids)
+            counts["unknown_users"] = int((user_numbers < 0).sum())
+            # One empty row after the last user stands for all unknown users.
             offsets = np.append(self._histories.offsets, self._histories.offsets[-1])
-            remembered = replace(self._histories, offsets=offsets)
-            known = remembered.take(np.where(who < 0, len(self._histories), who))
+            padded = replace(self._histories, offsets=offsets)
+            rows = padded.take(np.where(user_numbers < 0, len(self._histories), user_numbers))
         else:
-            lengths, items = flat(histories)
-            if asked is not None and len(asked) != len(lengths):
-                raise ConfigError(f"{len(asked)} users and {len(lengths)} histories.", "Give one user id per history.")
+            lengths, items = flatten_histories(histories)
+            if ids is not None and len(ids) != len(lengths):
+                raise ConfigError(f"{len(ids)} users and {len(lengths)} histories.", "Give one user id per history.")
             numbers = self.item_index(items)
             offsets = np.append(0, np.cumsum(lengths, dtype=np.int64))
-            known = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
+            rows = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
             counts["unknown_items"] = int((numbers < 0).sum())
-            who = np.full(len(lengths), -1)  # what the model has_user_state of people is not about these histories
+            user_numbers = np.full(len(lengths), -1)  # the state that a model keeps of a user is of another history
         if not self.model.reads_synthetic:
-            known = known.without_synthetic()
-        counts["users"] = len(known)
-        without = (known.lengths == 0) & ~self.model.has_user_state(who)
+            rows = rows.without_synthetic()
+        counts["users"] = len(rows)
+        without = (rows.lengths == 0) & ~self.model.has_user_state(user_numbers)
         counts["empty_histories"] = int(without.sum()) - counts["unknown_users"]
-        if asked is None:
-            return pl.Series("user_id", range(len(known)), dtype=pl.Int64), who, known, counts
-        return labels(asked, self.user_ids.dtype), who, known, counts
+        if ids is None:
+            return pl.Series("user_id", range(len(rows)), dtype=pl.Int64), user_numbers, rows, counts
+        return user_labels(ids, self.user_ids.dtype), user_numbers, rows, counts
 
     def build_query(
         self, k: int, exclude: Iterable[Any] | None, candidates: Iterable[Any] | None, filter_seen: bool
     ) -> tuple[RankingQuery, dict[str, int]]:
-        """What was asked for in item numbers, and how many of the ids are unknown: arguments as of `recommend`."""
-        excluded = self.item_index([] if exclude is None else listed("exclude", exclude))
-        among = None if candidates is None else self.item_index(listed("candidates", candidates))
+        """The query in item numbers, and counts of unknown ids for `remarks`; arguments as of `recommend`."""
+        excluded = self.item_index([] if exclude is None else require_list("exclude", exclude))
+        allowed = None if candidates is None else self.item_index(require_list("candidates", candidates))
         counts = {"unknown_excluded": int((excluded < 0).sum())}
-        counts["unknown_candidates"] = 0 if among is None else int((among < 0).sum())
-        return RankingQuery(
-            k, excluded[excluded >= 0], None if among is None else among[among >= 0], filter_seen
-        ), counts
+        counts["unknown_candidates"] = 0 if allowed is None else int((allowed < 0).sum())
+        allowed = None if allowed is None else allowed[allowed >= 0]
+        return RankingQuery(k, excluded[excluded >= 0], allowed, filter_seen), counts
 
     def item_index(self, items: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""
@@ -229,35 +241,39 @@ class Recommender:
     # --- looking inside ------------------------------------------------------------------------------------
 
     def similar(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
-        """The k items nearest to each of ``items``, by the cosine of the model's item vectors.
+        """The k items most similar to each of ``items``, by the cosine of the model's item vectors.
 
         Returns:
             A frame: item_id, similar_id, rank (from 1), cosine. Items that are not in the catalogue have no row.
 
         Raises:
-            ConfigError: the model has no vectors of items.
+            ConfigError: the model has no item vectors.
 
         Warns:
             RediffuseWarning: unknown items.
         """
-        asked = self.item_index(listed("items", items))
-        for message in remarks({"unknown_asked": int((asked < 0).sum())}):
+        numbers = self.item_index(require_list("items", items))
+        for message in remarks({"unknown_asked": int((numbers < 0).sum())}):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        asked = asked[asked >= 0]
-        cosines, near = self.nearest(asked, whole("k", k))
-        owners = np.repeat(np.arange(len(asked)), near.shape[1])
+        numbers = numbers[numbers >= 0]
+        cosines, near = self.nearest(numbers, require_integer("k", k))
+        owners = np.repeat(np.arange(len(numbers)), near.shape[1])
         ids = self.items["item_id"]
         return pl.DataFrame(
             {
-                "item_id": ids.gather(asked[owners]),
+                "item_id": ids.gather(numbers[owners]),
                 "similar_id": ids.gather(near.ravel()),
-                "rank": np.tile(np.arange(1, near.shape[1] + 1, dtype=np.int32), len(asked)),
+                "rank": np.tile(np.arange(1, near.shape[1] + 1, dtype=np.int32), len(numbers)),
                 "cosine": cosines.ravel(),
             }
         )
 
     def nearest(self, items: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Cosines and numbers (n, k) of the items nearest to ``items`` (n,), but themselves; errors as `similar`."""
+        """Cosines (n, k) and numbers (n, k) of the items nearest to ``items`` (n,), without themselves.
+
+        Raises:
+            ConfigError: as `similar`.
+        """
         cosines = self.directions[torch.from_numpy(items)] @ self.directions.T
         cosines[torch.arange(len(items)), torch.from_numpy(items)] = -torch.inf
         values, near = exact_top_k(cosines, min(k, len(self.items) - 1)) if len(items) else (cosines, cosines.long())
@@ -265,22 +281,36 @@ class Recommender:
 
     @functools.cached_property
     def directions(self) -> Tensor:
-        """(num_items, d): the item vectors, of length one."""
+        """(num_items, d) the item vectors, normalised to length one.
+
+        Raises:
+            ConfigError: as `similar`.
+        """
         if self.item_vectors is None:
             raise ConfigError(
-                f"{self.config['model']} has no vectors of items: it ranks in another way.",
-                "Take a model that learns them, such as diffurec, sasrec or lightgcn.",
+                f"{self.config['model']} has no item vectors: it ranks in another way.",
+                "Use a model that learns them, such as diffurec, sasrec or lightgcn.",
             )
         return F.normalize(self.item_vectors, dim=1)
 
     @functools.cached_property
     def map(self) -> ItemMap:
-        """The items in two dimensions; raises as `similar`."""
+        """The item map: the item vectors in two dimensions.
+
+        Raises:
+            ConfigError: as `similar`.
+        """
         return item_map(self.directions)
 
     @torch.inference_mode()
-    def denoising_trajectory(self, rows: Histories, who: NDArray[np.int64], sampling: Sampling) -> list[Step]:
-        """What the model goes through to answer one person; empty for models and people without denoising."""
+    def denoising_trajectory(self, rows: Histories, user_numbers: NDArray[np.int64], sampling: Sampling) -> list[Step]:
+        """The steps from noise to the recommendation of one user; empty if the model or the user needs no denoising.
+
+        Args:
+            rows: one history.
+            user_numbers: (1,) the number of the user in training, or -1.
+            sampling: checked by `sampling`.
+        """
         steps: list[Step] = []
         if self.item_vectors is None or not len(rows.without_synthetic().items):
             return steps
@@ -288,11 +318,11 @@ class Recommender:
         def on_step(t: int, state: Tensor | None, x0_hat: Tensor) -> None:
             steps.append(Step(t, None if state is None else state[0].clone(), x0_hat[0].clone()))
 
-        self.model.query_vectors(rows, who, replace(sampling, on_step=on_step))
+        self.model.query_vectors(rows, user_numbers, replace(sampling, on_step=on_step))
         return steps
 
     def best(self, query: Tensor, k: int) -> list[tuple[int, float]]:
-        """Numbers and scores of the k items that ``query`` (d,) ranks first."""
+        """Numbers and scores of the k items that the vector ``query`` (d,) ranks first."""
         assert self.item_vectors is not None
         scores, items = exact_top_k((query @ self.item_vectors.T)[None], min(k, len(self.items)))
         return list(zip(items[0].tolist(), scores[0].tolist(), strict=True))
@@ -307,145 +337,153 @@ class Recommender:
         sampling_steps: int | None = None,
         noise: float = 1.0,
     ) -> pl.DataFrame:
-        """What a diffusion model would recommend after each step of denoising, from noise on.
+        """What a diffusion model would recommend after each step of its denoising trajectory.
 
         Args:
-            user: a known person's id; or
+            user: id of a known user; or
             history: item ids, oldest first.
             k, seed, sampling_steps, noise: as for `recommend`. Seen items are kept.
 
         Returns:
-            A frame: step (from 0), t (the timestep), rank (from 1), item_id, score: the k items that the network's
-            x0_hat at that step ranks first. The last step's are those of `recommend`, but for what a model says of items
-            already in the history.
+            A frame: step (from 0), t (the timestep), rank (from 1), item_id, score: the k items that the x0_hat of the
+            step ranks first. The items of the last step are those of `recommend`, except that a model may score items
+            of the history differently there.
 
         Raises:
-            ConfigError: the model does not denoise; neither or both of user and history were given.
+            ConfigError: the model does not denoise, or not exactly one of user and history is given.
 
         Warns:
             RediffuseWarning: as `recommend`.
         """
         if (user is None) == (history is None):
-            raise ConfigError("Say for whom, in one way.", "Pass user=... or history=[...].")
-        _, who, rows, counts = self.resolve_users(
+            raise ConfigError("Give either a user or a history.", "Pass user=... or history=[...].")
+        _, user_numbers, rows, counts = self.resolve_users(
             [user] if history is None else None, None if history is None else [history]
         )
         for message in remarks(counts, answer="there is nothing to denoise for them"):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        walked = self.denoising_trajectory(rows, who, self.sampling(seed, sampling_steps, noise))
-        if not walked and len(rows.items):
-            raise ConfigError(f"{self.config['model']} does not denoise in this run.", "Take a run of diffurec.")
-        ids, parts = self.items["item_id"], []
-        for number, step in enumerate(walked):
+        steps = self.denoising_trajectory(rows, user_numbers, self.sampling(seed, sampling_steps, noise))
+        if not steps and len(rows.items):
+            raise ConfigError(f"{self.config['model']} does not denoise in this run.", "Use a run of diffurec.")
+        ids, frames = self.items["item_id"], []
+        for number, step in enumerate(steps):
             items, scores = zip(*self.best(step.x0_hat, k), strict=True)
-            part = {"item_id": ids.gather(list(items)), "score": scores}
-            parts.append(pl.DataFrame(part).with_columns(step=number, t=step.t).with_row_index("rank", offset=1))
-        kinds = {"step": pl.Int32, "t": pl.Int32, "rank": pl.Int32, "item_id": ids.dtype, "score": pl.Float32}
-        empty = pl.DataFrame(schema=kinds)
+            columns = {"item_id": ids.gather(list(items)), "score": scores}
+            frames.append(pl.DataFrame(columns).with_columns(step=number, t=step.t).with_row_index("rank", offset=1))
+        dtypes = {"step": pl.Int32, "t": pl.Int32, "rank": pl.Int32, "item_id": ids.dtype, "score": pl.Float32}
+        empty = pl.DataFrame(schema=dtypes)
         return pl.concat(
-            [empty, *(part.select(pl.col(name).cast(kind) for name, kind in kinds.items()) for part in parts)]
+            [empty, *(frame.select(pl.col(name).cast(dtype) for name, dtype in dtypes.items()) for frame in frames)]
         )
 
     def explain(
         self, items: Iterable[Any], *, user: Any = None, history: Iterable[Any] | None = None, paths: int = 3
     ) -> pl.DataFrame:
-        """The strongest knowledge paths from what someone touched to ``items``, of a model that learned from a graph.
+        """The strongest paths through the knowledge graph from the items of a history to ``items``.
 
         Args:
-            items: ids, for example those recommended.
-            user: a known person's id; or
+            items: ids, for example of recommended items.
+            user: id of a known user; or
             history: item ids.
             paths: per item, at most.
 
         Returns:
-            A frame, see `rediffuse.graphs.paths.strongest_paths`; weights are those of the model's attention, and edges
-            that are not ``kept`` are those that it pruned.
+            A frame, see `rediffuse.graphs.paths.strongest_paths`. The weights are those of the model's attention; edges
+            that are not ``kept`` were pruned by the model.
 
         Raises:
-            ConfigError: the model learned from no knowledge graph; neither or both of user and history were given.
+            ConfigError: the model learned from no knowledge graph, or not exactly one of user and history is given.
 
         Warns:
-            RediffuseWarning: an unknown user, unknown items in the history, an empty history.
+            RediffuseWarning: an unknown user, unknown items in the history or an empty history.
         """
         if not self.has_paths:
             raise ConfigError(
-                f"{self.config['model']} learned from no knowledge graph, so it has no paths.", "Take a run of diffkg."
+                f"{self.config['model']} learned from no knowledge graph, so it has no paths.", "Use a run of diffkg."
             )
         if (user is None) == (history is None):
-            raise ConfigError("Say for whom, in one way.", "Pass user=... or history=[...].")
+            raise ConfigError("Give either a user or a history.", "Pass user=... or history=[...].")
         _, _, rows, counts = self.resolve_users(
             [user] if history is None else None, None if history is None else [history]
         )
-        asked = self.item_index(listed("items", items))
+        numbers = self.item_index(require_list("items", items))
         for message in remarks(counts, answer="there are no paths for them"):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         ids = self.items["item_id"]
         touched = ids.gather(np.unique(rows.without_synthetic().items))
-        return self.paths(ids.gather(asked[asked >= 0]), touched, whole("paths", paths))
+        return self.paths(ids.gather(numbers[numbers >= 0]), touched, require_integer("paths", paths))
 
     @property
     def has_paths(self) -> bool:
-        """Whether the run learned from a knowledge graph, so that `explain` has an answer."""
+        """Whether the model learned from a knowledge graph, as `explain` needs."""
         return self.knowledge is not None
 
-    def paths(self, items: pl.Series, touched: pl.Series, most: int) -> pl.DataFrame:
-        """As `explain`, by ids of the run's own type: from items ``touched`` to each of ``items``."""
+    def paths(self, items: pl.Series, touched: pl.Series, limit: int) -> pl.DataFrame:
+        """Up to ``limit`` paths from ``touched`` to each of ``items``, as of `explain`; ids are of the run's type."""
         assert self.knowledge is not None
-        return strongest_paths(self.knowledge, items, touched, most)
+        return strongest_paths(self.knowledge, items, touched, limit)
 
     def find_items(self, names: Iterable[str]) -> list[Any]:
-        """Item ids from ids or titles (letter case does not matter); an id goes before an equal title.
+        """Item ids of ids or titles. Case is ignored, and an id wins over an equal title.
 
         Raises:
-            ConfigError: a name is neither, with the closest titles; or several items have that title.
+            ConfigError: a name is neither an id nor a title (the error names the closest titles), or several items
+                have that title.
         """
         return self.titles.find(names)
 
-    # --- lists out -----------------------------------------------------------------------------------------
+    # --- from numbers to frames ----------------------------------------------------------------------------
 
     def lists(
         self,
-        names: pl.Series,
-        who: NDArray[np.int64],
+        labels: pl.Series,
+        user_numbers: NDArray[np.int64],
         rows: Histories,
-        ask: RankingQuery,
+        query: RankingQuery,
         sampling: Sampling,
         samples: int = 1,
         batch_size: int = 512,
     ) -> pl.DataFrame:
-        """What `recommend` returns, of people and an ask in numbers (see `people` and `ask`)."""
-        answers: list[RankedItems] = []
+        """The frame that `recommend` returns.
+
+        Args:
+            labels, user_numbers, rows: n users, from `resolve_users`.
+            query: the same for all users, from `build_query`.
+            sampling: from `sampling`.
+            samples, batch_size: as for `recommend`.
+        """
+        ranked: list[RankedItems] = []
         for start in range(0, len(rows), batch_size):
-            part = np.arange(start, min(start + batch_size, len(rows)))
-            answers += self.ranker.rank(rows.take(part), who[part], [ask] * len(part), sampling, samples)
-        return self._frame(names, answers, uncertain=samples > 1)
+            batch = np.arange(start, min(start + batch_size, len(rows)))
+            ranked += self.ranker.rank(rows.take(batch), user_numbers[batch], [query] * len(batch), sampling, samples)
+        return self._frame(labels, ranked, uncertain=samples > 1)
 
     def titled(self, lists: pl.DataFrame) -> pl.DataFrame:
-        """``lists`` with the column title, where items have titles."""
+        """``lists`` with the column title, if items have titles."""
         if "title" not in self.items.columns:
             return lists
         return lists.join(self.items.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
 
-    def _frame(self, names: pl.Series, answers: Sequence[RankedItems], uncertain: bool) -> pl.DataFrame:
-        """The answers of people called ``names``, as one table; its columns are settled also where there is no row."""
-        lengths = [len(answer.items) for answer in answers]
+    def _frame(self, labels: pl.Series, ranked: Sequence[RankedItems], uncertain: bool) -> pl.DataFrame:
+        """The lists of all users as one frame; its columns have the same types if there is no row."""
+        lengths = [len(one.items) for one in ranked]
 
-        def joined(parts: list[Any], kind: Any) -> NDArray[Any]:
-            return np.concatenate([np.empty(0, kind), *parts]).astype(kind)
+        def joined(arrays: list[Any], dtype: Any) -> NDArray[Any]:
+            return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype)
 
         columns = {
-            "user_id": names.gather(np.repeat(np.arange(len(answers)), lengths)),
-            "item_id": self.items["item_id"].gather(joined([answer.items for answer in answers], np.int64)),
+            "user_id": labels.gather(np.repeat(np.arange(len(ranked)), lengths)),
+            "item_id": self.items["item_id"].gather(joined([one.items for one in ranked], np.int64)),
             "rank": joined([np.arange(1, length + 1) for length in lengths], np.int32),
-            "score": joined([answer.scores for answer in answers], np.float32),
+            "score": joined([one.scores for one in ranked], np.float32),
         }
         if uncertain:
-            columns["uncertainty"] = joined([answer.uncertainty for answer in answers], np.float32)
+            columns["uncertainty"] = joined([one.uncertainty for one in ranked], np.float32)
         return pl.DataFrame(columns)
 
 
 def remarks(counts: dict[str, int], answer: str = "they get popular items") -> list[str]:
-    """What a caller should know, one sentence each; ``answer``: what people without a history get."""
+    """Sentences about unknown ids and empty histories; ``answer`` says what users without a history get."""
     found = []
     if counts.get("unknown_users"):
         found.append(
@@ -455,8 +493,8 @@ def remarks(counts: dict[str, int], answer: str = "they get popular items") -> l
         found.append(f"{counts['unknown_items']} items in the histories are not in the catalogue; they are skipped.")
     if counts.get("empty_histories"):
         found.append(f"{counts['empty_histories']} of {counts['users']} histories are empty; {answer}.")
-    lists = {"unknown_excluded": "items to exclude", "unknown_candidates": "candidates", "unknown_asked": "items"}
-    for kind, what in lists.items():
-        if counts.get(kind):
-            found.append(f"{counts[kind]} {what} are not in the catalogue.")
+    arguments = {"unknown_excluded": "items to exclude", "unknown_candidates": "candidates", "unknown_asked": "items"}
+    for name, argument in arguments.items():
+        if counts.get(name):
+            found.append(f"{counts[name]} {argument} are not in the catalogue.")
     return found

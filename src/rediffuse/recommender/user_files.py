@@ -1,4 +1,4 @@
-"""Files of people to recommend to, read block by block, so that memory does not grow with their number."""
+"""User files: tables of users to recommend to, read block by block so that memory does not grow with their length."""
 
 from __future__ import annotations
 
@@ -15,55 +15,60 @@ from rediffuse.readers.columns import Column, plain_ids
 from rediffuse.readers.tables import read_table
 from rediffuse.readers.text_files import TextFile, first_line, is_number, listed
 
-# Rows read at once where the size of a block does not matter.
+# Rows read at once if the caller does not set the size of a block.
 _ROWS = 100_000
 _REMEDY = (
-    "Give a CSV or Parquet file with a column user_id, and a column history for people never seen in training. "
-    "The first line of CSV is a header that names them."
+    "Give a CSV or Parquet file with a column user_id, and a column history for users who were not in training. "
+    "The first line of a CSV file is a header that names them."
 )
 
 
 class UserFile:
-    """A table of people: the column ``user_id``, or the only one, and a column ``history`` if there is one.
+    """A table with a column ``user_id``, or a single column of any name, and optionally a column ``history``.
 
     A history is a list of item ids, oldest first, or text "a|b|c".
 
     Args:
-        source: a CSV or Parquet file, a folder of such, or a glob. Parquet is read by row groups, text line by line
-            (but what is packed with gzip is unpacked into memory first).
-        known: whether the run knows a person of that id. A file whose first line is one has no header.
+        source: a CSV or Parquet file, a folder of such files, or a glob. Parquet is read by row groups, text line by
+            line (text compressed with gzip is decompressed into memory first).
+        is_known_user: whether the run knows a user id. A file whose first line is a known id has no header.
 
     Attributes:
+        name: what to call the file in messages.
         has_histories: whether there is a column ``history``.
 
     Raises:
-        DataError: nothing there, not a table, no header, no such columns, or columns that hold no ids.
+        DataError: the source does not exist, is not a table, has no header, lacks these columns, or they hold no ids.
     """
 
-    def __init__(self, source: str | Path, known: Callable[[str], bool]) -> None:
+    def __init__(self, source: str | Path, is_known_user: Callable[[str], bool]) -> None:
         self._table = table = read_table(source, "users", wanted=("user_id", "history"))
         self.name = table.name
         self.has_histories = "history" in table.columns
-        self._user = "user_id"
+        self._user_column = "user_id"
         if "user_id" not in table.columns:
             if len(table.columns) != 1 or self.has_histories:
                 problem = f"{self.name} has no column user_id; its columns are {listed(table.columns)}."
                 raise DataError(problem, _REMEDY)
-            self._user = table.columns[0]
-            if table.is_text and (is_number(self._user) or known(self._user)):
-                raise DataError(f"The first line of {table.paths[0]} is {self._user!r}, which is no header.", _REMEDY)
+            self._user_column = header = table.columns[0]
+            if table.is_text and (is_number(header) or is_known_user(header)):
+                raise DataError(f"The first line of {table.paths[0]} is {header!r}, which is not a header.", _REMEDY)
         if not table.is_text:
-            kinds = table.frame.collect_schema()
-            user, history = kinds[self._user], kinds.get("history", pl.String)
-            if not _is_id(user):
-                problem = f"The column {self._user!r} of {self.name} holds {user}."
+            schema = table.frame.collect_schema()
+            user_type, history_type = schema[self._user_column], schema.get("history", pl.String)
+            if not _holds_ids(user_type):
+                problem = f"The column {self._user_column!r} of {self.name} holds {user_type}."
                 raise DataError(problem, "Give ids, one per row: integers or strings.")
-            if not _is_history(history):
-                problem = f"The column 'history' of {self.name} holds {history}."
+            if not _holds_histories(history_type):
+                problem = f"The column 'history' of {self.name} holds {history_type}."
                 raise DataError(problem, 'Give lists of item ids, oldest first, or text "a|b|c".')
 
     def identity(self) -> dict[str, Any]:
-        """Size and sha256 of what the file holds, wherever it lies; of several, the sha256 of all their digests."""
+        """Size and sha256 of the content, independent of its path; of several files, the sha256 of their digests.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
         try:
             digests = [sha256_file(path) for path in self._table.paths]
             size = sum(path.stat().st_size for path in self._table.paths)
@@ -75,30 +80,30 @@ class UserFile:
     def blocks(
         self, size: int = _ROWS, wanted: Callable[[int], bool] = lambda block: True, ids_only: bool = False
     ) -> Iterator[tuple[int, pl.DataFrame]]:
-        """(number, frame) of the ``wanted`` blocks of ``size`` rows; the last may have fewer.
+        """Yield (number, frame) of the ``wanted`` blocks of ``size`` rows; the last may have fewer.
 
-        A frame has the columns user_id, text or numbers as in the file, and, unless ``ids_only``, history: lists.
+        A frame has the columns user_id (text or integers, as in the file) and, unless ``ids_only``, history (lists).
 
         Raises:
-            DataError: the file cannot be read through, is not any more what it was when it was opened, or lacks an id.
+            DataError: the file cannot be read to its end, has changed since it was opened, or lacks an id.
         """
-        columns = [self._user] if ids_only or not self.has_histories else [self._user, "history"]
-        found = self._from_text if self._table.is_text else self._from_parquet
-        for number, frame in found(columns, size, wanted):
+        columns = [self._user_column] if ids_only or not self.has_histories else [self._user_column, "history"]
+        read_blocks = self._text_blocks if self._table.is_text else self._parquet_blocks
+        for number, frame in read_blocks(columns, size, wanted):
             self._table.refuse_changed()
-            ids = Column(frame[self._user], self._table, "user", number * size)
+            ids = Column(frame[self._user_column], self._table, "user", number * size)
             ids.refuse_first(ids.values.is_null(), "is empty", "Fill in the id or remove the row.")
-            yield number, _listed(frame.with_columns(plain_ids(ids)).rename({self._user: "user_id"}))
+            yield number, _split_histories(frame.with_columns(plain_ids(ids)).rename({self._user_column: "user_id"}))
 
     def read(self) -> tuple[pl.Series, pl.Series | None]:
-        """All of it at once: ids, and histories if there are any; raises as `blocks`."""
+        """The whole file: ids, and histories if it has any. Raises the errors of `blocks`."""
         frames = [frame for _, frame in self.blocks()]
         if not frames:
             return pl.Series("user_id", [], dtype=pl.String), None
         frame = pl.concat(frames)
         return frame["user_id"], frame["history"] if self.has_histories else None
 
-    def _from_parquet(
+    def _parquet_blocks(
         self, columns: list[str], size: int, wanted: Callable[[int], bool]
     ) -> Iterator[tuple[int, pl.DataFrame]]:
         frame = self._table.in_pieces(columns).frame.select(columns)
@@ -107,23 +112,24 @@ class UserFile:
             if wanted(number):
                 yield number, self._table.read(frame.slice(number * size, size))
 
-    def _from_text(
+    def _text_blocks(
         self, columns: list[str], size: int, wanted: Callable[[int], bool]
     ) -> Iterator[tuple[int, pl.DataFrame]]:
-        places = [self._table.columns.index(column) for column in columns]
+        positions = [self._table.columns.index(column) for column in columns]
         number, row, kept = 0, 0, []
         for fields in self._records():
             if wanted(number):
-                kept.append([fields[place] or None if place < len(fields) else None for place in places])
+                kept.append([fields[i] or None if i < len(fields) else None for i in positions])
             row += 1
             if row == size:
                 if kept:
-                    yield number, _as_text(kept, columns)
+                    yield number, _text_frame(kept, columns)
                 number, row, kept = number + 1, 0, []
         if kept:
-            yield number, _as_text(kept, columns)
+            yield number, _text_frame(kept, columns)
 
     def _records(self) -> Iterator[list[str]]:
+        """The fields of each line after the header, file by file."""
         width = len(self._table.columns)
         for file in self._table.files:
             assert isinstance(file, TextFile)
@@ -134,7 +140,7 @@ class UserFile:
                     if len(fields) > width:
                         raise DataError(
                             f"{file.path}, line {line} has {len(fields)} fields and the header has {width}.",
-                            "Mend the line: quote fields that contain the separator, or remove what is too much.",
+                            "Fix the line: quote fields that contain the separator, or remove the extra fields.",
                         )
                     yield fields
             except UnicodeDecodeError as error:
@@ -144,22 +150,22 @@ class UserFile:
                 raise DataError(f"{file.path} cannot be read: {first_line(error)}", _REMEDY) from None
 
 
-def _is_id(kind: Any) -> bool:
-    return kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum)
+def _holds_ids(dtype: Any) -> bool:
+    return dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)
 
 
-def _is_history(kind: Any) -> bool:
-    # Lists that are all empty are lists of nothing.
-    return kind == pl.String or (isinstance(kind, pl.List) and (kind.inner == pl.Null or _is_id(kind.inner)))
+def _holds_histories(dtype: Any) -> bool:
+    # A column of empty lists only has the inner type Null.
+    return dtype == pl.String or (isinstance(dtype, pl.List) and (dtype.inner == pl.Null or _holds_ids(dtype.inner)))
 
 
-def _as_text(rows: list[list[str | None]], columns: list[str]) -> pl.DataFrame:
+def _text_frame(rows: list[list[str | None]], columns: list[str]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
 
 
-def _listed(frame: pl.DataFrame) -> pl.DataFrame:
-    """Histories as lists."""
+def _split_histories(frame: pl.DataFrame) -> pl.DataFrame:
+    """Turn histories written as text "a|b|c" into lists."""
     if "history" not in frame.columns or frame["history"].dtype != pl.String:
         return frame
-    names = pl.col("history").str.split("|").list.eval(pl.element().str.strip_chars())
-    return frame.with_columns(names.list.eval(pl.element().filter(pl.element() != "")))
+    items = pl.col("history").str.split("|").list.eval(pl.element().str.strip_chars())
+    return frame.with_columns(items.list.eval(pl.element().filter(pl.element() != "")))
