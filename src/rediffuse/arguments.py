@@ -23,7 +23,10 @@ def described(value: Any) -> str:
         return text if len(text) <= 60 else f"{text[:57]}..."
     kind = type(value)
     package = kind.__module__.partition(".")[0]
-    name = kind.__name__ if package in ("builtins", "rediffuse") else f"{package} {kind.__name__}"
+    return _with_article(kind.__name__ if package in ("builtins", "rediffuse") else f"{package} {kind.__name__}")
+
+
+def _with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
@@ -74,7 +77,9 @@ def require_number(name: str, value: Any, *, above: float | None = None) -> floa
     return found
 
 
-def require_options(name: str, value: Any, of: type[Any] | None = None) -> dict[str, Any]:
+def require_options(
+    name: str, value: Any, of: type[Any] | None = None, example: str = '{"epochs": 20}'
+) -> dict[str, Any]:
     """Options by name, of a mapping or None; or those that were set on an object of the config class ``of``.
 
     Raises:
@@ -85,6 +90,28 @@ def require_options(name: str, value: Any, of: type[Any] | None = None) -> dict[
     if of is not None and isinstance(value, of):
         return value.model_dump(exclude_unset=True)
     if not isinstance(value, Mapping) or not all(isinstance(option, str) for option in value):
-        wanted = "a dict of options" if of is None else f"a dict of options or a {of.__name__}"
-        raise wrong_type(name, value, wanted, f'For example: {name}={{"epochs": 20}}.')
+        wanted = "a dict of options" if of is None else f"a dict of options or {_with_article(of.__name__)}"
+        raise wrong_type(name, value, wanted, f"For example: {name}={example}.")
     return dict(value)
+
+
+def require_text(name: str, value: Any) -> str | None:
+    """The value, which is text or None.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if value is not None and not isinstance(value, str):
+        raise wrong_type(name, value, "text", f"Give {name} as text, or leave it out.")
+    return value
+
+
+def require_model(value: Any) -> Any:
+    """The value, which is the name of a model or a class.
+
+    Raises:
+        ConfigError: it is something else, such as an object of the class.
+    """
+    if not isinstance(value, str | type):
+        raise wrong_type("model", value, "the name of a model or its class", 'For example: "sasrec".')
+    return value

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
-from rediffuse.arguments import wrong_type
+from rediffuse.arguments import require_text
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.readers import side_tables
@@ -140,8 +140,7 @@ def _check_tables(
     items: Any, title: str | None, kg: Any, item_entity: Any, encoding: str | None, separator: str | None
 ) -> None:
     for name, value in (("title", title), ("encoding", encoding), ("separator", separator)):
-        if value is not None and not isinstance(value, str):
-            raise wrong_type(name, value, "text")
+        require_text(name, value)
     if title is not None and items is None:
         raise ConfigError(f"title={title!r} was given without a table of items.", "Pass items=... as well.")
     if (kg is None) != (item_entity is None):

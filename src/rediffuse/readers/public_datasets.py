@@ -67,7 +67,7 @@ def public_dataset(
             tried.
     """
     if not isinstance(name, str):
-        raise wrong_type("name", name, "the name of a data set")
+        raise wrong_type("name", name, "the name of a data set", did_you_mean("", public_dataset_names(root)))
     known, folder = public_dataset_names(root), data_root(root)
     if name not in known:
         more = "" if folder else " More are found in the folder that REDIFFUSE_DATA names."
