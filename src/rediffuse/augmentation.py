@@ -81,7 +81,9 @@ def augment(
     if method not in METHODS:
         raise ConfigError(f"There is no way to augment called {method!r}.", did_you_mean(method, METHODS))
     split = as_split("data", data)
-    n, seed = require_integer("n", n), require_integer("seed", seed, minimum=0)
+    n, seed = require_integer("n", n), require_integer("seed", seed, minimum=None)
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}.", "Give a seed of at least 0.")
     if only_shorter_than is not None:
         only_shorter_than = require_integer("only_shorter_than", only_shorter_than)
     run = None if run is None else run_path("run", run)
