@@ -1,4 +1,4 @@
-# The service alone: docker build -t rediffuse . ; see docs/serving.md.
+# The service (docs/serving.md): docker build -t rediffuse .
 FROM python:3.11-slim
 
 WORKDIR /app
@@ -14,6 +14,6 @@ USER rediffuse
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready')"]
-# Inside a container the address is public, so a token is needed: set REDIFFUSE_TOKEN.
+# A container listens on a public address, so it requires a token: set REDIFFUSE_TOKEN.
 ENTRYPOINT ["rediffuse", "serve", "--host", "0.0.0.0"]
 CMD ["/runs/current"]

@@ -28,7 +28,7 @@ PLACES = {
     "sync": "rediffuse.files:sync",
     "rename": "pathlib:Path.replace",
     "renamed": "pathlib:Path.replace",
-    "signals": "rediffuse.models.pdrec:PDRec._take_signals",
+    "signals": "rediffuse.models.pdrec:PDRec._derive_signals",
     "journal": "optuna.storages.journal:JournalFileBackend.append_logs",
     "lock": "optuna.storages.journal:JournalFileOpenLock.release",
     "lists": "rediffuse.recommender:Recommender.lists",

@@ -1,25 +1,21 @@
-"""What the documents say holds: examples run, and tables match the code."""
+"""Examples of the documents run, and tables match the code."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from rediffuse import models
-from rediffuse.config import ModelConfig
-from rediffuse.data.histories import Histories
-from rediffuse.models.base import TrainingData
 
 ROOT = Path(__file__).parents[1]
 
 
 def examples(page: Path) -> list[str]:
-    """The Python examples of a page, each behind as many empty lines as stand before it there."""
+    """The Python examples of a page, each after as many empty lines as there are lines before it on the page."""
     text = page.read_text(encoding="utf-8")
     found = re.finditer(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return ["\n" * text[: match.start(1)].count("\n") + match.group(1) for match in found]
@@ -31,7 +27,7 @@ def run(example: str, page: Path, names: dict[str, object]) -> None:
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    """A working folder with the files that the pages speak of: ratings.csv and films.csv."""
+    """A working folder with the files that the pages name: ratings.csv and films.csv."""
     rng = np.random.default_rng(0)
     users, items, length = 60, 200, 12
     at = (rng.integers(items, size=users)[:, None] + np.arange(length)) % items
@@ -68,24 +64,13 @@ def test_first_page_example_runs(tables):
     assert (tables / "runs/first/model.safetensors").exists()
 
 
-def test_model_to_extend_runs(tables):
-    (example,) = examples(ROOT / "docs/extend.md")
-    names: dict[str, Any] = {"__name__": "extend"}
-    run(example, ROOT / "docs/extend.md", names)
-    train = Histories.from_lists([[0, 1, 2], [0, 1], [2, 1]])
-    model = names["Follows"](ModelConfig(), num_items=3)
-    model.fit(TrainingData(train, num_users=3, num_items=3, popularity=np.bincount(train.items, minlength=3)))
-    scores = model.score(Histories.from_lists([[2, 0], [1], [2], []]))
-    assert scores.argmax(dim=1).tolist() == [1, 2, 1, 1]
-
-
 def test_data_examples_run(tables):
     page = ROOT / "docs/data.md"
-    # The others need a folder of atomic files, or fetch a public set.
-    here = [example for example in examples(page) if "from_atomic" not in example and "fetch" not in example]
-    assert len(here) >= 2
+    # The others need a folder of atomic files, or fetch a public data set.
+    chosen = [example for example in examples(page) if "read_atomic" not in example and "fetch" not in example]
+    assert len(chosen) >= 3
     names: dict[str, object] = {}
-    for example in here:
+    for example in chosen:
         run(example.replace("k_core=5", "k_core=2"), page, names)
 
 
@@ -112,8 +97,8 @@ def test_every_option_is_on_the_page_with_its_default(name):
         assert row[0] == shown(field.get_default()), f"The page has another default of {option!r} of {name}."
 
 
-@pytest.mark.parametrize(("column", "preset"), [(1, "paper"), (2, "reference")])
+@pytest.mark.parametrize(("column", "preset"), [(1, "paper"), (2, "released")])
 def test_presets_are_as_the_page_says(column, preset):
-    said = {option: cells[column] for (option, _), cells in options_on_the_page().items() if cells[column]}
+    page = {option: cells[column] for (option, _), cells in options_on_the_page().items() if cells[column]}
     actual = models.model_class("diffurec").Config.presets[preset]
-    assert said == {option: shown(value) for option, value in actual.items()}
+    assert page == {option: shown(value) for option, value in actual.items()}

@@ -1,4 +1,4 @@
-"""Every example runs, and does what it says."""
+"""Every example runs and prints what it should."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-SAYS = {
+PRINTS = {
     "noise_schedules": "trunc_lin",
     "recbole_style_diffurec": "ranked first for",
     "train_and_recommend": "uncertainty",
@@ -24,6 +24,6 @@ def test_example(path, capsys):
     spec.loader.exec_module(module)
     module.main()
     printed = capsys.readouterr().out
-    assert SAYS[path.stem] in printed
+    assert PRINTS[path.stem] in printed
     if path.stem == "recbole_style_diffurec":
         assert int(printed.split("first for ")[1].split("%")[0]) > 80

@@ -1,4 +1,4 @@
-"""The notebooks run from nothing, learn what there is to learn, and become pages."""
+"""The notebooks run from scratch, their models learn, and they become pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *wanted: str) -> dict[str, Any]:
-    """Run a notebook in an empty folder, without the shared data; what these expressions are at its end."""
+    """Run a notebook in an empty folder, without data sets; the values of the ``wanted`` expressions at its end."""
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
@@ -27,7 +27,7 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *wanted: 
     notebook.cells.append(nbformat.v4.new_code_cell(f"import json; print(json.dumps({{{pairs}}}))"))
     resources = {"metadata": {"path": str(folder)}}
     client.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
-    assert not list(folder.iterdir())  # nothing is left where it was run
+    assert not list(folder.iterdir())  # it leaves no files in its working folder
     return json.loads(notebook.cells[-1].outputs[-1].text)
 
 
@@ -41,22 +41,22 @@ def test_first_recommendations(tmp_path, monkeypatch):
         "pairs.height",
     )
     titles, hits, pairs = found.values()
-    assert titles[0] == "Lock"  # the stop after the last one
-    assert min(hits["DiffuRec"], hits["its twin"]) > 0.6 > 0.4 > hits["item-kNN"] > hits["popularity"]
+    assert titles[0] == "Lock"  # the stop after the last one of the history
+    assert min(hits["DiffuRec"], hits["ablation"]) > 0.6 > 0.4 > hits["item-kNN"] > hits["popularity"]
     assert pairs == 6
 
 
 def test_what_denoising_does(tmp_path, monkeypatch):
-    found = executed("what_denoising_does", tmp_path, monkeypatch, "float(knowable)", "states", "guesses", "quality")
-    knowable, states, guesses, quality = found.values()
-    assert abs(states[0]) < 0.2  # from noise
-    assert states[-1] > 0.5  # to the item
-    assert min(guesses) > 0.9 * max(guesses)  # and the x0_hat was there all along
-    for label in ("λ = 0.001", "twin"):
+    found = executed("what_denoising_does", tmp_path, monkeypatch, "float(knowable)", "states", "x0_hats", "quality")
+    knowable, states, x0_hats, quality = found.values()
+    assert abs(states[0]) < 0.2  # starts from noise
+    assert states[-1] > 0.5  # and ends at the item
+    assert min(x0_hats) > 0.9 * max(x0_hats)  # which x0_hat was near from the first step
+    for label in ("λ = 0.001", "ablation"):
         assert all(abs(value - knowable) < 0.1 for value in quality[label])
     assert max(quality["λ = 0.001"]) - min(quality["λ = 0.001"]) < 0.02  # steps change nothing
-    assert quality["λ = 1"][-1] > quality["λ = 1"][0]  # where the network listens they do
-    assert max(quality["λ = 1"]) < knowable - 0.2  # and that is worse
+    assert quality["λ = 1"][-1] > quality["λ = 1"][0]  # if the network reads the state, they do
+    assert max(quality["λ = 1"]) < knowable - 0.2  # and the result is worse
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])

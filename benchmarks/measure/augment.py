@@ -44,7 +44,7 @@ def measure(data: str, guidance: str) -> dict[str, object]:
     model = DiffuASR(DiffuASR.Config.build(None, {"guidance": guidance, "backbone": None}), view.num_items).eval()
     model.fit(TrainingData(view.train, view.num_users, view.num_items, view.valid.popularity))
     memory, began = PeakMemory(), time.perf_counter()
-    generated = model.write(view.train)
+    generated = model.generate(view.train)
     seconds = time.perf_counter() - began
     return {
         "guidance": guidance,

@@ -47,7 +47,6 @@ CASES = [
     ("in_batch", "rowwise_adam"),
     ("gbce", "rowwise_adam"),
     ("sce", "rowwise_adam"),
-    ("rece", "adamw"),
 ]
 OPTIONS = {"embedding_size": 64, "batch_size": 4096}
 WARM_UP = 2
@@ -146,7 +145,7 @@ def quality(split: Split, loss: str, item_optimizer: str, epochs: int, rate: flo
         "item_optimizer": item_optimizer,
         "learning_rate": rate,
         "seed": seed,
-        "interactions": int((split.part == TRAIN).sum()),
+        "interactions": int((split.subset == TRAIN).sum()),
         "epochs": len(log),
         "train_seconds": round(sum(line["seconds"] for line in log), 1),
         "valid_ndcg@10/unseen": max(line["validation"]["ndcg@10/unseen"] for line in log if "validation" in line),

@@ -22,7 +22,8 @@ from rediffuse.data.dataset import KnowledgeGraph
 from rediffuse.data.histories import Histories
 from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.models.base import TrainingData
-from rediffuse.models.diffkg import DiffKG, DiffKGConfig, EntityBatch
+from rediffuse.models.diffkg import DiffKG, DiffKGConfig
+from rediffuse.models.diffkg_denoiser import EntityBatch
 from rediffuse.readers.public_datasets import public_dataset
 from rediffuse.training.precision import autocast, resolve_precision
 

@@ -51,7 +51,7 @@ def compare(preset: str, prediction: str) -> dict[str, float]:
     x_0 = torch.from_numpy(ours.rows(rows).toarray())
     found: dict[str, float] = {}
     with torch.no_grad():
-        steps = ours.config.steps
+        steps = ours.config.diffusion_steps
         t = torch.arange(USERS) % steps
         found["network"] = gap(ours.denoiser(x_0, t), theirs(x_0, t))
         ours.prepare()
@@ -86,7 +86,7 @@ def released(ours: DiffRec) -> tuple[Any, Any]:
         config.noise_scale,
         config.noise_min,
         config.noise_max,
-        config.steps,
+        config.diffusion_steps,
         torch.device("cpu"),
         beta_fixed=config.beta_fixed,
     )

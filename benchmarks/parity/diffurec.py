@@ -35,7 +35,7 @@ def main() -> None:
     vars(np)["int"] = int  # the released code uses this name, which numpy removed
     theirs = released_model()
     ours = DiffuRec(
-        DiffuRec.Config.build("reference", {"embedding_size": SIZE, "max_length": LENGTH, "sampling_steps": STEPS}),
+        DiffuRec.Config.build("released", {"embedding_size": SIZE, "max_length": LENGTH, "sampling_steps": STEPS}),
         ITEMS,
     ).eval()
     copy_weights(ours, theirs)

@@ -133,7 +133,7 @@ def condensed(found: Comparison, metric: str) -> dict[str, Any]:
     """What of a comparison is stored: the metrics that tables show, and slices of users by the chosen metric."""
     named, _, policy = metric.partition("/")
     everything = found.to_dict()
-    kept = {name: everything[name] for name in ("facts", "summary", "pairs", "twins", "steps", "costs")}
+    kept = {name: everything[name] for name in ("facts", "summary", "pairs", "ablations", "steps", "costs")}
     kept["summary"] = [row for row in kept["summary"] if row["metric"] in (*SHOWN, named)]
     kept["slices"] = [
         row

@@ -71,20 +71,20 @@ SOCIAL = {
     "friends": Variant("friends"),
     "diffnet": Variant("diffnet"),
     "diffnet-alone": Variant("diffnet", {"hops": 0}),
-    "diffnet-reference": Variant("diffnet", DiffNetConfig.presets["reference"]),
+    "diffnet-reference": Variant("diffnet", DiffNetConfig.presets["released"]),
     "diffnetpp": Variant("diffnetpp", {"hops": 2}),
     "diffnetpp-one": Variant("diffnetpp"),
     "diffnetpp-mean": Variant("diffnetpp", {"attention": "mean"}),
     "bprmf-tuned": Variant("bprmf", {"reg": 0.03}),  # the best of a few on Yelp's validation subset
     "lightgcn-tuned": Variant("lightgcn", {"reg": 0.03}),
-    "diffnetpp-reference": Variant("diffnetpp", DiffNetPPConfig.presets["reference"]),
+    "diffnetpp-reference": Variant("diffnetpp", DiffNetPPConfig.presets["released"]),
 }
 
 # A knowledge graph, pruned by diffusion, at random, or not at all.
 KNOWLEDGE = {
     **{f"diffkg-{pruning}": Variant("diffkg", {"pruning": pruning}) for pruning in ("diffusion", "random", "none")},
     "diffkg-plain": Variant("diffkg", {"pruning": "none", "contrast": 0.0}),
-    "diffkg-reference": Variant("diffkg", DiffKGConfig.presets["reference"]),
+    "diffkg-reference": Variant("diffkg", DiffKGConfig.presets["released"]),
 }
 
 # The backbones of augmentation, all of one size.
@@ -99,7 +99,7 @@ BACKBONES = {
 
 def pdrec() -> dict[str, Variant]:
     """TI-DiffRec alone; then PDRec's signals, none, each and all, on two backbones with two losses."""
-    diffusion = TDiffRecConfig.presets["douban-book"] | {"learning_rate": 5e-4, "validate_every": 2}
+    diffusion = TDiffRecConfig.presets["paper:douban-book"] | {"learning_rate": 5e-4, "validate_every": 2}
     found = {"tidiffrec": Variant("tdiffrec", diffusion)}
     for backbone, rate in (("gru4rec", 3e-3), ("sasrec", 1e-3)):
         for loss, signals in (("bce", ["hbr", "dpa", "nns"]), ("softmax", ["hbr", "dpa"])):

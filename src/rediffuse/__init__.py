@@ -29,6 +29,7 @@ _LAZY = {
     "errors": ("rediffuse.errors", None),
     "evaluation": ("rediffuse.evaluation", None),
     "models": ("rediffuse.models", None),
+    "testing": ("rediffuse.testing", None),
 }
 
 __all__ = [
@@ -49,12 +50,13 @@ __all__ = [
     "read_atomic",
     "read_interactions",
     "split",
+    "testing",
     "train",
     "tune",
 ]
 
 if TYPE_CHECKING:
-    from rediffuse import data, diffusion, errors, evaluation, models
+    from rediffuse import data, diffusion, errors, evaluation, models, testing
     from rediffuse.augmentation import augment
     from rediffuse.comparison import compare, evaluate
     from rediffuse.data import split

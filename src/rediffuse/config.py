@@ -1,7 +1,9 @@
-"""Configuration shared by all models: validation with readable errors, and the options of the training loop."""
+"""Options that all models share, presets, and settings from the command line and from YAML files."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -9,12 +11,18 @@ from typing import Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rediffuse.errors import ConfigError, did_you_mean
+from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
 
 
 @dataclass(frozen=True)
 class Range:
-    """Values from ``low`` to ``high`` for `rediffuse tune`; whole numbers if both ends are."""
+    """An interval that `rediffuse tune` searches; whole numbers where both ends are.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        log: search on a logarithmic scale.
+    """
 
     low: float
     high: float
@@ -22,16 +30,20 @@ class Range:
 
 
 class ModelConfig(BaseModel):
-    """Options every trained model has. Each model's own Config adds to these, in the same file as the model.
+    """Options of the training loop; the Config of each model adds its own, in the model's file.
 
     A config is immutable, is saved with the run, and refuses unknown options.
+
+    Class attributes:
+
+    - ``presets``: named sets of options. Every model has ``paper`` (the paper's) and ``released`` (the released
+      code's); ``paper:NAME`` is the paper's configuration for the data set NAME. ``default`` is the class itself.
+    - ``search``: what `rediffuse tune` searches: an option and its `Range`, or a tuple of its choices.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    # Named sets of options; "default" is the class itself.
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    # What `rediffuse tune` tries: option -> Range, or a tuple of choices.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "released": {}}
     search: ClassVar[dict[str, Range | tuple[Any, ...]]] = {}
 
     epochs: int = Field(100, ge=0, description="Upper bound; early stopping usually ends before it.")
@@ -48,61 +60,97 @@ class ModelConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @classmethod
-    def build(cls, preset: str | None = None, overrides: dict[str, Any] | None = None) -> Self:
-        """A config from a preset and overrides.
+    def build(
+        cls, preset: str | None = None, overrides: dict[str, Any] | None = None, *, model: str | None = None
+    ) -> Self:
+        """Build a config from a preset and options that override it.
+
+        Args:
+            preset: "default", "paper", "released" or "paper:NAME"; None is "default".
+            overrides: option -> value.
+            model: name of the model. If it is given, a preset that changes nothing is warned about.
 
         Raises:
-            ConfigError: unknown preset, unknown option (with the closest known one) or a value out of range.
+            ConfigError: the preset or an option is unknown (with the closest known one), or a value is out of range.
         """
-        values: dict[str, Any] = {}
-        if preset not in (None, "default"):
-            if preset not in cls.presets:
-                raise ConfigError(f"Unknown preset {preset!r}.", did_you_mean(preset, ["default", *cls.presets]))
-            values.update(cls.presets[preset])
-        values.update(overrides or {})
+        chosen = cls._preset(preset or "default")
+        values = chosen | (overrides or {})
         for option in values:
             if option not in cls.model_fields:
                 raise ConfigError(f"Unknown option {option!r}.", did_you_mean(option, cls.model_fields))
         try:
-            return cls(**values)
+            config = cls(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            if isinstance(ours := first.get("ctx", {}).get("error"), ConfigError):  # a validator of a model raised it
-                raise ours from None
-            if not first["loc"]:  # options that do not fit together
-                raise ConfigError(f"These options do not fit: {first['msg'].removeprefix('Value error, ')}.") from None
-            option = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                f"Option {option!r} was given {first.get('input')!r}: {first['msg']}.",
-                f"See {cls.__module__} for what {option!r} may be.",
-            ) from None
+            raise cls._error(error) from None
+        if (
+            model is not None
+            and preset not in (None, "default")
+            and cls.model_validate(chosen) == cls.model_validate({})
+        ):
+            warnings.warn(
+                f"The preset {preset!r} of {model} changes nothing: it equals the default.",
+                RediffuseWarning,
+                stacklevel=3,
+            )
+        return config
+
+    @classmethod
+    def preset_names(cls) -> list[str]:
+        """Names that `build` accepts: default, paper, released and the data-set configurations, in this order."""
+        return list(dict.fromkeys(("default", *ModelConfig.presets, *cls.presets)))
+
+    @classmethod
+    def _preset(cls, name: str) -> dict[str, Any]:
+        if name not in cls.preset_names():
+            raise ConfigError(f"Unknown preset {name!r}.", did_you_mean(name, cls.preset_names()))
+        return cls.presets.get(name, {})
+
+    @classmethod
+    def _error(cls, error: ValidationError) -> ConfigError:
+        """The first of pydantic's errors as one of ours."""
+        first = error.errors()[0]
+        if isinstance(ours := first.get("ctx", {}).get("error"), ConfigError):  # raised by a validator
+            return ours
+        if not first["loc"]:  # raised by a validator of several options
+            return ConfigError(f"These options do not fit: {first['msg'].removeprefix('Value error, ')}.")
+        option = ".".join(str(name) for name in first["loc"])
+        return ConfigError(
+            f"Option {option!r} was given {first.get('input')!r}: {first['msg']}.",
+            f"See {cls.__module__} for what {option!r} may be.",
+        )
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """``["epochs=20", "form=prefix"]`` -> ``{"epochs": 20, "form": "prefix"}`` (values are read as YAML).
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """Parse settings as the command line takes them; values are YAML.
 
-    ``part.epochs=20`` is an option of a part: ``{"part": {"epochs": 20}}``.
+    ``["epochs=20", "form=prefix"]`` gives ``{"epochs": 20, "form": "prefix"}``. A dot leads into an option that is a
+    mapping: ``diffusion.epochs=20`` gives ``{"diffusion": {"epochs": 20}}``.
 
     Raises:
-        ConfigError: a setting without an equals sign, or of a part that another setting gave one value.
+        ConfigError: a setting has no equals sign or is not YAML, or leads into an option that has a single value.
     """
     values: dict[str, Any] = {}
     for setting in settings:
-        name, sign, text = setting.partition("=")
-        if not sign or not name.strip():
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
             raise ConfigError(f"Setting {setting!r} is not of the form option=value.", "For example: --set epochs=20")
-        *parts, option = name.strip().split(".")
-        place = values
-        for part in parts:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"Setting {setting!r} goes into {part!r}, which was set to {place!r}.")
-        place[option] = yaml.safe_load(text)
+        *parents, option = name.strip().split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"Setting {setting!r} leads into {parent!r}, which was set to {target!r}.")
+        try:
+            target[option] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"The value of setting {setting!r} is not valid YAML.", "Quote it: option='value'"
+            ) from None
     return values
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Options from a YAML file.
+    """Read options from a YAML file.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
@@ -114,5 +162,5 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"Config file {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"Config file {path} holds no options.", "Write one option per line, for example epochs: 20")
+        raise ConfigError(f"Config file {path} has no options.", "Write one option per line, for example epochs: 20")
     return values

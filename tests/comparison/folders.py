@@ -1,4 +1,4 @@
-"""Run folders that look trained and evaluated, without training anything: of any size, and with any flaw."""
+"""Run folders that look trained and evaluated but are made up: of any size, and with any flaw."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def made_up_run(
     users: int = 200,
     items: int = 100,
     skill: float = 0.5,
-    people: str = "u",
+    prefix: str = "u",
     steps: dict[str, float] | None = None,
     protocol: dict[str, Any] | None = None,
     data: str = "data",
     split: str = "split",
 ) -> Path:
-    """A run of ``model`` whose one true item per user stands high where ``skill`` (0 to 1) is high.
+    """Write a run of ``model`` that ranks the one true item of each user higher, the higher ``skill`` (0 to 1) is.
 
-    People, true items and histories are those of every other run of the same size; a tenth have no history, and so no
-    popularity_lift. ``people`` begins every user id; ``data`` and ``split`` are fingerprints.
+    Users, true items and histories are the same in all runs of one size. A tenth of the users have no history, and so
+    no popularity_lift. ``prefix`` begins every user id; ``data`` and ``split`` are fingerprints.
     """
     world, chance = np.random.default_rng(7), np.random.default_rng([seed, users, int(1000 * skill)])
     history = np.minimum(world.geometric(0.12, users), 60)
@@ -43,7 +43,7 @@ def made_up_run(
     true = np.minimum((items * world.beta(0.6, 3, users)).astype(np.int64), items - 1)
     luck = world.random(users)
     table: dict[str, Any] = {
-        "user_id": [f"{people}{user}" for user in range(users)],
+        "user_id": [f"{prefix}{user}" for user in range(users)],
         "history_length": history,
         "truth_items": np.ones(users, dtype=np.int64),
     }
@@ -83,6 +83,7 @@ def made_up_run(
         "model": model,
         "preset": preset,
         "config": chosen,
+        "defaults": model_class(model).Config.build(preset).model_dump(mode="json"),
         "seed": seed,
         "split": split_facts,
         "data": {"fingerprint": data, "users": users, "items": items, "interactions": int(history.sum()) + users},

@@ -1,4 +1,4 @@
-"""Comparisons: what is refused, how runs are grouped, and that every figure is the one of the runs."""
+"""Comparisons: which runs are refused, how runs are grouped, and that every figure is that of the runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from tests.comparison.folders import made_up_run
-from tests.synthetic import walks
+from tests.synthetic import ring_dataset
 from typer.testing import CliRunner
 
 import rediffuse as rd
@@ -26,7 +26,7 @@ def comparison(evaluated):
 
 
 def edited(run, to, **changes):
-    """A copy of a run with other content of test.json."""
+    """A copy of a run with changes to the protocol in test.json."""
     shutil.copytree(run, to)
     facts = json.loads((to / "test.json").read_text())
     facts["protocol"] |= changes
@@ -34,9 +34,9 @@ def edited(run, to, **changes):
     return to
 
 
-def test_variants_are_runs_that_differ_by_seed_alone(comparison):
+def test_variants_are_runs_that_differ_only_in_their_seed(comparison):
     seeds = dict(comparison.summary.select("variant", "seeds").iter_rows())
-    assert seeds == {"popularity": 1, "itemknn": 1, "diffurec": 2, "diffurec (diffusion=False)": 2}
+    assert seeds == {"popularity": 1, "itemknn": 1, "diffurec": 2, "diffurec (no diffusion)": 2}
 
 
 def test_means_and_intervals_are_those_of_the_runs(comparison, evaluated):
@@ -54,10 +54,10 @@ def test_means_and_intervals_are_those_of_the_runs(comparison, evaluated):
     assert row["high"] - row["mean"] == pytest.approx(12.7062 * abs(values[0] - values[1]) / 2, rel=1e-4)
     assert row["sampling_seeds"] == 2
     assert row["sampling_std"] >= 0
-    assert row["people_low"] < row["mean"] < row["people_high"]
+    assert row["users_low"] < row["mean"] < row["users_high"]
 
 
-def test_pairs_are_paired_by_person(comparison, evaluated):
+def test_pairs_are_paired_by_user(comparison, evaluated):
     first, second = (
         pl.read_parquet(evaluated[name] / "per_user_test.parquet")["ndcg@10/unseen"].to_numpy()
         for name in ("popularity", "itemknn")
@@ -96,12 +96,12 @@ def test_groups_of_numbers():
     assert groups_of_equal_size(np.array([4, 4, 4]))[1] == ["1-4"]
 
 
-def test_the_twin_is_found(comparison):
-    rows = comparison.twins.filter(policy="all", metric="hr@10")
-    assert rows.select("variant", "twin").rows() == [("diffurec", "diffurec (diffusion=False)")]
+def test_each_diffusion_variant_is_compared_with_its_ablation(comparison):
+    rows = comparison.ablations.filter(policy="all", metric="hr@10")
+    assert rows.select("variant", "ablation").rows() == [("diffurec", "diffurec (no diffusion)")]
     assert rows["difference_mean"][0] == pytest.approx(rows["with_diffusion"][0] - rows["without"][0])
     assert set(comparison.steps["variant"]) == {"diffurec"}
-    assert set(comparison.curves["variant"]) == {"diffurec", "diffurec (diffusion=False)"}
+    assert set(comparison.curves["variant"]) == {"diffurec", "diffurec (no diffusion)"}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_the_twin_is_found(comparison):
     [
         ({"candidates": "sampled-100"}, "candidate set: sampled-100 and all"),
         ({"seen": ["unseen"]}, "seen-item policy"),
-        ({"validation_is_input": False}, "use of validation events as input"),
+        ({"validation_is_input": False}, "use of validation interactions as input"),
     ],
 )
 def test_other_protocols_are_refused(evaluated, tmp_path, changes, what):
@@ -119,19 +119,19 @@ def test_other_protocols_are_refused(evaluated, tmp_path, changes, what):
 
 
 def test_other_splits_and_data_are_refused(evaluated, tmp_path):
-    data = walks()
+    data = ring_dataset()
     rd.train("popularity", rd.split.ratio(data, 0.6, 0.2), tmp_path / "ratio")
     rd.evaluate(tmp_path / "ratio", data)
     with pytest.raises(RunError, match=r"differ in their split: ratio .* and leave-one-out"):
         rd.compare([evaluated["popularity"], tmp_path / "ratio"])
-    rd.train("popularity", rd.split.leave_one_out(walks(seed=2)), tmp_path / "data")
-    rd.evaluate(tmp_path / "data", walks(seed=2))
+    rd.train("popularity", rd.split.leave_one_out(ring_dataset(seed=2)), tmp_path / "data")
+    rd.evaluate(tmp_path / "data", ring_dataset(seed=2))
     with pytest.raises(RunError, match="differ in their data"):
         rd.compare([evaluated["popularity"], tmp_path / "data"])
 
 
 def test_unevaluated_and_repeated_runs_are_refused(evaluated, tmp_path):
-    run = rd.train("popularity", rd.split.leave_one_out(walks()), tmp_path / "run").path
+    run = rd.train("popularity", rd.split.leave_one_out(ring_dataset()), tmp_path / "run").path
     with pytest.raises(RunError, match=f"rediffuse evaluate {run} DATASET"):
         rd.compare([evaluated["itemknn"], run])
     (tmp_path / "link").symlink_to(evaluated["itemknn"])
@@ -143,7 +143,7 @@ def test_unevaluated_and_repeated_runs_are_refused(evaluated, tmp_path):
         rd.compare([evaluated["itemknn"], copy])
 
 
-def test_what_is_no_run_is_left_out(evaluated, tmp_path):
+def test_paths_without_a_run_are_left_out(evaluated, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     with pytest.warns(RediffuseWarning, match=r"hold no run: .*notes, .*notes\.txt"):
@@ -156,34 +156,34 @@ def test_what_is_no_run_is_left_out(evaluated, tmp_path):
 
 
 def test_an_unknown_metric_is_refused(evaluated):
-    with pytest.raises(ConfigError, match=r"'ndgc@10' was not measured per person[\s\S]*Did you mean 'ndcg@10'"):
+    with pytest.raises(ConfigError, match=r"'ndgc@10' was not measured per user[\s\S]*Did you mean 'ndcg@10'"):
         rd.compare([evaluated["itemknn"]], metric="ndgc@10")
 
 
 def test_an_evaluation_of_earlier_weights_does_not_count(tmp_path):
     run = made_up_run(tmp_path / "run")
     assert len(rd.compare([run]).costs) == 1
-    forget_files(run, ["test.json"])  # what training again leaves behind
+    forget_files(run, ["test.json"])  # as training again does
     with pytest.raises(RunError, match="Not evaluated"):
         rd.compare([run])
 
 
-def test_other_people_and_other_true_items_are_refused(tmp_path):
-    runs = [made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b", "sasrec", people="v")]
-    with pytest.raises(RunError, match=r"b and .*a were evaluated on other people"):
+def test_other_users_and_other_true_items_are_refused(tmp_path):
+    runs = [made_up_run(tmp_path / "a"), made_up_run(tmp_path / "b", "sasrec", prefix="v")]
+    with pytest.raises(RunError, match=r"b and .*a were evaluated on different users"):
         rd.compare(runs)
     other = made_up_run(tmp_path / "c", "sasrec")
     truth = pl.read_parquet(other / "truth_test.parquet").with_columns(pl.col("item_id").reverse())
     add_files(other, {"truth_test.parquet": parquet_bytes(truth)})
-    with pytest.raises(RunError, match="other true items"):
+    with pytest.raises(RunError, match="different true items"):
         rd.compare([runs[0], other])
 
 
-def test_labels_say_what_sets_variants_apart(tmp_path):
+def test_labels_name_the_options_that_distinguish_variants(tmp_path):
     wanted = {
         "diffurec": (None, {}),
-        "diffurec (diffusion=False)": (None, {"diffusion": False}),
-        "diffurec (heads=4, diffusion=False)": (None, {"diffusion": False, "heads": 4}),
+        "diffurec (no diffusion)": (None, {"diffusion": False}),
+        "diffurec (heads=4, no diffusion)": (None, {"diffusion": False, "heads": 4}),
         "diffurec (paper)": ("paper", {}),
     }
     runs = [
@@ -191,11 +191,11 @@ def test_labels_say_what_sets_variants_apart(tmp_path):
         for place, (preset, options) in enumerate(wanted.values())
     ]
     found = rd.compare([*runs, made_up_run(tmp_path / "sasrec", "sasrec", {"heads": 1})])
-    assert set(found.costs["variant"]) == {*wanted, "sasrec"}  # nothing to be told apart from
+    assert set(found.costs["variant"]) == {*wanted, "sasrec"}  # the only variant of its model
 
 
-def test_labels_of_two_variants_are_never_one(tmp_path):
-    """A run of an earlier version, without an option that the other has at its default."""
+def test_labels_are_unique(tmp_path):
+    """One run is of an earlier version, without an option that the other has at its default."""
     runs = [made_up_run(tmp_path / name, "diffurec") for name in ("old", "new")]
     config = json.loads((runs[0] / "config.json").read_text())
     del config["config"]["solver"]
@@ -203,7 +203,7 @@ def test_labels_of_two_variants_are_never_one(tmp_path):
     assert set(rd.compare(runs).costs["variant"]) == {"diffurec [old]", "diffurec [new]"}
 
 
-def test_people_about_whom_a_metric_says_nothing_are_left_out(tmp_path):
+def test_users_for_whom_a_metric_has_no_value_are_left_out(tmp_path):
     """popularity_lift has no value without a history."""
     runs = [made_up_run(tmp_path / "a", "sasrec"), made_up_run(tmp_path / "b", "ease", skill=0.2)]
     tables = [pl.read_parquet(run / "per_user_test.parquet") for run in runs]
@@ -212,8 +212,8 @@ def test_people_about_whom_a_metric_says_nothing_are_left_out(tmp_path):
     found = rd.compare(runs, tmp_path / "report", metric="popularity_lift@10")
     row = found.pairs.row(by_predicate=pl.col("policy") == "all", named=True)
     assert row["users"] == known.sum()
-    mine, theirs = (table["popularity_lift@10"].filter(known) for table in tables)
-    assert row["difference"] == pytest.approx((mine - theirs).mean())
+    first, second = (table["popularity_lift@10"].filter(known) for table in tables)
+    assert row["difference"] == pytest.approx((first - second).mean())
     lift = found.slices.filter(by="history length", metric="popularity_lift@10", policy="all", variant="sasrec")
     assert "0" not in lift["slice"]
     assert lift["size"].sum() == known.sum()
@@ -237,8 +237,8 @@ def test_items_are_sliced_by_rank_over_all_seeds(tmp_path):
 def test_with_a_baseline_only_its_pairs_are_tested(tmp_path):
     skills = {"ease": 0.2, "sasrec": 0.5, "bprmf": 0.3}
     runs = [made_up_run(tmp_path / name, name, skill=skill) for name, skill in skills.items()]
-    every, some = rd.compare(runs), rd.compare(runs, baseline="ease")
-    pairs = some.pairs.filter(policy="all")
+    every, with_baseline = rd.compare(runs), rd.compare(runs, baseline="ease")
+    pairs = with_baseline.pairs.filter(policy="all")
     assert pairs.select("first", "second").rows() == [("sasrec", "ease"), ("bprmf", "ease")]
     assert pairs["difference"][0] == pytest.approx(-every.pairs.filter(policy="all", second="sasrec")["difference"][0])
     assert max(pairs["p_holm"] / pairs["p"]) <= 2
@@ -247,7 +247,7 @@ def test_with_a_baseline_only_its_pairs_are_tested(tmp_path):
 
 
 @pytest.mark.parametrize("figures", [3, {"ndcg@10": "high"}, {"ndcg@10": float("nan")}, {"source": 1}])
-def test_published_figures_that_are_none_are_refused(tmp_path, figures):
+def test_published_figures_that_are_not_numbers_are_refused(tmp_path, figures):
     with pytest.raises(ConfigError, match="Published figures of 'x'"):
         rd.compare([made_up_run(tmp_path / "run")], published={"x": figures})
 
@@ -256,29 +256,29 @@ def test_one_seed_has_no_interval_over_seeds(tmp_path):
     row = rd.compare([made_up_run(tmp_path / "run")]).summary.row(0, named=True)
     assert (row["seeds"], row["low"], row["high"]) == (1, None, None)
     assert row["sampling_std"] == pytest.approx(np.std([-0.001, 0.001], ddof=1))
-    assert row["people_low"] < row["mean"] < row["people_high"]
+    assert row["users_low"] < row["mean"] < row["users_high"]
 
 
-def test_the_command_says_who_is_better_and_where_the_report_is(tmp_path):
+def test_the_command_prints_significant_differences_and_the_report(tmp_path):
     runs = [
         made_up_run(tmp_path / "runs" / "a", "sasrec", skill=0.9),
         made_up_run(tmp_path / "runs" / "b", "ease", skill=0.1),
     ]
     (tmp_path / "others.json").write_text(json.dumps({"A paper": {"source": "there", "ndcg@10": 0.4}}))
     command = ["compare", *map(str, runs), "-o", str(tmp_path / "out"), "--published", str(tmp_path / "others.json")]
-    said = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
-    assert said.exit_code == 0, said.output
-    assert "sasrec is better than ease" in said.output
-    assert str(tmp_path / "out" / "report.html") in said.output.replace("\n", "")
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert "sasrec is better than ease" in result.output
+    assert str(tmp_path / "out" / "report.html") in result.output.replace("\n", "")
     mean = pl.read_parquet(tmp_path / "out" / "summary.parquet").filter(
         policy="all", metric="ndcg@10", variant="sasrec"
     )
-    assert f"{mean['mean'][0]:.4f}" in said.output
+    assert f"{mean['mean'][0]:.4f}" in result.output
     found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert found["published"] == {"A paper": {"source": "there", "ndcg@10": 0.4}}
 
 
-def test_options_of_parts_are_named_in_full_and_only_where_both_say_them(tmp_path):
+def test_nested_options_have_full_names_if_all_runs_have_them(tmp_path):
     runs = [
         made_up_run(tmp_path / "a", "pdrec", {"diffusion": {"diffusion_steps": 5, "epochs": 9}, "hbr": False}),
         made_up_run(tmp_path / "b", "pdrec", {"diffusion": {"diffusion_steps": 7}}),

@@ -1,4 +1,4 @@
-"""What `evaluate` finds and leaves in the run folder."""
+"""`evaluate`: its result and the files that it writes into the run folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from tests.dying import dies
-from tests.synthetic import walks
+from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.data.split import TRAIN
@@ -21,7 +21,7 @@ from rediffuse.runs.run_folder import add_files
 
 @pytest.fixture(scope="module")
 def data():
-    return walks()
+    return ring_dataset()
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(data, tmp_path):
     return rd.train("itemknn", rd.split.leave_one_out(data), tmp_path / "run").path
 
 
-def test_files_hold_what_the_evaluation_found(run, data):
+def test_files_hold_the_result(run, data):
     facts = rd.evaluate(run, data)
     split = rd.split.leave_one_out(data)
     task, model = split.task("test"), rd.Recommender.load(run).model
@@ -38,17 +38,17 @@ def test_files_hold_what_the_evaluation_found(run, data):
         assert facts["metrics"][policy] == pytest.approx(direct.metrics[policy])
     assert json.loads((run / "test.json").read_text()) == facts
 
-    people = pl.read_parquet(run / "per_user_test.parquet")
-    assert people["user_id"].to_list() == data.user_ids.gather(task.users).to_list()
-    assert people["ndcg@10/unseen"].mean() == pytest.approx(facts["metrics"]["unseen"]["ndcg@10"])
+    users = pl.read_parquet(run / "per_user_test.parquet")
+    assert users["user_id"].to_list() == data.user_ids.gather(task.users).to_list()
+    assert users["ndcg@10/unseen"].mean() == pytest.approx(facts["metrics"]["unseen"]["ndcg@10"])
     truth = pl.read_parquet(run / "truth_test.parquet")
     assert truth["item_id"].to_list() == data.item_ids.gather(task.truth.items).to_list()
     assert (truth["rank"] <= 10).mean() == pytest.approx(facts["metrics"]["all"]["hr@10"])
     lists = pl.read_parquet(run / "lists_test.parquet").filter(pl.col("policy").cast(pl.String) == "unseen")
-    recommended = rd.Recommender.load(run).recommend(users=people["user_id"].to_list()[:5], k=20)
-    ours = lists.filter(pl.col("user_id").is_in(people["user_id"].head(5).to_list()))
+    recommended = rd.Recommender.load(run).recommend(users=users["user_id"].to_list()[:5], k=20)
+    ours = lists.filter(pl.col("user_id").is_in(users["user_id"].head(5).to_list()))
     assert ours["item_id"].to_list() == recommended["item_id"].to_list()
-    rd.Recommender.load(run)  # the manifest knows the new files
+    rd.Recommender.load(run)  # the manifest lists the new files
 
 
 def test_several_draws_of_a_stochastic_model_are_averaged(data, tmp_path):
@@ -56,18 +56,18 @@ def test_several_draws_of_a_stochastic_model_are_averaged(data, tmp_path):
     run = rd.train("diffurec", rd.split.leave_one_out(data), tmp_path / "run", config=options).path
     facts = rd.evaluate(run, data, seeds=[4, 5, 6])
     assert facts["sampling_seeds"] == [4, 5, 6]
-    each = [one["all"]["mrr@10"] for one in facts["metrics_by_seed"]]
+    each = [draw["all"]["mrr@10"] for draw in facts["metrics_by_seed"]]
     assert len(set(each)) > 1
     assert facts["metrics"]["all"]["mrr@10"] == pytest.approx(np.mean(each))
-    people = pl.read_parquet(run / "per_user_test.parquet")
-    assert people["mrr@10"].mean() == pytest.approx(np.mean(each))
+    users = pl.read_parquet(run / "per_user_test.parquet")
+    assert users["mrr@10"].mean() == pytest.approx(np.mean(each))
 
 
 def test_a_deterministic_model_is_evaluated_once(run, data):
     assert rd.evaluate(run, data, seeds=[1, 2, 3])["sampling_seeds"] == [1]
 
 
-def test_another_protocol_leaves_the_full_result_alone(run, data):
+def test_another_protocol_has_files_of_its_own(run, data):
     full = rd.evaluate(run, data)
     sampled = rd.evaluate(run, data, protocol="sampled-5")
     assert json.loads((run / "test.json").read_text()) == full
@@ -75,26 +75,26 @@ def test_another_protocol_leaves_the_full_result_alone(run, data):
     assert (run / "per_user_test-sampled-5.parquet").exists()
     assert sampled["protocol"]["comparable"] is False
     assert sampled["task_fingerprint"] != full["task_fingerprint"]
-    assert sampled["metrics"]["unseen"]["hr@5"] > full["metrics"]["unseen"]["hr@5"]  # easier by far
+    assert sampled["metrics"]["unseen"]["hr@5"] > full["metrics"]["unseen"]["hr@5"]  # far easier
 
 
 @pytest.fixture
 def released(data):
-    """The data with a split of its own."""
+    """The data with a given split."""
     return dataclasses.replace(data, given={"released": rd.split.leave_one_out(data).subset})
 
 
-def test_a_paper_shows_filters_and_reports_what_it_says(released, tmp_path):
+def test_protocols_of_papers_determine_input_filter_and_policies(released, tmp_path):
     split = split_for("paper:diffrec", released)
     run = rd.train("itemknn", split, tmp_path / "run").path
     facts = rd.evaluate(run, released, protocol="paper:diffrec")
     assert facts["protocol"]["validation_is_input"] is False
     assert list(facts["metrics"]) == ["unseen"]
     assert not (run / "test.json").exists()
-    people = pl.read_parquet(run / "per_user_test-paper-diffrec.parquet")
-    shown = released.interactions.where(split.subset == TRAIN).take(split.task("test").users)
-    assert people["history_length"].to_list() == shown.lengths.tolist()
-    assert all(column.endswith("/unseen") for column in people.columns[3:])
+    users = pl.read_parquet(run / "per_user_test-paper-diffrec.parquet")
+    train = released.interactions.where(split.subset == TRAIN).take(split.task("test").users)
+    assert users["history_length"].to_list() == train.lengths.tolist()
+    assert all(column.endswith("/unseen") for column in users.columns[3:])
     assert pl.read_parquet(run / "truth_test-paper-diffrec.parquet").columns[3:] == ["rank/unseen"]
     lists = pl.read_parquet(run / "lists_test-paper-diffrec.parquet").with_columns(pl.col("policy").cast(pl.String))
     assert lists["policy"].unique().to_list() == ["unseen"]
@@ -108,7 +108,7 @@ def test_a_paper_shows_filters_and_reports_what_it_says(released, tmp_path):
     assert not any("/" in column for column in pl.read_parquet(run / "per_user_test-paper-diffurec.parquet").columns)
     whole = rd.evaluate(run, released)
     assert kept["metrics"]["all"] == whole["metrics"]["all"]
-    assert facts["metrics"]["unseen"] != whole["metrics"]["unseen"]  # validation events are worth something
+    assert facts["metrics"]["unseen"] != whole["metrics"]["unseen"]  # validation interactions help
     assert len({each["task_fingerprint"] for each in (facts, kept, whole)}) == 3
 
 
@@ -117,7 +117,7 @@ def test_a_split_that_differs_is_refused(released, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["split"]["fingerprint"] = "0" * 64
     add_files(run, {"config.json": json.dumps(config).encode()})
-    with pytest.raises(RunError, match="The split given of this data differs"):
+    with pytest.raises(RunError, match="The split given of these data differs"):
         rd.evaluate(run, released)
 
 
@@ -128,18 +128,18 @@ def test_seeds_are_checked_before_any_work(run, data, seeds):
     assert not (run / "test.json").exists()
 
 
-def test_seeds_may_be_numbers_of_numpy(run, data):
+def test_seeds_may_be_numpy_integers(run, data):
     facts = rd.evaluate(run, data, seeds=np.arange(2, 4))
     assert json.loads((run / "test.json").read_text())["seed"] == facts["seed"] == 2
 
 
 def test_other_data_is_refused(run):
     with pytest.raises(RunError, match="was trained on other data"):
-        rd.evaluate(run, walks(seed=1))
+        rd.evaluate(run, ring_dataset(seed=1))
 
 
 @pytest.mark.parametrize("renames", range(2, 7))
-def test_a_run_survives_dying_while_it_is_evaluated_again(run, data, renames):
+def test_a_run_survives_a_kill_while_it_is_evaluated_again(run, data, renames):
     rd.evaluate(run, data)
     dies("rename", renames, rd.evaluate, run, data, seeds=[1])
     rd.Recommender.load(run)

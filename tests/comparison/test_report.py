@@ -1,4 +1,4 @@
-"""The report, opened in a real browser without a network."""
+"""The report, opened in a browser without a network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def page(browser, written):
 def test_the_page_needs_no_network_and_draws_everything(page):
     assert page.faults == []
     assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
-    plots = ["bars", "twins", "steps", "cost-train", "cost-serve", "slices-people", "slices-items", "curves"]
+    plots = ["bars", "ablations", "steps", "cost-train", "cost-serve", "slices-users", "slices-items", "curves"]
     for plot in plots:
         marks = page.locator(f"#{plot} .main-svg .trace path, #{plot} .main-svg .trace .point").count()
         assert marks > 0, plot
@@ -80,11 +80,11 @@ def test_a_column_can_be_sorted(page):
 
 def test_the_metric_selector_changes_the_plot(page):
     page.select_option("#metric", "mrr@10")
-    for plot, axis in (("bars", "x"), ("cost-train", "y"), ("slices-people", "y")):
+    for plot, axis in (("bars", "x"), ("cost-train", "y"), ("slices-users", "y")):
         assert page.locator(f"#{plot} .{axis}title").text_content() == "mrr@10"
     assert page.locator("#spread th").first.inner_text() == "mrr@10"
-    page.select_option("#metric", "coverage@10")  # has no value per person
-    assert page.locator("#slices-people .ytitle").text_content() == "ndcg@10"
+    page.select_option("#metric", "coverage@10")  # has no value per user
+    assert page.locator("#slices-users .ytitle").text_content() == "ndcg@10"
     assert page.faults == []
 
 
@@ -95,10 +95,10 @@ def test_no_plot_is_wider_than_a_phone(page):
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_a_page_without_twins_steps_and_training_hides_their_parts(browser, tmp_path):
+def test_a_page_without_ablations_steps_and_training_hides_their_sections(browser, tmp_path):
     rd.compare([made_up_run(tmp_path / "run", "ease")], tmp_path / "out")
     tab = opened(browser, tmp_path / "out")
-    assert [tab.is_visible(f"#{part}-part") for part in ("twins", "steps", "curves")] == [False, False, False]
+    assert [tab.is_visible(f"#{name}-section") for name in ("ablations", "steps", "curves")] == [False, False, False]
     assert not tab.is_visible(".warning")
     assert "one seed" in tab.inner_text("#spread")
     assert tab.faults == []
@@ -121,37 +121,37 @@ def test_published_figures_are_marked(page):
 def test_markdown_puts_figures_under_their_names(written):
     comparison, out = written
     text = (out / "report.md").read_text()
-    part = text.split("## Seen items filtered")[1]
-    heads = [head.strip() for head in next(line for line in part.splitlines() if line.startswith("|")).split("|")]
-    line = [part.strip() for part in next(line for line in part.splitlines() if "| itemknn" in line).split("|")]
+    section = text.split("## Seen items filtered")[1]
+    heads = [head.strip() for head in next(line for line in section.splitlines() if line.startswith("|")).split("|")]
+    line = [cell.strip() for cell in next(line for line in section.splitlines() if "| itemknn" in line).split("|")]
     for metric in ("hr@10", "recall@20", "mrr@10", "novelty@10"):
         mean = comparison.summary.filter(variant="itemknn", policy="unseen", metric=metric)["mean"][0]
         assert line[heads.index(metric)] == f"{mean:.4f}"
-    assert "published, not run here" in part
+    assert "published, not run here" in section
 
 
 def test_json_and_parquet_hold_the_same(written):
     comparison, out = written
-    said = json.loads((out / "report.json").read_text())
-    assert said["pairs"] == comparison.pairs.to_dicts()
+    content = json.loads((out / "report.json").read_text())
+    assert content["pairs"] == comparison.pairs.to_dicts()
     assert pl.read_parquet(out / "slices.parquet").equals(comparison.slices)
 
 
 def test_an_earlier_report_is_replaced_and_other_folders_are_not(written, evaluated, tmp_path):
     again = tmp_path / "again"
     rd.compare(evaluated.values(), again)
-    assert (again / "twins.parquet").exists()
+    assert (again / "ablations.parquet").exists()
     rd.compare([evaluated["popularity"]], again)
     assert "popularity" in (again / "report.md").read_text()
-    assert not (again / "twins.parquet").exists()
+    assert not (again / "ablations.parquet").exists()
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(RunError, match="is or holds something that is no report"):
+    with pytest.raises(RunError, match="exists and is not a report"):
         rd.compare([evaluated["itemknn"]], tmp_path)
-    with pytest.raises(RunError, match="is or holds something that is no report"):
+    with pytest.raises(RunError, match="exists and is not a report"):
         rd.compare([evaluated["itemknn"]], tmp_path / "thesis.tex")
 
 
-def test_without_plotly_there_is_a_remedy_and_no_half_report(evaluated, tmp_path, monkeypatch):
+def test_without_plotly_the_error_says_how_to_install_it(evaluated, tmp_path, monkeypatch):
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None if name == "plotly" else object())
     with pytest.raises(MissingExtraError, match=re.escape("pip install 'rediffuse[report]'")):
         rd.compare([evaluated["itemknn"]], tmp_path / "out")
@@ -159,7 +159,7 @@ def test_without_plotly_there_is_a_remedy_and_no_half_report(evaluated, tmp_path
     assert len(rd.compare([evaluated["itemknn"]]).costs) == 1
 
 
-def test_sentences_name_the_better_one():
+def test_sentences_name_the_better_variant():
     rows = [
         {"first": "a", "second": "b", "difference": -0.02, "p_holm": 0.001},
         {"first": "a", "second": "c", "difference": 0.01, "p_holm": 0.2},

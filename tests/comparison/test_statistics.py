@@ -35,12 +35,12 @@ def test_paired_test_is_scipys():
     assert (back.p, back.effect) == pytest.approx((found.p, -found.effect))
 
 
-def test_nobody_differs():
+def test_no_user_differs():
     same = paired_test(np.ones(5), np.ones(5))
     assert (same.p, same.effect, same.difference.mean) == (1.0, 0.0, 0.0)
 
 
-def test_people_without_a_value_are_left_out():
+def test_users_without_a_value_are_left_out():
     first, second = np.array([0.1, np.nan, 0.5, 0.7]), np.array([0.2, 0.3, 0.1, np.nan])
     found = paired_test(first, second)
     assert found.users == 2

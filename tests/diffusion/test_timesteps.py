@@ -117,6 +117,12 @@ def test_update_takes_per_token_timesteps_and_no_gradient():
         sampler.update(torch.tensor([0, 1]), torch.tensor([1.0]))
 
 
+def test_losses_that_are_nan_are_left_out():
+    sampler = fed([0, 1, 0, 3], [1.0, float("nan"), 2.0, float("nan")], history_per_term=2)
+    assert sampler.history.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    assert sampler.counts.tolist() == [2, 0, 0, 0]
+
+
 def test_a_model_saves_its_sampler(tmp_path):
     def model():
         return torch.nn.ModuleDict({"timesteps": timestep_sampler("loss-aware", 4, history_per_term=2)})

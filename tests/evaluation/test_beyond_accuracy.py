@@ -1,4 +1,4 @@
-"""Metrics of lists, each against a plain loop."""
+"""List metrics, each against a plain loop."""
 
 from __future__ import annotations
 
@@ -112,11 +112,6 @@ def test_any_lists_against_plain_loops(case):
     assert beyond_accuracy.gini(lists, num_items) == pytest.approx(
         gaps / (2 * num_items * sum(times)) if any(times) else 0
     )
-
-
-def test_coverage():
-    assert beyond_accuracy.coverage(LISTS, 6) == 1.0
-    assert beyond_accuracy.coverage(LISTS[1:2], 6) == pytest.approx(2 / 6)
 
 
 def test_features_from_text_and_lists():

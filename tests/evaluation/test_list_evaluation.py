@@ -1,4 +1,4 @@
-"""Anyone's lists: the ways they may come, and every defined oddity."""
+"""`evaluate_lists`: the forms that lists may have, and every edge case."""
 
 import json
 import subprocess
@@ -97,9 +97,9 @@ def test_repeats_are_dropped_and_the_list_closes_up():
     assert evaluate_lists(lists, {1: [6]}, ["mrr@10"])["mrr@10"] == 1.0
 
 
-@pytest.mark.parametrize("nothing", [np.nan, None])
-def test_nan_scores_stand_last(nothing):
-    lists = pl.DataFrame({"user_id": [1, 1, 1, 1], "item_id": [5, 6, 7, 8], "score": [nothing, -np.inf, 2.0, nothing]})
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_nan_scores_come_last(missing):
+    lists = pl.DataFrame({"user_id": [1, 1, 1, 1], "item_id": [5, 6, 7, 8], "score": [missing, -np.inf, 2.0, missing]})
     assert evaluate_lists(lists, {1: [6]}, ["mrr@10"])["mrr@10"] == 1 / 2
     result = evaluate_lists(lists, {1: [5]}, ["mrr@10"])
     assert result["mrr@10"] == 1 / 4
@@ -138,7 +138,7 @@ def test_no_lists_at_all(empty):
     assert result.counts["users_without_list"] == 1
 
 
-def test_no_user_in_common_is_warned_of():
+def test_no_user_in_common_is_a_warning():
     with pytest.warns(RediffuseWarning, match=r"None of the 1 users .* first is 'x'.* is 'X'"):
         assert evaluate_lists({"x": [1]}, {"X": [1]})["hr@10"] == 0
 
@@ -178,7 +178,7 @@ def test_unknown_metric():
         evaluate_lists({1: [5]}, {1: [5]}, ["ndgc@10"])
 
 
-def test_how_a_result_looks():
+def test_result_as_text_and_json():
     result = evaluate_lists({1: [6, 5]}, {1: [5]}, ["hr@10", "mrr@10"])
     assert repr(result) == "EvaluationResult, 1 users\n  hr@10   1.0000\n  mrr@10  0.5000"
     assert "mrr@10" in str(result)
@@ -191,7 +191,7 @@ def test_how_a_result_looks():
         result["ndcg@10"]
 
 
-def test_rating_lists_does_not_need_torch():
+def test_evaluating_lists_does_not_need_torch():
     code = "import sys, rediffuse.evaluation as e; e.evaluate_lists({1: [5]}, {1: [5]}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""Every accuracy metric against ir-measures: pytrec_eval and, for RR@k, the MS MARCO code."""
+"""Every accuracy metric against ir-measures: pytrec_eval, and the MS MARCO code for RR@k."""
 
 import ir_measures
 import numpy as np
@@ -81,8 +81,8 @@ def test_by_hand():
     np.testing.assert_allclose([v[0] for v in values.values()], expected, rtol=1e-15)
 
 
-def test_capped_recall_is_over_what_fits_the_list():
-    """ir-measures has no such metric. The last case is vector W4 of the specification."""
+def test_capped_recall_by_hand():
+    """ir-measures has no such metric, so the values are computed by hand: hits / min(true items, K)."""
     for offsets, ranks, true, expected in (
         ([0, 3], [1, 2, 9], [3], 1.0),
         ([0, 2], [2, 5], [2], 0.5),
@@ -90,6 +90,7 @@ def test_capped_recall_is_over_what_fits_the_list():
     ):
         found = accuracy_values([Metric("capped_recall", 2)], np.array(offsets), np.array(ranks), np.array(true))
         assert found["capped_recall@2"].tolist() == [expected]
+    # Two true items at ranks 2 and 5, K = 3: half of them found; NDCG = (1 / log2(3)) / (1 + 1 / log2(3)).
     values = accuracy_values(
         [Metric("capped_recall", 3), Metric("ndcg", 3)], np.array([0, 2]), np.array([2, 5]), np.array([2])
     )

@@ -1,11 +1,11 @@
-"""Protocols by name: what goes in, what is filtered, what is ranked."""
+"""Protocols: what is input, what is filtered, and what is ranked."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import walks
+from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
@@ -17,18 +17,18 @@ from rediffuse.evaluation.protocols import among_sampled, protocol, split_for
 
 @pytest.fixture(scope="module")
 def data():
-    return walks()
+    return ring_dataset()
 
 
-def test_validation_events_are_shown_unless_the_protocol_says_otherwise(data):
+def test_validation_interactions_are_input_by_default(data):
     split = rd.split.leave_one_out(data)
-    shown = protocol("leave-one-out").task(split)
-    known = data.interactions.where((split.subset == TRAIN) | (split.subset == VALID)).take(shown.users)
-    assert np.array_equal(shown.histories.items, known.items)
-    assert shown.seen is None
+    task = protocol("leave-one-out").task(split)
+    known = data.interactions.where((split.subset == TRAIN) | (split.subset == VALID)).take(task.users)
+    assert np.array_equal(task.histories.items, known.items)
+    assert task.seen is None
 
 
-def test_diffrec_is_given_the_training_row_and_filters_validation_too(data):
+def test_paper_diffrec_has_training_interactions_as_input_and_filters_validation_too(data):
     split = rd.split.leave_one_out(data)
     object.__setattr__(split, "name", "given")
     task = protocol("paper:diffrec").task(split)
@@ -43,7 +43,7 @@ def test_diffrec_is_given_the_training_row_and_filters_validation_too(data):
         assert not set(items[items >= 0]) & set(task.seen.row(row))
 
 
-def test_what_is_filtered_without_being_shown_is_out_of_reach_and_counted():
+def test_filtered_items_that_are_not_input_are_unreachable_and_counted():
     task = Task(
         "test",
         np.array([0, 1]),
@@ -58,8 +58,8 @@ def test_what_is_filtered_without_being_shown_is_out_of_reach_and_counted():
     assert result.counts["truth_in_history"] == 1
 
 
-def test_a_protocol_of_another_split_is_refused(data):
-    with pytest.raises(RunError, match=r"'paper:diffrec' is defined on the split 'given', and this is 'leave-one-out'"):
+def test_a_protocol_that_needs_another_split_is_refused(data):
+    with pytest.raises(RunError, match=r"'paper:diffrec' needs the split 'given', and this is 'leave-one-out'"):
         protocol("paper:diffrec").task(rd.split.leave_one_out(data))
 
 
@@ -69,7 +69,7 @@ def test_names(data):
     for wrong in ("sampled-0", "sampled-", "sampled-x"):
         with pytest.raises(ConfigError):
             protocol(wrong)
-    assert protocol("sampled-99").facts() | {"note": None} == {
+    assert protocol("sampled-99").to_dict() | {"note": None} == {
         "name": "sampled-99",
         "candidates": "sampled-99",
         "seen": ["all", "unseen"],
@@ -119,19 +119,21 @@ def test_sampled_ranks_are_among_the_drawn_items(block):
             assert next(ranks) == others + 1
 
 
-def test_seen_items_may_be_among_the_drawn():
-    """As DiffNet's released code draws: only what is to be found is kept out."""
+def test_seen_items_may_be_in_the_sample():
+    """As in DiffNet's released code, which excludes only the true items."""
     matrix = scores()
-    score = among_sampled(lambda h, start: matrix[start : start + len(h)].clone(), TASK, 29, NUM_ITEMS, clean=False)
+    score = among_sampled(
+        lambda h, start: matrix[start : start + len(h)].clone(), TASK, 29, NUM_ITEMS, exclude_seen=False
+    )
     kept = torch.isfinite(score(TASK.histories, 0))
     assert kept.all()
     rules = protocol("paper:diffnet")
-    assert (rules.negatives, rules.clean, rules.policies) == (1000, False, ("all",))
-    assert rules.facts()["candidates"] != protocol("sampled-1000").facts()["candidates"]
+    assert (rules.negatives, rules.exclude_seen, rules.policies) == (1000, False, ("all",))
+    assert rules.to_dict()["candidates"] != protocol("sampled-1000").to_dict()["candidates"]
     assert not rules.comparable
 
 
-def test_the_draw_is_even():
+def test_the_sample_is_uniform():
     one = TASK.histories.take(np.array([0]))
     hits = np.zeros(NUM_ITEMS)
     for seed in range(800):

@@ -29,7 +29,7 @@ def from_matrix(scores):
 
 
 def sorted_rows(scores, histories, truth, k, policy):
-    """The oracle: sort the catalogue of each user twice, once for the list and once for the ranks."""
+    """The expected result: sort the catalogue of each user twice, for the list and for the ranks."""
     lists, ranks = [], []
     for row, seen, true in zip(scores.tolist(), histories, truth, strict=True):
         open_items = [i for i in range(len(row)) if row[i] > -np.inf and not (policy == "unseen" and i in set(seen))]
@@ -112,7 +112,7 @@ def test_ties_count_against_the_model():
     assert ranking.items["unseen"].tolist() == [[2, 3, 4], [0, 1, 3]]
 
 
-def test_a_true_item_of_the_history_is_out_of_reach_only_when_seen_items_are_filtered():
+def test_a_seen_true_item_is_unreachable_only_if_seen_items_are_filtered():
     scores = torch.tensor([[3.0, 2.0, 1.0]])
     ranking = rank_task(from_matrix(scores), make_task([[0]], [[0, 1]], 3), num_items=3, k=3)
     assert ranking.truth.items.tolist() == [0, 1]
@@ -164,7 +164,7 @@ def test_chosen_blocks_hold_few_scores():
     assert 1 < largest <= 100
 
 
-def test_the_scores_of_the_model_are_left_as_they_were():
+def test_the_scores_of_the_model_are_not_changed():
     scores = torch.randn(3, 100)
     before = scores.clone()
     rank_task(from_matrix(scores), make_task([[1, 2, 1], [5], []], [[3], [4], [5]], 100), num_items=100)
@@ -172,7 +172,7 @@ def test_the_scores_of_the_model_are_left_as_they_were():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
-def test_other_kinds_of_scores(dtype):
+def test_scores_of_other_types(dtype):
     scores = torch.arange(12).remainder(5).to(dtype).repeat(2, 1)
     check_scores = scores.float()
     ranking = rank_task(from_matrix(scores), make_task([[4], []], [[3], [9]], 12), num_items=12, k=4)
@@ -234,13 +234,13 @@ def test_a_task_without_users():
     assert ranking.items["all"].shape == (0, 3)
 
 
-def test_anything_with_the_attributes_of_a_task_will_do():
+def test_any_object_with_the_attributes_of_a_task_works():
     task = SimpleNamespace(**vars(make_task([[0]], [[1]], 2)))
     assert rank_task(from_matrix(torch.zeros(1, 2)), task, num_items=2).ranks["all"].tolist() == [2]
 
 
 def test_ranks_are_exact_beyond_the_integers_of_single_precision():
-    """All items but one are tied; a sum of ones in single precision ends at 2**24."""
+    """All items but one are tied; a sum of ones in single precision stops at 2**24."""
     items = 2**24 + 2
     scores = torch.ones(1, items)
     scores[0, 5] = 0.0

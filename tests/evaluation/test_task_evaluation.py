@@ -23,7 +23,7 @@ def from_matrix(scores):
     return lambda histories, start: scores[start : start + len(histories)]
 
 
-# Items 0..4; user 7 has seen 0 and wants 1 and 2, user 9 is new and wants 4, which nobody had in training.
+# Items 0..4. User 7 has seen 0; 1 and 2 are true. User 9 has no history; 4 is true and was never in training.
 SCORES = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
 TASK = make_task([[0, 0], []], [[2, 1], [4]], [20, 10, 5, 1, 0], users=[7, 9])
 
@@ -84,18 +84,18 @@ def test_true_items_that_cannot_be_recommended_have_no_rank():
 
 
 def test_a_user_without_anything_left_to_recommend():
-    # The first has seen all: without a list there is no popularity; left out of that mean, null in the table.
+    # The first user has seen everything: without a list, popularity is null and not part of the mean.
     task = make_task([[0, 1], [0]], [[0], [1]], [3, 4])
     result = evaluate_task(from_matrix(torch.zeros(2, 2)), task, num_items=2, metrics=["popularity@2", "hr@2"])
     assert result.per_user["popularity@2/unseen"].to_list() == [None, 4.0]
     assert result.metrics["unseen"] == {"popularity@2": 4.0, "hr@2": 0.5}
-    nobody = make_task([[0, 1]], [[0]], [3, 4])
-    result = evaluate_task(from_matrix(torch.zeros(1, 2)), nobody, num_items=2, metrics=["popularity@2"])
+    without_lists = make_task([[0, 1]], [[0]], [3, 4])
+    result = evaluate_task(from_matrix(torch.zeros(1, 2)), without_lists, num_items=2, metrics=["popularity@2"])
     assert result.metrics["unseen"] == {"popularity@2": 0.0}
 
 
 def test_the_lists_alone_give_the_same_numbers():
-    """`evaluate` knows only the lists, yet must agree with `evaluate_task` up to their length."""
+    """`evaluate_lists` gets only the lists, and must agree with `evaluate_task` up to their length."""
     rng = np.random.default_rng(1)
     users, items = 60, 400
     scores = torch.from_numpy(rng.permuted(np.tile(np.arange(items, dtype=np.float32), (users, 1)), axis=1))

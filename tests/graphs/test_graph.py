@@ -23,55 +23,55 @@ def normal(*shape: int, seed: int = 0, grad: bool = True) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=grad)
 
 
-PARTS = [None, torch.tensor([6, 0, 2]), torch.tensor([2]), torch.tensor([], dtype=torch.int64)]
+ROWS = [None, torch.tensor([6, 0, 2]), torch.tensor([2]), torch.tensor([], dtype=torch.int64)]
 
 
 def rows_of(dense: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     return dense if rows is None else dense[rows]
 
 
-@pytest.mark.parametrize("rows", PARTS)
+@pytest.mark.parametrize("rows", ROWS)
 def test_products_are_dense_ones(rows):
     whole = matrix()
     graph, x = Graph(whole), normal(5, 3, grad=False)
-    part = graph.part(rows)
+    block = graph.block(rows)
     dense = torch.from_numpy(whole.toarray()).double()
-    torch.testing.assert_close(part @ x, rows_of(dense, rows) @ x)
+    torch.testing.assert_close(block @ x, rows_of(dense, rows) @ x)
     torch.testing.assert_close(graph @ x, dense @ x)
-    assert len(part) == len(rows_of(dense, rows))
+    assert len(block) == len(rows_of(dense, rows))
 
 
-@pytest.mark.parametrize("rows", PARTS)
+@pytest.mark.parametrize("rows", ROWS)
 def test_weights_of_edges(rows):
     whole = matrix()
     graph, x, weights = Graph(whole), normal(5, 3, grad=False), normal(whole.nnz, seed=1, grad=False)
     dense = torch.zeros(7, 5, dtype=torch.float64)
     dense[graph.owners, graph.columns] = weights
-    part = graph.part(rows)
-    torch.testing.assert_close(part.gather(x, part.of_graph(weights)), rows_of(dense, rows) @ x)
+    block = graph.block(rows)
+    torch.testing.assert_close(block.gather(x, block.of_graph(weights)), rows_of(dense, rows) @ x)
 
 
-@pytest.mark.parametrize("rows", PARTS)
+@pytest.mark.parametrize("rows", ROWS)
 def test_softmax_is_over_each_rows_edges(rows):
     graph = Graph(matrix())
     logits = 100 * normal(len(graph), grad=False)  # large: no overflow
     dense = torch.full((7, 5), -torch.inf, dtype=torch.float64)
     dense[graph.owners, graph.columns] = logits
-    part = graph.part(rows)
-    found = part.softmax(part.of_graph(logits))
-    expected = rows_of(dense.softmax(1), rows)[part.owners, part.columns]
+    block = graph.block(rows)
+    found = block.softmax(block.of_graph(logits))
+    expected = rows_of(dense.softmax(1), rows)[block.owners, block.columns]
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("rows", PARTS[:3])
+@pytest.mark.parametrize("rows", ROWS[:3])
 def test_gradients_by_finite_differences(rows):
     graph = Graph(matrix())
-    part = graph.part(rows)
-    n = len(part)
+    block = graph.block(rows)
+    n = len(block)
 
     def attend(x, weights, of_rows, of_columns):
-        hidden = part.both_ends(of_rows, of_columns).tanh().sum(1) + part.of_graph(weights)
-        return part.gather(x, part.softmax(hidden)) + (part @ x)
+        hidden = block.both_ends(of_rows, of_columns).tanh().sum(1) + block.of_graph(weights)
+        return block.gather(x, block.softmax(hidden)) + (block @ x)
 
     assert torch.autograd.gradcheck(
         attend, (normal(5, 3), normal(len(graph), seed=1), normal(n, 2, seed=2), normal(5, 2, seed=3)), atol=1e-6
@@ -81,7 +81,7 @@ def test_gradients_by_finite_differences(rows):
 def test_a_graph_without_edges_sends_nothing():
     graph = Graph(sparse.csr_array((3, 4), dtype=np.float32))
     x = normal(4, 2)
-    found = graph.part(None).gather(x, graph.part(None).softmax(torch.zeros(0, dtype=torch.float64)))
+    found = graph.block().gather(x, graph.block().softmax(torch.zeros(0, dtype=torch.float64)))
     assert not found.any()
     found.sum().backward()
     assert not x.grad.any()
@@ -94,8 +94,8 @@ def test_gradients_are_the_same_every_time():
     x, weights = torch.randn(2000, 16, requires_grad=True), torch.randn(len(graph), requires_grad=True)
 
     def gradients():
-        part = graph.part(torch.arange(0, 3000, 2))
-        return torch.autograd.grad(part.gather(x, part.of_graph(weights)).square().sum(), (x, weights))
+        block = graph.block(torch.arange(0, 3000, 2))
+        return torch.autograd.grad(block.gather(x, block.of_graph(weights)).square().sum(), (x, weights))
 
     first = gradients()
     for _ in range(5):
@@ -113,7 +113,7 @@ def test_torch_geometric_agrees():
     layer = geometric.nn.SimpleConv(aggr="sum")
     edges = torch.stack((graph.columns, graph.owners))
     theirs = layer((x, torch.zeros(7, 3, dtype=torch.float64)), edges, edge_weight=alpha, size=(5, 7))
-    ours = graph.part(None).gather(x, graph.part(None).softmax(logits))
+    ours = graph.block().gather(x, graph.block().softmax(logits))
     torch.testing.assert_close(ours, theirs)
     wanted = normal(7, 3, seed=2, grad=False)
     for mine, other in zip(

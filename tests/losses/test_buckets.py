@@ -1,4 +1,4 @@
-"""SCE and RECE against what they approximate, row by row, and their gradients against finite differences."""
+"""SCE against the full softmax, row by row, and its gradients against finite differences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tests.losses.test_softmax import case
 
-from rediffuse.losses import buckets, reduced_cross_entropy, scalable_cross_entropy
+from rediffuse.losses import scalable_cross_entropy
 
 
 def sce(hidden, table, targets, negatives, weights=None):
@@ -49,56 +49,13 @@ def test_sce_has_the_largest_loss_of_a_row_and_no_more_than_the_full_softmax():
     torch.testing.assert_close(rows, expected, equal_nan=True)
 
 
-def test_rece_by_hand():
-    hidden, table, targets, weights, _ = case(25, items=90)
-    torch.manual_seed(1)
-    loss, rows = reduced_cross_entropy(hidden, table, targets, 30, weights)
-    torch.manual_seed(1)
-    chunks = 9  # of 10 items each; a row meets three
-    directions = torch.randn(chunks, 5, dtype=hidden.dtype)
-    of_rows = torch.argsort((hidden @ directions.T).argmax(1), stable=True).tolist()
-    of_items = torch.argsort((table @ directions.T).argmax(1), stable=True).tolist()
-    expected = torch.zeros(25)
-    for chunk in range(chunks):
-        near = of_items[max(0, chunk - 1) * 10 : (chunk + 2) * 10]
-        for row in of_rows[chunk * 25 // chunks : (chunk + 1) * 25 // chunks]:
-            target = int(targets[row])
-            scores = hidden[row] @ table[[target, *(item for item in near if item != target)]].T
-            expected[row] = -F.log_softmax(scores, 0)[0].item()
-    torch.testing.assert_close(rows, expected)
-    assert loss.item() == pytest.approx((expected * weights).mean().item(), rel=1e-5)
-
-
-@pytest.mark.parametrize(("n", "items", "negatives"), [(1, 3, 2), (5, 4, 100), (70, 64, 6), (3, 500, 10), (64, 65, 1)])
-def test_rece_of_awkward_sizes_stays_below_the_full_softmax(n, items, negatives):
-    hidden, table, targets, _, _ = case(n, items)
-    loss, rows = reduced_cross_entropy(hidden, table, targets, negatives)
-    full = F.cross_entropy(hidden @ table.T, targets, reduction="none").detach()
-    assert (rows <= full + 1e-5).all()
-    assert (rows >= 0).all()
-    grad = torch.autograd.grad(loss, (hidden, table))
-    assert all(x.isfinite().all() for x in grad)
-
-
-def test_rece_hashes_in_blocks(monkeypatch):
-    hidden, table, targets, _, _ = case(25, items=90)
-    torch.manual_seed(1)
-    whole = reduced_cross_entropy(hidden, table, targets, 30)[1]
-    monkeypatch.setattr(buckets, "BLOCK", 7)
-    torch.manual_seed(1)
-    assert torch.equal(reduced_cross_entropy(hidden, table, targets, 30)[1], whole)
-
-
-@pytest.mark.parametrize("kind", ["sce", "rece"])
-def test_gradients_are_those_of_the_losses_by_hand(kind):
+def test_gradients_are_those_of_the_losses_by_hand():
     """Checked in single precision inside, so against differences that are not too small."""
     hidden, table, targets, weights, _ = case(12, items=20)
 
     def loss(h, t):
         torch.manual_seed(5)
-        if kind == "sce":
-            return sce(h, t, targets, 5, weights)[0]
-        return reduced_cross_entropy(h, t, targets, 9, weights)[0]
+        return sce(h, t, targets, 5, weights)[0]
 
     ours = torch.autograd.grad(loss(hidden, table), (hidden, table))
     for which, gradient in enumerate(ours):

@@ -18,11 +18,11 @@ def test_it_is_unbiased_up_to_the_sample():
     draws = Draws(torch.rand(30, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.05)
     torch.manual_seed(2)
     drawn = draws.draw(200_000)
-    log_chance = draws.log_chances[drawn] + math.log(len(drawn))
-    loss, _ = sampled_softmax(hidden, table[targets], table[drawn], targets, drawn, log_chance)
+    log_counts = draws.log_probabilities[drawn] + math.log(len(drawn))
+    loss, _ = sampled_softmax(hidden, table[targets], table[drawn], targets, drawn, log_counts)
     full = F.cross_entropy(hidden @ table.T, targets)
     assert loss.item() == pytest.approx(full.item(), rel=0.005)
-    level = torch.full_like(log_chance, log_chance.mean().item())
+    level = torch.full_like(log_counts, log_counts.mean().item())
     wrong, _ = sampled_softmax(hidden, table[targets], table[drawn], targets, drawn, level)
     assert abs(wrong.item() - full.item()) > 0.015 * full.item()
 
@@ -34,8 +34,8 @@ def test_in_batch_it_is_unbiased_too():
     torch.manual_seed(4)
     targets = draws.draw(20_000)
     queries = hidden.expand(len(targets), -1)
-    log_chance = draws.log_chances[targets] + math.log(len(targets))
-    loss, rows = sampled_softmax(queries[:50], table[targets[:50]], table[targets], targets[:50], targets, log_chance)
+    log_counts = draws.log_probabilities[targets] + math.log(len(targets))
+    loss, rows = sampled_softmax(queries[:50], table[targets[:50]], table[targets], targets[:50], targets, log_counts)
     full = F.cross_entropy(queries[:50] @ table.T, targets[:50])
     assert loss.item() == pytest.approx(full.item(), rel=0.01)
     assert rows.shape == (50,)
@@ -65,7 +65,7 @@ def test_draws_come_as_often_as_their_chances():
     counts = torch.bincount(draws.draw(80_000), minlength=6) / 10_000
     assert counts[chances == 0].sum() == 0
     torch.testing.assert_close(counts, chances, rtol=0.05, atol=0)
-    torch.testing.assert_close(draws.log_chances.exp(), chances / 8)
+    torch.testing.assert_close(draws.log_probabilities.exp(), chances / 8)
 
 
 def test_draws_know_no_largest_catalogue():

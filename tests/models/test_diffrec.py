@@ -1,4 +1,4 @@
-"""DiffRec, T-DiffRec and L-DiffRec: vectors of the specification, exact inference, whether they learn."""
+"""DiffRec, T-DiffRec and L-DiffRec: weights of interactions, the loss, exact inference, whether they learn."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 from scipy import sparse
 from tests.fitting import steps, training_data
-from tests.synthetic import walks
+from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError
-from rediffuse.models.diffrec import DiffRec, TDiffRec, event_weights
+from rediffuse.models.diffrec import DiffRec, TDiffRec, interaction_weights
 from rediffuse.models.ldiffrec import LDiffRec, cluster_items, split_width
 from rediffuse.models.sampling import Sampling
 from rediffuse.readers.public_datasets import public_dataset
@@ -42,39 +42,48 @@ def train(model, rows: Histories, epochs: int, learning_rate: float = 0.005) -> 
     model.prepare()
 
 
-# --- what an event weighs -----------------------------------------------------------------------------------
+# --- weights of interactions --------------------------------------------------------------------------------
 
 
 def timed(rows: list[list[int]], times: list[list[int]]) -> Histories:
     return dataclasses.replace(Histories.from_lists(rows), times=np.concatenate(times).astype(np.int64))
 
 
-def test_weights_by_time():
-    days = [[1403913600, 1422057600, 1454630400]]
-    assert event_weights(timed([[1, 2, 3]], days), "interval", 0.5, 1.0) == pytest.approx([0.5, 0.67887564, 1.0])
-
-
 def test_weights_by_order():
     rows = Histories.from_lists([[1, 2, 3, 4], [], [5]])
-    assert event_weights(rows, "order", 0.1, 1.0) == pytest.approx([0.1, 0.4, 0.7, 1.0, 1.0])
-    assert event_weights(rows, "order", 0.1, 1.0, single="low")[-1] == pytest.approx(0.1)
-    assert event_weights(rows, "none", 0.1, 1.0).tolist() == [1.0] * 5
+    assert interaction_weights(rows, "order", 0.1, 1.0) == pytest.approx([0.1, 0.4, 0.7, 1.0, 1.0])
+    assert interaction_weights(rows, "none", 0.1, 1.0).tolist() == [1.0] * 5
 
 
-def test_events_at_one_time_are_all_recent():
-    rows = timed([[1, 2, 3], [4], [], [5, 6]], [[7, 7, 7], [9], [], [0, 10]])
-    assert event_weights(rows, "interval", 0.3, 1.0) == pytest.approx([1, 1, 1, 1, 0.3, 1])
+DAY, LATE = 86_400, 1_700_000_000  # seconds
 
 
-def test_without_times_the_order_counts():
+@pytest.mark.parametrize(
+    ("times", "low", "expected"),
+    [
+        ([0, 210 * DAY, 587 * DAY], 0.5, [0.5, 0.5 + 0.5 * 210 / 587, 1]),
+        ([LATE, LATE + 1, LATE + 4], 0.0, [0, 0.25, 1]),  # seconds are not rounded
+        ([7, 7, 7], 0.3, [1, 1, 1]),  # all at once: all recent
+        ([9], 0.3, [1]),
+        ([0, 10], 0.3, [0.3, 1]),
+    ],
+)
+def test_weights_by_time(times, low, expected):
+    rows = timed([list(range(len(times))), []], [times, []])
+    assert interaction_weights(rows, "interval", low, 1.0) == pytest.approx(expected)
+
+
+def test_without_times_weights_are_by_order():
     rows = Histories.from_lists([[1, 2, 3]])
-    assert (event_weights(rows, "interval", 0.5, 1.0) == event_weights(rows, "order", 0.5, 1.0)).all()
+    assert (interaction_weights(rows, "interval", 0.5, 1.0) == interaction_weights(rows, "order", 0.5, 1.0)).all()
 
 
-def test_seconds_are_not_rounded():
-    late = 1_700_000_000
-    rows = timed([[1, 2, 3]], [[late, late + 1, late + 4]])
-    assert event_weights(rows, "interval", 0.0, 1.0) == pytest.approx([0, 0.25, 1])
+@pytest.mark.parametrize(("fidelity", "expected"), [("corrected", 0.9), ("released", 0.2)])
+def test_the_weight_of_an_only_interaction(fidelity, expected):
+    model = build(TDiffRec, fidelity=fidelity, weight_min=0.2, weight_max=0.9)
+    rows = model.rows(Histories.from_lists([[5], [1, 2]])).toarray()
+    assert rows[0, 5] == pytest.approx(expected)
+    assert rows[1, [1, 2]] == pytest.approx([0.2, 0.9])
 
 
 def test_a_repeated_item_has_its_latest_weight():
@@ -87,15 +96,21 @@ def test_a_repeated_item_has_its_latest_weight():
 # --- the loss ------------------------------------------------------------------------------------------------
 
 
-def test_the_weighted_error_of_the_specification():
-    model = build(TDiffRec, items=4, preset="toys")
+def test_errors_are_weighted_by_differences_of_the_signal_to_noise_ratio():
+    """The weights of the variational bound: SNR_{t-1} - SNR_t with SNR = abar / (1 - abar), and 1 at t = 0."""
+    model = build(TDiffRec, items=4, preset="paper:toys")
     x_0, nothing = torch.tensor([[1.0, 0, 0, 1]]), torch.zeros(1, 4)
+    # 1 - abar_t is linear from noise_scale * noise_min = 5e-6 in ten steps to 5e-5; then the first beta is set to 1e-5.
+    abar_0 = 1 - 1e-5
+    abar_1 = abar_0 * (1 - 1e-5) / (1 - 5e-6)
+    weight = abar_0 / (1 - abar_0) - abar_1 / (1 - abar_1)
+    assert weight == pytest.approx(33333.2222, rel=1e-6)
     found = model.weighted_errors(x_0, nothing, nothing, torch.tensor([1]), nothing)
-    assert found.item() == pytest.approx(0.5 * 33333.2222, rel=1e-6)
+    assert found.item() == pytest.approx(0.5 * weight, rel=1e-6)  # the mean squared error of zeros is 2 / 4
     assert model.weighted_errors(x_0, nothing, nothing, torch.tensor([0]), nothing).item() == pytest.approx(0.5)
 
 
-def test_a_network_that_predicts_noise_is_judged_by_its_row_at_the_first_step():
+def test_the_error_of_a_network_that_predicts_noise_is_that_of_the_row_at_the_first_step():
     model = build(items=4, prediction="eps", diffusion_steps=3)
     x_0, noise, t = torch.tensor([[1.0, 0, 0, 1]] * 3), torch.randn(3, 4), torch.arange(3)
     signal, loud = model.schedule.sqrt_alphas_cumprod, model.schedule.sqrt_one_minus_alphas_cumprod
@@ -113,7 +128,7 @@ def test_a_network_that_predicts_noise_is_judged_by_its_row_at_the_first_step():
     assert found[2].item() == pytest.approx((weight * ((noise[2] - output[2]) ** 2).mean()).item(), rel=1e-5)
 
 
-def test_the_sampler_hears_weighted_losses_and_its_importance_is_undone():
+def test_the_sampler_is_updated_with_weighted_losses_and_its_importance_is_undone():
     model = build(diffusion_steps=3, noise_scale=0.5).train()
     rows = some_rows(200)
     for epoch in range(6):
@@ -138,13 +153,23 @@ def test_the_loss_is_unbiased_over_timesteps_and_without_weights_a_plain_error()
     assert np.mean(losses) == pytest.approx(np.mean(at), rel=0.01)
 
 
-# --- answering -----------------------------------------------------------------------------------------------
+# --- inference -----------------------------------------------------------------------------------------------
 
-PRESETS = [(kind, preset) for kind in (DiffRec, TDiffRec, LDiffRec) for preset in kind.Config.presets]
+FAMILY = (DiffRec, TDiffRec, LDiffRec)
+DATA_SETS = [(kind, preset) for kind in FAMILY for preset in kind.Config.presets if ":" in preset]
 
 
-@pytest.mark.parametrize(("kind", "preset"), PRESETS, ids=[f"{kind.name}-{preset}" for kind, preset in PRESETS])
-def test_hidden_space_is_exact_on_the_released_presets(kind, preset):
+def test_presets_have_the_names_of_all_models_and_of_the_papers_data_sets():
+    papers = {"diffrec": "amazon-book yelp ml-1m", "tdiffrec": "amazon-book yelp toys douban-book"}
+    papers["ldiffrec"] = papers["diffrec"]
+    for kind in FAMILY:
+        expected = {"paper", "released", *(f"paper:{name}" for name in papers[kind.name].split())}
+        assert set(kind.Config.presets) == expected
+        assert {name for name in expected if kind.Config.build(name).fidelity == "released"} == {"released"}
+
+
+@pytest.mark.parametrize(("kind", "preset"), DATA_SETS, ids=[f"{kind.name}-{preset}" for kind, preset in DATA_SETS])
+def test_hidden_space_is_exact_in_the_configurations_of_data_sets(kind, preset):
     model, rows = build(kind, 300, preset), some_rows(20, 300)
     model.fit(training_data(rows, 300))
     model.prepare()
@@ -162,12 +187,12 @@ def test_hidden_space_is_exact_on_the_released_presets(kind, preset):
 
 @pytest.mark.parametrize("options", [{"normalize": True}, {"prediction": "eps"}])
 @pytest.mark.parametrize("kind", [DiffRec, LDiffRec])
-def test_other_networks_take_the_plain_chain(kind, options):
+def test_other_networks_run_the_plain_chain(kind, options):
     model, rows = build(kind, **options), some_rows()
     model.fit(training_data(rows, ITEMS))
     model.prepare()
     assert not model.in_hidden_space
-    model.reverse = None  # not to be called
+    model.reverse = None  # must not be called
     found = model.score_known(rows, np.full(len(rows), -1), Sampling())
     if kind is DiffRec:  # by hand, a step at a time
         x = torch.from_numpy(model.rows(rows).toarray())
@@ -184,7 +209,7 @@ def test_other_networks_take_the_plain_chain(kind, options):
     assert torch.isfinite(found).all()
 
 
-def test_weights_that_changed_are_used_once_prepared():
+def test_changed_weights_are_used_after_prepare():
     model, rows = build(), some_rows()
     model.prepare()
     before = model.score_known(rows, np.full(len(rows), -1), Sampling())
@@ -197,7 +222,7 @@ def test_weights_that_changed_are_used_once_prepared():
     torch.testing.assert_close(after, plain, atol=1e-5, rtol=0)
 
 
-def test_the_twin_is_one_pass_without_noise():
+def test_the_ablation_is_one_pass_without_noise():
     model, rows = build(diffusion=False), some_rows()
     model.prepare()
     x = torch.from_numpy(model.rows(rows).toarray())
@@ -210,8 +235,8 @@ def test_the_twin_is_one_pass_without_noise():
     assert model.timesteps.steps == 1
 
 
-def test_numbering_does_not_matter():
-    """Items under other numbers, with the weights moved along, have the same scores."""
+def test_item_numbers_do_not_matter():
+    """Items under other numbers, with weights permuted likewise, have the same scores."""
     model, rows = build(), some_rows()
     model.prepare()
     scores = model.score_known(rows, np.full(len(rows), -1), Sampling())
@@ -240,7 +265,7 @@ def test_it_learns_two_circles_of_items(kind, diffusion):
     assert (best[1] >= ITEMS // 2).float().mean() >= 0.9
 
 
-def test_items_unseen_in_training_and_people_with_one_event():
+def test_items_unseen_in_training_and_users_with_one_interaction():
     model, rows = build(), Histories.from_lists([[1], [2, 3], [4, 4, 4], []])
     train(model, rows, 3)
     scores = model.score(Histories.from_lists([[30], [1], [1, 30], []]))
@@ -251,11 +276,12 @@ def test_items_unseen_in_training_and_people_with_one_event():
 # --- times in the run folder ---------------------------------------------------------------------------------
 
 
-def test_a_run_remembers_when_things_happened(tmp_path):
-    data = walks()
-    events = data.interactions
-    uneven = (events.times - 1_000_000) ** 2  # as they are, times are as even as the order
-    split = rd.split.leave_one_out(dataclasses.replace(data, interactions=dataclasses.replace(events, times=uneven)))
+def test_a_run_stores_the_times_of_known_users(tmp_path):
+    data = ring_dataset()
+    interactions = data.interactions
+    uneven = (interactions.times - 1_000_000) ** 2  # without the square, weights by time are those by order
+    interactions = dataclasses.replace(interactions, times=uneven)
+    split = rd.split.leave_one_out(dataclasses.replace(data, interactions=interactions))
     options = {"epochs": 3, "hidden_sizes": [16], "weighting": "interval", "validate_every": 1}
     run = rd.train("tdiffrec", split, tmp_path / "run", config=options, seed=1)
     recommender = rd.Recommender.load(run.path)
@@ -276,8 +302,8 @@ def test_a_run_remembers_when_things_happened(tmp_path):
     assert listed == split.dataset.item_ids.gather(by_order.topk(5, dim=1).indices.numpy().ravel()).to_list()
 
 
-def test_models_that_do_not_read_times_do_not_keep_them(tmp_path):
-    split = rd.split.leave_one_out(walks())
+def test_models_that_do_not_read_times_do_not_store_them(tmp_path):
+    split = rd.split.leave_one_out(ring_dataset())
     run = rd.train("diffrec", split, tmp_path / "run", config={"epochs": 1, "hidden_sizes": [8]})
     assert pl.read_parquet(run.path / "users.parquet").columns == ["user_id", "history"]
 
@@ -285,8 +311,8 @@ def test_models_that_do_not_read_times_do_not_keep_them(tmp_path):
 # --- L-DiffRec -----------------------------------------------------------------------------------------------
 
 
-def test_latent_dimensions_are_shared_by_size():
-    assert split_width(np.array([1000, 1810]), 300) == [106, 194]
+def test_latent_dimensions_are_divided_in_proportion_to_clusters():
+    assert split_width(np.array([1000, 1810]), 300) == [106, 194]  # 300 * 1000 / 2810 = 106.8, rounded down; the rest
     assert split_width(np.array([1, 1, 998]), 10) == [1, 1, 8]
     assert split_width(np.array([998, 1, 1]), 3) == [1, 1, 1]
 
@@ -316,7 +342,23 @@ def test_encoders_stay_within_their_clusters():
     assert moved.any()
 
 
-def test_the_two_parts_learn_at_their_own_rates():
+@pytest.mark.parametrize("fidelity", ["corrected", "released"])
+def test_what_the_decoder_is_trained_to_give(fidelity, monkeypatch):
+    """Released: the row after its dropout. If dropout leaves nothing, nothing is to be reconstructed."""
+    monkeypatch.setattr("rediffuse.models.ldiffrec.dropout", lambda values, *_: torch.zeros_like(values))
+    model, data = build(LDiffRec, fidelity=fidelity, diffusion=False), training_data(some_rows(8), ITEMS)
+    model.fit(data)
+    batch = model.batches(data, np.random.default_rng(0)).get(0)
+    torch.manual_seed(0)
+    found = model.loss(batch).item()  # the weight of the divergence is 0 in the first step
+    torch.manual_seed(0)
+    mean, log_variance = model.encode(batch, torch.zeros_like(batch.values))
+    z = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+    clean = -(torch.log_softmax(model.decoder(z), dim=1) * batch.dense(ITEMS)).sum() / len(batch)
+    assert found == pytest.approx({"corrected": clean.item(), "released": 0.0}[fidelity], rel=1e-5)
+
+
+def test_the_denoiser_has_its_own_learning_rate():
     model = build(LDiffRec, diffusion_rate=0.2)
     rest, denoiser = model.parameter_groups()
     assert denoiser["learning_rate_factor"] == 0.2
@@ -334,8 +376,8 @@ def test_too_many_clusters_are_refused():
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_diffrec_reaches_the_published_range(tmp_path):
-    """Quoted elsewhere for this split: Recall@20 .1763 on the test subset."""
+    """Other papers report a Recall@20 of .1763 on the test subset of this split."""
     data = public_dataset("diffrec-ml1m-clean")
-    run = rd.train("diffrec", rd.split.given(data), tmp_path / "run", preset="ml-1m")
-    facts = rd.evaluate(run.path, data, protocol="paper:diffrec")
-    assert facts["metrics"]["unseen"]["recall@20"] > 0.170
+    run = rd.train("diffrec", rd.split.given(data), tmp_path / "run", preset="paper:ml-1m")
+    result = rd.evaluate(run.path, data, protocol="paper:diffrec")
+    assert result["metrics"]["unseen"]["recall@20"] > 0.170

@@ -1,4 +1,4 @@
-"""PDRec: its phases, its loss beside the formula, and the runs it can start from."""
+"""PDRec: its loss beside the formula, its phases, and the runs it can start from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tests.dying import dies
 from tests.fitting import steps, training_data
-from tests.synthetic import walks
+from tests.synthetic import ring_dataset
 from torch.nn import functional as F
 
 import rediffuse as rd
@@ -39,7 +39,7 @@ def tiny(**options):
 
 @pytest.fixture(scope="module")
 def split():
-    return rd.split.leave_one_out(walks())
+    return rd.split.leave_one_out(ring_dataset())
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -74,7 +74,7 @@ def begun(model: PDRec, rows: Histories):
     return model.batches(data, np.random.default_rng(0))
 
 
-def test_a_history_gets_an_open_end():
+def test_histories_with_open_ends():
     found = open_ended(Histories.from_lists([[1, 2], [], [3]]), ITEMS)
     assert [found.row(user).tolist() for user in range(3)] == [[1, 2, ITEMS], [], [3, ITEMS]]
 
@@ -83,7 +83,7 @@ def test_a_history_gets_an_open_end():
     "switches", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
 )
 def test_the_loss_is_the_papers(switches):
-    """Beside loops over people, events and items, from the states that the backbone alone gives."""
+    """Beside loops over users, interactions and items, from the states that the backbone alone gives."""
     hbr, dpa, nns = switches
     model = build(hbr=hbr, dpa=dpa, nns=nns, positive_weight=0.3).eval()
     rows = Histories.from_lists([[1, 2, 3, 4], [5], [7, 7, 8], []])
@@ -93,27 +93,27 @@ def test_the_loss_is_the_papers(switches):
     with torch.no_grad():
         found = model.loss(batch).item()
         table = F.normalize(model.backbone.catalogue(), dim=1) / model.backbone.config.temperature
-        positive, against, liking = [], [], []
+        positive, negative, liked = [], [], []
         open_rows = open_ended(rows, ITEMS)
         for user in (0, 1, 2):
             items = torch.from_numpy(rows.row(user).astype(np.int64))
             for end in range(1, len(items) + 1):
                 state = model.backbone.represent(items[None, :end], torch.tensor([end]), Sampling())[0]
                 logits = table @ F.normalize(state, dim=0)
-                event = int((open_rows if dpa else rows).offsets[user]) + end
+                interaction = int((open_rows if dpa else rows).offsets[user]) + end
                 if end < len(items):
                     place = int(rows.offsets[user]) + end
                     weight = model.signals.weights[place] if hbr else 1.0
                     positive.append(float(weight) * F.softplus(-logits[items[end]]).item())
-                    negatives = model.negatives[event].tolist()
+                    negatives = model.negatives[interaction].tolist()
                     assert not set(negatives) & set(items.tolist())
                     assert len(negatives) == 1 + nns
-                    against.append(np.mean([F.softplus(logits[n]).item() for n in negatives]))
+                    negative.append(np.mean([F.softplus(logits[n]).item() for n in negatives]))
                 elif dpa:
                     candidates = model.signals.positives[user]
                     best = sorted(candidates[candidates >= 0].tolist(), key=lambda i: -logits[i].item())[:2]
-                    liking += [F.softplus(-logits[i]).item() for i in best]
-    expected = np.mean(positive) + np.mean(against) + (0.3 * np.mean(liking) if dpa else 0)
+                    liked += [F.softplus(-logits[i]).item() for i in best]
+    expected = np.mean(positive) + np.mean(negative) + (0.3 * np.mean(liked) if dpa else 0)
     assert found == pytest.approx(expected, rel=1e-4)
 
 
@@ -124,13 +124,13 @@ def test_without_signals_and_scale_it_is_the_plain_backbone():
     batches = begun(model, ring())
     batch = batches.get(0)
     known = batch.targets < ITEMS
-    assert known.all()  # nobody needs an open end
+    assert known.all()  # no history has an open end
     torch.manual_seed(0)
-    hidden, _, _ = model.backbone.encode(batch)
+    hidden = model.backbone.encode(batch).vectors
     table = model.backbone.metric_space(model.backbone.catalogue())
     hidden = model.backbone.metric_space(hidden[known])
     positive = (hidden * table[batch.targets[known]]).sum(1)
-    negative = (hidden * table[model.negatives[batch.events[known], 0]]).sum(1)
+    negative = (hidden * table[model.negatives[batch.interactions[known], 0]]).sum(1)
     plain = F.binary_cross_entropy_with_logits(positive, torch.ones(len(positive)))
     plain += F.binary_cross_entropy_with_logits(negative, torch.zeros(len(negative)))
     assert model.loss(batch).item() == pytest.approx(plain.item(), rel=1e-5)
@@ -142,7 +142,8 @@ def test_every_backbone_learns_a_ring(backbone, loss):
     model, rows = build(backbone, loss=loss, nns=loss == "bce"), ring(120)
     begun(model, rows)
     data = training_data(rows, ITEMS)
-    steps(model, data, 150 if backbone == "bert4rec" else 30, learning_rate=0.01)
+    epochs = {"bce": 150, "softmax": 80}[loss] if backbone == "bert4rec" else 30
+    steps(model, data, epochs, learning_rate=0.01)
     rows = Histories.from_lists([[(s + step) % ITEMS for step in range(3 + s % 3)] for s in range(ITEMS)])
     expected = (torch.arange(ITEMS) + torch.arange(ITEMS) % 3 + 3) % ITEMS
     scores = model.score(rows).clone()
@@ -152,7 +153,7 @@ def test_every_backbone_learns_a_ring(backbone, loss):
 
 
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
-def test_people_with_one_event_each_have_an_open_end_and_no_loss_elsewhere(loss):
+def test_users_with_one_interaction_each_have_the_loss_of_their_open_ends_only(loss):
     model = build(loss=loss, nns=loss == "bce")
     found = model.loss(begun(model, Histories.from_lists([[1], [2], [3]])).get(0))
     found.backward()
@@ -160,15 +161,46 @@ def test_people_with_one_event_each_have_an_open_end_and_no_loss_elsewhere(loss)
     assert model.backbone.item_embedding.weight.grad.isfinite().all()
 
 
-def test_the_open_end_is_never_seen():
-    """BERT4Rec reads both sides; what is not known can only be the mask."""
+def test_the_open_end_is_never_an_input():
+    """BERT4Rec reads both sides; an unknown item can only be masked."""
     model = build("bert4rec").eval()
     batch = begun(model, ring(5)).get(0)
     torch.manual_seed(0)
     masked = model.backbone.training_batch(batch)
     ends = masked.targets == ITEMS
-    assert 0 < ends.sum() < 5  # the others end with what is known
+    assert 0 < ends.sum() < 5  # the other histories end with a known item
     assert (masked.positions[ends] == masked.lengths[masked.rows[ends]] - 1).all()
+
+
+# --- fidelity and presets ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fidelity", ["corrected", "released"])
+def test_released_liked_items_may_be_those_of_the_history(fidelity):
+    model, rows = build(fidelity=fidelity, candidates=ITEMS), ring()
+    begun(model, rows)
+    with torch.no_grad():
+        ranking = model.diffusion.score(rows).argsort(dim=1, descending=True, stable=True)
+    for user in range(len(rows)):
+        own = set(rows.row(user).tolist())
+        expected = [item for item in ranking[user].tolist() if fidelity == "released" or item not in own]
+        assert [item for item in model.signals.positives[user].tolist() if item >= 0] == expected
+
+
+def test_fidelity_is_that_of_the_diffusion_model_unless_it_has_its_own():
+    def of_diffusion(preset=None, **options):
+        return PDRec.Config.build(preset, options).diffusion_config().fidelity
+
+    assert of_diffusion() == "corrected"
+    assert of_diffusion(fidelity="released") == of_diffusion("released") == "released"
+    assert of_diffusion(fidelity="released", diffusion={"fidelity": "corrected"}) == "corrected"
+
+
+def test_presets_have_the_names_of_all_models_and_of_the_papers_data_sets():
+    presets = PDRec.Config.presets
+    assert set(presets) == {"paper", "released", "paper:toys", "paper:douban-book"}
+    assert [name for name in presets if PDRec.Config.build(name).fidelity == "released"] == ["released"]
+    assert PDRec.Config.build("paper:toys").diffusion_config().hidden_sizes == (1000,)
 
 
 # --- phases, runs and files -------------------------------------------------------------------------------------
@@ -198,16 +230,16 @@ def test_the_signals_are_saved_and_are_those_of_the_first_phase(split, tmp_path)
     assert {line["phase"] for line in log[4:]} == {"backbone"}
 
 
-def test_validation_and_test_items_tell_the_signals_nothing(split, tmp_path):
-    """The last two events of everyone are changed; the signals of the training events stay."""
-    data, part = split.dataset, split.subset
+def test_signals_do_not_depend_on_validation_and_test_items(split, tmp_path):
+    """Other items in the last two interactions of every user give the same signals."""
+    data, subset = split.dataset, split.subset
     items = data.interactions.items.copy()
-    items[part != 0] = (items[part != 0] + 11) % data.num_items
+    items[subset != 0] = (items[subset != 0] + 11) % data.num_items
     other = dataclasses.replace(data, interactions=dataclasses.replace(data.interactions, items=items))
-    # Validation does select the epoch of the first phase: without patience or a choice, nothing of it is left.
+    # Validation selects the epoch of the first phase, so it has one validation only.
     config = tiny(diffusion=TINY["diffusion"] | {"validate_every": 4})
     first = rd.train("pdrec", split, tmp_path / "a", config=config, seed=1)
-    second = rd.train("pdrec", Split(other, split.name, {}, part), tmp_path / "b", config=config, seed=1)
+    second = rd.train("pdrec", Split(other, split.name, {}, subset), tmp_path / "b", config=config, seed=1)
     left, right = (pl.read_parquet(run.path / "signals.parquet") for run in (first, second))
     assert left.equals(right)
 
@@ -215,7 +247,7 @@ def test_validation_and_test_items_tell_the_signals_nothing(split, tmp_path):
 def test_a_phase_can_be_taken_from_a_run(split, tmp_path):
     whole = rd.train("pdrec", split, tmp_path / "whole", config=tiny(), seed=1)
     options = read_run(whole.path).model.diffusion.config.model_dump()
-    # Trained alone with another seed, so that it could not be the same by accident.
+    # Trained with another seed, so the weights are not the same by chance.
     first = rd.train("tdiffrec", split, tmp_path / "first", config=options, seed=5)
     rest = {name: value for name, value in tiny().items() if name != "diffusion"}
     second = rd.train("pdrec", split, tmp_path / "second", config=rest, seed=1, phases_from={"diffusion": first.path})
@@ -237,7 +269,7 @@ def test_a_phase_can_be_taken_from_a_run(split, tmp_path):
 
 @pytest.fixture(scope="module")
 def alone(split, tmp_path_factory):
-    """A run whose first phase is at its best before its end."""
+    """A run whose first phase is best before its last epoch."""
     fast = {"epochs": 4, "hidden_sizes": [16], "validate_every": 1, "batch_size": 32, "learning_rate": 0.2}
     run = rd.train("pdrec", split, tmp_path_factory.mktemp("alone") / "run", config=tiny(diffusion=fast), seed=3)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
@@ -257,7 +289,7 @@ def test_a_killed_run_resumes_within_and_between_phases(split, alone, tmp_path, 
     assert tables[0].equals(tables[1])
 
 
-def test_time_that_ends_in_the_first_phase_is_said_and_nothing_is_lost(split, tmp_path):
+def test_a_time_limit_in_the_first_phase_is_reported_and_the_training_is_resumed(split, tmp_path):
     with pytest.raises(TrainingError, match="phase 'diffusion'"):
         rd.train("pdrec", split, tmp_path / "run", config=tiny(), seed=1, max_minutes=0)
     again = rd.train("pdrec", split, tmp_path / "run", config=tiny(), seed=1, resume=True)
@@ -269,7 +301,7 @@ def test_time_that_ends_in_the_first_phase_is_said_and_nothing_is_lost(split, tm
     ("options", "said"),
     [
         ({"backbone": "sasrek"}, "sasrec"),
-        ({"backbone": "ease"}, "no backbone"),
+        ({"backbone": "ease"}, "not a backbone"),
         ({"diffusion": {"hidden": 3}}, "hidden_sizes"),
         ({"backbone_options": {"learning_rate": 1}}, "learning_rate"),
         ({"backbone_options": {"blocs": 1}}, "blocks"),

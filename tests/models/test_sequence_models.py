@@ -1,4 +1,4 @@
-"""DiffuRec in both forms, its twin and SASRec: leaks, shortcuts, and whether they learn."""
+"""DiffuRec in both forms, its ablation (no diffusion) and the sequence baselines: no leaks, and they learn."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ SMALL = {"embedding_size": 16, "blocks": 2, "heads": 2, "max_length": 8, "batch_
 KINDS = {
     "causal": (DiffuRec, {"form": "causal"}),
     "prefix": (DiffuRec, {"form": "prefix"}),
-    "twin": (DiffuRec, {"diffusion": False}),
+    "ablation": (DiffuRec, {"diffusion": False}),
     "lossaware": (DiffuRec, {"timestep_sampler": "lossaware", "diffusion_steps": 4}),
-    "reference": (DiffuRec, {"form": "prefix", "reference_padding": True}),
+    "released": (DiffuRec, {"form": "prefix", "fidelity": "released"}),
     "sampled": (DiffuRec, {"loss": "sampled_softmax", "negatives": 64, "repeat_bias": False}),
     "in-batch": (DiffuRec, {"loss": "in_batch"}),
     "sce": (DiffuRec, {"loss": "sce", "negatives": 8, "timestep_sampler": "lossaware", "diffusion_steps": 4}),
-    "rece": (DiffuRec, {"loss": "rece", "negatives": 12}),
     "rowwise": (DiffuRec, {"loss": "sce", "negatives": 8, "item_optimizer": "rowwise_adam"}),
     "sasrec": (SASRec, {}),
     "sasrec-rowwise": (SASRec, {"loss": "sampled_softmax", "negatives": 64, "item_optimizer": "rowwise_adagrad"}),
@@ -48,6 +47,7 @@ def build(kind: str, seed: int = 0, **options):
 
 
 def ring(users: int = 120, length: int = 7) -> Histories:
+    """Histories that follow a ring of items."""
     starts = np.random.default_rng(0).integers(ITEMS, size=users)
     return Histories.from_lists([[(int(s) + step) % ITEMS for step in range(length)] for s in starts])
 
@@ -67,7 +67,7 @@ def test_it_learns_a_ring(kind):
     assert (model.score(rows).argmax(1) == expected).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("kind", ["causal", "twin", "sasrec", "gru4rec"])
+@pytest.mark.parametrize("kind", ["causal", "ablation", "sasrec", "gru4rec"])
 def test_a_position_does_not_see_the_items_after_its_target(kind):
     model = build(kind, lambda_uncertainty=0.5) if kind == "causal" else build(kind)
     model.eval()  # no dropout; the noise is drawn alike in both passes
@@ -77,7 +77,7 @@ def test_a_position_does_not_see_the_items_after_its_target(kind):
         torch.manual_seed(5)
         row = torch.tensor(items)
         batch = SequenceBatch(row[None, :6], torch.tensor([6]), rows, positions, row[1:], positions + 1)
-        return model.encode(batch)[0]
+        return model.encode(batch).vectors
 
     before, after = encoded([1, 2, 3, 4, 5, 6, 7]), encoded([1, 2, 3, 4, 9, 6, 7])
     torch.testing.assert_close(before[:3], after[:3])  # targets 2, 3, 4 come before the changed item
@@ -85,20 +85,20 @@ def test_a_position_does_not_see_the_items_after_its_target(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_company_does_not_change_an_answer(kind):
-    many_steps = KINDS[kind][0] is DiffuRec and kind != "twin"
+def test_scores_of_a_row_do_not_depend_on_its_batch(kind):
+    many_steps = KINDS[kind][0] is DiffuRec and kind != "ablation"
     model = build(kind, sampling_steps=4) if many_steps else build(kind)
     model.eval()
     rows = Histories.from_lists([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [3, 3, 2]])
-    together = model.score(rows, seed=9)
-    for place in range(4):
-        alone = model.score(rows.take(np.array([place])), seed=9)
-        torch.testing.assert_close(alone[0], together[place], rtol=1e-4, atol=1e-5)
+    batch = model.score(rows, seed=9)
+    for row in range(4):
+        alone = model.score(rows.take(np.array([row])), seed=9)
+        torch.testing.assert_close(alone[0], batch[row], rtol=1e-4, atol=1e-5)
 
 
-def test_only_diffusion_answers_to_the_seed():
+def test_the_seed_matters_to_diffusion_only():
     rows = Histories.from_lists([[1, 2, 3]])
-    for kind, stochastic in (("causal", True), ("prefix", True), ("twin", False), ("sasrec", False)):
+    for kind, stochastic in (("causal", True), ("prefix", True), ("ablation", False), ("sasrec", False)):
         options = {"lambda_uncertainty": 0.5} if stochastic else {}
         model = build(kind, **options).eval()
         assert model.stochastic is stochastic
@@ -108,33 +108,45 @@ def test_only_diffusion_answers_to_the_seed():
 
 @pytest.mark.parametrize("kind", ["causal", "prefix"])
 def test_sampling_equals_the_plain_reverse_chain(kind):
-    """Cached keys, shared solvers and all: the same numbers as re-encoding the whole history at every step."""
+    """With cached keys and the shared solvers, the result is that of encoding the whole history at every step."""
     model = build(kind, lambda_uncertainty=0.3, sampling_steps=32).eval()
     items = torch.tensor([[1, 2, 3, 4], [7, 8, ITEMS, ITEMS]])
     lengths = torch.tensor([4, 2])
     with torch.no_grad():
         found = model.represent(items, lengths, Sampling(seed=3))
         noise = RowNoise(row_keys(items, lengths), 3)
-        part, schedule, rows = model.approximator, model.schedule, torch.arange(2)
-        z = part.history(model.item_embedding(items))
+        approximator, schedule, rows = model.approximator, model.schedule, torch.arange(2)
+        z = approximator.history(model.item_embedding(items))
         x = noise(z[:, 0])
         for step in reversed(range(32)):
             t = torch.full((2,), step)
             if kind == "prefix":
-                tokens = part.condition(z, x, t, noise)
+                tokens = approximator.condition(z, x, t, noise)
             else:
                 known = model.item_embedding(torch.roll(items, -1, 1)) * schedule.alphas_cumprod[0].sqrt().float()
-                tokens = part.condition(z, known, torch.zeros_like(items), torch.zeros_like)
-                own = part.condition(z[rows, lengths - 1][:, None], x, t, noise)[:, 0]
+                tokens = approximator.condition(z, known, torch.zeros_like(items), torch.zeros_like)
+                own = approximator.condition(z[rows, lengths - 1][:, None], x, t, noise)[:, 0]
                 tokens = tokens.index_put((rows, lengths - 1), own)
-            x0_hat = part.encoder(tokens, lengths)[rows, lengths - 1]
+            x0_hat = approximator.encoder(tokens, lengths)[rows, lengths - 1]
             mean = posterior_mean(schedule, x0_hat, x, t)
             spread = torch.exp(0.5 * schedule.log_variance("fixed_small")[step]).float()
             x = mean + (spread * noise(x) if step else 0)
     torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
 
 
-def test_the_loss_aware_sampler_is_fed_and_saved():
+@pytest.mark.parametrize("fidelity", ["corrected", "released"])
+def test_as_released_padding_is_attended_to_and_is_a_class(fidelity):
+    model = build("prefix", fidelity=fidelity).eval()
+    released = fidelity == "released"
+    assert len(model.classes()) == ITEMS + released
+    rows = Histories.from_lists([[1, 2, 3]])
+    before = model.score(rows)
+    with torch.no_grad():
+        model.item_embedding.weight[ITEMS] += torch.randn(16)
+    assert torch.equal(model.score(rows), before) is not released
+
+
+def test_the_loss_aware_sampler_is_updated_and_saved():
     model = build("lossaware")
     train(model, ring(), epochs=3)
     weights = model.timesteps.probabilities()
@@ -144,7 +156,7 @@ def test_the_loss_aware_sampler_is_fed_and_saved():
 
 
 @pytest.mark.parametrize(("repeats", "sign"), [(False, -1), (True, 1)])
-def test_the_repeat_bias_learns_whether_people_repeat(repeats, sign):
+def test_the_repeat_bias_learns_whether_users_repeat(repeats, sign):
     rng = np.random.default_rng(0)
     rows = [
         [int(rng.integers(3)) + 4 * (user % 5) for _ in range(8)] if repeats else rng.permutation(ITEMS)[:8].tolist()
@@ -156,7 +168,7 @@ def test_the_repeat_bias_learns_whether_people_repeat(repeats, sign):
 
 
 def test_the_repeat_bias_is_added_once_per_item():
-    model = build("twin").eval()
+    model = build("ablation").eval()
     rows = Histories.from_lists([[3, 5, 3]])
     plain = model.score(rows)
     with torch.no_grad():
@@ -168,7 +180,7 @@ def test_the_repeat_bias_is_added_once_per_item():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_history_the_answer_is_popularity(kind):
+def test_without_history_scores_are_popularity(kind):
     model = build(kind)
     model.popularity.copy_(torch.arange(ITEMS))
     scores = model.score(Histories.from_lists([[], [1, 2]]))
@@ -176,7 +188,7 @@ def test_without_history_the_answer_is_popularity(kind):
     assert not torch.equal(scores[1], scores[0])
 
 
-def test_calibration_keeps_the_fewest_good_steps():
+def test_calibration_chooses_the_fewest_steps_within_the_tolerance():
     model = build("causal")
     metric = {1: 0.90, 2: 0.9951, 4: 0.996, 8: 1.0, 16: 0.99, 32: 1.0}
     resolved = model.calibrate(lambda: metric[model.sampling_steps])
@@ -184,4 +196,4 @@ def test_calibration_keeps_the_fewest_good_steps():
     assert resolved["metric_by_steps"] == {str(steps): value for steps, value in metric.items()}
     model.resolve(resolved)
     assert model.sampling_steps == 2
-    assert build("twin").calibrate(lambda: 1.0) == {}
+    assert build("ablation").calibrate(lambda: 1.0) == {}

@@ -1,4 +1,4 @@
-"""PDRec's signals: vectors of the specification, brute force, and what they must not look at."""
+"""PDRec's signals: the formula by hand, brute force, and draws of negatives."""
 
 from __future__ import annotations
 
@@ -22,45 +22,42 @@ from rediffuse.models.signals import (
 ITEMS = 37
 
 
-# --- historical behaviour reweighting: B10, d rows indexed by item id, id 0 is the padding ---------------------
-
-D1, D2, D3 = (
-    [0.02, 0.9, 0.4, 0.1, 0.6, 0.05],
-    [-0.01, 0.8, 0.3, -0.02, 0.5, 0.2],
-    [0, 0.7, 0.6, 0.5, 0.4, 0.3],
-)
-PADDED = [
-    (D1, [1, 2, 3], (0.1, 3, 2), [3.708029, 1.670560, 0.421411]),
-    (D1, [1, 2, 3], (0.1, 1, 4), [4, 3.341119, 0.842822]),
-    (D1, [1, 2, 3], (0.5, 3, 4), [5.897810, 3.041363, 1.060827]),
-    (D2, [1, 2, 3, 4], (0.1, 3, 2), [3.715294, 1.497647, 0.092353, 2.394706]),
-]
+# --- historical behaviour reweighting --------------------------------------------------------------------------
 
 
-def weigh(scores, rank_share, largest, scale, **options):
-    """Weights of one person's targets; an event without a target comes first."""
-    events = np.asarray([0.0, *scores], dtype=np.float32)
-    found = behaviour_weights(events, np.array([0, len(events)]), rank_share, largest, scale, **options)
+def weigh(scores, rank_share, largest, scale):
+    """Weights of one user's targets; an interaction that is not a target comes first."""
+    scores = np.asarray([0.0, *scores], dtype=np.float32)
+    found = behaviour_weights(scores, np.array([0, len(scores)]), rank_share, largest, scale)
     assert np.isnan(found[0])
     return found[1:]
 
 
-@pytest.mark.parametrize(("d", "targets", "options", "expected"), PADDED)
-def test_weights_with_padding(d, targets, options, expected):
-    assert weigh([d[i] for i in targets], *options, pad_score=d[0]) == pytest.approx(expected, abs=2e-6)
+# q is the score above the floor, up to a factor: half the lowest score, or 1.5 times a negative one. The weight is
+# scale * min((1 - rank_share) * n q / sum q + rank_share * rank / n, largest), with rank 1 for the worst target.
+BY_HAND = [
+    # floor .05: q = .85 .35 .05, sum 1.25, n q / sum = 2.04 .84 .12; rank / n = 1 2/3 1/3
+    ([0.9, 0.4, 0.1], (0.1, 3, 2), [2 * (1.836 + 0.1), 2 * (0.756 + 0.2 / 3), 2 * (0.108 + 0.1 / 3)]),
+    ([0.9, 0.4, 0.1], (0.5, 3, 4), [4 * (1.02 + 0.5), 4 * (0.42 + 1 / 3), 4 * (0.06 + 0.5 / 3)]),
+    ([0.9, 0.4, 0.1], (0.1, 1, 4), [4, 4 * (0.756 + 0.2 / 3), 4 * (0.108 + 0.1 / 3)]),  # bounded
+    # floor -.03: q = .83 .33 .01 .53, sum 1.7, n = 4; rank / n = 1 1/2 1/4 3/4
+    ([0.8, 0.3, -0.02, 0.5], (0.1, 3, 2), [3.715294, 1.497647, 0.092353, 2.394706]),
+    # floor .15: q = .55 .45 .35 .25 .15 .55, sum 2.3, n = 6; of equal scores the later has the higher rank: 5 4 3 2 1 6
+    (
+        [0.7, 0.6, 0.5, 0.4, 0.3, 0.7],
+        (0.1, 3, 2),
+        [
+            2 * (0.9 * 6 * q / 2.3 + 0.1 * rank / 6)
+            for q, rank in zip([0.55, 0.45, 0.35, 0.25, 0.15, 0.55], [5, 4, 3, 2, 1, 6], strict=True)
+        ],
+    ),
+    ([0.3, 0.3, 0.3], (0.0, 3, 1), [1, 1, 1]),
+]
 
 
-def test_weights_of_a_full_window():
-    expected = [3.252381, 2.447619, 1.642857, 0.838095, 0.033333, 3.285714]
-    found = weigh([D3[i] for i in (1, 2, 3, 4, 5, 1)], 0.1, 3, 2, floored=False)
-    assert found == pytest.approx(expected, abs=2e-6)
-
-
-def test_without_padding_the_floor_is_the_persons_own():
-    p = np.array([0.9, 0.4, 0.1])
-    q = (p - 0.05) / 0.85
-    expected = 2 * (0.9 * 3 * q / q.sum() + 0.1 * np.array([3, 2, 1]) / 3)
-    assert weigh(p, 0.1, 3, 2) == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize(("scores", "options", "expected"), BY_HAND)
+def test_weights_by_hand(scores, options, expected):
+    assert weigh(scores, *options) == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("score", [0.7, 0.0, -3.0])
@@ -69,12 +66,9 @@ def test_an_only_target_has_the_scale(score, rank_share, largest, scale):
     assert weigh([score], rank_share, largest, scale) == pytest.approx([min(1.0, largest) * scale])
 
 
-def test_equal_scores_weigh_the_same_without_ranks():
-    assert weigh([0.3, 0.3, 0.3], 0.0, 3, 1) == pytest.approx([1, 1, 1])
-    assert weigh([0.3, 0.3, 0.3], 0.0, 3, 1, floored=False) == pytest.approx([1, 1, 1])
-
-
-def test_before_the_bound_weights_average_as_the_specification_says():
+def test_unbounded_weights_average_one_by_score_and_have_a_fixed_sum_by_rank():
+    """For each user, whatever the others have: the a of the formula average 1, and the ranks 1..n over n sum to
+    (n + 1) / 2."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 9, 50)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
@@ -85,8 +79,7 @@ def test_before_the_bound_weights_average_as_the_specification_says():
         row = slice(offsets[user] + 1, offsets[user + 1])
         if n > 1:
             assert by_score[row].mean() == pytest.approx(1, abs=1e-5)
-            assert by_rank[row].sum() == pytest.approx(n / 2, abs=1e-4)  # (targets + 1) / 2
-            # People do not touch each other's weights.
+            assert by_rank[row].sum() == pytest.approx(n / 2, abs=1e-4)  # of n - 1 targets
             assert by_score[row] == pytest.approx(weigh(scores[row], 0.0, 1e9, 1.0), abs=1e-6)
     assert np.isnan(by_score[offsets[:-1][lengths > 0]]).all()
     assert len(behaviour_weights(np.empty(0, dtype=np.float32), np.array([0, 0]), 0.1, 3, 2)) == 0
@@ -104,38 +97,36 @@ def test_ranking_is_a_stable_sort():
     assert (rank_items(scores) == np.argsort(-scores, axis=1, kind="stable")).all()
 
 
-def falling(items: int = 20) -> np.ndarray:
-    """Scores strictly decreasing in the id; ids count from 1 in the specification, from 0 here."""
+def in_order(items: int = 20) -> np.ndarray:
+    """The ranking of scores that decrease with the item's number."""
     return rank_items(np.arange(items, 0, -1, dtype=np.float32)[None])
 
 
-def mask(items: int, *ids: int) -> np.ndarray:
+def mask(items: int, *seen: int) -> np.ndarray:
     found = np.zeros((1, items), dtype=bool)
-    found[0, [i - 1 for i in ids]] = True
+    found[0, list(seen)] = True
     return found
 
 
-def test_the_band_of_the_specification():
-    band = safe_band(falling(), mask(20, 1, 13, 20), 50, 90)
-    assert (np.flatnonzero(band[0]) + 1).tolist() == [11, 12, 14, 15, 16, 17, 18, 19]
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        # From 50 to 90 % of 20 items: 8 places from place 10 on; seen items are skipped.
+        ([0], [10, 11, 12, 13, 14, 15, 16, 17]),
+        ([0, 12, 19], [10, 11, 13, 14, 15, 16, 17, 18]),
+        (range(10, 19), [19]),  # the ranking ends
+        (range(20), []),
+    ],
+)
+def test_the_band_of_safe_negatives(seen, expected):
+    assert np.flatnonzero(safe_band(in_order(), mask(20, *seen), 50, 90)[0]).tolist() == expected
 
 
-def test_without_validation_and_test_items_the_band_moves():
-    band = safe_band(falling(), mask(20, 1), 50, 90)
-    assert (np.flatnonzero(band[0]) + 1).tolist() == [11, 12, 13, 14, 15, 16, 17, 18]
-
-
-def test_a_band_ends_where_the_ranking_ends():
-    everything_low = mask(20, *range(11, 20))
-    assert (np.flatnonzero(safe_band(falling(), everything_low, 50, 90)[0]) + 1).tolist() == [20]
-    assert not safe_band(falling(), mask(20, *range(1, 21)), 50, 90).any()
-
-
-def test_liked_items_are_the_best_that_are_not_known():
-    assert soft_positives(falling(), mask(20, 1, 3), 3).tolist() == [[1, 3, 4]]
-    assert soft_positives(falling(), None, 3).tolist() == [[0, 1, 2]]
-    nearly_all = mask(4, 1, 2, 4)
-    assert soft_positives(falling(4), nearly_all, 3).tolist() == [[2, -1, -1]]
+def test_liked_items_are_the_best_unseen_ones():
+    assert soft_positives(in_order(), mask(20, 0, 2), 3).tolist() == [[1, 3, 4]]
+    assert soft_positives(in_order(), None, 3).tolist() == [[0, 1, 2]]
+    nearly_all = mask(4, 0, 1, 3)
+    assert soft_positives(in_order(4), nearly_all, 3).tolist() == [[2, -1, -1]]
 
 
 # --- all of it --------------------------------------------------------------------------------------------------
@@ -152,8 +143,8 @@ def score(rows: Histories) -> torch.Tensor:
     return torch.stack([table[row.astype(np.int64)].mean(0) for row in map(rows.row, range(len(rows)))]).float()
 
 
-def by_hand(rows: Histories, low: float, high: float, candidates: int, hidden: Histories | None):
-    """One person at a time, with sorts and sets."""
+def by_hand(rows: Histories, low: float, high: float, candidates: int):
+    """One user at a time, with sorts and sets."""
     positives, bands, own = [], [], []
     for user in range(len(rows)):
         history = rows.row(user).tolist()
@@ -164,9 +155,8 @@ def by_hand(rows: Histories, low: float, high: float, candidates: int, hidden: H
         scores = score(rows.take(np.array([user])))[0].numpy()
         order = sorted(range(ITEMS), key=lambda i: (-scores[i], i))
         positives.append([i for i in order if i not in history][:candidates])
-        excluded = set(history) | set(hidden.row(user).tolist() if hidden else [])
         first, width = math.floor(ITEMS * low / 100), math.ceil(ITEMS * high / 100) - math.floor(ITEMS * low / 100)
-        bands.append(set([i for i in order[first:] if i not in excluded][:width]))
+        bands.append(set([i for i in order[first:] if i not in history][:width]))
         own += [scores[i] for i in history]
     return positives, bands, np.asarray(own, dtype=np.float32)
 
@@ -176,13 +166,11 @@ def unpack(signals: Signals, user: int) -> set[int]:
 
 
 @pytest.mark.parametrize("block", [8_000_000, 1, 5 * ITEMS])
-@pytest.mark.parametrize("hide", [False, True])
-def test_signals_beside_brute_force(monkeypatch, block, hide):
+def test_signals_beside_brute_force(monkeypatch, block):
     monkeypatch.setattr("rediffuse.models.signals.BLOCK_SCORES", block)
     rows = some_rows()
-    hidden = Histories.from_lists([[user % ITEMS] for user in range(len(rows))]) if hide else None
-    found = derive_signals(score, rows, ITEMS, band=(40, 85), candidates=6, hidden=hidden)
-    positives, bands, own = by_hand(rows, 40, 85, 6, hidden)
+    found = derive_signals(score, rows, ITEMS, band=(40, 85), candidates=6)
+    positives, bands, own = by_hand(rows, 40, 85, 6)
     for user in range(len(rows)):
         assert [i for i in found.positives[user].tolist() if i >= 0] == positives[user]
         assert unpack(found, user) == bands[user]
@@ -191,7 +179,7 @@ def test_signals_beside_brute_force(monkeypatch, block, hide):
     np.testing.assert_allclose(found.weights, expected, rtol=1e-5)
 
 
-def test_negatives_are_drawn_evenly_from_the_band():
+def test_negatives_are_drawn_uniformly_from_the_band():
     rows = some_rows()
     signals = derive_signals(score, rows, ITEMS, band=(40, 85))
     user = int(np.flatnonzero(rows.lengths)[0])
@@ -203,7 +191,7 @@ def test_negatives_are_drawn_evenly_from_the_band():
     assert (abs(counts[band] - expected) < 4.5 * np.sqrt(expected)).all()
 
 
-def test_a_narrow_band_is_found_and_an_empty_one_is_said():
+def test_a_narrow_band_is_found_and_an_empty_one_gives_no_negatives():
     wide = 20_000
     bands = np.zeros((3, wide // 8), dtype=np.uint8)
     bands[1, 100] = 0b0010_0000

@@ -1,4 +1,8 @@
-"""DiffNet, DiffNet++ and friends' popularity: the specification's vectors W and Y, and what must never change."""
+"""DiffNet, DiffNet++ and friends' popularity: small cases by hand, and properties of both models.
+
+In the small case users 0 and 1 are friends, and 1 and 2. Users 0 to 3 have the items {0, 1}, {1}, {2} and {0, 2}. P and
+Q are the embeddings of users and items.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ import polars as pl
 import pytest
 import torch
 from tests.fitting import steps, training_data
-from tests.synthetic import walks
+from tests.synthetic import ring_dataset
+from torch.nn import functional as F
 
 import rediffuse as rd
 from rediffuse.data.dataset import SocialGraph
@@ -38,14 +43,14 @@ def data_of(rows: Histories, items: int, links: list[tuple[int, int]], **tables)
 
 
 def build(name: str, data: TrainingData | None = None, preset: str | None = None, **options):
-    """On the specification's example unless other data are given; embeddings are P and Q there."""
+    """A model of the small case, with P and Q, unless other data are given."""
     torch.manual_seed(0)
-    spec = data is None
+    small = data is None
     data = data_of(ROWS, 3, LINKS) if data is None else data
-    config = KINDS[name].Config.build(preset, ({"embedding_size": 2} if spec else {}) | options)
+    config = KINDS[name].Config.build(preset, ({"embedding_size": 2} if small else {}) | options)
     model = KINDS[name](config, data.num_items, data.num_users)
     model.fit(data)
-    if spec:
+    if small:
         with torch.no_grad():
             model.user_embedding.weight.copy_(P)
             model.item_embedding.weight.copy_(Q)
@@ -59,50 +64,52 @@ def close(found: torch.Tensor, expected) -> None:
 # --- DiffNet ---------------------------------------------------------------------------------------------------
 
 
-def test_w1_released_form():
-    model = build("diffnet", preset="reference", embedding_size=2)
+def test_sum_of_hops_by_hand():
+    """As released, u = h^1 + h^2 + R q:
+
+    h^1 = (0, 1)   (1, 0.5)   (0, 1)   (0, 0)      the means over friends of P
+    h^2 = (1, 0.5) (0, 1)     (1, 0.5) (0, 0)      the means over friends of h^1
+    R q = (0.5, 0.5) (0, 1)   (1, -1)  (1, -0.5)   the means over items of Q
+    """
+    model = build("diffnet", preset="released", embedding_size=2)
     users, items = model.vectors()
     close(users, [[1.5, 2], [1, 2.5], [2, 0.5], [1, -0.5]])
     close(users @ items.T, [[1.5, 2, -0.5], [1, 2.5, -1.5], [2, 0.5, 1.5], [1, -0.5, 1.5]])
 
 
-def test_w1_other_sums():
+def test_other_sums_by_hand():
+    """h^2 + R q, and h^0 + h^1 + h^2 + R q, of the same small case."""
     close(build("diffnet", combine="last").vectors()[0], [[1.5, 1], [0, 2], [2, -0.5], [1, -0.5]])
     close(build("diffnet", combine="all").vectors()[0], [[2.5, 2], [1, 3.5], [3, 1.5], [3, -0.5]])
 
 
-def test_no_hops_is_a_vector_and_the_mean_of_the_items():
+def test_without_hops_a_user_is_their_embedding_and_the_mean_of_their_items():
     close(build("diffnet", hops=0).vectors()[0], [[1.5, 0.5], [0, 2], [2, 0], [3, -0.5]])
-    liked = build("diffnet", data_of(ROWS, 3, []), combine="hops", hops=2)
-    torch.testing.assert_close(liked.vectors()[0], liked.interest @ liked.item_embedding.weight)
+    alone = build("diffnet", data_of(ROWS, 3, []), combine="hops", hops=2)
+    torch.testing.assert_close(alone.vectors()[0], alone.interest @ alone.item_embedding.weight)
 
 
 def test_directed_links():
-    """Person 0 links to 1; nobody takes in person 0."""
+    """User 0 links to user 1, so user 0 receives from user 1 and no user receives from user 0."""
     model = build("diffnet", data_of(ROWS, 3, [(0, 1)]), directed=True, hops=1, combine="last", embedding_size=2)
-    assert model.resolve_users(P, torch.zeros(3, 2)).tolist() == [P[1].tolist(), [0, 0], [0, 0], [0, 0]]
-    # Who did nothing and links to someone has half a trained vector; who is linked to has nothing.
-    for links, remembered in (([(0, 1)], True), ([(1, 0)], True), ([(2, 0)], False)):
+    assert model.diffused_users(P, torch.zeros(3, 2)).tolist() == [P[1].tolist(), [0, 0], [0, 0], [0, 0]]
+    # User 0 has no interactions. A link to user 1, who has, makes half of their vector from a trained embedding; a link
+    # from user 1 trains their own embedding. User 2 has no interactions either.
+    for links, known in (([(0, 1)], True), ([(1, 0)], True), ([(2, 0)], False)):
         rows = Histories.from_lists([[], [0, 1], []])
         model = build("diffnet", data_of(rows, 3, links), directed=True, hops=1)
-        assert model.has_user_state(np.array([0])).tolist() == [remembered]
+        assert model.has_user_state(np.array([0])).tolist() == [known]
 
 
-def test_w3_standardised():
+def test_standardised_by_hand():
+    """The mean is 3 and the standard deviation sqrt((4 + 1 + 0 + 9) / 4) = 1.870829, so 1 becomes
+    0.2 (1 - 3) / 1.870829 = -0.213809."""
     close(standardised(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), 0.2), [[-0.213809, -0.106904], [0, 0.320713]])
     assert not standardised(torch.full((3, 2), 7.0), 0.2).any()
 
 
-def test_constant_vectors_stay_constant():
-    model = build("diffnet", data_of(ROWS, 3, [(0, 1), (1, 2), (2, 3)]), hops=1, combine="last", embedding_size=2)
-    with torch.no_grad():
-        model.user_embedding.weight.fill_(0.7)
-        model.item_embedding.weight.zero_()
-    torch.testing.assert_close(model.vectors()[0], torch.full((4, 2), 0.7))
-
-
-def test_someone_without_friends_has_no_gradient_in_the_released_form():
-    model = build("diffnet", preset="reference", embedding_size=2)
+def test_as_released_the_embedding_of_a_user_without_friends_is_not_trained():
+    model = build("diffnet", preset="released", embedding_size=2)
     model.vectors()[0].square().sum().backward()
     assert not model.user_embedding.weight.grad[3].any()
     assert model.user_embedding.weight.grad[:3].any(dim=1).all()
@@ -110,114 +117,142 @@ def test_someone_without_friends_has_no_gradient_in_the_released_form():
 
 # --- DiffNet++ -------------------------------------------------------------------------------------------------
 
+# theta = 0.1 (row + 1) - 0.2 column of every edge, and these weights of the gates' first layers, in both layers.
+GATES = {
+    "interest_gate": [0.1, 0.2, -0.1, 0.3],
+    "social_gate": [0.3, -0.2, 0.1, 0.1],
+    "item_gate": [0.5, -0.5],
+    "item_users_gate": [0.2, 0.4],
+}
+
 
 def released() -> DiffNetPP:
-    """The specification's weights: theta(row, col) = .1 (row + 1) - .2 col, fixed gates, the same in both layers."""
-    model = build("diffnetpp", preset="reference", embedding_size=2)
-    gates = {
-        "interest": [0.1, 0.2, -0.1, 0.3],
-        "social": [0.3, -0.2, 0.1, 0.1],
-        "own": [0.5, -0.5],
-        "item_users": [0.2, 0.4],
-    }
+    model = build("diffnetpp", preset="released", embedding_size=2)
     with torch.no_grad():
         for layer in model.layers:
-            for attention in (layer.of_friends, layer.of_items, layer.of_fans):
-                known = attention.graph
-                attention.theta.set(0.1 * (known.owners + 1) - 0.2 * known.columns)
+            for attention in (layer.friend_attention, layer.interest_attention, layer.item_attention):
+                graph = attention.graph
+                attention.theta.set(0.1 * (graph.owners + 1) - 0.2 * graph.columns)
                 attention.scale.fill_(1.0)
-            for name, weights in gates.items():
+            for name, weights in GATES.items():
                 gate = getattr(layer, name)
                 gate.first.weight.copy_(torch.tensor([weights]))
                 gate.second.weight.fill_(1.0)
     return model
 
 
-def test_y1_attention():
-    model = released()
-    layer = model.layers[0]
-    weights = {
-        name: attention(attention.graph.part(None), P, Q)
-        for name, attention in (("S", layer.of_friends), ("R", layer.of_items), ("T", layer.of_fans))
-    }
-    close(weights["S"], [1.0, 0.541006, 0.458994, 1.0])
-    close(weights["R"], [0.520582, 0.479418, 1.0, 1.0, 0.542648, 0.457352])
-    close(weights["T"], [0.557675, 0.442325, 0.521049, 0.478951, 0.519391, 0.480609])
+def dense_attention(edges: list[list[int]]) -> torch.Tensor:
+    """(rows, columns) softmax over each row's edges of exp(sigmoid(theta)); rows without an edge are zero."""
+    binary = torch.tensor(edges, dtype=torch.float32)
+    rows, columns = torch.arange(binary.shape[0])[:, None], torch.arange(binary.shape[1])
+    weights = binary * torch.exp(torch.exp(torch.sigmoid(0.1 * (rows + 1) - 0.2 * columns)))
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
 
 
-def test_y2_layers():
+FRIENDS = dense_attention([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+INTEREST = dense_attention([[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]])
+ITEM_USERS = dense_attention([[1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]])
+
+
+def raised(name: str, offset: float, *vectors: torch.Tensor) -> torch.Tensor:
+    """(n, 1) exp(leaky(tanh(w . x))) + offset, x being the vectors side by side."""
+    return F.leaky_relu(torch.tanh(torch.cat(vectors, 1) @ torch.tensor(GATES[name])), 0.2).exp()[:, None] + offset
+
+
+def released_layer(users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer of the released program, on dense matrices."""
+    social, liked = FRIENDS @ users, INTEREST @ items
+    to_social, to_liked = raised("social_gate", 0.3, users, social), raised("interest_gate", 0.7, users, liked)
+    received = (to_social * social + to_liked * liked) / (to_social + to_liked)
+    of_item = ITEM_USERS @ users
+    to_old, to_received = raised("item_gate", 1.0, items), raised("item_users_gate", 1.0, of_item)
+    return (users + received) / 2, (to_old * items + to_received * of_item) / (to_old + to_received)
+
+
+def test_released_attention_by_hand():
+    """User 1 has friends 0 and 2 with theta 0.2 and -0.2, so exp(sigmoid(theta)) = 1.732966 and 1.568573, of which the
+    softmax is (0.541006, 0.458994)."""
+    layer = released().layers[0]
+    close(layer.friend_attention(layer.friend_attention.graph.block(), P, P), [1, 0.541006, 0.458994, 1])
+    for attention, dense in (
+        (layer.friend_attention, FRIENDS),
+        (layer.interest_attention, INTEREST),
+        (layer.item_attention, ITEM_USERS),
+    ):
+        torch.testing.assert_close(attention(attention.graph.block(), P, P), dense[dense > 0])
+
+
+def test_released_layers_by_dense_matrices():
     model = released()
-    first, second = model.layers
-    friends, interest, item_users = model.friends.part(None), model.interest.part(None), model.item_users.part(None)
-    users = first.resolve_users(P, P, Q, friends, interest)
-    items = first.items(Q, P, item_users)
-    close(users, [[0.635335, 0.364665], [0.180230, 0.902495], [0.762667, 0.474666], [1.228510, -0.104509]])
-    close(items, [[1.209304, 0], [0.286383, 0.713617], [1.217279, -0.313097]])
-    social, liked = (
-        friends.gather(P, first.of_friends(friends, P, P)),
-        interest.gather(Q, first.of_items(interest, P, Q)),
-    )
-    gates = first.gates(P, social, liked, friends, interest)
-    close(gates[:, 1], [0.519938, 0.639540, 0.525334, 0.457019])
+    users, items = P, Q
+    for layer in model.layers:
+        interest, item_users = model.interest.block(), model.item_users.block()
+        new_users = layer.update_users(users, users, items, model.friends.block(), interest)
+        new_items = layer.update_items(items, users, item_users)
+        users, items = released_layer(users, items)
+        torch.testing.assert_close(new_users, users)
+        torch.testing.assert_close(new_items, items)
+
+
+def test_released_gates_of_a_user_by_hand():
+    """For user 3, without friends: s = 0 and n = 0.542648 (1, 0) + 0.457352 (1, -1) = (1, -0.457352).
+
+    Gate of items: tanh(0.1 * 2 - 0.1 * 1 - 0.3 * 0.457352) = tanh(-0.037206) = -0.037189, leaky: -0.007438,
+    exp + 0.7 = 1.692590. Gate of friends: tanh(0.3 * 2) = 0.537050, exp + 0.3 = 2.010951. The items' share is
+    1.692590 / 3.703541 = 0.457019: the rest of the weight is lost on friends that the user does not have.
+    """
+    model = released()
+    friends, interest = model.friends.block(), model.interest.block()
+    gates = model.layers[0].user_gates(P, FRIENDS @ P, INTEREST @ Q, friends, interest)
+    assert gates[3, 1].item() == pytest.approx(0.457019, abs=1e-6)
     close(gates.sum(1), [1.0] * 4)
-    close(
-        second.resolve_users(users, users, items, friends, interest),
-        [[0.568396, 0.480150], [0.310122, 0.751780], [0.740500, 0.373208], [0.912076, -0.087414]],
-    )
-    close(second.items(items, users, item_users), [[1.067516, 0.071504], [0.358203, 0.663522], [1.115097, -0.087494]])
 
 
-def test_y3_scores():
+def test_released_scores_leave_out_u0():
+    """u^1, u^2 and the embedding side by side; without features, u^0 is the embedding."""
     users, items = released().vectors()
-    assert users.shape == (4, 6)
-    expected = [
-        [2.409418, 0.964371, 2.251011],
-        [0.602769, 2.305560, -0.783138],
-        [2.739478, 2.070025, 1.572838],
-        [4.453046, 0.545951, 4.552862],
-    ]
-    torch.testing.assert_close(users @ items.T, torch.tensor(expected), rtol=0, atol=5e-6)
+    first = released_layer(P, Q)
+    second = released_layer(*first)
+    torch.testing.assert_close(users, torch.cat((first[0], P, second[0]), 1))
+    torch.testing.assert_close(items, torch.cat((first[1], Q, second[1]), 1))
 
 
-def test_released_gates_without_weights():
-    model = released()
-    layer = model.layers[0]
-    with torch.no_grad():
-        for name in ("social", "interest", "own", "item_users"):
-            getattr(layer, name).first.weight.zero_()
-    friends, interest, item_users = model.friends.part(None), model.interest.part(None), model.item_users.part(None)
-    gates = layer.gates(P, P, P, friends, interest)
-    close(gates[:, 1], [1.7 / 3] * 4)
-    pooled = item_users.gather(P, layer.of_fans(item_users, Q, P))
-    torch.testing.assert_close(layer.items(Q, P, item_users), (Q + pooled) / 2)
+def test_released_scores_replace_u0_by_embedding_and_features():
+    data = data_of(ROWS, 3, LINKS, item_table=pl.DataFrame({"vector": [[1.0, 2.0], [3.0, 6.0], [0.0, 1.0]]}))
+    model = build("diffnetpp", data, preset="released", embedding_size=2, hops=1)
+    embedding, projected = model.embedding_and_features("item")
+    states = model.layer_outputs()
+    users, items = model.vectors()
+    torch.testing.assert_close(items, torch.cat((embedding, projected, states[1][1]), 1))
+    of_users = model.user_embedding.weight
+    torch.testing.assert_close(users, torch.cat((of_users, torch.zeros(4, 2), states[0][1]), 1))
 
 
-def test_link_attention_stays_within_its_bounds_and_constants_are_means():
-    model = build("diffnetpp", preset="reference", embedding_size=2)
-    attention = model.layers[0].of_items
-    part = model.interest.part(None)
+def test_link_attention_is_bounded_and_equal_for_equal_numbers():
+    model = build("diffnetpp", preset="released", embedding_size=2)
+    attention = model.layers[0].interest_attention
+    block = model.interest.block()
     attention.theta.set(torch.linspace(-50, 50, len(model.interest)))
-    weights = attention(part, P, Q)
+    weights = attention(block, P, Q)
     assert (weights[:2].max() / weights[:2].min()) < 5.575
     attention.theta.set(torch.full((len(model.interest),), 0.3))
-    torch.testing.assert_close(attention(part, P, Q), model.interest.values)
+    torch.testing.assert_close(attention(block, P, Q), model.interest.values)
 
 
-def test_the_papers_layer_by_hand():
+def test_the_corrected_layer_by_hand():
     model = build("diffnetpp", hops=1, attention="mean")
     layer = model.layers[0]
     users, items = model.vectors()
     social = torch.tensor([[0, 1.0], [1, 0.5], [0, 1], [0, 0]])
-    liked = torch.tensor([[0.5, 0.5], [0, 1], [1, -1], [1.5, -0.5]])
-    liked[3] = (Q[0] + Q[2]) / 2
-    for person in range(4):
-        to_friends = layer.social(torch.cat((P[person], social[person]))[None])
-        to_items = layer.interest(torch.cat((P[person], liked[person]))[None])
+    liked = torch.tensor([[0.5, 0.5], [0, 1], [1, -1], [1, -0.5]])
+    for user in range(4):
+        to_friends = layer.social_gate(torch.cat((P[user], social[user]))[None])
+        to_items = layer.interest_gate(torch.cat((P[user], liked[user]))[None])
         share = torch.sigmoid(to_friends - to_items)
-        if person == 3:  # no friends: nothing of the weight is lost on them
+        if user == 3:  # has no friends, so all of the weight is on the items
             share = 0.0
-        new = P[person] + share * social[person] + (1 - share) * liked[person]
-        torch.testing.assert_close(users[person], torch.cat((P[person], new)))
+        new = P[user] + share * social[user] + (1 - share) * liked[user]
+        torch.testing.assert_close(users[user], torch.cat((P[user], new)))
     item_users = torch.stack(((P[0] + P[3]) / 2, (P[0] + P[1]) / 2, (P[2] + P[3]) / 2))
     torch.testing.assert_close(items, torch.cat((Q, Q + item_users), dim=1))
 
@@ -229,30 +264,30 @@ FORMS = [
     ("diffnet", {"combine": "hops", "hops": 3, "loss": "bce"}),
     ("diffnet", {"combine": "last"}),
     ("diffnetpp", {}),
-    ("diffnetpp", {"form": "released", "attention": "link", "loss": "squared"}),
-    ("diffnetpp", {"form": "released", "attention": "mean", "hops": 1, "fusion": "add"}),
-    ("diffnetpp", {"form": "released", "hops": 0}),
+    ("diffnetpp", {"fidelity": "released", "attention": "link", "loss": "squared"}),
+    ("diffnetpp", {"fidelity": "released", "attention": "mean", "hops": 1, "fusion": "add"}),
+    ("diffnetpp", {"fidelity": "released", "hops": 0}),
     ("diffnetpp", {"attention": "mean", "hops": 3}),
 ]
 
 
-def larger() -> TrainingData:
-    """60 people, 40 items, and features of both."""
+def ring() -> TrainingData:
+    """60 users, 40 items, and features of both."""
     rng = np.random.default_rng(3)
-    dataset = walks(friends=3)
+    dataset = ring_dataset(friends=3)
     features = pl.DataFrame({"vector": rng.normal(size=(40, 5)).tolist()})
-    people = pl.DataFrame({"vector": rng.normal(size=(61, 4)).tolist()})
+    user_features = pl.DataFrame({"vector": rng.normal(size=(61, 4)).tolist()})
     data = training_data(dataset.interactions, 40)
-    return dataclasses.replace(data, social=dataset.social, item_table=features, user_table=people)
+    return dataclasses.replace(data, social=dataset.social, item_table=features, user_table=user_features)
 
 
 @pytest.mark.parametrize(("name", "options"), FORMS)
-def test_relabelling_permutes_and_links_count_once(name, options):
-    data = larger()
+def test_renumbering_permutes_the_vectors_and_a_link_given_twice_counts_once(name, options):
+    data = ring()
     rng = np.random.default_rng(0)
-    of_user, of_item = rng.permutation(61), rng.permutation(40)  # new number -> old number
+    of_user, of_item = rng.permutation(61), rng.permutation(40)  # old number of each new number
     new_user, new_item = np.argsort(of_user), np.argsort(of_item)
-    relabelled = TrainingData(
+    renumbered = TrainingData(
         Histories.from_lists([new_item[data.train.row(user)] for user in of_user]),
         61,
         40,
@@ -264,9 +299,9 @@ def test_relabelling_permutes_and_links_count_once(name, options):
             new_user[np.concatenate((data.social.source, data.social.target))].astype(np.int32),
         ),
     )
-    # Numbers of edges are drawn in the order of edges, so all weigh alike here.
+    # The trained numbers of edges are drawn in the order of edges, so give all edges equal weights.
     options = options | ({"attention": "mean"} if options.get("attention") == "link" else {})
-    model, other = build(name, data, **options), build(name, relabelled, **options)
+    model, other = build(name, data, **options), build(name, renumbered, **options)
     state = model.state_dict()
     for key, order in (("user_embedding.weight", of_user), ("item_embedding.weight", of_item), ("trained", of_user)):
         state[key] = state[key][torch.from_numpy(order)]
@@ -279,16 +314,16 @@ def test_relabelling_permutes_and_links_count_once(name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), FORMS)
-def test_a_batch_has_the_vectors_and_gradients_of_the_whole(name, options):
-    data = larger()
+def test_a_batch_has_the_loss_and_gradients_of_the_whole_tables(name, options):
+    data = ring()
     model = build(name, data, negatives=3, reg=0.0, batch_size=50, **options)
     batch = model.batches(data, np.random.default_rng(0)).get(0)
     parameters = [p for p in model.parameters() if p.numel()]
     found = torch.autograd.grad(model.loss(batch), parameters, allow_unused=True, materialize_grads=True)
     users, items = model.vectors()
-    mine = users[batch.users]
-    positive = (mine * items[batch.positives]).sum(1)
-    negative = torch.einsum("nd,nkd->nk", mine, items[batch.negatives])
+    user_vectors = users[batch.users]
+    positive = (user_vectors * items[batch.positives]).sum(1)
+    negative = torch.einsum("nd,nkd->nk", user_vectors, items[batch.negatives])
     expected = model.pair_loss(positive, negative)
     torch.testing.assert_close(model.loss(batch), expected)
     gradients = torch.autograd.grad(expected, parameters, allow_unused=True, materialize_grads=True)
@@ -297,15 +332,15 @@ def test_a_batch_has_the_vectors_and_gradients_of_the_whole(name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), FORMS)
-def test_someone_new_gets_what_someone_without_friends_would(name, options):
-    """A person of the graph without links, whose own embedding is the mean of all."""
+def test_folding_in_equals_a_user_without_friends(name, options):
+    """A user without links, whose embedding is the mean over all others."""
     options = options | ({"attention": "mean"} if options.get("attention") == "link" else {})
     rows = Histories.from_lists([[0, 1], [1, 3], [2], [0, 2]])
     features = pl.DataFrame({"vector": np.random.default_rng(0).normal(size=(4, 5)).tolist()})
     for tables in ({}, {"item_table": features}):
         data = data_of(rows, 4, [(0, 1), (1, 2)], **tables)
         model = build(name, data, embedding_size=3, **options)
-        with torch.no_grad():  # person 3 is not in their mean
+        with torch.no_grad():  # user 3 is not part of the mean
             for weights in model.fusions.parameters():
                 weights.normal_(generator=torch.Generator().manual_seed(1))
             model.user_embedding.weight[3] = model.user_embedding.weight[:3].mean(0)
@@ -315,8 +350,8 @@ def test_someone_new_gets_what_someone_without_friends_would(name, options):
         torch.testing.assert_close(found[0], model.user_vectors.value[3])
 
 
-def test_features_take_part_and_can_be_left_out():
-    data = larger()
+def test_features_are_used_unless_switched_off():
+    data = ring()
     for name in KINDS:
         for fusion in ("add", "learned"):
             model = build(name, data, fusion=fusion)
@@ -326,38 +361,38 @@ def test_features_take_part_and_can_be_left_out():
         without = build(name, data, features=False)
         without.vectors()[0].sum().backward()
         assert without.projections["user"].weight.value.grad is None
-    # They begin as a sum.
+    # Learned fusion starts as a sum.
     torch.manual_seed(1)
     added, learned = (build("diffnet", data, fusion=fusion) for fusion in ("add", "learned"))
     torch.testing.assert_close(added.vectors()[0], learned.vectors()[0])
 
 
-def test_features_of_one_side_alone():
-    data = dataclasses.replace(larger(), user_table=None)
+def test_features_of_one_side_keep_the_widths_equal():
+    data = dataclasses.replace(ring(), user_table=None)
     for name, options in FORMS:
         users, items = build(name, data, **options).vectors()
         assert users.shape[1] == items.shape[1]
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_released_form_learns(name):
-    data = larger()
-    model = build(name, data, preset="reference", embedding_size=16, batch_size=64)
+def test_the_released_preset_learns(name):
+    data = ring()
+    model = build(name, data, preset="released", embedding_size=16, batch_size=64)
     losses = steps(model, data, 40, learning_rate=0.02)
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
 
 @pytest.mark.parametrize("name", [*KINDS, "friends"])
-def test_links_to_oneself_are_none(name):
+def test_self_links_are_no_links(name):
     data = data_of(ROWS, 3, [(0, 0), (2, 2)])
     with pytest.raises(DataError, match="the data have none"):
         model_class(name)(model_class(name).Config(), 3, 4).check(data)
 
 
 @pytest.mark.parametrize("name", [*KINDS, "friends"])
-def test_links_are_needed(name, tmp_path):
-    split = rd.split.leave_one_out(walks())
-    with pytest.raises(DataError, match="links between people, and the data have none"):
+def test_data_without_links_are_refused(name, tmp_path):
+    split = rd.split.leave_one_out(ring_dataset())
+    with pytest.raises(DataError, match=r"links between \w+, and the data have none"):
         rd.train(name, split, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     if name != "friends":
@@ -365,9 +400,9 @@ def test_links_are_needed(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*KINDS, "friends"])
-def test_friends_answer_for_someone_without_events(name, tmp_path):
-    """u_alone did nothing and has u0 for a friend."""
-    data = walks(users=300, friends=8)
+def test_a_user_without_interactions_gets_recommendations_from_friends(name, tmp_path):
+    """u_alone has no interactions, and one friend, u0."""
+    data = ring_dataset(users=300, friends=8)
     options = {} if name == "friends" else {"epochs": 40, "batch_size": 256, "reg": 1e-3, "embedding_size": 32}
     run = rd.train(name, rd.split.leave_one_out(data), tmp_path / "run", config=options)
     recommender = rd.Recommender.load(run.path)
@@ -377,12 +412,15 @@ def test_friends_answer_for_someone_without_events(name, tmp_path):
     assert found["item_id"].to_list() != [recommender.items["item_id"][int(i)] for i in popular.argsort()[-10:].flip(0)]
     scores = recommender.model.score(Histories.from_lists([[]]), users=np.array([300]))[0]
     of_friend = np.isin(np.arange(40), friend)
-    places = scores.argsort(descending=True).argsort().numpy()
-    assert places[of_friend].mean() < 0.6 * places[~of_friend].mean()
+    ranks = scores.argsort(descending=True).argsort().numpy()
+    assert ranks[of_friend].mean() < 0.6 * ranks[~of_friend].mean()
 
 
-def test_who_is_remembered():
-    """A chain of people of whom the first alone has events; two hops train three, and less than half of the fourth."""
+def test_users_within_the_hops_of_a_user_with_interactions_have_a_state():
+    """A chain of users, of whom only the first has interactions.
+
+    Two hops train the vectors of the first three, and less than half of the fourth user's.
+    """
     rows = Histories.from_lists([[0, 1], [], [], [], [], []])
     model = build("diffnet", data_of(rows, 3, [(0, 1), (1, 2), (2, 3), (3, 4)]), hops=2)
     assert model.has_user_state(np.array([0, 1, 2, 3, 4, 5, -1])).tolist() == [True] * 3 + [False] * 4
@@ -394,24 +432,27 @@ def test_who_is_remembered():
 
 
 @pytest.mark.parametrize(
-    ("options", "remembered"),
+    ("options", "known"),
     [
         ({"combine": "all", "hops": 1}, True),
-        ({"combine": "hops", "hops": 1}, False),  # u of the second is made of P of the first, which nothing trained
+        (
+            {"combine": "hops", "hops": 1},
+            False,
+        ),  # made of the first user's embedding, which is not trained
         ({"combine": "hops", "hops": 2}, True),
         ({"combine": "last", "hops": 1}, False),
         ({"combine": "last", "hops": 2}, False),
     ],
 )
-def test_a_vector_that_nothing_trained_is_not_remembered(options, remembered):
-    """Two friends, of whom the first alone has events."""
+def test_a_user_with_an_untrained_vector_has_no_state(options, known):
+    """Two friends, of whom only the first has interactions."""
     rows = Histories.from_lists([[0, 1], []])
     model = build("diffnet", data_of(rows, 3, [(0, 1)]), **options)
-    assert model.has_user_state(np.array([0, 1])).tolist() == [True, remembered]
+    assert model.has_user_state(np.array([0, 1])).tolist() == [True, known]
 
 
-def test_other_features_are_another_run(tmp_path):
-    data = walks(friends=3)
+def test_runs_on_other_features_can_be_neither_resumed_nor_compared(tmp_path):
+    data = ring_dataset(friends=3)
     tables = [pl.DataFrame({"item": data.item_ids, "vector": [[float(i * s), 1.0] for i in range(40)]}) for s in (1, 2)]
     one, two = (dataclasses.replace(data, items=table, title=None) for table in tables)
     options = {"epochs": 1, "embedding_size": 8}
@@ -422,7 +463,7 @@ def test_other_features_are_another_run(tmp_path):
         rd.train("diffnet", rd.split.leave_one_out(two), tmp_path / "one", config=options, resume=True)
     with pytest.raises(RunError, match="item and user tables"):
         rd.compare([tmp_path / "one", tmp_path / "two"])
-    # Who reads no tables may stand beside either.
+    # A model that reads no tables can be compared with either.
     rd.train("popularity", rd.split.leave_one_out(data), tmp_path / "popular")
     rd.evaluate(tmp_path / "popular", data)
     assert len(rd.compare([tmp_path / "popular", tmp_path / "two"]).summary)
@@ -433,7 +474,7 @@ def test_friends_popularity_by_hand():
     model = model_class("friends")(model_class("friends").Config(), 4, 5)
     model.fit(data)
     scores = model.score(data.train, users=np.arange(5))
-    # Item 1 of person 0's two friends, item 2 of one; the other two by popularity (1, 2, 1, 1).
+    # Both friends of user 0 have item 1 and one has item 2; popularity (1, 2, 1, 1) / 3 breaks ties.
     torch.testing.assert_close(scores[0], torch.tensor([1 / 3, 2 + 2 / 3, 1 + 1 / 3, 1 / 3]))
     torch.testing.assert_close(scores[4], torch.tensor([1 / 3, 2 / 3, 1 / 3, 1 + 1 / 3]))
     other = model_class("friends")(model_class("friends").Config(), 4, 5)

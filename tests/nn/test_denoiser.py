@@ -1,4 +1,4 @@
-"""The row denoiser beside a transcription of its specification in numpy, and the two ways through the reverse chain."""
+"""The row denoiser beside a transcription of the released network in numpy, and the two forms of the reverse chain."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def sparse(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def by_hand(net: RowDenoiser, x: np.ndarray, t: int) -> np.ndarray:
-    """Spec A2.2: concat[x, e] -> in-layers with tanh -> out-layers with tanh between."""
+    """DiffRec's released DNN.py: with e a linear layer of the embedding of t (cosines, then sines), [x, e] goes through
+    the in-layers, each with tanh, and the out-layers, with tanh between."""
     weights = {name: p.detach().double().numpy() for name, p in net.named_parameters()}
     half = net.time_size // 2
     angle = t * np.exp(-np.log(1e4) * np.arange(half) / half)
@@ -43,7 +44,7 @@ def by_hand(net: RowDenoiser, x: np.ndarray, t: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("hidden_sizes", [(16,), (8, 24), (4, 8, 12)])
-def test_it_is_the_network_of_the_specification(hidden_sizes):
+def test_it_is_the_released_network(hidden_sizes):
     net, x = build(hidden_sizes), rows()
     assert [layer.out_features for layer in net.between] == [*hidden_sizes[-2::-1], *hidden_sizes[1:]]
     for t in (0, 3, 9):
@@ -54,7 +55,7 @@ def test_it_is_the_network_of_the_specification(hidden_sizes):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_sparse_rows_are_read_as_dense_ones_are(normalize):
     net, x = build(normalize=normalize), rows()
-    x[2] = 0  # nobody
+    x[2] = 0  # an empty row
     z = net.read(*sparse(x))
     expected = (torch.nn.functional.normalize(x, dim=1) if normalize else x) @ net.first
     torch.testing.assert_close(z, expected, atol=1e-6, rtol=0)
@@ -74,7 +75,7 @@ def test_the_hidden_chain_is_the_plain_chain(hidden_sizes, dtype, tolerance):
     torch.testing.assert_close(found, plain, atol=tolerance * plain.abs().max().item(), rtol=0)
 
 
-def test_dropout_is_on_the_row_alone():
+def test_dropout_is_on_the_row_only():
     net = build(dropout=0.5).train()
     nothing = torch.zeros(3, ITEMS)
     assert torch.equal(net(nothing, torch.tensor([0, 1, 2])), net.eval()(nothing, torch.tensor([0, 1, 2])))

@@ -1,4 +1,4 @@
-"""The U-Net of DiffuASR: shapes and numbers of the specification (D2.3, D8), and what it refuses."""
+"""The U-Net of DiffuASR: size and shapes of the released network, and the sizes it refuses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,40 @@ from rediffuse.nn.unet import Attention, Down, SequentialUNet
 RELEASED = {"channels": 8, "multipliers": (1, 2, 2, 2), "condition_size": 64}
 
 
+def parameters_by_hand(length: int) -> int:
+    """Of the released network: channels 8, 16, 16, 16 on sides 8, 4, 2, 1, two blocks per level, condition of 64."""
+
+    def linear(i: int, o: int) -> int:
+        return i * o + o
+
+    def conv(i: int, o: int, kernel: int = 3) -> int:
+        return i * o * kernel**2 + o
+
+    def norm(channels: int) -> int:
+        return 2 * channels
+
+    def block(i: int, o: int) -> int:
+        shortcut = conv(i, o, 1) if i != o else 0
+        return norm(i) + conv(i, o) + linear(32, o) + norm(o) + conv(o, o) + shortcut
+
+    embeddings = linear(8, 32) + linear(32, 32) + linear(64, 32) + linear(32, 32)  # of time, of the condition
+    down = conv(length, 8) + 2 * block(8, 8) + conv(8, 8)
+    down += block(8, 16) + block(16, 16) + conv(16, 16)
+    down += 2 * block(16, 16) + conv(16, 16)
+    down += 2 * block(16, 16)
+    middle = 2 * block(16, 16) + norm(16) + 4 * conv(16, 16, 1)
+    # On the way up, the output of a layer on the way down is concatenated to the input of each block.
+    up = 3 * block(16 + 16, 16) + conv(16, 16)
+    up += 3 * block(16 + 16, 16) + conv(16, 16)
+    up += 2 * block(16 + 16, 16) + block(16 + 8, 16) + conv(16, 16)
+    up += block(16 + 8, 8) + 2 * block(8 + 8, 8)
+    return embeddings + down + middle + up + norm(8) + conv(8, length)
+
+
 @pytest.mark.parametrize(("length", "count"), [(10, 141_818), (5, 141_093)])
 def test_the_released_network_has_the_released_number_of_parameters(length, count):
     net = SequentialUNet(length, 64, **RELEASED)
-    assert sum(p.numel() for p in net.parameters()) == count
-    assert sum(p.numel() for p in net.condition.parameters()) == 3_136
+    assert sum(p.numel() for p in net.parameters()) == count == parameters_by_hand(length)
 
 
 def test_shapes_on_the_way():
@@ -34,7 +63,8 @@ def test_shapes_on_the_way():
 
 
 def test_the_embedding_of_time():
-    expected = [-0.95892, 0.23000, 0.010772, 0.0005, 0.28366, 0.97319, 0.99994, 1.0]
+    frequencies = 10_000.0 ** -(torch.arange(4) / 3)  # of DDPM's released code: the last one is 1 / 10000
+    expected = torch.cat((torch.sin(5 * frequencies), torch.cos(5 * frequencies))).tolist()
     assert ddpm_embedding(torch.tensor(5), 8).tolist() == pytest.approx(expected, abs=1e-5)
     assert ddpm_embedding(torch.tensor([1, 2]), 7).shape == (2, 7)
 
@@ -49,7 +79,7 @@ def test_a_row_depends_on_itself_its_time_and_its_condition():
     assert not torch.allclose(net(x, t, c + 1), whole, atol=1e-4)
 
 
-def test_attention_is_the_textbooks():
+def test_attention_is_scaled_dot_product_attention_with_one_head():
     torch.manual_seed(0)
     layer, x = Attention(8), torch.randn(2, 8, 3, 3)
     h = layer.norm(x).flatten(2)

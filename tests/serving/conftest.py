@@ -1,9 +1,9 @@
-"""Runs to serve: small, with titles, times and a knowledge graph."""
+"""Small runs to serve, with titles, times and a knowledge graph."""
 
 from __future__ import annotations
 
 import pytest
-from tests.synthetic import walks
+from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 
@@ -12,12 +12,12 @@ TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 2, "precision": "fp32"
 
 @pytest.fixture(scope="session")
 def split():
-    return rd.split.leave_one_out(walks(knowledge=True))
+    return rd.split.leave_one_out(ring_dataset(knowledge=True))
 
 
 @pytest.fixture(scope="session")
 def train(split):
-    """train(name, folder, seed): a run trained for two epochs."""
+    """A function train(name, folder, seed) that trains a run for two epochs."""
 
     def made(name, folder, seed=0, **options):
         known = rd.models.model_class(name).Config.model_fields

@@ -1,4 +1,4 @@
-"""The explorer and the training page, in a real browser, over two small runs."""
+"""The explorer and the training page in a real browser, with two small runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ pytest.importorskip("fastapi")
 pytest.importorskip("jinja2")
 pytest.importorskip("plotly")
 
-NASTY = "<img src=x onerror=alert(1)>"
+HTML = "<img src=x onerror=alert(1)>"
 
 
 def served(folders, **settings):
-    """The address of a server in a thread, and how to stop it."""
+    """Start a server in a thread; return its address and a function that stops it."""
     import uvicorn
 
     from rediffuse.serving.app import create_app
@@ -50,52 +50,53 @@ def served(folders, **settings):
 
 
 @pytest.fixture(scope="module")
-def shown(folders, tmp_path_factory):
-    """Two runs: one that denoises and was evaluated, and one that has knowledge paths."""
-    out = tmp_path_factory.mktemp("shown")
-    pair = [Path(shutil.copytree(folders[place], out / name)) for place, name in ((0, "noisy"), (2, "graph"))]
-    # Whatever a card says, it stays text.
-    card = (pair[0] / "README.md").read_text() + f"\n## {NASTY}\n\n- **{NASTY}** and `{NASTY}`\n"
+def runs(folders, tmp_path_factory):
+    """Two runs: one that denoises and was evaluated, and one with knowledge paths."""
+    out = tmp_path_factory.mktemp("runs")
+    pair = [Path(shutil.copytree(folders[number], out / name)) for number, name in ((0, "noisy"), (2, "graph"))]
+    # The content of a card must stay text.
+    card = (pair[0] / "README.md").read_text() + f"\n## {HTML}\n\n- **{HTML}** and `{HTML}`\n"
     add_files(pair[0], {"README.md": card.encode()})
     return pair
 
 
 @pytest.fixture(scope="module")
-def site(shown):
-    address, stop = served(shown)
+def site(runs):
+    address, stop = served(runs)
     yield address
     stop()
 
 
 @pytest.fixture(scope="module")
 def context(browser):
-    """One for all pages, so that the plotting library is read once."""
-    made = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield made
-    made.close()
+    """One context for all pages, so that the plotting library is loaded once."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
 
 
 def opened(context, address):
     tab = context.new_page()
-    tab.faults, tab.asked = [], []
-    tab.on("console", lambda message: tab.faults.append(message.text) if message.type == "error" else None)
-    tab.on("pageerror", lambda error: tab.faults.append(str(error)))
-    tab.on("request", lambda request: tab.asked.append(request.url))
+    tab.errors, tab.requests = [], []
+    tab.on("console", lambda message: tab.errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+    tab.on("request", lambda request: tab.requests.append(request.url))
     tab.goto(address)
     return tab
 
 
 def until(tab, expression):
-    """Wait for something to be true; playwright's own way needs eval, which the pages forbid."""
+    """Wait until an expression is true. Playwright's wait_for_function needs eval, which the pages forbid."""
     end = time.monotonic() + 15
     while not tab.evaluate(expression):
         assert time.monotonic() < end, expression
         tab.wait_for_timeout(20)
 
 
-def clean(tab, site):
-    """Whether nothing went wrong, and nothing was asked of anybody else."""
-    return tab.faults == [] and not [url for url in tab.asked if not url.startswith((site, "data:", "blob:"))]
+def check_clean(tab, site):
+    """Check that no error was logged and that all requests went to the service."""
+    assert tab.errors == []
+    assert [url for url in tab.requests if not url.startswith((site, "data:", "blob:"))] == []
 
 
 @pytest.fixture(scope="module")
@@ -108,132 +109,129 @@ def explorer(context, site):
 
 @pytest.fixture
 def page(explorer, site, request):
-    """The explorer at one view, reached by a link, as nothing is loaded again then."""
-    answered(explorer, lambda: explorer.goto(f"{site}/#run=noisy&run=graph&user=u1&for={request.node.name}"))
+    """The explorer at the same state for every test. A link sets it, which loads nothing again."""
+    updated(explorer, lambda: explorer.goto(f"{site}/#run=noisy&run=graph&user=u1&for={request.node.name}"))
     yield explorer
-    assert clean(explorer, site)
+    check_clean(explorer, site)
 
 
 def titles(tab, run: int = 0) -> list[str]:
     return tab.locator(f".column:nth-child({run + 1}) .title > span:first-child").all_inner_texts()
 
 
-def chips(tab) -> list[str]:
-    return tab.locator("#chips .chip-name").all_inner_texts()
+def history(tab) -> list[str]:
+    return tab.locator("#history-list .history-title").all_inner_texts()
 
 
-def answered(tab, act) -> dict:
-    """What the first run answers to what ``act`` sets off."""
-    with tab.expect_response(lambda response: response.url.endswith("/v1/recommend")) as waited:
+def updated(tab, act) -> None:
+    """Call ``act``, and wait until the explorer shows the recommendations and the trajectory that it causes."""
+    with tab.expect_response(lambda response: response.url.endswith("/v1/recommend")):
         act()
-    said = waited.value.json()
     until(tab, "document.getElementById('columns').ariaBusy === 'false'")
-    until(tab, f"document.querySelector('.column')?.ariaLabel === '{said['model']}'")
-    return said
+    until(tab, "document.getElementById('trajectory').ariaBusy === 'false'")
 
 
-def test_a_first_visit_is_not_empty(explorer, site, shown):
+def test_the_first_visit_shows_the_first_user(explorer, site, runs):
     tab = explorer
     tab.wait_for_selector("#map .main-svg .trace path", state="attached")
-    first = rd.Recommender.load(shown[0])
+    first = rd.Recommender.load(runs[0])
     user = first.user_ids[0]
-    asked = dict(zip(first.items["item_id"], first.items["title"], strict=True))
-    for place, folder in enumerate(shown):
+    title_of = dict(zip(first.items["item_id"], first.items["title"], strict=True))
+    for number, folder in enumerate(runs):
         items = rd.Recommender.load(folder).recommend(users=[user])["item_id"]
-        assert titles(tab, place) == [asked[item] for item in items]
-    assert f"person {user}" in tab.inner_text("#whose")
+        assert titles(tab, number) == [title_of[item] for item in items]
+    assert f"interactions of user {user}" in tab.inner_text("#history-summary")
     assert tab.locator(".column .bar").count() == 20
     both = len(set(titles(tab, 0)) & set(titles(tab, 1)))
     assert tab.inner_text("#agreement") == f"{both} of 10 items are in both lists."
     assert tab.locator(".tag >> text=both").count() == 2 * both
-    assert clean(tab, site)
+    check_clean(tab, site)
 
 
-def test_a_history_is_put_together_by_keyboard_alone(page):
-    answered(page, lambda: page.click("#clear"))
-    assert chips(page) == []
+def test_the_keyboard_is_enough_to_edit_the_history(page):
+    updated(page, lambda: page.click("#clear"))
+    assert history(page) == []
     assert page.evaluate("document.activeElement.id") == "search"
-    for wanted in ("Film i7", "Film i2"):
-        page.keyboard.type(wanted)
+    for title in ("Film i7", "Film i2"):
+        page.keyboard.type(title)
         page.wait_for_selector("#found li[aria-selected=true]")
         found = page.locator("#found li").all_inner_texts()
         page.keyboard.press("ArrowDown")
         assert page.get_attribute("#search", "aria-activedescendant") == f"found-{1 % len(found)}"
         page.keyboard.press("ArrowUp")
-        answered(page, lambda: page.keyboard.press("Enter"))
+        updated(page, lambda: page.keyboard.press("Enter"))
         page.focus("#search")
-    assert chips(page)[0] == "Film i7"
-    assert len(chips(page)) == 2
-    first, second = chips(page)
-    page.focus("#chips li:nth-child(2) .chip-name")
-    answered(page, lambda: page.keyboard.press("Alt+ArrowUp"))
-    assert chips(page) == [second, first]
+    assert history(page)[0] == "Film i7"
+    assert len(history(page)) == 2
+    first, second = history(page)
+    page.focus("#history-list li:nth-child(2) .history-title")
+    updated(page, lambda: page.keyboard.press("Alt+ArrowUp"))
+    assert history(page) == [second, first]
     assert page.evaluate("document.activeElement.textContent") == second
-    answered(page, lambda: page.keyboard.press("Delete"))
-    assert chips(page) == [first]
+    updated(page, lambda: page.keyboard.press("Delete"))
+    assert history(page) == [first]
     assert re.search(r"item=i7(&|$)", page.url)
-    # The recommendation's own button adds to the history, too.
-    wanted = titles(page)[0]
-    answered(page, lambda: page.locator(".column button").first.click())
-    assert chips(page) == [first, wanted]
+    # The button of a recommendation adds it to the history.
+    recommended = titles(page)[0]
+    updated(page, lambda: page.locator(".column button").first.click())
+    assert history(page) == [first, recommended]
 
 
-def test_a_link_brings_the_view_back(context, page):
-    answered(page, lambda: page.click("#clear"))
-    answered(page, lambda: [page.click("#search"), page.click("#found li >> nth=2")])
-    answered(page, lambda: page.fill("#samples", "4"))
-    answered(page, lambda: page.click("#again"))
-    answered(page, lambda: page.uncheck("#unseen"))
-    until(page, "walk.steps.length === 16")
+def test_a_link_restores_the_state(context, page):
+    updated(page, lambda: page.click("#clear"))
+    updated(page, lambda: [page.click("#search"), page.click("#found li >> nth=2")])
+    updated(page, lambda: page.fill("#samples", "4"))
+    updated(page, lambda: page.click("#new-seed"))
+    updated(page, lambda: page.uncheck("#filter_seen"))
+    assert page.get_attribute("#step", "max") == "15"
     page.fill("#step", "3")
     other = opened(context, page.url)
     other.wait_for_selector("#step-list li")
     assert [titles(other, n) for n in (0, 1)] == [titles(page, n) for n in (0, 1)]
-    assert chips(other) == chips(page)
+    assert history(other) == history(page)
     assert [other.input_value(f"#{name}") for name in ("samples", "seed", "step")] == ["4", "1", "3"]
-    assert not other.is_checked("#unseen")
+    assert not other.is_checked("#filter_seen")
     assert other.inner_text("#step-list") == page.inner_text("#step-list")
-    assert other.faults == []
+    assert other.errors == []
     other.close()
 
 
-def test_samples_show_how_sure_a_score_is(page, shown):
+def test_samples_show_the_standard_deviation_of_scores(page, runs):
     assert page.locator(".column .bar b").count() == 0
-    answered(page, lambda: page.fill("#samples", "8"))
-    expected = rd.Recommender.load(shown[0]).recommend(users=["u1"], samples=8)
+    updated(page, lambda: page.fill("#samples", "8"))
+    expected = rd.Recommender.load(runs[0]).recommend(users=["u1"], samples=8)
     assert "±" in page.inner_text(".column:nth-child(1) .score >> nth=0")
     assert page.locator(".column:nth-child(1) .bar b").count() == (expected["uncertainty"] > 0).sum()
 
 
-def test_settings_that_mean_nothing_to_a_run_say_so(page):
-    assert page.inner_text("#steps-why").endswith("None in graph.")
-    answered(page, lambda: page.uncheck("#runs input[value=noisy]"))
-    for name in ("steps", "samples", "noise", "seed"):
+def test_settings_without_effect_on_a_run_say_so(page):
+    assert page.inner_text("#sampling_steps-note").endswith("No effect on graph.")
+    updated(page, lambda: page.uncheck("#runs input[value=noisy]"))
+    for name in ("sampling_steps", "samples", "noise", "seed"):
         assert page.is_disabled(f"#{name}"), name
-        assert "graph" in page.inner_text(f"#{name}-why")
+        assert "graph" in page.inner_text(f"#{name}-note")
     page.focus("#runs input[value=graph]")
-    page.keyboard.press("Space")  # the last one stays
+    page.keyboard.press("Space")  # the last run stays checked
     assert page.is_checked("#runs input[value=graph]")
 
 
-def test_reasons_are_there_when_asked_for(page):
+def test_explanations_have_near_items_and_knowledge_paths(page):
     box = page.locator(".column:nth-child(2) li details").first
     box.locator("summary").click()
     box.locator("text=Nearest in the catalogue").wait_for()
     text = box.inner_text()
     assert "Nearest in the history" in text
-    says = page.locator(".column:nth-child(2) details").all_text_contents()
-    assert any(re.search(r"of \d: part \d\.\d+, as for Film i\d+", one) for one in says)
+    texts = page.locator(".column:nth-child(2) details").all_text_contents()
+    assert any(re.search(r"of \d: part \d\.\d+, as for Film i\d+", one) for one in texts)
 
 
-def test_the_path_plays_by_keyboard_and_marks_what_changes(page, shown):
-    answered(page, lambda: page.fill("#steps", "8"))
-    until(page, "walk.steps.length === 8")
-    walked = rd.Recommender.load(shown[0]).denoise(user="u1", sampling_steps=8)
-    last = walked.filter(walked["step"] == 7)["item_id"].to_list()
+def test_the_trajectory_plays_by_keyboard_and_marks_changes(page, runs):
+    updated(page, lambda: page.fill("#sampling_steps", "8"))
+    trajectory = rd.Recommender.load(runs[0]).denoise(user="u1", sampling_steps=8)
+    last = trajectory.filter(trajectory["step"] == 7)["item_id"].to_list()
     listed = page.locator("#step-list li > span:first-child").all_inner_texts()
     assert [text.split(" in the")[0] for text in listed] == [f"Film {item}" for item in last]
-    assert page.inner_text("#step-out").startswith("8 of 8, t = ")
+    assert page.inner_text("#step-value").startswith("8 of 8, t = ")
     before = page.evaluate("JSON.stringify(document.getElementById('map').data[4].x)")
     page.locator("#step").focus()
     page.keyboard.press("Space")
@@ -246,51 +244,61 @@ def test_the_path_plays_by_keyboard_and_marks_what_changes(page, shown):
     assert page.evaluate("JSON.stringify(document.getElementById('map').data[4].x)") != before
     for step in range(1, 8):
         page.fill("#step", str(step))
-        now, earlier = (walked.filter(walked["step"] == n)["item_id"].to_list() for n in (step, step - 1))
-        moved = [n for n, item in enumerate(now) if item not in earlier or earlier.index(item) != n]
+        items, previous = (trajectory.filter(trajectory["step"] == n)["item_id"].to_list() for n in (step, step - 1))
+        changed = [n for n, item in enumerate(items) if item not in previous or previous.index(item) != n]
         marked = [n for n, one in enumerate(page.locator("#step-list .change").all_inner_texts()) if one]
-        assert marked == moved
-    assert re.search(r"hold \d+ % of how the vectors differ", page.inner_text("#map-says"))
+        assert marked == changed
+    assert re.search(r"explain \d+% of their variance", page.inner_text("#map-note"))
 
 
-def test_a_run_without_denoising_has_a_map_and_says_why_there_is_no_path(page):
-    page.select_option("#path-run", "graph")
-    until(page, "document.getElementById('path-says').textContent.includes('does not denoise')")
+def test_a_run_without_denoising_has_a_map_but_no_trajectory(page):
+    page.select_option("#trajectory-run", "graph")
+    until(page, "document.getElementById('trajectory-note').textContent.includes('does not denoise')")
     assert not page.is_visible("#player")
     assert page.locator("#step-list li").count() == 10
     assert page.locator("#map .trace path").count() > 40
 
 
-def test_a_person_is_taken_by_id_and_an_unknown_one_is_refused_in_words(page):
-    page.fill("#person", "u5")
-    page.wait_for_selector("#people option[value=u5]", state="attached")
-    answered(page, lambda: page.press("#person", "Enter"))
-    assert "person u5" in page.inner_text("#whose")
-    page.fill("#person", "nobody")
-    page.press("#person", "Enter")
-    page.wait_for_selector("#trouble:not([hidden])")
-    assert "knows nobody" in page.inner_text("#trouble")
-    page.faults.clear()  # the browser logs the 404
+def test_a_user_is_loaded_by_id_and_an_unknown_user_is_refused(page):
+    page.fill("#user", "u5")
+    page.wait_for_selector("#users option[value=u5]", state="attached")
+    updated(page, lambda: page.press("#user", "Enter"))
+    assert "interactions of user u5" in page.inner_text("#history-summary")
+    page.fill("#user", "unknown")
+    page.press("#user", "Enter")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "no user with this id" in page.inner_text("#error")
+    page.errors.clear()  # the browser logs the 404
 
 
 def test_the_training_page_draws_everything(context, site):
     tab = opened(context, f"{site}/training")
     for plot in ("loss", "validation", "slices-plot", "quality-plot"):
         tab.wait_for_selector(f"#{plot} .main-svg .trace path", state="attached")
-    # Two runs, seen items kept and filtered; one of them was evaluated.
+    # Validation of two runs and test of one, each with seen items kept and filtered.
     assert tab.locator("#metrics tbody tr").count() == 6
     assert "Not evaluated on the test subset: graph" in tab.inner_text("#metrics caption")
     card = tab.locator(".card").first
-    assert card.locator("h4", has_text=NASTY).count() == 1
-    assert card.locator("code", has_text=NASTY).count() == 1
+    assert card.locator("h4", has_text=HTML).count() == 1
+    assert card.locator("code", has_text=HTML).count() == 1
     assert tab.locator("main img").count() == 0
     tab.select_option("#metric", "mrr@10")
     assert tab.locator("#validation .ytitle").text_content() == "mrr@10, seen items kept"
     assert "metric=mrr%4010" in tab.url
     tab.locator("#runs input[value=graph]").uncheck()
     until(tab, "document.querySelectorAll('.card').length === 1")
-    assert clean(tab, site)
+    check_clean(tab, site)
     tab.close()
+
+
+def test_plots_keep_their_height_when_the_window_is_resized(page):
+    updated(page, lambda: page.click("#new-seed"))  # draws the map again
+    assert page.evaluate("document.getElementById('map').offsetHeight") == 500
+    page.set_viewport_size({"width": 1000, "height": 1200})
+    until(page, "document.querySelector('#map .main-svg').clientWidth < 540")  # Plotly has followed
+    assert page.evaluate("document.getElementById('map').offsetHeight") == 500
+    page.set_viewport_size({"width": 1280, "height": 900})
+    until(page, "document.querySelector('#map .main-svg').clientWidth > 540")
 
 
 @pytest.mark.parametrize("where", ["/", "/training"])
@@ -303,12 +311,12 @@ def test_pages_fit_a_phone_in_the_dark(context, site, where):
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 29)"
     plot = "#map" if where == "/" else "#loss"
     until(tab, f"document.querySelector('{plot}').layout.font.color === '#e7eaf0'")
-    assert clean(tab, site)
+    check_clean(tab, site)
     tab.close()
 
 
-def test_a_token_is_asked_for_and_never_part_of_a_link(context, shown):
-    address, stop = served(shown[:1], token="a-secret")
+def test_the_token_is_requested_and_never_part_of_a_link(context, runs):
+    address, stop = served(runs[:1], token="a-secret")
     try:
         tab = opened(context, address + "/")
         for token in ("wrong", "a-secret"):
@@ -319,7 +327,7 @@ def test_a_token_is_asked_for_and_never_part_of_a_link(context, shown):
             tab.press("#token", "Enter")
         tab.wait_for_selector("#step-list li")
         assert not tab.is_visible("#token-form")
-        assert all("a-secret" not in url for url in [tab.url, *tab.asked])
+        assert all("a-secret" not in url for url in [tab.url, *tab.requests])
         tab.reload()
         tab.wait_for_selector("#step-list li")
         tab.close()
@@ -330,34 +338,46 @@ def test_a_token_is_asked_for_and_never_part_of_a_link(context, shown):
 def fetch(address: str, **headers: str):
     try:
         return urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=20)
-    except HTTPError as answer:
-        return answer
+    except HTTPError as response:
+        return response
 
 
-def test_files_are_compressed_and_kept(site):
-    names = re.findall(r"static/[a-z.]+\?v=[0-9a-f]+", fetch(site + "/").read().decode())
-    assert len(names) == 3
-    for name in names:
-        answer = fetch(f"{site}/{name}", **{"Accept-Encoding": "gzip"})
-        plain = fetch(f"{site}/{name}").read()
-        assert gzip.decompress(answer.read()) == plain
-        assert "immutable" in answer.headers["Cache-Control"]
-        again = fetch(f"{site}/{name}", **{"If-None-Match": answer.headers["ETag"]})
+def test_files_are_compressed_and_cached(site):
+    addresses = re.findall(r"static/[0-9a-f]+/[a-z.]+", fetch(site + "/").read().decode())
+    assert [address.split("/")[-1] for address in addresses] == ["style.css", "plotly.js", "explorer.js"]
+    for address in addresses:
+        response = fetch(f"{site}/{address}", **{"Accept-Encoding": "gzip"})
+        plain = fetch(f"{site}/{address}").read()
+        assert gzip.decompress(response.read()) == plain
+        assert "immutable" in response.headers["Cache-Control"]
+        again = fetch(f"{site}/{address}", **{"If-None-Match": response.headers["ETag"]})
         assert (again.status, again.read()) == (304, b"")
-        assert fetch(f"{site}/{name.split('?')[0]}").headers["Cache-Control"] == "no-cache"
+        assert fetch(f"{site}/static/old/{address.split('/')[-1]}").headers["Cache-Control"] == "no-cache"
 
 
-def test_pages_let_nothing_else_in(site):
-    for where in ("/", "/training", "/static/app.js"):
-        answer = fetch(site + where)
-        policy = answer.headers["Content-Security-Policy"]
+def test_modules_import_each_other_and_every_module_is_used(site):
+    (folder,) = re.findall(r"static/[0-9a-f]+(?=/explorer.js)", fetch(site + "/").read().decode())
+    found, left = set(), ["explorer.js", "training.js"]
+    while left:
+        name = left.pop()
+        found.add(name)
+        text = fetch(f"{site}/{folder}/{name}").read().decode()
+        left += set(re.findall(r'from "\./(\w+\.js)"', text)) - found
+    pages = Path(rd.__file__).parent / "serving/pages"
+    assert found == {path.name for path in pages.glob("*.js")}
+
+
+def test_pages_run_only_their_own_scripts(site):
+    for where in ("/", "/training", "/static/x/explorer.js"):
+        response = fetch(site + where)
+        policy = response.headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'self';")
         assert "script-src" not in policy
         assert "unsafe-eval" not in policy
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Referrer-Policy"] == "no-referrer"
     for where in ("/", "/training"):
         text = fetch(site + where).read().decode()
         assert not re.search(r"<script(?![^>]* src=)| on[a-z]+=|https?://", text)
-    assert fetch(site + "/static/../app.py").status == 404
-    assert fetch(site + "/static/base.html.j2").status == 404
+    for name in ("../app.py", "x/../../app.py", "x/..%2fapp.py", "x/base.html.j2", "x/none.js", "explorer.js"):
+        assert fetch(f"{site}/static/{name}").status == 404, name

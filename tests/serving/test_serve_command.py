@@ -1,4 +1,4 @@
-"""`rediffuse serve` as a process: what it refuses, and how it stops."""
+"""The command `rediffuse serve`: options that it refuses, and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from rediffuse.cli import app
 from rediffuse.errors import ConfigError, MissingExtraError
 
 
-def refused(*options, run="x", env=None):
+def error_of(*options, run="x", env=None):
     return CliRunner().invoke(app, ["serve", run, *options], env=env).exception
 
 
-def test_public_addresses_need_a_token_or_a_plain_word(tmp_path):
+def test_public_addresses_need_a_token_or_allow_public(tmp_path):
     clean = {"REDIFFUSE_TOKEN": None}
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
-        error = refused("--host", host, env=clean)
+        error = error_of("--host", host, env=clean)
         assert isinstance(error, ConfigError)
         assert f"{host} can be reached from other machines" in error.problem
-    # Past that, the folder is what is wrong.
+    # After this check, the folder is refused.
     token = tmp_path / "token"
     token.write_text("0123456789abcdef\n")
     for options in (["--host", "127.0.0.1"], ["--host", "::1"], ["--host", "localhost"], ["--allow-public"]):
-        assert "is not a run folder" in str(refused(*options, run=str(tmp_path), env=clean))
-    listening = ["--host", "0.0.0.0"]
-    assert "is not a run folder" in str(refused(*listening, "--token-file", str(token), run=str(tmp_path), env=clean))
-    assert "is not a run folder" in str(refused(*listening, run=str(tmp_path), env={"REDIFFUSE_TOKEN": "0" * 16}))
+        assert "is not a run folder" in str(error_of(*options, run=str(tmp_path), env=clean))
+    public = ["--host", "0.0.0.0"]
+    assert "is not a run folder" in str(error_of(*public, "--token-file", str(token), run=str(tmp_path), env=clean))
+    assert "is not a run folder" in str(error_of(*public, run=str(tmp_path), env={"REDIFFUSE_TOKEN": "0" * 16}))
 
 
 def test_bad_tokens_and_options_are_refused(tmp_path):
     short = tmp_path / "token"
     short.write_text("abc")
-    assert "fewer than 16 characters" in str(refused("--token-file", str(short)))
-    assert "REDIFFUSE_TOKEN has fewer" in str(refused(env={"REDIFFUSE_TOKEN": "x"}))
+    assert "fewer than 16 characters" in str(error_of("--token-file", str(short)))
+    assert "REDIFFUSE_TOKEN has fewer" in str(error_of(env={"REDIFFUSE_TOKEN": "x"}))
     short.write_text("é" * 20)
-    assert "other than ASCII" in str(refused("--token-file", str(short)))
-    assert "cannot be read" in str(refused("--token-file", str(tmp_path / "none")))
-    assert "--retrieval is 'best'" in str(refused("--retrieval", "best"))
+    assert "not ASCII" in str(error_of("--token-file", str(short)))
+    assert "cannot be read" in str(error_of("--token-file", str(tmp_path / "none")))
+    assert "--retrieval is 'best'" in str(error_of("--retrieval", "best"))
 
 
-def test_a_port_that_is_taken_is_said(folders):
+def test_a_port_in_use_is_refused(folders):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        error = refused("--port", str(taken.getsockname()[1]), run=str(folders[0]))
+        error = error_of("--port", str(taken.getsockname()[1]), run=str(folders[0]))
     assert isinstance(error, ConfigError)
-    assert "Nothing can listen at 127.0.0.1" in error.problem
+    assert "Cannot listen on 127.0.0.1" in error.problem
 
 
 def test_a_missing_extra_is_named(monkeypatch):
@@ -62,13 +62,13 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "uvicorn" else real(name, *rest)
     )
-    error = refused()
+    error = error_of()
     assert isinstance(error, MissingExtraError)
     assert "rediffuse[serve]" in str(error)
 
 
-def test_a_service_finishes_what_it_began_and_stops(folders):
-    command = [sys.executable, "-m", "rediffuse", "serve", str(folders[0]), "--port", "0"]
+def test_a_shutdown_finishes_requests_in_progress(folders):
+    command = [sys.executable, "-m", "rediffuse", "serve", str(folders[0]), "--port", "0", "--timeout", "60"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 60
@@ -83,20 +83,20 @@ def test_a_service_finishes_what_it_began_and_stops(folders):
                 time.sleep(0.05)
         statuses = []
 
-        def ask():
+        def send():
             content = json.dumps({"users": [f"u{n}" for n in range(60)], "samples": 64, "sampling_steps": 2}).encode()
             request = urllib.request.Request(f"{address}/v1/recommend", content, {"content-type": "application/json"})
             statuses.append(urllib.request.urlopen(request).status)
 
-        asking = threading.Thread(target=ask)
-        asking.start()
+        sending = threading.Thread(target=send)
+        sending.start()
         while (
-            'rediffuse_batch_people_count{run="diffurec"} 0'
+            'rediffuse_batch_size_count{model="diffurec"} 0'
             in urllib.request.urlopen(f"{address}/metrics").read().decode()
         ):
-            assert time.monotonic() < until  # until the request has reached the model
+            assert time.monotonic() < until  # wait until the model scores the request
         process.send_signal(signal.SIGTERM)
-        asking.join(30)
+        sending.join(30)
         assert statuses == [200]
         process.wait(30)
     finally:

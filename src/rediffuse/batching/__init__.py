@@ -1,1 +1,1 @@
-"""Batches for training: sequences, pairs, rows, continuations, and sparse matrices of histories."""
+"""Training batches from histories: sequences, user-item pairs, sparse rows, and continuations."""

@@ -1,4 +1,4 @@
-"""Batches of (items, what came after them), for a generator of what could have come before a history."""
+"""Batches of (items, the items that followed them), for a generator of what could precede a history."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from rediffuse.data.histories import Histories
 
 @dataclass(frozen=True)
 class Continuation:
-    """Attributes:
-    targets: (B, M) int64 successive items.
-    items: (n,) int64 what followed them, row after row; row b begins at ``offsets[b]`` (B,).
-    rank_weight: see `rediffuse.batching.sequences.SequenceBatch`.
+    """B pairs of successive items and the items that followed them.
+
+    Attributes:
+        targets: (B, M) int64 successive items.
+        items: (n,) int64 the items that followed, row after row; row b begins at ``offsets[b]``.
+        offsets: (B,) int64.
+        rank_weight: see `rediffuse.batching.sequences.SequenceBatch`.
     """
 
     targets: Tensor
@@ -31,13 +34,13 @@ class Continuation:
 
 
 class Continuations:
-    """One cut through every long enough history per epoch.
+    """One epoch that cuts every long enough history once.
 
     Args:
-        histories: training events.
-        length: M; histories with more events than that are used.
-        max_length: most events that follow.
-        batch_size: people per batch.
+        histories: training interactions.
+        length: M; histories with more interactions than that are used.
+        max_length: most items that follow.
+        batch_size: users per batch.
         anywhere: cut at a random place; otherwise after the first M.
         rng: order and places depend on it alone.
     """
@@ -53,24 +56,23 @@ class Continuations:
         rng: np.random.Generator,
     ) -> None:
         self.items, self.length, self.batch_size = histories.items, length, batch_size
-        people = rng.permutation(np.flatnonzero(histories.lengths > length))
-        first, last = histories.offsets[people] + length, histories.offsets[people + 1]
-        self.people = people
+        self.order = rng.permutation(np.flatnonzero(histories.lengths > length))  # users
+        first, last = histories.offsets[self.order] + length, histories.offsets[self.order + 1]
         self.cuts = rng.integers(first, last) if anywhere else first
         self.stops = np.minimum(self.cuts + max_length, last)
 
     def __len__(self) -> int:
-        return -(-len(self.people) // self.batch_size)
+        return -(-len(self.order) // self.batch_size)
 
     def users(self, index: int) -> NDArray[np.int64]:
-        """People in batch ``index``."""
-        return self.people[index * self.batch_size : (index + 1) * self.batch_size]
+        """Users in batch ``index``."""
+        return self.order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> Continuation:
-        """Batch ``index``, or the part of it that falls to ``rank``."""
-        whole = np.arange(index * self.batch_size, min((index + 1) * self.batch_size, len(self.people)))
-        part, rank_weight = rank_slice(whole, rank, ranks)
-        cuts, stops = self.cuts[part], self.stops[part]
+        """Batch ``index``, or the slice of it that belongs to ``rank``."""
+        whole = np.arange(index * self.batch_size, min((index + 1) * self.batch_size, len(self.order)))
+        rows, rank_weight = rank_slice(whole, rank, ranks)
+        cuts, stops = self.cuts[rows], self.stops[rows]
         targets = self.items[cuts[:, None] - self.length + np.arange(self.length)]
         lengths = stops - cuts
         starts = np.cumsum(lengths) - lengths

@@ -12,7 +12,7 @@ from rediffuse.data.histories import Histories
 
 
 def binary_matrix(histories: Histories, num_items: int) -> sparse.csr_array:
-    """(rows, num_items) float32 with a one where the row's person touched the item, however often."""
+    """(rows, num_items) float32: 1 where the row's history holds the item, however often."""
     ones = np.ones(len(histories.items), dtype=np.float32)
     shape = (len(histories), num_items)
     matrix = sparse.csr_array((ones, histories.items.astype(np.int32), histories.offsets.copy()), shape=shape)
@@ -22,7 +22,13 @@ def binary_matrix(histories: Histories, num_items: int) -> sparse.csr_array:
 
 
 def weighted_matrix(histories: Histories, num_items: int, weights: NDArray[np.float32]) -> sparse.csr_array:
-    """(rows, num_items) float32 with the weight (events,) of the last time the row's person touched the item."""
+    """(rows, num_items) float32: the weight of the row's last interaction with the item.
+
+    Args:
+        histories: the rows.
+        num_items: number of columns.
+        weights: (interactions,) the weight of each.
+    """
     kept, counts = [np.empty(0, dtype=np.int64)], [np.zeros(1, dtype=np.int64)]
     for first, rows in histories.blocks():
         order = np.lexsort((rows.items, rows.owners))
@@ -30,18 +36,18 @@ def weighted_matrix(histories: Histories, num_items: int, weights: NDArray[np.fl
         last = np.append((owners[1:] != owners[:-1]) | (items[1:] != items[:-1]), True)[: len(order)]
         kept.append(histories.offsets[first] + order[last])
         counts.append(np.bincount(owners[last], minlength=len(rows)))
-    events, offsets = np.concatenate(kept), np.cumsum(np.concatenate(counts))
+    chosen, offsets = np.concatenate(kept), np.cumsum(np.concatenate(counts))
     shape = (len(histories), num_items)
-    return sparse.csr_array((weights[events], histories.items[events].astype(np.int32), offsets), shape=shape)
+    return sparse.csr_array((weights[chosen], histories.items[chosen].astype(np.int32), offsets), shape=shape)
 
 
 def bags(histories: Histories, num_items: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The different items of each row, as `torch.nn.functional.embedding_bag` takes them.
+    """The distinct items of each row, as `torch.nn.functional.embedding_bag` takes them.
 
     Returns:
-        items (n,), offsets (rows,) where each row begins, and how many each row has (rows,), all int64.
+        Three int64 tensors: the items (n,), where each row begins (rows,), and how many items each row has (rows,).
     """
-    once = binary_matrix(histories, num_items)
-    arrays = (once.indices, once.indptr[:-1], np.diff(once.indptr))
+    matrix = binary_matrix(histories, num_items)
+    arrays = (matrix.indices, matrix.indptr[:-1], np.diff(matrix.indptr))
     items, offsets, counts = (torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays)
     return items, offsets, counts

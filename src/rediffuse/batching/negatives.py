@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 
 from rediffuse.data.histories import Histories
 
-# What was touched in histories, and the number of items it was computed for; it goes when they go.
-_touched: WeakKeyDictionary[Histories, tuple[int, NDArray[np.int64]]] = WeakKeyDictionary()
+# The keys of histories, and the number of items that they were computed for; dropped with the histories.
+_keys: WeakKeyDictionary[Histories, tuple[int, NDArray[np.int64]]] = WeakKeyDictionary()
 
 
 def interaction_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:
-    """person * num_items + item for all that was touched, sorted, each once; read-only.
+    """The distinct ``user * num_items + item`` of all interactions, ascending; read-only.
 
-    Computed once for the same histories, as every epoch asks for it.
+    Computed once for the same histories, because every epoch needs them.
     """
-    items, keys = _touched.get(histories, (None, None))
+    items, keys = _keys.get(histories, (None, None))
     if keys is None or items != num_items:
         keys = _sorted_keys(histories, num_items)
         keys.flags.writeable = False
-        _touched[histories] = num_items, keys
+        _keys[histories] = num_items, keys
     return keys
 
 
@@ -36,18 +36,29 @@ def _sorted_keys(histories: Histories, num_items: int) -> NDArray[np.int64]:
 
 
 def draw_negatives(
-    users: NDArray[np.int64], touched: NDArray[np.int64], num_items: int, rng: np.random.Generator, tries: int = 20
+    users: NDArray[np.int64], positives: NDArray[np.int64], num_items: int, rng: np.random.Generator, tries: int = 20
 ) -> NDArray[np.int64]:
-    """(n,) for each of ``users`` (n,) an item drawn evenly from those not among ``touched``, see `interaction_keys`.
+    """Draw one item per user, uniformly from those that the user has not interacted with.
 
-    Drawn again where it was touched, ``tries`` times: who touched nearly everything may get an item of their own.
+    An item that the user has interacted with is drawn again, up to ``tries`` times; so a user of nearly all items may
+    get one of their own.
+
+    Args:
+        users: (n,) user numbers.
+        positives: the `interaction_keys` of all users.
+        num_items: size of the catalogue.
+        rng: source of randomness.
+        tries: most draws per user.
+
+    Returns:
+        (n,) int64 item numbers.
     """
     drawn = rng.integers(0, num_items, len(users))
     wrong = np.arange(len(users))
     for _ in range(tries):
         keys = users[wrong] * num_items + drawn[wrong]
-        place = np.minimum(np.searchsorted(touched, keys), len(touched) - 1)
-        wrong = wrong[touched[place] == keys]
+        place = np.minimum(np.searchsorted(positives, keys), len(positives) - 1)
+        wrong = wrong[positives[place] == keys]
         if not len(wrong):
             break
         drawn[wrong] = rng.integers(0, num_items, len(wrong))

@@ -1,4 +1,4 @@
-"""Batches of (person, touched item, item not touched) for models that learn from pairs."""
+"""Batches of (user, positive item, negative items), for models that learn from pairs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from rediffuse.data.histories import Histories, index_type
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Attributes:
-    users, positives: (n,) int64.
-    negatives: (n, k) int64.
-    rank_weight: see `rediffuse.batching.sequences.SequenceBatch`.
+    """n interactions, each with its negatives.
+
+    Attributes:
+        users, positives: (n,) int64.
+        negatives: (n, k) int64.
+        rank_weight: see `rediffuse.batching.sequences.SequenceBatch`.
     """
 
     users: Tensor
@@ -34,14 +36,14 @@ class PairBatch:
 
 
 class PairBatches:
-    """Every training event once an epoch, each with items that the person never touched in training.
+    """One epoch over all training interactions, each with items that its user has not interacted with.
 
     Args:
-        histories: training events.
-        num_items: size of the catalogue, from which negatives are drawn evenly.
-        batch_size: events per batch.
+        histories: training interactions.
+        num_items: size of the catalogue; negatives are drawn uniformly from it.
+        batch_size: interactions per batch.
         rng: order and negatives depend on it alone.
-        negatives: k, such items per event.
+        negatives: k, negatives per interaction.
     """
 
     def __init__(
@@ -51,25 +53,28 @@ class PairBatches:
         self.order = np.arange(len(histories.items), dtype=index_type(len(histories.items)))
         rng.shuffle(self.order)
         self.negatives, self.num_items = negatives, num_items
-        self.touched, self.seed = interaction_keys(histories, num_items), int(rng.integers(2**62))
+        self.keys, self.seed = interaction_keys(histories, num_items), int(rng.integers(2**62))
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
 
-    def _owners(self, events: NDArray[Any]) -> NDArray[np.int64]:
-        return np.searchsorted(self.histories.offsets, events, side="right") - 1
+    def _interactions(self, index: int) -> NDArray[Any]:
+        return self.order[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def _owners(self, interactions: NDArray[Any]) -> NDArray[np.int64]:
+        return np.searchsorted(self.histories.offsets, interactions, side="right") - 1
 
     def users(self, index: int) -> NDArray[np.int64]:
-        """People with an event in batch ``index``."""
-        return np.unique(self._owners(self.order[index * self.batch_size : (index + 1) * self.batch_size]))
+        """Users with an interaction in batch ``index``."""
+        return np.unique(self._owners(self._interactions(index)))
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> PairBatch:
-        """Batch ``index``, or the part of it that falls to ``rank``."""
-        events = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        owners, items = self._owners(events), self.histories.items[events].astype(np.int64)
-        # Drawn for the whole batch, so that it is the same whoever asks.
+        """Batch ``index``, or the slice of it that belongs to ``rank``."""
+        interactions = self._interactions(index)
+        owners, items = self._owners(interactions), self.histories.items[interactions].astype(np.int64)
+        # Drawn for the whole batch, so that all ranks agree on it.
         rng = np.random.default_rng([self.seed, index])
-        drawn = draw_negatives(np.repeat(owners, self.negatives), self.touched, self.num_items, rng)
-        part, rank_weight = rank_slice(np.arange(len(events)), rank, ranks)
+        drawn = draw_negatives(np.repeat(owners, self.negatives), self.keys, self.num_items, rng)
+        rows, rank_weight = rank_slice(np.arange(len(interactions)), rank, ranks)
         columns = (owners, items, drawn.reshape(-1, self.negatives))
-        return PairBatch(*(torch.from_numpy(column[part]) for column in columns), rank_weight=rank_weight)
+        return PairBatch(*(torch.from_numpy(column[rows]) for column in columns), rank_weight=rank_weight)

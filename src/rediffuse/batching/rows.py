@@ -1,4 +1,4 @@
-"""Batches of whole rows of a users x items matrix, for models that reconstruct what a person touched."""
+"""Batches of whole rows of a users x items matrix, for models that reconstruct a user's items."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RowBatch:
         return torch.repeat_interleave(torch.arange(len(self), device=ends.device), ends - self.offsets)
 
     def dense(self, width: int) -> Tensor:
-        """(B, width) float32."""
+        """The rows as a dense matrix (B, width) float32."""
         return self.values.new_zeros(len(self), width).index_put((self.owners, self.items), self.values)
 
     def to(self, device: torch.device) -> RowBatch:
@@ -46,13 +46,13 @@ class RowBatch:
 
 
 def row_batch(matrix: sparse.csr_array) -> RowBatch:
-    """All rows of a matrix."""
+    """All rows of a matrix as one batch."""
     items, offsets = (torch.from_numpy(array.astype(np.int64)) for array in (matrix.indices, matrix.indptr[:-1]))
     return RowBatch(items, torch.from_numpy(matrix.data), offsets)
 
 
 class RowBatches:
-    """Every row that is not empty once an epoch.
+    """One epoch over all rows that are not empty.
 
     Args:
         matrix: (users, items).
@@ -68,11 +68,11 @@ class RowBatches:
         return -(-len(self.order) // self.batch_size)
 
     def users(self, index: int) -> NDArray[np.int64]:
-        """People in batch ``index``."""
+        """Users in batch ``index``."""
         return self.order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> RowBatch:
-        """Batch ``index``, or the part of it that falls to ``rank``."""
-        part, rank_weight = rank_slice(self.users(index), rank, ranks)
-        batch = row_batch(self.matrix[part])
+        """Batch ``index``, or the slice of it that belongs to ``rank``."""
+        users, rank_weight = rank_slice(self.users(index), rank, ranks)
+        batch = row_batch(self.matrix[users])
         return RowBatch(batch.items, batch.values, batch.offsets, rank_weight)

@@ -1,7 +1,7 @@
 """Batches of sequences: windows over flat histories, bucketed by length, padded on the right.
 
-A *window* is a run of events ``start:stop`` in the flat item array. Its items are the input; what follows each of
-them is the target (causal form), or what follows the last of them is (prefix form).
+A *window* is a slice ``start:stop`` of the flat item array, within one history. Its items are the input. The targets
+are the items that follow each of them (causal form), or the item that follows the last (prefix form).
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from torch import Tensor
 
 from rediffuse.data.histories import Histories, index_type
 
-# Batches are sorted by length within this many batches: enough to leave little padding, few enough to stay random.
+# Windows are sorted by length within pools of this many batches: enough for little padding, few enough to stay random.
 BUCKET_BATCHES = 64
+# Batches have a multiple of this many windows, where they can.
 ROWS = 8
 
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Input rows and the flat list of their prediction targets.
+    """B windows, and the flat list of their n targets.
 
     Attributes:
         items: (B, L) int64, padded on the right with ``num_items``.
         lengths: (B,) int64 real items per row, at least 1.
-        rows, positions, targets: (n,) int64; after ``items[rows, positions]`` comes ``targets``.
-        events: (n,) int64 places of the targets in the flat histories.
-        synthetic: (B,) int64 how many items of each row, from its first, a generator wrote; None: none of any.
-        untrained: (B,) int64 how many items of each row, from its first, are no targets: those, and the first own one
-            after them; None: all may be.
-        rank_weight: this rank's targets times the number of ranks over all targets of the step; the factor that makes an
-            average over ranks of mean losses equal to the mean over the whole batch.
+        rows, positions, targets: (n,) int64; ``targets`` follow ``items[rows, positions]``.
+        interactions: (n,) int64 index of each target among all interactions.
+        synthetic: (B,) int64 how many items at the start of each row are synthetic; None: none in any row.
+        untrained: (B,) int64 how many items at the start of each row may not be targets: the synthetic ones, and the
+            user's first own one after them; None: all may be.
+        rank_weight: targets of this rank, times the number of ranks, over targets of all ranks: the factor that makes
+            the average over ranks of mean losses the mean over the whole batch.
     """
 
     items: Tensor
@@ -42,35 +43,40 @@ class SequenceBatch:
     rows: Tensor
     positions: Tensor
     targets: Tensor
-    events: Tensor
+    interactions: Tensor
     synthetic: Tensor | None = None
     untrained: Tensor | None = None
     rank_weight: float = 1.0
 
     def to(self, device: torch.device) -> SequenceBatch:
-        fields = (self.items, self.lengths, self.rows, self.positions, self.targets, self.events)
-        marks = (None if x is None else x.to(device) for x in (self.synthetic, self.untrained))
-        return SequenceBatch(*(x.to(device) for x in fields), *marks, rank_weight=self.rank_weight)
+        fields = (self.items, self.lengths, self.rows, self.positions, self.targets, self.interactions)
+        counts = (None if x is None else x.to(device) for x in (self.synthetic, self.untrained))
+        return SequenceBatch(*(x.to(device) for x in fields), *counts, rank_weight=self.rank_weight)
 
     def learnable(self, width: int) -> Tensor:
-        """(B, width) which places of windows may be targets, as far as written events go."""
+        """(B, width) bool, False at the ``untrained`` items of each row."""
         places = torch.arange(width, device=self.items.device)
         first = torch.zeros_like(self.lengths) if self.untrained is None else self.untrained
         return places >= first[:, None]
 
 
 def rank_slice(whole: NDArray[np.int64], rank: int, ranks: int) -> tuple[NDArray[np.int64], float]:
-    """What falls to a rank of a batch's ``whole`` (n,), and its share of it times the number of ranks.
+    """The rows of a batch that belong to a rank, and their weight: their share of the batch times the number of ranks.
 
-    Where there are fewer than ranks, a rank takes the first with a share of zero: it takes part in all that ranks do
-    together, and changes nothing.
+    A rank without rows gets the first row with a weight of zero, so that it takes part in collective operations and
+    changes nothing.
+
+    Args:
+        whole: (n,) rows of the batch.
+        rank: which process.
+        ranks: how many processes.
     """
-    part = whole[rank::ranks]
-    return (part, len(part) * ranks / len(whole)) if len(part) else (whole[:1], 0.0)
+    own = whole[rank::ranks]
+    return (own, len(own) * ranks / len(whole)) if len(own) else (whole[:1], 0.0)
 
 
 def rank_rows(rank_weight: float) -> slice:
-    """Which rows of a rank's part count: all, or none of those that it stands in with, see `rank_slice`."""
+    """The rows of a rank that count: all, or none where `rank_slice` gave a row with a weight of zero."""
     return slice(None) if rank_weight else slice(0)
 
 
@@ -91,17 +97,18 @@ def _gather(items: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArra
 
 
 class SequenceBatches:
-    """All training batches of one epoch, in a random order that depends on ``rng`` alone.
+    """The training batches of one epoch, in a random order that depends on ``rng`` alone.
 
     Args:
-        histories: training events, oldest first.
+        histories: training interactions, oldest first.
         max_length: longest input.
-        batch_size: targets per batch (a batch of windows may exceed it by less than one window).
+        batch_size: targets per batch; fewer if windows do not fill it, more only if one window has more.
         pad: number of the padding item.
-        every_position: True: windows tile each history from its end, so that each event but the first is a target
+        every_position: True: windows tile each history from its end, so each interaction but the first is a target
             once (causal form). False: one window per target, ending just before it (prefix form).
-        synthetic_targets: whether events that a generator wrote are targets. Unless they are, neither is the person's
-            first own event after them: they were made from it.
+        rng: source of randomness.
+        synthetic_targets: whether synthetic interactions are targets. If not, the user's first own interaction after
+            them is none either, because they were generated from it.
     """
 
     def __init__(
@@ -122,7 +129,7 @@ class SequenceBatches:
         self.trained: NDArray[np.bool_] | None = None
         self.synthetic: NDArray[np.int64] | None = None
         if histories.synthetic is not None:
-            # (events + 1,) how many of the events before each were written.
+            # (interactions + 1,) synthetic interactions before each.
             self.synthetic = np.concatenate(([0], np.cumsum(histories.synthetic)))
             if not synthetic_targets:
                 self.trained = ~histories.synthetic
@@ -135,7 +142,7 @@ class SequenceBatches:
         self.batches = bucket(lengths, targets, batch_size, rng)
 
     def _targets(self, starts: NDArray[Any], stops: NDArray[Any]) -> NDArray[np.int64]:
-        """How many targets of windows are trained, where not all are."""
+        """How many targets of each window are trained. Only where synthetic interactions are no targets."""
         return self.trained_before[stops + 1] - self.trained_before[starts + 1 if self.every_position else stops]
 
     def __len__(self) -> int:
@@ -147,7 +154,7 @@ class SequenceBatches:
         return np.unique(np.searchsorted(self.offsets, starts, side="right") - 1)
 
     def get(self, index: int, rank: int = 0, ranks: int = 1) -> SequenceBatch:
-        """Batch ``index``, or the part of it that falls to ``rank``."""
+        """Batch ``index``, or the slice of it that belongs to ``rank``."""
         whole = self.batches[index]
         windows, rank_weight = rank_slice(whole, rank, ranks)
         starts = self.starts[windows].astype(np.int64)
@@ -158,35 +165,32 @@ class SequenceBatches:
             count = (self.stops[whole] - self.starts[whole]).sum()
         else:
             rows, positions, count = np.arange(len(windows)), lengths - 1, len(whole)
-        events = starts[rows] + positions + 1
+        interactions = starts[rows] + positions + 1
         if self.trained is not None and self.every_position:
-            kept = self.trained[events]
-            rows, positions, events = rows[kept], positions[kept], events[kept]
+            kept = self.trained[interactions]
+            rows, positions, interactions = rows[kept], positions[kept], interactions[kept]
             count = self._targets(self.starts[whole], self.stops[whole]).sum()
-        targets = self.items[events].astype(np.int64)
-        written = (
-            None
-            if self.synthetic is None
-            else torch.from_numpy(self.synthetic[starts + lengths] - self.synthetic[starts])
-        )
-        untrained = None
+        targets = self.items[interactions].astype(np.int64)
+        synthetic = untrained = None
+        if self.synthetic is not None:
+            synthetic = torch.from_numpy(self.synthetic[starts + lengths] - self.synthetic[starts])
         if self.trained is not None:
             learned = self.trained_before[starts + lengths + 1] - self.trained_before[starts]
             untrained = torch.from_numpy(lengths + 1 - learned)
         return SequenceBatch(
             _gather(self.items, starts, lengths, self.pad),
-            *(torch.from_numpy(x) for x in (lengths, rows, positions, targets, events)),
-            synthetic=written,
+            *(torch.from_numpy(x) for x in (lengths, rows, positions, targets, interactions)),
+            synthetic=synthetic,
             untrained=untrained,
             rank_weight=float(len(targets) * ranks / max(count, 1)) if rank_weight else 0.0,
         )
 
 
 def tiling_windows(histories: Histories, max_length: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Windows of at most ``max_length`` inputs that cover every target of every history exactly once.
+    """Starts and stops of windows of at most ``max_length`` inputs that cover every target of every history once.
 
-    The last window of a history ends at its end and is full; the first takes the remainder. Places are int32 where
-    that is enough, as in `prefix_windows`.
+    The last window of a history ends before its last interaction and is full; the first takes the remainder. They are
+    int32 where that is enough.
     """
     targets = np.maximum(histories.lengths - 1, 0)
     tiles = -(-targets // max_length)
@@ -199,7 +203,7 @@ def tiling_windows(histories: Histories, max_length: int) -> tuple[NDArray[Any],
 
 
 def prefix_windows(histories: Histories, max_length: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """One window before each event that has a predecessor, trimmed on the left to ``max_length`` inputs."""
+    """Starts and stops of one window before each interaction but the first, of at most ``max_length`` inputs."""
     small, first = index_type(len(histories.items)), histories.offsets[:-1]
     followed = np.ones(len(histories.items), dtype=bool)
     followed[first[histories.lengths > 0]] = False
@@ -212,14 +216,19 @@ def prefix_windows(histories: Histories, max_length: int) -> tuple[NDArray[Any],
 def bucket(
     lengths: NDArray[Any], weight: NDArray[Any], batch_size: int, rng: np.random.Generator
 ) -> list[NDArray[Any]]:
-    """Cut windows into batches of about ``batch_size`` targets and similar lengths, shuffled at both levels.
+    """Group windows into shuffled batches of about ``batch_size`` targets and of similar lengths.
+
+    A batch whose longest window is L always has the same number of windows, a multiple of `ROWS` where it can: on a CPU
+    the matrix products are compiled per shape, and so there are few.
 
     Args:
         lengths: (windows,) inputs of each.
         weight: (windows,) targets of each: its length (causal form) or 1 (prefix form).
+        batch_size: targets per batch.
+        rng: source of randomness.
 
-    A batch whose longest window is L always has the same number of windows, a multiple of ROWS where it can be: few
-    distinct shapes reach the matrix products, which are compiled per shape on a CPU.
+    Returns:
+        The numbers of each batch's windows.
     """
     order = np.arange(len(lengths), dtype=index_type(len(lengths)))
     rng.shuffle(order)
@@ -227,7 +236,7 @@ def bucket(
     size = batch_size * BUCKET_BATCHES
     start, before = 0, 0
     while start < len(order):
-        # A pool is sorted from long to short. It has `size` targets, and so no more windows than that.
+        # A pool, which is sorted from long to short, has about `size` targets, so no more windows than that.
         pool = order[start : start + size]
         targets = before + np.cumsum(weight[pool], dtype=np.int64)
         pool = pool[: np.searchsorted(targets // size, targets[0] // size, side="right")]
@@ -237,7 +246,7 @@ def bucket(
         while first < len(pool):
             rows = max(1, batch_size // int(ordered[first]))
             rows = rows // ROWS * ROWS or rows
-            # The shortest windows of a pool do not fill up with the longest of the next.
+            # The shortest windows of a pool are not joined with the longest of the next.
             batches.append(pool[first : first + rows])
             first += rows
         start += len(pool)

@@ -1,4 +1,4 @@
-"""The command line. Heavy imports wait inside the commands, so that ``rediffuse --help`` answers at once."""
+"""The command line. Commands import heavy modules when they run, so ``rediffuse --help`` is fast."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def main() -> None:
     """Entry point of the command ``rediffuse``."""
     warnings.simplefilter("always", RediffuseWarning)
     warnings.showwarning = print_warning
+    if "" not in sys.path and not sys.flags.safe_path:
+        sys.path.append("")  # module:Class is looked for in the current directory too, as python -m does
     if "RANK" in os.environ:
-        # What torch's C++ has to say about networks and buckets would bury what we say.
+        # Messages of torch's C++ code about networks and buckets would bury ours.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
@@ -40,7 +42,7 @@ def main() -> None:
         fail(error, as_json="--json" in sys.argv)
         sys.exit(2)
     except OSError as error:
-        # Most of what the system refuses is said where it happens; a program on the other end of a pipe may just leave.
+        # Most system errors are reported where they occur. A pipe that the reader has closed is not an error of ours.
         if isinstance(error, BrokenPipeError) or error.errno is None:
             raise
         from rediffuse.files import storage_error

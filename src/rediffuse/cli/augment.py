@@ -1,4 +1,4 @@
-"""Commands that write what a diffusion model adds to data."""
+"""Commands that generate synthetic interactions, and that export PDRec's signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import answer, show
 
-augment = typer.Typer(help="Write what a diffusion model adds to data, for training elsewhere.", no_args_is_help=True)
+augment = typer.Typer(help="Generate synthetic interactions, or export the signals of pdrec.", no_args_is_help=True)
 app.add_typer(augment, name="augment")
 
 
@@ -21,10 +21,10 @@ def pdrec(
     out: Annotated[Path, typer.Option("-o", "--out", help="A .parquet file.")],
     as_json: AsJson = False,
 ) -> None:
-    """Weights of training events and further positives, one row per person.
+    """Export pdrec's weights of training interactions and additional positives, one row per user.
 
-    Columns: user_id; items, the training history, oldest first; weights of the loss at each of them (none for the
-    first, which is nobody's target); positives, unseen items to be taken as liked, best first.
+    Columns: user_id; items, the training history, oldest first; weights, of the loss at each item (null for the first,
+    which is not a target); positives, items to be taken as liked, best first.
     """
     import polars as pl
 
@@ -42,32 +42,35 @@ def pdrec(
         )
     table = pl.read_parquet(run / "signals.parquet").drop("safe_negatives")
     atomic_write_parquet(out, table)
-    facts = {
+    report = {
         "out": str(out),
         "users": len(table),
         "interactions": int(table["items"].list.len().sum()),
         "positives": int(table["positives"].list.len().sum()),
     }
 
-    def for_people() -> None:
+    def as_text() -> None:
         show(
-            f"{facts['users']:,} people with {facts['interactions']:,} weighted events and {facts['positives']:,} "
-            f"positives written to {out}."
+            f"Wrote {report['users']:,} users with {report['interactions']:,} weighted interactions and "
+            f"{report['positives']:,} positives to {out}."
         )
 
-    answer(facts, as_json, for_people)
+    answer(report, as_json, as_text)
 
 
 Data = Annotated[Path, typer.Argument(help="Folder made by prepare or data.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the longer dataset.")]
-Number = Annotated[int, typer.Option("--n", help="Items written before each history.")]
-Shorter = Annotated[int | None, typer.Option(help="Only before histories with fewer training events.")]
-SplitName = Annotated[str, typer.Option("--split", help="Whose training subset is used; see: rediffuse train --help.")]
-Seed = Annotated[int, typer.Option(help="Of the training and of what is written.")]
-RunFolder = Annotated[
-    Path | None, typer.Option(help="Of the generator: trained there, or taken from there. Default: OUT.run")
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the augmented dataset.")]
+Number = Annotated[int, typer.Option("--n", help="Synthetic interactions before each history.")]
+Shorter = Annotated[int | None, typer.Option(help="Only before histories with fewer training interactions.")]
+SplitName = Annotated[
+    str, typer.Option("--split", help="The split whose training subset is read; see: rediffuse train --help.")
 ]
-Minutes = Annotated[float | None, typer.Option(help="Stop after this much training.")]
+Seed = Annotated[int, typer.Option(help="Of the training and of the generation.")]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(help="Run folder of the generator, which is trained there unless it is finished. Default: OUT.run"),
+]
+Minutes = Annotated[float | None, typer.Option(help="Stop the training after so many minutes.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="option=value of the training; may be repeated.")]
 
 
@@ -86,11 +89,11 @@ def diffuasr(
     max_minutes: Minutes = None,
     as_json: AsJson = False,
 ) -> None:
-    """Items that a diffusion model finds could have come before each history."""
+    """Generate items that could have come before each history, with a diffusion model."""
     from rediffuse.config import parse_settings
 
     options = parse_settings(settings or []) | ({"guidance": guidance} if guidance else {})
-    _write(
+    _generate(
         "diffuasr",
         dataset,
         out,
@@ -119,10 +122,10 @@ def asrep(
     max_minutes: Minutes = None,
     as_json: AsJson = False,
 ) -> None:
-    """Items that a SASRec, which reads from right to left, puts before each history."""
+    """Extend each history backwards, with a SASRec that reads from right to left."""
     from rediffuse.config import parse_settings
 
-    _write(
+    _generate(
         "asrep",
         dataset,
         out,
@@ -147,8 +150,8 @@ def random_items(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Any items before each history: a control."""
-    _write("random", dataset, out, split, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
+    """Put random items of the catalogue before each history: a control."""
+    _generate("random", dataset, out, split, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
 
 
 @augment.command(name="random-seq")
@@ -161,26 +164,25 @@ def random_seq(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Items of the person's own history before it: a control."""
-    _write("random-seq", dataset, out, split, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
+    """Put random items of its own before each history: a control."""
+    _generate("random-seq", dataset, out, split, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
 
 
-def _write(method: str, dataset: Path, out: Path, split: str, as_json: bool, **options: Any) -> None:
+def _generate(method: str, dataset: Path, out: Path, split: str, as_json: bool, **options: Any) -> None:
     from rediffuse.augmentation import augment as run_augmentation
     from rediffuse.cli.splits import read_split
     from rediffuse.data.store import refuse_foreign
 
     refuse_foreign(out)  # before the work
-    parts = read_split(split, dataset)
-    made = run_augmentation(parts, method, progress=sys.stderr.isatty(), **options)
-    made.save(out)
-    told = made.report["augmentation"]
-    facts = {"out": str(out), **told}
+    chosen = read_split(split, dataset)
+    augmented = run_augmentation(chosen, method, progress=sys.stderr.isatty(), **options)
+    augmented.save(out)
+    report = {"out": str(out), **augmented.report["augmentation"]}
 
-    def for_people() -> None:
+    def as_text() -> None:
         show(
-            f"{told['interactions']:,} events written before those of {told['users']:,} people; saved in {out}. "
-            f"Next: rediffuse train sasrec {out} -o RUN --split {parts.name}"
+            f"Generated {report['interactions']:,} interactions for {report['users']:,} users. Saved to {out}. "
+            f"Next: rediffuse train sasrec {out} -o RUN --split {chosen.name}"
         )
 
-    answer(facts, as_json, for_people)
+    answer(report, as_json, as_text)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.output import emit, print_rich, table
 
-# What fits a terminal; the report has the rest.
+# The metrics that fit a terminal; the report has all.
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 
 
@@ -18,14 +18,18 @@ SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders, for example runs/*")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the report.")] = None,
-    metric: Annotated[str, typer.Option(help="That pairs are tested on; /unseen: seen items filtered.")] = "ndcg@10",
-    published: Annotated[Path | None, typer.Option(help="YAML of others' figures: label: {source, ...}")] = None,
+    metric: Annotated[
+        str, typer.Option(help="Metric for paired tests; with /unseen, seen items are filtered.")
+    ] = "ndcg@10",
+    published: Annotated[
+        Path | None, typer.Option(help="YAML file of published figures: label: {source, metric, ...}")
+    ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="Whose evaluations to compare; default: that of the runs' split.")
+        str | None, typer.Option(help="Compare evaluations by this protocol; default: that of the runs' split.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Runs side by side: intervals, paired tests, slices, costs; as a page that needs no network."""
+    """Compare evaluated runs: intervals, paired tests, slices and costs, as a page that works offline."""
     from rediffuse.comparison import compare as run_comparison
     from rediffuse.comparison.markdown import POLICY_NAMES, sentences
     from rediffuse.config import read_settings
@@ -33,7 +37,7 @@ def compare(
     figures = read_settings(published) if published else None
     found = run_comparison(runs, out, metric=metric, published=figures, protocol=protocol)
 
-    def for_people() -> None:
+    def print_summary() -> None:
         for policy in found.facts["protocol"]["seen"]:
             rows = found.summary.filter(policy=policy)
             names = [name for name in SHOWN if name in set(rows["metric"])]
@@ -43,16 +47,16 @@ def compare(
             for column in listing.columns[1:]:
                 column.no_wrap, column.overflow = True, "fold"
             for label in rows["variant"].unique(maintain_order=True):
-                mine = {row["metric"]: row for row in rows.filter(variant=label).iter_rows(named=True)}
-                values: list[Any] = [f"{mine[name]['mean']:.4f}" if name in mine else "" for name in names]
+                means = dict(rows.filter(variant=label).select("metric", "mean").iter_rows())
+                values: list[Any] = [f"{means[name]:.4f}" if name in means else "" for name in names]
                 listing.add_row(label, str(rows.filter(variant=label)["seeds"][0]), *values)
-            show(listing)
+            print_rich(listing)
         if len(found.pairs):
             for sentence in sentences(found.pairs.filter(policy=found.policy)):
-                show(sentence)
+                print_rich(sentence)
         if not found.facts["protocol"]["comparable"]:
-            show(f"NOT COMPARABLE with other protocols. {found.facts['protocol']['note']}")
+            print_rich(f"NOT COMPARABLE with other protocols. {found.facts['protocol']['note']}")
         if out is not None:
-            show(f"Report: {out / 'report.html'}")
+            print_rich(f"Report: {out / 'report.html'}")
 
-    answer(found.to_dict(), as_json, for_people)
+    emit(found.to_dict(), as_json, print_summary)

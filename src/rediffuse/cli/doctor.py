@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""The command that describes this machine and installation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 from typing import Any
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.output import emit, print_rich, table
 
-# Optional package -> the extra that brings it.
+# Optional package -> the extra that installs it.
 EXTRAS = {
     **{"tensorboard": "track", "plotly": "report", "jinja2": "report", "optuna": "tune"},
     **{"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "faiss": "ann"},
@@ -19,7 +19,7 @@ EXTRAS = {
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Versions, cores, threads, memory, number formats, and which extras are missing."""
+    """Print versions, hardware, numeric precision and missing extras."""
     import torch
 
     from rediffuse.runs.environment import environment
@@ -36,19 +36,19 @@ def doctor(as_json: AsJson = False) -> None:
         "data_folder": os.environ.get("REDIFFUSE_DATA"),
     }
 
-    def for_people() -> None:
+    def print_summary() -> None:
         listing = table("This machine", "", "")
         for name in ("python", "platform", "processor", "cores", "threads", "memory_gib", "device", "precision"):
             listing.add_row(name.replace("_", " "), str(facts[name]))
         for package, version in found["packages"].items():
             listing.add_row(package, version)
-        show(listing)
+        print_rich(listing)
         for package, extra in facts["missing_extras"].items():
-            show(f"{package} is not installed. If you need it: pip install 'rediffuse[{extra}]'")
+            print_rich(f"{package} is not installed. If you need it: pip install 'rediffuse[{extra}]'")
         if not facts["data_folder"]:
-            show("REDIFFUSE_DATA is not set: data sets come from their publishers.")
+            print_rich("REDIFFUSE_DATA is not set, so public data sets are downloaded from their publishers.")
 
-    answer(facts, as_json, for_people)
+    emit(facts, as_json, print_summary)
 
 
 def _memory_gib() -> float | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import answer, process, show, table
+from rediffuse.cli.output import emit, print_rich, rank, table
 
 SHOWN_METRICS = (
     *(f"{kind}@{k}" for kind in ("hr", "ndcg") for k in (5, 10, 20)),
@@ -20,38 +20,38 @@ SHOWN_METRICS = (
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    dataset: Annotated[Path, typer.Argument(help="The dataset it was trained on.")],
+    dataset: Annotated[Path, typer.Argument(help="Folder of the dataset it was trained on.")],
     protocol: Annotated[
-        str | None, typer.Option(help="paper:diffurec, paper:diffrec or sampled-N; default: the run's split, in full.")
+        str | None, typer.Option(help="Such as paper:diffrec or sampled-100; default: that of the run's split.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise of a stochastic model.")] = 0,
-    sampling_seeds: Annotated[int, typer.Option(min=1, help="Seeds of that noise to average over.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling noise of a stochastic model.")] = 0,
+    sampling_seeds: Annotated[int, typer.Option(min=1, help="Number of sampling seeds to average over.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Metrics on the test subset, over the whole catalogue unless asked otherwise; written to the run folder as well."""
+    """Evaluate a run on the test subset, and write the result into its folder."""
     from rediffuse.comparison import evaluate
     from rediffuse.data.loading import load_dataset
 
     seeds = range(seed, seed + sampling_seeds)
     facts = evaluate(run, load_dataset(dataset), protocol=protocol, seeds=seeds)
 
-    def for_people() -> None:
+    def print_summary() -> None:
         rules, counts = facts["protocol"], facts["counts"]
-        show(_metrics_table(facts["metrics"], f"Test of {run} ({facts['split']}, protocol {rules['name']})"))
+        print_rich(_metrics_table(facts["metrics"], f"Test of {run} ({facts['split']}, protocol {rules['name']})"))
         inputs = "are" if rules["validation_is_input"] else "are not"
-        show(
-            f"{counts['users']:,} users, {counts['items']:,} items; {counts['cold_users']:,} users without history; "
-            f"{counts['truth_never_trained_share']:.1%} of the true items were never seen in training; "
-            f"{facts['users_per_second']:,.0f} users/s. Validation events {inputs} part of the histories."
+        print_rich(
+            f"{counts['users']:,} users, {counts['items']:,} items; {counts['cold_users']:,} users without a history; "
+            f"{counts['truth_never_trained_share']:.1%} of the true items were never in training; "
+            f"{facts['users_per_second']:,.0f} users/s. Validation interactions {inputs} part of the histories."
         )
         if not rules["comparable"]:
-            show("NOT COMPARABLE with figures of other protocols.")
+            print_rich("NOT COMPARABLE with figures of other protocols.")
         for remark in (rules["note"], facts["leak"]):
             if remark:
-                show(f"Note: {remark}")
+                print_rich(f"Note: {remark}")
 
-    if process() == 0:
-        answer(facts, as_json, for_people)
+    if rank() == 0:
+        emit(facts, as_json, print_summary)
 
 
 def _metrics_table(metrics: dict[str, dict[str, float]], title: str) -> Any:

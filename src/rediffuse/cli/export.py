@@ -1,4 +1,4 @@
-"""The command that makes a run answer without Rediffuse."""
+"""The command ``rediffuse export``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def export(
     format: Annotated[str, typer.Option(help="onnx, or torch-export for torch.export.load.")] = "onnx",
     as_json: AsJson = False,
 ) -> None:
-    """Write networks, item vectors and instructions, to answer without Rediffuse."""
-    from rediffuse.exporting import export as run_export
+    """Export a model as files that run without Rediffuse."""
+    from rediffuse.exporting import export as export_run
 
-    facts = run_export(run, out, format)  # type: ignore[arg-type] (what it may be is checked there)
+    result = export_run(run, out, format)  # type: ignore[arg-type] (`export_run` checks the format)
 
-    def for_people() -> None:
-        listing = table(f"{facts['model']} of {run} as {format} in {out}", "file", "bytes")
-        for name, size in facts["files"].items():
-            listing.add_row(name, f"{size:,}")
-        show(listing, f"How to answer with them: {out / 'README.md'}")
+    def show_files() -> None:
+        files = table(f"{result['model']} of {run} as {format} in {out}", "file", "bytes")
+        for name, size in result["files"].items():
+            files.add_row(name, f"{size:,}")
+        show(files, f"Inference code: {out / 'README.md'}")
 
-    answer(facts, as_json, for_people)
+    answer(result, as_json, show_files)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import answer, show, table
+from rediffuse.errors import ConfigError, RediffuseWarning
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """All models, their presets and their options."""
+    """All models, their presets and their options: the built-in ones, and those of installed packages."""
     from rediffuse.models import model_class, names
+    from rediffuse.models.external import class_path
 
     facts: dict[str, Any] = {}
     for name in names():
-        config = model_class(name).Config
+        try:
+            kind = model_class(name)
+        except ConfigError as error:  # of another package; the others are listed all the same
+            warnings.warn(str(error), RediffuseWarning, stacklevel=1)
+            continue
+        defaults = kind.Config.build().model_dump(mode="json")
         facts[name] = {
-            "presets": ["default", *config.presets],
+            "class": class_path(kind),
+            "presets": kind.Config.preset_names(),
             "options": {
-                option: {"default": field.get_default(), "description": field.description}
-                for option, field in config.model_fields.items()
+                option: {"default": defaults[option], "description": field.description}
+                for option, field in kind.Config.model_fields.items()
             },
         }
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.batch import place, recommend_to_part_files
-from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.output import emit, print_rich, table
+from rediffuse.cli.part_files import rank_and_world_size, recommend_to_part_files
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,61 +21,64 @@ if TYPE_CHECKING:
 def recommend(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     history: Annotated[str | None, typer.Option(help='Ids or titles, oldest first: "a|b|c".')] = None,
-    user: Annotated[list[str] | None, typer.Option(help="A known user's id; may be repeated.")] = None,
+    user: Annotated[list[str] | None, typer.Option(help="Id of a known user; may be repeated.")] = None,
     users: Annotated[
-        Path | None, typer.Option(help="CSV or Parquet file, or files, with a column user_id, maybe history.")
+        Path | None, typer.Option(help="User file: CSV or Parquet with a column user_id, and optionally history.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="Items per person.")] = 10,
-    exclude: Annotated[str | None, typer.Option(help='Ids or titles nobody is to get: "a|b".')] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise of a stochastic model.")] = 0,
-    samples: Annotated[int, typer.Option(help="Draws to average.")] = 1,
-    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Items of the history may come again.")] = False,
-    explain: Annotated[bool, typer.Option(help="Say why, by paths of a knowledge graph (diffkg).")] = False,
+    k: Annotated[int, typer.Option("-k", help="Items per user.")] = 10,
+    exclude: Annotated[str | None, typer.Option(help='Ids or titles not to recommend: "a|b".')] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise of a stochastic model.")] = 0,
+    samples: Annotated[int, typer.Option(help="Draws of a stochastic model to average.")] = 1,
+    keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Do not filter items of the history.")] = False,
+    explain: Annotated[bool, typer.Option(help="Add paths of the knowledge graph (diffkg).")] = False,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write to this .parquet or .csv file, or folder of parts.")
+        Path | None, typer.Option("-o", "--out", help="A .parquet or .csv file, or a folder for part files.")
     ] = None,
-    rows_per_part: Annotated[
-        int | None, typer.Option(min=1, help="People in a part, where -o is a folder; default: 50000.")
-    ] = None,
+    rows_per_part: Annotated[int | None, typer.Option(min=1, help="Users per part file; default: 50000.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend to known users, or to anyone by their history."""
+    """Recommend items to known users, or for any history."""
     from rediffuse.errors import ConfigError
     from rediffuse.recommender import Recommender
     from rediffuse.recommender.user_files import UserFile
 
     if sum(option is not None for option in (history, user, users)) != 1:
-        raise ConfigError("Say for whom, in one way.", 'Give --history "a|b", --user ID, or --users FILE.')
+        raise ConfigError(
+            "Give exactly one of --history, --user and --users.",
+            'For example --history "a|b", --user ID or --users FILE.',
+        )
     if explain and (users or out or len(user or []) > 1):
-        raise ConfigError("--explain speaks of one list at a time.", 'Use it with --history "a|b" or --user ID.')
+        raise ConfigError("--explain explains one list at a time.", 'Use it with --history "a|b" or --user ID.')
     if out is not None and (out.is_dir() or out.suffix not in (".parquet", ".csv")):
         if out.suffix and not out.exists():
             raise ConfigError(
                 f"{out} is neither .parquet nor .csv.",
-                "Choose one of the two endings, or none for a folder of parts (or make the folder first).",
+                "Use one of the two extensions, or none for a folder of part files (or create the folder first).",
             )
         if users is None:
-            raise ConfigError(f"{out} is a folder, which is for --users FILE.", "Name a .parquet or .csv file.")
+            raise ConfigError(f"{out} is a folder, which needs --users FILE.", "Give a .parquet or .csv file.")
         options = {"k": k, "seed": seed, "samples": samples, "filter_seen": not keep_seen}
         if rows_per_part is not None:
             options["rows_per_part"] = rows_per_part
         recommend_to_part_files(run, users, out, exclude, options, as_json)
         return
     if rows_per_part is not None:
-        raise ConfigError("--rows-per-part is for a folder of parts.", "Name a folder with -o, or leave it out.")
-    if place()[1] > 1:
         raise ConfigError(
-            "A launcher started several processes, which share the work of a folder of parts alone.",
-            "Name a folder with -o, or start rediffuse recommend without a launcher.",
+            "--rows-per-part is for a folder of part files.", "Give a folder with -o, or leave the option out."
+        )
+    if rank_and_world_size()[1] > 1:
+        raise ConfigError(
+            "A launcher started several processes, and only a folder of part files can be divided among them.",
+            "Give a folder with -o, or run rediffuse recommend without a launcher.",
         )
     recommender = Recommender.load(run)
-    asked, histories = user, None
+    ids, histories = user, None
     if users is not None:
-        asked, histories = UserFile(users, recommender.is_known_user).read()
+        ids, histories = UserFile(users, recommender.is_known_user).read()
     elif history is not None:
         histories = [recommender.find_items(filter(str.strip, history.split("|")))]
     found = recommender.recommend(
-        users=asked,
+        users=ids,
         histories=histories,
         k=k,
         exclude=recommender.find_items(exclude.split("|")) if exclude else None,
@@ -87,45 +90,45 @@ def recommend(
         _write(found, out)
     written = {"rows": len(found), "out": str(out)}
     facts = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
-    reasons = _reasons(recommender, found["item_id"], history, user) if explain else None
-    if reasons is not None:
-        facts["paths"] = reasons.to_dicts()
+    paths = _explain(recommender, found["item_id"], history, user) if explain else None
+    if paths is not None:
+        facts["paths"] = paths.to_dicts()
 
-    def for_people() -> None:
+    def print_summary() -> None:
         if out is not None:
-            show(f"{len(found):,} rows written to {out}.")
+            print_rich(f"{len(found):,} rows written to {out}.")
             return
         listing = table("Recommendations", *(name for name in found.columns))
         for row in found.iter_rows():
             listing.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-        show(listing)
-        for line in [] if reasons is None else _sentences(recommender, reasons):
-            show(line)
+        print_rich(listing)
+        for line in [] if paths is None else _sentences(recommender, paths):
+            print_rich(line)
 
-    answer(facts, as_json, for_people)
+    emit(facts, as_json, print_summary)
 
 
-def _reasons(recommender: Recommender, items: pl.Series, history: str | None, user: list[str] | None) -> pl.DataFrame:
-    """Paths to all that was recommended to one person."""
+def _explain(recommender: Recommender, items: pl.Series, history: str | None, user: list[str] | None) -> pl.DataFrame:
+    """Paths from the history of one user to the recommended ``items``."""
     if history is None:
         return recommender.explain(items, user=(user or [])[0], paths=2)
     return recommender.explain(items, history=recommender.find_items(filter(str.strip, history.split("|"))), paths=2)
 
 
-def _sentences(recommender: Recommender, reasons: pl.DataFrame) -> list[str]:
-    """Each path as one line, in titles where there are any."""
-    titled = "title" in recommender.items.columns
-    named = dict(recommender.items.select("item_id", "title").iter_rows()) if titled else {}
-    lines = ["Why, as the attention over the knowledge graph has it:"]
-    for row in reasons.iter_rows(named=True):
-        to, came_from = (str(named.get(row[end]) or row[end]) for end in ("item_id", "touched_item"))
-        way = f"-- {row['relation']} --"
+def _sentences(recommender: Recommender, paths: pl.DataFrame) -> list[str]:
+    """One line per path, with titles where there are any."""
+    has_titles = "title" in recommender.items.columns
+    titles = dict(recommender.items.select("item_id", "title").iter_rows()) if has_titles else {}
+    lines = ["Paths of the knowledge graph, with their attention:"]
+    for row in paths.iter_rows(named=True):
+        end, start = (str(titles.get(row[column]) or row[column]) for column in ("item_id", "touched_item"))
+        path = f"-- {row['relation']} --"
         if row["entity"] is not None:
-            way += f" {row['entity']} -- {row['relation_back']} --"
+            path += f" {row['entity']} -- {row['relation_back']} --"
         pruned = "" if row["kept"] else ", an edge of it pruned"
-        lines.append(f"  {to} {way} {came_from} ({row['strength']:.3f}{pruned})")
+        lines.append(f"  {end} {path} {start} ({row['strength']:.3f}{pruned})")
     if len(lines) == 1:
-        return ["No path of the knowledge graph leads from the history to what is recommended."]
+        return ["No path of the knowledge graph leads from the history to the recommended items."]
     return lines
 
 

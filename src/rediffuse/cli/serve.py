@@ -1,4 +1,4 @@
-"""The command that serves."""
+"""The command ``rediffuse serve``."""
 
 from __future__ import annotations
 
@@ -16,26 +16,24 @@ from rediffuse.cli.app import app
 from rediffuse.cli.output import show
 
 TOKEN = "REDIFFUSE_TOKEN"
-MOST_CONNECTIONS = 1024
+MAX_CONNECTIONS = 1024
 
 
 @app.command()
 def serve(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first answers requests that name none.")],
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the default model.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8000,
     retrieval: Annotated[str, typer.Option(help="exact, or index: see rediffuse index.")] = "exact",
     token_file: Annotated[
-        Path | None, typer.Option(help=f"File with the token that callers must bear; or set {TOKEN}.")
+        Path | None, typer.Option(help=f"File with the token that clients must send; or set {TOKEN}.")
     ] = None,
-    allow_public: Annotated[
-        bool, typer.Option("--allow-public", help="Listen at a public address without a token.")
-    ] = False,
-    max_batch: Annotated[int, typer.Option(min=1, help="People scored together; 1: no batching.")] = 64,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 10.0,
-    threads: Annotated[int, typer.Option(min=1, help="Of the scoring; the pages and requests have one more.")] = 1,
+    allow_public: Annotated[bool, typer.Option("--allow-public", help="Serve every client without a token.")] = False,
+    max_batch: Annotated[int, typer.Option(min=1, help="The most users in a batch; 1: no dynamic batching.")] = 64,
+    timeout: Annotated[float, typer.Option(min=0.1, help="The most seconds that a request may take.")] = 10.0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that torch uses to score.")] = 1,
 ) -> None:
-    """Serve runs over HTTP, with pages to explore them."""
+    """Serve runs over HTTP, with pages to explore them in a browser."""
     from rediffuse.errors import ConfigError, MissingExtraError
 
     for package in ("fastapi", "uvicorn", "jinja2", "plotly", "prometheus_client"):
@@ -46,8 +44,8 @@ def serve(
     token = _token(token_file)
     if token is None and not allow_public and not _is_local(host):
         raise ConfigError(
-            f"{host} can be reached from other machines, and no token was set.",
-            f"Set {TOKEN} or give --token-file; or say --allow-public if everyone may ask.",
+            f"{host} can be reached from other machines, and no token is set.",
+            f"Set {TOKEN} or give --token-file, or serve every client with --allow-public.",
         )
     import torch
     import uvicorn
@@ -56,35 +54,35 @@ def serve(
     from rediffuse.serving.settings import Settings
 
     torch.set_num_threads(threads)
-    listening = _listen(host, port)
-    # Without a token, only this machine may ask, and not a page of another by a name that leads here.
+    listener = _listen(host, port)
+    # Without a token, requests must name this machine. Other host names may be an attack by DNS rebinding.
     hosts = frozenset({"localhost", "127.0.0.1", "::1", host}) if token is None and not allow_public else None
     settings = Settings(max_batch=max_batch, timeout=timeout, token=token, hosts=hosts)
     kind: Literal["exact", "index"] = "index" if retrieval == "index" else "exact"
-    served = create_app(runs, settings, kind)
-    shown = f"[{host}]" if ":" in host else host
-    names = ", ".join(served.state.service.runs)
-    show(f"Serving {names} at http://{shown}:{listening.getsockname()[1]} (stop with Ctrl+C)")
+    application = create_app(runs, settings, kind)
+    address = f"[{host}]" if ":" in host else host
+    names = ", ".join(application.state.service.runs)
+    show(f"Serving {names} at http://{address}:{listener.getsockname()[1]} (stop with Ctrl+C)")
     config = uvicorn.Config(
-        served,
+        application,
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
-        # Requests that have begun are finished, within this time, before the process ends.
+        limit_concurrency=MAX_CONNECTIONS,
+        # Requests in progress have this time to finish before the process ends.
         timeout_graceful_shutdown=int(timeout) + 1,
     )
-    # What was loaded stays; the collector need not look through all of it, which stops everything for 0.2 s.
+    # Exclude the loaded objects from garbage collection: they stay, and going through them takes 0.2 seconds each time.
     gc.collect()
     gc.freeze()
-    uvicorn.Server(config).run([listening])
+    uvicorn.Server(config).run([listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there.
+    """Create a listening socket.
 
     Raises:
-        ConfigError: another process does, or the address is none of this machine's.
+        ConfigError: the port is in use, or the address does not belong to this machine.
     """
     from rediffuse.errors import ConfigError
 
@@ -92,33 +90,33 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(f"Nothing can listen at {host}, port {port}: {error}", "Choose another --port.") from None
+        raise ConfigError(f"Cannot listen on {host}, port {port}: {error}", "Choose another --port.") from None
 
 
 def _token(path: Path | None) -> str | None:
-    """The token in a file or in the environment.
+    """Read the token from a file or from the environment.
 
     Raises:
-        ConfigError: the file cannot be read, or the token is empty.
+        ConfigError: the file cannot be read, or the token is too short or not ASCII.
     """
     from rediffuse.errors import ConfigError
 
     if path is None:
-        token, named = os.environ.get(TOKEN, "").strip() or None, TOKEN
+        token, source = os.environ.get(TOKEN, "").strip() or None, TOKEN
     else:
         try:
-            token, named = path.read_text(encoding="utf-8").strip(), str(path)
+            token, source = path.read_text(encoding="utf-8").strip(), str(path)
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}", "Give a text file that holds the token.") from None
+            raise ConfigError(f"{path} cannot be read: {error}", "Give a text file that contains the token.") from None
     if token is not None and not token.isascii():
-        raise ConfigError(f"The token in {named} has other than ASCII characters.", "Make one: openssl rand -hex 32")
+        raise ConfigError(f"The token in {source} has characters that are not ASCII.", "Make one: openssl rand -hex 32")
     if token is not None and len(token) < 16:
-        raise ConfigError(f"The token in {named} has fewer than 16 characters.", "Make one: openssl rand -hex 32")
+        raise ConfigError(f"The token in {source} has fewer than 16 characters.", "Make one: openssl rand -hex 32")
     return token
 
 
 def _is_local(host: str) -> bool:
-    """Whether only this machine reaches an address. A name other than localhost may stand for anything."""
+    """Return whether only this machine can reach an address. Names other than localhost may resolve to any address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

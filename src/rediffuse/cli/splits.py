@@ -1,4 +1,4 @@
-"""The dataset and split that a command trains on."""
+"""The split that a command trains on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def read_split(name: str, dataset: Path) -> Split:
-    """The split called ``name`` (or of the protocol of that name) of a saved dataset; what it leaks goes to stderr.
+    """Split a saved dataset by the name of a split or protocol, and print what leaks on stderr.
 
     Raises:
         ConfigError, DataError: as `rediffuse.evaluation.protocols.split_for` and `load_dataset`.

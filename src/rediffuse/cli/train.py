@@ -8,26 +8,28 @@ from typing import Annotated
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import answer, process, show, table
+from rediffuse.cli.app import MODEL_HELP, AsJson, app
+from rediffuse.cli.output import emit, print_rich, rank, table
 from rediffuse.cli.splits import read_split
 
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="A model; see: rediffuse models")],
-    dataset: Annotated[Path, typer.Argument(help="Folder made by prepare or data.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    dataset: Annotated[Path, typer.Argument(help="Folder of a dataset, from prepare, data or augment.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")],
-    preset: Annotated[str | None, typer.Option(help="Named options, for example paper or reference.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Named options: default, paper, released; or paper:toys and the like.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="option=value; may be repeated.")] = None,
-    split: Annotated[
-        str, typer.Option(help="default, global-time, leave-one-out, given, ratio, paper:diffurec or paper:diffrec.")
+    split_name: Annotated[
+        str, typer.Option("--split", help="default, global-time, leave-one-out, ratio, given or paper:diffrec.")
     ] = "default",
-    seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = 0,
-    max_minutes: Annotated[float | None, typer.Option(help="Stop after this much training.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    track: Annotated[str | None, typer.Option(help="A tracker of Accelerate, for example tensorboard.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order of batches and noise.")] = 0,
+    max_minutes: Annotated[float | None, typer.Option(help="Time limit of the training.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    track: Annotated[str | None, typer.Option(help="Tracker of Accelerate, for example tensorboard.")] = None,
     phases: Annotated[
         list[str] | None, typer.Option("--phase", help="name=RUN: take a phase from a run instead of training it.")
     ] = None,
@@ -38,10 +40,10 @@ def train(
     from rediffuse.training import train as run_training
 
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
-    parts = read_split(split, dataset)
+    split = read_split(split_name, dataset)
     run = run_training(
         model,
-        parts,
+        split,
         out,
         preset=preset,
         config=options,
@@ -52,16 +54,18 @@ def train(
         progress=sys.stderr.isatty(),
         phases_from={name: str(path) for name, path in parse_settings(phases or []).items()},
     )
-    facts = {"run": str(run.path), "minutes": run.minutes, "split": parts.name, "validation": run.validation}
+    facts = {"run": str(run.path), "minutes": run.minutes, "split": split.name, "validation": run.validation}
     facts |= {"best_epoch": run.config["training"]["best_epoch"], "resolved": run.config["resolved"]}
 
-    def for_people() -> None:
+    def print_summary() -> None:
         if run.validation:
             listing = table(f"Validation of {out}", "metric", "seen items kept", "seen items filtered")
             for name in (n for n in run.validation if not n.endswith("/unseen")):
                 listing.add_row(name, f"{run.validation[name]:.4f}", f"{run.validation[name + '/unseen']:.4f}")
-            show(listing)
-        show(f"{run.minutes:.1f} minutes, best epoch {facts['best_epoch']}. Next: rediffuse evaluate {out} {dataset}")
+            print_rich(listing)
+        print_rich(
+            f"{run.minutes:.1f} minutes, best epoch {facts['best_epoch']}. Next: rediffuse evaluate {out} {dataset}"
+        )
 
-    if process() == 0:
-        answer(facts, as_json, for_people)
+    if rank() == 0:
+        emit(facts, as_json, print_summary)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.app import MODEL_HELP, AsJson, app
+from rediffuse.cli.output import emit, print_rich, table
 from rediffuse.cli.splits import read_split
 
 SHOWN_TRIALS = 5
@@ -18,31 +18,35 @@ SHOWN_TRIALS = 5
 
 @app.command()
 def tune(
-    model: Annotated[str, typer.Argument(help="A model; see: rediffuse models")],
-    dataset: Annotated[Path, typer.Argument(help="Folder made by prepare or data.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The study's folder; a study in it goes on.")],
-    trials: Annotated[int, typer.Option(help="Finished trials in all, earlier sessions included.")] = 30,
-    minutes: Annotated[float | None, typer.Option(help="Time for all trials, earlier sessions included.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Named options to start from.")] = None,
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    dataset: Annotated[Path, typer.Argument(help="Folder of a dataset, from prepare, data or augment.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The study's folder; a study in it is continued.")],
+    trials: Annotated[int, typer.Option(help="Number of finished trials, over all sessions.")] = 30,
+    minutes: Annotated[float | None, typer.Option(help="Time of all trials, over all sessions.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Named options of the first trial.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="option=value that is fixed, not searched; may be repeated.")
+        list[str] | None, typer.Option("--set", help="option=value to fix and not to search; may be repeated.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Upper bound of every trial; as --set epochs=N.")] = None,
-    metric: Annotated[str | None, typer.Option(help="What is maximised on validation; as --set metric=NAME.")] = None,
-    split: Annotated[str, typer.Option(help="default, global-time, leave-one-out, given or ratio.")] = "default",
-    seed: Annotated[int, typer.Option(help="Of the search and of every training.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs of a trial; the same as --set epochs=N.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Validation metric to maximise; the same as --set metric=NAME.")
+    ] = None,
+    split_name: Annotated[
+        str, typer.Option("--split", help="default, global-time, leave-one-out, ratio, given or paper:diffrec.")
+    ] = "default",
+    seed: Annotated[int, typer.Option(help="Seed of the search and of every training.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Search a model's options on validation data; the test subset is not touched."""
+    """Search a model's options on validation data. The test subset is not read."""
     from rediffuse.config import parse_settings
     from rediffuse.tuning import tune as search
 
     fixed = parse_settings(settings or [])
     fixed |= {name: value for name, value in (("epochs", epochs), ("metric", metric)) if value is not None}
-    parts = read_split(split, dataset)
+    split = read_split(split_name, dataset)
     study = search(
         model,
-        parts,
+        split,
         out,
         trials=trials,
         max_minutes=minutes,
@@ -53,7 +57,7 @@ def tune(
     )
     ranking, states = study.ranking, study.trials["state"].to_list()
     command = ["rediffuse", "train", model, str(dataset), "--config", str(out / "best.yaml"), "-o", f"{out}-best"]
-    command += ["--split", split] if split != "default" else []
+    command += ["--split", split_name] if split_name != "default" else []
     command += ["--seed", str(seed)] if seed else []
     best = ranking.head(SHOWN_TRIALS)
     facts = {
@@ -68,7 +72,7 @@ def tune(
         "next": shlex.join(command),
     }
 
-    def for_people() -> None:
+    def print_summary() -> None:
         columns = ("number", "value", "epochs", "minutes")
         options = best.columns[best.columns.index("minutes") + 1 :]
         listing = table(f"Best trials of {out}", "trial", study.metric, "epochs", "minutes", "options")
@@ -78,18 +82,18 @@ def tune(
             chosen = " ".join(f"{option}={_short(row[option])}" for option in options)
             name = f"{number} (default)" if row["default"] else str(number)
             listing.add_row(name, f"{value:.4f}", str(trained), f"{took:.1f}", chosen)
-        show(listing)
+        print_rich(listing)
         rank = study.default_rank
-        show(
-            "The default reached no validation."
+        print_rich(
+            "The default options reached no validation."
             if rank is None
-            else f"The default is number {rank} of {len(ranking)}" + (": it was not beaten." if rank == 1 else ".")
+            else f"The default is number {rank} of {len(ranking)}" + (": no trial was better." if rank == 1 else ".")
         )
         spent = f"{study.minutes:.1f}" + (f" of {minutes:g}" if minutes else "")
         counts = ", ".join(f"{count} {state}" for state, count in facts["states"].items())
-        show(f"Spent: {spent} minutes; trials: {counts}. Next: {facts['next']}")
+        print_rich(f"Spent: {spent} minutes; trials: {counts}. Next: {facts['next']}")
 
-    answer(facts, as_json, for_people)
+    emit(facts, as_json, print_summary)
 
 
 def _short(value: Any) -> str:

@@ -24,9 +24,9 @@ from rediffuse.evaluation.metrics import POLICIES, flat_name
 from rediffuse.runs.run_folder import Run, run_path
 
 HEADLINE = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
-# Cut-off of slices by popularity.
+# Cut-off of the metrics of item slices.
 SLICE_K = 10
-# Slices aim at this many groups of about equal size.
+# Number of groups of about equal size that slices aim at.
 SLICES = 4
 
 
@@ -40,20 +40,23 @@ def compare(
 ) -> Comparison:
     """Compare evaluated runs of one dataset, split and protocol; write a report if ``out`` is given.
 
-    Runs that differ by their seed alone are one variant.
+    Runs that differ only in their seed are one variant.
 
     Args:
-        runs: run folders or runs, or a single one, each evaluated by `evaluate`; other folders are left out.
+        runs: run folders, or what `rediffuse.train` returned, or a single one; each evaluated with `evaluate`. Other
+            folders are left out, with a warning.
         out: folder for report.html, report.md, report.json and the tables as Parquet.
-        metric: a per-person metric that pairs are tested on; "ndcg@10/unseen" with seen items filtered.
-        baseline: label of a variant; only pairs with it are tested, so that Holm's correction is for fewer tests.
-        published: label -> {"source": where from, metric: value, ...}; shown as published, never tested.
-        protocol: whose evaluations are compared, see `evaluate`; by default that of the runs' split.
+        metric: the per-user metric that pairs are tested on; "ndcg@10/unseen" is with seen items filtered.
+        baseline: label of a variant; only pairs with it are tested, so Holm's correction covers fewer tests.
+        published: label -> {"source": text, metric: value, ...}; shown as published, never tested.
+        protocol: compare evaluations by this protocol, see `evaluate`; None: that of the runs' split.
 
     Raises:
-        RunError: runs that were not evaluated or are not comparable; says in what; ``out`` holds something else.
-        ConfigError: a metric that was not measured per person; an unknown baseline; published figures that are none.
-        MissingExtraError: a report was asked for, and plotly or jinja2 is not installed.
+        RunError: a run was not evaluated; runs are not comparable (the error says how they differ); ``out`` exists and
+            is not a report.
+        ConfigError: the metric was not measured per user, the baseline is unknown, or published figures are not
+            numbers.
+        MissingExtraError: ``out`` is given, and plotly or jinja2 is not installed.
     """
     if out is not None:
         check_folder(require_path("out", out))  # before the work
@@ -68,7 +71,7 @@ def compare(
     policies = [p for p in POLICIES if p in found[0].test["protocol"]["seen"]]
     measured = _measured(found)
     if flat_name(name, policy) not in measured:
-        raise ConfigError(f"{metric!r} was not measured per person.", did_you_mean(metric, measured))
+        raise ConfigError(f"{metric!r} was not measured per user.", did_you_mean(metric, measured))
     if baseline is not None and baseline not in (labels := [group.label for group in groups]):
         raise ConfigError(f"No variant is called {baseline!r}.", did_you_mean(baseline, labels))
     comparison = Comparison(
@@ -80,7 +83,7 @@ def compare(
         pl.DataFrame([row for p in policies for row in _pairs(groups, name, p, baseline)], **_WHOLE),
         pl.DataFrame([row for p in policies for row in _slices(groups, measured, p)], **_WHOLE),
         pl.DataFrame([_cost(group) for group in groups], **_WHOLE),
-        pl.DataFrame([row for p in policies for row in _twins(groups, measured, p)], **_WHOLE),
+        pl.DataFrame([row for p in policies for row in _ablations(groups, measured, p)], **_WHOLE),
         pl.DataFrame([row for group in groups for row in _steps(group)], **_WHOLE),
         pl.DataFrame([row for group in groups for row in _curve(group)], **_WHOLE),
         published or {},
@@ -99,19 +102,21 @@ def _folders(runs: Any) -> list[Path]:
     return [run_path("runs", run) for run in runs]
 
 
-# A column may begin with nulls or whole numbers.
+# Infer column types from all rows: a column may begin with nulls or integers.
 _WHOLE: dict[str, Any] = {"infer_schema_length": None}
 
 
 def _measured(runs: list[EvaluatedRun]) -> list[str]:
-    """Flat names of what every run measured per person."""
+    """Flat names of the metrics that every run measured per user."""
     columns = [c for c in runs[0].per_user.columns if "@" in c]
     return [c for c in columns if all(c in run.per_user and not run.per_user[c].is_null().all() for run in runs)]
 
 
 def check_published(published: dict[str, dict[str, Any]]) -> None:
-    """Raises:
-    ConfigError: not a mapping of label -> {"source": text, metric: number, ...}.
+    """Check published figures: label -> {"source": text, metric: number, ...}.
+
+    Raises:
+        ConfigError: they have another form.
     """
     for label, figures in published.items():
         if not isinstance(figures, dict) or not all(
@@ -149,14 +154,14 @@ def _summary(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
     for metric in group.runs[0].test["metrics"][policy]:
         values = group.values(metric, policy)
         if values is None or np.isnan(values).any():
-            continue  # not measured, or nothing to measure it on
+            continue  # not measured, or undefined
         seeds = mean_interval(np.asarray(values))
-        draws = [[one[policy][metric] for one in run.test["metrics_by_seed"]] for run in group.runs]
+        draws = [[draw[policy][metric] for draw in run.test["metrics_by_seed"]] for run in group.runs]
         column = flat_name(metric, policy)
-        people = None
+        users = None
         if column in group.runs[0].per_user.columns:
             per_user = group.per_user(column)
-            people = mean_interval(known) if len(known := per_user[~np.isnan(per_user)]) else None
+            users = mean_interval(known) if len(known := per_user[~np.isnan(per_user)]) else None
         yield {
             "variant": group.label,
             "policy": policy,
@@ -167,8 +172,8 @@ def _summary(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
             "high": seeds.high,
             "sampling_seeds": len(draws[0]),
             "sampling_std": float(np.mean([np.std(d, ddof=1) for d in draws])) if len(draws[0]) > 1 else None,
-            "people_low": people and people.low,
-            "people_high": people and people.high,
+            "users_low": users and users.low,
+            "users_high": users and users.high,
         }
 
 
@@ -179,7 +184,7 @@ def _pairs(groups: list[Variant], metric: str, policy: str, baseline: str | None
         if baseline not in (None, first, second):
             continue
         if first == baseline:
-            first, second = second, first  # differences are from the baseline
+            first, second = second, first  # differences are minus the baseline
         test = paired_test(values[first], values[second])
         rows.append(
             {
@@ -200,11 +205,11 @@ def _pairs(groups: list[Variant], metric: str, policy: str, baseline: str | None
 
 
 def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable[dict[str, Any]]:
-    people, items = groups[0].runs[0].per_user, groups[0].runs[0].truth
+    users, items = groups[0].runs[0].per_user, groups[0].runs[0].truth
     columns = [c for c in measured if flat_name(c.partition("/")[0], policy) == c]
     rank = flat_name("rank", policy)
-    by_person = {
-        name: groups_of_equal_size(people[column].to_numpy())
+    by_user = {
+        name: groups_of_equal_size(users[column].to_numpy())
         for name, column in BY_USER.items()
         if all(column in run.per_user.columns for group in groups for run in group.runs)
     }
@@ -214,7 +219,7 @@ def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable
         found = ranks <= SLICE_K
         of_items = {"recall": found, "gain": found / np.log2(ranks + 1)}
         sliced = [
-            *((by, of, c.partition("/")[0], group.per_user(c)) for by, of in by_person.items() for c in columns),
+            *((by, of, c.partition("/")[0], group.per_user(c)) for by, of in by_user.items() for c in columns),
             *(("item popularity", by_count, f"{k}@{SLICE_K}", v.mean(axis=0)) for k, v in of_items.items()),
         ]
         for by, (slice_of, names), metric, values in sliced:
@@ -238,12 +243,12 @@ def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable
 
 
 def groups_of_equal_size(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
-    """The group (n,) of each number, and the groups' names: zero alone, then about `SLICES` of equal size."""
-    some = numbers[numbers > 0]
+    """The group (n,) of each number, and the names of the groups: zero, then about `SLICES` groups of equal size."""
+    positive = numbers[numbers > 0]
     edges = [0]
-    if len(some):
-        inner = np.quantile(some, np.arange(1, SLICES) / SLICES, method="lower") + 1
-        edges = [edge for edge in np.unique([0, 1, *inner]).tolist() if edge <= some.max()]
+    if len(positive):
+        inner = np.quantile(positive, np.arange(1, SLICES) / SLICES, method="lower") + 1
+        edges = [edge for edge in np.unique([0, 1, *inner]).tolist() if edge <= positive.max()]
     if not (numbers == 0).any():
         edges = edges[1:]
     tops = [edge - 1 for edge in edges[1:]] + [int(numbers.max())]
@@ -268,8 +273,8 @@ def _cost(group: Variant) -> dict[str, Any]:
     }
 
 
-def _twins(groups: list[Variant], measured: list[str], policy: str) -> Iterable[dict[str, Any]]:
-    """Each diffusion variant beside the variant that differs from it in `diffusion` alone."""
+def _ablations(groups: list[Variant], measured: list[str], policy: str) -> Iterable[dict[str, Any]]:
+    """Each diffusion variant minus the variant that differs from it only in the option `diffusion`."""
     for group in groups:
         if group.options.get("diffusion") is not True:
             continue
@@ -281,7 +286,7 @@ def _twins(groups: list[Variant], measured: list[str], policy: str) -> Iterable[
                     yield {
                         "policy": policy,
                         "variant": group.label,
-                        "twin": other.label,
+                        "ablation": other.label,
                         "metric": metric,
                         "with_diffusion": float(group.per_user(column).mean()),
                         "without": float(other.per_user(column).mean()),
@@ -298,7 +303,7 @@ def _steps(group: Variant) -> Iterable[dict[str, Any]]:
         value = float(np.mean([curve[steps] for curve in curves]))
         yield {
             "variant": group.label,
-            "steps": int(steps),
+            "sampling_steps": int(steps),
             "metric": group.options["metric"],
             "value": value,
             "chosen": [run.config["resolved"].get("sampling_steps") for run in group.runs],
@@ -306,7 +311,7 @@ def _steps(group: Variant) -> Iterable[dict[str, Any]]:
 
 
 def _curve(group: Variant) -> Iterable[dict[str, Any]]:
-    """Validation against time spent training; validations that were skipped count into the next."""
+    """Validation metric by minutes of training, at every validation of the first seed."""
     seconds = 0.0
     for record in group.runs[0].epochs:
         seconds += record["seconds"]

@@ -1,4 +1,4 @@
-"""The test subset, read once per run: metrics, per-person values and lists, written into the run folder."""
+"""Evaluation of a run on the test subset: metrics, per-user values and lists, written into the run folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.run_folder import Run, add_files, read_run, run_path
 
-# Of the lists that are kept per person.
+# Length of the stored lists.
 LIST_LENGTH = 20
 
 
@@ -42,33 +42,33 @@ def evaluate(
     protocol: str | None = None,
     seeds: Sequence[int] | int = (0,),
 ) -> dict[str, Any]:
-    """Evaluate a run on the test subset of its split, and write what was found into its folder.
+    """Evaluate a run on the test subset of its split, and write the result into its folder.
 
-    Several processes share the work; process 0 writes.
-
-    Written are ``test.json`` (what is returned), ``per_user_test.parquet``, ``truth_test.parquet`` (the rank of every
-    true item) and ``lists_test.parquet``. Another protocol than that of the run's split has files of its own, named so.
+    It writes ``test.json`` (the returned result), ``per_user_test.parquet``, ``truth_test.parquet`` (the rank of every
+    true item) and ``lists_test.parquet``. A protocol other than that of the run's split has files of its own, with its
+    name in theirs. The processes of a distributed job divide the users; process 0 writes.
 
     Args:
         run: a run folder, or what `rediffuse.train` returned.
         data: the dataset it was trained on, or the path of its folder.
-        protocol: see `rediffuse.evaluation.protocols`; by default the one named as the run's split.
-        seeds: of the sampling noise of a stochastic model, which is evaluated once for each. Other models: the first.
-            From 0; they also decide what ``sampled-N`` draws.
+        protocol: see `rediffuse.evaluation.protocols`; None: that of the run's split.
+        seeds: of the sampling noise, at least 0. A stochastic model is evaluated once per seed, other models with the
+            first only. They also determine the items that ``sampled-N`` draws.
 
     Returns:
-        Metrics per policy, means over ``seeds``; the metrics of each seed; counts, protocol, cost, environment.
+        Metrics per policy, averaged over ``seeds``; metrics of each seed; counts, protocol, costs, environment.
 
     Raises:
         RunError: the run was trained on other data or another split, or does not fit the protocol; another process
-            works in its folder; another of the processes that share the work has failed.
+            is working in its folder; another process of a distributed job has failed.
         StorageError: the folder cannot be written.
-        ConfigError: an unknown protocol; no seed, or one below 0.
+        ConfigError: the protocol is unknown; there is no seed, or one below 0.
     """
     distributed.init()
     folder, dataset, protocol = run_path("run", run), as_dataset("data", data), require_text("protocol", protocol)
     several = seeds if isinstance(seeds, Iterable) else (seeds,)
-    seeds = [require_integer("seeds", seed, minimum=None) for seed in several]  # not numpy's, which JSON cannot hold
+    # Python integers, because those of NumPy cannot be written as JSON.
+    seeds = [require_integer("seeds", seed, minimum=None) for seed in several]
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
     with distributed.fail_together("Start the same command again."):
@@ -78,21 +78,21 @@ def evaluate(
 def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int]) -> dict[str, Any]:
     contents = read_run(folder)
 
-    def refuse() -> None:  # who would be refused in the end is refused now
+    def check_lock() -> None:  # fail before the work, not after it
         with folder_lock(folder, "evaluating", PATIENCE):
             pass
 
-    distributed.main_process_first(refuse)
+    distributed.main_process_first(check_lock)
     made_with = contents.config["split"]
     trained_on = contents.config["data"]
     if (trained_on["fingerprint"], trained_on.get("augmentation")) != (
         dataset.fingerprint_without_synthetic,
         augmentation(dataset),
     ):
-        raise RunError(f"{folder} was trained on other data than this.", "Give the dataset it was trained on.")
+        raise RunError(f"{folder} was trained on other data.", "Give the dataset that it was trained on.")
     split = by_name(made_with["name"], dataset, **made_with["params"])
     if split.fingerprint != made_with["fingerprint"]:
-        raise RunError(f"The split {made_with['name']} of this data differs from that of {folder}.", "Train again.")
+        raise RunError(f"The split {made_with['name']} of these data differs from that of {folder}.", "Train again.")
     rules = protocols.protocol(protocol or split.name)
     task, features = rules.task(split), item_features(dataset.items)
     metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else [])]
@@ -101,7 +101,7 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
     for seed in seeds if contents.model.stochastic else seeds[:1]:
         score = model_scores(contents.model, task, seed)
         if rules.negatives is not None:
-            score = protocols.among_sampled(score, task, rules.negatives, dataset.num_items, seed, rules.clean)
+            score = protocols.among_sampled(score, task, rules.negatives, dataset.num_items, seed, rules.exclude_seen)
         with keep_freed_memory():
             began = time.perf_counter()
             result = evaluate_task(
@@ -114,12 +114,12 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
         "run": str(folder),
         "split": split.name,
         "leak": split.leak,
-        "protocol": rules.facts(),
-        "task_fingerprint": _fingerprint(made_with["fingerprint"], rules.facts()),
+        "protocol": rules.to_dict(),
+        "task_fingerprint": _fingerprint(made_with["fingerprint"], rules.to_dict()),
         "seed": seeds[0],
         "sampling_seeds": seeds[: len(results)],
         "metrics": {
-            policy: {name: float(np.mean([one[policy][name] for one in by_seed])) for name in by_seed[0][policy]}
+            policy: {name: float(np.mean([draw[policy][name] for draw in by_seed])) for name in by_seed[0][policy]}
             for policy in rules.policies
         },
         "metrics_by_seed": by_seed,
@@ -142,13 +142,13 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
 
 
 def _fingerprint(split: str, rules: dict[str, Any]) -> str:
-    """Equal where the same people are tested on the same items in the same way."""
+    """Equal for evaluations of the same users on the same items by the same rules."""
     parts = [split, *(rules[name] for name in ("candidates", "seen", "validation_is_input"))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _per_user(results: list[TaskResult], dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
-    """The first draw's table, with metrics averaged over draws."""
+    """The per-user table of the first draw, with metrics averaged over draws."""
     first = results[0].per_user
     dropped = [policy for policy in POLICIES if policy not in policies]
     kept = [c for c in first.columns if not any(_is_of(c, policy) for policy in dropped)]
@@ -166,7 +166,7 @@ def _per_user(results: list[TaskResult], dataset: Dataset, policies: Sequence[st
 
 
 def _is_of(column: str, policy: str) -> bool:
-    """Whether a column of a per-user table belongs to a policy."""
+    """Whether a column of a per-user table belongs to a policy; ids and counts belong to none."""
     measured = "@" in column or column.startswith("rank")
     return measured and (column.endswith(f"/{policy}") if policy != "all" else "/" not in column)
 
@@ -185,18 +185,18 @@ def _truth(result: TaskResult, task: Task, dataset: Dataset, policies: Sequence[
 
 
 def _lists(result: TaskResult, dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
-    parts = []
+    tables = []
     for policy in policies:
         items = result.ranking.items[policy][:, :LIST_LENGTH]
-        row, place = np.nonzero(items >= 0)
-        parts.append(
+        row, column = np.nonzero(items >= 0)
+        tables.append(
             pl.DataFrame(
                 {
                     "user_id": dataset.user_ids.gather(result.ranking.users[row]),
                     "policy": pl.Series([policy], dtype=pl.Categorical).gather(np.zeros(len(row), dtype=np.int64)),
-                    "rank": (place + 1).astype(np.int32),
-                    "item_id": dataset.item_ids.gather(items[row, place]),
+                    "rank": (column + 1).astype(np.int32),
+                    "item_id": dataset.item_ids.gather(items[row, column]),
                 }
             )
         )
-    return pl.concat(parts)
+    return pl.concat(tables)

@@ -25,40 +25,42 @@ def markdown(comparison: Comparison) -> str:
         lines += [f"## {POLICY_NAMES[policy].capitalize()}", "", *_metrics(comparison, policy), ""]
     lines += ["## Cost", "", *_costs(comparison.costs), ""]
     chosen = flat_name(comparison.metric, comparison.policy)
-    lines += [f"## How sure {chosen} is", "", *_spread(comparison), ""]
+    lines += [f"## Intervals of {chosen}", "", *_spread(comparison), ""]
     pairs = comparison.pairs.filter(policy=comparison.policy) if len(comparison.pairs) else comparison.pairs
     if len(pairs):
         lines += [f"## Differences in {chosen}", "", *_pairs(pairs), ""]
-    if len(comparison.twins):
-        lines += ["## Diffusion against its twin", "", *_twins(comparison.twins), ""]
+    if len(comparison.ablations):
+        lines += ["## Diffusion against its ablation", "", *_ablations(comparison.ablations), ""]
     if len(comparison.steps):
-        lines += ["## Steps against validation quality", "", *_steps(comparison.steps), ""]
+        lines += ["## Validation quality by sampling steps", "", *_steps(comparison.steps), ""]
     slices = comparison.slices.filter(policy=comparison.policy)
-    of_people = [(by, comparison.metric) for by in BY_USER]
-    for by, metric in (*of_people, *(("item popularity", m) for m in ITEM_METRICS)):
+    of_users = [(by, comparison.metric) for by in BY_USER]
+    for by, metric in (*of_users, *(("item popularity", m) for m in ITEM_METRICS)):
         shown = slices.filter(by=by, metric=metric)
-        if not len(shown):  # no social graph
+        if not len(shown):  # by number of friends, without a social graph
             continue
         lines += [f"## {flat_name(metric, comparison.policy)} by {by}", "", *_slices(shown), ""]
     return "\n".join(lines)
 
 
 def sentences(pairs: pl.DataFrame) -> list[str]:
-    """Who is better than whom, in words; pairs without a significant difference last, in one sentence."""
-    said, open_pairs = [], []
+    """One sentence per significant difference; one last sentence for the pairs without."""
+    lines, undecided = [], []
     for row in pairs.iter_rows(named=True):
         better, worse = (row["first"], row["second"]) if row["difference"] > 0 else (row["second"], row["first"])
         if row["p_holm"] < SIGNIFICANT:
-            said.append(f"{better} is better than {worse} (by {abs(row['difference']):.4f}, {p_value(row['p_holm'])}).")
+            lines.append(
+                f"{better} is better than {worse} (by {abs(row['difference']):.4f}, {p_value(row['p_holm'])})."
+            )
         else:
-            open_pairs.append(f"{row['first']} and {row['second']}")
-    if open_pairs:
-        said.append(f"No significant difference: {'; '.join(open_pairs)}.")
-    return said
+            undecided.append(f"{row['first']} and {row['second']}")
+    if undecided:
+        lines.append(f"No significant difference: {'; '.join(undecided)}.")
+    return lines
 
 
 def p_value(p: float) -> str:
-    """For people; beyond four places a p says more about its assumptions than about the runs."""
+    """A p value as text, to four decimals: smaller values say more about the test's assumptions than about the runs."""
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
@@ -67,11 +69,11 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
     inputs = "are" if rules["validation_is_input"] else "are not"
     leak = facts["split"]["leak"] or "none known: training is strictly earlier than the test subset."
     lines = [
-        f"- Data: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} events; "
-        f"{counts['users']:,} people tested.",
+        f"- Data: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
+        f"{counts['users']:,} test users.",
         f"- Protocol: {rules['name']} (split {facts['split']['name']}), candidates: {rules['candidates']}; "
-        f"{' and '.join(POLICY_NAMES[policy] for policy in rules['seen'])}; validation events {inputs} part of the "
-        "histories at test time.",
+        f"{' and '.join(POLICY_NAMES[policy] for policy in rules['seen'])}; validation interactions {inputs} part of "
+        "the histories at test time.",
         f"- Leaks: {leak}",
         f"- Selected on validation by {', '.join(facts['selected_by'])}.",
         f"- Evaluated on {', '.join(facts['dates'])}; {'; '.join(facts['hardware'])}.",
@@ -97,7 +99,7 @@ def _metrics(comparison: Comparison, policy: str) -> list[str]:
 
 def _spread(comparison: Comparison) -> list[str]:
     rows = comparison.summary.filter(policy=comparison.policy, metric=comparison.metric)
-    heads = ["", "mean", "seeds", "95 % over training seeds", "sd over sampling seeds", "95 % over people"]
+    heads = ["", "mean", "seeds", "95 % over training seeds", "sd over sampling seeds", "95 % over users"]
     table = [
         [
             row["variant"],
@@ -105,7 +107,7 @@ def _spread(comparison: Comparison) -> list[str]:
             str(row["seeds"]),
             _ends(row["low"], row["high"]) or "one seed",
             "" if row["sampling_std"] is None else f"{row['sampling_std']:.1e} ({row['sampling_seeds']} seeds)",
-            _ends(row["people_low"], row["people_high"]),
+            _ends(row["users_low"], row["users_high"]),
         ]
         for row in rows.iter_rows(named=True)
     ]
@@ -118,9 +120,10 @@ def _ends(low: float | None, high: float | None) -> str:
 
 def _steps(steps: pl.DataFrame) -> list[str]:
     rows = [
-        [row["variant"], row["metric"], str(row["steps"]), f"{row['value']:.4f}"] for row in steps.iter_rows(named=True)
+        [row["variant"], row["metric"], str(row["sampling_steps"]), f"{row['value']:.4f}"]
+        for row in steps.iter_rows(named=True)
     ]
-    return _table(["", "metric", "steps", "value"], rows)
+    return _table(["", "metric", "sampling steps", "value"], rows)
 
 
 def _slices(slices: pl.DataFrame) -> list[str]:
@@ -155,20 +158,20 @@ def _pairs(pairs: pl.DataFrame) -> list[str]:
     return [
         *_table(["", "difference", "95 % interval", "effect d_z", "p (Holm)"], rows),
         "",
-        f"Paired t tests over {pairs['users'][0]:,} people, values averaged over seeds; p after Holm's correction.",
+        f"Paired t tests over {pairs['users'][0]:,} users, values averaged over seeds; p after Holm's correction.",
     ]
 
 
-def _twins(twins: pl.DataFrame) -> list[str]:
+def _ablations(ablations: pl.DataFrame) -> list[str]:
     rows = [
         [
-            f"{r['variant']} − {r['twin']}",
+            f"{r['variant']} − {r['ablation']}",
             flat_name(r["metric"], r["policy"]),
             f"{r['difference_mean']:+z.4f}",
             f"{r['difference_low']:+z.4f} to {r['difference_high']:+z.4f}",
             p_value(r["p"]),
         ]
-        for r in twins.iter_rows(named=True)
+        for r in ablations.iter_rows(named=True)
     ]
     return _table(["", "metric", "difference", "95 % interval", "p"], rows)
 

@@ -1,7 +1,7 @@
 "use strict";
 const D = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-// Okabe & Ito's colours, told apart by people with any colour vision; in pairs with ten line styles and symbols.
+// Okabe & Ito's colours, which are distinct with any colour vision; ten symbols repeat the distinction.
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C00", "#7A5CD0", "#A6761D", "#6B7280"];
 const GLYPHS = [..."●■◆▲✕★⬢✚▼⬟"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star", "hexagon", "cross", "triangle-down", "pentagon"];
@@ -10,13 +10,13 @@ const style = (label) => {
   const place = labels.indexOf(label);
   return { color: COLOURS[place % COLOURS.length], symbol: SYMBOLS[place % SYMBOLS.length] };
 };
-// More is better for these; of the others nothing is best.
+// Higher is better for these metrics; for the others, no value is marked as best.
 const ACCURACY = /^(hr|ndcg|recall|precision|map|mrr)@/;
 const SHOWN = ["hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10", "diversity@10"];
 const state = { policy: D.policy, metric: D.metric, sort: D.metric, ascending: false };
 if (!D.facts.protocol.seen.includes(state.policy)) state.policy = D.facts.protocol.seen[0];
 
-// Adding zero makes -0 a 0, which "-0.0000" would not be.
+// Adding zero turns -0 into 0, so "-0.0000" is not shown.
 const digits = (value, n = 4) => (value === null || value === undefined ? "" : (Number(value.toFixed(n)) + 0).toFixed(n));
 const whole = (value) => (value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en"));
 const probability = (p) => (p < 0.0001 ? "< 0.0001" : p.toPrecision(2));
@@ -88,10 +88,10 @@ function summary() {
 function spread() {
   const between = (low, high, none) => (low === null ? none : `${digits(low)} to ${digits(high)}`);
   const rows = of(D.summary, { policy: state.policy, metric: state.metric }).sort((a, b) => b.mean - a.mean);
-  fill(byId("spread"), [state.metric, "mean", "seeds", "95 % over training seeds", "sd over sampling seeds", "95 % over people"], rows.map((row) => ({
+  fill(byId("spread"), [state.metric, "mean", "seeds", "95 % over training seeds", "sd over sampling seeds", "95 % over users"], rows.map((row) => ({
     cells: [row.variant, digits(row.mean), row.seeds, between(row.low, row.high, "one seed"),
       row.sampling_std === null ? "–" : `${row.sampling_std.toExponential(1)} (${row.sampling_seeds} seeds)`,
-      between(row.people_low, row.people_high, "–")],
+      between(row.users_low, row.users_high, "–")],
   })));
 }
 
@@ -100,9 +100,9 @@ function pairs() {
   fill(byId("pairs"), ["", `difference in ${D.metric}`, "95 % interval", "effect d_z", "p (Holm)"], rows.map((row) => {
     const [first, second, sign] = row.difference >= 0 ? [row.first, row.second, 1] : [row.second, row.first, -1];
     const ends = [sign * row.low, sign * row.high].sort((a, b) => a - b);
-    const clear = row.p_holm < SIGNIFICANT;
+    const significant = row.p_holm < SIGNIFICANT;
     return { cells: [
-      { text: clear ? `${first} beats ${second}` : `${first} and ${second}: no clear difference`, best: clear },
+      { text: significant ? `${first} is better than ${second}` : `${first} and ${second}: no significant difference`, best: significant },
       digits(sign * row.difference), `${digits(ends[0])} to ${digits(ends[1])}`, digits(sign * row.effect, 3), probability(row.p_holm),
     ] };
   }));
@@ -114,7 +114,7 @@ function costs() {
   })));
 }
 
-// 1, 2, 5, 10, ... that lie among the values, for logarithmic axes.
+// Ticks 1, 2, 5, 10, ... in the range of the values, for logarithmic axes.
 function ticks(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const found = [];
@@ -152,7 +152,7 @@ function bars() {
     });
     return [
       ...(row.low === null ? [] : [line(row.low, row.high, 12, 0.3)]),
-      ...(row.people_low === null ? [] : [line(row.people_low, row.people_high, 2, 1)]),
+      ...(row.users_low === null ? [] : [line(row.users_low, row.users_high, 2, 1)]),
       { type: "scatter", mode: "markers", x: [row.mean], y: [row.variant], marker: { color, symbol, size: 11 },
         hovertemplate: `${row.variant}<br>%{x:.4f}<br>seeds: ${row.seeds}` +
           (row.sampling_std === null ? "" : `<br>spread over ${row.sampling_seeds} sampling seeds: ${row.sampling_std.toExponential(1)}`) + "<extra></extra>" },
@@ -161,9 +161,9 @@ function bars() {
   draw("bars", traces, state.metric, "", { height: 80 + 34 * rows.length, xaxis: { rangemode: "tozero" } });
 }
 
-function twins() {
-  const rows = of(D.twins, { policy: state.policy });
-  byId("twins-part").hidden = !rows.length;
+function ablations() {
+  const rows = of(D.ablations, { policy: state.policy });
+  byId("ablations-section").hidden = !rows.length;
   if (!rows.length) return;
   const traces = [...new Set(rows.map((row) => row.variant))].map((label) => {
     const mine = of(rows, { variant: label });
@@ -173,24 +173,24 @@ function twins() {
       error_x: { type: "data", symmetric: false, array: mine.map((row) => row.difference_high - row.difference_mean), arrayminus: mine.map((row) => row.difference_mean - row.difference_low), color: style(label).color },
     };
   });
-  fill(byId("twins-table"), ["", "metric", "with", "without", "difference", "95 % interval", "p"], rows.map((row) => ({
-    cells: [`${row.variant} and ${row.twin}`, row.metric, digits(row.with_diffusion), digits(row.without), digits(row.difference_mean),
+  fill(byId("ablations-table"), ["", "metric", "with diffusion", "without", "difference", "95 % interval", "p"], rows.map((row) => ({
+    cells: [`${row.variant} and ${row.ablation}`, row.metric, digits(row.with_diffusion), digits(row.without), digits(row.difference_mean),
       `${digits(row.difference_low)} to ${digits(row.difference_high)}`, probability(row.p)],
   })));
-  draw("twins", traces, "with diffusion − without", "", { height: 300, xaxis: { zeroline: true, zerolinewidth: 2, rangemode: "tozero" } });
+  draw("ablations", traces, "with diffusion − without", "", { height: 300, xaxis: { zeroline: true, zerolinewidth: 2, rangemode: "tozero" } });
 }
 
 const validation = (rows) => `validation ${[...new Set(rows.map((row) => row.metric))].join(" or ")}`;
 
 function steps() {
-  byId("steps-part").hidden = !D.steps.length;
+  byId("steps-section").hidden = !D.steps.length;
   if (!D.steps.length) return;
   const traces = [...new Set(D.steps.map((row) => row.variant))].map((label) => {
     const mine = of(D.steps, { variant: label });
-    return { type: "scatter", mode: "lines+markers", name: label, x: mine.map((row) => row.steps), y: mine.map((row) => row.value), marker: style(label), line: { color: style(label).color } };
+    return { type: "scatter", mode: "lines+markers", name: label, x: mine.map((row) => row.sampling_steps), y: mine.map((row) => row.value), marker: style(label), line: { color: style(label).color } };
   });
-  const ticks = [...new Set(D.steps.map((row) => row.steps))];
-  draw("steps", traces, "denoising steps", validation(D.steps), { xaxis: { type: "log", tickvals: ticks, ticktext: ticks.map(String) }, yaxis: { rangemode: "tozero" } });
+  const ticks = [...new Set(D.steps.map((row) => row.sampling_steps))];
+  draw("steps", traces, "sampling steps", validation(D.steps), { xaxis: { type: "log", tickvals: ticks, ticktext: ticks.map(String) }, yaxis: { rangemode: "tozero" } });
 }
 
 function cost(id, column, title) {
@@ -213,13 +213,13 @@ function slices(id, by, metric) {
       error_y: { type: "data", array: mine.map((row) => (row.high ?? row.mean) - row.mean), thickness: 1, width: 2, color: style(label).color },
     };
   });
-  const axes = { "history length": "events in the history", "number of friends": "friends" };
+  const axes = { "history length": "interactions in the history", "number of friends": "friends" };
   byId(id).hidden = !rows.length;
-  if (rows.length) draw(id, traces, axes[by] ?? "training events of the item", rows[0]?.metric ?? "", { xaxis: { type: "category" }, yaxis: { rangemode: "tozero" }, height: 420 });
+  if (rows.length) draw(id, traces, axes[by] ?? "training interactions of the item", rows[0]?.metric ?? "", { xaxis: { type: "category" }, yaxis: { rangemode: "tozero" }, height: 420 });
 }
 
 function curves() {
-  byId("curves-part").hidden = !D.curves.length;
+  byId("curves-section").hidden = !D.curves.length;
   if (!D.curves.length) return;
   const traces = [...new Set(D.curves.map((row) => row.variant))].map((label) => {
     const mine = of(D.curves, { variant: label });
@@ -232,13 +232,13 @@ function all() {
   for (const button of document.querySelectorAll("[data-policy]")) {
     button.setAttribute("aria-pressed", String(button.dataset.policy === state.policy));
   }
-  summary(); spread(); pairs(); costs(); bars(); twins(); steps();
+  summary(); spread(); pairs(); costs(); bars(); ablations(); steps();
   cost("cost-train", "train_minutes", "training, minutes"); cost("cost-serve", "users_per_second", "users per second");
-  // Of some metrics, such as coverage, no person has a value.
-  const byPerson = D.slices.some((row) => row.by === "history length" && row.metric === state.metric);
-  const sliced = byPerson ? state.metric : D.metric;
-  byId("slices-metric").textContent = byPerson ? sliced : `${sliced}, since ${state.metric} has no value per person`;
-  slices("slices-people", "history length", sliced);
+  // Some metrics, such as coverage, have no value per user.
+  const perUser = D.slices.some((row) => row.by === "history length" && row.metric === state.metric);
+  const sliced = perUser ? state.metric : D.metric;
+  byId("slices-metric").textContent = perUser ? sliced : `${sliced}, because ${state.metric} has no value per user`;
+  slices("slices-users", "history length", sliced);
   slices("slices-friends", "number of friends", sliced);
   slices("slices-items", "item popularity", /^(ndcg|mrr|map)@/.test(state.metric) ? "gain@10" : "recall@10");
   curves();

@@ -1,4 +1,4 @@
-"""A comparison as a folder: one page that needs no network, the same as Markdown and JSON, and its tables."""
+"""A comparison as a folder: a page that needs no network, the same as Markdown and JSON, and the tables."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from rediffuse.comparison.result import Comparison
 from rediffuse.errors import MissingExtraError, RunError
 from rediffuse.files import atomic_write_parquet, atomic_write_text
 
-TABLES = ("summary", "pairs", "slices", "costs", "twins", "steps", "curves")
+TABLES = ("summary", "pairs", "slices", "costs", "ablations", "steps", "curves")
 
 
 def check_folder(out: Path) -> None:
-    """Raises:
-    MissingExtraError: what draws the page is not installed.
-    RunError: ``out`` holds something that is no report.
+    """Check that a report can be written to ``out``.
+
+    Raises:
+        MissingExtraError: plotly or jinja2 is not installed.
+        RunError: ``out`` exists and is not an earlier report.
     """
     for package in ("plotly", "jinja2"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "report")
     ours = not out.exists() or (out / "report.json").exists()
     if not ours and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is or holds something that is no report.", "Choose another folder for the report.")
+        raise RunError(f"{out} exists and is not a report.", "Choose another folder for the report.")
 
 
 def write_report(comparison: Comparison, out: Path) -> None:
@@ -36,20 +38,19 @@ def write_report(comparison: Comparison, out: Path) -> None:
     """
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    # JSON has no NaN, and neither should a page.
     content = json.dumps(comparison.to_dict(), default=str, allow_nan=False)
     atomic_write_text(out / "report.json", content)
     for name in TABLES:
         if len(table := getattr(comparison, name)):
             atomic_write_parquet(out / f"{name}.parquet", table)
-        else:  # an earlier report may have had one
+        else:  # an earlier report may have had this table
             (out / f"{name}.parquet").unlink(missing_ok=True)
     atomic_write_text(out / "report.md", markdown(comparison))
     atomic_write_text(out / "report.html", page(comparison, content))
 
 
 def page(comparison: Comparison, content: str) -> str:
-    """The page, with its script, its data and the plotting library inside."""
+    """The page, which contains its script, its data and the plotting library."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
@@ -60,7 +61,7 @@ def page(comparison: Comparison, content: str) -> str:
         facts=comparison.facts,
         policy_names=POLICY_NAMES,
         significant=SIGNIFICANT,
-        # "</script>" inside a string would end the script.
+        # "</script>" in a string would end the script.
         content=content.replace("<", "\\u003c"),
         plotly=get_plotlyjs(),
         script=(here / "report.js").read_text(encoding="utf-8"),

@@ -12,26 +12,27 @@ from rediffuse.display import Displayed
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Displayed):
-    """All that `compare` found, in plain tables.
+    """The result of `compare`, as plain tables.
 
     Attributes:
         metric, policy: what pairs are tested on, for example "ndcg@10" and "unseen".
-        baseline: the variant that all pairs are with, or None: every pair is tested.
-        facts: data, split, protocol and people, equal for all runs.
+        baseline: the variant that is in every tested pair; None: every pair is tested.
+        facts: data, split, protocol and test users, which are the same for all runs.
         summary: one row per variant, policy and metric: mean over training seeds and its 95 % interval (null with one
-            seed), standard deviation over sampling seeds (null where nothing is sampled), and the 95 % interval over
-            people (null where a metric has no value per person).
-        pairs: one row per policy and pair of variants: mean difference over people with its interval, Cohen's d_z, p
+            seed), standard deviation over sampling seeds (null if the model is not stochastic), and 95 % interval
+            over users (null if the metric has no value per user).
+        pairs: one row per policy and pair of variants: mean difference over users with its interval, Cohen's d_z, p
             of the paired t test, and p after Holm's correction over the pairs of a policy.
-        slices: one row per policy, variant, metric and group of people (by length of history, and by number of friends
-            where there is a social graph) or of true items (by how often they were trained on). Of items: "recall@10",
-            the share that stands in the first ten places, and "gain@10", the mean over them of 1 / log2(rank + 1)
-            there and 0 elsewhere.
+        slices: one row per policy, variant, metric and group of users (by length of history, and by number of friends
+            if there is a social graph) or of true items (by training interactions). Metrics of items are "recall@10",
+            the share of true items in the first ten places, and "gain@10", the mean over true items of
+            1 / log2(rank + 1) in the first ten places and 0 elsewhere.
         costs: one row per variant.
-        twins: one row per policy, diffusion variant and metric: the difference from its twin without diffusion.
+        ablations: one row per policy, diffusion variant and metric: the difference from the same variant without
+            diffusion.
         steps: validation metric by number of sampling steps, per diffusion variant.
         curves: validation metric by minutes of training, per trained variant (its first seed).
-        published: figures of others, as given.
+        published: published figures, as given.
     """
 
     metric: str
@@ -42,13 +43,13 @@ class Comparison(Displayed):
     pairs: pl.DataFrame
     slices: pl.DataFrame
     costs: pl.DataFrame
-    twins: pl.DataFrame
+    ablations: pl.DataFrame
     steps: pl.DataFrame
     curves: pl.DataFrame
     published: dict[str, dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """All fields, ready for JSON."""
         tables = {name: value for name, value in vars(self).items() if isinstance(value, pl.DataFrame)}
         return vars(self) | {name: table.to_dicts() for name, table in tables.items()}
 

@@ -1,4 +1,4 @@
-"""Intervals and paired tests over people and over seeds."""
+"""Intervals and paired tests, over users and over seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % interval; the ends are None where one value alone says nothing about the spread."""
+    """A mean and its 95 % interval; the ends are None if there is only one value."""
 
     mean: float
     low: float | None
@@ -25,7 +25,7 @@ class Interval:
 
 
 def mean_interval(values: NDArray[np.float64]) -> Interval:
-    """Student's t interval of the mean of n >= 1 independent ``values`` (n,): over seeds (few) or people (many)."""
+    """Student's t interval of the mean of n >= 1 independent ``values`` (n,), of seeds (few) or users (many)."""
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())
     if len(values) < 2:
@@ -36,13 +36,13 @@ def mean_interval(values: NDArray[np.float64]) -> Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """How one variant differs from another on the same people.
+    """How one variant differs from another on the same users.
 
     Attributes:
-        difference: mean of (first - second) over people, with its interval.
-        effect: Cohen's d_z, the mean difference over its standard deviation; 0 where all differences are 0.
+        difference: mean of (first - second) over users, with its interval.
+        effect: Cohen's d_z, the mean difference over its standard deviation; 0 if all differences are equal.
         p: of the two-sided paired t test.
-        users: people behind it; those about whom a metric says nothing (NaN) are left out.
+        users: number of users; users for whom the metric has no value (NaN) are left out.
     """
 
     difference: Interval
@@ -52,27 +52,28 @@ class PairedTest:
 
 
 def paired_test(first: NDArray[np.float64], second: NDArray[np.float64]) -> PairedTest:
-    """A paired t test on per-person values (n,) of two variants.
+    """Paired t test on per-user values (n,) of two variants.
 
-    Per-person metrics are not normal, but their mean over hundreds of people nearly is, and on retrieval metrics the t
-    test keeps its level and has the most power of the usual tests, more than Wilcoxon's, which also tests something
-    else than the mean (Smucker et al., CIKM 2007; Urbano et al., SIGIR 2019). Where nobody differs, p is 1; so it is
-    where all differ by exactly the same, of which the test can say nothing.
+    Per-user metrics are not normal, but their mean over hundreds of users nearly is. On retrieval metrics, the t test
+    keeps its level and has the most power of the usual tests; Wilcoxon's has less, and does not test the mean (Smucker
+    et al., CIKM 2007; Urbano et al., SIGIR 2019). If no user differs, p is 1. It is also 1 if all users differ by
+    exactly the same amount, because the test says nothing then.
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     difference = difference[~np.isnan(difference)]
     spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     if spread == 0:
-        # All alike: either nothing differs, or everyone does by the same, or there is one person.
+        # No user differs, all differ by the same amount, or there is one user.
         return PairedTest(mean_interval(difference), 0.0, 1.0, len(difference))
     p = float(stats.ttest_1samp(difference, 0.0)[1])  # pyright: ignore[reportArgumentType]
     return PairedTest(mean_interval(difference), float(difference.mean()) / spread, p, len(difference))
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down adjustment (Scandinavian Journal of Statistics, 1979): keeps the chance of any false finding.
+    """Holm's step-down adjustment of p values (Scandinavian Journal of Statistics, 1979).
 
-    The i-th smallest of m values is multiplied by m - i + 1, is no smaller than the one before it, and at most 1.
+    It bounds the chance of any false finding. The i-th smallest of m values is multiplied by m - i + 1, is at least
+    the one before it, and at most 1.
     """
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))

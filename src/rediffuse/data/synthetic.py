@@ -1,7 +1,7 @@
-"""Events that a generator wrote, before a person's own: how they are put into histories and datasets.
+"""Synthetic interactions: how they are put before the interactions of users, in histories and datasets.
 
-They are marked (`Histories.synthetic`), belong to no validation or test subset, are not loss targets unless asked for, are
-never filtered as seen, and only models that read sequences get them.
+They are marked (`Histories.synthetic`), are in no validation or test subset and are never filtered as seen. Only
+sequence models read them, and they are loss targets only with ``synthetic_targets``.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from rediffuse.data.split import TRAIN, Split
 
 
 def prepend(histories: Histories, synthetic: NDArray[np.int64]) -> Histories:
-    """Each row with its row of ``synthetic`` (rows, n) items before it; -1 stands for none. Own events stay as they are.
+    """Put the items of ``synthetic`` (rows, n; -1: none) before each history, in place of earlier synthetic ones.
 
-    A written event has the time of the person's first own event, and no rating (NaN). A row without own events gets
-    nothing.
+    Synthetic interactions have the time of the user's first own interaction and no rating (NaN). An empty history stays
+    empty.
     """
     histories = histories.without_synthetic()
-    wanted = (synthetic >= 0) & (histories.lengths > 0)[:, None]
-    counts = wanted.sum(1)
+    kept = (synthetic >= 0) & (histories.lengths > 0)[:, None]
+    counts = kept.sum(1)
     offsets = histories.offsets + np.concatenate(([0], np.cumsum(counts)))
     own = np.ones(offsets[-1], dtype=bool)
     place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     own[np.repeat(offsets[:-1], counts) + place] = False
     items = np.empty(len(own), dtype=np.int32)
-    items[own], items[~own] = histories.items, synthetic[wanted]
+    items[own], items[~own] = histories.items, synthetic[kept]
     times: Any = None
     ratings = None
     first = np.repeat(histories.offsets[:-1], counts)
@@ -44,40 +44,42 @@ def prepend(histories: Histories, synthetic: NDArray[np.int64]) -> Histories:
     return Histories(offsets, items, times, ratings, ~own)
 
 
-def augment(split: Split, synthetic: NDArray[np.int64], name: str, facts: dict[str, Any]) -> Dataset:
-    """The dataset of a split with written events before each person's own.
+def with_synthetic(split: Split, synthetic: NDArray[np.int64], name: str, details: dict[str, Any]) -> Dataset:
+    """The dataset of a split with synthetic interactions before each user's own.
 
     Args:
-        split: whose training subset the events were made from; the dataset has_user_state it and refuses other splits.
+        split: they were generated from its training subset. The dataset records it and refuses other splits.
         synthetic: (users, n) item numbers, -1 for none.
-        name: of the way they were made, for tables.
-        facts: how they were made, JSON-able.
+        name: of the method, for tables.
+        details: how they were generated, JSON-able.
     """
     data = split.dataset.without_synthetic()
-    longer = prepend(data.interactions, synthetic)
-    assert longer.synthetic is not None
-    own = ~longer.synthetic
+    interactions = prepend(data.interactions, synthetic)
+    assert interactions.synthetic is not None
+    own = ~interactions.synthetic
     given = {}
-    for scheme, part in data.given.items():
+    for scheme, subset in data.given.items():
         given[scheme] = np.full(len(own), TRAIN, dtype=np.int8)
-        given[scheme][own] = part
-    told = {
+        given[scheme][own] = subset
+    record = {
         "name": name,
         "split": split.name,
         "split_params": split.params,
         "split_fingerprint": split.fingerprint,
         "interactions": int((~own).sum()),
-        "users": int((np.diff(longer.offsets) > data.interactions.lengths).sum()),
-        **facts,
+        "users": int((np.diff(interactions.offsets) > data.interactions.lengths).sum()),
+        **details,
     }
-    told["note"] = f"{told['interactions']:,} events were written before those of {told['users']:,} people ({name})."
-    notes = [*data.report.get("notes", []), told["note"]]
-    report = {**data.report, "notes": notes, "augmentation": told}
-    return dataclasses.replace(data, interactions=longer, given=given, report=report)
+    record["note"] = (
+        f"{record['interactions']:,} synthetic interactions ({name}) precede those of {record['users']:,} users."
+    )
+    notes = [*data.report.get("notes", []), record["note"]]
+    report = {**data.report, "notes": notes, "augmentation": record}
+    return dataclasses.replace(data, interactions=interactions, given=given, report=report)
 
 
 def augmentation(dataset: Dataset) -> dict[str, Any] | None:
-    """What was added to a dataset, with the fingerprint of the whole; None for data as they came."""
+    """The record of a dataset's synthetic interactions, with the fingerprint of the dataset; None if it has none."""
     if dataset.interactions.synthetic is None:
         return None
     return {**dataset.report.get("augmentation", {}), "fingerprint": dataset.fingerprint}

@@ -138,7 +138,7 @@ class LossAwareSampler(UniformSampler):
 
         Args:
             t: timesteps, any shape.
-            losses: their losses before the importance weights, same shape.
+            losses: their losses before the importance weights, same shape; NaN where there is none.
 
         Raises:
             ConfigError: the shapes differ.
@@ -150,6 +150,7 @@ class LossAwareSampler(UniformSampler):
             )
         t = t.detach().flatten().to(self.counts)
         losses = losses.detach().flatten().to(self.history)
+        t = torch.where(losses.isnan(), self.steps, t)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             t, losses = self._from_all_ranks(t, losses)
         self._push(t, losses)

@@ -1,4 +1,4 @@
-"""Honest measurement: the whole catalogue, ties against the model, with and without items already seen."""
+"""Evaluation: rank the whole catalogue, count ties against the model, keep and filter seen items."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ __all__ = [
     "rank_task",
 ]
 
-# These import torch, which takes longer than rating a table of lists.
+# These import torch, which takes longer than to evaluate a table of lists.
 _NEEDS_TORCH = {
     "TaskResult": "task_evaluation",
     "evaluate_task": "task_evaluation",

@@ -1,7 +1,7 @@
-"""Beyond accuracy: what the top-K lists are like, whatever the truth.
+"""Metrics beyond accuracy: properties of the top-K lists that do not depend on the true items.
 
-Every function takes ``lists`` (users, k) of item numbers, -1 past the end of a list, and ``counts`` (num_items,)
-training events per item. Per-user values are NaN where there is nothing to say.
+``lists`` is (users, k) item numbers, -1 past the end of a list; ``counts`` is (num_items,) training interactions per
+item. A per-user value is NaN where it is undefined.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from rediffuse.data.histories import Histories
 
 Lists = NDArray[np.int32]
 PerUser = NDArray[np.float64]
-# Pairs of items that are compared at once for `diversity`.
+# Item pairs that `diversity` compares at once.
 _BLOCK_PAIRS = 200_000
 
 
 def coverage(lists: Lists, num_items: int) -> float:
-    """Share of the catalogue that stands in at least one list."""
+    """Share of the catalogue that is in at least one list."""
     return len(np.unique(lists[lists >= 0])) / num_items
 
 
 def gini(lists: Lists, num_items: int) -> float:
-    """Gini index of how often each item of the catalogue is recommended: 0 all alike, towards 1 ever the same few.
+    """Gini index of how often each item is recommended: 0 if all equally often, towards 1 if always the same few.
 
     With counts in ascending order c_1 .. c_n: ``sum over i of (2 i - n - 1) c_i / (n sum c)``.
     """
@@ -35,23 +35,23 @@ def gini(lists: Lists, num_items: int) -> float:
 
 
 def popularity(lists: Lists, counts: NDArray[np.int64]) -> PerUser:
-    """(users,) mean training count of the items of each list."""
+    """(users,) mean training interactions of the items in each list."""
     return _mean(lists, np.asarray(counts, dtype=np.float64))
 
 
 def novelty(lists: Lists, counts: NDArray[np.int64]) -> PerUser:
-    """(users,) mean self-information ``-log2 p_i`` in bits, p_i = (count_i + 1) / (events + num_items).
+    """(users,) mean self-information ``-log2 p_i`` in bits, p_i = (count_i + 1) / (sum of counts + num_items).
 
-    Vargas & Castells, RecSys 2011, with Laplace smoothing, so that items without training events count too.
+    Vargas & Castells, RecSys 2011, with Laplace smoothing, so that items without training interactions count too.
     """
     return _mean(lists, -np.log2((counts + 1) / (counts.sum() + len(counts))))
 
 
 def popularity_lift(lists: Lists, counts: NDArray[np.int64], histories: Histories) -> PerUser:
-    """(users,) how much more popular the list is than the history: (list - history) / history, of mean training counts.
+    """(users,) how much more popular the list is than the history: (list - history) / history of mean training counts.
 
-    0: as popular as what the person touches; 1: twice. Abdollahpouri et al., UMAP 2020 (there, averaged over groups).
-    NaN for people whose history is empty or was never in training.
+    0: as popular as the history; 1: twice as popular. Abdollahpouri et al., UMAP 2020 (there, averaged over groups).
+    NaN for users whose history is empty, or has only items without training interactions.
     """
     total = np.bincount(histories.owners, weights=counts[histories.items], minlength=len(histories))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -61,9 +61,9 @@ def popularity_lift(lists: Lists, counts: NDArray[np.int64], histories: Historie
 
 
 def diversity(lists: Lists, features: sparse.csr_array) -> PerUser:
-    """(users,) mean over pairs of items of a list of 1 - Jaccard similarity of their features.
+    """(users,) mean of 1 - Jaccard similarity of features, over the pairs of items in each list.
 
-    Intra-list distance (Ziegler et al., WWW 2005). Items without features are left out; NaN with fewer than two left.
+    Intra-list distance (Ziegler et al., WWW 2005). Items without features are left out; NaN if fewer than two are left.
 
     Args:
         features: (num_items, values) binary, for example from `rediffuse.data.features.item_features`.
@@ -76,7 +76,7 @@ def diversity(lists: Lists, features: sparse.csr_array) -> PerUser:
         items = lists[start : start + step]
         known = (items >= 0) & (sizes[items] > 0)
         both = known[:, first] & known[:, second]
-        # Rows stay sparse: tags come in tens of thousands, and an item has a few of them.
+        # Rows stay sparse: there may be tens of thousands of tags, and an item has a few of them.
         one, other = items[:, first][both], items[:, second][both]
         common = features[one].multiply(features[other]).sum(axis=1)
         distance = 1 - common / (sizes[one] + sizes[other] - common)

@@ -1,4 +1,4 @@
-"""Metrics of anyone's recommendation lists, as tables in the caller's own ids."""
+"""Metrics of recommendation lists of any origin, given as tables in the caller's own ids."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ID_COLUMNS = ("user_id", "item_id")
 
 
 class EvaluationResult(Displayed, Mapping[str, float]):
-    """Metric -> mean over users.
+    """The result of `evaluate_lists`: a mapping of metric -> mean over users.
 
     Attributes:
         per_user: ``user_id`` and one column per metric; one row per user of the truth, in its order. A frame of the
             library of the recommendations (or else the truth) if that is pandas or pyarrow, else of polars.
-        counts: what the means are over and what was set aside on the way; keys in `docs/evaluation.md`.
+        counts: what the means are over, and what was left out; the keys are explained in `docs/evaluation.md`.
     """
 
     def __init__(self, per_user: pl.DataFrame, counts: dict[str, int], kind: Kind = "polars") -> None:
@@ -57,7 +57,7 @@ class EvaluationResult(Displayed, Mapping[str, float]):
 
 
 def _from_mapping(rows: Mapping[Any, Any], what: str, ordered: bool) -> pl.DataFrame:
-    """user -> items as a table, with the position in the list as ``rank``."""
+    """A mapping of user -> items as a table; ``rank`` is the position in the list."""
     users: list[Any] = []
     items: list[Any] = []
     ranks: list[int] = []
@@ -86,7 +86,7 @@ def _from_mapping(rows: Mapping[Any, Any], what: str, ordered: bool) -> pl.DataF
 
 
 def _as_polars(table: Any, what: str, columns: tuple[str, ...], ordered: bool) -> pl.DataFrame:
-    """The table with whichever of ``columns`` it has."""
+    """The table as a polars frame, with those of ``columns`` that it has."""
     if isinstance(table, Mapping):
         return _from_mapping(table, what, ordered)
     try:
@@ -109,7 +109,7 @@ def _as_polars(table: Any, what: str, columns: tuple[str, ...], ordered: bool) -
     try:
         try:
             return frame.to_polars()
-        except ImportError:  # strings of pandas go through pyarrow, which need not be there
+        except ImportError:  # pandas strings need pyarrow, which may be missing
             return pl.DataFrame({name: frame[name].to_list() for name in frame.columns})
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(
@@ -120,7 +120,7 @@ def _as_polars(table: Any, what: str, columns: tuple[str, ...], ordered: bool) -
 
 def _plain_ids(frame: pl.DataFrame, what: str) -> pl.DataFrame:
     """Both id columns as Int64 or String, without nulls."""
-    if frame.is_empty():  # its types are whatever the library makes of nothing
+    if frame.is_empty():  # its column types mean nothing
         return pl.DataFrame(schema={name: pl.Int64 if name in _ID_COLUMNS else pl.Float64 for name in frame.columns})
     for name in _ID_COLUMNS:
         ids = frame[name]
@@ -147,7 +147,7 @@ def _plain_ids(frame: pl.DataFrame, what: str) -> pl.DataFrame:
 
 
 def _same_types(lists: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
-    """The lists, refused where an id column is of another type than in the truth."""
+    """The lists, after checking that each id column has the same type as in the truth."""
     for name in _ID_COLUMNS:
         if lists.schema[name] != truth.schema[name]:
             if not len(lists):
@@ -165,7 +165,7 @@ def _same_types(lists: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
 
 
 def _in_order(lists: pl.DataFrame) -> pl.DataFrame:
-    """The lists with columns ``behind`` (marks NaN scores) and ``key``; ascending in both is best first."""
+    """The lists with columns ``unscored`` (NaN or missing score) and ``key``; ascending in both is best first."""
     column = "rank" if "rank" in lists.columns else "score"
     if column not in lists.columns:
         raise DataError(
@@ -175,33 +175,33 @@ def _in_order(lists: pl.DataFrame) -> pl.DataFrame:
     if not lists.schema[column].is_numeric():
         raise DataError(f"Column {column} of the recommendations is of type {lists.schema[column]}.", "Give numbers.")
     key = pl.col(column).cast(pl.Float64)
-    lists = lists.with_columns(key=key, behind=(key.is_null() | key.is_nan()))
+    lists = lists.with_columns(key=key, unscored=(key.is_null() | key.is_nan()))
     if column == "rank":
-        if bad := int(lists["behind"].sum()):
+        if bad := int(lists["unscored"].sum()):
             raise DataError(f"{bad} ranks of the recommendations are missing.", "Give every row a rank, or drop it.")
-        return lists.select(*_ID_COLUMNS, "behind", "key")
-    return lists.select(*_ID_COLUMNS, "behind", key=pl.when("behind").then(0.0).otherwise(-pl.col("key")))
+        return lists.select(*_ID_COLUMNS, "unscored", "key")
+    return lists.select(*_ID_COLUMNS, "unscored", key=pl.when("unscored").then(0.0).otherwise(-pl.col("key")))
 
 
 def evaluate_lists(recommendations: Any, truth: Any, metrics: Sequence[str] = ("hr@10", "ndcg@10")) -> EvaluationResult:
-    """Metrics of recommendation lists, whoever made them. They are rated as they stand: nothing is filtered.
+    """Evaluate recommendation lists of any origin. Lists are rated as they are: nothing is filtered.
+
+    The mean is over the users of ``truth``. A user without a list counts as zero; a list of a user without truth is
+    left out. Of an item that is in a list twice, the best place counts, and the list closes up. NaN and missing
+    scores come after all numbers. Among equal scores (or ranks), true items come last. Only the order of scores or
+    ranks matters. `EvaluationResult.counts` counts all of this.
 
     Args:
-        recommendations: a polars, pandas, pyarrow (or other narwhals) table with columns ``user_id``,
-            ``item_id`` and ``rank`` (1 = best) or ``score`` (higher = better; ``rank`` wins where both are
-            there); or a dict user -> list of items, best first.
+        recommendations: a polars, pandas or pyarrow table (or another that narwhals supports) with columns
+            ``user_id``, ``item_id`` and ``rank`` (1 = best) or ``score`` (higher = better); if it has both, ``rank``
+            counts. Or a dict user -> list of items, best first.
         truth: a table with ``user_id`` and ``item_id``, or a dict user -> items.
         metrics: names such as "hr@10", "ndcg@10", "recall@20", "precision@5", "map@10", "mrr@10".
 
-    The mean is over the users of ``truth``. A user without a list counts as zero; a list of a user without
-    truth is left out; later repeats of an item in a list are dropped and the list closes up; a NaN or missing
-    score stands behind all numbers; among equal scores (or ranks) true items stand last. Only the order of
-    scores or ranks matters. What was set aside is in `EvaluationResult.counts`.
-
     Raises:
-        DataError: a column is missing or not usable, ids are missing or of different types in the two tables,
+        DataError: a column is missing or cannot be used, ids are missing or differ in type between the two tables,
             or the truth is empty.
-        ConfigError: an unknown metric.
+        ConfigError: a metric is unknown.
     """
     wanted = parse_metrics(metrics)
     lists = _plain_ids(
@@ -218,7 +218,7 @@ def evaluate_lists(recommendations: Any, truth: Any, metrics: Sequence[str] = ("
     num_true = np.bincount(true_items.join(users, on="user_id")["user"].to_numpy())
     known = lists.join(users, on="user_id")
     ordered = known.join(true_items, on=list(_ID_COLUMNS), how="left").with_columns(pl.col("hit").fill_null(False))
-    ordered = ordered.sort("user", "behind", "key", "hit", "item_id")
+    ordered = ordered.sort("user", "unscored", "key", "hit", "item_id")
     once = ordered.unique(["user", "item_id"], keep="first", maintain_order=True)
 
     lengths = np.bincount(once["user"].to_numpy(), minlength=len(users))
@@ -236,11 +236,11 @@ def evaluate_lists(recommendations: Any, truth: Any, metrics: Sequence[str] = ("
         "lists_shorter_than_k": int(((lengths > 0) & (lengths < max(metric.k for metric in wanted))).sum()),
         "duplicate_items": len(ordered) - len(once),
         "duplicate_truth": len(true_rows) - len(true_items),
-        "nan_scores": int(known["behind"].sum()),
+        "nan_scores": int(known["unscored"].sum()),
     }
     if len(lists) and not len(known):
         warnings.warn(
-            f"None of the {counts['users_without_truth']} users with recommendations is in the truth: every "
+            f"None of the {counts['users_without_truth']} users with recommendations is in the truth, so every "
             f"metric is 0. The first is {lists['user_id'][0]!r}; the first in the truth is "
             f"{users['user_id'][0]!r}.",
             RediffuseWarning,

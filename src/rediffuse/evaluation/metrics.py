@@ -1,7 +1,6 @@
-"""Accuracy metrics from one thing only: the ranks at which the true items of each user stand.
+"""Accuracy metrics, computed from the ranks of each user's true items and nothing else.
 
-Definitions are those of trec_eval and ir-measures with binary relevance; the formulas are in
-`docs/evaluation.md`.
+The definitions are those of trec_eval and ir-measures for binary relevance; `docs/evaluation.md` has the formulas.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 
 from rediffuse.errors import ConfigError, did_you_mean
 
-# The rank of a true item that no list can reach; larger than any K.
+# The rank of a true item that cannot be recommended; larger than any K.
 NOT_RANKED = np.iinfo(np.int64).max
 
-# A formula gets K; the rank (h,) of each hit up to K; its ordinal (h,), 1 for a user's first hit; a function
-# that sums values (h,) over each user's hits; and the number of true items (users,).
+# A formula gets K; the rank (h,) of each hit up to K; its ordinal (h,), 1 for a user's first hit; a function that sums
+# values (h,) over each user's hits; and the number of true items (users,).
 _Sum = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _Formula = Callable[[int, NDArray[np.int64], NDArray[np.int64], _Sum, NDArray[np.int64]], NDArray[np.float64]]
 
@@ -39,12 +38,12 @@ _FORMULAS: dict[str, _Formula] = {
     "recall": lambda k, rank, ordinal, total, true: total(np.ones(len(rank))) / true,
     "capped_recall": lambda k, rank, ordinal, total, true: total(np.ones(len(rank))) / np.minimum(true, k),
     "precision": lambda k, rank, ordinal, total, true: total(np.ones(len(rank))) / k,
-    # trec_eval divides by all true items, also where there are more of them than k.
+    # trec_eval divides by all true items, also if there are more than k.
     "map": lambda k, rank, ordinal, total, true: total(ordinal / rank) / true,
     "mrr": lambda k, rank, ordinal, total, true: total((ordinal == 1) / rank),
 }
 ACCURACY = tuple(_FORMULAS)
-# Described by the lists alone; only `evaluate_task`, which knows the catalogue, can give them.
+# Properties of the lists alone. They need the catalogue, so only `evaluate_task` computes them.
 LIST_METRICS = ("coverage", "gini", "popularity", "novelty", "popularity_lift", "diversity")
 
 DEFAULT_METRICS: tuple[str, ...] = (
@@ -56,18 +55,18 @@ DEFAULT_METRICS: tuple[str, ...] = (
     "popularity_lift@10",
 )
 
-# "all": items of a user's history may be recommended again. "unseen": they are filtered.
+# "all": seen items may be recommended. "unseen": they are filtered.
 POLICIES = ("all", "unseen")
 
 
 def flat_name(name: str, policy: str) -> str:
-    """How a metric is called where both policies share one name space: "ndcg@10", "ndcg@10/unseen"."""
+    """Name of a metric where both policies share a namespace: "ndcg@10", "ndcg@10/unseen"."""
     return name if policy == "all" else f"{name}/{policy}"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric and its cut-off, for example ``ndcg@10``."""
+    """A kind of metric and its cut-off, for example ``ndcg@10``."""
 
     kind: str
     k: int
@@ -77,21 +76,21 @@ class Metric:
 
 
 def parse_metric(name: str, known: Iterable[str] = ACCURACY) -> Metric:
-    """``"ndcg@10"`` -> ``Metric("ndcg", 10)``.
+    """Parse a metric: ``"ndcg@10"`` -> ``Metric("ndcg", 10)``.
 
     Args:
-        name: a kind, an at sign and a whole number of at least 1.
-        known: the kinds that are allowed here.
+        name: a kind, an at sign and an integer of at least 1.
+        known: the kinds that are allowed.
 
     Raises:
-        ConfigError: not of that form, an unknown kind (with the closest known one), or K below 1.
+        ConfigError: the name has another form, an unknown kind (the error gives the closest known one), or K below 1.
     """
     known = tuple(known)
     kind, sign, cut = str(name).strip().lower().partition("@")
     if kind not in known:
         if kind in LIST_METRICS:
             raise ConfigError(
-                f"Metric {name!r} needs the whole catalogue, which these lists do not tell.",
+                f"Metric {name!r} needs the whole catalogue, which is not known here.",
                 "Use rediffuse.evaluation.evaluate_task, or leave it out.",
             )
         raise ConfigError(f"Unknown metric {name!r}.", did_you_mean(kind, known))
@@ -101,14 +100,14 @@ def parse_metric(name: str, known: Iterable[str] = ACCURACY) -> Metric:
 
 
 def parse_metrics(names: Iterable[str], known: Iterable[str] = ACCURACY) -> tuple[Metric, ...]:
-    """Several names, each kept once.
+    """Parse several metrics, and drop repeats.
 
     Raises:
-        ConfigError: as `parse_metric`, or no name at all.
+        ConfigError: as `parse_metric`, or there is no name.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
-        raise ConfigError("No metric was asked for.", 'For example: metrics=["hr@10", "ndcg@10"]')
+        raise ConfigError("No metric was given.", 'For example: metrics=["hr@10", "ndcg@10"]')
     return tuple(dict.fromkeys(parse_metric(name, known) for name in names))
 
 
@@ -118,12 +117,12 @@ def accuracy_values(
     ranks: NDArray[np.int64],
     num_true: NDArray[np.int64],
 ) -> dict[str, NDArray[np.float64]]:
-    """The value of every metric for every user.
+    """Compute every metric for every user.
 
     Args:
         metrics: accuracy metrics only.
         offsets: (users + 1,); the ranks of user ``u`` are ``ranks[offsets[u]:offsets[u + 1]]``, in any order.
-        ranks: (hits,) ranks of true items, from 1, distinct within a user. A true item that no list reaches
+        ranks: (hits,) ranks of true items, from 1, distinct within a user. A true item that cannot be recommended
             has `NOT_RANKED` or is left out.
         num_true: (users,) number of distinct true items of each user, at least 1.
 

@@ -1,7 +1,7 @@
-"""Protocols by name: what is held out, what the model is shown, and what it ranks.
+"""Evaluation protocols by name.
 
-A protocol's test task says three things that papers often leave out: whether validation events are shown to the model
-at test time, which items the policy "unseen" filters, and whether the whole catalogue is ranked.
+A protocol settles three things that papers often leave out: whether validation interactions are input at test time,
+which items the policy "unseen" filters, and whether the whole catalogue is ranked.
 """
 
 from __future__ import annotations
@@ -24,44 +24,47 @@ from rediffuse.evaluation.metrics import POLICIES
 from rediffuse.evaluation.rank import Score
 
 _SAMPLED = (
-    "Ranks are among sampled items: not comparable with ranks in the whole catalogue, nor with another number of "
+    "Ranks are among sampled items: they compare neither with ranks in the whole catalogue nor with other numbers of "
     "samples (Krichene & Rendle, KDD 2020)."
 )
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Attributes:
-    name: as it is asked for.
-    split: name of the split it needs, or None for any.
-    negatives: items that each person's true items are ranked among; None: the whole catalogue.
-    clean: whether items of the person's history are kept out of these.
-    policies: which of "all" (seen items may come again) and "unseen" (they are filtered) it reports.
-    validation_is_input: whether validation events are part of the history at test time.
-    note: a sentence for whoever reads the numbers, or None.
+    """How a model is evaluated.
+
+    Attributes:
+        name: of the protocol.
+        split: name of the split that it needs; None: any.
+        negatives: number of sampled items that each user's true items are ranked among; None: the whole catalogue.
+        exclude_seen: whether items of the user's history are left out of the sample.
+        policies: the reported ones of "all" (seen items kept) and "unseen" (seen items filtered).
+        validation_is_input: whether validation interactions are part of the histories at test time.
+        note: a sentence to print beside the figures, or None.
     """
 
     name: str
     split: str | None
     negatives: int | None = None
-    clean: bool = True
+    exclude_seen: bool = True
     policies: tuple[str, ...] = POLICIES
     validation_is_input: bool = True
     note: str | None = None
 
     @property
     def comparable(self) -> bool:
-        """False where figures must not stand beside those of other protocols."""
+        """Whether the figures may stand beside those of other protocols."""
         return self.negatives is None
 
     @property
     def candidates(self) -> str:
+        """The ranked items, in words."""
         if self.negatives is None:
             return "all"
-        return f"sampled-{self.negatives}" if self.clean else f"sampled-{self.negatives}, seen items among them"
+        return f"sampled-{self.negatives}" if self.exclude_seen else f"sampled-{self.negatives}, seen items among them"
 
-    def facts(self) -> dict[str, Any]:
-        """What is written beside every number."""
+    def to_dict(self) -> dict[str, Any]:
+        """The protocol as it is written beside the figures, ready for JSON."""
         return {
             "name": self.name,
             "candidates": self.candidates,
@@ -72,21 +75,21 @@ class Protocol:
         }
 
     def task(self, split: Split) -> Task:
-        """The test task.
+        """The test task of a split.
 
         Raises:
-            RunError: the protocol is defined on another split.
+            RunError: the protocol needs another split.
         """
         if self.split is not None and self.split != split.name:
             raise RunError(
-                f"Protocol {self.name!r} is defined on the split {self.split!r}, and this is {split.name!r}.",
+                f"Protocol {self.name!r} needs the split {self.split!r}, and this is {split.name!r}.",
                 f"Train with --split {self.name}.",
             )
         task = split.task("test")
         if self.validation_is_input:
             return task
-        shown = split.dataset.interactions.where(split.subset == TRAIN).take(task.users)
-        return dataclasses.replace(task, histories=shown, seen=task.histories.without_synthetic())
+        train = split.dataset.interactions.where(split.subset == TRAIN).take(task.users)
+        return dataclasses.replace(task, histories=train, seen=task.histories.without_synthetic())
 
 
 _PROTOCOLS = {
@@ -102,25 +105,25 @@ _PROTOCOLS = {
             "given",
             policies=("unseen",),
             validation_is_input=False,
-            note="As released: the training row goes in, training and validation items are filtered.",
+            note="As released: training interactions are the input; training and validation items are filtered.",
         ),
         Protocol(
             "paper:diffnet",
             "given",
             negatives=1000,
-            clean=False,
+            exclude_seen=False,
             policies=("all",),
-            note=f"As released; capped_recall is its HR. {_SAMPLED}",
+            note=f"As released. Its HR is capped_recall. {_SAMPLED}",
         ),
     )
 }
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol called ``name``; ``sampled-N`` for any N.
+    """The protocol called ``name``, which may be ``sampled-N`` for any N.
 
     Raises:
-        ConfigError: there is none; with the closest known one.
+        ConfigError: there is none of that name; the error gives the closest one.
     """
     if found := re.fullmatch(r"sampled-([1-9][0-9]*)", name):
         return Protocol(name, None, negatives=int(found.group(1)), note=_SAMPLED)
@@ -130,13 +133,13 @@ def protocol(name: str) -> Protocol:
 
 
 def split_for(name: str, dataset: Dataset, **params: Any) -> Split:
-    """The split of a protocol, or the split called ``name``.
+    """Make the split called ``name``, or the split that the protocol of that name needs.
 
     Raises:
-        ConfigError: an unknown name, or a protocol that fits any split.
+        ConfigError: the name is unknown, or is of a protocol that fits any split.
         ConfigError, DataError: as `rediffuse.data.split.by_name`.
     """
-    if name.startswith(("paper:", "sampled-")):  # the other protocols are called as their splits
+    if name.startswith(("paper:", "sampled-")):  # other protocols have the names of their splits
         rules = protocol(name)
         if rules.split is None:
             raise ConfigError(
@@ -147,11 +150,13 @@ def split_for(name: str, dataset: Dataset, **params: Any) -> Split:
     return by_name(name, dataset, **params)
 
 
-def among_sampled(score: Score, task: Task, negatives: int, num_items: int, seed: int = 0, clean: bool = True) -> Score:
-    """``score``, with -inf for all but each person's true items and ``negatives`` others, drawn evenly without repeats.
+def among_sampled(
+    score: Score, task: Task, negatives: int, num_items: int, seed: int = 0, exclude_seen: bool = True
+) -> Score:
+    """Restrict ``score`` to each user's true items and a sample of others; all other items score -inf.
 
-    Drawn from what the person neither touched (unless not ``clean``) nor is to find; fewer where fewer are left. A
-    person's draw depends on ``seed`` and the person's number alone.
+    The sample is ``negatives`` items, drawn uniformly without repeats from those that are neither true nor, if
+    ``exclude_seen``, in the user's history; fewer if fewer are left. It depends only on ``seed`` and the user's number.
     """
     seen = task.histories.without_synthetic() if task.seen is None else task.seen
 
@@ -159,19 +164,19 @@ def among_sampled(score: Score, task: Task, negatives: int, num_items: int, seed
         scores = score(histories, start)
         kept = torch.zeros(scores.shape, dtype=torch.bool)
         for row in range(len(histories)):
-            place = start + row
-            true = task.truth.row(place)
-            taken = np.union1d(seen.row(place), true) if clean else true
-            drawn = _draw(np.unique(taken), negatives, num_items, (seed, int(task.users[place])))
+            position = start + row
+            true = task.truth.row(position)
+            excluded = np.union1d(seen.row(position), true) if exclude_seen else true
+            drawn = _draw(np.unique(excluded), negatives, num_items, (seed, int(task.users[position])))
             kept[row, torch.from_numpy(np.concatenate((true, drawn)).astype(np.int64))] = True
         return scores.masked_fill(~kept.to(scores.device), -torch.inf)
 
     return sampled
 
 
-def _draw(taken: NDArray[np.int32], count: int, num_items: int, seed: tuple[int, int]) -> NDArray[np.int64]:
-    """``count`` different items, or as many as there are, none of ``taken`` (sorted, distinct)."""
-    left = num_items - len(taken)
+def _draw(excluded: NDArray[np.int32], count: int, num_items: int, seed: tuple[int, int]) -> NDArray[np.int64]:
+    """Draw ``count`` distinct items, or as many as there are, none of them in ``excluded`` (sorted, distinct)."""
+    left = num_items - len(excluded)
     chosen = np.random.default_rng(seed).choice(left, size=min(count, left), replace=False)
-    # The n-th item that is not taken: n plus the number of taken items before it.
-    return chosen + np.searchsorted(taken - np.arange(len(taken)), chosen, side="right")
+    # The n-th item that is not excluded: n plus the number of excluded items before it.
+    return chosen + np.searchsorted(excluded - np.arange(len(excluded)), chosen, side="right")

@@ -1,4 +1,4 @@
-"""Ranking the whole catalogue for every user of a task, one block of users at a time."""
+"""Ranks of the true items in the whole catalogue, and top-K lists, one block of users at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rediffuse.evaluation.metrics import NOT_RANKED, POLICIES
 from rediffuse.models.base import Model
 from rediffuse.topk import exact_top_k
 
-# Scores held at once. Larger blocks leave the caches; smaller ones leave the model's matrix products short.
+# Scores held at once. Larger blocks do not fit the caches; smaller ones make matrix products inefficient.
 _BLOCK_SCORES = 4_000_000
 
 # Scores (B, num_items) for the users ``start .. start + B`` of a task, given their histories.
@@ -26,24 +26,24 @@ Score = Callable[[Histories, int], Tensor]
 
 
 class RankingTask(Protocol):
-    """What is ranked: `rediffuse.data.split.Task`, or anything with these attributes."""
+    """The users to rank for: `rediffuse.data.split.Task`, or any object with these attributes."""
 
     @property
     def name(self) -> str: ...
     @property
     def users(self) -> NDArray[np.int64]: ...  # (n,)
     @property
-    def histories(self) -> Histories: ...  # n rows: what the model may look at
+    def histories(self) -> Histories: ...  # n rows: input of the model
     @property
-    def truth(self) -> Histories: ...  # n rows: what it should find
+    def truth(self) -> Histories: ...  # n rows: true items
     @property
-    def seen(self) -> Histories | None: ...  # n rows: what the policy "unseen" filters; None: the histories
+    def seen(self) -> Histories | None: ...  # n rows: filtered by the policy "unseen"; None: histories
     @property
-    def popularity(self) -> NDArray[np.int64]: ...  # (num_items,) training events per item
+    def popularity(self) -> NDArray[np.int64]: ...  # (num_items,) training interactions per item
 
 
 def model_scores(model: Model, task: RankingTask, seed: int = 0) -> Score:
-    """How `rank_task` asks a trained model about the people of a task."""
+    """The scoring function of a trained model for the users of a task, for `rank_task`."""
 
     def score(histories: Histories, start: int) -> Tensor:
         return model.score(histories, users=task.users[start : start + len(histories)], seed=seed)
@@ -53,13 +53,13 @@ def model_scores(model: Model, task: RankingTask, seed: int = 0) -> Score:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Where the true items stand, and what is recommended. The dictionaries have the keys of `POLICIES`.
+    """Ranks of the true items and top-K lists, under each of the `POLICIES`.
 
     Attributes:
         users: (n,) int64 user numbers.
         truth: n rows of distinct true items, ascending within a user.
-        ranks: policy -> (true items,) int64, aligned with ``truth.items``, from 1; ties count against the
-            model. `NOT_RANKED` where the item cannot be recommended (it is in the history, or scored -inf).
+        ranks: policy -> (true items,) int64, aligned with ``truth.items``, from 1; ties count against the model.
+            `NOT_RANKED` if the item cannot be recommended (it is filtered, or scored -inf).
         items: policy -> (n, k) int32 item numbers, best first, equal scores by item number; -1 past the end.
         scores: policy -> (n, k) float32, -inf past the end.
     """
@@ -72,10 +72,10 @@ class Ranking:
 
 
 def distinct(rows: Histories, num_items: int, what: str) -> Histories:
-    """Each row's different items, ascending.
+    """The distinct items of each row, ascending.
 
     Raises:
-        DataError: an item number outside ``0 .. num_items - 1``.
+        DataError: an item number is outside ``0 .. num_items - 1``.
     """
     items = rows.items.astype(np.int64)
     wrong = (items < 0) | (items >= num_items)
@@ -84,7 +84,7 @@ def distinct(rows: Histories, num_items: int, what: str) -> Histories:
         raise DataError(
             f"{int(wrong.sum())} {what} item numbers are outside the catalogue of {num_items} items; "
             f"the first is {items[first]} in row {rows.owners[first]}.",
-            "Number histories and truth with the item ids the model was trained on, and drop the others.",
+            "Use the item numbers that the model was trained on, and drop all other items.",
         )
     keys = np.unique(rows.owners * num_items + items)
     offsets = np.searchsorted(keys, np.arange(len(rows) + 1) * num_items)
@@ -92,24 +92,24 @@ def distinct(rows: Histories, num_items: int, what: str) -> Histories:
 
 
 def _checked(scores: Tensor, rows: int, num_items: int, users: NDArray[np.int64], start: int) -> Tensor:
-    """The scores as contiguous float32, or an error that names the users."""
+    """The scores as contiguous float32. NaN raises an error that names the users."""
     if tuple(scores.shape) != (rows, num_items):
         raise ValueError(f"score returned shape {tuple(scores.shape)}, expected {(rows, num_items)}")
     scores = scores.to(torch.float32).contiguous()
-    bad = scores.amax(1).isnan()  # amax hands NaN on: no mask as large as the scores is needed
+    bad = scores.amax(1).isnan()  # amax propagates NaN, so no mask of the size of the scores is needed
     if bool(bad.any()):
         position = bad.nonzero().squeeze(1).cpu().numpy() + start
         raise TrainingError(
             f"The model scored {int(scores.isnan().sum())} items as NaN for {len(position)} of the users "
             f"{start}..{start + rows - 1} of the task (first: user number {users[position[0]]}).",
-            "Its weights or inputs are not finite: train with a lower learning rate, or clip gradients.",
+            "Weights or inputs are not finite: train with a lower learning rate, or clip gradients.",
         )
     return scores
 
 
 def _tied_later(scores: NDArray[np.float32], owners: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(t,) how many true items of the same user have the same score and stand later in ``scores`` (t,)."""
-    order = np.lexsort((scores, owners))  # stable: equal scores stay in the order of items
+    """(t,) number of true items of the same user with the same score that come later in ``scores`` (t,)."""
+    order = np.lexsort((scores, owners))  # stable: equal scores stay in item order
     owners, scores = owners[order], scores[order]
     same = (owners[1:] == owners[:-1]) & (scores[1:] == scores[:-1])
     ends = np.append(~same, True)  # True at the last of each group of ties
@@ -121,29 +121,29 @@ def _tied_later(scores: NDArray[np.float32], owners: NDArray[np.int64]) -> NDArr
 
 
 def _ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.int64]:
-    """(t,) ranks of the true items of a block, with ties against the model.
+    """(t,) ranks of the true items of a block; ties count against the model.
 
-    An item's rank is the number of items scored at least as high (itself included), less the true items that
-    are tied with it and come later: so within a tie the others come first, then the true ones by item number.
+    A rank is the number of items scored at least as high (the item itself included), minus the true items that are
+    tied with it and come later. So within a tie, other items come first, then the true ones by item number.
     """
     device = scores.device
     owners = truth.owners
-    mine = scores[torch.from_numpy(owners).to(device), torch.from_numpy(truth.items.astype(np.int64)).to(device)]
+    own = scores[torch.from_numpy(owners).to(device), torch.from_numpy(truth.items.astype(np.int64)).to(device)]
     at_least = torch.zeros(len(owners), dtype=torch.int64, device=device)
     lengths = truth.lengths
     for j in range(int(lengths.max(initial=0))):
         rows = np.flatnonzero(lengths > j)
         entries = torch.from_numpy(truth.offsets[rows] + j).to(device)
-        part = scores if len(rows) == len(scores) else scores[torch.from_numpy(rows).to(device)]
-        # Written as floats, the comparison sums three times as fast as booleans do; the sum is exact below 2**24.
-        higher = torch.ge(part, mine[entries, None], out=scratch[: len(rows)])
+        selected = scores if len(rows) == len(scores) else scores[torch.from_numpy(rows).to(device)]
+        # Sums of floats are three times as fast as sums of booleans. In single precision they are exact below 2**24.
+        higher = torch.ge(selected, own[entries, None], out=scratch[: len(rows)])
         wide = torch.float64 if higher.shape[1] >= 2**24 else None
         at_least[entries] = higher.sum(1, dtype=wide).long()
-    own = mine.cpu().numpy()
+    true_scores = own.cpu().numpy()
     ranks = at_least.cpu().numpy()
     if len(owners) > len(truth):
-        ranks -= _tied_later(own, owners)
-    return np.where(own == -np.inf, NOT_RANKED, ranks)
+        ranks -= _tied_later(true_scores, owners)
+    return np.where(true_scores == -np.inf, NOT_RANKED, ranks)
 
 
 def rank_task(
@@ -155,24 +155,24 @@ def rank_task(
     user_block: int | None = None,
     shared: bool = False,
 ) -> Ranking:
-    """Exact ranks of all true items and the top-k lists, with and without the items of the history.
+    """Compute exact ranks of all true items, and top-k lists, with seen items kept and filtered.
 
-    Never holds more than one block of scores. The result does not depend on the size of the block.
+    At most one block of scores is in memory. The result does not depend on the block size.
 
     Args:
         score: ``score(histories, start)`` -> (B, num_items), higher is better, for the rows ``start``,
-            ``start + 1``, ... of ``task.histories``. Ranked as float32. -inf means: cannot be recommended.
-        task: users, their histories, their true items.
+            ``start + 1``, ... of ``task.histories``. Ranked as float32. An item scored -inf cannot be recommended.
+        task: users, their histories and their true items.
         num_items: size of the catalogue.
-        k: length of the lists; a k beyond the catalogue is filled up with -1.
-        user_block: users per block; None chooses so that a block has about 4 million scores.
-        shared: every process calls this alike and scores some of the blocks; all get the same, to the bit, as one
-            process that scores them all.
+        k: length of the lists; beyond the catalogue they are padded with -1.
+        user_block: users per block; None: as many as give about 4 million scores.
+        shared: divide the blocks among the processes of a distributed job. Every process must call this; all get the
+            result of a single process, to the bit.
 
     Raises:
         TrainingError: a score is NaN.
-        DataError: an item number in a history or among the true items is not in the catalogue.
-        ConfigError: ``num_items``, ``k`` or ``user_block`` below 1.
+        DataError: an item number in a history or among the true items is outside the catalogue.
+        ConfigError: ``num_items``, ``k`` or ``user_block`` is below 1.
     """
     for option, value in (("num_items", num_items), ("k", k), ("user_block", user_block)):
         if value is not None and value < 1:
@@ -188,8 +188,8 @@ def rank_task(
 
     with torch.inference_mode():
         scratch = None
-        mine = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
-        for start in range(mine[0] * block, users, mine[1] * block):
+        rank, world_size = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
+        for start in range(rank * block, users, world_size * block):
             rows = np.arange(start, min(start + block, users))
             scores = _checked(score(task.histories.take(rows), start), len(rows), num_items, task.users, start)
             if scratch is None:
@@ -204,8 +204,8 @@ def rank_task(
                 best, columns = exact_top_k(scores, depth)
                 tops[policy][rows, :depth] = best.cpu().numpy()
                 items[policy][rows, :depth] = columns.masked_fill(best == -torch.inf, -1).cpu().numpy()
-            scores[where] = kept  # the tensor may belong to the model
+            scores[where] = kept  # the model may own the tensor
     if shared:
-        for parts in (ranks, items, tops):
-            distributed.all_reduce_max(*parts.values())
+        for arrays in (ranks, items, tops):
+            distributed.all_reduce_max(*arrays.values())
     return Ranking(task.users, truth, ranks, items, tops)

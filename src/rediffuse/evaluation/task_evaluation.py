@@ -1,4 +1,4 @@
-"""The protocol behind every number: whole catalogue, ties against the model, seen items kept and filtered."""
+"""Evaluation of a scoring function on a task: the whole catalogue, with seen items kept and filtered."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ from rediffuse.evaluation.rank import Ranking, RankingTask, Score, rank_task
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TaskResult(Displayed):
-    """What `evaluate_task` found.
+    """The result of `evaluate_task`.
 
     Attributes:
         task: name of the task, "valid" or "test".
-        metrics: policy -> metric -> mean over users. Policy "all": items of the history may be recommended;
-            "unseen": they are filtered.
+        metrics: policy -> metric -> mean over users. Policy "all": seen items kept; "unseen": seen items filtered.
         counts: users, items and true items behind the means; explained in `docs/evaluation.md`.
-        per_user: one row per user, in the order of the task: ``user`` (number), ``history_length`` (events),
-            ``truth_items``, then for each policy ``rank`` (of the best true item; null where none can be
-            recommended) and the metrics of a user; the second policy's names end in ``/unseen``.
-        ranking: the ranks and lists behind all this.
+        per_user: one row per user, in the order of the task: ``user`` (number), ``history_length`` (interactions),
+            ``truth_items``, then for each policy ``rank`` (of the best true item; null if none can be recommended)
+            and the user's metrics. Names of the policy "unseen" end in ``/unseen``.
+        ranking: the ranks and lists.
     """
 
     task: str
@@ -52,7 +51,7 @@ class TaskResult(Displayed):
         """The mean called ``name``, for example "ndcg@10" or "ndcg@10/unseen".
 
         Raises:
-            ConfigError: it was not computed.
+            ConfigError: it was not computed; the error gives the closest name.
         """
         values = {
             flat_name(metric, policy): value
@@ -78,22 +77,23 @@ class TaskResult(Displayed):
 
 
 def _best_ranks(offsets: NDArray[np.int64], ranks: NDArray[np.int64]) -> pl.Series:
-    """(users,) each user's smallest rank, null where it is `NOT_RANKED`. Every user has at least one."""
+    """(users,) the smallest rank of each user, who has at least one; null if it is `NOT_RANKED`."""
     best = np.minimum.reduceat(ranks, offsets[:-1])
     return pl.Series(best).set(pl.Series(best == NOT_RANKED), None)
 
 
-_OF_ALL_LISTS = {"coverage": beyond_accuracy.coverage, "gini": beyond_accuracy.gini}
+# Metrics of all lists together, without values per user.
+_AGGREGATES = {"coverage": beyond_accuracy.coverage, "gini": beyond_accuracy.gini}
 
 
-def _of_each_list(
+def _per_user_values(
     kind: str, top: NDArray[np.int32], task: RankingTask, features: sparse.csr_array | None
 ) -> NDArray[np.float64]:
-    """(users,) the value of a list metric, NaN where there is none."""
+    """(users,) values of a list metric; NaN if undefined."""
     counts = np.asarray(task.popularity)
     if kind == "diversity":
         if features is None:
-            raise ConfigError("diversity needs features of the items.", "Pass features=..., or leave it out.")
+            raise ConfigError("diversity needs item features.", "Pass features=..., or leave it out.")
         return beyond_accuracy.diversity(top, features)
     if kind == "popularity_lift":
         return beyond_accuracy.popularity_lift(top, counts, task.histories.without_synthetic())
@@ -127,29 +127,28 @@ def evaluate_task(
     shared: bool = False,
     features: sparse.csr_array | None = None,
 ) -> TaskResult:
-    """Rank the whole catalogue for every user of a task; average the metrics, with and without seen items.
+    """Rank the whole catalogue for every user of a task, and average the metrics, with seen items kept and filtered.
 
     Args:
-        score: ``score(histories, start)`` -> (B, num_items); see `rank_task`. It answers for empty histories
-            too.
-        task: users, histories, truth and the training count of every item.
+        score: ``score(histories, start)`` -> (B, num_items), see `rank_task`; also for empty histories.
+        task: users, their histories and true items, and the training interactions of every item.
         num_items: size of the catalogue.
-        metrics: accuracy metrics and those of lists (`rediffuse.evaluation.beyond_accuracy`).
-        k_list: length of the lists that are kept; longer where a metric of lists needs it.
-        user_block: users scored at once; None lets `rank_task` choose.
-        shared: whether the processes share the work; see `rank_task`.
+        metrics: accuracy metrics and list metrics (`rediffuse.evaluation.beyond_accuracy`).
+        k_list: length of the lists in the result; longer if a list metric needs it.
+        user_block: users scored at once; None: see `rank_task`.
+        shared: divide the users among the processes of a distributed job; see `rank_task`.
         features: (num_items, values) binary, for ``diversity@K``; see `rediffuse.data.features`.
 
     Raises:
-        ConfigError: an unknown metric, or ``diversity`` without features.
-        DataError: no users, a user without a true item, or an item outside the catalogue.
+        ConfigError: a metric is unknown, or ``diversity`` has no features.
+        DataError: there are no users, a user has no true item, or an item is outside the catalogue.
         TrainingError: a score is NaN.
     """
     wanted = parse_metrics(metrics, (*ACCURACY, *LIST_METRICS))
     without = int((task.truth.lengths == 0).sum())
     if without or not len(task.truth):
         found = f"has {without} users without a true item" if without else "has no users"
-        raise DataError(f"Task {task.name!r} {found}.", "Make it with a split that leaves something to predict.")
+        raise DataError(f"Task {task.name!r} {found}.", "Use a split that leaves something to predict.")
     accuracy = [metric for metric in wanted if metric.kind in ACCURACY]
     listed = [metric for metric in wanted if metric.kind in LIST_METRICS]
     depth = max([k_list, *(metric.k for metric in listed)])
@@ -170,10 +169,10 @@ def evaluate_task(
         for metric in wanted:
             name = str(metric)
             top = lists[:, : metric.k]
-            if metric.kind in _OF_ALL_LISTS:  # a property of all lists together: it has no value per user
-                means[policy][name] = _OF_ALL_LISTS[metric.kind](top, num_items)
+            if metric.kind in _AGGREGATES:
+                means[policy][name] = _AGGREGATES[metric.kind](top, num_items)
                 continue
-            value = values[name] if name in values else _of_each_list(metric.kind, top, task, features)
+            value = values[name] if name in values else _per_user_values(metric.kind, top, task, features)
             columns[flat_name(name, policy)] = pl.Series(value).fill_nan(None)
             known = value[~np.isnan(value)]
             means[policy][name] = float(known.mean()) if len(known) else 0.0

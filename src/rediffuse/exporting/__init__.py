@@ -1,4 +1,4 @@
-"""A trained next-item model as files that answer without Rediffuse."""
+"""Export a trained next-item model as files that run without Rediffuse."""
 
 from rediffuse.exporting.export import Format, export
 

@@ -1,7 +1,7 @@
-"""A trained next-item model as files that answer without Rediffuse: graphs, item vectors, and what to do with them.
+"""Export a trained next-item model as files that run without Rediffuse: graphs, item vectors, and a README.
 
-The graphs have no randomness and no loop: noise is an input, and the loop of denoising is a list of numbers in
-export.json. The README.md that is written beside them (`rediffuse.exporting.readme`) says how to answer.
+The graphs draw no random numbers and contain no loop. Noise is an input, and export.json holds the numbers of the
+denoising loop. The README (`rediffuse.exporting.readme`) contains the complete inference code.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rediffuse.exporting.readme import readme
 from rediffuse.files import atomic_folder
 from rediffuse.models.base import Model
 from rediffuse.models.composite import Composite
+from rediffuse.models.diffrec import DiffRec
 from rediffuse.models.diffurec import DiffuRec
 from rediffuse.models.factors import FactorModel
 from rediffuse.models.sampling import Sampling
@@ -31,31 +32,31 @@ from rediffuse.runs.run_folder import RunContents, read_run
 
 Format = Literal["onnx", "torch-export"]
 VERSION = 1
-ABOUT = "export.json"
-_ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
-_FILES = {ABOUT, "README.md", "items.safetensors", "items.parquet"} | {
-    graph + ending for graph in ("history", "step") for ending in _ENDINGS.values()
+DESCRIPTION = "export.json"
+_SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+_FILES = {DESCRIPTION, "README.md", "items.safetensors", "items.parquet"} | {
+    graph + suffix for graph in ("history", "step") for suffix in _SUFFIXES.values()
 }
-# One ONNX file holds at most 2 GiB; the item table is nearly all of it.
-_LARGEST_ONNX = 2**31 - 2**24
+# One ONNX file holds at most 2 GiB. The item embeddings need nearly all of it; the rest is reserved.
+_MAX_ONNX_EMBEDDINGS = 2**31 - 2**24
 
 
 def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[str, Any]:
-    """Write a run's graphs, item vectors and instructions to a folder.
+    """Write a run's graphs, item vectors and inference code to a folder.
 
     Args:
         run: a finished run of a next-item model.
-        out: a folder: new, empty, or with an earlier export, which is replaced as a whole.
+        out: a folder. It must be new, empty, or hold an earlier export, which is replaced as a whole.
         format: ``onnx``, or ``torch-export`` for `torch.export.load`.
 
     Returns:
-        run, out, model, format, and the bytes of each file.
+        run, out, model, format, and the size of each file in bytes.
 
     Raises:
-        ConfigError: an unknown format, a model that answers in another way, a solver that is not exported, or an item
-            table too large for ONNX.
-        MissingExtraError: what writes ONNX is not installed.
-        RunError: ``run`` is no finished run, or ``out`` holds something else.
+        ConfigError: the format is unknown, the model or its solver cannot be exported, or the item embeddings are too
+            large for ONNX.
+        MissingExtraError: a package that writes ONNX is not installed.
+        RunError: ``run`` is not a finished run, or ``out`` holds other files or cannot be written.
     """
     run, out = Path(run), Path(out)
     if format not in get_args(Format):
@@ -63,74 +64,95 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
     for package in ("onnx", "onnxscript") if format == "onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "export")
-    _refuse_foreign(out)
+    _refuse_other_files(out)
     contents = read_run(run)
     model = _next_item_model(contents)
-    if format == "onnx" and model.item_embedding.weight.nbytes > _LARGEST_ONNX:
-        raise ConfigError("The item table does not fit into an ONNX file of 2 GiB.", "Take --format torch-export.")
+    if format == "onnx" and model.item_embedding.weight.nbytes > _MAX_ONNX_EMBEDDINGS:
+        raise ConfigError("The item embeddings do not fit into an ONNX file of 2 GiB.", "Use --format torch-export.")
     graphs = graphs_of(model)
-    about = _about(contents, model, format, graphs)
+    description = _describe(contents, model, format, graphs)
     try:
         with atomic_folder(out) as new:
             for name, graph in graphs.items():
-                write_graph(graph, new / (name + _ENDINGS[format]))
+                _write(model, graph, new / (name + _SUFFIXES[format]))
             vectors = {"vectors": model.index_vectors().detach(), "popularity": contents.model.popularity}
-            # safetensors's own files can be read by their owner alone.
+            # safetensors' own save_file makes files that only their owner can read.
             content = save({name: tensor.contiguous().clone() for name, tensor in vectors.items()})
             (new / "items.safetensors").write_bytes(content)
-            shown = [name for name in ("item_id", "title") if name in contents.items.columns]
-            numbered = contents.items.select(shown).with_row_index("item").with_columns(pl.col("item").cast(pl.Int64))
-            numbered.write_parquet(new / "items.parquet", compression="zstd")
-            (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            (new / "README.md").write_text(readme(about), encoding="utf-8")
+            columns = [name for name in ("item_id", "title") if name in contents.items.columns]
+            items = contents.items.select(columns).with_row_index("item").with_columns(pl.col("item").cast(pl.Int64))
+            items.write_parquet(new / "items.parquet", compression="zstd")
+            (new / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            (new / "README.md").write_text(readme(description), encoding="utf-8")
     except OSError as error:
-        remedy = "Check the permissions and the space on the disk. What was there before is untouched."
+        remedy = "Check the permissions and the free disk space. An earlier export is unchanged."
         raise RunError(f"{out} cannot be written: {error.strerror or error}.", remedy) from error
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
-    return {"run": str(run), "out": str(out), "model": about["model"], "format": format, "files": sizes}
+    return {"run": str(run), "out": str(out), "model": description["model"], "format": format, "files": sizes}
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """The folder is replaced as a whole, so it must hold an export and nothing else."""
+def _refuse_other_files(folder: Path) -> None:
+    """Raise unless the folder is new, empty or an export: it is replaced as a whole."""
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    if names - _FILES or (names and ABOUT not in names) or not folder.is_dir():
-        raise RunError(f"{folder} exists and is not an export.", "Choose another folder, or remove it yourself.")
+    if names - _FILES or (names and DESCRIPTION not in names) or not folder.is_dir():
+        raise RunError(f"{folder} exists and is not an export.", "Choose another folder, or remove this one.")
 
 
 def _next_item_model(contents: RunContents) -> SequenceModel:
-    """The network that answers.
+    """Return the next-item model of a run.
 
     Raises:
-        ConfigError: there is none that could be exported, or its solver could not.
+        ConfigError: the model or its solver cannot be exported.
     """
     name, model = contents.config["model"], contents.model
     if isinstance(model, Composite):
         model = model.active_model
     if not isinstance(model, SequenceModel):
         raise ConfigError(
-            f"{name} cannot be exported: {_why_not(model)}.",
-            "Those that can: bert4rec, diffuasr, diffurec, gru4rec, pdrec, s3rec and sasrec.",
+            f"{name} cannot be exported: {_reason(model)}.",
+            "These can: bert4rec, diffuasr, diffurec, gru4rec, pdrec, s3rec and sasrec.",
         )
     if isinstance(model, DiffuRec) and model.network_passes(Sampling()) > 1 and model.config.solver != "ancestral":
         raise ConfigError(
             f"The solver {model.config.solver} is not exported.",
-            "Train with --set solver=ancestral, or with solver=one_step.",
+            "Train with --set solver=ancestral or --set solver=one_step.",
         )
     return model
 
 
-def _why_not(model: Model) -> str:
+def _write(model: SequenceModel, graph: Graph, path: Path) -> None:
+    """As `write_graph`.
+
+    Raises:
+        ConfigError: torch cannot trace the network of a class from another package.
+    """
+    try:
+        write_graph(graph, path)
+    except Exception as error:
+        if isinstance(error, OSError) or type(model).__module__.startswith("rediffuse."):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"{model.name} cannot be exported: {reason}",
+            "torch.export must be able to trace its `represent` for any number of users and items.",
+        ) from error
+
+
+def _reason(model: Model) -> str:
+    """Say why a model cannot be exported."""
     if isinstance(model, FactorModel):
-        return "it answers from a table of the people it was trained on, and no network reads a history"
+        return "it ranks from a table of the users it was trained on, not from a history"
     if model.index_vectors() is None:
         return "it does not rank by a vector per item"
-    return "it reads and denoises rows over the whole catalogue, and no sequence of items"
+    if isinstance(model, DiffRec):
+        return "it denoises rows over the whole catalogue, not sequences of items"
+    return "its class does not derive from SequenceModel"
 
 
-def _about(contents: RunContents, model: SequenceModel, format: Format, graphs: dict[str, Graph]) -> dict[str, Any]:
-    """The content of export.json."""
+def _describe(contents: RunContents, model: SequenceModel, format: Format, graphs: dict[str, Graph]) -> dict[str, Any]:
+    """Return the content of export.json."""
     temperature = model.config.temperature
     return {
         "version": VERSION,
@@ -144,28 +166,29 @@ def _about(contents: RunContents, model: SequenceModel, format: Format, graphs: 
         "embedding_size": model.config.embedding_size,
         "metric": {"space": "inner product" if temperature is None else "cosine", "temperature": temperature},
         "repeat_bias": None if model.repeat is None else REPEAT_RATE * model.repeat.item(),
-        "graphs": {name: {"file": name + _ENDINGS[format], **graph.facts()} for name, graph in graphs.items()},
+        "graphs": {name: {"file": name + _SUFFIXES[format], **graph.signature()} for name, graph in graphs.items()},
         "denoising": _denoising(model) if isinstance(model, DiffuRec) and model.config.diffusion else None,
     }
 
 
 def _denoising(model: DiffuRec) -> dict[str, Any]:
-    """The loop as numbers: after each step, x = x0 * x0_hat + x_t * x + noise * (a fresh draw)."""
-    steps, config = model.network_passes(Sampling()), model.config
-    end = {"x0": 1.0, "x_t": 0.0, "noise": 0.0}
-    if steps == 1:
-        return {
-            "solver": "one_step",
-            "timesteps": config.diffusion_steps,
-            "steps": [{"t": config.diffusion_steps - 1, **end}],
-        }
-    short, numbers = respace(model.schedule, space_timesteps(config.diffusion_steps, str(steps)))
+    """Return the denoising loop as numbers.
+
+    A step holds its timestep ``t``, and the coefficients of x0_hat, of x_t and of a fresh noise draw, whose sum is the
+    state of the next step.
+    """
+    num_steps, diffusion_steps = model.network_passes(Sampling()), model.config.diffusion_steps
+    last = {"x0_hat": 1.0, "x_t": 0.0, "noise": 0.0}
+    if num_steps == 1:
+        steps = [{"t": diffusion_steps - 1, **last}]
+        return {"solver": "one_step", "diffusion_steps": diffusion_steps, "steps": steps}
+    schedule, timesteps = respace(model.schedule, space_timesteps(diffusion_steps, str(num_steps)))
     columns = (
-        numbers.tolist(),
-        short.posterior_mean_coef1.tolist(),
-        short.posterior_mean_coef2.tolist(),
-        (short.log_variance(config.variance) / 2).exp().tolist(),
+        timesteps.tolist(),
+        schedule.posterior_mean_coef1.tolist(),
+        schedule.posterior_mean_coef2.tolist(),
+        (schedule.log_variance(model.config.variance) / 2).exp().tolist(),
     )
-    rows = [{"t": t, "x0": c1, "x_t": c2, "noise": deviation} for t, c1, c2, deviation in zip(*columns, strict=True)]
-    rows[0].update(end)  # as the solver has it, without rounding
-    return {"solver": "ancestral", "timesteps": config.diffusion_steps, "steps": rows[::-1]}
+    steps = [{"t": t, "x0_hat": c1, "x_t": c2, "noise": sd} for t, c1, c2, sd in zip(*columns, strict=True)]
+    steps[0].update(last)  # the solver uses these exactly, without rounding errors
+    return {"solver": "ancestral", "diffusion_steps": diffusion_steps, "steps": steps[::-1]}

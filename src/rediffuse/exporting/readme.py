@@ -1,4 +1,4 @@
-"""The README.md of an export: how to answer with its files."""
+"""The README.md of an export: its files, and the complete inference code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 from safetensors.numpy import load_file
 
 
-def graph(name):
+def load_graph(name):
     session = onnxruntime.InferenceSession(f"{name}.onnx")
     return lambda **inputs: session.run(None, inputs)
 """,
@@ -19,96 +19,101 @@ import torch
 from safetensors.numpy import load_file
 
 
-def graph(name):
-    network, order = torch.export.load(f"{name}.pt2").module(), about["graphs"][name]["inputs"]
+def load_graph(name):
+    network, names = torch.export.load(f"{name}.pt2").module(), export["graphs"][name]["inputs"]
 
-    def call(**inputs):
+    def run(**inputs):
         with torch.no_grad():
-            made = network(*(torch.from_numpy(inputs[each]) for each in order))
-        return [one.numpy() for one in (made if isinstance(made, tuple) else (made,))]
+            outputs = network(*(torch.from_numpy(inputs[each]) for each in names))
+        return [each.numpy() for each in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
-    return call
+    return run
 """,
 }
 
 _WINDOWS = """
-about = json.loads(Path("export.json").read_text(encoding="utf-8"))
-items, table = load_file("items.safetensors"), pl.read_parquet("items.parquet")
-histories = [[3, 1, 2], [0]]  # item numbers as in items.parquet, oldest first; at least one each
+export = json.loads(Path("export.json").read_text(encoding="utf-8"))
+tensors, items = load_file("items.safetensors"), pl.read_parquet("items.parquet")
+histories = [[3, 1, 2], [0]]  # item numbers of items.parquet, oldest first; at least one per user
 
-recent = [history[-about["max_length"] :] for history in histories]
+recent = [history[-export["max_length"] :] for history in histories]
 lengths = np.array([len(row) for row in recent], dtype=np.int64)
-windows = np.full((len(recent), lengths.max()), about["pad"], dtype=np.int64)
+windows = np.full((len(recent), lengths.max()), export["pad"], dtype=np.int64)
 for window, row in zip(windows, recent):
     window[: len(row)] = row
 """
 
-_PLAIN = """(query,) = graph("history")(items=windows, lengths=lengths)
+_ENCODED = """(query,) = load_graph("history")(items=windows, lengths=lengths)
 """
 
 _DENOISED = """
 normal = np.random.default_rng(0).standard_normal
-known = dict(zip(about["graphs"]["history"]["outputs"], graph("history")(items=windows, lengths=lengths)))
-step, x = graph("step"), normal((len(recent), about["embedding_size"]), dtype=np.float32)
-for now in about["denoising"]["steps"]:
-    t, noise = np.full(len(recent), now["t"], dtype=np.int64), normal(known["z"].shape, dtype=np.float32)
-    (x0_hat,) = step(**known, lengths=lengths, x_t=x, t=t, noise=noise)
-    x = now["x0"] * x0_hat + now["x_t"] * x + now["noise"] * normal(x.shape, dtype=np.float32)
+encoded = dict(zip(export["graphs"]["history"]["outputs"], load_graph("history")(items=windows, lengths=lengths)))
+denoise, x = load_graph("step"), normal((len(recent), export["embedding_size"]), dtype=np.float32)
+for step in export["denoising"]["steps"]:
+    t, noise = np.full(len(recent), step["t"], dtype=np.int64), normal(encoded["z"].shape, dtype=np.float32)
+    (x0_hat,) = denoise(**encoded, lengths=lengths, x_t=x, t=t, noise=noise)
+    x = step["x0_hat"] * x0_hat + step["x_t"] * x + step["noise"] * normal(x.shape, dtype=np.float32)
 query = x
 """
 
-_COSINE = """query = x / np.linalg.norm(x, axis=1, keepdims=True) * about["metric"]["temperature"] ** -0.5
+_COSINE = """query = x / np.linalg.norm(x, axis=1, keepdims=True) * export["metric"]["temperature"] ** -0.5
 """
 
 _RANKED = """
-scores = query @ items["vectors"].T
+scores = query @ tensors["vectors"].T
 for score, row, history in zip(scores, recent, histories):
-    score[np.unique(row)] += about["repeat_bias"] or 0.0
-    score[history] = -np.inf  # leave out what was seen
+    score[np.unique(row)] += export["repeat_bias"] or 0.0
+    score[history] = -np.inf  # filter seen items
 best = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-print([table["item_id"].gather(row).to_list() for row in best])
+print([items["item_id"].gather(row).to_list() for row in best])
 """
 
-_ABOUT_NOISE = """
-In each step `noise` is a fresh standard normal draw, and so is what is added after it; any generator does. Rediffuse
-itself takes them from `rediffuse.diffusion.noise.RowNoise(row_keys(windows, lengths), seed)`: first the start, then
-for each step that of `noise` and, where the step's own `noise` in export.json is not 0, the one that is added. With
-those, these lists are the library's.
+_NOISE = """
+Each step uses two standard normal draws: `noise`, an input of the graph, and the draw that is added to the state. Any
+generator works. Rediffuse draws from `rediffuse.diffusion.noise.RowNoise(row_keys(windows, lengths), seed)`: first the
+initial state; then for each step the input `noise` and, if `noise` of that step in export.json is not 0, the draw that
+is added. With these draws, the lists equal those of Rediffuse.
 """
 
 
-def readme(about: dict[str, Any]) -> str:
-    """The text for the export that ``about``, the content of its export.json, describes."""
-    if about["denoising"] is None:
-        query = _PLAIN
-    elif about["metric"]["temperature"] is None:
+def readme(description: dict[str, Any]) -> str:
+    """Write the text of an export's README.
+
+    Args:
+        description: the content of its export.json.
+    """
+    if description["denoising"] is None:
+        query = _ENCODED
+    elif description["metric"]["temperature"] is None:
         query = _DENOISED
     else:
         query = _DENOISED.replace("query = x\n", _COSINE)
-    packages = {"onnx": "onnxruntime", "torch-export": "torch"}[about["format"]]
+    packages = {"onnx": "onnxruntime", "torch-export": "torch"}[description["format"]]
     code = "import json\nfrom pathlib import Path\n\nimport numpy as np\n"
-    code += _IMPORTS[about["format"]] + "\n" + _WINDOWS + query + _RANKED
-    files = "\n".join(f"- `{graph['file']}`: {_signature(graph)}" for graph in about["graphs"].values())
-    return f"""# {about["model"]}, exported by Rediffuse {about["rediffuse"]}
+    code += _IMPORTS[description["format"]] + "\n" + _WINDOWS + query + _RANKED
+    graphs = "\n".join(f"- `{graph['file']}`: {_signature(graph)}" for graph in description["graphs"].values())
+    return f"""# {description["model"]}, exported by Rediffuse {description["rediffuse"]}
 
-{files}
-- `items.safetensors`: `vectors` ({about["num_items"]}, {about["embedding_size"]}), whose inner products with a query
-  are scores, and `popularity`, the scores for people without history.
-- `items.parquet`: the number of each item, and its id.
-- `export.json`: shapes, types, and all numbers that are needed below.
+{graphs}
+- `items.safetensors`: `vectors` ({description["num_items"]}, {description["embedding_size"]}), whose inner products
+  with a query are the scores, and `popularity`, the scores for users without a history.
+- `items.parquet`: the number and the id of each item.
+- `export.json`: the shapes and types of the graphs, and all numbers that the code below needs.
 
-B, the people, and L, the items of the longest history of at most {about["max_length"]}, may be any numbers from 1. Rows
-are padded on the right with {about["pad"]}. In Python, with numpy, polars, safetensors and {packages}:
+B is the number of users, L the length of the longest history, at most {description["max_length"]}; both may be any
+number from 1. Histories are padded on the right with {description["pad"]}. This Python code needs numpy, polars,
+safetensors and {packages}:
 
 ```python
 {code}```
-{"" if about["denoising"] is None else _ABOUT_NOISE}"""
+{"" if description["denoising"] is None else _NOISE}"""
 
 
 def _signature(graph: dict[str, Any]) -> str:
-    """Its inputs and outputs with their shapes, as a sentence has them."""
+    """Write the inputs and outputs of a graph with their shapes."""
     sides = (
-        ", ".join(f"`{name}` ({', '.join(map(str, each['shape']))})" for name, each in graph[side].items())
+        ", ".join(f"`{name}` ({', '.join(map(str, tensor['shape']))})" for name, tensor in graph[side].items())
         for side in ("inputs", "outputs")
     )
     return " -> ".join(sides) + "."

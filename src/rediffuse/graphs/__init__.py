@@ -1,12 +1,12 @@
-"""Influence diffusion: sparse graphs, attention over their edges, propagation. Arrays in, tensors out."""
+"""Sparse graphs, attention over their edges, and propagation: what influence diffusion is made of."""
 
 from rediffuse.graphs.adjacency import bipartite_adjacency, row_normalised, social_adjacency, symmetric_normalised
-from rediffuse.graphs.graph import Graph, Part, segment_softmax
+from rediffuse.graphs.graph import Graph, RowBlock, segment_softmax
 from rediffuse.graphs.propagate import propagate
 
 __all__ = [
     "Graph",
-    "Part",
+    "RowBlock",
     "bipartite_adjacency",
     "propagate",
     "row_normalised",

@@ -1,4 +1,4 @@
-"""Adjacency matrices, as SciPy's CSR: who is joined to whom, and with what weight."""
+"""Adjacency matrices as CSR arrays of SciPy, and their normalisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy import sparse
 
 
 def bipartite_adjacency(links: sparse.csr_array, *, self_loops: bool = False) -> sparse.csr_array:
-    """(n + m, n + m) symmetric: rows of ``links`` (n, m), then its columns, joined where it is not zero."""
+    """(n + m, n + m) symmetric adjacency of the rows of ``links`` (n, m), then its columns."""
     loops = [sparse.eye_array(size, dtype=np.dtype(np.float32)) if self_loops else None for size in links.shape]  # pyright: ignore
     return sparse.csr_array(sparse.block_array([[loops[0], links], [links.T, loops[1]]]))
 
@@ -16,8 +16,11 @@ def bipartite_adjacency(links: sparse.csr_array, *, self_loops: bool = False) ->
 def social_adjacency(
     source: NDArray[np.int32], target: NDArray[np.int32], users: int, *, directed: bool = False
 ) -> sparse.csr_array:
-    """(users, users) binary. A link joins both ends, however often and in whichever direction it is given, or if
-    ``directed`` its source to its target alone; links from a user to the same are left out."""
+    """(users, users) binary adjacency of links between users.
+
+    A link counts in both directions, or if ``directed`` only from its source to its target. Repeated links count once,
+    and links from a user to themselves are left out.
+    """
     apart = source != target
     ends = (source[apart], target[apart])
     if not directed:
@@ -29,19 +32,19 @@ def social_adjacency(
 
 
 def row_normalised(matrix: sparse.csr_array) -> sparse.csr_array:
-    """D^-1 A: each row averages over its neighbours; rows without any stay empty."""
+    """D^-1 A, with the row sums D: a product with it averages over neighbours; empty rows stay empty."""
     sums = np.ravel(matrix.sum(axis=1))
     return _scaled(matrix, _inverse(sums), None)
 
 
 def symmetric_normalised(matrix: sparse.csr_array) -> sparse.csr_array:
-    """D^-1/2 A D^-1/2 (Kipf & Welling, ICLR 2017) with the degrees of rows on the left and of columns on the right."""
+    """D^-1/2 A D^-1/2 (Kipf & Welling, ICLR 2017), with the row sums on the left and the column sums on the right."""
     degrees = [np.ravel(matrix.sum(axis=axis)) for axis in (1, 0)]
     return _scaled(matrix, *(_inverse(np.sqrt(d)) for d in degrees))
 
 
 def _inverse(x: NDArray) -> NDArray:
-    """1 / x, and 0 where x is."""
+    """1 / x, and 0 where x is 0."""
     return np.divide(1, x, out=np.zeros_like(x), where=x > 0)
 
 

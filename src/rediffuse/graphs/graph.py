@@ -1,8 +1,8 @@
-"""A sparse graph that messages flow along, with gradients for what is sent and for how much each edge weighs.
+"""A sparse graph for message passing, differentiable in the messages and in the weights of the edges.
 
-Node i of the rows gathers from the columns of row i. The transpose is stored beside the matrix, once, because the
-gradient flows along it; torch would transpose at every step. Sums over rows are bags of embeddings, which on a CPU
-take half the time of torch's sparse product, and are added up in one order, so that a run can be repeated.
+Node i gathers from the columns of row i. The transpose is stored too, because gradients flow along it; torch would
+transpose at every step. Sums over rows are bags of embeddings: on a CPU these take half the time of torch's sparse
+product, and they add in a fixed order, so a run can be repeated exactly.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from torch.nn import functional as F
 
 
 class Graph:
-    """Edges (row, column, value) in order of rows, on one device.
+    """The edges (row, column, value) of a sparse matrix, in order of rows, on one device.
 
     Attributes:
         shape: (rows, columns).
-        offsets: (rows + 1,) int64, where each row's edges begin.
-        columns: (edges,) int64.
+        offsets: (rows + 1,) int64, where the edges of each row begin.
+        columns: (edges,) int64, the column of each edge.
         owners: (edges,) int64, the row of each edge.
         values: (edges,) float32, constant.
-        reverse, reverse_owners: (edges,) int64, the numbers of edges in order of columns, and their rows.
-        reverse_offsets: (columns + 1,) int64, where each column's edges begin among these.
+        reverse: (edges,) int64, edge numbers in order of columns.
+        reverse_owners: (edges,) int64, the rows of these edges.
+        reverse_offsets: (columns + 1,) int64, where the edges of each column begin in ``reverse``.
     """
 
     def __init__(self, matrix: sparse.csr_array, device: torch.device | str = "cpu") -> None:
@@ -52,33 +53,34 @@ class Graph:
 
     @property
     def degrees(self) -> Tensor:
-        """(rows,) int64."""
+        """(rows,) int64, the number of edges of each row."""
         return self.offsets.diff()
 
-    def part(self, rows: Tensor | None) -> Part:
-        """The rows (n,) int64, distinct; None for all."""
+    def block(self, rows: Tensor | None = None) -> RowBlock:
+        """The block of ``rows`` (n,) int64, which are distinct; None: of all rows."""
         if rows is None:
-            return Part(self, None, self.offsets, torch.arange(len(self), device=self.columns.device))
+            return RowBlock(self, None, self.offsets, torch.arange(len(self), device=self.columns.device))
         starts, counts = self.offsets[rows], self.degrees[rows]
         offsets = F.pad(counts.cumsum(0), (1, 0))
         edges = torch.arange(int(offsets[-1]), device=rows.device)
         edges = edges + torch.repeat_interleave(starts - offsets[:-1], counts)
-        return Part(self, rows, offsets, edges)
+        return RowBlock(self, rows, offsets, edges)
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        """(rows, d): for each row the sum of ``x`` (columns, d) over its edges, times their values."""
-        return self.part(None) @ x
+        """(rows, d): the sum over each row's edges of ``x`` (columns, d) times the value."""
+        return self.block() @ x
 
 
-class Part:
-    """Some rows of a graph, in the order asked for. `Graph.part` makes it.
+class RowBlock:
+    """n rows of a graph with their e edges. `Graph.block` makes it.
 
     Attributes:
-        graph: the whole of it.
-        rows: (n,) their numbers, or None for all.
-        offsets: (n + 1,) where each row's edges begin.
-        edges: (e,) numbers of the edges in the graph.
-        columns, owners: (e,) the column of each edge, and its row, counted within the part.
+        graph: the graph.
+        rows: (n,) row numbers, in the order of the block; None: all rows.
+        offsets: (n + 1,) where the edges of each row begin.
+        edges: (e,) edge numbers in the graph.
+        columns: (e,) the column of each edge.
+        owners: (e,) the row of each edge, as its position in the block.
     """
 
     def __init__(self, graph: Graph, rows: Tensor | None, offsets: Tensor, edges: Tensor) -> None:
@@ -95,7 +97,7 @@ class Part:
         return len(self.offsets) - 1
 
     def of_graph(self, edge_values: Tensor) -> Tensor:
-        """(e, ...) of this part's edges, from (edges, ...) of the graph's; differentiable."""
+        """(e, ...) values of the block's edges, from values (edges, ...) of the graph's edges; differentiable."""
         if self.rows is None:
             return edge_values
         flat = edge_values.reshape(len(edge_values), math.prod(edge_values.shape[1:]))
@@ -103,32 +105,32 @@ class Part:
 
     @property
     def values(self) -> Tensor:
-        """(e,) those of the graph."""
+        """(e,) the graph's values of the edges."""
         return self.graph.values if self.rows is None else self.graph.values[self.edges]
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        """(n, d): the rows' sums of ``x`` (columns, d), times the graph's values."""
+        """(n, d): the sum over each row's edges of ``x`` (columns, d) times the graph's value."""
         return self.gather(x, self.values)
 
     def gather(self, x: Tensor, weights: Tensor) -> Tensor:
-        """(n, d): the rows' sums of ``x`` (columns, d), times ``weights`` (e,) of edges. Differentiable in both."""
+        """(n, d): the sum over each row's edges of ``x`` (columns, d) times ``weights`` (e,); differentiable."""
         return _Gather.apply(self, x, weights)  # pyright: ignore[reportReturnType]
 
     def softmax(self, logits: Tensor) -> Tensor:
-        """(e,) softmax over each row's edges; differentiable."""
+        """(e,) the softmax of ``logits`` (e,) over each row's edges; differentiable."""
         return segment_softmax(logits, self.offsets, self.owners)
 
     def both_ends(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
-        """(e, d): on each edge, its row's of ``of_rows`` (n, d) plus its column's of ``of_columns`` (columns, d)."""
+        """(e, d): for each edge, ``of_rows`` (n, d) at its row plus ``of_columns`` (columns, d) at its column."""
         return _BothEnds.apply(self, of_rows, of_columns)  # pyright: ignore[reportReturnType]
 
     def inner(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
-        """(e,) on each edge, the inner product of its row's of ``of_rows`` (n, d) and its column's of ``of_columns``
-        (columns, d). Not differentiable."""
+        """(e,): for each edge, the inner product of ``of_rows`` (n, d) at its row and ``of_columns`` (columns, d) at
+        its column; not differentiable."""
         return _at_edges(self, of_rows, of_columns)
 
     def over_all_edges(self, edge_values: Tensor) -> Tensor:
-        """(edges, ...) of the whole graph, zero outside this part, from (e, ...)."""
+        """(edges, ...) values of the graph's edges, zero outside the block, from values (e, ...) of the block's."""
         if self.rows is None:
             return edge_values
         whole = edge_values.new_zeros(len(self.graph), *edge_values.shape[1:])
@@ -138,60 +140,60 @@ class Part:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Part, x: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.part = part
+    def forward(ctx: Any, block: RowBlock, x: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.block = block
         ctx.save_for_backward(x, weights)
-        return _bag(part.columns, x, part.offsets, weights)
+        return _bag(block.columns, x, block.offsets, weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None]:  # type: ignore[override]
-        part: Part = ctx.part
+        block: RowBlock = ctx.block
         x, weights = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = grad_weights = None
         if ctx.needs_input_grad[1]:
-            graph, flow = part.graph, grad
-            if part.rows is not None:
+            graph, flow = block.graph, grad
+            if block.rows is not None:
                 flow = grad.new_zeros(graph.shape[0], grad.shape[1])
-                flow[part.rows] = grad
-            back = part.over_all_edges(weights)[graph.reverse]
+                flow[block.rows] = grad
+            back = block.over_all_edges(weights)[graph.reverse]
             grad_x = _bag(graph.reverse_owners, flow, graph.reverse_offsets, back)
         if ctx.needs_input_grad[2]:
-            grad_weights = _at_edges(part, grad, x)
+            grad_weights = _at_edges(block, grad, x)
         return None, grad_x, grad_weights
 
 
 def _bag(numbers: Tensor, table: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """(n, d) sums of rows of ``table``, weighted."""
+    """(n, d) weighted sums of rows of ``table``."""
     weights = None if weights is None else weights.to(table.dtype)
     return F.embedding_bag(numbers, table, offsets[:-1], mode="sum", per_sample_weights=weights)
 
 
-def _at_edges(part: Part, left: Tensor, right: Tensor) -> Tensor:
+def _at_edges(block: RowBlock, left: Tensor, right: Tensor) -> Tensor:
     """(e,) the inner product of ``left`` (n, d) at the edge's row and ``right`` (columns, d) at its column."""
-    with warnings.catch_warnings():  # torch says at every use that CSR support is in beta
+    with warnings.catch_warnings():  # torch warns that its CSR support is in beta
         warnings.simplefilter("ignore", UserWarning)
         pattern = torch.sparse_csr_tensor(
-            part.offsets, part.columns, left.new_zeros(len(part.columns)), (len(part), part.graph.shape[1])
+            block.offsets, block.columns, left.new_zeros(len(block.columns)), (len(block), block.graph.shape[1])
         )
         return torch.sparse.sampled_addmm(pattern, left, right.T.contiguous()).values()
 
 
 class _BothEnds(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Part, of_rows: Tensor, of_columns: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.part = part
-        return of_rows.index_select(0, part.owners) + of_columns.index_select(0, part.columns)
+    def forward(ctx: Any, block: RowBlock, of_rows: Tensor, of_columns: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.block = block
+        return of_rows.index_select(0, block.owners) + of_columns.index_select(0, block.columns)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[override]
-        part: Part = ctx.part
+        block: RowBlock = ctx.block
         grad = grad.contiguous()
         in_order = torch.arange(len(grad), device=grad.device)
-        to_rows = _bag(in_order, grad, part.offsets)
-        to_columns = _bag(part.graph.reverse, part.over_all_edges(grad), part.graph.reverse_offsets)
+        to_rows = _bag(in_order, grad, block.offsets)
+        to_columns = _bag(block.graph.reverse, block.over_all_edges(grad), block.graph.reverse_offsets)
         return None, to_rows, to_columns
 
 
@@ -200,28 +202,31 @@ class _SegmentSoftmax(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, offsets: Tensor, owners: Tensor) -> Tensor:  # type: ignore[override]
         largest = torch.segment_reduce(logits, "max", offsets=offsets, axis=0)
         powers = torch.exp(logits - largest[owners])
-        chances = powers / torch.segment_reduce(powers, "sum", offsets=offsets, axis=0, initial=0)[owners]
-        ctx.save_for_backward(chances, offsets, owners)
-        return chances
+        probabilities = powers / torch.segment_reduce(powers, "sum", offsets=offsets, axis=0, initial=0)[owners]
+        ctx.save_for_backward(probabilities, offsets, owners)
+        return probabilities
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        chances, offsets, owners = ctx.saved_tensors
-        flow = chances * grad
+        probabilities, offsets, owners = ctx.saved_tensors
+        flow = probabilities * grad
         return (
-            flow - chances * torch.segment_reduce(flow, "sum", offsets=offsets, axis=0, initial=0)[owners],
+            flow - probabilities * torch.segment_reduce(flow, "sum", offsets=offsets, axis=0, initial=0)[owners],
             None,
             None,
         )
 
 
 def segment_softmax(logits: Tensor, offsets: Tensor, owners: Tensor) -> Tensor:
-    """Softmax within segments, for any number of elements in each, also none.
+    """Softmax within segments, which may be empty.
 
     Args:
         logits: (e,) segment after segment.
-        offsets: (n + 1,) int64 where each begins.
+        offsets: (n + 1,) int64 where each segment begins.
         owners: (e,) int64 the segment of each element.
+
+    Returns:
+        (e,) probabilities; differentiable.
     """
     return _SegmentSoftmax.apply(logits, offsets, owners)  # pyright: ignore[reportReturnType]

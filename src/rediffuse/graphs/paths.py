@@ -1,4 +1,4 @@
-"""Paths between items in a knowledge graph whose edges have weights, as tables of ids."""
+"""Paths between items in a weighted knowledge graph, as tables of ids."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import polars as pl
 
 
 def strongest_paths(edges: pl.DataFrame, items: pl.Series, touched: pl.Series, most: int) -> pl.DataFrame:
-    """The strongest paths from each of ``items`` to any of ``touched``, at most ``most`` each.
+    """The strongest paths from each of ``items`` to any of the items ``touched``, at most ``most`` per item.
 
-    A path is item - relation - entity - relation - touched item, and as strong as the product of both items' edge
-    weights; or item - relation - touched item, as strong as that edge.
+    A path is item - relation - entity - relation - touched item, with the product of both edge weights as its strength,
+    or item - relation - touched item, with the edge weight as its strength.
 
     Args:
-        edges: of items: item_id, relation, entity or other_item (what it leads to), weight, kept.
-        items, touched: ids.
+        edges: edges of items, with the columns item_id, relation, entity or other_item (the end), weight, kept.
+        items: ids of items.
+        touched: ids of items, for example those of a history.
+        most: paths per item.
 
     Returns:
-        item_id (in the order asked), relation, entity and relation_back (null on a direct edge), touched_item,
-        strength, kept (False if an edge of it is not), strongest first. Items without a path have no row.
+        item_id (in the order of ``items``), relation, entity and relation_back (null on a direct edge), touched_item,
+        strength, and kept (whether all edges are), strongest first. Items without a path have no row.
     """
     asked = pl.DataFrame({"item_id": items}).unique(maintain_order=True)
     ends = pl.DataFrame({"touched_item": touched}).unique()
-    # An item in the middle of a path is an entity as well.
+    # The middle of a path can be an item as well.
     edges = edges.with_columns(node=pl.coalesce("entity", pl.format("item {}", "other_item")))
     mine = asked.join(edges, on="item_id")
     theirs = edges.rename({"item_id": "touched_item", "relation": "relation_back"}).join(ends, on="touched_item")

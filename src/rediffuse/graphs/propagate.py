@@ -11,7 +11,7 @@ def propagate(graph: Graph, x: Tensor, layers: int) -> list[Tensor]:
     """[x, A x, A^2 x, ...]: ``layers`` + 1 tensors (nodes, d).
 
     Args:
-        graph: (nodes, nodes), its values A.
+        graph: (nodes, nodes), with the values A.
         x: (nodes, d) float32.
     """
     states = [x]

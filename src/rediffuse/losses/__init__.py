@@ -1,6 +1,6 @@
 """Losses over a catalogue of items."""
 
-from rediffuse.losses.buckets import reduced_cross_entropy, scalable_cross_entropy
+from rediffuse.losses.buckets import scalable_cross_entropy
 from rediffuse.losses.ranking import binary_cross_entropy, bpr, gbce_beta, logistic, squared_error
 from rediffuse.losses.sampled import Draws, sampled_softmax
 from rediffuse.losses.softmax import softmax_cross_entropy
@@ -11,7 +11,6 @@ __all__ = [
     "bpr",
     "gbce_beta",
     "logistic",
-    "reduced_cross_entropy",
     "sampled_softmax",
     "scalable_cross_entropy",
     "softmax_cross_entropy",

@@ -1,4 +1,4 @@
-"""Losses that set what was chosen against items drawn at random."""
+"""Losses that compare a positive item with negatives drawn at random."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Rows of the table that are taken together: on a CPU, what stays in its caches.
+# Rows of the table per slice; on a CPU they should fit into its caches.
 SLICE_ROWS = {"cpu": 16_384, "cuda": 1_048_576}
 
 
@@ -24,14 +24,19 @@ def bpr(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def logistic(positive: Tensor, negative: Tensor) -> Tensor:
-    """Binary cross entropy of each positive and all its negatives, ``mean over n of -log sigmoid(s+) - sum over k of
-    log(1 - sigmoid(s-))``; arguments as for `bpr`."""
+    """Binary cross entropy of each positive and its negatives; arguments as for `bpr`.
+
+    ``mean over n of -log sigmoid(s+) - sum over k of log(1 - sigmoid(s-))``
+    """
     return (F.softplus(-positive.float()) + F.softplus(negative.float()).sum(1)).mean()
 
 
 def squared_error(positive: Tensor, negative: Tensor) -> Tensor:
-    """Half the squared error of probabilities, ``mean over n of ((1 - sigmoid(s+))^2 + sum over k of sigmoid(s-)^2) /
-    2``, which DiffNet's released code sums over n; arguments as for `bpr`."""
+    """Half the squared error of the probabilities; arguments as for `bpr`.
+
+    ``mean over n of ((1 - sigmoid(s+))^2 + sum over k of sigmoid(s-)^2) / 2``; DiffNet's released code has the sum over
+    n.
+    """
     of_positive = torch.sigmoid(-positive.float()).square()
     return (of_positive + torch.sigmoid(negative.float()).square().sum(1)).mean() / 2
 
@@ -47,36 +52,36 @@ def binary_cross_entropy(
     weights: Tensor | None = None,
     sparse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One against sampled items: ``-beta log sigmoid(s+) - sum over k of log(1 - sigmoid(s-))``.
+    """Binary cross entropy of each target and its negatives: ``-beta log sigmoid(s+) - sum of log(1 - sigmoid(s-))``.
 
-    SASRec's loss with one negative and ``beta`` 1 (Kang & McAuley, ICDM 2018); with many and `gbce_beta`, gBCE
-    (Petrov & Macdonald, RecSys 2023). A negative that equals the row's target is left out.
+    With one negative and ``beta`` 1 it is SASRec's loss (Kang & McAuley, ICDM 2018); with many and `gbce_beta` it is
+    gBCE (Petrov & Macdonald, RecSys 2023). A negative that equals the row's target is left out.
 
-    The (n, k, d) vectors of negatives are taken slice by slice, and their gradient is computed in the forward pass,
-    while they are in cache.
+    The (n, k, d) vectors of the negatives are processed slice by slice, and their gradient is computed in the forward
+    pass, while they are in cache.
 
     Args:
         hidden: (n, d) one row per target.
         positives: (n, d) the vectors of the targets.
-        table: (items, d) free rows.
-        vectors: rows of the table (..., d) -> the vectors of items (..., d), differentiable; without parameters.
+        table: (items, d) the item table.
+        vectors: maps rows of the table (..., d) to item vectors (..., d), differentiable; without parameters.
         targets: (n,) int64.
         negatives: (n, k) int64.
         weights: (n,) importance weights, or None.
         sparse: whether the gradient of the table is sparse.
 
     Returns:
-        The scalar loss and the (n,) unweighted losses, detached.
+        The scalar loss, and the (n,) unweighted losses, detached.
     """
     positive = beta * F.softplus(-(hidden * positives).sum(-1).float())
     scale = torch.ones_like(positive) if weights is None else weights
     scale = scale.detach() / len(positive)
-    against, per_row = _AgainstDrawn.apply(hidden, table, sparse, vectors, targets, negatives, scale)  # type: ignore[misc]
+    against, per_row = _NegativesLoss.apply(hidden, table, sparse, vectors, targets, negatives, scale)  # type: ignore[misc]
     return (positive * scale).sum() + against, (positive + per_row).detach()
 
 
-class _AgainstDrawn(torch.autograd.Function):
-    """sum over n of scale * sum over k of softplus(s-), and the (n,) inner sums, not differentiable."""
+class _NegativesLoss(torch.autograd.Function):
+    """The sum over n of scale * (sum over k of softplus(s-)), and the (n,) inner sums, which have no gradient."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -95,16 +100,16 @@ class _AgainstDrawn(torch.autograd.Function):
         grad_rows = torch.empty(count, drawn, table.shape[1], dtype=table.dtype, device=table.device)
         step = max(1, SLICE_ROWS.get(table.device.type, SLICE_ROWS["cpu"]) // drawn)
         for start in range(0, count, step):
-            part = slice(start, start + step)
+            chosen = slice(start, start + step)
             with torch.enable_grad():
-                mine = hidden[part].detach().requires_grad_()
-                rows = F.embedding(negatives[part], table.detach()).requires_grad_()
-                logits = torch.einsum("nd,nkd->nk", mine, vectors(rows).to(mine.dtype)).float()
-                own = negatives[part] == targets[part, None]
-                losses = F.softplus(logits).masked_fill(own, 0.0).sum(1)
-                total = (losses * scale[part]).sum()
-            grad_hidden[part], grad_rows[part] = torch.autograd.grad(total, (mine, rows))
-            per_row[part] = losses.detach()
+                queries = hidden[chosen].detach().requires_grad_()
+                rows = F.embedding(negatives[chosen], table.detach()).requires_grad_()
+                logits = torch.einsum("nd,nkd->nk", queries, vectors(rows).to(queries.dtype)).float()
+                is_target = negatives[chosen] == targets[chosen, None]
+                losses = F.softplus(logits).masked_fill(is_target, 0.0).sum(1)
+                total = (losses * scale[chosen]).sum()
+            grad_hidden[chosen], grad_rows[chosen] = torch.autograd.grad(total, (queries, rows))
+            per_row[chosen] = losses.detach()
         ctx.save_for_backward(grad_hidden, grad_rows, negatives)
         ctx.items, ctx.sparse = len(table), sparse
         ctx.mark_non_differentiable(per_row)
@@ -113,14 +118,14 @@ class _AgainstDrawn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _grad_rows: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, grad_rows, negatives = ctx.saved_tensors
-        if grad_loss != 1:  # a pass over all that was drawn, which one process alone does not need
+        if grad_loss != 1:  # saves a pass over the gradient where there is one process
             grad_rows = grad_rows * grad_loss
         grad_table = torch.ops.aten.embedding_backward(grad_rows, negatives, ctx.items, -1, False, ctx.sparse)
         return grad_hidden * grad_loss, grad_table, *(None,) * 5
 
 
 def gbce_beta(negatives: int, num_items: int, calibration: float = 0.75) -> float:
-    """The power of the positive probability that undoes the overconfidence of sampling k of the other items.
+    """The power of the positive probability that corrects the overconfidence of sampling k negatives.
 
     Petrov & Macdonald, RecSys 2023: alpha = k / (num_items - 1), beta = alpha (t (1 - 1 / alpha) + 1 / alpha). It
     is 1 at t = 0 (plain binary cross entropy) and alpha at t = 1 (calibrated).

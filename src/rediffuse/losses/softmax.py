@@ -1,4 +1,4 @@
-"""Cross entropy over a whole catalogue, without ever holding the (targets x items) matrix."""
+"""Cross entropy over a whole catalogue, without the (targets x items) matrix of logits in memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits that are held at once. On a CPU they should stay in its caches, yet a training batch on a catalogue of ten
-# thousand items is one slice (measured fastest); a GPU wants few large products.
+# Logits in memory at once. On a CPU they should fit into its caches, but a training batch on a catalogue of ten
+# thousand items is one slice (measured fastest); a GPU needs few large products.
 SLICE_ELEMENTS = {"cpu": 4_000_000, "cuda": 256_000_000}
+# Rows of a product are a multiple of this.
 ROWS = 64
 
-# What (rows, items) pairs get an additive bias: three tensors (row numbers, item numbers, scalar bias).
+# An additive bias on some logits: row numbers, item numbers, and the scalar bias.
 Biased = tuple[Tensor, Tensor, Tensor]
 
 
@@ -27,26 +28,26 @@ def softmax_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of ``hidden @ items.T`` at ``targets`` over the whole catalogue.
 
-    Where some rows of logits fit into a slice, the gradient is computed in the forward pass, slice by slice of rows:
-    logits are read while they are in cache and are never computed twice. Larger catalogues are cut into slices of
-    items, and logits are computed again in the backward pass: memory grows with the table alone. Under autocast the
-    products run in its dtype.
+    If `ROWS` rows of logits fit into a slice, they are processed in slices of rows, and the gradient is computed in the
+    forward pass, so logits are read while they are in cache and computed once. Larger catalogues are processed in
+    slices of items, and logits are computed again in the backward pass, so memory grows with the table alone. Under
+    autocast the products run in its dtype.
 
     Args:
         hidden: (n, d) one row per target.
         items: (items, d) item table.
         targets: (n,) int64 item numbers.
         weights: (n,) importance weights, or None for ones. Not differentiated.
-        biased: (rows, columns, bias): ``bias`` () is added to the logits at those pairs, which are distinct.
+        biased: (rows, columns, bias): the scalar ``bias`` is added to the logits at these pairs, which are distinct.
 
     Returns:
-        The scalar loss, mean over rows of weight * cross entropy, and the (n,) unweighted cross entropies,
+        The scalar loss, which is the mean over rows of weight * cross entropy; and the (n,) unweighted cross entropies,
         detached.
     """
     count, dtype = len(hidden), _product_dtype(hidden)
     if weights is None:
         weights = torch.ones(count, dtype=torch.float32, device=hidden.device)
-    # Rows of weight zero make up a multiple of ROWS: the CPU's half-precision products are compiled for each new
+    # Padded to a multiple of ROWS with rows of weight zero: the CPU's half-precision products are compiled for each new
     # shape, which takes longer than the product.
     extra = -count % ROWS
     if extra:
@@ -72,6 +73,8 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 
 
 class _SlicedByRows(torch.autograd.Function):
+    """The loss in slices of rows; the gradient is computed in the forward pass."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
@@ -93,28 +96,28 @@ class _SlicedByRows(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias)
         step = max(1, _slice_elements(hidden) // len(items) // ROWS) * ROWS
         for start in range(0, count, step):
-            part = slice(start, start + step)
-            logits = queries[part] @ table.T
-            target = targets[part]
+            chosen = slice(start, start + step)
+            logits = queries[chosen] @ table.T
+            target = targets[chosen]
             own = torch.arange(len(target), device=target.device)
             pair = None
             if rows is not None and bias is not None:
                 inside = (rows >= start) & (rows < start + step)
                 pair = (rows[inside] - start, columns[inside])  # type: ignore[index]
                 logits[pair] += bias.to(dtype)
-            chances = torch.softmax(logits, dim=-1)
-            at_target = chances[own, target].to(per_row.dtype)
-            per_row[part] = -at_target.log()
-            faint = at_target < 1e-30  # about to underflow: take the log of the sum directly
-            if bool(faint.any()):
-                full = logits[faint].to(per_row.dtype)
-                per_row[part][faint] = torch.logsumexp(full, dim=-1) - full[own[: len(full)], target[faint]]
-            chances[own, target] -= 1
+            probabilities = torch.softmax(logits, dim=-1)
+            at_target = probabilities[own, target].to(per_row.dtype)
+            per_row[chosen] = -at_target.log()
+            tiny = at_target < 1e-30  # close to underflow: compute the log of the sum directly
+            if bool(tiny.any()):
+                full = logits[tiny].to(per_row.dtype)
+                per_row[chosen][tiny] = torch.logsumexp(full, dim=-1) - full[own[: len(full)], target[tiny]]
+            probabilities[own, target] -= 1
             if pair is not None and grad_bias is not None:
-                grad_bias += (chances[pair].to(scale.dtype) * scale[part][pair[0]]).sum()
-            # Rows are weighted on the narrow side of each product, not in the wide matrix of chances.
-            grad_hidden[part] = (chances @ table) * scale[part][:, None]
-            grad_items += chances.T @ (hidden[part] * scale[part][:, None]).to(dtype)
+                grad_bias += (probabilities[pair].to(scale.dtype) * scale[chosen][pair[0]]).sum()
+            # Rows are weighted on the narrow side of each product, not in the wide matrix of probabilities.
+            grad_hidden[chosen] = (probabilities @ table) * scale[chosen][:, None]
+            grad_items += probabilities.T @ (hidden[chosen] * scale[chosen][:, None]).to(dtype)
         loss = (per_row * scale).sum()
         ctx.save_for_backward(grad_hidden, grad_items, grad_bias)
         ctx.mark_non_differentiable(per_row)
@@ -123,7 +126,7 @@ class _SlicedByRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _grad_rows: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, grad_items, grad_bias = ctx.saved_tensors
-        # The loss ends the graph, so its incoming gradient is a scalar (1, or a loss scale) that we fold in.
+        # The incoming gradient is a scalar: 1, or what the loss was multiplied by.
         return (
             grad_hidden * grad_loss,
             grad_items * grad_loss,
@@ -133,6 +136,8 @@ class _SlicedByRows(torch.autograd.Function):
 
 
 class _SlicedByItems(torch.autograd.Function):
+    """The loss in slices of items; logits are computed again in the backward pass."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
@@ -146,7 +151,7 @@ class _SlicedByItems(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        if rows is not None and columns is not None:  # each slice takes those of its items
+        if rows is not None and columns is not None:  # in order of items, so that each slice takes a range of them
             order = torch.argsort(columns, stable=True)
             rows, columns = rows[order], columns[order]
         queries = hidden.to(dtype)
@@ -169,17 +174,17 @@ class _SlicedByItems(torch.autograd.Function):
         weighted = (hidden * scale[:, None]).to(ctx.dtype)
         grad_hidden, grad_items = torch.zeros_like(hidden), torch.empty_like(items)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        for part, table, logits, own, target, pair in _slices(
+        for chosen, table, logits, own, target, pair in _slices(
             queries, items, bias, targets, rows, columns, log_total.dtype
         ):
-            chances = logits.sub_(log_total[:, None]).exp_()
-            chances[own, target] -= 1
+            probabilities = logits.sub_(log_total[:, None]).exp_()
+            probabilities[own, target] -= 1
             if pair is not None and grad_bias is not None:
-                grad_bias += (chances[pair] * scale[pair[0]]).sum()
-            chances = chances.to(ctx.dtype)
-            # Rows are weighted on the narrow side of each product, not in the wide matrix of chances.
-            grad_hidden += chances @ table
-            grad_items[part] = chances.T @ weighted
+                grad_bias += (probabilities[pair] * scale[pair[0]]).sum()
+            probabilities = probabilities.to(ctx.dtype)
+            # Rows are weighted on the narrow side of each product, not in the wide matrix of probabilities.
+            grad_hidden += probabilities @ table
+            grad_items[chosen] = probabilities.T @ weighted
         return grad_hidden * scale[:, None], grad_items, grad_bias, *(None,) * 5
 
 
@@ -192,9 +197,12 @@ def _slices(
     columns: Tensor | None,
     wide: torch.dtype,
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
-    """Slices of items: which, their rows of the table, their logits (n, m), the rows whose target is among them, those
-    targets counted within the slice, and the biased pairs (row, column within the slice). ``columns`` ascend."""
-    # A quarter, as each is read several times over: measured fastest on a CPU.
+    """Yield slices of items.
+
+    Each has: the slice, its rows of the table (m, d), its logits (n, m), the rows whose target is in it, these targets
+    as columns of the slice, and the biased pairs (row, column of the slice). ``columns`` must ascend.
+    """
+    # A quarter of the size, because each slice is read several times: measured fastest on a CPU.
     width = max(1, _slice_elements(queries) // 4 // len(queries) // ROWS) * ROWS
     starts = list(range(0, len(items), width))
     bounds = [0] * (len(starts) + 1)
@@ -202,13 +210,13 @@ def _slices(
         edges = torch.tensor([*starts, len(items)], device=columns.device)
         bounds = torch.searchsorted(columns, edges).tolist()
     for number, start in enumerate(starts):
-        part = slice(start, min(start + width, len(items)))
-        table = items[part].to(queries.dtype)
+        chosen = slice(start, min(start + width, len(items)))
+        table = items[chosen].to(queries.dtype)
         logits = (queries @ table.T).to(wide)
         pair = None
         if rows is not None and columns is not None and bias is not None:
             inside = slice(bounds[number], bounds[number + 1])
             pair = (rows[inside], columns[inside] - start)
             logits[pair] += bias.to(wide)
-        own = torch.nonzero((targets >= part.start) & (targets < part.stop)).squeeze(1)
-        yield part, table, logits, own, targets[own] - start, pair
+        own = torch.nonzero((targets >= chosen.start) & (targets < chosen.stop)).squeeze(1)
+        yield chosen, table, logits, own, targets[own] - start, pair

@@ -1,14 +1,41 @@
-"""The models: one paper, one file, its Config on top."""
+"""The models: one paper, one file, its Config on top.
+
+The classes are attributes of this module (``rediffuse.models.SASRec``), loaded on first use. So are the classes that a
+model of your own derives from: `Model`, `SequenceModel`, `FactorModel` and `ModelConfig`.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rediffuse.errors import ConfigError, did_you_mean
+from rediffuse.models import external
 
 if TYPE_CHECKING:
-    from rediffuse.models.base import Model
+    from rediffuse.config import ModelConfig, Range
+    from rediffuse.models.base import Model, TrainingData
+    from rediffuse.models.baselines.bert4rec import BERT4Rec
+    from rediffuse.models.baselines.bprmf import BPRMF
+    from rediffuse.models.baselines.ease import EASE
+    from rediffuse.models.baselines.friends import Friends
+    from rediffuse.models.baselines.gru4rec import GRU4Rec
+    from rediffuse.models.baselines.itemknn import ItemKNN
+    from rediffuse.models.baselines.lightgcn import LightGCN
+    from rediffuse.models.baselines.popularity import Popularity
+    from rediffuse.models.baselines.s3rec import S3Rec
+    from rediffuse.models.baselines.sasrec import SASRec
+    from rediffuse.models.diffkg import DiffKG
+    from rediffuse.models.diffnet import DiffNet
+    from rediffuse.models.diffnetpp import DiffNetPP
+    from rediffuse.models.diffrec import DiffRec, TDiffRec
+    from rediffuse.models.diffuasr import DiffuASR
+    from rediffuse.models.diffurec import DiffuRec
+    from rediffuse.models.factors import FactorConfig, FactorModel
+    from rediffuse.models.ldiffrec import LDiffRec
+    from rediffuse.models.pdrec import PDRec
+    from rediffuse.models.sampling import Sampling
+    from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 
 # Loaded on first use: listing the names needs no torch.
 _MODELS = {
@@ -33,22 +60,107 @@ _MODELS = {
     "tdiffrec": ("rediffuse.models.diffrec", "TDiffRec"),
 }
 
+_FOR_AUTHORS = {
+    "Encoded": "rediffuse.models.sequence",
+    "FactorConfig": "rediffuse.models.factors",
+    "FactorModel": "rediffuse.models.factors",
+    "Model": "rediffuse.models.base",
+    "ModelConfig": "rediffuse.config",
+    "Range": "rediffuse.config",
+    "Sampling": "rediffuse.models.sampling",
+    "SequenceConfig": "rediffuse.models.sequence",
+    "SequenceModel": "rediffuse.models.sequence",
+    "TrainingData": "rediffuse.models.base",
+}
+_CLASSES = {attribute: module for module, attribute in _MODELS.values()} | _FOR_AUTHORS
 
-def names() -> list[str]:
-    """Names of all registered models."""
-    return sorted(_MODELS)
+
+def names(*, installed: bool = True) -> list[str]:
+    """Names of the models that `model_class` finds.
+
+    Args:
+        installed: include the models of other installed packages (entry point group ``rediffuse.models``).
+    """
+    return sorted({*_MODELS, *(external.entry_points() if installed else ())})
 
 
-def model_class(name: str) -> type[Model]:
-    """The model registered under ``name``.
+def model_class(model: str | type[Model]) -> type[Model]:
+    """The class of a model.
+
+    Args:
+        model: a name (see `names`), the import path of a class (``"my_package.module:MyModel"``), or the class itself.
 
     Raises:
-        ConfigError: there is none; with the closest known name.
+        ConfigError: there is no such model, its module cannot be imported, two packages offer it, or the class lacks
+            something that a model needs.
+
+    Warns:
+        RediffuseWarning: another package offers a model with the name of a built-in one, which is the one that is used.
     """
-    if name not in _MODELS:
-        raise ConfigError(f"There is no model {name!r}.", did_you_mean(name, _MODELS))
-    module, attribute = _MODELS[name]
-    return getattr(importlib.import_module(module), attribute)
+    if isinstance(model, str) and model in _MODELS:
+        external.warn_about_namesakes(model)
+        module, attribute = _MODELS[model]
+        return getattr(importlib.import_module(module), attribute)
+    if not isinstance(model, str):
+        found = model
+    elif ":" in model:
+        found = external.import_class(model)
+    else:
+        found = external.by_entry_point(model)
+        if found is None:
+            remedy = did_you_mean(model, names())
+            raise ConfigError(f"There is no model {model!r}.", external.as_import_path(model) or remedy)
+    kind = external.checked(found)
+    if (built_in := _MODELS.get(kind.name)) and external.class_path(kind) != ":".join(built_in):
+        raise ConfigError(
+            f"{external.class_path(kind)} has the name of a built-in model, {kind.name!r}.",
+            "Give the class another `name`: results are compared by it.",
+        )
+    return kind
 
 
-__all__ = ["model_class", "names"]
+__all__ = [
+    "BPRMF",
+    "EASE",
+    "BERT4Rec",
+    "DiffKG",
+    "DiffNet",
+    "DiffNetPP",
+    "DiffRec",
+    "DiffuASR",
+    "DiffuRec",
+    "Encoded",
+    "FactorConfig",
+    "FactorModel",
+    "Friends",
+    "GRU4Rec",
+    "ItemKNN",
+    "LDiffRec",
+    "LightGCN",
+    "Model",
+    "ModelConfig",
+    "PDRec",
+    "Popularity",
+    "Range",
+    "S3Rec",
+    "SASRec",
+    "Sampling",
+    "SequenceConfig",
+    "SequenceModel",
+    "TDiffRec",
+    "TrainingData",
+    "model_class",
+    "names",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        raise AttributeError(f"module 'rediffuse.models' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_CLASSES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

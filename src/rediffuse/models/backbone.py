@@ -1,4 +1,4 @@
-"""The sequence model that another model trains as its part: which it may be, and its options."""
+"""Backbones: sequence models that another model contains and trains, and their options."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rediffuse.models.sequence import SequenceConfig, SequenceModel
 
 
 def backbone_class(owner: str, name: str, known: Iterable[str]) -> type[SequenceModel]:
-    """The backbone called ``name``.
+    """The class of the backbone called ``name``.
 
     Args:
-        owner: the model that it is a part of, for messages.
-        known: names of those that it may be.
+        owner: the model that contains it, for messages.
+        known: names of the possible backbones.
 
     Raises:
-        ConfigError: it is none of them.
+        ConfigError: ``name`` is not one of them.
     """
     if name not in known:
-        raise ConfigError(f"{name!r} is no backbone for {owner}.", did_you_mean(name, known))
+        raise ConfigError(f"{name!r} is not a backbone of {owner}.", did_you_mean(name, known))
     kind = model_class(name)
     assert issubclass(kind, SequenceModel)
     return kind
@@ -30,15 +30,15 @@ def backbone_class(owner: str, name: str, known: Iterable[str]) -> type[Sequence
 def backbone_config(
     owner: str, kind: type[SequenceModel], options: dict[str, Any], shared: dict[str, Any]
 ) -> SequenceConfig:
-    """Options of a backbone: its own, and those ``shared`` with its owner.
+    """The options of a backbone: its own ``options``, and those ``shared`` with its owner.
 
     Raises:
-        ConfigError: ``options`` holds shared ones, others than its own, or a row-wise optimiser.
+        ConfigError: ``options`` has shared or unknown options, or a row-wise optimiser.
     """
     for option in shared:
         if option in options:
             name = owner.lower()
-            raise ConfigError(f"backbone_options.{option} is an option of {name}.", f"Set {option}=... itself.")
+            raise ConfigError(f"backbone_options.{option} is an option of {name} itself.", f"Set {option}=... instead.")
     config = kind.Config.build(None, options | shared)
     assert isinstance(config, SequenceConfig)
     if config.item_optimizer != "adamw":

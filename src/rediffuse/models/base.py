@@ -1,4 +1,4 @@
-"""What every model is to the rest of the package."""
+"""The interface of every model: what training, scoring and the run folder call."""
 
 from __future__ import annotations
 
@@ -19,32 +19,67 @@ from rediffuse.models.sampling import Sampling
 
 
 class Batches(Protocol):
-    """The batches of one epoch; `get` returns what falls to one of several ranks."""
+    """The batches of one epoch."""
 
-    def __len__(self) -> int: ...
-    def get(self, index: int, rank: int = 0, ranks: int = 1) -> Any: ...
+    def __len__(self) -> int:
+        """Number of batches."""
+        ...
+
+    def get(self, index: int, rank: int = 0, ranks: int = 1) -> Any:
+        """Batch ``index``, or the slice of it that belongs to ``rank`` of ``ranks``. It has a method ``to(device)``."""
+        ...
+
+    def users(self, index: int) -> NDArray[np.int64]:
+        """Numbers of the users in batch ``index``, for messages about it."""
+        ...
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model may learn from. It has no reference to validation targets or to the test subset."""
+    """What a model may learn from. It holds neither validation targets nor the test subset.
+
+    Attributes:
+        train: training interactions, one row per user.
+        num_users: users in training.
+        num_items: items in the catalogue.
+        popularity: (num_items,) training interactions of each item.
+        item_table: row i describes item i.
+        user_table: row u describes user u.
+        social: links between users.
+        kg: knowledge graph of the items.
+        seed: seed of the training, for noise that is drawn between phases.
+    """
 
     train: Histories
     num_users: int
     num_items: int
-    popularity: NDArray[np.int64]  # (num_items,) training events per item
-    item_table: pl.DataFrame | None = None  # row i describes item i
-    user_table: pl.DataFrame | None = None  # row u describes user u
+    popularity: NDArray[np.int64]
+    item_table: pl.DataFrame | None = None
+    user_table: pl.DataFrame | None = None
     social: SocialGraph | None = None
     kg: KnowledgeGraph | None = None
-    seed: int = 0  # of the training, for noise that is drawn between phases
+    seed: int = 0
 
 
 class Model(nn.Module):
-    """A recommender over a catalogue of ``num_items``.
+    """A recommender over a catalogue of ``num_items`` items.
 
-    Subclasses set `name`, `Config`, and either `fit` (closed form) or `batches` and `loss` (trained by the loop).
-    The buffer `popularity` (num_items,) answers for people without any known history.
+    A subclass sets `name` and `Config`, and implements `score_known` and either `fit` (closed form) or `batches` and
+    `loss` (trained by the loop). Its constructor takes ``(config, num_items, num_users)``. Parameters and buffers are
+    saved with the run; the constructor must give them their sizes, or hold them in `rediffuse.nn.SizedByData`.
+
+    Class attributes:
+
+    - ``name``: name in the registry and in messages.
+    - ``Config``: class of its options.
+    - ``trained_by_gradient``: False where `fit` does all the training.
+    - ``phases``: phases of training, in order; each is trained with `training_options` of its own.
+    - ``stochastic``: whether scores depend on the seed.
+    - ``reads_synthetic``: whether synthetic interactions train it and remain in the histories that it scores.
+    - ``reads_tables``: whether it learns from ``item_table`` or ``user_table``.
+    - ``reads_times``: whether scores depend on the times of interactions, not only on their order.
+
+    The buffer ``popularity`` (num_items,) scores users without history.
     """
 
     name: ClassVar[str]
@@ -52,9 +87,9 @@ class Model(nn.Module):
     trained_by_gradient: ClassVar[bool] = True
     phases: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = False
-    reads_synthetic: ClassVar[bool] = False  # whether events that a generator wrote train it and stand in histories
-    reads_tables: ClassVar[bool] = False  # whether it learns from what the tables say of items or people
-    reads_times: ClassVar[bool] = False  # whether answers depend on when events happened, not on their order alone
+    reads_synthetic: ClassVar[bool] = False
+    reads_tables: ClassVar[bool] = False
+    reads_times: ClassVar[bool] = False
     popularity: Tensor
 
     def __init__(self, config: ModelConfig, num_items: int, num_users: int = 0) -> None:
@@ -63,64 +98,78 @@ class Model(nn.Module):
         self.num_items, self.num_users = num_items, num_users
         self.register_buffer("popularity", torch.zeros(num_items))
 
-    # --- learning ------------------------------------------------------------------------------------------
+    # --- training, in the order of the calls ---------------------------------------------------------------
 
     def check(self, data: TrainingData) -> None:
-        """Refuse data that lack what the model learns from; called before anything is written.
+        """Refuse data without what the model learns from. Called before anything is written.
 
         Raises:
             DataError: says what is missing.
         """
 
     def fit(self, data: TrainingData) -> None:
-        """Learn in closed form. Trained models only take the popularity of items."""
+        """Learn what has a closed form. Called first in every training, also when it is resumed.
+
+        The base class stores the popularity of items; an override calls it.
+        """
         self.popularity.copy_(torch.from_numpy(np.asarray(data.popularity, dtype=np.float32)))
 
     def begin_phase(self, phase: str, data: TrainingData) -> None:
-        """Told before each phase of training; a model of several phases says here what is trained."""
+        """Prepare a phase: select what is trained. Called before each phase of `phases`.
+
+        What it derives must be a function of the weights and the data alone, so that a resumed run derives it again.
+        """
 
     def training_options(self, phase: str) -> ModelConfig:
-        """The options of the loop in a phase."""
+        """Options of the training loop in a phase."""
         return self.config
 
     def chosen_by_ranking(self, phase: str) -> bool:
-        """Whether the weights of a phase are those with the best validation metric; otherwise they are the last."""
+        """Whether a phase keeps the weights with the best validation metric; otherwise it keeps the last."""
         return True
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, as torch's optimisers take it; ``learning_rate_factor`` multiplies the rate of a group."""
+        """Parameter groups for a torch optimiser; ``learning_rate_factor`` multiplies the learning rate of a group."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> Batches:
-        """The batches of one epoch, in an order that depends on ``rng`` alone."""
+        """The batches of one epoch, in an order that depends on ``rng`` alone. Called at the start of each epoch."""
         raise NotImplementedError
 
     def loss(self, batch: Any) -> Tensor:
-        """The scalar loss of a batch."""
+        """The scalar loss of a batch, times its ``rank_weight``."""
         raise NotImplementedError
 
     def forward(self, batch: Any) -> Tensor:
-        """Same as `loss`; the name that distributed wrappers call."""
+        """Same as `loss`, under the name that distributed wrappers call."""
         return self.loss(batch)
 
     def prepare(self) -> None:
-        """Derive what answers need from the weights; called before answers whenever the weights have changed."""
+        """Derive from the weights what scoring needs. Called before scoring whenever the weights have changed."""
 
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
-        """Settle what is chosen on validation data after training; returns what was measured."""
+        """Choose settings on validation data. Called once, after training, with the best weights.
+
+        Args:
+            validate: gives the validation metric of the model as it is.
+
+        Returns:
+            The choices and what was measured; stored with the run and given to `resolve`.
+        """
         return {}
 
     def resolve(self, resolved: dict[str, Any]) -> None:
-        """Take over what `calibrate` settled, also after loading."""
+        """Apply the choices of `calibrate`. Called after it, and whenever a run is loaded."""
 
     def artifacts(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
-        """What training found beside the weights, as files of the run folder: name.parquet -> table."""
+        """Extra files of the run: "name.parquet" -> table. Called after training."""
         return {}
 
-    # --- answering -----------------------------------------------------------------------------------------
+    # --- scoring -------------------------------------------------------------------------------------------
 
     def has_user_state(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(B,) whether there is an answer of their own for these people (-1: unknown) even without any history."""
+        """(B,) whether the model has learned something about each of ``users`` (B,), so that it can score them without
+        a history. -1 is an unknown user."""
         return np.zeros(len(users), dtype=np.bool_)
 
     @torch.inference_mode()
@@ -132,17 +181,20 @@ class Model(nn.Module):
         seed: int = 0,
         sampling: Sampling | None = None,
     ) -> Tensor:
-        """Scores (B, num_items) float32 of all items for people with these histories; higher is better.
+        """Score all items for a batch of users; higher is better.
 
-        A person without history gets the popularity of items, unless the model `has_user_state` them. The answer for a row
-        depends on the row and ``seed`` alone, not on the rest of the batch.
+        A user without history gets the popularity of items, unless the model has user state for them. The scores of a
+        row depend on the row and the seed alone, not on the rest of the batch.
 
         Args:
             histories: B rows of item numbers, oldest first.
-            users: (B,) numbers of the people in training, -1 for those who were not in it; None: none was. Only
-                models that learn something about each person look at it.
-            seed: of the noise of a stochastic model.
-            sampling: all that can be chosen about the drawing, instead of ``seed`` alone.
+            users: (B,) numbers of the users in training, -1 for others; None: all are others. Only models with user
+                state read them.
+            seed: seed of the noise of a stochastic model.
+            sampling: all options of sampling, in place of ``seed``.
+
+        Returns:
+            (B, num_items) float32.
         """
         drawn = sampling or Sampling(seed)
         return self.score_with_fallback(histories, users, lambda known, who: self.score_known(known, who, drawn))
@@ -153,7 +205,12 @@ class Model(nn.Module):
         users: NDArray[np.int64] | None,
         score: Callable[[Histories, NDArray[np.int64]], Tensor],
     ) -> Tensor:
-        """Scores as of `score`: by the function for people with an answer of their own, by popularity for others."""
+        """Score known users with a function, and users without history or user state by popularity.
+
+        Args:
+            histories, users: as for `score`.
+            score: called with the histories and numbers of the known users; returns their scores.
+        """
         who = np.full(len(histories), -1, dtype=np.int64) if users is None else users
         if not self.reads_synthetic:
             histories = histories.without_synthetic()
@@ -166,32 +223,35 @@ class Model(nn.Module):
         return scores
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        """Scores (B, num_items) float32 for histories of at least one item, or people whom the model has_user_state;
-        arguments as for `score`."""
-        raise NotImplementedError
+        """(B, num_items) float32 scores of users with at least one item of history or with user state.
 
-    # --- looking inside ------------------------------------------------------------------------------------
+        Called in evaluation mode without gradients; arguments as for `score`.
+        """
+        raise NotImplementedError
 
     @property
     def max_sampling_steps(self) -> int | None:
-        """The most steps of denoising that an answer can be asked for, or None where there is nothing to choose."""
+        """Most denoising steps that `Sampling.sampling_steps` may ask for; None: it has no effect."""
         return None
 
     def network_passes(self, sampling: Sampling) -> int:
-        """How many passes through the network an answer takes."""
+        """Passes through the network per scored batch."""
         return 1
 
+    # --- vectors, of models that rank by an inner product --------------------------------------------------
+
     def index_vectors(self) -> Tensor | None:
-        """(num_items, d) the vectors that `query_vectors` are multiplied by to rank items; None: ranked otherwise."""
+        """(num_items, d) item vectors whose inner products with `query_vectors` rank the items, or None."""
         return None
 
-    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
-        """(B, num_items) the scores, from `query_vectors` (B, d) of ``histories`` and from `index_vectors`."""
-        return queries @ items.T
-
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        """(B, d) for people with an answer of their own; arguments as for `score_known`.
+        """(B, d) vectors of known users; arguments as for `score_known`.
 
-        Inner products with `index_vectors` are the scores, but for what `scores_by_vectors` says of items seen.
+        Their inner products with `index_vectors` are the scores, but for what `scores_by_vectors` adds to items of the
+        history.
         """
         raise NotImplementedError
+
+    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
+        """(B, num_items) scores from the `query_vectors` (B, d) of ``histories`` and from `index_vectors`."""
+        return queries @ items.T

@@ -1,4 +1,4 @@
-"""What models share that are made of several models."""
+"""The base class of models that are made of several models."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rediffuse.models.sampling import Sampling
 
 
 class Composite(Model):
-    """A model of parts, of which one answers, by phase: what is asked of the whole is asked of that part."""
+    """Several models, one of which is active in each phase. All inference goes to the active model."""
 
     @property
     def active_model(self) -> Model:
-        """The one that answers."""
+        """The model that recommends in the present phase."""
         raise NotImplementedError
 
     def as_trained(self, histories: Histories, users: NDArray[np.int64]) -> Histories:
-        """Histories (B rows) as the part that answers has learned to read them."""
+        """Histories (B rows) in the form that the active model was trained on."""
         return histories
 
     def prepare(self) -> None:

@@ -1,12 +1,13 @@
-"""DiffRec and T-DiffRec: diffusion over a person's whole row of items (Wang et al., SIGIR 2023, arXiv 2304.04971).
+"""DiffRec and T-DiffRec: diffusion over a user's whole row of items (Wang et al., SIGIR 2023, arXiv 2304.04971).
 
-A row x_0 of the users x items matrix is noised, a multilayer perceptron recovers it, and what it puts where the row
-was empty ranks the items. T-DiffRec weighs recent events more, by their order or, as PDRec's TI-DiffRec does, by the
-time between them. To answer, the row itself is the start of the chain: nothing is drawn, and the whole chain is walked
-in the network's hidden space (`rediffuse.nn.RowDenoiser.reverse`).
+In training, a row x_0 of the users x items matrix is noised and a multilayer perceptron recovers it. At inference, the
+reverse chain starts from the row itself, and the values in its empty cells rank the items. Nothing is drawn, and the
+chain runs in the network's hidden space (`rediffuse.nn.RowDenoiser.reverse`).
 
-With ``diffusion=false`` the row goes through the same network once, without noise: the non-diffusion twin, a denoising
-autoencoder.
+T-DiffRec gives recent interactions more weight in the row: by their order, or by time as PDRec's TI-DiffRec does.
+
+Ablation (no diffusion): with ``diffusion=false`` the row goes through the same network once, without noise. That is a
+denoising autoencoder.
 """
 
 from __future__ import annotations
@@ -41,16 +42,18 @@ from rediffuse.nn import Folded, RowDenoiser
 Weighting = Literal["none", "order", "interval"]
 
 
-def event_weights(
-    histories: Histories, weighting: Weighting, low: float, high: float, *, single: Literal["high", "low"] = "high"
+def interaction_weights(
+    histories: Histories, weighting: Weighting, low: float, high: float, *, released: bool = False
 ) -> NDArray[np.float32]:
-    """(events,) what each event puts into its person's row, from ``low`` (oldest) to ``high`` (most recent).
+    """(interactions,) the weight of each interaction in its user's row, from ``low`` (oldest) to ``high`` (latest).
 
-    order: evenly over the person's events (T-DiffRec, section 3.3). interval: in proportion to time (TI-DiffRec; Ma et
-    al., AAAI 2024); events that all happened at once get ``high``, and without times it is the order. none: ones.
+    - none: 1.
+    - order: spread evenly over the user's interactions (T-DiffRec, section 3.3).
+    - interval: in proportion to time (TI-DiffRec; Ma et al., AAAI 2024). Interactions that all happened at once have
+      ``high``. Without times, it is the order.
 
     Args:
-        single: weight of an only event under ``order``; the released T-DiffRec gives it ``low``.
+        released: under ``order``, give a user's only interaction ``low`` as the released T-DiffRec does, not ``high``.
     """
     if weighting == "none":
         return np.ones(len(histories.items), dtype=np.float32)
@@ -58,20 +61,40 @@ def event_weights(
     if weighting == "interval" and histories.times is not None:
         # Differences first: single precision holds seconds since 1970 to two minutes.
         since = (histories.times - histories.times[histories.offsets[owners]]).astype(np.float64)
-        alone = 1.0
+        without_span = 1.0
     else:
         since = histories.positions.astype(np.float64)
-        alone = 1.0 if single == "high" else 0.0
+        without_span = 0.0 if released else 1.0
     last = np.zeros(len(lengths))
     last[lengths > 0] = since[histories.offsets[1:][lengths > 0] - 1]
     span = last[owners]
-    share = np.divide(since, span, out=np.full(len(owners), alone), where=span > 0)
-    return (low + share * (high - low)).astype(np.float32)
+    recency = np.divide(since, span, out=np.full(len(owners), without_span), where=span > 0)
+    return (low + recency * (high - low)).astype(np.float32)
+
+
+# Released options that are the same for all data sets.
+_RELEASED = {"metric": "recall@20/unseen", "patience": 4, "validate_every": 5, "weight_decay": 0.0}
 
 
 class DiffRecConfig(ModelConfig):
-    """Defaults chosen on validation data (docs/benchmarks.md). Presets are the released configurations, by data set."""
+    """Options of DiffRec; the defaults are chosen on validation data (docs/benchmarks.md).
 
+    The presets ``paper:NAME`` hold the released options for a data set.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": _RELEASED,
+        "released": _RELEASED | {"fidelity": "released"},
+        "paper:amazon-book": _RELEASED
+        | {"learning_rate": 5e-5, "hidden_sizes": (1000,), "diffusion_steps": 5}
+        | {"noise_scale": 1e-4, "noise_min": 5e-4, "noise_max": 5e-3},
+        "paper:yelp": _RELEASED
+        | {"learning_rate": 1e-5, "hidden_sizes": (1000,), "diffusion_steps": 5}
+        | {"noise_scale": 0.01, "noise_min": 1e-3, "noise_max": 0.01},
+        "paper:ml-1m": _RELEASED
+        | {"learning_rate": 1e-3, "hidden_sizes": (200, 600), "diffusion_steps": 40}
+        | {"noise_scale": 5e-3, "noise_min": 5e-3, "noise_max": 0.01},
+    }
     search: ClassVar = {
         "learning_rate": Range(1e-4, 5e-3, log=True),
         "diffusion_steps": (2, 5, 10, 40),
@@ -79,72 +102,60 @@ class DiffRecConfig(ModelConfig):
         "dropout": Range(0.2, 0.8),
     }
 
-    batch_size: int = Field(400, ge=1, description="People per optimiser step.")
+    batch_size: int = Field(400, ge=1, description="Users per optimiser step.")
     epochs: int = Field(1000, ge=0, description="Upper bound; early stopping usually ends before it.")
     learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1.0, ge=0, description="Decoupled (AdamW).")
     validate_every: int = Field(2, ge=1, description="Epochs between validations.")
+    fidelity: Literal["corrected", "released"] = Field(
+        "corrected", description="released: under weighting=order, a user's only interaction weighs weight_min."
+    )
     hidden_sizes: tuple[int, ...] = Field(
         (200, 600), min_length=1, description="Widths from the narrowest outwards: items, 600, 200, 600, items."
     )
     time_size: int = Field(10, ge=1, description="Width of the embedding of the timestep.")
-    dropout: float = Field(0.5, ge=0, lt=1, description="On the row that goes in.")
-    normalize: bool = Field(False, description="Scale the row that goes in to length one. Answers are slower with it.")
-    weighting: Weighting = Field("none", description="What recent events weigh more by: none, order or interval.")
-    weight_min: float = Field(0.1, ge=0, le=1, description="Weight of a person's oldest event.")
-    weight_max: float = Field(1.0, gt=0, description="Weight of a person's latest event.")
-    single_event_weight: Literal["high", "low"] = Field(
-        "high", description="Weight of an only event under weighting=order; low as released."
-    )
-    diffusion: bool = Field(True, description="False: the non-diffusion twin.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="On the input row.")
+    normalize: bool = Field(False, description="Scale the input row to length one; makes inference slower.")
+    weighting: Weighting = Field("none", description="Weight recent interactions more: none, order or interval.")
+    weight_min: float = Field(0.1, ge=0, le=1, description="Weight of a user's oldest interaction.")
+    weight_max: float = Field(1.0, gt=0, description="Weight of a user's latest interaction.")
+    diffusion: bool = Field(True, description="False: the ablation (no diffusion).")
     diffusion_steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
-    noise_scale: float = Field(0.01, gt=0)
-    noise_min: float = Field(0.001, gt=0)
-    noise_max: float = Field(0.01, gt=0)
+    noise_scale: float = Field(0.01, gt=0, description="Factor of both ends of the schedule.")
+    noise_min: float = Field(0.001, gt=0, description="1 - abar at the first step, before the factor.")
+    noise_max: float = Field(0.01, gt=0, description="1 - abar at the last step, before the factor.")
     beta_fixed: bool = Field(True, description="Set the first beta to 1e-5, as released.")
-    prediction: Literal["x0", "eps"] = Field("x0", description="What the network predicts; eps answers more slowly.")
-    snr_weighting: bool = Field(True, description="Weigh timesteps as the variational bound does.")
+    prediction: Literal["x0", "eps"] = Field("x0", description="What the network predicts; eps makes inference slower.")
+    snr_weighting: bool = Field(True, description="Weight timesteps as the variational bound does.")
     timestep_sampler: Literal["lossaware", "uniform"] = "lossaware"
 
 
-_RELEASED = {"metric": "recall@20/unseen", "patience": 4, "validate_every": 5, "weight_decay": 0.0}
-DiffRecConfig.presets = {
-    "amazon-book": _RELEASED
-    | {"learning_rate": 5e-5, "hidden_sizes": (1000,), "diffusion_steps": 5}
-    | {"noise_scale": 1e-4, "noise_min": 5e-4, "noise_max": 5e-3},
-    "yelp": _RELEASED
-    | {"learning_rate": 1e-5, "hidden_sizes": (1000,), "diffusion_steps": 5}
-    | {"noise_scale": 0.01, "noise_min": 1e-3, "noise_max": 0.01},
-    "ml-1m": _RELEASED
-    | {"learning_rate": 1e-3, "hidden_sizes": (200, 600), "diffusion_steps": 40}
-    | {"noise_scale": 5e-3, "noise_min": 5e-3, "noise_max": 0.01},
+# Released options of PDRec's TI-DiffRec that are the same for all data sets.
+TI_DIFFREC = {
+    **{"weighting": "interval", "learning_rate": 5e-5, "weight_decay": 0.5, "validate_every": 1},
+    **{"diffusion_steps": 10, "noise_scale": 0.01, "noise_min": 5e-4},
 }
 
 
 class TDiffRecConfig(DiffRecConfig):
-    """DiffRec with weighted rows. ``toys`` and ``douban-book`` are PDRec's TI-DiffRec, the others T-DiffRec."""
+    """DiffRec with weighted rows. ``paper:toys`` and ``paper:douban-book`` are PDRec's TI-DiffRec."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "amazon-book": DiffRecConfig.presets["amazon-book"]
+        "paper": DiffRecConfig.presets["paper"],
+        "released": DiffRecConfig.presets["released"],
+        "paper:amazon-book": DiffRecConfig.presets["paper:amazon-book"]
         | {"learning_rate": 1e-5, "diffusion_steps": 10, "noise_scale": 5e-4, "noise_min": 1e-3, "weight_min": 0.1},
-        "yelp": DiffRecConfig.presets["yelp"] | {"noise_scale": 5e-3, "weight_min": 0.5},
-        "toys": {
-            **{"weighting": "interval", "weight_min": 0.5, "learning_rate": 5e-5, "weight_decay": 0.5},
-            **{"hidden_sizes": (1000,), "time_size": 10, "diffusion_steps": 10, "validate_every": 1},
-            **{"noise_scale": 0.01, "noise_min": 5e-4, "noise_max": 5e-3},
-        },
-        "douban-book": {
-            **{"weighting": "interval", "weight_min": 0.3, "learning_rate": 5e-5, "weight_decay": 0.5},
-            **{"hidden_sizes": (256,), "time_size": 8, "diffusion_steps": 10, "validate_every": 1},
-            **{"noise_scale": 0.01, "noise_min": 5e-4, "noise_max": 0.01},
-        },
+        "paper:yelp": DiffRecConfig.presets["paper:yelp"] | {"noise_scale": 5e-3, "weight_min": 0.5},
+        "paper:toys": TI_DIFFREC | {"weight_min": 0.5, "hidden_sizes": (1000,), "time_size": 10, "noise_max": 5e-3},
+        "paper:douban-book": TI_DIFFREC
+        | {"weight_min": 0.3, "hidden_sizes": (256,), "time_size": 8, "noise_max": 0.01},
     }
 
-    weighting: Weighting = Field("order", description="What recent events weigh more by: none, order or interval.")
+    weighting: Weighting = Field("order", description="Weight recent interactions more: none, order or interval.")
 
 
 class DiffRec(Model):
-    """DiffRec, or its non-diffusion twin."""
+    """DiffRec, or its ablation (no diffusion)."""
 
     name = "diffrec"
     Config = DiffRecConfig
@@ -176,22 +187,22 @@ class DiffRec(Model):
         return self.config.weighting == "interval"
 
     def row_width(self) -> int:
-        """Length of what is noised."""
+        """Width of the rows that are noised."""
         return self.num_items
 
     def rows(self, histories: Histories) -> Any:
-        """The weighted users x items matrix of histories, sparse; an item that comes again has its latest weight."""
-        options = self.config
-        weights = event_weights(
+        """The sparse weighted users x items matrix of histories; a repeated item has its latest weight."""
+        config = self.config
+        weights = interaction_weights(
             histories,
-            options.weighting,
-            options.weight_min,
-            options.weight_max,
-            single=options.single_event_weight,
+            config.weighting,
+            config.weight_min,
+            config.weight_max,
+            released=config.fidelity == "released",
         )
         return weighted_matrix(histories, self.num_items, weights)
 
-    # --- learning ------------------------------------------------------------------------------------------
+    # --- training ------------------------------------------------------------------------------------------
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> RowBatches:
         return RowBatches(self.rows(data.train), batch_size=self.config.batch_size, rng=rng)
@@ -207,24 +218,24 @@ class DiffRec(Model):
         noise = torch.randn_like(x_0)
         x_t = q_sample(self.schedule, x_0, t, noise)
         losses = self.weighted_errors(x_0, x_t, noise, t, self.denoiser(x_t, t).float())
-        mine = rank_rows(batch.rank_weight)
-        self.timesteps.update(t[mine], losses[mine])
+        counted = rank_rows(batch.rank_weight)
+        self.timesteps.update(t[counted], losses[counted])
         return (losses * importance).mean() * batch.rank_weight
 
     def weighted_errors(self, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, output: Tensor) -> Tensor:
-        """(B,) squared errors of what the network gave at (x_t, t), averaged over items, weighted by timestep."""
+        """(B,) squared errors of the network's ``output`` at (x_t, t): means over items, weighted by timestep."""
         prediction = self.config.prediction
         target = x_0 if prediction == "x0" else noise
         errors = (target - output).square().mean(1)
         if not self.config.snr_weighting:
             return errors
         if prediction == "eps":
-            # At t = 0 the bound has a likelihood of x_0 instead.
+            # At t = 0 the bound has the likelihood of x_0 instead.
             x_0_hat = predict_x0(self.schedule, output, x_t, t, prediction)
             errors = torch.where(t == 0, (x_0 - x_0_hat).square().mean(1) / 2, errors)
         return errors * at_timesteps(snr_weights(self.schedule, prediction), t, errors)
 
-    # --- answering -----------------------------------------------------------------------------------------
+    # --- scoring -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -234,7 +245,7 @@ class DiffRec(Model):
 
     @property
     def in_hidden_space(self) -> bool:
-        """Whether the chain can be walked there, exactly: see `RowDenoiser.reverse`."""
+        """Whether the reverse chain can run there exactly, see `RowDenoiser.reverse`."""
         return self.config.prediction == "x0" and not self.config.normalize
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
@@ -244,18 +255,18 @@ class DiffRec(Model):
         return self.plain_chain(rows.dense(self.num_items))
 
     def hidden(self, histories: Histories, sampling: Sampling) -> Tensor:
-        """(B, H) what the last layer reads to score."""
+        """(B, H) the input of the last layer, which gives the scores."""
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
-        on_step = sampling.on_step
+        callback = sampling.on_step
 
-        def tell(t: int, g: Tensor) -> None:
-            if on_step is not None:
-                on_step(t, None, _with_one(g))
+        def on_step(t: int, g: Tensor) -> None:
+            if callback is not None:
+                callback(t, None, _with_one(g))
 
-        return self.reverse(self.denoiser.read(rows.items, rows.offsets, rows.values), tell)
+        return self.reverse(self.denoiser.read(rows.items, rows.offsets, rows.values), on_step)
 
     def index_vectors(self) -> Tensor | None:
-        """The last layer, whose bias is a column more."""
+        """The last layer's weights, with its bias as one more column."""
         if not self.in_hidden_space:
             return None
         return torch.cat((self.denoiser.last.weight, self.denoiser.last.bias[:, None]), dim=1)
@@ -264,7 +275,7 @@ class DiffRec(Model):
         return _with_one(self.hidden(histories, sampling))
 
     def reverse(self, z: Tensor, on_step: Callable[[int, Tensor], None] | None = None) -> Tensor:
-        """The whole chain in hidden space, from z = W x_T (B, H) to g (B, H), which the last layer reads."""
+        """The reverse chain in hidden space, from z = W x_T (B, H) to g (B, H), the input of the last layer."""
         folded = Folded(self.folded_weight, self.folded_bias)
         schedule = self.schedule
         return self.denoiser.reverse(
@@ -272,20 +283,20 @@ class DiffRec(Model):
         )
 
     def plain_chain(self, x: Tensor) -> Tensor:
-        """The same from x_T (B, I) to x_0_hat (B, I), by T passes over whole rows, for networks of any kind."""
+        """The reverse chain from x_T (B, I) to x_0_hat (B, I), in T passes over whole rows; for any network."""
         if not self.config.diffusion:
             return self.denoiser(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
-        # Nothing is drawn: every step takes the mean.
+        # Every step takes the mean; nothing is drawn.
         return ancestral(self.denoiser, x, self.schedule, prediction=self.config.prediction, variance=None)
 
 
 def _with_one(g: Tensor) -> Tensor:
-    """(B, H + 1): what the bias is multiplied by, at the end."""
+    """(B, H + 1) with a last column of ones, which the bias multiplies."""
     return torch.cat((g, g.new_ones(len(g), 1)), dim=1)
 
 
 class TDiffRec(DiffRec):
-    """T-DiffRec and TI-DiffRec: DiffRec on rows that remember when."""
+    """T-DiffRec and TI-DiffRec: DiffRec on rows with more weight for recent interactions."""
 
     name = "tdiffrec"
     Config = TDiffRecConfig

@@ -1,16 +1,16 @@
 """DiffuASR: diffusion augmentation for sequential recommendation (Liu et al., CIKM 2023, arXiv 2309.12858).
 
-A generator learns what could have come before a history: the vectors of M items that precede it are noised and a U-Net,
-told what the history is about, recovers the noise. For each person M items are then sampled, rounded to the catalogue
-and put before the history, and a sequence model, the *backbone*, is trained on the longer histories.
+A generator learns what could have come before a history: the vectors of M successive items are noised, and a U-Net,
+conditioned on what followed them, predicts the noise. For each user, M synthetic interactions are sampled, rounded to
+items of the catalogue and put before the history. A sequence model, the *backbone*, is trained on these histories.
 
-Three phases: a sequence model is trained first (*classifier*), for the item vectors, which stay as they are, and to
-guide; then the *generator*; then the backbone. Without a backbone the classifier answers, and the run is there for
-`rediffuse augment diffuasr`.
+There are three phases. The *classifier*, a sequence model, gives the item vectors, which are not trained further, and
+the guidance; then the *generator* and the backbone are trained. Without a backbone the classifier recommends, and the
+run serves ``rediffuse augment diffuasr``.
 
-Guidance leans the sample towards the person: ``cf``, classifier-free (Ho & Salimans 2022), by training without the
-condition now and then; ``cg``, classifier-guided (Dhariwal & Nichol 2021), by the classifier's chance that the person's
-first own item follows what was generated; ``none``, by the condition alone.
+Guidance moves samples towards the user: ``cf``, classifier-free (Ho & Salimans 2022), by sometimes training without the
+condition; ``cg``, classifier-guided (Dhariwal & Nichol 2021), by the classifier's probability that the user's first own
+item follows the sample; ``none``, by the condition only.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from rediffuse.diffusion import (
     space_timesteps,
 )
 from rediffuse.diffusion.noise import RowNoise, row_keys
+from rediffuse.diffusion.schedule import NoiseSchedule
+from rediffuse.diffusion.solvers import Network
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models import model_class
 from rediffuse.models.backbone import backbone_class, backbone_config
@@ -50,7 +52,7 @@ from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn.unet import SequentialUNet
 
 BACKBONES = ("bert4rec", "diffurec", "gru4rec", "s3rec", "sasrec")
-# Scores of a block of people in rounding and guidance.
+# Scores in a block of users, for rounding and guidance.
 BLOCK_SCORES = 4_000_000
 SAMPLED_ROWS = 512
 
@@ -59,52 +61,54 @@ class DiffuASRConfig(ModelConfig):
     """Options of the loop are those of the backbone's training; the classifier and the generator have their own."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # The released network and guide; its guidance is `reference_guidance`.
-        "reference": {
+        "paper": {},
+        "released": {
+            "fidelity": "released",
             "channels": 8,
             "multipliers": (1, 2, 2, 2),
             "classifier_model": "bert4rec",
             "pool": "sum",
             "anywhere": False,
             "guidance": "cg",
-            "reference_guidance": True,
             "forbid_own": False,
             "forbid_repeats": False,
         },
     }
     search: ClassVar = {"guidance_scale": Range(0.1, 10.0, log=True), "n": (3, 5, 10)}
 
-    backbone: str | None = Field("sasrec", description="Trained on the longer histories; null: none is.")
+    fidelity: Literal["corrected", "released"] = Field(
+        "corrected", description="released: cg with the wrong sign, and with the first step's factor for all steps."
+    )
+    backbone: str | None = Field("sasrec", description="Trained on the augmented histories; null: no backbone.")
     backbone_options: dict[str, Any] = Field({}, description="Its own options, e.g. backbone_options.dropout=0.2.")
-    classifier_model: Literal["sasrec", "bert4rec"] = Field("sasrec", description="Gives item vectors, and guides.")
+    classifier_model: Literal["sasrec", "bert4rec"] = Field("sasrec", description="Gives item vectors and guidance.")
     classifier: dict[str, Any] = Field({}, description="Its options, e.g. classifier.epochs=50.")
-    n: int = Field(10, ge=1, description="M, items written before a history.")
-    only_shorter_than: int | None = Field(None, ge=1, description="Only before histories with fewer events.")
-    guidance: Literal["none", "cf", "cg"] = "cf"
-    guidance_scale: float = Field(1.0, ge=0, description="How much it weighs when sampling; 0 is no guidance.")
-    condition_dropout: float = Field(0.1, ge=0, lt=1, description="For cf: share of rows trained without condition.")
+    n: int = Field(10, ge=1, description="M, synthetic interactions before a history.")
+    only_shorter_than: int | None = Field(None, ge=1, description="Only before histories with fewer interactions.")
+    guidance: Literal["none", "cf", "cg"] = Field("cf", description="none, cf: classifier-free, cg: classifier-guided.")
+    guidance_scale: float = Field(1.0, ge=0, description="Weight of the guidance in sampling; 0: none.")
+    condition_dropout: float = Field(
+        0.1, ge=0, lt=1, description="For cf: share of rows trained without their condition."
+    )
     channels: int = Field(32, ge=8, description="Of the U-Net's first level, a multiple of 8.")
     multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="Of the channels, one per level.")
-    pool: Literal["mean", "sum"] = Field("mean", description="How the condition is made of the history's vectors.")
-    anywhere: bool = Field(True, description="Learn from any M successive items; false: from the first M alone.")
+    pool: Literal["mean", "sum"] = Field("mean", description="How the history's vectors become the condition.")
+    anywhere: bool = Field(True, description="Learn from any M successive items; false: from the first M only.")
     noise_schedule: Literal["linear", "quad", "sigmoid", "cosine_clip"] = "linear"
-    diffusion_steps: int = Field(1000, ge=1, description="T of the noise schedule.")
+    diffusion_steps: int = Field(1000, ge=1, description="T, the steps of the noise schedule.")
     sampling_steps: int = Field(5, ge=1, description="Steps of DDIM.")
     generator_epochs: int = Field(200, ge=1, description="Of the generator; the last weights are kept.")
     generator_rate: float = Field(1e-3, gt=0, description="Learning rate of the generator.")
-    generator_batch: int = Field(512, ge=1, description="People per step of the generator.")
-    forbid_own: bool = Field(True, description="Items of the person's history are not written.")
-    forbid_repeats: bool = Field(True, description="No item is written twice for a person.")
+    generator_batch: int = Field(512, ge=1, description="Users per step of the generator.")
+    forbid_own: bool = Field(True, description="Do not generate items of the user's history.")
+    forbid_repeats: bool = Field(True, description="Do not generate an item twice for a user.")
     sampling_temperature: float = Field(0.0, ge=0, description="Of the choice of items; 0 takes the nearest.")
-    reference_guidance: bool = Field(
-        False, description="Only for reference: cg with the released sign, and one factor for all steps."
-    )
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _options_fit(self) -> Self:
         space_timesteps(self.diffusion_steps, f"ddim{self.sampling_steps}")
         if min(self.multipliers) < 1:
-            raise ValueError(f"multipliers are {self.multipliers}, and each must be at least 1")
+            raise ValueError(f"multipliers are {self.multipliers}; each must be at least 1")
         window = self.classifier_config().max_length
         if self.guidance == "cg" and self.n > window:
             raise ValueError(f"n={self.n} items do not fit the classifier's window, classifier.max_length={window}")
@@ -113,40 +117,42 @@ class DiffuASRConfig(ModelConfig):
         return self
 
     def classifier_config(self) -> SequenceConfig:
-        """Options of the first phase.
+        """The options of the classifier.
 
         Raises:
-            ConfigError: they are not those of the classifier.
+            ConfigError: ``classifier`` has options that the classifier does not have.
         """
-        usual = {"embedding_size": 64, "metric": self.metric, "precision": self.precision}
-        config = model_class(self.classifier_model).Config.build(None, usual | self.classifier)
+        defaults = {"embedding_size": 64, "metric": self.metric, "precision": self.precision}
+        config = model_class(self.classifier_model).Config.build(None, defaults | self.classifier)
         assert isinstance(config, SequenceConfig)
         return config
 
     def generator_config(self) -> ModelConfig:
-        """Options of the loop in the second phase."""
+        """The options of the training loop for the generator."""
         own = {"epochs": self.generator_epochs, "batch_size": self.generator_batch}
         own |= {"learning_rate": self.generator_rate, "precision": self.precision, "metric": self.metric}
         return ModelConfig.build(None, own)
 
     def backbone_class(self) -> type[SequenceModel]:
-        """Raises:
-        ConfigError: the backbone is no sequence model.
+        """The class of the backbone.
+
+        Raises:
+            ConfigError: ``backbone`` is not one of `BACKBONES`.
         """
         return backbone_class("DiffuASR", str(self.backbone), BACKBONES)
 
     def backbone_config(self) -> SequenceConfig:
-        """Options of the backbone, with those of the loop from here.
+        """The options of the backbone: its own, and DiffuASR's options of the loop.
 
         Raises:
-            ConfigError: ``backbone_options`` are not its own.
+            ConfigError: ``backbone_options`` has options that the backbone does not have, or that are DiffuASR's own.
         """
         shared = {option: getattr(self, option) for option in ModelConfig.model_fields}
         return backbone_config("DiffuASR", self.backbone_class(), self.backbone_options, shared)
 
 
 class DiffuASR(Composite):
-    """A generator of what could have come before a history, and a sequence model trained with it."""
+    """A generator of synthetic interactions, and a sequence model that is trained on the augmented histories."""
 
     name = "diffuasr"
     Config = DiffuASRConfig
@@ -156,19 +162,19 @@ class DiffuASR(Composite):
     def __init__(self, config: DiffuASRConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         if config.n > num_items:
-            raise ConfigError(f"n={config.n} items cannot be written, the catalogue has {num_items}.", "Lower n.")
-        reading = config.classifier_config()
+            raise ConfigError(f"n={config.n} is more than the {num_items} items of the catalogue.", "Lower n.")
+        classifier_config = config.classifier_config()
         kind = model_class(config.classifier_model)
         assert issubclass(kind, SequenceModel)
-        self.classifier = kind(reading, num_items, num_users)
-        size = reading.embedding_size
+        self.classifier = kind(classifier_config, num_items, num_users)
+        size = classifier_config.embedding_size
         self.generator = SequentialUNet(config.n, size, config.channels, config.multipliers, condition_size=size)
         self.no_condition = nn.Parameter(torch.zeros(size))
         self.schedule = noise_schedule(config.noise_schedule, config.diffusion_steps)
         self.backbone = None
         if config.backbone is not None:
             self.backbone = config.backbone_class()(config.backbone_config(), num_items, num_users)
-        # What was written before each known person's history; -1 for nothing.
+        # The synthetic interactions of each known user; -1 for none.
         self.register_buffer("synthetic", torch.full((num_users, config.n), -1, dtype=torch.int32))
         self.phase = self.phases[-1]
 
@@ -178,7 +184,7 @@ class DiffuASR(Composite):
 
     @property
     def _backbone_phases(self) -> dict[str, str]:
-        """Our name of each phase of the backbone -> its own name."""
+        """DiffuASR's name of each phase of the backbone -> the backbone's own name."""
         if self.backbone is None:
             return {}
         own = self.backbone.phases
@@ -186,7 +192,7 @@ class DiffuASR(Composite):
 
     @property
     def active_model(self) -> SequenceModel:
-        """The part that answers in this phase."""
+        """The backbone in its phases, and the classifier before."""
         return self.backbone if self.backbone is not None and self.phase in self._backbone_phases else self.classifier
 
     @property
@@ -212,13 +218,12 @@ class DiffuASR(Composite):
         longest = int(data.train.lengths.max(initial=0))
         if longest <= self.config.n:
             raise TrainingError(
-                f"No training history has more than {self.config.n} events, so none shows what {self.config.n} items "
-                "before it could be.",
-                f"Lower n; the longest has {longest} events.",
+                f"No training history has more than {self.config.n} interactions, and the generator learns from those.",
+                f"Lower n; the longest history has {longest} interactions.",
             )
-        for part in (self.classifier, self.backbone):
-            if part is not None:
-                part.fit(data)
+        for model in (self.classifier, self.backbone):
+            if model is not None:
+                model.fit(data)
 
     def begin_phase(self, phase: str, data: TrainingData) -> None:
         self.phase = phase
@@ -229,16 +234,16 @@ class DiffuASR(Composite):
         if self.backbone is not None and phase in self._backbone_phases:
             self.backbone.begin_phase(self._backbone_phases[phase], data)
             self.eval()
-            self.synthetic.copy_(torch.from_numpy(self.write(data.train, data.seed)).to(self.synthetic))
+            self.synthetic.copy_(torch.from_numpy(self.generate(data.train, data.seed)).to(self.synthetic))
 
-    # --- learning ------------------------------------------------------------------------------------------
+    # --- training ------------------------------------------------------------------------------------------
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches | Continuations:
         if self.phase == "classifier":
             return self.classifier.batches(data, rng)
         if self.backbone is not None and self.active_model is self.backbone:
-            longer = prepend(data.train, self.synthetic.cpu().numpy().astype(np.int64))
-            return self.backbone.batches(dataclasses.replace(data, train=longer), rng)
+            augmented = prepend(data.train, self.synthetic.cpu().numpy().astype(np.int64))
+            return self.backbone.batches(dataclasses.replace(data, train=augmented), rng)
         return Continuations(
             data.train,
             length=self.config.n,
@@ -265,42 +270,42 @@ class DiffuASR(Composite):
     # --- vectors -------------------------------------------------------------------------------------------
 
     def scale(self) -> Tensor:
-        """What item vectors are divided by, so that their elements are of size one, as those of noise are."""
+        """Root mean square of the item vectors. Divided by it, they are as large as standard normal noise."""
         return self.classifier.catalogue().square().mean().sqrt().clamp_min(1e-8)
 
     def vectors(self, items: Tensor) -> Tensor:
-        """(...,) item numbers -> (..., d) what is noised: vectors of the classifier, which are not trained here."""
+        """(...,) item numbers -> (..., d) scaled vectors of the classifier, detached: what is noised."""
         return (self.classifier.item_embedding(items) / self.scale()).detach()
 
     def conditions(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """(B, d) what each history is about."""
+        """(B, d) the pooled item vectors of each history."""
         table = self.classifier.item_embedding.weight.detach()
         return F.embedding_bag(items, table, offsets, mode=self.config.pool) / self.scale().detach()
 
-    # --- writing -------------------------------------------------------------------------------------------
+    # --- generation ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def write(self, histories: Histories, seed: int = 0) -> NDArray[np.int64]:
-        """(rows, n) items that could have come before each history; -1 where nothing was to be written.
+    def generate(self, histories: Histories, seed: int = 0) -> NDArray[np.int64]:
+        """(rows, n) synthetic items that could have come before each history; -1 for histories that get none.
 
         A row depends on its history and ``seed`` alone.
         """
-        wanted = histories.lengths > 0
+        chosen = histories.lengths > 0
         if self.config.only_shorter_than is not None:
-            wanted &= histories.lengths < self.config.only_shorter_than
-        found = np.full((len(histories), self.config.n), -1, dtype=np.int64)
-        people = np.flatnonzero(wanted)
+            chosen &= histories.lengths < self.config.only_shorter_than
+        generated = np.full((len(histories), self.config.n), -1, dtype=np.int64)
+        users = np.flatnonzero(chosen)
         step = max(1, min(SAMPLED_ROWS, BLOCK_SCORES // self.num_items))
-        for start in range(0, len(people), step):
-            part = people[start : start + step]
-            found[part] = self._write(histories.take(part), seed).cpu().numpy()
-        return found
+        for start in range(0, len(users), step):
+            block = users[start : start + step]
+            generated[block] = self._generate_block(histories.take(block), seed).cpu().numpy()
+        return generated
 
-    def _write(self, rows: Histories, seed: int) -> Tensor:
+    def _generate_block(self, rows: Histories, seed: int) -> Tensor:
         device = self.no_condition.device
         items, lengths = pad_right(rows, max(int(rows.lengths.max()), 1), self.num_items)
         noise = RowNoise(row_keys(items, lengths).to(device), seed)
-        # As in training, the condition is what follows at once.
+        # As in training, the condition is what follows directly.
         near = rows.where(rows.positions < self.classifier.config.max_length)
         following = torch.from_numpy(near.items.astype(np.int64)).to(device)
         offsets = torch.from_numpy(near.offsets[:-1]).to(device)
@@ -324,8 +329,8 @@ class DiffuASR(Composite):
 
         Args:
             condition: (B, d) from `conditions`.
-            first: (B,) each person's first own item, which cg wants to follow.
-            noise: where the start comes from.
+            first: (B,) each user's first own item, towards which cg guides.
+            noise: gives the start of the chain.
         """
         config = self.config
 
@@ -337,22 +342,19 @@ class DiffuASR(Composite):
             empty = self.no_condition.expand_as(condition)
             network = classifier_free(network, lambda x, t: self.generator(x, t, empty), config.guidance_scale)
         elif config.guidance == "cg":
-            wanted = lambda x, t: self.log_chance(x, first)  # noqa: E731
-            if config.reference_guidance:
-                network = _reference_guided(network, wanted, self.schedule, config.guidance_scale)
-            else:
-                network = classifier_guided(network, wanted, self.schedule, config.guidance_scale)
+            guided = _released_guidance if config.fidelity == "released" else classifier_guided
+            network = guided(network, lambda x, t: self.log_prob(x, first), self.schedule, config.guidance_scale)
         start = noise(condition.new_empty(len(condition), config.n, condition.shape[1]))
         kept = space_timesteps(config.diffusion_steps, f"ddim{config.sampling_steps}")
         return ddim(network, start, self.schedule, kept, prediction="eps")
 
-    def log_chance(self, x: Tensor, first: Tensor) -> Tensor:
-        """(B,) log p(first own item | generated vectors (B, n, d)), by the classifier."""
+    def log_prob(self, x: Tensor, first: Tensor) -> Tensor:
+        """(B,) the classifier's log p(first own item | generated vectors (B, n, d))."""
         state = self.classifier.metric_space(self.classifier.read_vectors(x * self.scale()))
         logits = state @ self.classifier.metric_space(self.classifier.catalogue()).T
         return torch.log_softmax(logits.float(), dim=1)[torch.arange(len(x), device=x.device), first]
 
-    # --- answering -----------------------------------------------------------------------------------------
+    # --- scoring -------------------------------------------------------------------------------------------
 
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
         return self.active_model.calibrate(validate)
@@ -363,9 +365,9 @@ class DiffuASR(Composite):
     def as_trained(self, histories: Histories, users: NDArray[np.int64]) -> Histories:
         if self.active_model is self.backbone:
             known = users >= 0
-            written = np.full((len(users), self.config.n), -1, dtype=np.int64)
-            written[known] = self.synthetic[torch.from_numpy(users[known]).to(self.synthetic.device)].cpu().numpy()
-            histories = prepend(histories, written)
+            synthetic = np.full((len(users), self.config.n), -1, dtype=np.int64)
+            synthetic[known] = self.synthetic[torch.from_numpy(users[known]).to(self.synthetic.device)].cpu().numpy()
+            histories = prepend(histories, synthetic)
         return histories
 
 
@@ -380,14 +382,14 @@ def round_to_items(
 ) -> Tensor:
     """(B, n) the items whose vectors are nearest to x (B, n, d) by cosine, one place after the other.
 
-    Args:
-        table: (items, d).
-        forbidden: (B, items) bool, items that a row may not have.
-        forbid_repeats: an item may stand in a row once.
-        temperature: above 0, an item is drawn by a softmax of cosine / temperature.
-        noise: for that; called once per place with a (B, items) tensor.
+    If all items are excluded at a place, any item is allowed there.
 
-    An item is given in spite of all where nothing is left; -1 never comes.
+    Args:
+        table: (items, d) item vectors.
+        forbidden: (B, items) bool, items that a row must not have.
+        forbid_repeats: a row must not have an item twice.
+        temperature: above 0, items are drawn from the softmax of cosine / temperature.
+        noise: source of the draws; called once per place with a (B, items) tensor.
     """
     directions, points = F.normalize(table, dim=1), F.normalize(x, dim=2)
     taken, found = forbidden.clone(), []
@@ -407,8 +409,10 @@ def round_to_items(
     return torch.stack(found, dim=1)
 
 
-def _reference_guided(network: Any, log_prob: Any, schedule: Any, scale: float) -> Any:
-    """As released: with sqrt(1 - abar_0) for all steps, and the sign that makes the wanted item less likely."""
+def _released_guidance(
+    network: Network, log_prob: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, scale: float
+) -> Network:
+    """`classifier_guided` as released: the sign is wrong, and sqrt(1 - abar_0) is the factor of all steps."""
     if scale == 0:
         return network
 

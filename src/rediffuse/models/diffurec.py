@@ -1,18 +1,19 @@
 """DiffuRec: a diffusion model for sequential recommendation (Li, Sun & Li, TOIS 2023, arXiv 2304.00686).
 
-The embedding of the item to come is noised and a transformer, the *approximator*, that reads the history beside it
-recovers it. At test the item to come starts as noise and is denoised step by step; the catalogue is ranked by inner
-product with what comes out.
+In training, the embedding of the next item is noised, and a transformer that reads the history (the *approximator*)
+recovers it. At inference, the next item starts as noise and is denoised step by step; items are ranked by their inner
+product with the result.
 
 Two forms train the same network:
 
-- ``prefix``, the paper's: one row per target. Every token i of the history carries z_i + lambda_i (x_t + e_t), the
-  attention is bidirectional, and the last position is x0_hat.
-- ``causal``: one row per history, all its positions at once. Token i carries the noised item i + 1 with its own
-  timestep, the attention is causal, and position i is x0_hat of item i + 1. Position i sees x_t of items up to
-  i + 1 through tokens up to i, of which only its own target (noised) is unknown at test.
+- ``prefix``, the paper's: one target per row. Every token i of the history carries z_i + lambda_i (x_t + e_t), the
+  attention is bidirectional, and the output at the last position is x0_hat.
+- ``causal``: one history per row, with a target at every position. Token i carries item i + 1, noised with a timestep
+  of its own, the attention is causal, and the output at position i is x0_hat of item i + 1. Position i sees x_t of
+  items up to i + 1, of which only the last, its own target, is unknown at inference.
 
-With ``diffusion=false`` the tokens are z_i alone: the non-diffusion twin, the same network trained the same way.
+With ``diffusion=false`` the tokens are z_i alone. This is the ablation (no diffusion): the same network, trained the
+same way.
 """
 
 from __future__ import annotations
@@ -29,56 +30,58 @@ from rediffuse.config import Range
 from rediffuse.diffusion import ancestral, noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
 from rediffuse.nn.transformer import Cache
 
-# The fewest steps are kept whose validation metric is within this share of the metric at all steps.
+# The paper's network and training.
+PAPER: dict[str, Any] = {
+    "form": "prefix",
+    "blocks": 4,
+    "heads": 4,
+    "dropout": 0.1,
+    "embedding_dropout": 0.3,
+    "embedding_std": 1.0,
+    "batch_size": 512,
+    "epochs": 500,
+    "weight_decay": 0.0,
+    "learning_rate": 1e-3,
+    "learning_rate_decay_every": 100,
+    "repeat_bias": False,
+    "temperature": None,
+    "validate_every": 5,
+    "patience": 20,
+}
+# Calibration chooses the fewest steps whose validation metric is within this share of the metric at all steps.
 CALIBRATION_TOLERANCE = 0.005
 
 
 class DiffuRecConfig(SequenceConfig):
-    """Defaults chosen on validation data (docs/benchmarks.md)."""
+    """Options of DiffuRec. The defaults are chosen on validation data; see docs/benchmarks.md."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # The paper done right: its network and training, keys masked, padding no item.
-        "paper": {
-            "form": "prefix",
-            "blocks": 4,
-            "heads": 4,
-            "dropout": 0.1,
-            "embedding_dropout": 0.3,
-            "embedding_std": 1.0,
-            "batch_size": 512,
-            "epochs": 500,
-            "weight_decay": 0.0,
-            "learning_rate": 1e-3,
-            "learning_rate_decay_every": 100,
-            "repeat_bias": False,
-            "temperature": None,
-            "validate_every": 5,
-            "patience": 20,
-        },
+        "paper": PAPER,
+        "released": PAPER | {"fidelity": "released", "variance": "fixed_large"},
     }
     search = SequenceConfig.search | {
         "blocks": Range(1, 3),
         "dropout": Range(0.1, 0.6),
         "embedding_dropout": Range(0.1, 0.6),
         "lambda_uncertainty": Range(1e-4, 1e-1, log=True),
-        # These accept any number of steps; some others need more than 20.
+        # These schedules accept any number of steps; some others need more than 20.
         "noise_schedule": ("trunc_lin", "trunc_cos", "cosine", "sqrt"),
         "timestep_sampler": ("uniform", "lossaware"),
     }
 
     form: Literal["causal", "prefix"] = Field(
-        "causal", description="causal: a history trains all its positions at once; prefix: one target per row."
+        "causal", description="causal: every position of a history is a target; prefix: one target per row."
     )
     blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     embedding_dropout: float = Field(0.3, ge=0, lt=1)
-    embedding_std: float = Field(0.02, gt=0, description="Standard deviation of fresh item embeddings.")
-    diffusion: bool = Field(True, description="False: the non-diffusion twin.")
+    embedding_std: float = Field(0.02, gt=0, description="Standard deviation of new item embeddings.")
+    diffusion: bool = Field(True, description="False: the ablation (no diffusion).")
     diffusion_steps: int = Field(32, ge=1, description="T, the steps of the noise schedule.")
     noise_schedule: str = "trunc_lin"
     timestep_sampler: Literal["uniform", "fixstep", "lossaware"] = "uniform"
@@ -86,29 +89,23 @@ class DiffuRecConfig(SequenceConfig):
     solver: Literal["ancestral", "ddim", "dpmpp_2m", "one_step"] = "ancestral"
     variance: Literal["fixed_small", "fixed_large"] = Field("fixed_small", description="Of the ancestral solver.")
     sampling_steps: int | None = Field(None, ge=1, description="None: calibrated on validation data.")
-    reference_padding: bool = Field(
-        False, description="Only for the preset reference: padding is attended to, trained, and a class."
+    fidelity: Literal["corrected", "released"] = Field(
+        "corrected",
+        description="released: padding is attended to and is a class of the training loss, as in the authors' program.",
     )
 
 
-DiffuRecConfig.presets["reference"] = {
-    **DiffuRecConfig.presets["paper"],
-    "reference_padding": True,
-    "variance": "fixed_large",
-}
-
-
 class Approximator(nn.Module):
-    """f(history, x_t, t) -> x0_hat: plain torch, for use in anyone's harness. Paper sections 4.1-4.3.
+    """The network f(history, x_t, t) -> x0_hat (paper, sections 4.1-4.3), in plain torch for use in other programs.
 
     Args:
         size: width d of item embeddings.
         steps: T; timesteps are rescaled to t * 1000 / T before they are embedded.
         blocks, heads, dropout: of the transformer.
-        embedding_dropout: on the history before its LayerNorm.
-        lambda_uncertainty: mean and standard deviation of the weight of x_t in each element of each token.
-        causal: the causal form; otherwise the paper's.
-        reference_padding: see `rediffuse.nn.Encoder`.
+        embedding_dropout: dropout on the embedded history, before its LayerNorm.
+        lambda_uncertainty: mean and standard deviation of lambda, the weight of x_t in each element of a token.
+        causal: the causal form; otherwise the prefix form.
+        pads_are_keys: see `rediffuse.nn.Encoder`.
     """
 
     def __init__(
@@ -122,28 +119,31 @@ class Approximator(nn.Module):
         lambda_uncertainty: float = 0.001,
         *,
         causal: bool = False,
-        reference_padding: bool = False,
+        pads_are_keys: bool = False,
     ) -> None:
         super().__init__()
         self.size, self.steps, self.lambda_uncertainty = size, steps, lambda_uncertainty
         self.drop = Dropout(embedding_dropout)
         self.norm = nn.LayerNorm(size, eps=1e-12)
         self.time = nn.Sequential(nn.Linear(size, 4 * size), nn.SiLU(), nn.Linear(4 * size, size))
-        self.encoder = Encoder(size, blocks, heads, dropout, causal=causal, pads_are_keys=reference_padding)
+        self.encoder = Encoder(size, blocks, heads, dropout, causal=causal, pads_are_keys=pads_are_keys)
 
     def history(self, embedded: Tensor) -> Tensor:
-        """z: the embedded history (B, L, d), dropped out and normalised."""
+        """z (B, L, d): the embedded history (B, L, d) after dropout and LayerNorm."""
         return self.norm(self.drop(embedded))
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """e_t (..., d) of timesteps t (...). There are only T of them, so they are computed once and looked up."""
-        every = torch.arange(self.steps, device=t.device) * (1000.0 / self.steps)
-        return nn.functional.embedding(t, self.time(sinusoidal_embedding(every, self.size)))
+        """e_t (..., d) of timesteps t (...). The embeddings of all T timesteps are computed once and looked up."""
+        timesteps = torch.arange(self.steps, device=t.device) * (1000.0 / self.steps)
+        return nn.functional.embedding(t, self.time(sinusoidal_embedding(timesteps, self.size)))
 
     def condition(self, z: Tensor, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
-        """z + lambda (x_t + e_t), lambda ~ N(delta, delta) per element of z.
+        """The tokens z + lambda (x_t + e_t), with lambda ~ N(delta, delta) for each element of z.
 
-        Shapes: z (B, L, d); x_t (B, d) and t (B,) for one target per row, or (B, L, d) and (B, L) for one per token.
+        Args:
+            z: (B, L, d) from `history`.
+            x_t, t: (B, d) and (B,) for one target per row, or (B, L, d) and (B, L) for one per token.
+            noise: draws standard normal noise of the shape of its argument.
         """
         noised_target = x_t + self.embed_time(t)
         if noised_target.dim() < z.dim():
@@ -152,19 +152,19 @@ class Approximator(nn.Module):
         return z + weight * noised_target
 
     def forward(self, z: Tensor, lengths: Tensor, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
-        """x0_hat (B, d) at the last real token of each row; arguments as in `condition`."""
+        """x0_hat (B, d) at the last real token of each row; other arguments as for `condition`."""
         return self.encoder.last(self.condition(z, x_t, t, noise), lengths)
 
     def advance(
         self, last: Tensor, lengths: Tensor, cache: Cache, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """The same of the causal form: z (B, d) of each row's last token, against the cached tokens before it."""
+        """`forward` of the causal form, from z (B, d) of each row's last token and the cache of the others."""
         token = self.condition(last[:, None], x_t, t, noise).squeeze(1)
         return self.encoder.advance(token, lengths, cache)
 
 
 class DiffuRec(SequenceModel):
-    """DiffuRec in either form, or its non-diffusion twin."""
+    """DiffuRec in either form, or its ablation (no diffusion)."""
 
     name = "diffurec"
     Config = DiffuRecConfig
@@ -173,6 +173,7 @@ class DiffuRec(SequenceModel):
     def __init__(self, config: DiffuRecConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         self.causal = self.every_position = config.form == "causal"
+        self.pads_are_keys = config.fidelity == "released"
         self.approximator = Approximator(
             config.embedding_size,
             config.diffusion_steps,
@@ -182,7 +183,7 @@ class DiffuRec(SequenceModel):
             config.embedding_dropout,
             config.lambda_uncertainty,
             causal=self.causal,
-            reference_padding=config.reference_padding,
+            pads_are_keys=self.pads_are_keys,
         )
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
         self.schedule = noise_schedule(config.noise_schedule, steps=config.diffusion_steps)
@@ -195,46 +196,46 @@ class DiffuRec(SequenceModel):
         return self.config.diffusion
 
     def classes(self) -> Tensor:
-        # The released code trains padding as a class.
-        return self.item_embedding.weight if self.config.reference_padding else super().classes()
+        # In the released program, padding is a class of the training loss.
+        return self.item_embedding.weight if self.config.fidelity == "released" else super().classes()
 
-    # --- learning ------------------------------------------------------------------------------------------
+    # --- training ------------------------------------------------------------------------------------------
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
+    def encode(self, batch: SequenceBatch) -> Encoded:
         items = self._full_width(batch.items)
         z = self.approximator.history(self.item_embedding(items))
         if not self.config.diffusion:
-            return self._read(z, batch), None, None
+            return Encoded(self._at_targets(z, batch))
         t, weights = self.timesteps.sample(len(batch.targets), device=items.device)
         x_0 = self.item_embedding(batch.targets)
         x_t = q_sample(self.schedule, x_0, t, torch.randn_like(x_0))
         if self.causal:
-            # Scatter the targets' (n,) timesteps and (n, d) noised embeddings to the tokens that precede them.
-            at = (batch.rows, batch.positions)
-            x_t = torch.zeros_like(z).index_put(at, x_t.to(z.dtype))
-            t_tokens = torch.zeros_like(items).index_put(at, t)
-            tokens = self.approximator.condition(z, x_t, t_tokens, torch.randn_like)
+            # Scatter the timesteps (n,) and noised embeddings (n, d) of the targets to the tokens before them.
+            positions = (batch.rows, batch.positions)
+            x_t = torch.zeros_like(z).index_put(positions, x_t.to(z.dtype))
+            t_of_tokens = torch.zeros_like(items).index_put(positions, t)
+            tokens = self.approximator.condition(z, x_t, t_of_tokens, torch.randn_like)
         else:
             tokens = self.approximator.condition(z, x_t, t, torch.randn_like)
         uniform = self.config.timestep_sampler == "uniform"
-        return self._read(tokens, batch), None if uniform else weights, t
+        return Encoded(self._at_targets(tokens, batch), None if uniform else weights, t)
 
-    def _read(self, tokens: Tensor, batch: SequenceBatch) -> Tensor:
+    def _at_targets(self, tokens: Tensor, batch: SequenceBatch) -> Tensor:
+        """(n, d) the transformer's output at the position of each target."""
         if self.causal:
             return self.approximator.encoder(tokens, batch.lengths)[batch.rows, batch.positions]
         return self.approximator.encoder.last(tokens, batch.lengths)
 
     def _full_width(self, items: Tensor) -> Tensor:
-        """Where padding is attended to, its amount matters: pad to the full window as the released code does."""
-        if not self.config.reference_padding:
+        """The histories, padded to the whole window if padding is attended to, since its amount then matters."""
+        if not self.pads_are_keys:
             return items
         return nn.functional.pad(items, (0, self.config.max_length - items.shape[1]), value=self.pad)
 
-    def observe(self, note: Any, losses: Tensor) -> None:
-        if note is not None:
-            self.timesteps.update(note, losses)
+    def update_timestep_sampler(self, timesteps: Tensor, losses: Tensor) -> None:
+        self.timesteps.update(timesteps, losses)
 
-    # --- answering -----------------------------------------------------------------------------------------
+    # --- scoring -------------------------------------------------------------------------------------------
 
     @property
     def max_sampling_steps(self) -> int | None:
@@ -253,31 +254,29 @@ class DiffuRec(SequenceModel):
         if not self.config.diffusion:
             return self.approximator.encoder.last(z, lengths)
         noise = RowNoise(row_keys(items, lengths), sampling.seed, sampling.noise)
-        network = self._continue_causally(items, z, lengths, noise) if self.causal else None
 
-        def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            return network(x_t, t) if network else self.approximator(z, lengths, x_t, t, noise)
+        def whole_history(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.approximator(z, lengths, x_t, t, noise)
 
-        start = noise(z[:, 0])
-
-        def tell(step: int, t: int, x_t: Tensor, x0_hat: Tensor) -> None:
+        def on_step(step: int, t: int, x_t: Tensor, x0_hat: Tensor) -> None:
             if sampling.on_step is not None:
                 sampling.on_step(t, self.metric_space(x_t), self.metric_space(x0_hat))
 
+        predict = self._last_token_only(items, z, lengths, noise) if self.causal else whole_history
+        start = noise(z[:, 0])
         steps = self.network_passes(sampling)
         if steps == 1:
-            return solver("one_step")(predict, start, self.schedule, callback=tell)
-        kept = space_timesteps(self.config.diffusion_steps, str(steps))
-        chain = self.schedule, kept
+            return solver("one_step")(predict, start, self.schedule, callback=on_step)
+        chain = self.schedule, space_timesteps(self.config.diffusion_steps, str(steps))
         if self.config.solver == "ancestral":
             variance = self.config.variance
-            return ancestral(predict, start, *chain, generator=noise, callback=tell, variance=variance)
-        return solver(self.config.solver)(predict, start, *chain, generator=noise, callback=tell)
+            return ancestral(predict, start, *chain, generator=noise, callback=on_step, variance=variance)
+        return solver(self.config.solver)(predict, start, *chain, generator=noise, callback=on_step)
 
-    def _continue_causally(
+    def _last_token_only(
         self, items: Tensor, z: Tensor, lengths: Tensor, noise: RowNoise
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """f(x_t, t) for the last token, with the keys and values of all earlier tokens computed once."""
+        """The network f(x_t, t), which reads the last token and the keys and values of the others from a cache."""
         last, cache = self.earlier_tokens(items, z, lengths)
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
@@ -286,10 +285,10 @@ class DiffuRec(SequenceModel):
         return network
 
     def earlier_tokens(self, items: Tensor, z: Tensor, lengths: Tensor) -> tuple[Tensor, Cache]:
-        """Of the causal form, what steps share: z (B, d) of each row's last token, and keys and values of the others.
+        """What all steps of the causal form share: z (B, d) of each row's last token, and a cache of the others.
 
         Earlier tokens carry the item that is known to follow them, at the smallest timestep and with the mean of
-        lambda: nothing about them is left to chance.
+        lambda, so that they hold no noise.
         """
         approximator, rows = self.approximator, torch.arange(items.shape[0], device=items.device)
         clean = self.first_scale * self.item_embedding(torch.roll(items, -1, dims=1))
@@ -298,7 +297,7 @@ class DiffuRec(SequenceModel):
         return z[rows, lengths - 1], approximator.encoder.prefill(tokens, lengths)
 
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
-        """Choose `sampling_steps`: the fewest whose validation metric is within 0.5 % of that of all T steps."""
+        """Choose `sampling_steps`: the fewest steps whose validation metric is within 0.5 % of that of all T steps."""
         if not self.config.diffusion or self.config.sampling_steps is not None or self.config.solver == "one_step":
             return {}
         tried = sorted({1, 2, 4, 8, 16} & set(range(self.config.diffusion_steps)) | {self.config.diffusion_steps})

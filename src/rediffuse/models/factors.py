@@ -1,4 +1,4 @@
-"""What models share that learn a vector for each person and each item from pairs."""
+"""The base of models that learn a vector for each user and each item from user-item pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rediffuse.models.sampling import Sampling
 
 
 class FactorConfig(ModelConfig):
-    """Options of a model that ranks by the inner product of a person's and an item's vector."""
+    """Options of a model that ranks by the inner product of a user vector and an item vector."""
 
     search: ClassVar[dict[str, Any]] = {
         "embedding_size": (64, 128, 256),
@@ -31,22 +31,22 @@ class FactorConfig(ModelConfig):
 
     embedding_size: int = Field(64, ge=1)
     learning_rate: float = Field(5e-3, gt=0)
-    batch_size: int = Field(2048, ge=1, description="Events per optimiser step, each with its negatives.")
-    negatives: int = Field(1, ge=1, description="Items drawn against each event.")
+    batch_size: int = Field(2048, ge=1, description="Interactions per optimiser step, each with its negatives.")
+    negatives: int = Field(1, ge=1, description="Negative items per interaction.")
     reg: float = Field(1e-2, ge=0, description="L2 penalty on the embeddings of a batch.")
     validate_every: int = Field(5, ge=1, description="Epochs between validations.")
 
 
 class FactorModel(Model):
-    """People and items as vectors, trained with BPR. Subclasses implement `vectors` and `fold_in`.
+    """User and item vectors, trained with BPR. Subclasses implement `vectors` and `fold_in`.
 
-    People who were not in training, and those who were without an event, are answered for from their history by
-    `fold_in`.
+    Users without a training interaction, and users who were not in training, get a vector from their history
+    (`fold_in`).
     """
 
     Config = FactorConfig
     config: FactorConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    trained: Tensor
+    trained: Tensor  # (num_users,) bool, whether the user has a training interaction
 
     def __init__(self, config: FactorConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
@@ -55,6 +55,8 @@ class FactorModel(Model):
         for table in (self.user_embedding, self.item_embedding):
             nn.init.normal_(table.weight, std=0.1)
         self.register_buffer("trained", torch.zeros(num_users, dtype=torch.bool))
+
+    # --- training ------------------------------------------------------------------------------------------
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
@@ -70,45 +72,49 @@ class FactorModel(Model):
             negatives=config.negatives,
         )
 
-    def vectors(self) -> tuple[Tensor, Tensor]:
-        """(num_users, d) and (num_items, d): those whose inner products are scores, differentiable."""
-        raise NotImplementedError
-
-    def answering_vectors(self) -> tuple[Tensor, Tensor]:
-        """The same for answers, where they need not be computed anew."""
-        return self.vectors()
-
-    def fold_in(self, histories: Histories) -> Tensor:
-        """(B, d): vectors of people who are known by their history alone."""
-        raise NotImplementedError
+    def loss(self, batch: PairBatch) -> Tensor:
+        # Sums over the edges of a graph need single precision, and nothing else here takes time.
+        with torch.autocast(batch.users.device.type, enabled=False):
+            users, positives, negatives = self.batch_vectors(batch)
+            positive, negative = (users * positives).sum(-1), (users[:, None] * negatives).sum(-1)
+            return (self.pair_loss(positive, negative) + self.config.reg * self.penalty(batch)) * batch.rank_weight
 
     def batch_vectors(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors of the batch's people (n, d), of what they touched (n, d), and of what they did not (n, k, d)."""
+        """Vectors of a batch's users (n, d), positive items (n, d) and negative items (n, k, d)."""
         users, items = self.vectors()
-        # Not by indexing, whose gradient is added up in no fixed order.
+        # Not by indexing, whose gradient is summed in no fixed order.
         return F.embedding(batch.users, users), F.embedding(batch.positives, items), F.embedding(batch.negatives, items)
 
     def pair_loss(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """The scalar loss of scores (n,) and (n, k)."""
+        """The scalar loss of scores (n,) of positives and (n, k) of negatives."""
         return bpr(positive, negative)
 
-    def loss(self, batch: PairBatch) -> Tensor:
-        # Sums over the edges of graphs know single precision only, and nothing else here takes time.
-        with torch.autocast(batch.users.device.type, enabled=False):
-            mine, touched, others = self.batch_vectors(batch)
-            positive, negative = (mine * touched).sum(-1), (mine[:, None] * others).sum(-1)
-            return (self.pair_loss(positive, negative) + self.config.reg * self.penalty(batch)) * batch.rank_weight
-
-    def item_table(self) -> Tensor:
-        """The free embeddings of items, from row 0 on."""
-        return self.item_embedding.weight
-
     def penalty(self, batch: PairBatch) -> Tensor:
-        """Half the squared length of the batch's embeddings, per event; of its negatives, the mean over them."""
+        """Half the squared length of the batch's embeddings, per interaction; the negatives count by their mean."""
         items = self.item_table()
         rows = (self.user_embedding(batch.users), F.embedding(batch.positives, items))
         against = F.embedding(batch.negatives, items).square().sum() / batch.negatives.shape[1]
         return (sum(row.square().sum() for row in rows) + against) / (2 * len(batch.users))
+
+    def item_table(self) -> Tensor:
+        """Free item embeddings; the first num_items rows are the items."""
+        return self.item_embedding.weight
+
+    # --- vectors -------------------------------------------------------------------------------------------
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """(num_users, d) and (num_items, d), differentiable: their inner products are the scores."""
+        raise NotImplementedError
+
+    def answering_vectors(self) -> tuple[Tensor, Tensor]:
+        """As `vectors`, for scoring: a model may return what `prepare` has stored."""
+        return self.vectors()
+
+    def fold_in(self, histories: Histories) -> Tensor:
+        """(B, d) vectors of users from their histories alone."""
+        raise NotImplementedError
+
+    # --- scoring -------------------------------------------------------------------------------------------
 
     def has_user_state(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
         found = users >= 0
@@ -120,14 +126,14 @@ class FactorModel(Model):
 
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         known, items = self.answering_vectors()
-        who = torch.from_numpy(users).to(items.device)
-        remembered = torch.from_numpy(self.has_user_state(users)).to(items.device)
-        mine = torch.empty(len(who), items.shape[1], device=items.device)
-        mine[remembered] = known[who[remembered]]
-        new = torch.nonzero(~remembered).squeeze(1)
+        numbers = torch.from_numpy(users).to(items.device)
+        learned = torch.from_numpy(self.has_user_state(users)).to(items.device)
+        found = torch.empty(len(numbers), items.shape[1], device=items.device)
+        found[learned] = known[numbers[learned]]
+        new = torch.nonzero(~learned).squeeze(1)
         if len(new):
-            mine[new] = self.fold_in(histories.take(new.cpu().numpy()))
-        return mine
+            found[new] = self.fold_in(histories.take(new.cpu().numpy()))
+        return found
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return self.query_vectors(histories, users, sampling) @ self.index_vectors().T

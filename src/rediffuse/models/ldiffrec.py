@@ -1,12 +1,12 @@
 """L-DiffRec: diffusion in a latent space of item clusters (Wang et al., SIGIR 2023, section 3.2).
 
-Items are clustered; each cluster has its own variational encoder, which turns the person's events in it into some of
-the latent dimensions. The latent vector is noised and denoised as DiffRec does with rows, and one decoder turns it
-into a multinomial over all items. The clusters differ in size, and so do their encoders: here they are one layer from
-all items to all latent dimensions in which only weights within a cluster are not zero.
+Items are clustered. Each cluster has its own variational encoder, which maps the user's interactions with its items to
+some of the latent dimensions. The latent vector is noised and denoised as DiffRec's rows are, and one decoder maps it
+to a multinomial over all items. The encoders of all clusters are one layer here, from all items to all latent
+dimensions, in which the weights between different clusters are zero.
 
-The paper clusters the item vectors of a trained LightGCN; here they are the leading singular vectors of the normalised
-training matrix, which is what LightGCN's propagation tends to, so that nothing has to be trained before.
+The paper clusters the item vectors of a trained LightGCN. Here they are the leading singular vectors of the normalised
+training matrix, to which LightGCN's propagation tends, so nothing has to be trained beforehand.
 """
 
 from __future__ import annotations
@@ -36,21 +36,23 @@ from rediffuse.models.sampling import Sampling
 from rediffuse.nn import dropout
 
 ITEM_VECTOR_SIZE = 64
-# How the two parts of the loss are weighed over time, as released.
+# How the weights of the two additional losses change over time, as released.
 KL_STEPS, KL_CAP, DIFFUSION_EPOCHS, DIFFUSION_FLOOR = 200, 0.3, 500, 0.005
 
 
 class LDiffRecConfig(DiffRecConfig):
-    """Options of DiffRec are those of the latent diffusion; ``weighting=order`` makes it LT-DiffRec."""
+    """DiffRec's options, for the latent diffusion. With ``weighting=order`` it is LT-DiffRec."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "amazon-book": DiffRecConfig.presets["amazon-book"]
+        "paper": DiffRecConfig.presets["paper"],
+        "released": DiffRecConfig.presets["released"],
+        "paper:amazon-book": DiffRecConfig.presets["paper:amazon-book"]
         | {"learning_rate": 5e-4, "diffusion_rate": 0.2, "hidden_sizes": (300,), "beta_fixed": False}
         | {"noise_scale": 0.5, "noise_min": 1e-3, "noise_max": 5e-3, "diffusion_share": 0.05},
-        "yelp": DiffRecConfig.presets["yelp"]
+        "paper:yelp": DiffRecConfig.presets["paper:yelp"]
         | {"learning_rate": 5e-4, "diffusion_rate": 0.2, "hidden_sizes": (300,), "beta_fixed": False}
         | {"noise_scale": 0.01, "noise_min": 5e-3, "noise_max": 0.01, "diffusion_share": 0.03},
-        "ml-1m": DiffRecConfig.presets["ml-1m"]
+        "paper:ml-1m": DiffRecConfig.presets["paper:ml-1m"]
         | {"learning_rate": 1e-3, "diffusion_rate": 0.5, "hidden_sizes": (300,), "beta_fixed": False}
         | {"noise_scale": 5e-3, "noise_min": 5e-3, "noise_max": 0.02, "diffusion_share": 0.03},
     }
@@ -62,21 +64,25 @@ class LDiffRecConfig(DiffRecConfig):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="Decoupled (AdamW).")
     hidden_sizes: tuple[int, ...] = Field((300,), min_length=1, description="Of the denoiser, between latent rows.")
-    noise_scale: float = Field(0.5, gt=0)
-    noise_max: float = Field(0.005, gt=0)
+    fidelity: Literal["corrected", "released"] = Field(
+        "corrected",
+        description="released: the decoder is trained to give the row after its dropout, and under weighting=order a "
+        "user's only interaction weighs weight_min.",
+    )
+    noise_scale: float = Field(0.5, gt=0, description="Factor of both ends of the schedule.")
+    noise_max: float = Field(0.005, gt=0, description="1 - abar at the last step, before the factor.")
     beta_fixed: bool = Field(False, description="Set the first beta to 1e-5; not in the released L-DiffRec.")
-    clusters: int = Field(2, ge=1, description="Of items; each has its own part of the latent vector.")
+    clusters: int = Field(2, ge=1, description="Of items; each has its own section of the latent vector.")
     latent_size: int = Field(300, ge=1, description="Width of the latent vector, over all clusters.")
     input_dropout: float = Field(0.1, ge=0, lt=1, description="On the row that is encoded.")
-    reconstruct: Literal["clean", "dropped"] = Field(
-        "clean", description="What the decoder should give; dropped, the row after its dropout, as released."
-    )
     diffusion_share: float = Field(0.03, ge=0, description="Weight of the diffusion loss; falls over 500 epochs.")
-    diffusion_rate: float = Field(0.5, gt=0, description="Learning rate of the denoiser over that of the rest.")
+    diffusion_rate: float = Field(
+        0.5, gt=0, description="Learning rate of the denoiser, as a multiple of that of the rest."
+    )
 
 
 class LDiffRec(DiffRec):
-    """L-DiffRec, or with weighted rows LT-DiffRec; its twin is a variational autoencoder."""
+    """L-DiffRec, or LT-DiffRec with weighted rows. Its ablation (no diffusion) is a variational autoencoder."""
 
     name = "ldiffrec"
     Config = LDiffRecConfig
@@ -88,7 +94,7 @@ class LDiffRec(DiffRec):
     def __init__(self, config: LDiffRecConfig, num_items: int, num_users: int = 0) -> None:
         if config.clusters > min(config.latent_size, num_items):
             raise ConfigError(
-                f"{config.clusters} clusters, but {num_items} items and {config.latent_size} latent dimensions.",
+                f"{num_items} items and {config.latent_size} latent dimensions cannot fill {config.clusters} clusters.",
                 "Each cluster needs an item and a dimension: lower clusters.",
             )
         super().__init__(config, num_items, num_users)
@@ -103,10 +109,10 @@ class LDiffRec(DiffRec):
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.int64))
         self.steps_per_epoch = 1
 
-    # --- learning ------------------------------------------------------------------------------------------
+    # --- training ------------------------------------------------------------------------------------------
 
     def fit(self, data: TrainingData) -> None:
-        """Cluster the items, and start each cluster's encoder by its own size (Glorot & Bengio 2010)."""
+        """Cluster the items, and scale each cluster's encoder by its own size (Glorot & Bengio 2010)."""
         super().fit(data)
         labels = cluster_items(data.train, self.num_items, self.config.clusters)
         counts = np.bincount(labels, minlength=self.config.clusters)
@@ -121,7 +127,7 @@ class LDiffRec(DiffRec):
         return self.config.latent_size
 
     def within_clusters(self) -> Tensor:
-        """(I, 2 latent) bool: where an item and a latent dimension belong to the same cluster."""
+        """(I, 2 latent) bool, True where an item and a latent dimension belong to the same cluster."""
         return self.item_cluster[:, None] == self.latent_cluster.repeat(2)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -155,23 +161,23 @@ class LDiffRec(DiffRec):
             z_t = q_sample(self.schedule, z_0, t, noise)
             output = self.denoiser(z_t, t).float()
             losses = self.weighted_errors(z_0, z_t, noise, t, output)
-            mine = rank_rows(batch.rank_weight)
-            self.timesteps.update(t[mine], losses[mine])
+            counted = rank_rows(batch.rank_weight)
+            self.timesteps.update(t[counted], losses[counted])
             z_0_hat = predict_x0(self.schedule, output, z_t, t, config.prediction)
             denoising = (losses * importance).mean()
         else:
             z_0_hat, denoising = z_0, z_0.new_zeros(())
-        log_chances = F.log_softmax(self.decoder(z_0_hat).float(), dim=1)
-        wanted = batch.values if config.reconstruct == "clean" else values
-        reconstruction = -(log_chances[batch.owners, batch.items] * wanted).sum() / len(batch)
+        log_probs = F.log_softmax(self.decoder(z_0_hat).float(), dim=1)
+        target = values if config.fidelity == "released" else batch.values
+        reconstruction = -(log_probs[batch.owners, batch.items] * target).sum() / len(batch)
         annealed = min(KL_CAP, step / KL_STEPS)
         share = max((1 - step // self.steps_per_epoch / DIFFUSION_EPOCHS) * config.diffusion_share, DIFFUSION_FLOOR)
         return (reconstruction + annealed * divergence + share * denoising) * batch.rank_weight
 
-    # --- answering -----------------------------------------------------------------------------------------
+    # --- scoring -------------------------------------------------------------------------------------------
 
     def index_vectors(self) -> None:
-        """None: the decoder is no single product."""
+        """None: the decoder is not a single product."""
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
@@ -183,9 +189,9 @@ class LDiffRec(DiffRec):
 
 
 def cluster_items(histories: Histories, num_items: int, clusters: int) -> NDArray[np.int64]:
-    """(num_items,) cluster of each item: k-means (Lloyd 1982) on their singular vectors.
+    """(num_items,) cluster of each item, by k-means (Lloyd 1982) on the items' singular vectors.
 
-    The matrix is normalised by the square roots of degrees, as LightGCN's is. Every cluster has an item.
+    The matrix is normalised by the square roots of degrees, as LightGCN's is. Every cluster has at least one item.
     """
     matrix = binary_matrix(histories, num_items)
     degrees = [np.maximum(np.ravel(matrix.sum(axis=axis)), 1) for axis in (1, 0)]
@@ -195,9 +201,9 @@ def cluster_items(histories: Histories, num_items: int, clusters: int) -> NDArra
     if size >= 1 and clusters > 1:
         start = np.random.default_rng(0).standard_normal(min(scaled.shape))
         _, values, vectors = sparse.linalg.svds(scaled.astype(np.float64), k=size, v0=start)
-        vectors *= values[:, None] ** 2  # as one step over the graph, from items to items, would
+        vectors *= values[:, None] ** 2  # as one step over the graph, from items to items, does
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an empty cluster is mended below
+            warnings.simplefilter("ignore")  # an empty cluster gets an item below
             first = np.random.default_rng(0).choice(num_items, clusters, replace=False)
             _, labels = kmeans2(vectors.T, vectors.T[first], minit="matrix")
         labels = labels.astype(np.int64)
@@ -207,8 +213,8 @@ def cluster_items(histories: Histories, num_items: int, clusters: int) -> NDArra
 
 
 def split_width(counts: NDArray[np.int64], width: int) -> list[int]:
-    """Latent dimensions of clusters with ``counts`` items: in proportion, at least one each, ``width`` in all."""
+    """Latent dimensions of clusters with ``counts`` items: in proportion, at least one each, ``width`` in total."""
     shares = [max(1, int(count / counts.sum() * width)) for count in counts[:-1]]
-    while sum(shares) >= width:  # many small clusters: the largest gives way
+    while sum(shares) >= width:  # many small clusters: take from the largest
         shares[int(np.argmax(shares))] -= 1
     return [*shares, width - sum(shares)]

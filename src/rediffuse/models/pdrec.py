@@ -1,14 +1,14 @@
 """PDRec: plug-in diffusion for sequential recommendation (Ma et al., AAAI 2024, arXiv 2401.02913).
 
-A TI-DiffRec is trained first; what it thinks of all items becomes three signals for the training of a sequence model
-(`rediffuse.models.signals`). Answers come from the sequence model alone, at no further cost. With c = cosine over a
-temperature, w the weights of events, s the state after the whole history and N safe and random negatives (eq. 5-13):
+A TI-DiffRec is trained first. Its ranking of all items gives three signals for the training of a sequence model, the
+backbone (`rediffuse.models.signals`). The backbone alone recommends, at no further cost. With c the cosine over a
+temperature, w the weights of interactions and s the state after the whole history, the loss is (eq. 5-13)
 
-    mean over events of w BCE(c, 1)  +  positive_weight mean of BCE(c(s, liked items), 1)
-                                     +  mean over events and negatives of BCE(c, 0)
+    mean over interactions of w BCE(c, 1)  +  positive_weight mean of BCE(c(s, liked items), 1)
+                                           +  mean over interactions and their negatives of BCE(c, 0)
 
-With ``loss=softmax`` the same weights and liked items go into the cross entropy over the whole catalogue, in which
-every item is a negative already.
+With ``loss=softmax`` the weights and liked items go into the cross entropy over the whole catalogue, in which every
+other item is a negative already.
 """
 
 from __future__ import annotations
@@ -27,35 +27,41 @@ from torch.nn import functional as F
 from rediffuse import distributed
 from rediffuse.batching.negatives import draw_negatives, interaction_keys
 from rediffuse.batching.rows import RowBatch, RowBatches
-from rediffuse.batching.sequences import SequenceBatch, SequenceBatches
+from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, rank_rows
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.models.backbone import backbone_class, backbone_config
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.composite import Composite
-from rediffuse.models.diffrec import TDiffRec, TDiffRecConfig
+from rediffuse.models.diffrec import TI_DIFFREC, TDiffRec, TDiffRecConfig
+from rediffuse.models.next_item_loss import next_item_loss
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.models.signals import Signals, derive_signals
 
 BACKBONES = ("bert4rec", "diffurec", "gru4rec", "sasrec")
-# What the backbone's options are not asked for, because PDRec's own are.
+# Options of the backbone that are PDRec's own.
 _SHARED = (*ModelConfig.model_fields, "loss")
+# Released options that are the same for all data sets.
+_GRU4REC = {"embedding_size": 64, "dropout": 0.2, "max_length": 200}
+_RELEASED = {"backbone": "gru4rec", "backbone_options": _GRU4REC, "diffusion": TI_DIFFREC}
 
 
 class PDRecConfig(ModelConfig):
-    """Options of the loop are those of the backbone's training; TI-DiffRec has its own under ``diffusion``."""
+    """Options of the training loop are those of the backbone's training; TI-DiffRec's are under ``diffusion``."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "douban-book": {
+        "paper": _RELEASED,
+        "released": _RELEASED | {"fidelity": "released"},
+        "paper:douban-book": {
             **{"backbone": "gru4rec", "learning_rate": 0.01, "rank_share": 0.3},
-            "backbone_options": {"embedding_size": 64, "dropout": 0.2, "temperature": 0.1, "max_length": 200},
-            "diffusion": TDiffRecConfig.presets["douban-book"],
+            "backbone_options": _GRU4REC | {"temperature": 0.1},
+            "diffusion": TDiffRecConfig.presets["paper:douban-book"],
         },
-        "toys": {
+        "paper:toys": {
             **{"backbone": "gru4rec", "learning_rate": 0.005, "rank_share": 0.1, "scale": 2.0},
             **{"band_from": 50.0, "candidates": 50, "liked": 5, "positive_weight": 0.3},
-            "backbone_options": {"embedding_size": 64, "dropout": 0.2, "temperature": 0.2, "max_length": 200},
-            "diffusion": TDiffRecConfig.presets["toys"],
+            "backbone_options": _GRU4REC | {"temperature": 0.2},
+            "diffusion": TDiffRecConfig.presets["paper:toys"],
         },
     }
     search: ClassVar = {
@@ -66,62 +72,73 @@ class PDRecConfig(ModelConfig):
         "band_from": (50.0, 80.0, 90.0),
     }
 
-    backbone: str = Field("sasrec", description="The sequence model that is trained with the signals, and answers.")
+    fidelity: Literal["corrected", "released"] = Field(
+        "corrected",
+        description="released: liked items may be items of the history. Also the fidelity of TI-DiffRec unless "
+        "diffusion.fidelity is set; a backbone has its own, backbone_options.fidelity.",
+    )
+    backbone: str = Field("sasrec", description="The sequence model that is trained with the signals, and recommends.")
     backbone_options: dict[str, Any] = Field({}, description="Its own options, e.g. backbone_options.dropout=0.2.")
     diffusion: dict[str, Any] = Field({}, description="Options of the tdiffrec, e.g. diffusion.epochs=50.")
-    loss: Literal["bce", "softmax"] = Field("bce", description="bce as in the paper; softmax takes no nns.")
+    loss: Literal["bce", "softmax"] = Field("bce", description="bce as in the paper; softmax needs nns=false.")
     hbr: bool = Field(True, description="Historical behaviour reweighting.")
     dpa: bool = Field(True, description="Diffusion-based positive augmentation.")
     nns: bool = Field(True, description="Noise-free negative sampling.")
-    rank_share: float = Field(0.3, ge=0, le=1, description="Of an event's weight, the share that goes by rank.")
-    largest: float = Field(3.0, gt=0, description="Upper bound of an event's weight, before the scale.")
-    scale: float = Field(4.0, gt=0, description="Factor of all events' weights.")
-    band_from: float = Field(80.0, ge=0, lt=100, description="Safe negatives stand from here in the ranking, in %.")
-    band_to: float = Field(99.0, gt=0, le=100, description="And up to here.")
-    candidates: int = Field(100, ge=1, description="Best items, of which the backbone takes some as liked.")
-    liked: int = Field(1, ge=1, description="How many it takes: those that it ranks highest itself.")
+    rank_share: float = Field(
+        0.3, ge=0, le=1, description="Share of an interaction's weight that depends on its rank among the user's."
+    )
+    largest: float = Field(3.0, gt=0, description="Upper bound of an interaction's weight, before the scale.")
+    scale: float = Field(4.0, gt=0, description="Factor of all weights of interactions.")
+    band_from: float = Field(
+        80.0, ge=0, lt=100, description="Start of the band of safe negatives in the ranking, in %."
+    )
+    band_to: float = Field(99.0, gt=0, le=100, description="Its end.")
+    candidates: int = Field(100, ge=1, description="Best items, from which the backbone selects the liked ones.")
+    liked: int = Field(1, ge=1, description="How many it selects: those that it ranks highest itself.")
     positive_weight: float = Field(0.01, ge=0, description="Weight of the loss at liked items.")
-    seen_positives: bool = Field(False, description="Liked items may be those of the history, as released.")
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _options_fit(self) -> Self:
         if self.band_from >= self.band_to:
             raise ValueError(f"band_from={self.band_from:g} is not below band_to={self.band_to:g}")
         if self.liked > self.candidates:
-            raise ValueError(f"liked={self.liked} items cannot be chosen out of candidates={self.candidates}")
+            raise ValueError(f"liked={self.liked} is more than candidates={self.candidates}")
         if self.nns and self.loss == "softmax":
-            raise ValueError("with loss=softmax every item is a negative already; set nns=false")
+            raise ValueError("with loss=softmax every other item is a negative already; set nns=false")
         self.diffusion_config()
         self.backbone_config()
         return self
 
     def diffusion_config(self) -> TDiffRecConfig:
-        """Options of the first phase; unless they say otherwise, it weighs by time and is selected as the backbone.
+        """The options of TI-DiffRec: ``diffusion``, on top of weighting by time and PDRec's own values.
 
         Raises:
-            ConfigError: they are not those of a tdiffrec.
+            ConfigError: ``diffusion`` has options that tdiffrec does not have.
         """
-        usual = {"weighting": "interval", "weight_min": 0.3, "metric": self.metric, "precision": self.precision}
-        return TDiffRecConfig.build(None, usual | self.diffusion)
+        defaults = {"weighting": "interval", "weight_min": 0.3, "fidelity": self.fidelity}
+        defaults |= {"metric": self.metric, "precision": self.precision}
+        return TDiffRecConfig.build(None, defaults | self.diffusion)
 
     def backbone_class(self) -> type[SequenceModel]:
-        """Raises:
-        ConfigError: the backbone is no sequence model.
+        """The class of the backbone.
+
+        Raises:
+            ConfigError: ``backbone`` is not one of `BACKBONES`.
         """
         return backbone_class("PDRec", self.backbone, BACKBONES)
 
     def backbone_config(self) -> SequenceConfig:
-        """Options of the backbone, with those of the loop from here.
+        """The options of the backbone: its own, and PDRec's options of the loop and the loss.
 
         Raises:
-            ConfigError: ``backbone_options`` are not its own.
+            ConfigError: ``backbone_options`` has options that the backbone does not have, or that are PDRec's own.
         """
         shared = {option: getattr(self, option) for option in _SHARED}
         return backbone_config("PDRec", self.backbone_class(), self.backbone_options, shared)
 
 
 class PDRec(Composite):
-    """A sequence model that was trained with the advice of a TI-DiffRec."""
+    """A sequence model that is trained with signals of a TI-DiffRec."""
 
     name = "pdrec"
     Config = PDRecConfig
@@ -129,20 +146,22 @@ class PDRec(Composite):
 
     def __init__(self, config: PDRecConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
-        self.diffusion = TDiffRec(config.diffusion_config(), num_items, num_users) if self.signalled else None
+        self.diffusion = TDiffRec(config.diffusion_config(), num_items, num_users) if self.uses_signals else None
         self.backbone = config.backbone_class()(config.backbone_config(), num_items, num_users)
         self.phase = "backbone"
         self.signals: Signals | None = None
-        self.events = self.train_events = Histories.from_lists([])
-        self.event_weights = self.owners = self.positives = self.negatives = torch.empty(0)
+        # For the training of the backbone: its histories are open-ended with dpa. Tensors are aligned with them or with
+        # users, and are filled by `begin_phase` and `batches`.
+        self.train_histories = self.backbone_histories = Histories.from_lists([])
+        self.interaction_weights = self.owners = self.positives = self.negatives = torch.empty(0)
 
     @property
-    def signalled(self) -> bool:
+    def uses_signals(self) -> bool:
         return self.config.hbr or self.config.dpa or self.config.nns
 
     @property
     def phases(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("diffusion", "backbone") if self.signalled else ("backbone",)
+        return ("diffusion", "backbone") if self.uses_signals else ("backbone",)
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -150,10 +169,10 @@ class PDRec(Composite):
 
     @property
     def active_model(self) -> Model:
-        """What is trained now, and answers."""
-        part = self.diffusion if self.phase == "diffusion" else self.backbone
-        assert part is not None
-        return part
+        """The model that this phase trains."""
+        model = self.diffusion if self.phase == "diffusion" else self.backbone
+        assert model is not None
+        return model
 
     # --- phases --------------------------------------------------------------------------------------------
 
@@ -162,24 +181,24 @@ class PDRec(Composite):
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
-        for part in (self.diffusion, self.backbone):
-            if part is not None:
-                part.fit(data)
+        for model in (self.diffusion, self.backbone):
+            if model is not None:
+                model.fit(data)
 
     def begin_phase(self, phase: str, data: TrainingData) -> None:
         self.phase = phase
-        for part in (self.diffusion, self.backbone):
-            if part is not None:
-                part.requires_grad_(part is self.active_model)
+        for model in (self.diffusion, self.backbone):
+            if model is not None:
+                model.requires_grad_(model is self.active_model)
         if phase == "backbone":
-            self._take_signals(data)
+            self._derive_signals(data)
 
-    def _take_signals(self, data: TrainingData) -> None:
-        """Derive the signals. Nothing is drawn, so that a run which is resumed has the same."""
+    def _derive_signals(self, data: TrainingData) -> None:
+        """Derive the signals. Nothing is drawn, so a resumed run has the same ones."""
         config = self.config
-        self.train_events = data.train
-        self.events = open_ended(data.train, self.num_items) if config.dpa else data.train
-        known = self.events.items < self.num_items
+        self.train_histories = data.train
+        self.backbone_histories = open_ended(data.train, self.num_items) if config.dpa else data.train
+        known = self.backbone_histories.items < self.num_items
         weights = torch.ones(len(known))
         if self.diffusion is not None:
             self.diffusion.eval()
@@ -193,56 +212,59 @@ class PDRec(Composite):
                 scale=config.scale,
                 band=(config.band_from, config.band_to),
                 candidates=config.candidates,
-                seen_positives=config.seen_positives,
+                seen_positives=config.fidelity == "released",
             )
             self.positives = torch.from_numpy(signals.positives).to(self.popularity.device)
             if config.hbr:
-                # A first event is nobody's target but BERT4Rec's: it weighs what events weigh on average.
+                # Only BERT4Rec has a user's first interaction as a target. It has the average weight.
                 weights[torch.from_numpy(known)] = torch.from_numpy(signals.weights).nan_to_num(config.scale)
-        self.event_weights = weights.to(self.popularity.device)
-        self.owners = torch.from_numpy(self.events.owners).to(self.popularity.device)
+        self.interaction_weights = weights.to(self.popularity.device)
+        self.owners = torch.from_numpy(self.backbone_histories.owners).to(self.popularity.device)
 
     def artifacts(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
         if self.signals is None:
             return {}
-        return {"signals.parquet": self.signals.to_frame(self.train_events, user_ids, item_ids)}
+        return {"signals.parquet": self.signals.to_frame(self.train_histories, user_ids, item_ids)}
 
-    # --- learning ------------------------------------------------------------------------------------------
+    # --- training ------------------------------------------------------------------------------------------
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches | RowBatches:
         if self.phase == "diffusion":
             return self.active_model.batches(data, rng)  # type: ignore[return-value]
         if self.config.loss == "bce":
-            owners = self.events.owners
+            owners = self.backbone_histories.owners
             drawn = [draw_negatives(owners, interaction_keys(data.train, self.num_items), self.num_items, rng)]
             if self.config.nns and self.signals is not None:
                 drawn.append(self.signals.draw(owners, self.num_items, rng))
             self.negatives = torch.from_numpy(np.stack(drawn, axis=1)).to(self.popularity.device)
-        return self.backbone.batches(dataclasses.replace(data, train=self.events), rng)
+        return self.backbone.batches(dataclasses.replace(data, train=self.backbone_histories), rng)
 
     def loss(self, batch: RowBatch | SequenceBatch) -> Tensor:
         if isinstance(batch, RowBatch):
             return self.active_model.loss(batch)
         batch = self.backbone.training_batch(batch)
-        hidden, importance, note = self.backbone.encode(batch)
+        encoded = self.backbone.encode(batch)
+        hidden, importance = encoded.vectors, encoded.weights
         known = batch.targets < self.num_items
         importance = torch.ones_like(batch.targets, dtype=torch.float32) if importance is None else importance
-        weights = self.event_weights[batch.events]
+        weights = self.interaction_weights[batch.interactions]
         per_target = torch.zeros(len(hidden), device=hidden.device)
         loss, per_target[known] = self.losses(hidden[known], _only(batch, known), importance[known], weights[known])
-        loss = loss * _share(int(known.sum()), batch)
+        loss = loss * _rank_weight(int(known.sum()), batch)
         if self.config.dpa:
-            # What follows the history is not known; the diffusion model has an opinion.
+            # No item follows the history: the diffusion model proposes some.
             ends, at_ends = hidden[~known], _only(batch, ~known)
-            rows, items = self.liked(ends, self.owners[at_ends.events])
-            share = _share(len(rows), batch)
+            rows, items = self.liked(ends, self.owners[at_ends.interactions])
+            rank_weight = _rank_weight(len(rows), batch)
             if len(rows):
                 at_liked = dataclasses.replace(_only(at_ends, rows), targets=items)
-                liking, per_liked = self.losses(ends[rows], at_liked, importance[~known][rows])
-                loss = loss + self.config.positive_weight * share * liking
+                liked_loss, per_liked = self.losses(ends[rows], at_liked, importance[~known][rows])
+                loss = loss + self.config.positive_weight * rank_weight * liked_loss
                 total = torch.zeros(len(ends), device=hidden.device).index_add(0, rows, per_liked)
                 per_target[~known] = total / torch.bincount(rows, minlength=len(ends)).clamp(min=1)
-        self.backbone.report(note, per_target, batch)
+        if encoded.timesteps is not None:
+            counted = rank_rows(batch.rank_weight)
+            self.backbone.update_timestep_sampler(encoded.timesteps[counted], per_target[counted])
         return loss
 
     def losses(
@@ -251,26 +273,28 @@ class PDRec(Composite):
         """The loss of states (n, d) at the batch's targets, and the (n,) losses, detached.
 
         Args:
-            importance: (n,) of the rows.
-            weights: (n,) of events, which also have negatives; None: the targets are liked items.
+            importance: (n,) importance weights of timesteps.
+            weights: (n,) weights of interactions, which have negatives too; None: the targets are liked items.
         """
         if self.config.loss == "softmax":
-            return self.backbone.losses(hidden, batch, importance if weights is None else weights * importance)
+            return next_item_loss(self.backbone, hidden, batch, importance if weights is None else weights * importance)
         hidden = self.backbone.metric_space(hidden)
         table = self.backbone.metric_space(self.backbone.catalogue())
         positive = F.softplus(-(hidden * table[batch.targets]).sum(-1).float())
-        count = max(len(positive), 1)  # a batch of people with one event each has open ends alone
+        count = max(len(positive), 1)  # a batch of users with one interaction each has open ends only
         if weights is None:
             return (importance * positive).sum() / count, positive.detach()
-        negatives = self.negatives[batch.events]
+        negatives = self.negatives[batch.interactions]
         logits = torch.einsum("nd,nkd->nk", hidden, table[negatives.clamp(min=0)].to(hidden.dtype)).float()
         against = F.softplus(logits).masked_fill(negatives < 0, 0.0).mean(1)
         return (importance * (weights * positive + against)).sum() / count, (positive + against).detach()
 
     @torch.no_grad()
     def liked(self, ends: Tensor, users: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of ``ends`` (m, d) and the items taken as liked there: of each person's candidates, those that the
-        backbone itself ranks highest."""
+        """Rows of ``ends`` (m, d), and the items taken as liked there.
+
+        Of each user's candidates, these are the ones that the backbone itself ranks highest.
+        """
         candidates = self.positives[users].long()
         table = self.backbone.metric_space(self.backbone.catalogue())
         logits = torch.einsum("md,mcd->mc", self.backbone.metric_space(ends).float(), table[candidates.clamp(min=0)])
@@ -279,7 +303,7 @@ class PDRec(Composite):
         rows, places = torch.nonzero(best.values > -torch.inf, as_tuple=True)
         return rows, candidates[rows, best.indices[rows, places]]
 
-    # --- answering -----------------------------------------------------------------------------------------
+    # --- scoring -------------------------------------------------------------------------------------------
 
     def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
         return self.backbone.calibrate(validate)
@@ -289,9 +313,9 @@ class PDRec(Composite):
 
 
 def open_ended(histories: Histories, num_items: int) -> Histories:
-    """Every history of at least one event, followed by an event whose item, ``num_items``, is not known.
+    """The histories, each non-empty one followed by an interaction with the unknown item ``num_items``.
 
-    As a target it stands for whatever comes next; it is never an input, being last.
+    As a target it stands for whatever comes next. It is never an input, because it is the last.
     """
     lengths = histories.lengths
     longer = lengths + (lengths > 0)
@@ -301,16 +325,17 @@ def open_ended(histories: Histories, num_items: int) -> Histories:
     return Histories(offsets, items)
 
 
-def _share(count: int, batch: SequenceBatch) -> float:
-    """The factor that makes an average over ranks of means over ``count`` the mean over all that they have. Collective.
+def _rank_weight(count: int, batch: SequenceBatch) -> float:
+    """This rank's weight for a mean over ``count`` targets: the average over ranks is then the mean over all targets.
 
-    Of one batch a rank may have few known targets and many liked items: each mean has a factor of its own.
+    A collective operation. The known targets and the liked items of a batch are distributed differently over ranks, so
+    each of the two means has its own weight.
     """
     count = count if batch.rank_weight else 0
     return count / (distributed.all_reduce_mean(count) or 1.0)
 
 
 def _only(batch: SequenceBatch, chosen: Tensor) -> SequenceBatch:
-    """The batch with some of its targets, by mask or number."""
-    fields = ("rows", "positions", "targets", "events")
+    """The batch with the ``chosen`` targets only, a mask or indices."""
+    fields = ("rows", "positions", "targets", "interactions")
     return dataclasses.replace(batch, **{name: getattr(batch, name)[chosen] for name in fields})

@@ -1,4 +1,4 @@
-"""How an answer is drawn."""
+"""Options of scoring: the noise and the denoising steps of a stochastic model."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Called at every step as on_step(t, state, x0_hat): the timestep t, what the step starts from (B, d), or None
-# where it is not in the space of `Model.index_vectors`, and what the network takes the end to be (B, d), which is.
+# Called as on_step(t, state, x0_hat) at every denoising step: the timestep; the state before the step (B, d), or None
+# if it is not in the space of `Model.index_vectors`; and the network's estimate of x_0 (B, d) in that space.
 StepCallback = Callable[[int, Tensor | None, Tensor], None]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a stochastic or a denoising model does to answer; other models look at none of it.
+    """How a stochastic or a denoising model samples; other models ignore it.
 
     Attributes:
-        seed: of the noise.
-        sampling_steps: of denoising; None: as many as were calibrated or configured.
-        noise: what the noise is multiplied by; 1 is what the model was trained for.
-        on_step: told every step.
+        seed: seed of the noise.
+        sampling_steps: denoising steps; None: as calibrated or configured.
+        noise: factor of the noise; models are trained for 1.
+        on_step: called at every denoising step.
     """
 
     seed: int = 0

@@ -1,9 +1,8 @@
-"""What the next-item models share: the item table, batches of sequences, and the softmax over the catalogue."""
+"""The base of next-item models: item table, batches of sequences, training loss, and ranking by inner product."""
 
 from __future__ import annotations
 
-import contextlib
-import math
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -15,24 +14,16 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, pad_right, rank_rows
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
-from rediffuse.losses import (
-    Draws,
-    binary_cross_entropy,
-    gbce_beta,
-    reduced_cross_entropy,
-    sampled_softmax,
-    scalable_cross_entropy,
-    softmax_cross_entropy,
-)
+from rediffuse.losses import Draws
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.next_item_loss import negative_draws, next_item_loss
 from rediffuse.models.sampling import Sampling
 
-# The repeat bias is this times a parameter, so that Adam moves it that many times faster than a weight: it has
-# far to go, and an item table is scaled so that a weight has not.
+# The repeat bias is this times a parameter, so Adam moves it this much faster than a weight: its values are large, and
+# those of an item table are not.
 REPEAT_RATE = 10.0
-_NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "sce": 256, "rece": 4096}
-# Rows that go through the network together when answering.
+# Rows that pass through the network together when scoring.
 SCORE_ROWS = 64
 
 
@@ -47,34 +38,34 @@ class SequenceConfig(ModelConfig):
     }
 
     embedding_size: int = Field(128, ge=1)
-    max_length: int = Field(50, ge=1, description="Most recent events that are read.")
-    loss: Literal["softmax", "sampled_softmax", "in_batch", "bce", "gbce", "sce", "rece"] = Field(
-        "softmax", description="softmax is over the whole catalogue, the others over a part of it (docs/scaling.md)."
+    max_length: int = Field(50, ge=1, description="Most recent interactions that are read.")
+    loss: Literal["softmax", "sampled_softmax", "in_batch", "bce", "gbce", "sce"] = Field(
+        "softmax", description="softmax is over the whole catalogue, the others over some of it (docs/scaling.md)."
     )
     negatives: int | None = Field(
         None,
         ge=1,
-        description="None: 1024 a batch for sampled_softmax; a target 1 for bce, 256 for gbce, 4096 for rece; 256 a "
-        "bucket for sce.",
+        description="None: 1024 per batch for sampled_softmax; per target, 1 for bce, 256 for gbce; 256 per bucket for "
+        "sce.",
     )
     item_optimizer: Literal["adamw", "rowwise_adagrad", "rowwise_adam"] = Field(
         "adamw",
-        description="The rowwise ones touch only the rows of the item table that a batch has read; not for losses that "
-        "read all (softmax, rece).",
+        description="The rowwise ones update only the rows of the item table that a batch has read; not for softmax, "
+        "which reads all.",
     )
     repeat_bias: bool = Field(
         True,
         description="Learn one number that is added to the logit of every item already in the window; only the loss "
         "softmax does.",
     )
-    synthetic_targets: bool = Field(False, description="Events that a generator wrote are loss targets too.")
+    synthetic_targets: bool = Field(False, description="Synthetic interactions are loss targets too.")
     temperature: float | None = Field(
         0.07, gt=0, description="Rank by cosine divided by this; None ranks by the inner product."
     )
 
     @model_validator(mode="after")
-    def _rows_are_few(self) -> Self:
-        if self.item_optimizer != "adamw" and self.loss in ("softmax", "rece"):
+    def _item_optimizer_fits_the_loss(self) -> Self:
+        if self.item_optimizer != "adamw" and self.loss == "softmax":
             raise ValueError(
                 f"item_optimizer={self.item_optimizer} is for losses that read few rows of the item table, and "
                 f"loss={self.loss} reads all; take another loss, for example sampled_softmax or sce, or adamw"
@@ -82,17 +73,38 @@ class SequenceConfig(ModelConfig):
         return self
 
 
-class SequenceModel(Model):
-    """A history goes in, a vector in item space comes out; items are ranked by their inner product with it.
+@dataclass(frozen=True)
+class Encoded:
+    """What `SequenceModel.encode` gives for the n targets of a batch.
 
-    Subclasses implement `encode` (training) and `represent` (answering).
+    Attributes:
+        vectors: (n, d) predictions in item space: an item's logit is its inner product with the vector.
+        weights: (n,) importance weights of the loss; None for ones.
+        timesteps: (n,) int64 timesteps that a diffusion model drew; None without diffusion.
+    """
+
+    vectors: Tensor
+    weights: Tensor | None = None
+    timesteps: Tensor | None = None
+
+
+class SequenceModel(Model):
+    """A model that turns a history into a vector in item space; items are ranked by their inner product with it.
+
+    Subclasses implement `encode` (training) and `represent` (scoring).
+
+    Attributes:
+        item_embedding: (num_items + 1, d) item table; the last row is the padding item.
+        every_position: True: a history trains all its positions at once; False: one target per row.
+        repeat: the repeat bias, divided by `REPEAT_RATE`; None without it.
+        draws: how negatives are drawn, for losses that draw them by popularity.
     """
 
     Config = SequenceConfig
     config: SequenceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     reads_synthetic = True
-    every_position = True  # a history trains all its positions at once; False: one target per row
-    draws: Draws  # of negatives
+    every_position = True
+    draws: Draws
 
     def __init__(self, config: SequenceConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
@@ -101,26 +113,33 @@ class SequenceModel(Model):
         )
         self.repeat = nn.Parameter(torch.zeros(())) if config.repeat_bias else None
 
-    @property
-    def pad(self) -> int:
-        return self.num_items
+    # --- training ------------------------------------------------------------------------------------------
 
-    # --- learning ------------------------------------------------------------------------------------------
+    def loss(self, batch: SequenceBatch) -> Tensor:
+        batch = self.training_batch(batch)
+        encoded = self.encode(batch)
+        loss, per_target = next_item_loss(self, encoded.vectors, batch, encoded.weights)
+        if encoded.timesteps is not None:
+            counted = rank_rows(batch.rank_weight)
+            self.update_timestep_sampler(encoded.timesteps[counted], per_target[counted])
+        return loss * batch.rank_weight
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
-        """(n, d) one vector per target, importance weights (n,) or None, and what `observe` needs: (n,) or None."""
+    def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
+        """The batch with the targets of the model, where these are not the items that follow each position."""
+        return batch
+
+    def encode(self, batch: SequenceBatch) -> Encoded:
+        """One vector per target of the batch."""
         raise NotImplementedError
 
-    def observe(self, note: Any, losses: Tensor) -> None:
-        """Told the (n,) losses of the targets, detached."""
+    def update_timestep_sampler(self, timesteps: Tensor, losses: Tensor) -> None:
+        """Take the losses (n,) at the timesteps (n,) that `encode` drew; NaN where a target has no loss."""
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
-        if self.config.loss == "sampled_softmax":
-            # By popularity ^ 0.75 (Mikolov et al. 2013); unseen items can be drawn too.
-            self.draws = Draws((self.popularity + 1).pow(0.75))
-        elif self.config.loss == "in_batch":
-            self.draws = Draws(self.popularity.clamp(min=1))
+        draws = negative_draws(self.config.loss, self.popularity)
+        if draws is not None:
+            self.draws = draws
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         if not self.item_embedding.sparse:
@@ -140,110 +159,74 @@ class SequenceModel(Model):
             synthetic_targets=self.config.synthetic_targets,
         )
 
-    def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
-        """The batch with what is to be predicted in it, where that is not what follows each item."""
-        return batch
-
-    def loss(self, batch: SequenceBatch) -> Tensor:
-        batch = self.training_batch(batch)
-        hidden, weights, note = self.encode(batch)
-        loss, per_target = self.losses(hidden, batch, weights)
-        self.report(note, per_target, batch)
-        return loss * batch.rank_weight
-
-    def report(self, note: Any, losses: Tensor, batch: SequenceBatch) -> None:
-        """Tell `observe` the (n,) losses that count."""
-        if note is not None:
-            mine = rank_rows(batch.rank_weight)
-            note, losses = note[mine], losses[mine]
-            if self.config.loss == "sce":  # which reaches some rows only
-                reached = ~losses.isnan()
-                note, losses = note[reached], losses[reached]
-            self.observe(note, losses)
-
-    def losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The scalar loss of vectors (n, d) at the batch's targets, and the (n,) cross entropies, detached."""
-        # Inner products grow without bound, and half precision would round a logit of 100 by a quarter. Cosines over a
-        # temperature stay small enough for it.
-        exact = self.config.temperature is None
-        with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
-            return self._losses(self.metric_space(hidden.float() if exact else hidden), batch, weights)
-
-    def _losses(self, hidden: Tensor, batch: SequenceBatch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same, of vectors in metric space."""
-        loss, targets, negatives = self.config.loss, batch.targets, self._negatives
-        if loss == "softmax":
-            table = self.metric_space(self.classes())
-            return softmax_cross_entropy(hidden, table, targets, weights, self._repeats(batch))
-        if loss == "rece":
-            return reduced_cross_entropy(hidden, self.metric_space(self.classes()), targets, negatives, weights)
-        positives = self.item_vectors(targets)
-        if loss == "in_batch":
-            log_chance = self.draws.log_chances[targets] + math.log(len(targets))
-            apart = batch.rows, batch.rows
-            return sampled_softmax(hidden, positives, positives, targets, targets, log_chance, weights, apart)
-        if loss == "sampled_softmax":
-            drawn = self.draws.draw(negatives)
-            log_chance = self.draws.log_chances[drawn] + math.log(negatives)
-            return sampled_softmax(hidden, positives, self.item_vectors(drawn), targets, drawn, log_chance, weights)
-        if loss == "sce":
-            table = self.metric_space(self.catalogue().detach())
-            return scalable_cross_entropy(hidden, positives, table, self.item_vectors, targets, negatives, weights)
-        drawn = torch.randint(self.num_items, (len(hidden), negatives), device=hidden.device)
-        beta = gbce_beta(negatives, self.num_items) if loss == "gbce" else 1.0
-        table, sparse = self.item_embedding.weight, self.item_embedding.sparse
-        return binary_cross_entropy(
-            hidden, positives, table, self.metric_space, targets, drawn, beta, weights, sparse=sparse
-        )
+    # --- items ---------------------------------------------------------------------------------------------
 
     @property
-    def _negatives(self) -> int:
-        return self.config.negatives or _NEGATIVES.get(self.config.loss, 1)
+    def pad(self) -> int:
+        """Number of the padding item."""
+        return self.num_items
 
     def catalogue(self) -> Tensor:
-        """(num_items, d): the item table without the padding row."""
+        """(num_items, d) item table without the padding row."""
         return self.item_embedding.weight[: self.num_items]
 
-    def item_vectors(self, items: Tensor) -> Tensor:
-        """(..., d): the vectors of items (...) whose inner products are logits."""
-        return self.metric_space(self.item_embedding(items))
-
     def classes(self) -> Tensor:
-        """(classes, d): what the softmax of the training loss is over, the catalogue."""
+        """(classes, d) rows of the item table that the loss softmax is over."""
         return self.catalogue()
 
     def metric_space(self, x: Tensor) -> Tensor:
-        """The vectors whose inner products are logits."""
+        """Vectors (..., d) scaled so that their inner products are logits."""
         if self.config.temperature is None:
             return x
         return nn.functional.normalize(x, dim=-1) * self.config.temperature**-0.5
 
-    def _repeats(self, batch: SequenceBatch) -> Biased | None:
-        """The distinct (target row, item) pairs where the item is already in the window at that target."""
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """(..., d) vectors of items (...) in metric space."""
+        return self.metric_space(self.item_embedding(items))
+
+    # --- the repeat bias -----------------------------------------------------------------------------------
+
+    def repeat_bias(self, batch: SequenceBatch) -> Biased | None:
+        """The bias on the logits of items that a target's window already holds: (targets, items, bias).
+
+        Each pair of a target and an item stands once. Synthetic interactions do not count as repeats.
+        """
         if self.repeat is None:
             return None
         counts = self.visible(batch)
-        rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-        items = batch.items[batch.rows[rows], column]
+        # One element per target and visible column of its row.
+        target = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+        column = torch.arange(len(target), device=target.device) - (counts.cumsum(0) - counts)[target]
+        items = batch.items[batch.rows[target], column]
         real = items < self.num_items
         if batch.synthetic is not None:
-            real &= column >= batch.synthetic[batch.rows[rows]]  # the person has not had those
-        keys = torch.unique(rows[real] * self.num_items + items[real])
-        return keys // self.num_items, keys % self.num_items, REPEAT_RATE * self.repeat
+            real &= column >= batch.synthetic[batch.rows[target]]
+        pairs = torch.unique(target[real] * self.num_items + items[real])
+        return pairs // self.num_items, pairs % self.num_items, REPEAT_RATE * self.repeat
 
     def visible(self, batch: SequenceBatch) -> Tensor:
         """(n,) how many items of its row each target may see, from the first."""
         return batch.positions + 1
 
-    # --- answering -----------------------------------------------------------------------------------------
+    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
+        scores = queries @ items.T
+        if self.repeat is not None:
+            window = pad_right(histories.without_synthetic(), self.config.max_length, self.pad)[0].to(scores.device)
+            row, column = torch.nonzero(window < self.num_items, as_tuple=True)
+            item = window[row, column]
+            # All scores are read before any is written, so an item that stands twice in the window is biased once.
+            scores[row, item] = scores[row, item] + REPEAT_RATE * self.repeat
+        return scores
 
-    def read_vectors(self, x: Tensor) -> Tensor:
-        """(B, d): as `represent`, of histories given as item vectors (B, L, d); differentiable."""
-        raise NotImplementedError
+    # --- scoring -------------------------------------------------------------------------------------------
 
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
-        """(B, d): where in item space the next item of each padded history (B, L) should be."""
+        """(B, d) predicted vector of the next item after each history: items (B, L), padded on the right, of
+        ``lengths`` (B,)."""
+        raise NotImplementedError
+
+    def read_vectors(self, x: Tensor) -> Tensor:
+        """As `represent`, from histories of item vectors (B, L, d); differentiable. Only guidance needs it."""
         raise NotImplementedError
 
     def index_vectors(self) -> Tensor:
@@ -254,7 +237,7 @@ class SequenceModel(Model):
         hidden = torch.empty(len(histories), self.config.embedding_size, device=device)
         items, lengths = pad_right(histories, self.config.max_length, self.pad)
         items, lengths = items.to(device), lengths.to(device)
-        # Rows of similar length go through the network together, without the padding of the longest of all.
+        # Rows of similar length pass through the network together, to save padding.
         for rows in torch.argsort(lengths).split(SCORE_ROWS):
             width = int(lengths[rows].max())
             hidden[rows] = self.represent(items[rows, :width], lengths[rows], sampling).float()
@@ -262,14 +245,3 @@ class SequenceModel(Model):
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return self.scores_by_vectors(self.query_vectors(histories, users, sampling), self.index_vectors(), histories)
-
-    def scores_by_vectors(self, queries: Tensor, items: Tensor, histories: Histories) -> Tensor:
-        scores = queries @ items.T
-        if self.repeat is not None:
-            # Read all, then write all: an item that stands twice in the window is biased once. Items that a generator
-            # wrote are no repeats.
-            window = pad_right(histories.without_synthetic(), self.config.max_length, self.pad)[0].to(scores.device)
-            inside = torch.nonzero(window < self.num_items)
-            at = (inside[:, 0], window[inside[:, 0], inside[:, 1]])
-            scores[at] = scores[at] + REPEAT_RATE * self.repeat
-        return scores

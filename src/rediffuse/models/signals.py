@@ -1,8 +1,8 @@
-"""What PDRec takes from a diffusion model for the training of another one (Ma et al., AAAI 2024, arXiv 2401.02913).
+"""The signals that PDRec derives from a diffusion model (Ma et al., AAAI 2024, arXiv 2401.02913).
 
-Three signals, each a pure function of the scores of all items for a person: weights of the events (historical behaviour
-reweighting), items to be taken as liked (diffusion-based positive augmentation) and items that surely are not
-(noise-free negative sampling). `derive_signals` goes through people in blocks; it never holds users x items numbers.
+There are three, each a pure function of a user's scores of all items: weights of interactions (historical behaviour
+reweighting), items to be taken as liked (diffusion-based positive augmentation) and items that are unlikely to be liked
+(noise-free negative sampling). `derive_signals` takes users in blocks and never holds a users x items matrix.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from torch import Tensor
 
 from rediffuse.data.histories import Histories
 
-# Scores that a block of people may have.
+# Most scores in a block of users.
 BLOCK_SCORES = 8_000_000
-# Draws from the whole catalogue before a negative is picked from the band directly.
+# Draws from the whole catalogue before a negative is drawn from the band itself.
 TRIES = 40
 
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """Attributes:
-    weights: (events,) float32 loss weights, aligned with the histories; NaN at each person's first event, which is
-        nobody's target.
-    positives: (users, n) int32 items taken as liked, best first; -1 where there are fewer.
-    bands: (users, ceil(num_items / 8)) uint8, a bit for each item that is a safe negative, lowest bit first.
+    """The signals of all users.
+
+    Attributes:
+        weights: (interactions,) float32 loss weights, aligned with the histories; NaN at each user's first interaction,
+            which is not a target.
+        positives: (users, n) int32 items taken as liked, best first; -1 where there are fewer.
+        bands: (users, ceil(num_items / 8)) uint8, one bit per item, lowest bit first: 1 for safe negatives.
     """
 
     weights: NDArray[np.float32]
@@ -38,11 +40,11 @@ class Signals:
     bands: NDArray[np.uint8]
 
     def in_band(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(n,) whether each item is a safe negative of the person."""
+        """(n,) bool, True where ``items`` (n,) are safe negatives of ``users`` (n,)."""
         return (self.bands[users, items >> 3] >> (items & 7).astype(np.uint8)) & 1 == 1
 
     def draw(self, users: NDArray[np.int64], num_items: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """(n,) a safe negative for each of ``users`` (n,), drawn evenly; -1 for people who have none."""
+        """(n,) a safe negative for each of ``users`` (n,), drawn uniformly; -1 for users without one."""
         drawn = rng.integers(0, num_items, len(users))
         wrong = np.flatnonzero(~self.in_band(users, drawn))
         for _ in range(TRIES):
@@ -57,10 +59,10 @@ class Signals:
         return drawn
 
     def to_frame(self, histories: Histories, user_ids: pl.Series, item_ids: pl.Series) -> pl.DataFrame:
-        """One row per person: user_id, items and weights of the history (of the first event: null), positives, and
-        the band as bytes."""
-        people = pl.DataFrame({"user": np.arange(len(histories)), "user_id": user_ids.head(len(histories))})
-        events = pl.DataFrame(
+        """One row per user: user_id; items of the history and their weights (null for the first); positives; and
+        safe_negatives, the band as bytes."""
+        frame = pl.DataFrame({"user": np.arange(len(histories)), "user_id": user_ids.head(len(histories))})
+        interactions = pl.DataFrame(
             {
                 "user": histories.owners,
                 "items": item_ids.gather(histories.items),
@@ -69,11 +71,11 @@ class Signals:
         )
         owners, places = np.nonzero(self.positives >= 0)
         liked = pl.DataFrame({"user": owners, "positives": item_ids.gather(self.positives[owners, places])})
-        for table in (events, liked):
+        for table in (interactions, liked):
             lists = table.group_by("user", maintain_order=True).all()
-            people = people.join(lists, on="user", how="left", maintain_order="left")
+            frame = frame.join(lists, on="user", how="left", maintain_order="left")
         bands = pl.Series("safe_negatives", [row.tobytes() for row in self.bands], dtype=pl.Binary)
-        return people.drop("user").with_columns(pl.selectors.by_dtype(pl.List).fill_null([])).with_columns(bands)
+        return frame.drop("user").with_columns(pl.selectors.by_dtype(pl.List).fill_null([])).with_columns(bands)
 
 
 def derive_signals(
@@ -87,22 +89,16 @@ def derive_signals(
     band: tuple[float, float] = (80.0, 99.0),
     candidates: int = 100,
     seen_positives: bool = False,
-    hidden: Histories | None = None,
 ) -> Signals:
-    """All three signals for all people.
+    """All three signals for all users. A user without an interaction has no positives and no negatives.
 
     Args:
-        score: histories (B rows) -> (B, num_items), higher is better; for people with at least one event.
-        histories: training events.
+        score: histories (B rows) -> (B, num_items), higher is better; for users with at least one interaction.
+        histories: training interactions.
         rank_share, largest, scale: see `behaviour_weights`.
-        band: from and to which per cent of the ranking safe negatives are taken; see `safe_band`.
-        candidates: items taken as liked.
-        seen_positives: whether they may be items of the history, as in the released code.
-        hidden: further events, of the same people, whose items are no negatives either. The released code hides
-            validation and test items this way, which tells the training about them.
-
-    Returns:
-        People without an event have no positives and no negatives.
+        band: where the band of safe negatives starts and ends in the ranking, in per cent; see `safe_band`.
+        candidates: number of items taken as liked.
+        seen_positives: they may be items of the history, as in the released code.
     """
     users = len(histories)
     depth = min(candidates, num_items)
@@ -112,44 +108,35 @@ def derive_signals(
     known = np.flatnonzero(histories.lengths)
     step = max(1, BLOCK_SCORES // num_items)
     for start in range(0, len(known), step):
-        people = known[start : start + step]
-        rows = histories.take(people)
+        block = known[start : start + step]
+        rows = histories.take(block)
         scores = score(rows).float().cpu().numpy()
-        own.append(scores[rows.owners, rows.items])  # people come in order, and so do their events
+        own.append(scores[rows.owners, rows.items])  # users are in order, and so are their interactions
         ranking = rank_items(scores)
-        seen = _mask(rows, num_items)
-        positives[people] = soft_positives(ranking, None if seen_positives else seen, depth)
-        if hidden is not None:
-            seen |= _mask(hidden.take(people), num_items)
-        bands[people] = np.packbits(safe_band(ranking, seen, *band), axis=1, bitorder="little")
+        seen = np.zeros((len(rows), num_items), dtype=bool)
+        seen[rows.owners, rows.items] = True
+        positives[block] = soft_positives(ranking, None if seen_positives else seen, depth)
+        bands[block] = np.packbits(safe_band(ranking, seen, *band), axis=1, bitorder="little")
     weights = behaviour_weights(np.concatenate(own), histories.offsets, rank_share, largest, scale)
     return Signals(weights, positives, bands)
 
 
 def behaviour_weights(
-    scores: NDArray[np.float32],
-    offsets: NDArray[np.int64],
-    rank_share: float,
-    largest: float,
-    scale: float,
-    *,
-    pad_score: float | None = None,
-    floored: bool = True,
+    scores: NDArray[np.float32], offsets: NDArray[np.int64], rank_share: float, largest: float, scale: float
 ) -> NDArray[np.float32]:
-    """Historical behaviour reweighting: (events,) weights of the losses at a person's events but the first.
+    """Historical behaviour reweighting: (interactions,) weights of the losses at a user's interactions; first: NaN.
 
-    With p the scores of a person's n targets, q = (p - f) / (max p - f), a = n q / sum q, and r = 1..n the place of
-    each from the worst to the best (of equal ones the later is better), the weight is
+    With p the scores of a user's n targets, q = (p - f) / (max p - f), a = n q / sum q, and r = 1..n the rank of each
+    target from the worst to the best (of equal scores the later is better), the weight is
 
         scale * min((1 - rank_share) a + rank_share r / n, largest).
 
-    The floor f lies below all of them, so that the worst still counts: half the smallest score m, or 1.5 m where
-    that is below zero. The release gets it from its padding, which is scored too (``pad_score``), and has none in
-    histories that fill its window (``floored=False``). Where all targets are at the floor, all weigh the same.
+    The floor f is below all scores, so that the worst target still counts: half the lowest score m, or 1.5 m if m is
+    negative. If all targets are at the floor, all weigh the same.
 
     Args:
-        scores: (events,) of the events' items.
-        offsets: (users + 1,) where each person's events begin.
+        scores: (interactions,) of the interactions' items.
+        offsets: (users + 1,) where each user's interactions begin.
     """
     weights = np.full(len(scores), np.nan, dtype=np.float32)
     lengths = np.diff(offsets)
@@ -163,26 +150,24 @@ def behaviour_weights(
     n = counts[owners]
     first = np.flatnonzero(np.diff(owners, prepend=-1))
     low, high = (np.repeat(f.reduceat(p, first), counts[counts > 0]) for f in (np.minimum, np.maximum))
-    if pad_score is not None:
-        low = np.minimum(low, pad_score)
-    floor = low * np.where(low > 0, 0.5, 1.5) if floored else low
+    floor = low * np.where(low > 0, 0.5, 1.5)
     q = np.divide(p - floor, high - floor, out=np.ones_like(p), where=high > floor)
     total = np.bincount(owners, q, minlength=len(lengths))[owners]
     a = np.divide(n * q, total, out=np.ones_like(p), where=total > 0)
-    order = np.lexsort((p, owners))  # stable: of equal scores the later event comes last
-    place = np.empty(len(p), dtype=np.int64)
-    place[order] = np.arange(len(p)) - np.repeat(first, counts[counts > 0]) + 1
-    weights[target] = scale * np.clip((1 - rank_share) * a + rank_share * place / n, 0, largest)
+    order = np.lexsort((p, owners))  # stable: of equal scores the later comes last
+    rank = np.empty(len(p), dtype=np.int64)
+    rank[order] = np.arange(len(p)) - np.repeat(first, counts[counts > 0]) + 1
+    weights[target] = scale * np.clip((1 - rank_share) * a + rank_share * rank / n, 0, largest)
     return weights
 
 
 def rank_items(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(B, items) item numbers by score from the highest, equal ones by number from the lowest.
+    """(B, items) item numbers in descending order of score; equal scores in ascending order of number.
 
-    Sorted as integers that hold the score and the number: several times as fast as a stable sort of floats.
+    Sorts integers that hold the score and the number, several times as fast as a stable sort of floats.
     """
     bits = (scores + np.float32(0)).view(np.int32)  # + 0: minus zero becomes zero
-    bits ^= (bits >> 31) & 0x7FFFFFFF  # floats compare as their bits do, once those below zero are turned round
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # floats compare as their bits do, once negative ones are inverted
     keys = (~bits).astype(np.int64)
     keys <<= 32
     keys |= np.arange(scores.shape[1])
@@ -192,10 +177,10 @@ def rank_items(scores: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def soft_positives(ranking: NDArray[np.int64], seen: NDArray[np.bool_] | None, depth: int) -> NDArray[np.int32]:
-    """Diffusion-based positive augmentation: (B, depth) the best items, not among ``seen`` (B, items); -1 behind."""
+    """Diffusion-based positive augmentation: (B, depth) the best items not ``seen`` (B, items), padded with -1."""
     if seen is None:
         return ranking[:, :depth].astype(np.int32)
-    # No more of a ranking is read than the longest history can hide.
+    # At most as many items are skipped as the longest history has.
     top = ranking[:, : depth + int(seen.sum(1).max(initial=0))]
     free = ~np.take_along_axis(seen, top, axis=1)
     place = free.cumsum(1)
@@ -206,10 +191,11 @@ def soft_positives(ranking: NDArray[np.int64], seen: NDArray[np.bool_] | None, d
 
 
 def safe_band(ranking: NDArray[np.int64], seen: NDArray[np.bool_], low: float, high: float) -> NDArray[np.bool_]:
-    """Noise-free negative sampling: (B, items) whether each item is a safe negative.
+    """Noise-free negative sampling: (B, items) bool, True for safe negatives.
 
-    These are the W = ceil(I high / 100) - floor(I low / 100) items from place floor(I low / 100) on that are not
-    ``seen`` (B, items); fewer where the ranking ends. What stands lowest of all is left out: it is known too little.
+    These are the W = ceil(I high / 100) - floor(I low / 100) items from place floor(I low / 100) of the ranking on that
+    are not ``seen`` (B, items); fewer where the ranking ends. The lowest places are left out: too little is known about
+    these items.
     """
     items = ranking.shape[1]
     start, width = math.floor(items * low / 100), math.ceil(items * high / 100) - math.floor(items * low / 100)
@@ -219,9 +205,3 @@ def safe_band(ranking: NDArray[np.int64], seen: NDArray[np.bool_], low: float, h
     band = np.zeros_like(seen)
     np.put_along_axis(band, tail, chosen, axis=1)
     return band
-
-
-def _mask(rows: Histories, num_items: int) -> NDArray[np.bool_]:
-    mask = np.zeros((len(rows), num_items), dtype=bool)
-    mask[rows.owners, rows.items] = True
-    return mask

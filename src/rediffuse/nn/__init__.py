@@ -1,4 +1,4 @@
-"""Blocks that two models or more share."""
+"""Network blocks that several models share, in plain torch."""
 
 from rediffuse.nn.denoiser import Folded, RowDenoiser
 from rediffuse.nn.dropout import Dropout, dropout

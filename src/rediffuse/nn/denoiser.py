@@ -22,18 +22,18 @@ class Folded(NamedTuple):
 
 
 class RowDenoiser(nn.Module):
-    """f(x, t) over rows of ``width`` numbers. Wang et al., SIGIR 2023, section 3.1; layers as in its release.
+    """f(x, t) over rows of ``width`` numbers (Wang et al., SIGIR 2023, section 3.1; layers as released).
 
     x -> [L2 norm] -> dropout -> first layer, which also takes an embedding of t -> tanh, linear, tanh, ... -> last
-    layer. In the notation of this file: z = W x is the item part of the first layer, ``inner`` leads from z to the
-    activation g that feeds the last layer, and the output is V g + c.
+    layer. In the notation of this file, z = W x is the item part of the first layer, ``inner`` maps z to the input g of
+    the last layer, and the output is V g + c.
 
     Args:
         width: I, length of a row.
         hidden_sizes: widths from the narrowest to the widest, for example (200, 600): I -> 600 -> 200 -> 600 -> I.
         time_size: E, width of the embedding of t.
         steps: T.
-        dropout: on x alone.
+        dropout: on x only.
         normalize: scale rows of x to length one first.
     """
 
@@ -51,7 +51,7 @@ class RowDenoiser(nn.Module):
         self.steps, self.time_size, self.normalize = steps, time_size, normalize
         self.drop = Dropout(dropout)
         outer = hidden_sizes[-1]
-        # The first layer in two parts. That of the items is stored (I, H), as a bag of few items reads it.
+        # The first layer, for items and for time. The item part is stored (I, H), as an embedding bag reads it.
         self.first = nn.Parameter(torch.empty(width, outer))
         self.first_time = nn.Linear(time_size, outer)
         self.time = nn.Linear(time_size, time_size)
@@ -73,7 +73,7 @@ class RowDenoiser(nn.Module):
         return self.last(self.inner(self.drop(x) @ self.first, t))
 
     def read(self, items: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
-        """z = W x (B, H) of sparse rows: ``items`` and ``values`` (n,), row b from ``offsets[b]`` on."""
+        """z = W x (B, H) of sparse rows: ``items`` and ``values`` (n,); row b begins at ``offsets[b]``."""
         if self.normalize:
             owners = torch.bucketize(torch.arange(len(items), device=items.device), offsets, right=True) - 1
             lengths = torch.zeros(len(offsets), device=items.device).index_add(0, owners, values.square()).sqrt()
@@ -90,7 +90,7 @@ class RowDenoiser(nn.Module):
         return h
 
     def fold(self) -> Folded:
-        """What `reverse` needs of the weights. O(I H^2), once."""
+        """The products of weights that `reverse` needs, in O(I H^2)."""
         return Folded(self.first.T @ self.last.weight, self.last.bias @ self.first)
 
     def reverse(
@@ -101,11 +101,11 @@ class RowDenoiser(nn.Module):
         coef2: Sequence[float],
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """The whole reverse chain of a network that predicts x_0, without noise, without ever leaving the hidden space.
+        """The whole reverse chain in hidden space, for a network that predicts x_0, without noise.
 
         x_{t-1} = c1_t f(x_t, t) + c2_t x_t is linear in f and x, and so is z = W x. Each step is therefore
-        z <- c1_t (A g + a) + c2_t z with g = inner(z, t): exact, O(H^2) instead of O(I H). It needs rows that are not
-        normalised on the way and no dropout.
+        z <- c1_t (A g + a) + c2_t z with g = inner(z, t): exact, in O(H^2) instead of O(I H). Rows must not be
+        normalised, and there is no dropout.
 
         Args:
             z: (B, H) W x_T.

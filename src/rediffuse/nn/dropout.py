@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Zero elements with chance ``rate`` and scale the others by 1 / (1 - rate).
+    """Zero elements with probability ``rate`` and scale the others by 1 / (1 - rate).
 
     torch's CPU kernel draws one 32-bit number per element, serially, which costs more than the matrix products of a
-    small transformer. Here one 64-bit draw serves eight elements, so on a CPU the rate is rounded to a multiple of
-    1/256 (0.1 becomes 0.1016; 0.5 is exact); the scaling uses the rounded rate. Elsewhere torch's own is used.
+    small transformer. Here, on a CPU, one 64-bit draw serves eight elements. So the rate is rounded to a multiple of
+    1/256 (0.1 becomes 0.1016; 0.5 is exact), and the scaling uses the rounded rate. Other devices use torch's dropout.
     """
     if not training or rate == 0:
         return x

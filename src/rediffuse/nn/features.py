@@ -1,4 +1,4 @@
-"""Feature vectors of people and items, brought to the width of embeddings."""
+"""Projection of user and item features to the width of embeddings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def standardised(x: Tensor, scale: float) -> Tensor:
 
 
 class FeatureProjection(nn.Module):
-    """z = standardised(sigmoid(standardised(F) W + b)), as DiffNet's released code has it.
+    """z = standardised(sigmoid(standardised(F) W + b)), as in DiffNet's released code.
 
     Args:
         size: width of z.
-        scale: standard deviation of both inner and outer values.
+        scale: standard deviation of both standardisations.
     """
 
     def __init__(self, size: int, scale: float) -> None:
@@ -29,9 +29,9 @@ class FeatureProjection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
 
     def set_width(self, width: int) -> None:
-        """Fresh weights for features of ``width`` values (Glorot & Bengio 2010)."""
+        """Initialise the weights for features of ``width`` values (Glorot & Bengio 2010)."""
         self.weight.set(nn.init.xavier_uniform_(torch.empty(width, self.size)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, size) from (n, width) that `standardised` was applied to."""
+        """z (n, size) of features (n, width), which are standardised already."""
         return standardised(torch.sigmoid(features @ self.weight.value + self.bias), self.scale)

@@ -1,4 +1,4 @@
-"""Weights whose size is known only from the data or from the file they are loaded from."""
+"""Weights whose size is known only from the data, or from the file that they are loaded from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class SizedByData(nn.Module):
-    """Holds one tensor, ``value``, empty until `set` gives it or a state dict is loaded.
+    """One tensor, ``value``, which is empty until it is `set` or loaded from a state dict.
 
     Args:
         trained: whether it is a parameter; otherwise a buffer.
@@ -27,7 +27,7 @@ class SizedByData(nn.Module):
             self.register_buffer("value", empty)
 
     def set(self, value: Tensor) -> None:
-        """Take over a copy of a tensor, on the device of what is there."""
+        """Store a copy of a tensor, on the device and in the dtype of the present value."""
         self.value.data = value.detach().to(self.value.device, self.value.dtype, copy=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore

@@ -29,13 +29,13 @@ def sinusoidal_embedding(t: Tensor, size: int, max_period: float = 10_000.0) -> 
     return torch.cat(parts, dim=-1)
 
 
-def ddpm_embedding(t: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:
-    """[sin(t w) || cos(t w)] with w_k = max_period^(-k / (half - 1)): as in DDPM's code.
+def ddpm_embedding(t: Tensor, size: int) -> Tensor:
+    """[sin(t w) || cos(t w)] with w_k = 10000^(-k / (half - 1)), as in DDPM's code.
 
     Shapes as for `sinusoidal_embedding`.
     """
     half = size // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / max(half - 1, 1))
+    frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, device=t.device) / max(half - 1, 1))
     angle = t.float()[..., None] * frequencies
     parts = [angle.sin(), angle.cos()]
     if size % 2:

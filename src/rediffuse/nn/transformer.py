@@ -1,8 +1,8 @@
 """A pre-norm transformer encoder whose last position can be computed alone.
 
-Recommenders read one position of the output: the last. So a batch that needs no other position pays for the
-last block's query only (`Encoder.last`), and a causal encoder that is asked again and again with a new last
-token keeps the keys and values of the earlier ones (`Encoder.prefill`, `Encoder.advance`).
+Recommenders read the last position of the output. `Encoder.last` computes the last block for that position alone. A
+causal encoder that is called repeatedly with a new last token reuses the keys and values of the earlier tokens
+(`Encoder.prefill`, `Encoder.advance`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Block(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _attend_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """What torch's fused attention falls back to under dropout, with our faster dropout."""
+        """Attention as torch's fused kernel computes it under dropout, but with a faster dropout."""
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         if causal:
             mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -62,21 +62,21 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, causal: bool, real: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(B, L, d) -> (B, L, d), and the keys and values (B, heads, L, d / heads) that were used."""
+        """The output (B, L, d) for tokens (B, L, d), and the keys and values (B, heads, L, d / heads)."""
         q, k, v = self._split(self.qkv(self.norm_attention(x)))
         if real is not None:
-            q = q * real  # a zero query attends to everything alike
+            q = q * real  # a zero query attends to all positions equally
         x = x + self._drop(self._attend(q, k, v, mask, causal))
         x = x + self._drop(self._feed(x))
         return self._drop(x), (k, v)
 
     def keys_and_values(self, normed: Tensor) -> Tensor:
-        """(B, L, d) after the attention's norm -> keys and values, stacked (2, B, heads, L, d / heads)."""
+        """Keys and values, stacked (2, B, heads, L, d / heads), of normalised tokens (B, L, d)."""
         size = normed.shape[-1]
         return self._split(F.linear(normed, self.qkv.weight[size:], self.qkv.bias[size:]))
 
     def at(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
-        """The output (B, 1, d) at one position (B,) of each row, of which alone queries are computed."""
+        """The output (B, 1, d) at one position (B,) of each row; queries are computed for that position alone."""
         size = x.shape[-1]
         normed = self.norm_attention(x)
         own = _pick(normed, position)
@@ -86,7 +86,7 @@ class Block(nn.Module):
         return self._drop(y + self._drop(self._feed(y)))
 
     def advance(self, x: Tensor, position: Tensor, cache: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """One token (B, 1, d) at ``position`` (B,), against the cached keys and values of the others."""
+        """The output (B, 1, d) at a token (B, 1, d) in ``position`` (B,), with cached keys and values of the others."""
         q, k, v = self._split(self.qkv(self.norm_attention(x)))
         rows = torch.arange(x.shape[0], device=x.device)
         keys, values = cache
@@ -101,11 +101,12 @@ class Encoder(nn.Module):
     Args:
         size: width d of the tokens.
         blocks, heads: depth and attention heads.
-        dropout: after attention, after the feed-forward, within it and after each block.
-        causal: position i sees positions j <= i only. Then padding on the right needs no mask.
-        norm_eps: of every LayerNorm.
-        pads_are_keys: only to reproduce DiffuRec's released code: real positions attend to padding, and padded
-            positions attend to everything alike.
+        dropout: rate of dropout on the attention weights, after the attention, in and after the feed-forward layer,
+            after each block, and before the last LayerNorm.
+        causal: whether position i sees positions j <= i only. If so, padding on the right needs no mask.
+        norm_eps: epsilon of every LayerNorm.
+        pads_are_keys: reproduce DiffuRec's released code: real positions attend to padding, and padded positions
+            attend to all positions equally.
     """
 
     def __init__(
@@ -135,20 +136,20 @@ class Encoder(nn.Module):
         """(B, 1, 1, L) True where a key may be attended, or None where all may."""
         if self.pads_are_keys:
             return None
-        # A graph that is being exported is for lengths that are not known yet.
+        # An exported graph must hold for all lengths.
         if not torch.compiler.is_compiling() and (x.shape[1] == 1 or bool((lengths == x.shape[1]).all())):
             return None
         return _real(x, lengths)[:, None, None, :]
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L, d) and the number of real tokens per row (B,) -> (B, L, d); padded positions are arbitrary."""
+        """The output (B, L, d) for tokens (B, L, d), of which ``lengths`` (B,) are real; it is arbitrary at padding."""
         mask = None if self.causal else self._key_mask(x, lengths)
         for block in self.blocks:
             x, _ = block(x, mask, self.causal)
         return self._finish(x)
 
     def last(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L, d) -> (B, d): the output at the last real token of each row."""
+        """The output (B, d) at the last real token of each row, for tokens (B, L, d)."""
         keys = self._key_mask(x, lengths)
         real = _real(x, lengths)[:, None, :, None].to(x.dtype) if self.pads_are_keys else None
         for block in self.blocks[:-1]:
@@ -156,7 +157,7 @@ class Encoder(nn.Module):
         return self._finish(self.blocks[-1].at(x, lengths - 1, keys)).squeeze(1)  # type: ignore[operator]
 
     def prefill(self, x: Tensor, lengths: Tensor) -> Cache:
-        """Keys and values of every position for `advance`; the last real one is overwritten there."""
+        """Keys and values of every position, for `advance`, which overwrites those of the last real one."""
         if not self.causal:
             raise ValueError("only a causal encoder can reuse keys and values")
         cache: Cache = []
@@ -167,7 +168,7 @@ class Encoder(nn.Module):
         return [*cache, (k.contiguous(), v.contiguous())]
 
     def advance(self, last: Tensor, lengths: Tensor, cache: Cache) -> Tensor:
-        """A new last token (B, d) against the cache of `prefill` -> the output there (B, d)."""
+        """The output (B, d) at a new last token (B, d), with the cache of `prefill`."""
         x = last[:, None]
         mask = _real(cache[0][0].transpose(1, 2), lengths)[:, None, None, :]
         for block, kv in zip(self.blocks, cache, strict=True):
@@ -176,10 +177,10 @@ class Encoder(nn.Module):
 
 
 def _real(x: Tensor, lengths: Tensor) -> Tensor:
-    """(B, L, ...), (B,) -> (B, L) True at real tokens."""
+    """(B, L) bool, True at real tokens."""
     return torch.arange(x.shape[1], device=x.device) < lengths[:, None]
 
 
 def _pick(x: Tensor, position: Tensor) -> Tensor:
-    """(B, L, d), (B,) -> (B, 1, d)."""
+    """(B, 1, d) the tokens at one position (B,) of each row."""
     return x[torch.arange(x.shape[0], device=x.device), position][:, None]

@@ -1,8 +1,8 @@
 """SU-Net: a U-Net that denoises a short sequence of item vectors as if it were an image (Liu et al., CIKM 2023).
 
-The M items are the channels of an image and the d numbers of each its pixels, in a square. The network is that of DDPM
-(Ho et al. 2020) in small: residual blocks, halvings on the way down, doublings on the way up, a shortcut between equal
-sizes.
+The M items are the channels of an image, and the d numbers of each item are its pixels, in a square. The network is a
+small version of DDPM's (Ho et al. 2020): residual blocks, halvings on the way down, doublings on the way up, and
+shortcuts between equal sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, convolution, plus the time; norm, SiLU, dropout, convolution; plus the input."""
+    """Norm, SiLU, convolution, plus the time; norm, SiLU, dropout, convolution; plus the input."""
 
     def __init__(self, inputs: int, outputs: int, time_size: int, dropout: float) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head over all pixels, and a residual."""
+    """Self-attention with one head over all pixels, plus the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the side; one pixel is added on the right and below."""
+    """Halve the side, after padding one pixel on the right and below."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the side."""
+    """Double the side."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,19 +79,19 @@ class Up(nn.Module):
 
 
 class SequentialUNet(nn.Module):
-    """eps(x_t, t, condition) of M item vectors.
+    """eps(x_t, t, condition) for M item vectors.
 
     Args:
         length: M.
-        size: d, a square whose side can be halved ``len(multipliers) - 1`` times.
+        size: d, a square number whose root can be halved ``len(multipliers) - 1`` times.
         channels: of the first level, a multiple of 8.
         multipliers: of the channels, one per level.
         blocks: residual blocks per level on the way down; one more on the way up.
-        dropout: within residual blocks.
-        condition_size: width of the vector that the whole is conditioned on; 0 for none.
+        dropout: in the residual blocks.
+        condition_size: width of the condition vector; 0 for none.
 
     Raises:
-        ConfigError: ``size`` is no such square, or ``channels`` no such multiple.
+        ConfigError: ``size`` or ``channels`` is not such a number.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class SequentialUNet(nn.Module):
             step = 2**halvings
             sides = sorted({max(1, self.side // step) * step, (self.side // step + 1) * step})
             raise ConfigError(
-                f"The U-Net cannot see {size} numbers as a square that is halved {halvings} times.",
+                f"The U-Net cannot arrange {size} numbers as a square whose side is halved {halvings} times.",
                 f"Use an embedding_size of {' or '.join(str(side**2) for side in sides)}, or fewer multipliers.",
             )
         if channels % GROUPS:
-            raise ConfigError(f"The U-Net has {channels} channels.", f"Use a multiple of {GROUPS}.")
+            raise ConfigError(f"The U-Net cannot have {channels} channels.", f"Use a multiple of {GROUPS}.")
         time_size = 4 * channels
         self.channels, self.condition_size = channels, condition_size
         self.time = nn.Sequential(nn.Linear(channels, time_size), nn.SiLU(), nn.Linear(time_size, time_size))

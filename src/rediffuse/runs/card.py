@@ -22,6 +22,7 @@ def model_card(facts: dict[str, Any], made_with: dict[str, Any]) -> str:
         "",
         "## How it was made",
         "",
+        *_class(facts),
         f"- Split: {split['name']} {split['params'] or ''}".rstrip(),
         f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test subset.'}",
         f"- Selected by {changed['metric']} on the validation subset, best at epoch {training['best_epoch']}.",
@@ -44,3 +45,13 @@ def model_card(facts: dict[str, Any], made_with: dict[str, Any]) -> str:
         ]
     lines += ["## Options", "", "```yaml", *(f"{name}: {value}" for name, value in changed.items()), "```", ""]
     return "\n".join(lines)
+
+
+def _class(facts: dict[str, Any]) -> list[str]:
+    """Where the class of a model from another package is."""
+    distribution = facts["distribution"]
+    if distribution is None:
+        return [f"- Model class: `{facts['class']}`, which must be importable to use this run."]
+    if distribution["name"] == "rediffuse":
+        return []
+    return [f"- Model class: `{facts['class']}`, from {distribution['name']} {distribution['version']}."]

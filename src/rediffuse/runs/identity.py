@@ -31,7 +31,7 @@ def prepare_folder(folder: Path, facts: dict[str, Any], resume: bool, stack: con
         _check_state(folder, recorded, resume)  # nobody is there: refused before anything is written
     stack.enter_context(folder_lock(folder, "training"))
     _check_state(folder, recorded, resume)
-    identity = {name: facts[name] for name in ("model", "seed", "split")} | {
+    identity = {name: facts[name] for name in ("model", "class", "seed", "split")} | {
         "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},
         "phases_from": {phase: part["weights"] for phase, part in facts["phases_from"].items()},
         "augmentation": facts["data"]["augmentation"],

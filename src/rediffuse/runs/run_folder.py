@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from rediffuse.arguments import require_path
+from rediffuse.config import ModelConfig
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
-from rediffuse.errors import RunError
+from rediffuse.errors import ConfigError, RunError
 from rediffuse.files import atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
-from rediffuse.models import model_class
+from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.tensors import load_tensors, load_weights
@@ -193,15 +194,15 @@ def read_run(folder: str | Path) -> RunContents:
 
     Raises:
         RunError: the folder is no run, or a file is missing or is not what was written; the file is named. Or the run
-            was replaced while it was read.
+            was replaced while it was read. Or the class of its model cannot be imported; says what to do.
     """
     folder = Path(folder)
     digests = _verify(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind = model_class(config["model"])
+    kind, options = _model_of(folder, config)
     items = pl.read_parquet(folder / "items.parquet")
     users = pl.read_parquet(folder / "users.parquet")
-    model = kind(kind.Config.build(None, config["config"]), len(items), len(users))
+    model = kind(options, len(items), len(users))
     load_weights(folder / "model.safetensors", model, load_tensors(folder / "model.safetensors")[0])
     model.resolve(config["resolved"])
     model.eval()
@@ -217,6 +218,34 @@ def read_run(folder: str | Path) -> RunContents:
     if any(now.get(name) != digests[name] for name in CORE):  # what was read may be of both
         raise RunError(f"{folder} was written to while it was read.", "Do the same again.")
     return RunContents(folder, config, model, items, users["user_id"], histories, digests)
+
+
+def _model_of(folder: Path, config: dict[str, Any]) -> tuple[type[Model], ModelConfig]:
+    """The class of a run's model, and its options.
+
+    Raises:
+        RunError: the class is not one of Rediffuse, and cannot be imported or is of another version.
+    """
+    name, path, distribution = config["model"], config.get("class", ""), config.get("distribution")
+    if not path or path.startswith("rediffuse."):  # by name: a built-in class may move to another module
+        kind = model_class(name)
+        return kind, kind.Config.build(None, config["config"])
+    try:
+        kind = model_class(path)
+    except external.ClassNotFoundError as error:
+        remedy = external.how_to_import(path, distribution)
+        raise RunError(f"{folder} needs the class {path} of its model {name!r}: {error.problem}", remedy) from None
+    except ConfigError as error:
+        raise RunError(
+            f"{folder} needs the class {path} of its model {name!r}: {error.problem}", error.remedy
+        ) from error
+    try:
+        return kind, kind.Config.build(None, config["config"])
+    except ConfigError as error:
+        made_with = f"Use the version that it was trained with: {distribution['version']}." if distribution else None
+        raise RunError(
+            f"{folder} was trained with another version of {path}: {error.problem}", made_with or error.remedy
+        ) from None
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Runs over HTTP: an interface for programs, and pages for people. Needs the extra ``serve``."""
+"""Serve runs over HTTP: an API for programs, and pages to explore runs in a browser. Needs the extra ``serve``."""

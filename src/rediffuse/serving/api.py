@@ -1,4 +1,4 @@
-"""The routes of the HTTP interface: what is asked, checked by `schemas`, goes to the service."""
+"""The routes under ``/v1``. `schemas` validates a request, `service` and `metadata` compute the response."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from fastapi.security import HTTPBearer
 from pydantic_core import to_json
 
 from rediffuse.serving import metadata, schemas
-from rediffuse.serving.problems import MEDIA_TYPE, PRIVATE
+from rediffuse.serving.problems import MEDIA_TYPE, PRIVATE_HEADERS
 from rediffuse.serving.service import Service
 
-bearer = HTTPBearer(auto_error=False, description="Only where the service was started with a token.")
+bearer = HTTPBearer(auto_error=False, description="Required only if the service was started with a token.")
 Text = Annotated[str, Query(max_length=200)]
 Limit = Annotated[int, Query(ge=1, le=200)]
+MapLimit = Annotated[int, Query(ge=1, le=20_000)]
 
 
 def _problem(description: str) -> dict[str, Any]:
@@ -23,80 +24,85 @@ def _problem(description: str) -> dict[str, Any]:
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: _problem("The request is no JSON."),
+    400: _problem("The body is not JSON."),
     401: _problem("The token is missing or wrong."),
-    404: _problem("No such run, or person."),
-    413: _problem("The request is too large."),
-    422: _problem("The request cannot be used; the fields that are wrong are named."),
-    503: _problem("Overloaded, or no answer in time; Retry-After says when to try again."),
+    404: _problem("The model or the user is unknown."),
+    413: _problem("The body is too large."),
+    422: _problem("The request is invalid or exceeds a limit; `errors` lists the invalid fields."),
+    503: _problem("The service is overloaded, or the request timed out. Retry-After says when to try again."),
 }
 
 
-def service_of(request: Request) -> Service:
-    """The application's service."""
+def get_service(request: Request) -> Service:
+    """Return the service of the application that received a request."""
     return request.app.state.service
 
 
-At = Annotated[Service, Depends(service_of)]
-# The token is looked at by `middleware.AuthMiddleware`, before a body is read; here it is described.
+ServiceDependency = Annotated[Service, Depends(get_service)]
+# `middleware.AuthMiddleware` checks the token before the body is read. The dependency only documents it in OpenAPI.
 api = APIRouter(prefix="/v1", dependencies=[Depends(bearer)], responses=PROBLEMS)
 
 
 def _json(content: dict[str, Any]) -> Response:
-    # What we made ourselves is not checked once more on its way out; tests hold it to its schema.
-    content_bytes = to_json(content, inf_nan_mode="null")
-    return Response(content_bytes, headers=PRIVATE, media_type="application/json")
+    # Responses are not validated at run time, which would cost time; the tests validate them against their schemas.
+    return Response(to_json(content, inf_nan_mode="null"), headers=PRIVATE_HEADERS, media_type="application/json")
 
 
-@api.post("/recommend", response_model=schemas.RecommendResponse, summary="The best items for people")
-async def recommend(request: schemas.RecommendRequest, service: At) -> Response:
-    """For known people by id, or for anyone by their history."""
+@api.post("/recommend", response_model=schemas.RecommendResponse, summary="Recommend items")
+async def recommend(request: schemas.RecommendRequest, service: ServiceDependency) -> Response:
+    """Recommend the best items for known users (`users`) or for any history of items (`histories`)."""
     return _json(await service.recommend(request))
 
 
-@api.post("/similar", response_model=schemas.SimilarResponse, summary="Items like others")
-async def similar(request: schemas.SimilarRequest, service: At) -> Response:
-    """By the cosine of the model's item vectors; models without such vectors refuse."""
+@api.post("/similar", response_model=schemas.SimilarResponse, summary="Find similar items")
+async def similar(request: schemas.SimilarRequest, service: ServiceDependency) -> Response:
+    """Find the nearest items by the cosine of the model's item vectors. Models without item vectors are refused."""
     return _json(await service.run_in_worker(service.similar, request))
 
 
-@api.post("/denoise", response_model=schemas.DenoiseResponse, summary="The walk from noise to items")
-async def denoise(request: schemas.DenoiseRequest, service: At) -> Response:
-    """Every step of one answer of a diffusion model, on the item map. No steps: there is nothing to denoise."""
+@api.post("/denoise", response_model=schemas.DenoiseResponse, summary="Show the denoising trajectory")
+async def denoise(request: schemas.DenoiseRequest, service: ServiceDependency) -> Response:
+    """Return every denoising step of one recommendation, placed on the item map.
+
+    Models that do not denoise return no steps. Models without item vectors are refused.
+    """
     return _json(await service.run_in_worker(service.denoise, request))
 
 
-@api.get("/models", response_model=schemas.RunsResponse, summary="Runs that are served")
-def models(service: At) -> Response:
-    """The first is the default of requests that name none."""
-    return _json({"models": [metadata.facts(run) for run in service.runs.values()]})
+@api.get("/models", response_model=schemas.ModelsResponse, summary="List the served models")
+def models(service: ServiceDependency) -> Response:
+    """List the served runs. Requests without `model` go to the first."""
+    return _json({"models": [metadata.describe(run) for run in service.runs.values()]})
 
 
-@api.get("/models/{name}/items", response_model=schemas.ItemsResponse, summary="Items by title")
-def items(name: str, service: At, q: Text = "", limit: Limit = 20) -> Response:
-    """Items whose title (or id, without titles) contains q; those that begin with it first, then the most frequent."""
+@api.get("/models/{name}/items", response_model=schemas.ItemsResponse, summary="Search items by title")
+def items(name: str, service: ServiceDependency, q: Text = "", limit: Limit = 20) -> Response:
+    """Find items whose title contains q, or whose id does if the run has no titles.
+
+    Titles that begin with q come first, then items with more interactions.
+    """
     return _json(metadata.items(service.run(name), q, limit))
 
 
-@api.get("/models/{name}/users", response_model=schemas.UsersResponse, summary="People by id")
-def users(name: str, service: At, q: Text = "", limit: Limit = 20) -> Response:
-    """Known people whose id begins with q."""
+@api.get("/models/{name}/users", response_model=schemas.UsersResponse, summary="Search users by id")
+def users(name: str, service: ServiceDependency, q: Text = "", limit: Limit = 20) -> Response:
+    """List known users whose id begins with q."""
     return _json(metadata.users(service.run(name), q, limit))
 
 
-@api.get("/models/{name}/history", response_model=schemas.ItemsResponse, summary="What a person did")
-def history(name: str, user: Text, service: At) -> Response:
-    """Oldest first."""
+@api.get("/models/{name}/history", response_model=schemas.ItemsResponse, summary="Get a user's history")
+def history(name: str, user: Text, service: ServiceDependency) -> Response:
+    """Return the items of a user's interactions, oldest first."""
     return _json(metadata.history(service.run(name), user))
 
 
-@api.get("/models/{name}/map", response_model=schemas.MapResponse, summary="Items in two dimensions")
-def item_map(name: str, service: At, limit: Annotated[int, Query(ge=1, le=20_000)] = 4000) -> Response:
-    """Principal components of the item vectors; the same for every request."""
+@api.get("/models/{name}/map", response_model=schemas.MapResponse, summary="Get the item map")
+def item_map(name: str, service: ServiceDependency, limit: MapLimit = 4000) -> Response:
+    """Return the items in two dimensions: the first two principal components of the item vectors."""
     return _json(metadata.item_map(service.run(name), limit))
 
 
-@api.get("/models/{name}/training", response_model=schemas.TrainingResponse, summary="How a run was trained")
-def training(name: str, service: At) -> Response:
-    """Curves, metrics, slices and the model card."""
+@api.get("/models/{name}/training", response_model=schemas.TrainingResponse, summary="Get training curves and metrics")
+def training(name: str, service: ServiceDependency) -> Response:
+    """Return the training curves, metrics, slices and the model card of a run."""
     return _json(metadata.training(service.run(name)))

@@ -1,4 +1,4 @@
-"""The application: routes, limits, and what keeps it up to date."""
+"""The ASGI application: routes, limits, start and stop, and the reloading of run folders."""
 
 from __future__ import annotations
 
@@ -25,49 +25,50 @@ from rediffuse.serving.telemetry import Telemetry
 
 
 def create_app(folders: Sequence[Path], settings: Settings | None = None, retrieval: Retrieval = "exact") -> FastAPI:
-    """An ASGI application that serves run folders.
+    """Create an ASGI application that serves run folders.
 
     Args:
-        folders: of runs; the first is the default. They are read here, and again whenever they change.
-        settings: limits; the defaults are for one machine.
+        folders: the run folders; the first is the default model. They are read now, and again whenever they change.
+        settings: limits; the defaults suit one machine.
         retrieval: see `rediffuse.Recommender.load`.
 
     Raises:
-        ConfigError, RunError: as `rediffuse.serving.hosted.host`.
+        ConfigError: no folders were given, or two have the same name.
+        RunError: a folder is not a run, or has no index although ``retrieval`` is ``"index"``.
     """
     settings, telemetry = settings or Settings(), Telemetry()
     runs = host([Path(folder) for folder in folders], retrieval, settings.max_batch, telemetry)
     ready = False
 
-    async def keep_fresh() -> None:
+    async def watch_folders() -> None:
         while True:
             await asyncio.sleep(settings.reload_every)
             for run in runs.values():
-                await asyncio.to_thread(run.refresh)
+                await asyncio.to_thread(run.reload_if_changed)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         nonlocal ready
         for run in runs.values():
             run.batcher.start()
-        fresh, ready = asyncio.create_task(keep_fresh()), True
+        watcher, ready = asyncio.create_task(watch_folders()), True
         yield
         ready = False
-        fresh.cancel()
+        watcher.cancel()
         await asyncio.gather(*(asyncio.to_thread(run.batcher.close) for run in runs.values()))
 
-    # FastAPI's own documentation pages load their script from elsewhere.
+    # FastAPI's own documentation pages load scripts from another server, so they are off.
     app = FastAPI(title="Rediffuse", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = Service(runs, settings)
     problems.install(app)
     app.include_router(api)
     app.include_router(explorer.router())
 
-    @app.get("/health", summary="Whether the process lives")
+    @app.get("/health", summary="Check that the process is alive")
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", summary="Whether requests are answered", responses={503: PROBLEMS[503]})
+    @app.get("/ready", summary="Check that requests are answered", responses={503: PROBLEMS[503]})
     async def readiness() -> Response:
         if not ready:
             return problem_response(503, "not-ready", "The service is starting or stopping.")
@@ -75,7 +76,7 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
 
     @app.get(
         "/metrics",
-        summary="Counts for Prometheus",
+        summary="Get metrics for Prometheus",
         dependencies=[Depends(bearer)],
         response_class=PlainTextResponse,
         responses={401: PROBLEMS[401]},
@@ -85,27 +86,27 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _described(app, locked=settings.token is not None)
+            app.openapi_schema = _openapi(app, with_token=settings.token is not None)
         return app.openapi_schema
 
     app.openapi = openapi
-    app.add_middleware(BodySizeLimitMiddleware, most=settings.max_body)
+    app.add_middleware(BodySizeLimitMiddleware, limit=settings.max_body)
     app.add_middleware(AuthMiddleware, settings=settings)
     app.add_middleware(MetricsMiddleware, telemetry=telemetry)
     return app
 
 
-def _described(app: FastAPI, locked: bool) -> dict[str, Any]:
-    """The OpenAPI description, with our problems for FastAPI's, and a token only where one is asked for."""
-    described = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    parts = described["components"]["schemas"]
+def _openapi(app: FastAPI, with_token: bool) -> dict[str, Any]:
+    """Describe the application, with ProblemDetails instead of FastAPI's errors, and security only with a token."""
+    description = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    schemas = description["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
-        parts.pop(name, None)
+        schemas.pop(name, None)
     schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts |= schema.pop("$defs", {}) | {"ProblemDetails": schema}
-    if not locked:
-        described["components"].pop("securitySchemes", None)
-        for operations in described["paths"].values():
+    schemas |= schema.pop("$defs", {}) | {"ProblemDetails": schema}
+    if not with_token:
+        description["components"].pop("securitySchemes", None)
+        for operations in description["paths"].values():
             for operation in operations.values():
                 operation.pop("security", None)
-    return described
+    return description

@@ -1,7 +1,7 @@
-"""Requests that come at the same time are scored together.
+"""Dynamic batching: users of requests that arrive while the model is busy are scored together.
 
-Nobody waits for company: a thread takes all requests that have come while it was at work on the last ones. So one
-caller alone is answered at once, and the more there are the larger the batches become.
+One thread scores. It never waits for more requests: it takes those that arrived while it scored the last batch. So a
+single client gets its response at once, and batches grow with the load.
 """
 
 from __future__ import annotations
@@ -21,173 +21,186 @@ from rediffuse.data.histories import Histories
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
 
-# Scores held at once: 256 MiB of them.
-MOST_SCORES = 1 << 26
-# People x samples x steps in one batch, so that nobody waits long behind somebody who asks for much.
-MOST_WORK = 1024
-# Jobs that are looked at for company: a long queue must not take longer to search than to answer.
-LOOK = 256
+# Scores in memory at once: 256 MiB of float32.
+MAX_SCORES = 1 << 26
+# Users x samples x sampling steps of one batch, so that small requests do not wait long for large ones.
+MAX_WORK = 1024
+# Queued jobs to search for those that fit into a batch, so that a long queue takes less time to search than to score.
+MAX_SEARCHED = 256
 
 
 @dataclass
-class Job:
-    """People of one request, with the model that is to answer; arguments as of `Ranker.answer`.
+class ScoringJob:
+    """The users of one request, and how to score them.
 
-    A job whose future is cancelled is dropped, also half done.
+    A job whose future is cancelled is dropped, even if some of its users were scored.
+
+    Args:
+        ranker: scores the users.
+        histories: one per user.
+        user_numbers: (n,) numbers of the users in training, or -1.
+        queries: one per user.
+        sampling: how answers are drawn.
+        samples: draws to average.
+        future: of one `RankedItems` per user.
     """
 
     ranker: Ranker
-    rows: Histories
-    who: NDArray[np.int64]
-    asks: Sequence[RankingQuery]
+    histories: Histories
+    user_numbers: NDArray[np.int64]
+    queries: Sequence[RankingQuery]
     sampling: Sampling
     samples: int
-    answers: Future[list[RankedItems]] = field(default_factory=Future)
-    done: list[RankedItems] = field(default_factory=list)
-    taken: int = 0  # people who are being scored, or were
+    future: Future[list[RankedItems]] = field(default_factory=Future)
+    results: list[RankedItems] = field(default_factory=list)
+    taken: int = 0  # users that are being scored or were scored
 
     @property
-    def kind(self) -> tuple[int, Sampling, int, bool, bool]:
-        """Jobs of one kind can be scored together. What people did is told with times, or it is not."""
-        rows = self.rows
-        return id(self.ranker), self.sampling, self.samples, rows.times is None, rows.synthetic is None
+    def batch_key(self) -> tuple[int, Sampling, int, bool, bool]:
+        """Jobs with equal keys can share a batch. Histories with and without times cannot be joined."""
+        histories = self.histories
+        return id(self.ranker), self.sampling, self.samples, histories.times is None, histories.synthetic is None
 
     @property
-    def left(self) -> int:
-        """People who wait."""
-        return len(self.rows) - self.taken
+    def waiting(self) -> int:
+        """Count the users that were not taken yet."""
+        return len(self.histories) - self.taken
 
-    def take(self, most: int) -> Part:
-        """Some of those who wait."""
-        start, self.taken = self.taken, min(self.taken + most, len(self.rows))
-        return Part(self, start, self.taken)
+    def take(self, limit: int) -> JobSlice:
+        """Take up to ``limit`` of the waiting users."""
+        start, self.taken = self.taken, min(self.taken + limit, len(self.histories))
+        return JobSlice(self, start, self.taken)
 
-    def most(self, max_batch: int) -> int:
-        """People of its kind in one batch."""
+    def batch_limit(self, max_batch: int) -> int:
+        """Return the most users of such jobs in one batch."""
         work = self.samples * self.ranker.model.network_passes(self.sampling)
-        return max(1, min(max_batch, MOST_SCORES // self.ranker.model.num_items, MOST_WORK // work))
+        return max(1, min(max_batch, MAX_SCORES // self.ranker.model.num_items, MAX_WORK // work))
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some people of a job: from ``start`` to ``stop``."""
+class JobSlice:
+    """The users of a job from position ``start`` to ``stop``."""
 
-    job: Job
+    job: ScoringJob
     start: int
     stop: int
 
+    def __len__(self) -> int:
+        return self.stop - self.start
+
     @property
-    def users(self) -> NDArray[np.int64]:
+    def positions(self) -> NDArray[np.int64]:
         return np.arange(self.start, self.stop)
 
 
-class Batcher:
-    """A thread that scores, once it is started.
+class DynamicBatcher:
+    """A queue of jobs and the thread that scores them.
 
     Args:
-        max_batch: people scored together.
-        observe: told the people of each batch.
+        max_batch: the most users in a batch.
+        on_batch: called with the number of users of each batch.
     """
 
-    def __init__(self, max_batch: int, observe: Callable[[int], None] = lambda people: None) -> None:
-        self.max_batch, self.observe = max_batch, observe
-        self.waiting: deque[Job] = deque()
-        self.people_waiting = 0
+    def __init__(self, max_batch: int, on_batch: Callable[[int], None] = lambda users: None) -> None:
+        self.max_batch, self.on_batch = max_batch, on_batch
+        self.queue: deque[ScoringJob] = deque()
+        self.users_waiting = 0
         self.closed = True
         self.changed = threading.Condition()
         self.thread: threading.Thread | None = None
 
-    def start(self) -> Batcher:
-        """Begin to take jobs; also again, after `close`."""
+    def start(self) -> DynamicBatcher:
+        """Start the thread; also possible after `close`."""
         self.closed = False
-        self.thread = threading.Thread(target=self._work, name="rediffuse-scoring", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="rediffuse-scoring", daemon=True)
         self.thread.start()
         return self
 
-    def submit(self, job: Job) -> Future[list[RankedItems]]:
-        """Queue a job; its answers come as a future, which may be cancelled at any time."""
+    def submit(self, job: ScoringJob) -> Future[list[RankedItems]]:
+        """Queue a job and return its future, which may be cancelled at any time."""
         with self.changed:
             if self.closed:
                 raise RuntimeError("The batcher is closed.")
-            self.waiting.append(job)
-            self.people_waiting += job.left
+            self.queue.append(job)
+            self.users_waiting += job.waiting
             self.changed.notify()
-        job.answers.add_done_callback(lambda _: self._forget(job))
-        return job.answers
+        job.future.add_done_callback(lambda _: self._drop_waiting(job))
+        return job.future
 
-    def _forget(self, job: Job) -> None:
-        """Nobody waits any more for those of a job who wait, if any: it failed, or was cancelled."""
+    def _drop_waiting(self, job: ScoringJob) -> None:
+        """Drop the waiting users of a job that failed or was cancelled."""
         with self.changed:
-            self.people_waiting -= len(job.take(job.left).users)
+            self.users_waiting -= len(job.take(job.waiting))
 
     def close(self) -> None:
-        """Finish what waits, then stop."""
+        """Score the queued jobs, then stop the thread."""
         with self.changed:
             self.closed = True
             self.changed.notify()
         if self.thread is not None:
             self.thread.join()
 
-    def _take(self) -> list[Part]:
-        """The next people of the first job, and those of its kind that fit beside them. Empty: closed.
+    def _next_batch(self) -> list[JobSlice]:
+        """Wait for jobs, and take users of the first job and of others with its key. Empty: the batcher is closed.
 
-        A job of which people are left goes to the end of the queue: others have their turn first.
+        A job with waiting users goes to the end of the queue, so that other jobs get their turn.
         """
         with self.changed:
             while True:
-                while not self.waiting and not self.closed:
+                while not self.queue and not self.closed:
                     self.changed.wait()
-                if not self.waiting:
+                if not self.queue:
                     return []
-                first = self.waiting.popleft()
-                if first.left:
+                first = self.queue.popleft()
+                if first.waiting:
                     break
-            room, kind, others = first.most(self.max_batch), first.kind, []
-            parts = [first.take(room)]
-            room -= len(parts[0].users)
-            for _ in range(min(LOOK, len(self.waiting))):
-                if not room:
+            free, key, others = first.batch_limit(self.max_batch), first.batch_key, []
+            slices = [first.take(free)]
+            free -= len(slices[0])
+            for _ in range(min(MAX_SEARCHED, len(self.queue))):
+                if not free:
                     break
-                job = self.waiting.popleft()
-                if job.kind == kind:
-                    parts.append(job.take(room))
-                    room -= len(parts[-1].users)
+                job = self.queue.popleft()
+                if job.batch_key == key:
+                    slices.append(job.take(free))
+                    free -= len(slices[-1])
                 else:
                     others.append(job)
-            self.waiting.extendleft(reversed(others))
-            self.waiting.extend(part.job for part in parts if part.job.left)
-            self.people_waiting -= sum(len(part.users) for part in parts)
-            return parts
+            self.queue.extendleft(reversed(others))
+            self.queue.extend(taken.job for taken in slices if taken.job.waiting)
+            self.users_waiting -= sum(map(len, slices))
+            return slices
 
-    def _work(self) -> None:
-        while parts := self._take():
+    def _run(self) -> None:
+        while batch := self._next_batch():
             try:
-                self._score(parts)
+                self._score(batch)
             except Exception:
-                for part in parts:  # whose fault it was, the next attempt shows
+                for taken in batch:  # one by one, so that only the job that fails gets the error
                     try:
-                        self._score([part])
+                        self._score([taken])
                     except Exception as error:
-                        _settle(part.job, error)
-            del parts  # and with them the model, should it be replaced meanwhile
+                        _resolve(taken.job, error)
+            # A reference to the jobs would keep an old model in memory after a reload.
+            del batch
 
-    def _score(self, parts: Sequence[Part]) -> None:
-        rows = Histories.joined([part.job.rows.take(part.users) for part in parts])
-        who = np.concatenate([part.job.who[part.users] for part in parts])
-        asks = [ask for part in parts for ask in part.job.asks[part.start : part.stop]]
-        first = parts[0].job
-        answers = iter(first.ranker.rank(rows, who, asks, first.sampling, first.samples))
-        self.observe(len(rows))
-        for part in parts:
-            part.job.done += itertools.islice(answers, len(part.users))
-            if len(part.job.done) == len(part.job.rows):
-                _settle(part.job, None)
+    def _score(self, batch: Sequence[JobSlice]) -> None:
+        histories = Histories.joined([taken.job.histories.take(taken.positions) for taken in batch])
+        user_numbers = np.concatenate([taken.job.user_numbers[taken.positions] for taken in batch])
+        queries = [query for taken in batch for query in taken.job.queries[taken.start : taken.stop]]
+        first = batch[0].job
+        results = iter(first.ranker.rank(histories, user_numbers, queries, first.sampling, first.samples))
+        self.on_batch(len(histories))
+        for taken in batch:
+            taken.job.results += itertools.islice(results, len(taken))
+            if len(taken.job.results) == len(taken.job.histories):
+                _resolve(taken.job, None)
 
 
-def _settle(job: Job, error: Exception | None) -> None:
-    """Hand a job's answers, or what went wrong, to whoever still waits for them."""
+def _resolve(job: ScoringJob, error: Exception | None) -> None:
+    """Complete a job's future with its results or an error."""
     with contextlib.suppress(InvalidStateError):  # cancelled
         if error is None:
-            job.answers.set_result(job.done)
+            job.future.set_result(job.results)
         else:
-            job.answers.set_exception(error)
+            job.future.set_exception(error)

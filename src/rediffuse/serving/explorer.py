@@ -1,6 +1,6 @@
-"""The pages for people: an explorer at ``/`` and the training curves at ``/training``.
+"""The pages: the explorer at ``/`` and the training curves at ``/training``.
 
-Pages and their files hold no data and need no token; what they show they ask of ``/v1``.
+The pages and their files hold no data and need no token. They request data from ``/v1``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from rediffuse import __version__
 
-# Nothing is loaded from elsewhere, and no script but our files runs. Plotly styles its elements in place and makes
-# pictures as data; its WebGL traces would need 'unsafe-eval', which is why the map is drawn as SVG.
+# Only our own files are loaded, and only our own scripts run. Plotly sets styles on elements and creates images as data
+# URLs. Its WebGL traces would need 'unsafe-eval', so the map is drawn as SVG.
 POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -29,46 +29,54 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-KINDS = {
-    "style.css": "text/css; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "plotly.js": "text/javascript; charset=utf-8",
-}
+FOLDER = resources.files("rediffuse.serving") / "pages"
+MEDIA_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+# The static files by name. Plotly is in its own package.
+NAMES = frozenset({"plotly.js"} | {file.name for file in FOLDER.iterdir() if file.name.endswith((".css", ".js"))})
 
 
 @dataclass(frozen=True)
-class File:
-    """A static file, as it is and compressed, and the digest it is known by."""
+class StaticFile:
+    """The content of a static file, plain and compressed."""
 
     plain: bytes
-    packed: bytes
-    digest: str
+    gzipped: bytes
 
 
 @functools.cache
-def static(name: str) -> File:
-    """One of `KINDS`, read once."""
-    if name == "plotly.js":
-        plain = get_plotlyjs().encode()
-    else:
-        plain = (resources.files("rediffuse.serving") / "pages" / name).read_bytes()
-    return File(plain, gzip.compress(plain, mtime=0), hashlib.sha256(plain).hexdigest()[:16])
+def static_file(name: str) -> StaticFile:
+    """Read one of the files of `NAMES`, once."""
+    plain = get_plotlyjs().encode() if name == "plotly.js" else (FOLDER / name).read_bytes()
+    return StaticFile(plain, gzip.compress(plain, mtime=0))
+
+
+@functools.cache
+def static_digest() -> str:
+    """Compute the digest of all static files.
+
+    It is part of their addresses, so browsers may cache them for good. Modules import each other by relative addresses,
+    which lead to the same digest.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(NAMES):
+        digest.update(hashlib.sha256(static_file(name).plain).digest())
+    return digest.hexdigest()[:16]
 
 
 @functools.cache
 def page(name: str) -> str:
-    """A page; it names its files with their digests, so that browsers may keep them for good."""
+    """Render a page."""
     loader = PackageLoader("rediffuse.serving", "pages")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    digests = {file: static(file).digest for file in KINDS}
-    return pages.get_template(f"{name}.html.j2").render(page=name, digests=digests, version=__version__)
+    static = f"static/{static_digest()}"
+    return pages.get_template(f"{name}.html.j2").render(page=name, static=static, version=__version__)
 
 
 def router() -> APIRouter:
-    """Routes of the pages and their files."""
+    """Create the routes of the pages and their files."""
     routes = APIRouter(include_in_schema=False)
 
-    # Plain functions: compressing and rendering, done once each, are for a thread.
+    # These functions are not async, so they run in a thread: the first call reads, compresses and renders.
     @routes.get("/")
     def explorer() -> Response:
         return HTMLResponse(page("explorer"), headers=HEADERS | {"Cache-Control": "no-cache"})
@@ -77,28 +85,19 @@ def router() -> APIRouter:
     def training() -> Response:
         return HTMLResponse(page("training"), headers=HEADERS | {"Cache-Control": "no-cache"})
 
-    def serve(name: str, request: Request, v: str) -> Response:
-        file = static(name)
-        lasting = "public, max-age=31536000, immutable" if v == file.digest else "no-cache"
-        headers = HEADERS | {"ETag": f'"{file.digest}"', "Cache-Control": lasting, "Vary": "Accept-Encoding"}
-        # Proxies that compress mark the tag as weak; the bytes are the same.
-        if request.headers.get("if-none-match", "").removeprefix("W/") == headers["ETag"]:
+    @routes.get("/static/{digest}/{name}")
+    def static(request: Request, digest: str, name: str) -> Response:
+        # Only names of known files are served; no part of a request becomes a path on the disk.
+        if name not in NAMES:
+            raise HTTPException(404)
+        file, etag, media_type = static_file(name), f'"{static_digest()}"', MEDIA_TYPES[name.rpartition(".")[2]]
+        caching = "public, max-age=31536000, immutable" if digest == static_digest() else "no-cache"
+        headers = HEADERS | {"ETag": etag, "Cache-Control": caching, "Vary": "Accept-Encoding"}
+        # Proxies that compress responses mark the tag as weak; the content is the same.
+        if request.headers.get("if-none-match", "").removeprefix("W/") == etag:
             return Response(status_code=304, headers=headers)
-        packed = "gzip" in request.headers.get("accept-encoding", "")
-        content = file.packed if packed else file.plain
-        return Response(content, 200, headers | ({"Content-Encoding": "gzip"} if packed else {}), KINDS[name])
-
-    # One route per file, so that no name out of a request ever meets a folder.
-    @routes.get("/static/style.css")
-    def style(request: Request, v: str = "") -> Response:
-        return serve("style.css", request, v)
-
-    @routes.get("/static/app.js")
-    def script(request: Request, v: str = "") -> Response:
-        return serve("app.js", request, v)
-
-    @routes.get("/static/plotly.js")
-    def plotly(request: Request, v: str = "") -> Response:
-        return serve("plotly.js", request, v)
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(file.gzipped, 200, headers | {"Content-Encoding": "gzip"}, media_type)
+        return Response(file.plain, 200, headers, media_type)
 
     return routes

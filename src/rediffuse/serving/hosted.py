@@ -1,4 +1,4 @@
-"""A run folder that is being served: read whole, and replaced whole when it changes."""
+"""Served runs: each folder is read completely, and its snapshot is replaced as a whole when the folder changes."""
 
 from __future__ import annotations
 
@@ -13,100 +13,98 @@ from rediffuse.errors import ConfigError, RediffuseError
 from rediffuse.recommender import Recommender
 from rediffuse.recommender.recommender import Retrieval
 from rediffuse.runs.run_folder import MANIFEST
-from rediffuse.serving.batcher import Batcher
+from rediffuse.serving.batcher import DynamicBatcher
 from rediffuse.serving.telemetry import Telemetry
 
 log = logging.getLogger("rediffuse.serving")
 
 
 class RunSnapshot:
-    """One state of a run folder. Requests hold on to the one they began with."""
+    """The content of a run folder at one time. A request uses one snapshot from beginning to end."""
 
     def __init__(self, folder: Path, retrieval: Retrieval) -> None:
-        # The manifest first: should the folder change meanwhile, the next look sees a manifest that is not this one.
+        # The version is computed first. If the folder changes while it is read, the next check finds another version.
         self.version = _version(folder) if (folder / MANIFEST).is_file() else ""
         self.recommender = Recommender.load(folder, retrieval)
         self.loaded_at = datetime.datetime.now(datetime.UTC)
-        self.titles = None
-        if "title" in self.recommender.items.columns:
-            self.titles = self.recommender.items["title"].to_list()
-        self.item_ids = self.recommender.items["item_id"].to_list()
+        items = self.recommender.items
+        self.titles = items["title"].to_list() if "title" in items.columns else None
+        self.item_ids = items["item_id"].to_list()
 
     def item(self, number: int) -> dict[str, Any]:
-        """The content of an Item."""
+        """Return the content of an `Item` for an item number."""
         return {"item_id": self.item_ids[number], "title": None if self.titles is None else self.titles[number]}
 
 
 class HostedRun:
-    """A run under the name of its folder, with the thread that scores for it."""
+    """A run that is served under the name of its folder, with its current snapshot and its batcher."""
 
     def __init__(self, folder: Path, retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> None:
         self.folder, self.name = folder, _name(folder)
         self.retrieval: Retrieval = retrieval
-        self.loaded = RunSnapshot(folder, retrieval)
+        self.snapshot = RunSnapshot(folder, retrieval)
         self.telemetry, self.reloading = telemetry, threading.Lock()
-        self.refused: object = None  # the state of the folder that could not be read
-        self.batcher = Batcher(max_batch, telemetry.batch.labels(self.name).observe)
-        telemetry.waiting.labels(self.name).set_function(lambda: self.batcher.people_waiting)
+        self.failed_state: object = None  # state of the folder at the last failed reload
+        self.batcher = DynamicBatcher(max_batch, telemetry.batch_size.labels(self.name).observe)
+        telemetry.waiting_users.labels(self.name).set_function(lambda: self.batcher.users_waiting)
 
-    def refresh(self) -> None:
-        """Read the folder again if it has changed. One that cannot be read is reported once; the old state goes on."""
+    def reload_if_changed(self) -> None:
+        """Read the folder again if it has changed. If that fails, log it once and keep the old snapshot."""
         with self.reloading:
             try:
                 version, state = _version(self.folder), _state(self.folder)
             except OSError:
-                return  # being written; the manifest comes last
-            # A folder that is copied may have its manifest before other files: any change is worth another look.
-            if version == self.loaded.version or state == self.refused:
+                return  # the folder is being written; the manifest is written last
+            # A copied folder may get its manifest before other files, so any change of the folder is a reason to retry.
+            if version == self.snapshot.version or state == self.failed_state:
                 return
             try:
-                self.loaded = RunSnapshot(self.folder, self.retrieval)
-            except Exception as error:  # files that change while they are read end in errors of any kind
-                self.refused = state
+                self.snapshot = RunSnapshot(self.folder, self.retrieval)
+            except Exception as error:  # files that change while they are read can raise any error
+                self.failed_state = state
                 self.telemetry.reloads.labels(self.name, "failed").inc()
                 expected = isinstance(error, RediffuseError)
                 log.warning(
-                    "%s has changed and cannot be read; the earlier state goes on: %s",
+                    "%s has changed and cannot be read; the old run snapshot stays in use: %s",
                     self.name,
                     error,
                     exc_info=None if expected else error,
                 )
                 return
-            self.refused = None
-            self.telemetry.reloads.labels(self.name, "done").inc()
-            log.info("%s was read again (%s)", self.name, self.loaded.version)
+            self.failed_state = None
+            self.telemetry.reloads.labels(self.name, "succeeded").inc()
+            log.info("%s was reloaded, version %s", self.name, self.snapshot.version)
 
 
 def host(folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> dict[str, HostedRun]:
-    """Runs by name.
+    """Read run folders and return the runs by name.
 
     Raises:
-        ConfigError: none, or two folders of one name.
-        RunError: a folder is no run, or has no index where one was asked for.
+        ConfigError: no folders were given, or two have the same name.
+        RunError: a folder is not a run, or has no index although ``retrieval`` is ``"index"``.
     """
-    runs: dict[str, HostedRun] = {}
-    names = [_name(folder) for folder in folders]
     if not folders:
         raise ConfigError("No run was given.", "Give one or more run folders.")
+    names = [_name(folder) for folder in folders]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{names.count(name)} of the run folders are called {name!r}.", "Rename all but one.")
-    for folder, name in zip(folders, names, strict=True):
-        runs[name] = HostedRun(folder, retrieval, max_batch, telemetry)
-    return runs
+    return {
+        name: HostedRun(folder, retrieval, max_batch, telemetry) for name, folder in zip(names, folders, strict=True)
+    }
 
 
 def _name(folder: Path) -> str:
-    """As given: a link that is put to another folder keeps its name."""
+    """Return the name of a folder as it was given, so that a symbolic link keeps its name when it is moved."""
     return folder.name or folder.resolve().name
 
 
 def _state(folder: Path) -> list[tuple[str, int, int]]:
-    """Something that changes whenever a file of the folder does."""
+    """Return a value that changes whenever a file of the folder changes."""
     stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
     return [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
 
 
 def _version(folder: Path) -> str:
-    """A digest of everything in a run folder: that of its manifest."""
+    """Return the digest of the manifest, which holds the checksums of all files in the folder."""
     return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What is told of served runs: their facts, items, people, maps and training."""
+"""Descriptions of served runs: properties, items, users, item maps and training results."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from rediffuse.serving.hosted import HostedRun
 from rediffuse.serving.problems import Problem
 
 
-def facts(run: HostedRun) -> dict[str, Any]:
-    """The content of RunFacts."""
-    loaded = run.loaded
-    recommender, config = loaded.recommender, loaded.recommender.config
+def describe(run: HostedRun) -> dict[str, Any]:
+    """Return the content of `ModelInfo`."""
+    snapshot = run.snapshot
+    recommender, config = snapshot.recommender, snapshot.recommender.config
     metric = config["config"].get("metric", "")
     return {
-        "name": run.name,
-        "model": config["model"],
-        "version": loaded.version,
-        "created": config["created"],
-        "loaded": loaded.loaded_at.isoformat(timespec="seconds"),
+        "model": run.name,
+        "architecture": config["model"],
+        "version": snapshot.version,
+        "created_at": config["created"],
+        "loaded_at": snapshot.loaded_at.isoformat(timespec="seconds"),
         "users": config["data"]["users"],
         "items": config["data"]["items"],
         "interactions": config["data"]["interactions"],
         "stochastic": recommender.model.stochastic,
         "retrieval": run.retrieval,
         "max_sampling_steps": recommender.model.max_sampling_steps,
-        "calibrated_steps": config["resolved"].get("sampling_steps"),
-        "has_titles": loaded.titles is not None,
+        "calibrated_sampling_steps": config["resolved"].get("sampling_steps"),
+        "has_titles": snapshot.titles is not None,
         "has_vectors": recommender.item_vectors is not None,
         "has_paths": recommender.has_paths,
         "metric": metric,
@@ -40,50 +40,47 @@ def facts(run: HostedRun) -> dict[str, Any]:
     }
 
 
-def items(run: HostedRun, text: str, limit: int) -> dict[str, Any]:
-    """Items whose titles contain ``text``: the content of ItemsResponse."""
-    return _named(run, run.loaded.recommender.titles.search(text, limit))
+def items(run: HostedRun, query: str, limit: int) -> dict[str, Any]:
+    """Return items whose titles contain ``query``: the content of `ItemsResponse`."""
+    return _listed(run, run.snapshot.recommender.titles.search(query, limit))
 
 
-def users(run: HostedRun, text: str, limit: int) -> dict[str, Any]:
-    """People whose ids begin with ``text``: the content of UsersResponse."""
-    ids = run.loaded.recommender.user_ids
-    return {"users": ids.filter(ids.cast(pl.String).str.starts_with(text.strip())).head(limit).to_list()}
+def users(run: HostedRun, query: str, limit: int) -> dict[str, Any]:
+    """Return users whose ids begin with ``query``: the content of `UsersResponse`."""
+    ids = run.snapshot.recommender.user_ids
+    return {"users": ids.filter(ids.cast(pl.String).str.starts_with(query.strip())).head(limit).to_list()}
 
 
 def history(run: HostedRun, user: str) -> dict[str, Any]:
-    """What a person did, oldest first: the content of ItemsResponse."""
-    recommender = run.loaded.recommender
-    _, _, rows, counts = recommender.resolve_users([user], None)
+    """Return the items of a user's interactions, oldest first: the content of `ItemsResponse`."""
+    _, _, histories, counts = run.snapshot.recommender.resolve_users([user], None)
     if counts["unknown_users"]:
-        raise Problem(404, "unknown-user", "The run knows nobody of that id.", "See /v1/models/{name}/users.")
-    return _named(run, rows.without_synthetic().items.tolist())
+        raise Problem(404, "unknown-user", "The model has no user with this id.", "See /v1/models/{name}/users.")
+    return _listed(run, histories.without_synthetic().items.tolist())
 
 
 def item_map(run: HostedRun, limit: int) -> dict[str, Any]:
-    """The content of MapResponse."""
-    loaded = run.loaded
-    recommender = loaded.recommender
-    most = recommender.items["train_count"].arg_sort(descending=True).head(limit).to_list()
-    points = recommender.map.points[most].tolist()
-    listed = [
+    """Return the content of `MapResponse`, with the ``limit`` items that have the most training interactions."""
+    recommender = run.snapshot.recommender
+    numbers = recommender.items["train_count"].arg_sort(descending=True).head(limit).to_list()
+    points = recommender.map.points[numbers].tolist()
+    placed = [
         item | {"x": round(x, 4), "y": round(y, 4)}
-        for item, (x, y) in zip(_named(run, most)["items"], points, strict=True)
+        for item, (x, y) in zip(_listed(run, numbers)["items"], points, strict=True)
     ]
-    return {"explained": recommender.map.explained, "total": len(recommender.items), "items": listed}
+    return {"explained": recommender.map.explained, "total": len(recommender.items), "items": placed}
 
 
 def training(run: HostedRun) -> dict[str, Any]:
-    """The content of TrainingResponse."""
-    folder, config = run.folder, run.loaded.recommender.config
-    epochs = [_parsed(line) for line in _text(folder / "metrics.jsonl").splitlines()]
-    metric = config["config"].get("metric", "")
-    test = _parsed(_text(folder / "test.json")) or {}
+    """Return the content of `TrainingResponse`."""
+    folder, config = run.folder, run.snapshot.recommender.config
+    epochs = [_parse(line) for line in _read(folder / "metrics.jsonl").splitlines()]
+    test = _parse(_read(folder / "test.json")) or {}
     return {
-        "card": _text(folder / "README.md"),
+        "card": _read(folder / "README.md"),
         "epochs": [epoch for epoch in epochs if epoch is not None],
         "best_epoch": config["training"]["best_epoch"],
-        "metric": metric,
+        "metric": config["config"].get("metric", ""),
         "metric_by_steps": config["resolved"].get("metric_by_steps"),
         "validation": config["validation"],
         "test": test.get("metrics"),
@@ -91,16 +88,16 @@ def training(run: HostedRun) -> dict[str, Any]:
     }
 
 
-def _named(run: HostedRun, numbers: list[int]) -> dict[str, Any]:
-    return {"items": [run.loaded.item(number) for number in numbers]}
+def _listed(run: HostedRun, numbers: list[int]) -> dict[str, Any]:
+    return {"items": [run.snapshot.item(number) for number in numbers]}
 
 
-def _text(path: Path) -> str:
+def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    """None of what is no JSON: while training goes on in a folder, its last line may be half written."""
+def _parse(text: str) -> dict[str, Any] | None:
+    """Parse JSON. None if it is invalid: while training continues in a folder, its last line may be incomplete."""
     try:
         return json.loads(text)
     except ValueError:
@@ -108,14 +105,14 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 def _slices(path: Path) -> list[dict[str, Any]]:
-    """Means of the test metrics by length of history, as comparisons slice them."""
+    """Average the test metrics by history length, in the groups that comparisons use."""
     if not path.is_file():
         return []
     try:
-        people = pl.read_parquet(path)
+        table = pl.read_parquet(path)
     except pl.exceptions.PolarsError:
         return []  # being written
-    slice_of, names = groups_of_equal_size(people[BY_USER["history length"]].to_numpy())
-    metrics = [name for name in people.columns if "@" in name]
-    means = people.group_by(pl.Series("slice", slice_of)).agg(pl.len().alias("users"), pl.col(metrics).mean())
+    groups, names = groups_of_equal_size(table[BY_USER["history length"]].to_numpy())
+    metrics = [name for name in table.columns if "@" in name]
+    means = table.group_by(pl.Series("slice", groups)).agg(pl.len().alias("users"), pl.col(metrics).mean())
     return [row | {"slice": names[row["slice"]]} for row in means.sort("slice").to_dicts()]

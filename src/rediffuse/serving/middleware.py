@@ -1,4 +1,4 @@
-"""What happens to every request before and after its route: measured, and kept within its size."""
+"""ASGI middleware around every request: metrics, authentication, and the size limit of bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rediffuse.serving.telemetry import Telemetry
 
 
 class MetricsMiddleware:
-    """Counts requests by the template of their route, so that ids in paths make no new series."""
+    """Counts requests and measures their latency, by route template, so that ids in paths create no new time series."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self.app, self.telemetry = app, telemetry
@@ -23,30 +23,30 @@ class MetricsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 499  # of those who left before there was an answer
+        began, status = time.perf_counter(), 499  # the client disconnected before the response
 
-        async def noting(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self.app(scope, receive, send_and_record)
         except Exception:
             status = 500
             raise
         finally:
             route = getattr(scope.get("route"), "path", "none")
-            # Methods are the caller's words; only known ones become labels.
+            # Clients choose the method, so only known methods become labels.
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD") else "other"
             self.telemetry.requests.labels(route, method, str(status)).inc()
-            self.telemetry.seconds.labels(route).observe(time.perf_counter() - began)
+            self.telemetry.latency.labels(route).observe(time.perf_counter() - began)
 
 
 class AuthMiddleware:
-    """Refuses callers by other names than ``settings.hosts``, and those without the token where it matters; before any
-    of their body is read."""
+    """Refuses requests for unknown host names, and requests to ``/v1`` and ``/metrics`` without the token. It decides
+    before the body is read."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -59,12 +59,14 @@ class AuthMiddleware:
         headers = dict(scope["headers"])
         if (hosts := self.settings.hosts) is not None:
             try:
-                name = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
+                host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
             except ValueError:
-                name = None
-            if name not in hosts:
-                remedy = f"Call it by one of: {', '.join(sorted(hosts))}."
-                return problem_response(421, "unknown-host", "The service does not go by that name.", remedy)
+                host = None
+            if host not in hosts:
+                remedy = f"Use one of: {', '.join(sorted(hosts))}."
+                return problem_response(
+                    421, "unknown-host", "The service is not available under this host name.", remedy
+                )
         token = self.settings.token
         if token is None or not scope["path"].startswith(("/v1", "/metrics")):
             return None
@@ -75,10 +77,10 @@ class AuthMiddleware:
 
 
 class BodySizeLimitMiddleware:
-    """Refuses bodies of more than ``most`` bytes, announced or not."""
+    """Refuses bodies of more than ``limit`` bytes, whether or not Content-Length says so."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,22 +90,22 @@ class BodySizeLimitMiddleware:
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return  # the caller is gone
+                return  # the client disconnected
             body += message.get("body", b"")
-            if len(body) > self.most:
-                remedy = "RankingQuery for fewer people at once, or with shorter lists."
-                detail = f"The request has more than {self.most:,} bytes."
+            if len(body) > self.limit:
+                remedy = "Send fewer users per request, or shorter lists."
+                detail = f"The body has more than {self.limit:,} bytes."
                 await problem_response(413, "too-large", detail, remedy)(scope, receive, send)
                 return
             if not message.get("more_body", False):
                 break
-        given = False
+        delivered = False
 
-        async def whole() -> Message:
-            nonlocal given
-            if given:
+        async def receive_buffered() -> Message:
+            nonlocal delivered
+            if delivered:
                 return await receive()
-            given = True
+            delivered = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, whole, send)
+        await self.app(scope, receive_buffered, send)

@@ -1,4 +1,4 @@
-"""What goes over the wire, with its limits and examples; the OpenAPI description is made of this."""
+"""The bodies of requests and responses, with limits and examples. The OpenAPI description is made from them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
-from rediffuse.serving.settings import MAX_HISTORY, MAX_ITEMS, MAX_K, MAX_PEOPLE, MAX_SAMPLES
+from rediffuse.serving.settings import MAX_HISTORY, MAX_ITEMS, MAX_K, MAX_SAMPLES, MAX_USERS
 
-SEED = 2**63 - 1
-Id = Annotated[StrictInt, Field(ge=-SEED, le=SEED)] | Annotated[StrictStr, Field(max_length=256)]
+MAX_INTEGER = 2**63 - 1
+Id = Annotated[StrictInt, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)] | Annotated[StrictStr, Field(max_length=256)]
 History = Annotated[list[Id], Field(max_length=MAX_HISTORY)]
 K = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
-Seed = Annotated[StrictInt, Field(ge=-SEED, le=SEED)]
-Steps = Annotated[StrictInt, Field(ge=1, le=10_000)]
+Seed = Annotated[StrictInt, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
+SamplingSteps = Annotated[StrictInt, Field(ge=1, le=10_000)]
 Noise = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 
 
@@ -21,12 +21,12 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: Annotated[StrictStr, Field(max_length=256)] | None = Field(
-        None, description="Name of a run; the first one by default."
+        None, description="Name that a run is served under. Default: the first model."
     )
 
 
 class RecommendRequest(_Request):
-    """For whom, and what. Answers are those of `Recommender.recommend`."""
+    """Users or histories to recommend for. The items and scores are those of `Recommender.recommend`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -34,30 +34,34 @@ class RecommendRequest(_Request):
         }
     )
 
-    users: Annotated[list[Id], Field(max_length=MAX_PEOPLE)] | None = Field(
-        None, description="Ids of known people; with histories, labels for the answer."
+    users: Annotated[list[Id], Field(max_length=MAX_USERS)] | None = Field(
+        None, description="Ids of known users. With `histories`: labels for the results."
     )
-    histories: Annotated[list[History], Field(max_length=MAX_PEOPLE)] | None = Field(
-        None, description="Item ids, oldest first, one list per person."
+    histories: Annotated[list[History], Field(max_length=MAX_USERS)] | None = Field(
+        None, description="Item ids, oldest first, one list per user."
     )
-    k: K = 10
-    exclude: Annotated[list[Id], Field(max_length=MAX_ITEMS)] = Field([], description="Items that nobody is to get.")
+    k: K = Field(10, description="Items per user.")
+    exclude: Annotated[list[Id], Field(max_length=MAX_ITEMS)] = Field([], description="Items not to recommend.")
     candidates: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = Field(
-        None, description="The only items that anybody is to get."
+        None, description="Recommend only these items."
     )
-    filter_seen: bool = Field(True, description="Leave out items of the history.")
+    filter_seen: bool = Field(True, description="Do not recommend items of the history.")
     samples: Annotated[StrictInt, Field(ge=1, le=MAX_SAMPLES)] = Field(
-        1, description="Draws to average; of more than one, every item has the spread of its score."
+        1, description="Draws to average. With more than one, every item has the standard deviation of its score."
     )
-    sampling_steps: Steps | None = Field(None, description="Of denoising; by default as many as were calibrated.")
+    sampling_steps: SamplingSteps | None = Field(
+        None, description="Denoising steps. Default: the number calibrated on validation data."
+    )
     seed: Seed = Field(
-        0, description="The same seed gives the same list, alone or in company, but for ties within rounding."
+        0,
+        description="Seed of the noise. The same seed gives the same list, whatever else is in the batch; only items "
+        "whose scores agree up to rounding may change places.",
     )
-    noise: Noise = Field(1.0, description="What noise is multiplied by.")
-    explain: bool = Field(False, description="Say of each item why.")
+    noise: Noise = Field(1.0, description="Factor that the noise is multiplied by.")
+    explain: bool = Field(False, description="Explain every item.")
 
     @model_validator(mode="after")
-    def for_somebody(self) -> RecommendRequest:
+    def check_users(self) -> RecommendRequest:
         if self.users is None and self.histories is None:
             raise ValueError("give users, histories, or both")
         if self.users is not None and self.histories is not None and len(self.users) != len(self.histories):
@@ -67,7 +71,7 @@ class RecommendRequest(_Request):
 
 class Item(BaseModel):
     item_id: int | str
-    title: str | None = Field(None, description="Where the run knows titles.")
+    title: str | None = Field(None, description="Null if the run has no titles.")
 
 
 class NearItem(Item):
@@ -75,47 +79,52 @@ class NearItem(Item):
 
 
 class KnowledgePath(BaseModel):
-    """item - relation - entity - relation_back - touched item; without an entity, item - relation - touched item."""
+    """A path from the recommended item to an item of the history: item, relation, entity, relation_back, history item.
+
+    Without an entity, the relation connects the two items directly.
+    """
 
     relation: str
     entity: str | None
     relation_back: str | None
-    touched_item: Item
+    history_item: Item
     strength: float
-    kept: bool = Field(description="False: an edge of it was pruned by diffusion.")
+    kept: bool = Field(description="False if diffusion pruned an edge of the path.")
 
 
-class Why(BaseModel):
-    nearest: list[NearItem] = Field(description="Items of the history whose vectors are nearest.")
-    paths: list[KnowledgePath] = Field(description="Through the knowledge graph, of models that learned from one.")
+class Explanation(BaseModel):
+    nearest: list[NearItem] = Field(description="Items of the history with the nearest vectors.")
+    paths: list[KnowledgePath] = Field(description="Paths in the knowledge graph, for models trained on one.")
 
 
 class RecommendedItem(Item):
     score: float
     uncertainty: float | None = Field(None, description="Standard deviation of the score over samples.")
-    why: Why | None = None
+    explanation: Explanation | None = None
 
 
-class PersonsItems(BaseModel):
-    user: int | str = Field(description="As the data's ids are, or the place of the history, from 0.")
+class UserRecommendations(BaseModel):
+    user: int | str = Field(description="The user's id as in the data, or the position of the history, from 0.")
     items: list[RecommendedItem]
 
 
-class Answered(BaseModel):
-    model: str
-    version: str = Field(description="Changes whenever the run folder does.")
-    notes: list[str] = Field(description="Unknown people and items, with counts.")
+class _Response(BaseModel):
+    model: str = Field(description="Name that the run is served under.")
+    version: str = Field(description="Changes whenever the run folder changes.")
+    notes: list[str] = Field(description="Unknown users and items, with counts.")
 
 
-class RecommendResponse(Answered):
-    results: list[PersonsItems]
+class RecommendResponse(_Response):
+    results: list[UserRecommendations]
 
 
 class SimilarRequest(_Request):
+    """Items to find similar items of."""
+
     model_config = ConfigDict(json_schema_extra={"examples": [{"items": ["50"], "k": 10}]})
 
     items: Annotated[list[Id], Field(min_length=1, max_length=32)]
-    k: K = 10
+    k: K = Field(10, description="Similar items per item.")
 
 
 class SimilarItems(BaseModel):
@@ -123,22 +132,26 @@ class SimilarItems(BaseModel):
     items: list[NearItem]
 
 
-class SimilarResponse(Answered):
-    results: list[SimilarItems] = Field(description="One for each item that is known, in the order asked.")
+class SimilarResponse(_Response):
+    results: list[SimilarItems] = Field(description="One entry per known item, in the order of the request.")
 
 
 class DenoiseRequest(_Request):
+    """A user or a history to show the denoising trajectory of."""
+
     model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["50", "181"], "sampling_steps": 8}]})
 
-    user: Id | None = None
-    history: History | None = None
-    k: Annotated[StrictInt, Field(ge=1, le=50)] = 10
-    sampling_steps: Steps | None = None
-    seed: Seed = 0
-    noise: Noise = 1.0
+    user: Id | None = Field(None, description="Id of a known user.")
+    history: History | None = Field(None, description="Item ids, oldest first.")
+    k: Annotated[StrictInt, Field(ge=1, le=50)] = Field(10, description="Items per step.")
+    sampling_steps: SamplingSteps | None = Field(
+        None, description="Denoising steps. Default: the number calibrated on validation data."
+    )
+    seed: Seed = Field(0, description="Seed of the noise.")
+    noise: Noise = Field(1.0, description="Factor that the noise is multiplied by.")
 
     @model_validator(mode="after")
-    def for_one(self) -> DenoiseRequest:
+    def check_user(self) -> DenoiseRequest:
         if (self.user is None) == (self.history is None):
             raise ValueError("give either user or history")
         return self
@@ -152,38 +165,42 @@ class ScoredItem(Item):
 
 
 class DenoisingStep(BaseModel):
+    """One step of the denoising trajectory."""
+
     t: int = Field(description="Timestep of the noise schedule.")
-    state: Point | None = Field(description="What the step starts from, on the map; null where it is no item vector.")
-    x0_hat: Point = Field(description="What the network takes the end to be, on the map.")
-    items: list[ScoredItem] = Field(description="Those that the x0_hat ranks first; seen items are kept.")
+    state: Point | None = Field(description="The noisy state x_t on the item map; null if it is not an item vector.")
+    x0_hat: Point = Field(description="The network's estimate of x_0, on the item map.")
+    items: list[ScoredItem] = Field(description="The items that x0_hat ranks first, items of the history included.")
 
 
-class DenoiseResponse(Answered):
-    steps: list[DenoisingStep]
+class DenoiseResponse(_Response):
+    steps: list[DenoisingStep] = Field(description="The denoising trajectory, from noise to the recommended items.")
 
 
-class RunFacts(BaseModel):
-    name: str
-    model: str
-    version: str
-    created: str
-    loaded: str
+class ModelInfo(BaseModel):
+    """A served run."""
+
+    model: str = Field(description="Name that the run is served under.")
+    architecture: str = Field(description="Class of the model, for example diffurec.")
+    version: str = Field(description="Changes whenever the run folder changes.")
+    created_at: str = Field(description="When the run was trained.")
+    loaded_at: str = Field(description="When the service read the run folder.")
     users: int
     items: int
     interactions: int
-    stochastic: bool
-    retrieval: str
-    max_sampling_steps: int | None = Field(description="The most that can be asked for; null: nothing to choose.")
-    calibrated_steps: int | None
+    stochastic: bool = Field(description="Whether scores depend on the seed.")
+    retrieval: str = Field(description="`exact` or `index`.")
+    max_sampling_steps: int | None = Field(description="The most that a request may ask for; null: no choice.")
+    calibrated_sampling_steps: int | None = Field(description="The default, calibrated on validation data.")
     has_titles: bool
-    has_vectors: bool = Field(description="Whether there are similar items, a map and a denoising path.")
-    has_paths: bool = Field(description="Whether there are paths of a knowledge graph.")
-    metric: str = Field(description="What selected the weights.")
+    has_vectors: bool = Field(description="Whether similar items, an item map and a denoising trajectory exist.")
+    has_paths: bool = Field(description="Whether explanations contain paths in a knowledge graph.")
+    metric: str = Field(description="The validation metric that selected the weights.")
     validation: float | None = Field(description="Its value on the validation subset.")
 
 
-class RunsResponse(BaseModel):
-    models: list[RunFacts]
+class ModelsResponse(BaseModel):
+    models: list[ModelInfo]
 
 
 class ItemsResponse(BaseModel):
@@ -201,18 +218,24 @@ class MapPoint(Item):
 
 class MapResponse(BaseModel):
     explained: float = Field(description="Share of the item vectors' variance that the map shows.")
-    total: int = Field(description="Items of the catalogue; the map has those with the most events.")
+    total: int = Field(description="Items of the catalogue. The map has those with the most training interactions.")
     items: list[MapPoint]
 
 
 class TrainingResponse(BaseModel):
-    """What a run folder tells of its training."""
+    """The training results in a run folder."""
 
     card: str = Field(description="The model card, in Markdown.")
-    epochs: list[dict[str, Any]] = Field(description="Lines of metrics.jsonl.")
-    best_epoch: int | None = Field(description="Whose weights are served.")
-    metric: str
-    metric_by_steps: dict[str, float] | None = Field(description="By number of denoising steps, where calibrated.")
-    validation: dict[str, float] | None
-    test: dict[str, dict[str, float]] | None = Field(description="By policy, once evaluated.")
-    slices: list[dict[str, Any]] = Field(description="Test metric by length of history, once evaluated.")
+    epochs: list[dict[str, Any]] = Field(description="The lines of metrics.jsonl.")
+    best_epoch: int | None = Field(description="The epoch whose weights are served.")
+    metric: str = Field(description="The validation metric that selected the weights.")
+    metric_by_steps: dict[str, float] | None = Field(
+        description="The validation metric by number of sampling steps; null if the run was not calibrated."
+    )
+    validation: dict[str, float] | None = Field(description="Validation metrics.")
+    test: dict[str, dict[str, float]] | None = Field(
+        description="Test metrics by policy for seen items; null until the run is evaluated."
+    )
+    slices: list[dict[str, Any]] = Field(
+        description="Test metrics by history length; empty until the run is evaluated."
+    )

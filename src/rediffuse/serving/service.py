@@ -1,4 +1,4 @@
-"""Runs behind a service: who answers what, in plain objects."""
+"""Answer requests: check limits, score through the batcher, and build the content of responses."""
 
 from __future__ import annotations
 
@@ -14,196 +14,206 @@ from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.ranker import RankedItems
 from rediffuse.recommender.recommender import remarks
-from rediffuse.serving.batcher import Job
+from rediffuse.serving.batcher import ScoringJob
 from rediffuse.serving.hosted import HostedRun, RunSnapshot
 from rediffuse.serving.problems import Problem
 from rediffuse.serving.schemas import DenoiseRequest, RecommendRequest, SimilarRequest
-from rediffuse.serving.settings import FEW_IDS, MAX_EXPLAINED, MAX_LISTED, Settings
+from rediffuse.serving.settings import MAX_EXPLAINED, MAX_INLINE_IDS, MAX_RECOMMENDED, Settings
 
-# Items of the history that a reason names.
-REASONS = 3
+# Nearest items of the history, and knowledge paths, in an explanation.
+NEAREST, PATHS = 3, 2
 RETRY = {"Retry-After": "1"}
 Result = TypeVar("Result")
 
 
 class Service:
-    """Answers requests, within limits.
+    """Answers requests within limits.
 
     Args:
-        runs: by name; the first is the default.
+        runs: by name; the first is the default model.
         settings: the limits.
     """
 
     def __init__(self, runs: dict[str, HostedRun], settings: Settings) -> None:
         self.runs, self.settings = runs, settings
-        self.threads, self.beside = ThreadPoolExecutor(2, "rediffuse-aside"), 0
+        self.workers, self.worker_requests = ThreadPoolExecutor(2, "rediffuse-worker"), 0
 
     def run(self, name: str | None) -> HostedRun:
-        """A run by name.
+        """Return a run by name, or the first if ``name`` is None.
 
         Raises:
-            Problem: there is none of that name.
+            Problem: no run has this name.
         """
         if name is None:
             return next(iter(self.runs.values()))
         if name not in self.runs:
-            raise Problem(404, "unknown-model", "No run of that name is served.", f"Known: {', '.join(self.runs)}.")
+            known = f"Served: {', '.join(self.runs)}."
+            raise Problem(404, "unknown-model", "No model is served under this name.", known)
         return self.runs[name]
 
     async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
-        """The content of a RecommendResponse."""
+        """Return the content of a `RecommendResponse`."""
         run = self.run(request.model)
-        loaded = run.loaded
-        recommender = loaded.recommender
+        snapshot = run.snapshot
+        recommender = snapshot.recommender
         sampling = recommender.sampling(request.seed, request.sampling_steps, request.noise)
-        self._admit(run, request, recommender.model, sampling)
+        self._check_limits(run, request, recommender.model, sampling)
 
-        def look_up() -> tuple[Any, ...]:
-            people = recommender.resolve_users(request.users, request.histories)
-            return *people, *recommender.build_query(
-                request.k, request.exclude, request.candidates, request.filter_seen
-            )
+        def resolve() -> tuple[Any, ...]:
+            resolved = recommender.resolve_users(request.users, request.histories)
+            query = recommender.build_query(request.k, request.exclude, request.candidates, request.filter_seen)
+            return *resolved, *query
 
         lists = (*(request.histories or ()), request.users or (), request.exclude, request.candidates or ())
-        ids = sum(len(one) for one in lists)
-        names, who, rows, counts, ask, unknown = look_up() if ids <= FEW_IDS else await self.run_in_worker(look_up)
-        job = Job(recommender.ranker, rows, who, [ask] * len(rows), sampling, request.samples)
-        answers = await self._in_time(asyncio.wrap_future(run.batcher.submit(job))) if len(rows) else []
+        few = sum(map(len, lists)) <= MAX_INLINE_IDS
+        labels, user_numbers, histories, counts, query, unknown = (
+            resolve() if few else await self.run_in_worker(resolve)
+        )
+        ranked: list[RankedItems] = []
+        if len(histories):
+            queries = [query] * len(histories)
+            job = ScoringJob(recommender.ranker, histories, user_numbers, queries, sampling, request.samples)
+            ranked = await self._in_time(asyncio.wrap_future(run.batcher.submit(job)))
         results = [
-            {"user": name, "items": _items(loaded, answer)}
-            for name, answer in zip(names.to_list(), answers, strict=True)
+            {"user": label, "items": _items(snapshot, items)}
+            for label, items in zip(labels.to_list(), ranked, strict=True)
         ]
         if request.explain:
-            own = rows.without_synthetic()
-            histories = [np.unique(own.row(person)).astype(np.int64) for person in range(len(own))]
-            await self.run_in_worker(_explain, loaded, histories, answers, results)
-        return _about(run, loaded) | {"notes": remarks(counts | unknown), "results": results}
+            real = histories.without_synthetic()
+            seen = [np.unique(real.row(row)).astype(np.int64) for row in range(len(real))]
+            await self.run_in_worker(_add_explanations, snapshot, seen, ranked, results)
+        return _identity(run, snapshot) | {"notes": remarks(counts | unknown), "results": results}
 
     def similar(self, request: SimilarRequest) -> dict[str, Any]:
-        """The content of a SimilarResponse."""
+        """Return the content of a `SimilarResponse`."""
         run = self.run(request.model)
-        loaded = run.loaded
-        asked = loaded.recommender.item_index(request.items)
-        known = asked[asked >= 0]
-        cosines, near = loaded.recommender.nearest(known, request.k)
+        snapshot = run.snapshot
+        numbers = snapshot.recommender.item_index(request.items)
+        known = numbers[numbers >= 0]
+        cosines, near = snapshot.recommender.nearest(known, request.k)
         results = [
             {
-                "item_id": loaded.item_ids[item],
+                "item_id": snapshot.item_ids[item],
                 "items": [
-                    loaded.item(other) | {"cosine": round(cosine, 4)}
+                    snapshot.item(other) | {"cosine": round(cosine, 4)}
                     for other, cosine in zip(near[row].tolist(), cosines[row].tolist(), strict=True)
                 ],
             }
             for row, item in enumerate(known.tolist())
         ]
-        notes = remarks({"unknown_asked": len(asked) - len(known)})
-        return _about(run, loaded) | {"notes": notes, "results": results}
+        notes = remarks({"unknown_asked": len(numbers) - len(known)})
+        return _identity(run, snapshot) | {"notes": notes, "results": results}
 
     def denoise(self, request: DenoiseRequest) -> dict[str, Any]:
-        """The content of a DenoiseResponse."""
+        """Return the content of a `DenoiseResponse`."""
         run = self.run(request.model)
-        loaded = run.loaded
-        recommender = loaded.recommender
+        snapshot = run.snapshot
+        recommender = snapshot.recommender
         sampling = recommender.sampling(request.seed, request.sampling_steps, request.noise)
-        users = None if request.user is None else [request.user]
-        _, who, rows, counts = recommender.resolve_users(users, None if request.history is None else [request.history])
-        place, steps = recommender.map.place, []
-        for step in recommender.denoising_trajectory(rows, who, sampling):
-            frame = recommender.best(step.x0_hat, request.k)
-            places = place(torch.stack([step.x0_hat, step.x0_hat if step.state is None else step.state]))
-            x0_hat, state = places.tolist()
+        _, user_numbers, histories, counts = recommender.resolve_users(
+            None if request.user is None else [request.user], None if request.history is None else [request.history]
+        )
+        item_map, steps = recommender.map, []
+        for step in recommender.denoising_trajectory(histories, user_numbers, sampling):
+            state = step.x0_hat if step.state is None else step.state
+            x0_hat_point, state_point = item_map.place(torch.stack([step.x0_hat, state])).tolist()
+            best = recommender.best(step.x0_hat, request.k)
             steps.append(
                 {
                     "t": step.t,
-                    "state": None if step.state is None else _rounded(state),
-                    "x0_hat": _rounded(x0_hat),
-                    "items": [loaded.item(item) | {"score": score} for item, score in frame],
+                    "state": None if step.state is None else _rounded(state_point),
+                    "x0_hat": _rounded(x0_hat_point),
+                    "items": [snapshot.item(item) | {"score": score} for item, score in best],
                 }
             )
-        return _about(run, loaded) | {"notes": remarks(counts, "there is nothing to denoise for them"), "steps": steps}
+        notes = remarks(counts, "there is nothing to denoise for them")
+        return _identity(run, snapshot) | {"notes": notes, "steps": steps}
 
-    def _admit(self, run: HostedRun, request: RecommendRequest, model: Model, sampling: Sampling) -> None:
-        """Refuse what would take too long, or come too late."""
-        people = len(request.histories if request.histories is not None else request.users or ())
-        most = MAX_EXPLAINED if request.explain else MAX_LISTED
-        if people * request.k > most:
-            reasons = " with reasons" if request.explain else ""
-            detail = f"{people} people x k of {request.k} are more than {most:,} items{reasons}."
-            raise Problem(422, "too-much-work", detail, "RankingQuery for fewer at once.")
+    def _check_limits(self, run: HostedRun, request: RecommendRequest, model: Model, sampling: Sampling) -> None:
+        """Refuse a request that would take too long, or that would wait behind too many users."""
+        users = len(request.histories if request.histories is not None else request.users or ())
+        limit, explained = (MAX_EXPLAINED, " with explanations") if request.explain else (MAX_RECOMMENDED, "")
+        remedy = "Send fewer users per request."
+        if users * request.k > limit:
+            detail = f"{users} users x k = {request.k} are more than {limit:,} items{explained}."
+            raise Problem(422, "too-much-work", detail, remedy)
         samples, steps = request.samples if model.stochastic else 1, model.network_passes(sampling)
-        if people * samples * steps > self.settings.max_work:
-            detail = f"{people} people x {samples} samples x {steps} steps are more than {self.settings.max_work:,}."
-            raise Problem(422, "too-much-work", detail, "RankingQuery for fewer at once.")
-        if run.batcher.people_waiting + people > self.settings.max_waiting:
-            raise Problem(503, "overloaded", "Too many people are waiting.", "Try again in a second.", RETRY)
+        if users * samples * steps > self.settings.max_work:
+            limit = self.settings.max_work
+            detail = f"{users} users x {samples} samples x {steps} sampling steps are more than {limit:,}."
+            raise Problem(422, "too-much-work", detail, remedy)
+        if run.batcher.users_waiting + users > self.settings.max_waiting:
+            raise Problem(503, "overloaded", "Too many users are waiting.", "Try again in a second.", RETRY)
 
-    async def run_in_worker(self, work: Callable[..., Result], *given: Any) -> Result:
-        """What takes a while beside scoring, in one of two threads.
+    async def run_in_worker(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a slow function in one of the worker threads, which run beside the scoring thread.
 
         Raises:
-            Problem: too many wait for them, or there is no answer in time.
+            Problem: too many requests wait for the workers, or the function takes longer than the timeout.
         """
-        if self.beside >= self.settings.max_aside:
+        if self.worker_requests >= self.settings.max_worker_requests:
             raise Problem(503, "overloaded", "Too many requests are waiting.", "Try again in a second.", RETRY)
-        self.beside += 1
-        future = self.threads.submit(work, *given)
+        self.worker_requests += 1
+        future = self.workers.submit(function, *arguments)
         try:
             return await self._in_time(asyncio.wrap_future(future))
         finally:
-            self.beside -= 1
+            self.worker_requests -= 1
 
     async def _in_time(self, future: asyncio.Future[Result]) -> Result:
         try:
             return await asyncio.wait_for(future, self.settings.timeout)
         except TimeoutError:
-            detail = f"No answer within {self.settings.timeout:g} seconds."
-            raise Problem(503, "timeout", detail, "Try again, or ask for fewer at once.", RETRY) from None
+            detail = f"The request took longer than {self.settings.timeout:g} seconds."
+            raise Problem(503, "timeout", detail, "Try again, or send fewer users per request.", RETRY) from None
 
 
-def _about(run: HostedRun, loaded: RunSnapshot) -> dict[str, Any]:
-    return {"model": run.name, "version": loaded.version}
+def _identity(run: HostedRun, snapshot: RunSnapshot) -> dict[str, Any]:
+    return {"model": run.name, "version": snapshot.version}
 
 
-def _items(loaded: RunSnapshot, answer: RankedItems) -> list[dict[str, Any]]:
-    listed = [
-        loaded.item(number) | {"score": score, "uncertainty": None, "why": None}
-        for number, score in zip(answer.items.tolist(), answer.scores.tolist(), strict=True)
+def _items(snapshot: RunSnapshot, ranked: RankedItems) -> list[dict[str, Any]]:
+    items = [
+        snapshot.item(number) | {"score": score, "uncertainty": None, "explanation": None}
+        for number, score in zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True)
     ]
-    if answer.uncertainty is not None:
-        for item, spread in zip(listed, answer.uncertainty.tolist(), strict=True):
-            item["uncertainty"] = spread
-    return listed
+    if ranked.uncertainty is not None:
+        for item, uncertainty in zip(items, ranked.uncertainty.tolist(), strict=True):
+            item["uncertainty"] = uncertainty
+    return items
 
 
-def _explain(
-    loaded: RunSnapshot, histories: Sequence[np.ndarray], answers: Sequence[RankedItems], results: list[dict[str, Any]]
+def _add_explanations(
+    snapshot: RunSnapshot, histories: Sequence[np.ndarray], ranked: Sequence[RankedItems], results: list[dict[str, Any]]
 ) -> None:
-    """Enter into ``results`` why each item is there: the nearest items of the history, and knowledge paths."""
-    recommender = loaded.recommender
-    for history, answer, result in zip(histories, answers, results, strict=True):
-        paths = _paths(loaded, history, answer) if recommender.has_paths and len(history) else {}
-        near: list[list[dict[str, Any]]] = [[] for _ in answer.items]
+    """Add the explanation of every item to ``results``: the nearest items of the history, and knowledge paths."""
+    recommender = snapshot.recommender
+    for history, items, result in zip(histories, ranked, results, strict=True):
+        paths = _paths(snapshot, history, items) if recommender.has_paths and len(history) else {}
+        nearest: list[list[dict[str, Any]]] = [[] for _ in items.items]
         if recommender.item_vectors is not None and len(history):
-            mine, theirs = (recommender.directions[torch.from_numpy(items)] for items in (answer.items, history))
-            cosines, places = (mine @ theirs.T).topk(min(REASONS, len(history)))
-            near = [
+            directions = recommender.directions
+            similarity = directions[torch.from_numpy(items.items)] @ directions[torch.from_numpy(history)].T
+            cosines, positions = similarity.topk(min(NEAREST, len(history)))
+            nearest = [
                 [
-                    loaded.item(int(history[place])) | {"cosine": round(cosine, 4)}
-                    for cosine, place in zip(*row, strict=True)
+                    snapshot.item(int(history[position])) | {"cosine": round(cosine, 4)}
+                    for cosine, position in zip(*row, strict=True)
                 ]
-                for row in zip(cosines.tolist(), places.tolist(), strict=True)
+                for row in zip(cosines.tolist(), positions.tolist(), strict=True)
             ]
-        for item, nearest in zip(result["items"], near, strict=True):
-            item["why"] = {"nearest": nearest, "paths": paths.get(item["item_id"], [])}
+        for item, near in zip(result["items"], nearest, strict=True):
+            item["explanation"] = {"nearest": near, "paths": paths.get(item["item_id"], [])}
 
 
-def _paths(loaded: RunSnapshot, history: np.ndarray, answer: RankedItems) -> dict[Any, list[dict[str, Any]]]:
-    recommender, found = loaded.recommender, {}
+def _paths(snapshot: RunSnapshot, history: np.ndarray, ranked: RankedItems) -> dict[Any, list[dict[str, Any]]]:
+    """Return the strongest knowledge paths to the history, by the id of the recommended item."""
+    recommender, found = snapshot.recommender, {}
     ids = recommender.items["item_id"]
-    for row in recommender.paths(ids.gather(answer.items), ids.gather(history), 2).iter_rows(named=True):
-        touched = loaded.item(int(recommender.item_index([row["touched_item"]])[0]))
-        way = {name: row[name] for name in ("relation", "entity", "relation_back", "strength", "kept")}
-        found.setdefault(row["item_id"], []).append(way | {"touched_item": touched})
+    for row in recommender.paths(ids.gather(ranked.items), ids.gather(history), PATHS).iter_rows(named=True):
+        history_item = snapshot.item(int(recommender.item_index([row["touched_item"]])[0]))
+        path = {name: row[name] for name in ("relation", "entity", "relation_back", "strength", "kept")}
+        found.setdefault(row["item_id"], []).append(path | {"history_item": history_item})
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a service allows."""
+"""Limits of the service."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits of a service; they hold for every request.
+    """Limits and access of a service.
 
     Attributes:
-        max_batch: people scored together. 1 switches batching off.
-        timeout: seconds that an answer may take, waiting included.
-        max_waiting: people waiting to be scored, at which further requests are turned away.
-        max_body: bytes of a request.
-        max_work: people x samples x steps of one request.
-        max_aside: requests beside scoring (similar items, walks, reasons) that wait for one of two threads.
-        token: what callers must bear, or None.
-        hosts: names by which the service may be called, or None: any. Against pages elsewhere whose name is made to
-            lead to this machine (DNS rebinding).
-        reload_every: seconds between looks at the run folders.
+        max_batch: the most users in a batch; 1 turns dynamic batching off.
+        timeout: the most seconds that a request may take, including the time it waits.
+        max_waiting: users waiting to be scored at which further requests are refused.
+        max_body: the most bytes in the body of a request.
+        max_work: the most users x samples x sampling steps of one request.
+        max_worker_requests: requests outside of scoring (similar items, denoising trajectories, explanations) at which
+            further ones are refused. Two threads work on them.
+        token: the token that clients must send, or None.
+        hosts: host names that requests may use; None allows any. This protects against DNS rebinding: a page of
+            another site whose name was made to resolve to this machine.
+        reload_every: seconds between two checks of the run folders.
     """
 
     max_batch: int = 64
@@ -27,20 +28,20 @@ class Settings:
     max_waiting: int = 4096
     max_body: int = 1 << 20
     max_work: int = 1 << 13
-    max_aside: int = 32
+    max_worker_requests: int = 32
     token: str | None = None
     hosts: frozenset[str] | None = None
     reload_every: float = 1.0
 
 
-# Of single fields; they stand in the OpenAPI description as well.
-MAX_PEOPLE = 256
+# Limits of single fields, which the OpenAPI description contains as well.
+MAX_USERS = 256
 MAX_K = 1000
 MAX_HISTORY = 1000
 MAX_ITEMS = 10_000
 MAX_SAMPLES = 64
-# Items over all people of a request; with reasons, so many.
-MAX_LISTED = 20_000
+# Limits of users x k of a request, without and with explanations.
+MAX_RECOMMENDED = 20_000
 MAX_EXPLAINED = 1_000
-# Ids that are looked up without leaving the thread that serves requests.
-FEW_IDS = 2_000
+# A request with up to this many ids is resolved on the event loop, a larger one in a worker thread.
+MAX_INLINE_IDS = 2_000

@@ -27,7 +27,7 @@ from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.files import sha256_file
 from rediffuse.memory import PeakMemory
-from rediffuse.models import model_class
+from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
@@ -45,7 +45,7 @@ from rediffuse.training.loop import Trainer
 
 
 def train(
-    model: str,
+    model: str | type[Model],
     data: Split | Dataset | str | Path,
     out: str | Path | None = None,
     *,
@@ -61,7 +61,8 @@ def train(
     """Train a model and write its run folder.
 
     Args:
-        model: a registered name, see `rediffuse.models.names`.
+        model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
+            the class itself.
         data: a split, whose training and validation subsets are used; training cannot reach the test subset. Of a
             dataset, or the path of a dataset folder, the default split is used, and a warning names it.
         out: the run folder, which is required; new, unless ``resume``.
@@ -76,7 +77,7 @@ def train(
             parts that are models themselves, for example ``pdrec`` and ``{"diffusion": "runs/tdiffrec"}``.
 
     Raises:
-        ConfigError: unknown model, preset or option, or a value out of range.
+        ConfigError: unknown model, preset or option, a value out of range, or a class that lacks what a model needs.
         RunError: ``out`` holds something already, or a checkpoint that does not fit or is damaged, or is in use by
             another process; a run in ``phases_from`` was trained on another split; another of the processes that
             train together has failed.
@@ -85,6 +86,7 @@ def train(
     """
     distributed.init()
     kind = model_class(require_model(model))
+    name = kind.name
     split = as_split("data", data)
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
     preset, tracker = require_text("preset", preset), require_text("tracker", tracker)
@@ -97,15 +99,16 @@ def train(
     given = {phase: part.config["config"] for phase, part in parts.items()}
     for phase in given:
         if phase not in kind.Config.model_fields:
-            raise ConfigError(f"{model} has no phase {phase!r} that could be taken from a run.")
+            raise ConfigError(f"{name} has no phase {phase!r} that could be taken from a run.")
     for phase in given.keys() & (config or {}).keys():
         raise ConfigError(f"Both options and a run were given for {phase!r}.", "The run has its own; leave them out.")
-    options = kind.Config.build(preset, {**(config or {}), **given})
+    options = kind.Config.build(preset, {**(config or {}), **given}, model=kind.name)
     facts = {
         "format": FORMAT,
-        "model": model,
+        **external.describe(kind),
         "preset": preset,
         "config": options.model_dump(mode="json"),
+        "defaults": kind.Config.build(preset).model_dump(mode="json"),
         "phases_from": {
             phase: {"run": str(part.path), "weights": sha256_file(part.path / "model.safetensors")}
             for phase, part in parts.items()
@@ -121,6 +124,13 @@ def train(
             "interactions": split.dataset.num_interactions,
         },
     }
+    if not external.is_importable(kind):
+        warnings.warn(
+            f"{facts['class']} is defined in a script, a notebook or a function, so the run can be used only there. "
+            "Move the class to a module to use the run elsewhere.",
+            RediffuseWarning,
+            stacklevel=2,
+        )
     memory = PeakMemory()
     trainer = make_trainer(
         kind,
@@ -137,7 +147,7 @@ def train(
     for phase, part in parts.items():
         if phase not in network.phases or getattr(network, phase).name != part.config["model"]:
             raise ConfigError(
-                f"{part.path} is a run of {part.config['model']}, which {model} has no use for in phase {phase!r}.",
+                f"{part.path} is a run of {part.config['model']}, which {name} has no use for in phase {phase!r}.",
                 "Give a run of the model that the phase trains, or leave the phase to this run.",
             )
         trainer.take_phase(phase, part.model)

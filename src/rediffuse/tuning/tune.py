@@ -22,7 +22,8 @@ from rediffuse.data.dataset import Dataset
 from rediffuse.data.split import Split, as_split
 from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, TrainingError
 from rediffuse.evaluation.metrics import parse_metric
-from rediffuse.models import model_class, names
+from rediffuse.models import external, model_class, names
+from rediffuse.models.base import Model
 from rediffuse.runs.lock import folder_lock
 from rediffuse.tuning.search import Search, describe_domain
 from rediffuse.tuning.study import Study, begin_study, check_folder, open_journal, quiet_optuna
@@ -34,7 +35,7 @@ WARM_UP = 0.1
 
 
 def tune(
-    model: str,
+    model: str | type[Model],
     data: Split | Dataset | str | Path,
     out: str | Path | None = None,
     *,
@@ -50,7 +51,8 @@ def tune(
     The model as it is (``preset`` and ``config``) is the first trial. All trials train with the same seed.
 
     Args:
-        model: a registered name, see `rediffuse.models.names`.
+        model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
+            the class itself.
         data: a split, whose training and validation subsets are used; no trial can reach the test subset. Of a dataset,
             or the path of a dataset folder, the default split is used, and a warning names it.
         out: the study's folder, which is required.
@@ -90,19 +92,22 @@ def tune(
         raise ConfigError("A study runs in one process.", "Start it without accelerate launch or torchrun.")
     kind = model_class(model)
     config = require_options("config", config, kind.Config)
-    default = kind.Config.build(preset, config)
+    default = kind.Config.build(preset, config, model=kind.name)
     parse_metric(default.metric.removesuffix("/unseen"))
     searched = {option: domain for option, domain in kind.Config.search.items() if option not in (config or {})}
     if not searched:
         if kind.Config.search:
-            raise ConfigError(f"All options of {model} that could be searched are fixed.", "Leave one of them free.")
-        others = [name for name in names() if model_class(name).Config.search]
-        raise ConfigError(f"{model} has no options to search.", f"Models that have: {', '.join(others)}.")
+            raise ConfigError(
+                f"All options of {kind.name} that could be searched are fixed.", "Leave one of them free."
+            )
+        others = [name for name in names(installed=False) if model_class(name).Config.search]
+        raise ConfigError(f"{kind.name} has no options to search.", f"Models that have: {', '.join(others)}.")
     view = split.training_view()
     if not len(view.valid.users):
         raise DataError("This split has no validation subset, and a search needs one.", "Choose another split.")
     identity = {
-        "model": model,
+        "model": kind.name,
+        "class": external.class_path(kind),
         "config": default.model_dump(mode="json"),
         "search": {option: describe_domain(domain) for option, domain in searched.items()},
         "seed": seed,
@@ -113,7 +118,7 @@ def tune(
     with quiet_optuna(), folder_lock(folder, "tuning"):
         begin_study(folder, identity)
         study = optuna.create_study(
-            study_name=model,
+            study_name=kind.name,
             storage=open_journal(folder / "study.journal"),
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING, math.ceil(WARM_UP * default.epochs)),

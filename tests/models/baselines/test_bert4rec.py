@@ -58,7 +58,7 @@ def test_a_masked_item_is_hidden_and_both_sides_are_seen():
         row = torch.tensor([items])
         hidden = SequenceBatch(row.clone(), torch.tensor([4]), rows, places, row[0, 1:2], places)
         hidden.items[0, 1] = ITEMS
-        return model.encode(hidden)[0]
+        return model.encode(hidden).vectors
 
     base = at_the_mask([1, 2, 3, 4])
     torch.testing.assert_close(at_the_mask([1, 9, 3, 4]), base)
@@ -70,7 +70,7 @@ def test_all_items_of_a_history_may_carry_the_repeat_bias_but_not_the_mask():
     model = build()
     torch.manual_seed(3)
     masked = model.training_batch(batch())
-    rows, items, _ = model._repeats(masked)
+    rows, items, _ = model.repeat_bias(masked)
     for target, row in enumerate(masked.rows.tolist()):
         seen = {int(i) for i in masked.items[row] if i < ITEMS}
         assert {int(i) for i in items[rows == target]} == seen

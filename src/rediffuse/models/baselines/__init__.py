@@ -1,1 +1,1 @@
-"""The models that keep the others honest: one file each."""
+"""Baselines: models that others are compared with, one file each."""

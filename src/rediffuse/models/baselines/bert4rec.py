@@ -1,13 +1,11 @@
 """BERT4Rec: a bidirectional transformer that fills in masked items (Sun et al., CIKM 2019).
 
-Training masks items of a history at random and predicts them from both sides; answering appends a mask to the history
-and fills it in. The cross entropy is over the whole catalogue. Trained for as long as it needs it is a strong baseline
-(Petrov & Macdonald, RecSys 2022); it needs longer than SASRec.
+Training masks items of a history at random and predicts them from both sides; scoring appends a mask to the history
+and predicts it. The cross entropy is over the whole catalogue. BERT4Rec takes longer to train than SASRec; trained long
+enough, it is a strong baseline (Petrov & Macdonald, RecSys 2022).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -17,12 +15,12 @@ from torch.nn import functional as F
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder
 
 
 class BERT4RecConfig(SequenceConfig):
-    """The paper masks 20 to 60 % of the items, more where histories are short."""
+    """Options of BERT4Rec. The paper masks 20 to 60 % of the items, more where histories are short."""
 
     search = SequenceConfig.search | {
         "blocks": Range(1, 3),
@@ -33,9 +31,9 @@ class BERT4RecConfig(SequenceConfig):
     blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
-    mask_share: float = Field(0.4, gt=0, lt=1, description="Chance of each item to be masked in training.")
+    mask_share: float = Field(0.4, gt=0, lt=1, description="Probability that an item is masked in training.")
     mask_last: float = Field(
-        0.2, ge=0, le=1, description="Share of histories of which the last item alone is masked, as when answering."
+        0.2, ge=0, le=1, description="Share of histories whose last item alone is masked, as in scoring."
     )
 
 
@@ -58,23 +56,24 @@ class BERT4Rec(SequenceModel):
             nn.init.normal_(weight, std=0.02)
 
     def tokens(self, items: Tensor, masked: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L) items, where they are hidden, and (B,) lengths -> (B, L, d)."""
-        return self.placed(torch.where(masked[..., None], self.mask_embedding, self.item_embedding(items)), lengths)
+        """Input of the encoder (B, L, d), from items (B, L), which of them are masked (B, L), and lengths (B,)."""
+        x = torch.where(masked[..., None], self.mask_embedding, self.item_embedding(items))
+        return self.add_positions(x, lengths)
 
-    def placed(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Item vectors (B, L, d) with their positions."""
-        # Counted from the end, as with the paper's padding on the left: an answer's mask always has the same place.
+    def add_positions(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Item vectors (B, L, d) plus position embeddings."""
+        # Counted from the end, as with the paper's padding on the left: in scoring, the mask always has position 0.
         places = (lengths[:, None] - 1 - torch.arange(x.shape[1], device=x.device)).clamp(min=0)
         return self.drop(x * self.config.embedding_size**0.5 + self.position_embedding(places))
 
     def training_batch(self, batch: SequenceBatch) -> SequenceBatch:
-        """Whole windows, with the padding number at the items to be filled in, which are the targets."""
+        """Whole windows, with the padding item in place of the masked items, which are the targets."""
         whole = F.pad(batch.items, (0, 1), value=self.pad)
         whole[batch.rows, batch.positions + 1] = batch.targets
         lengths = batch.lengths + 1
         rows = torch.arange(len(whole), device=whole.device)
-        # A last item may not be known yet (`rediffuse.models.pdrec`), and can then only be a mask. Half the time it is
-        # cut off, or what is masked when answering, the place after the history, would never be trained.
+        # PDRec (`rediffuse.models.pdrec`) appends an item that is not known and can only be masked. It is cut off half
+        # the time, because otherwise no known item would be a target in the last place.
         unknown = whole[rows, lengths - 1] == self.pad
         if bool(unknown.any()):
             cut = unknown & (lengths > 2) & (torch.rand(len(whole), device=whole.device) < 0.5)
@@ -88,7 +87,7 @@ class BERT4Rec(SequenceModel):
         masked[rows, lengths - 1] |= last_only | unknown | ~masked.any(1)
         at, places = torch.nonzero(masked, as_tuple=True)
         starts = torch.zeros_like(lengths)
-        starts[batch.rows] = batch.events - batch.positions - 1
+        starts[batch.rows] = batch.interactions - batch.positions - 1
         return SequenceBatch(
             whole.masked_fill(masked, self.pad),
             lengths,
@@ -104,19 +103,19 @@ class BERT4Rec(SequenceModel):
     def visible(self, batch: SequenceBatch) -> Tensor:
         return batch.lengths[batch.rows]
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
-        hidden = torch.zeros_like(batch.items, dtype=torch.bool).index_put(
+    def encode(self, batch: SequenceBatch) -> Encoded:
+        masked = torch.zeros_like(batch.items, dtype=torch.bool).index_put(
             (batch.rows, batch.positions), torch.ones((), dtype=torch.bool, device=batch.items.device)
         )
-        x = self.encoder(self.tokens(batch.items, hidden, batch.lengths), batch.lengths)
-        return self.head(x[batch.rows, batch.positions]), None, None
+        x = self.encoder(self.tokens(batch.items, masked, batch.lengths), batch.lengths)
+        return Encoded(self.head(x[batch.rows, batch.positions]))
 
     def read_vectors(self, x: Tensor) -> Tensor:
         lengths = torch.full((len(x),), x.shape[1] + 1, device=x.device)
         whole = torch.cat((x, self.mask_embedding.expand(len(x), 1, -1)), dim=1)
-        return self.head(self.encoder.last(self.placed(whole, lengths), lengths))
+        return self.head(self.encoder.last(self.add_positions(whole, lengths), lengths))
 
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         whole = F.pad(items, (0, 1), value=self.pad)
-        hidden = torch.arange(whole.shape[1], device=items.device) == lengths[:, None]
-        return self.head(self.encoder.last(self.tokens(whole, hidden, lengths + 1), lengths + 1))
+        masked = torch.arange(whole.shape[1], device=items.device) == lengths[:, None]
+        return self.head(self.encoder.last(self.tokens(whole, masked, lengths + 1), lengths + 1))

@@ -21,14 +21,14 @@ class BPRMF(FactorModel):
         self.item_bias = nn.Parameter(torch.zeros(num_items))
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        # The bias is a further coordinate, at which all people stand at one.
+        # The bias is a further coordinate, which is one for all users.
         users = F.pad(self.user_embedding.weight, (0, 1), value=1.0)
         return users, torch.cat((self.item_embedding.weight, self.item_bias[:, None]), dim=1)
 
     def fold_in(self, histories: Histories) -> Tensor:
-        """The direction of the first step of BPR's gradient from zero, as long as people's vectors are on average.
+        """The direction of BPR's first gradient step from zero, scaled to the mean length of the users' vectors.
 
-        That step goes from the mean of all items, which the negatives are drawn from, to the mean of the history.
+        That step leads from the mean of all items (the negatives) to the mean of the history.
         """
         table = self.item_embedding.weight
         items, offsets, _ = bags(histories, self.num_items, table.device)

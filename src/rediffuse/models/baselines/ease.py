@@ -1,8 +1,8 @@
 """EASE: embarrassingly shallow autoencoders (Steck, WWW 2019): linear item-item weights in closed form.
 
 With X the binary users x items matrix, G = X^T X + regularization * I and P = G^-1, the weights are
-B = I - P / diag(P): ``B_ij = -P_ij / P_jj`` and zero on the diagonal (eq. 8). Scores of a person are the row of X
-times B.
+B = I - P / diag(P): ``B_ij = -P_ij / P_jj`` and zero on the diagonal (eq. 8). The scores of a user are their
+row of X times B.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sampling import Sampling
 
-# Copies of the dense float32 matrix that live at once at worst: the weights, and what is being written of them.
+# Dense float32 matrices in memory at once, at most: the weights, and those that they are computed from.
 COPIES = 3
 
 
 class EASEConfig(ModelConfig):
-    """The one hyper-parameter of the paper."""
+    """Options of EASE: the one hyper-parameter of the paper."""
 
     search: ClassVar = {"regularization": Range(1.0, 5000.0, log=True)}
 
@@ -41,7 +41,7 @@ class EASE(Model):
     """Dense item-item weights (num_items, num_items) float32.
 
     Raises:
-        ConfigError: at construction, where the weights would not fit into memory; with the gibibytes needed.
+        ConfigError: the weights do not fit into memory; at construction, with the gibibytes that they need.
     """
 
     name = "ease"
@@ -64,7 +64,7 @@ class EASE(Model):
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
         matrix = binary_matrix(data.train, data.num_items)
-        # LAPACK's column order, so that it can work in place: there is one dense matrix and no copy of it.
+        # In LAPACK's column order, so that it works in place, without a copy.
         gram = np.zeros((data.num_items, data.num_items), dtype=np.float32, order="F")
         transposed, step = matrix.T.tocsr(), 1024
         for start in range(0, data.num_items, step):
@@ -78,7 +78,7 @@ class EASE(Model):
                 "The item matrix of EASE is not positive definite in single precision.",
                 f"Raise regularization (it is {self.config.regularization:g}).",
             )
-        # Only the lower triangle is filled. In rows of the transpose that is the upper one: mirror it.
+        # Only the lower triangle is filled, which is the upper one of the transpose; mirror it.
         half = torch.from_numpy(inverse.T)
         diagonal = half.diagonal().clone()
         half.triu_(1)

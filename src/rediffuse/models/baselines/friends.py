@@ -1,4 +1,4 @@
-"""Friends' popularity: what most of one's friends touched. The floor for every model that reads a social graph."""
+"""Friends' popularity: the items of most of a user's friends. A lower bound for models that read a social graph."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rediffuse.nn import SizedByData
 
 
 class Friends(Model):
-    """Scores are the number of friends who touched an item; among equals, its popularity decides.
+    """Scores items by the number of friends with an interaction; popularity breaks ties.
 
-    A link joins both ends. People without friends, and those who were not in training, get popular items.
+    A link makes both its users friends. Users without friends, and users who were not in training, get popular items.
     """
 
     name = "friends"
@@ -29,7 +29,7 @@ class Friends(Model):
 
     def __init__(self, config: ModelConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
-        # CSR: row u has the items of u's friends and how many of them touched each.
+        # CSR: row u has the items of u's friends, and how many friends interacted with each.
         self.offsets = SizedByData(trained=False, dtype=torch.int64)
         self.items = SizedByData(trained=False, dtype=torch.int32)
         self.counts = SizedByData(trained=False, dtype=torch.int32)
@@ -37,17 +37,17 @@ class Friends(Model):
     def check(self, data: TrainingData) -> None:
         if data.social is None or not (data.social.source != data.social.target).any():
             raise DataError(
-                "friends learns from links between people, and the data have none.",
-                "Give them with --social (Python: social=...), or take popularity.",
+                "friends learns from links between users, and the data have none.",
+                "Read them with --social (Python: social=...), or use popularity.",
             )
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
         assert data.social is not None
-        joined = social_adjacency(data.social.source, data.social.target, self.num_users)
-        counts = sparse.csr_array(joined @ binary_matrix(data.train, self.num_items))
-        for held, array in ((self.offsets, counts.indptr), (self.items, counts.indices), (self.counts, counts.data)):
-            held.set(torch.from_numpy(array))
+        links = social_adjacency(data.social.source, data.social.target, self.num_users)
+        counts = sparse.csr_array(links @ binary_matrix(data.train, self.num_items))
+        for buffer, array in ((self.offsets, counts.indptr), (self.items, counts.indices), (self.counts, counts.data)):
+            buffer.set(torch.from_numpy(array))
 
     def has_user_state(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
         found = users >= 0

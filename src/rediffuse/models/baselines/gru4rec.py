@@ -1,12 +1,10 @@
 """GRU4Rec: a recurrent network over the history (Hidasi et al., ICLR 2016), trained with a softmax.
 
-The paper's pairwise losses over in-batch negatives were later replaced by its authors (Hidasi & Karatzoglou, CIKM
-2018); the cross entropy over the whole catalogue is at least as strong where it is affordable, and is the default here.
+Its authors later replaced the paper's pairwise losses over in-batch negatives (Hidasi & Karatzoglou, CIKM 2018). The
+cross entropy over the whole catalogue is at least as strong where it is affordable, and is the default here.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,12 +13,12 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout
 
 
 class GRU4RecConfig(SequenceConfig):
-    """Item embeddings are shared between input and output ("constrained embeddings" of the 2018 paper)."""
+    """Options of GRU4Rec. Input and output share the item embeddings (the 2018 paper's "constrained embeddings")."""
 
     search = SequenceConfig.search | {"dropout": Range(0.1, 0.6), "layers": (1, 2)}
 
@@ -44,13 +42,13 @@ class GRU4Rec(SequenceModel):
         nn.init.normal_(self.item_embedding.weight, std=0.02)
 
     def read(self, items: Tensor) -> Tensor:
-        """(B, L) -> (B, L, d); rows are padded on the right, which later positions alone see."""
+        """States (B, L, d) of items (B, L), padded on the right: no real position sees the padding."""
         x = self.drop(self.item_embedding(items) * self.config.embedding_size**0.5)
         states, _ = self.gru(x)
         return self.project(self.drop(states))
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
-        return self.read(batch.items)[batch.rows, batch.positions], None, None
+    def encode(self, batch: SequenceBatch) -> Encoded:
+        return Encoded(self.read(batch.items)[batch.rows, batch.positions])
 
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         return self.read(items)[torch.arange(items.shape[0], device=items.device), lengths - 1]

@@ -1,8 +1,8 @@
-"""Item k-nearest-neighbours: people who touched this also touched that (Deshpande & Karypis, TOIS 2004).
+"""Item k-nearest-neighbours: users of this item also used that one (Deshpande & Karypis, TOIS 2004).
 
 Similarity is the cosine between the columns of the binary interaction matrix, with shrinkage (Bell & Koren, KDD 2007):
-``c_ij / (sqrt(n_i n_j) + shrinkage)`` for c_ij people in common. Each item keeps its ``neighbours`` most similar ones,
-and a person's score of an item is the sum of its similarity to the different items of the history.
+``c_ij / (sqrt(n_i n_j) + shrinkage)`` for c_ij users in common. Each item keeps its ``neighbours`` most similar ones.
+The score of an item is the sum of its similarities to the distinct items of the history.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from rediffuse.data.histories import Histories
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sampling import Sampling
 
-# Items whose similarities to all others are held at once.
+# Items whose similarities to all others are in memory at once.
 BLOCK = 1024
 
 
 class ItemKNNConfig(ModelConfig):
-    """Defaults are common ones; `rediffuse tune itemknn` tries others."""
+    """Options of item-kNN. The defaults are common values; `rediffuse tune itemknn` searches better ones."""
 
     search: ClassVar = {"neighbours": (20, 50, 100, 200, 500), "shrinkage": Range(0.1, 300.0, log=True)}
 
-    neighbours: int = Field(100, ge=1, description="Most similar items that are kept for each item.")
-    shrinkage: float = Field(10.0, ge=0, description="Takes weight from similarities that rest on few people.")
+    neighbours: int = Field(100, ge=1, description="Most similar items kept per item.")
+    shrinkage: float = Field(10.0, ge=0, description="Lowers similarities that rest on few users.")
 
 
 class ItemKNN(Model):
-    """Sparse item-item similarities, kept as (num_items, neighbours) item numbers and weights."""
+    """Sparse item-item similarities, stored as item numbers and weights (num_items, neighbours)."""
 
     name = "itemknn"
     Config = ItemKNNConfig
@@ -54,15 +54,15 @@ class ItemKNN(Model):
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
         matrix = binary_matrix(data.train, data.num_items)
-        people = np.sqrt(np.ravel(matrix.sum(axis=0)))
+        norms = np.sqrt(np.ravel(matrix.sum(axis=0)))
         transposed = sparse.csr_array(matrix.T)
         for start in range(0, data.num_items, BLOCK):
             common = sparse.csr_array(transposed[start : start + BLOCK] @ matrix)
             rows = np.repeat(np.arange(min(BLOCK, data.num_items - start)), np.diff(common.indptr))
             columns = common.indices
-            similarity = common.data / (people[rows + start] * people[columns] + self.config.shrinkage)
+            similarity = common.data / (norms[rows + start] * norms[columns] + self.config.shrinkage)
             similarity[rows + start == columns] = 0
-            # Most similar first within each row, of equal ones the lowest number.
+            # Within each row, most similar first, ties by item number.
             order = np.lexsort((columns, -similarity, rows))
             place = np.arange(len(order)) - np.repeat(common.indptr[:-1], np.diff(common.indptr))
             kept = (place < self.weight.shape[1]) & (similarity[order] > 0)

@@ -1,4 +1,4 @@
-"""LightGCN: embeddings averaged over a few steps of propagation on the graph of who touched what.
+"""LightGCN: embeddings averaged over a few steps of propagation on the user-item graph.
 
 He et al., SIGIR 2020: ``e_u^(k+1) = sum over i in N_u of e_i^(k) / sqrt(|N_u| |N_i|)`` and likewise for items (eq. 7);
 a node's vector is the mean of its e^(0) .. e^(layers) (eq. 8). Only e^(0) is learned, with BPR.
@@ -21,15 +21,15 @@ from rediffuse.models.factors import FactorConfig, FactorModel
 
 
 class LightGCNConfig(FactorConfig):
-    """The paper's three layers."""
+    """Options of LightGCN, with the paper's three layers."""
 
     search = FactorConfig.search | {"layers": Range(1, 4)}
 
-    layers: int = Field(3, ge=1, description="Steps of propagation.")
+    layers: int = Field(3, ge=1, description="Propagation steps.")
 
 
 class LightGCN(FactorModel):
-    """The graph itself is not kept with the weights: the propagated vectors are, and answer alone."""
+    """User and item vectors from the graph. The propagated vectors are stored with the weights, the graph is not."""
 
     name = "lightgcn"
     Config = LightGCNConfig
@@ -55,7 +55,7 @@ class LightGCN(FactorModel):
         self.graph = Graph(symmetric_normalised(bipartite_adjacency(links)), self.item_degree.device)
 
     def _layers(self) -> list[Tensor]:
-        assert self.graph is not None, "fit comes first"
+        assert self.graph is not None, "call fit first"
         start = torch.cat((self.user_embedding.weight, self.item_embedding.weight))
         return propagate(self.graph, start, self.config.layers)
 
@@ -69,7 +69,7 @@ class LightGCN(FactorModel):
         users, items = torch.stack(layers).mean(0).split((self.num_users, self.num_items))
         self.user_vectors.copy_(users)
         self.item_vectors.copy_(items)
-        # What an item sends to a new neighbour over all steps; the neighbour's own degree is not in it.
+        # What an item sends to a new neighbour over all steps, but for the factor of the neighbour's degree.
         sent = torch.stack([layer[self.num_users :] for layer in layers[:-1]]).sum(0) / len(layers)
         self.item_spread.copy_(sent * self.item_degree.clamp(min=1).rsqrt()[:, None])
 
@@ -77,6 +77,6 @@ class LightGCN(FactorModel):
         return self.user_vectors, self.item_vectors
 
     def fold_in(self, histories: Histories) -> Tensor:
-        """What propagation gives a new node with these edges, its own e^(0) being zero."""
+        """The vector that propagation gives to a new node with these edges and an e^(0) of zero."""
         items, offsets, degree = bags(histories, self.num_items, self.item_spread.device)
         return F.embedding_bag(items, self.item_spread, offsets, mode="sum") * degree.float().rsqrt()[:, None]

@@ -1,4 +1,4 @@
-"""Popularity: everyone gets the items most people touched. The floor that every model must clear."""
+"""Popularity: every user gets the items with the most interactions. Every other model must exceed it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rediffuse.models.sampling import Sampling
 
 
 class Popularity(Model):
-    """Scores are the number of training events of each item."""
+    """Scores items by their number of training interactions."""
 
     name = "popularity"
     trained_by_gradient = False

@@ -1,10 +1,10 @@
-"""S3-Rec: a SASRec that learns without labels first (Zhou et al., CIKM 2020, arXiv 2008.07873).
+"""S3-Rec: a SASRec with self-supervised pretraining (Zhou et al., CIKM 2020, arXiv 2008.07873).
 
-In the first phase the transformer reads both ways and is trained on four tasks at once (section 4.2): fill in masked
-items (MIP) and their attributes (MAP), tell the attributes of items that are seen (AAP), and tell a masked segment from
-another person's (SP). In the second it is a SASRec that starts from these weights. Data without attributes have the two
-tasks that need none. Items here are told apart by a softmax over the catalogue, as in the second phase, where the paper
-has one sampled negative.
+In the first phase the transformer reads both ways and learns four tasks at once (section 4.2): predict masked items
+(MIP) and their attributes (MAP), predict the attributes of items that are not masked (AAP), and distinguish a masked
+segment from another user's (SP). In the second phase it is a SASRec that starts from these weights. Without attributes,
+only MIP and SP are trained. MIP is a softmax over the catalogue, as in the second phase; the paper has one sampled
+negative.
 """
 
 from __future__ import annotations
@@ -26,27 +26,29 @@ from rediffuse.models.baselines.sasrec import SASRec, SASRecConfig
 
 
 class S3RecConfig(SASRecConfig):
-    """Weights of the tasks are the paper's."""
+    """Options of S3-Rec. The weights of the tasks are the paper's."""
 
     search: ClassVar = SASRecConfig.search
 
-    pretrain_epochs: int = Field(20, ge=1, description="Of the first phase; its last weights are kept.")
-    mask_share: float = Field(0.2, gt=0, lt=1, description="Chance of each item to be masked in the first phase.")
+    pretrain_epochs: int = Field(20, ge=1, description="Epochs of the first phase; it keeps its last weights.")
+    mask_share: float = Field(0.2, gt=0, lt=1, description="Probability that an item is masked in the first phase.")
     mip_weight: float = Field(0.2, ge=0, description="Masked item prediction.")
     map_weight: float = Field(1.0, ge=0, description="Masked attribute prediction.")
     aap_weight: float = Field(0.2, ge=0, description="Associated attribute prediction.")
     sp_weight: float = Field(0.5, ge=0, description="Segment prediction.")
-    attributes: int = Field(256, ge=1, description="Vectors for attribute values; more values than that share them.")
+    attributes: int = Field(256, ge=1, description="Vectors of attribute values; further values share them.")
 
     @model_validator(mode="after")
-    def _all_rows_are_read(self) -> Self:
+    def _item_optimizer_fits(self) -> Self:
         if self.item_optimizer != "adamw":
-            raise ValueError(f"item_optimizer={self.item_optimizer}, and the first phase reads the whole item table")
+            raise ValueError(
+                f"item_optimizer={self.item_optimizer} is not for s3rec, whose first phase reads the whole item table"
+            )
         return self
 
 
 class S3Rec(SASRec):
-    """SASRec with a first phase of self-supervision."""
+    """SASRec with a self-supervised first phase."""
 
     name = "s3rec"
     reads_tables = True
@@ -95,12 +97,12 @@ class S3Rec(SASRec):
     # --- the four tasks --------------------------------------------------------------------------------------
 
     def read_masked(self, items: Tensor, masked: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L, d) states of histories (B, L) in which items under ``masked`` (B, L) are hidden."""
+        """States (B, L, d) of histories (B, L), with the items at ``masked`` (B, L) hidden."""
         x = torch.where(masked[..., None], self.mask_embedding, self.item_embedding(items))
-        return self.encoder(self.placed(x), lengths)
+        return self.encoder(self.add_positions(x), lengths)
 
     def self_supervision(self, batch: SequenceBatch) -> Tensor:
-        """The weighted sum of the losses of the tasks."""
+        """The weighted sum of the tasks' losses."""
         config = self.config
         items, lengths, learnable = self.whole(batch)
         real = (torch.arange(items.shape[1], device=items.device) < lengths[:, None]) & learnable
@@ -121,9 +123,9 @@ class S3Rec(SASRec):
         return loss
 
     def whole(self, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows with their last target, their lengths, and which places (B, L) may be filled in.
+        """Windows (B, L) that end with their last target, their lengths (B,), and which items may be masked (B, L).
 
-        The first item of the longest windows gives way to the last target.
+        The longest windows lose their first item for it.
         """
         items = F.pad(batch.items, (0, 1), value=self.pad)
         items[batch.rows, batch.positions + 1] = batch.targets
@@ -133,7 +135,7 @@ class S3Rec(SASRec):
         return items[:, 1:], batch.lengths, learnable[:, 1:]
 
     def attribute_loss(self, states: Tensor, items: Tensor) -> Tensor:
-        """Binary cross entropy of all attributes of items (n,), from states (n, d); mean over items that have any."""
+        """Binary cross entropy of all attributes of items (n,), from states (n, d); mean over items with attributes."""
         wanted = self.item_attributes[items]
         each = F.binary_cross_entropy_with_logits(
             (states @ self.attribute_embedding.weight.T).float(), wanted, reduction="none"
@@ -142,7 +144,7 @@ class S3Rec(SASRec):
         return (each * known).sum() / known.sum().clamp(min=1)
 
     def segment_loss(self, items: Tensor, lengths: Tensor) -> Tensor:
-        """-log sigmoid of how much better a segment fits its own context than another person's segment does."""
+        """-log sigmoid of how much better a context fits its own segment than another user's."""
         place = torch.arange(items.shape[1], device=items.device)
         longest = (lengths // 2).clamp(min=1)
         size = 1 + (torch.rand(len(items), device=items.device) * longest).long().clamp(max=longest - 1)

@@ -1,12 +1,12 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018), trained with a softmax.
 
-The paper trains with one sampled negative and binary cross entropy; with the cross entropy over the whole
-catalogue the same network is far stronger (Klenitskiy & Vasilev, RecSys 2023), and is what we compare with.
+The paper trains with binary cross entropy and one sampled negative. With the cross entropy over the whole catalogue the
+same network is far stronger (Klenitskiy & Vasilev, RecSys 2023), so that is the default here.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import SequenceConfig, SequenceModel
+from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder
 
 
 class SASRecConfig(SequenceConfig):
-    """Defaults chosen on validation data (docs/benchmarks.md)."""
+    """Options of SASRec. The defaults were chosen on validation data (docs/benchmarks.md)."""
 
     search = SequenceConfig.search | {"blocks": Range(1, 3), "dropout": Range(0.1, 0.6)}
 
@@ -30,7 +30,7 @@ class SASRecConfig(SequenceConfig):
     blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
-    positions: bool = Field(True, description="Add a learned embedding of the place in the window.")
+    positions: bool = Field(True, description="Add a learned position embedding.")
 
 
 class SASRec(SequenceModel):
@@ -52,24 +52,25 @@ class SASRec(SequenceModel):
                 nn.init.normal_(table.weight, std=0.02)
 
     def tokens(self, items: Tensor) -> Tensor:
-        return self.placed(self.item_embedding(items))
+        """Input of the encoder (B, L, d), from items (B, L)."""
+        return self.add_positions(self.item_embedding(items))
 
-    def placed(self, x: Tensor) -> Tensor:
-        """Item vectors (B, L, d) with their positions."""
-        # Scaled as in the paper's code, or the positions drown the items.
+    def add_positions(self, x: Tensor) -> Tensor:
+        """Item vectors (B, L, d) plus position embeddings."""
+        # Scaled as in the paper's code; otherwise the positions would outweigh the items.
         x = x * self.config.embedding_size**0.5
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(x.shape[1], device=x.device))
         return self.drop(x)
 
     def read_vectors(self, x: Tensor) -> Tensor:
-        return self.encoder.last(self.placed(x), torch.full((len(x),), x.shape[1], device=x.device))
+        return self.encoder.last(self.add_positions(x), torch.full((len(x),), x.shape[1], device=x.device))
 
-    def encode(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Any]:
+    def encode(self, batch: SequenceBatch) -> Encoded:
         x = self.tokens(batch.items)
         if self.config.form == "prefix":
-            return self.encoder.last(x, batch.lengths), None, None
-        return self.encoder(x, batch.lengths)[batch.rows, batch.positions], None, None
+            return Encoded(self.encoder.last(x, batch.lengths))
+        return Encoded(self.encoder(x, batch.lengths)[batch.rows, batch.positions])
 
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         return self.encoder.last(self.tokens(items), lengths)

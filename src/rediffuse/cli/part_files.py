@@ -1,4 +1,4 @@
-"""The part of ``recommend`` that writes a folder, alone or as one of several processes."""
+"""Batch inference of ``recommend``: part files for a user file, written by one or several processes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rediffuse.cli.output import answer, print_note, show
+from rediffuse.cli.output import emit, print_note, print_rich
 
 
 def recommend_to_part_files(
     run: Path, users: Path, out: Path, exclude: str | None, options: dict[str, Any], as_json: bool
 ) -> None:
-    """Write recommendations for a file of users, and say what came of it.
+    """Write recommendations for a user file as part files, and print a summary.
 
-    Processes that a launcher started share one terminal, so only one of them speaks: the one that ended last, as it
-    alone knows that all is there.
+    Processes of a launcher share one terminal, so only the one that finishes the folder prints.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -25,14 +24,14 @@ def recommend_to_part_files(
     from rediffuse.recommender import Recommender
     from rediffuse.recommender.batch import recommend_to_folder
 
-    rank, world_size = place()
+    rank, world_size = rank_and_world_size()
     local_rank = os.environ.get("LOCAL_RANK")
     shown = sys.stderr.isatty() and local_rank in (None, "0")
     recommender = Recommender.load(run)
     bar = Progress(console=Console(stderr=True), disable=not shown, transient=True)
     with warnings.catch_warnings(), bar:
-        warnings.showwarning = print_note  # only the process that ended last has any, whichever it is
-        task = bar.add_task("Parts", total=None)
+        warnings.showwarning = print_note  # only the process that finishes the folder warns, whatever its rank
+        task = bar.add_task("Part files", total=None)
         result = recommend_to_folder(
             recommender,
             users,
@@ -54,30 +53,33 @@ def recommend_to_part_files(
         "skipped_parts": result.skipped,
         "missing_parts": result.missing,
         "finished": not result.missing,
-        "process": rank,
-        "processes": world_size,
+        "rank": rank,
+        "world_size": world_size,
         "seconds": round(result.seconds, 3),
     }
 
-    def for_people() -> None:
-        counts = result.counts
-        there = f"{counts['rows']:,} rows for {counts['users']:,} people in {result.parts - result.missing:,} parts"
+    def print_summary() -> None:
+        counts, complete = result.counts, result.parts - result.missing
+        contents = f"{counts['rows']:,} rows for {counts['users']:,} users in {complete:,} part files"
         if idle:
-            show(f"{out} was finished already: {there}.")
+            print_rich(f"{out} was finished already: {contents}.")
             return
-        made = f"this process made {result.written:,} and found {result.skipped:,}, in {result.seconds:,.1f} s"
-        show(f"{there} at {out}; {made}.")
+        work = f"this process wrote {result.written:,} and skipped {result.skipped:,}, in {result.seconds:,.1f} s"
+        print_rich(f"{out} has {contents}; {work}.")
         if result.missing:
-            show(f"{result.missing:,} parts of other processes are missing yet. Who makes the last one will say so.")
+            print_rich(
+                f"{result.missing:,} part files of other processes are still missing. The process that writes the "
+                "last one will report it."
+            )
 
-    answer(facts, as_json, for_people)
+    emit(facts, as_json, print_summary)
 
 
-def place() -> tuple[int, int]:
-    """Which process this is, from 0, and of how many, as torchrun and accelerate launch tell it.
+def rank_and_world_size() -> tuple[int, int]:
+    """Rank of this process and number of processes, from the environment; (0, 1) if it has neither.
 
     Raises:
-        ConfigError: only one of the two is there, or they are no such numbers.
+        ConfigError: only one of RANK and WORLD_SIZE is set, or they are not a rank and a world size.
     """
     from rediffuse.errors import ConfigError
 
@@ -86,7 +88,7 @@ def place() -> tuple[int, int]:
         return 0, 1
     if not (rank and world_size and rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
         raise ConfigError(
-            f"The environment says RANK={rank or ''} and WORLD_SIZE={world_size or ''}.",
-            "Set both, RANK from 0 to WORLD_SIZE - 1, or none of them.",
+            f"The environment has RANK={rank or ''} and WORLD_SIZE={world_size or ''}.",
+            "Set both, with RANK from 0 to WORLD_SIZE - 1, or neither.",
         )
     return int(rank), int(world_size)

@@ -1,4 +1,4 @@
-"""What a rank's part of a batch counts for."""
+"""How much a rank's slice of a batch counts, and what updates the timestep sampler."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from tests.fitting import training_data
 from rediffuse.data.histories import Histories
 from rediffuse.models import model_class
 
-AWARE = {"timestep_sampler": "lossaware", "diffusion_steps": 4}
+LOSS_AWARE = {"timestep_sampler": "lossaware", "diffusion_steps": 4}
 OPTIONS = {
-    "diffurec": AWARE | {"embedding_size": 8, "blocks": 1},
-    "diffrec": AWARE,
-    "ldiffrec": AWARE | {"clusters": 1},
-    "pdrec": {"backbone": "diffurec", "backbone_options": AWARE | {"embedding_size": 8, "blocks": 1}},
+    "diffurec": LOSS_AWARE | {"embedding_size": 8, "blocks": 1},
+    "diffrec": LOSS_AWARE,
+    "ldiffrec": LOSS_AWARE | {"clusters": 1},
+    "pdrec": {"backbone": "diffurec", "backbone_options": LOSS_AWARE | {"embedding_size": 8, "blocks": 1}},
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_row_that_only_stands_in_is_not_told_to_the_sampler(name):
+def test_a_row_with_rank_weight_zero_does_not_update_the_timestep_sampler(name):
     torch.manual_seed(0)
     kind, data = model_class(name), training_data(Histories.from_lists([[1, 2, 3, 4], [5, 6, 7]]), 9)
     model = kind(kind.Config.build(None, OPTIONS[name]), 9, 2)

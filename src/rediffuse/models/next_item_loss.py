@@ -1,0 +1,87 @@
+"""The training losses of next-item models: which items each target is compared with, and how."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rediffuse.batching.sequences import SequenceBatch
+from rediffuse.losses import (
+    Draws,
+    binary_cross_entropy,
+    gbce_beta,
+    sampled_softmax,
+    scalable_cross_entropy,
+    softmax_cross_entropy,
+)
+
+if TYPE_CHECKING:
+    from rediffuse.models.sequence import SequenceModel
+
+# Negatives of each loss unless the option says otherwise.
+NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "sce": 256}
+
+
+def negative_draws(loss: str, popularity: Tensor) -> Draws | None:
+    """How items are drawn as negatives, from their counts in training (num_items,); None: not by popularity."""
+    if loss == "sampled_softmax":
+        # By popularity ^ 0.75 (Mikolov et al. 2013); items without an interaction can be drawn too.
+        return Draws((popularity + 1).pow(0.75))
+    if loss == "in_batch":
+        return Draws(popularity.clamp(min=1))
+    return None
+
+
+def next_item_loss(
+    model: SequenceModel, vectors: Tensor, batch: SequenceBatch, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss of a batch that the model's option ``loss`` names.
+
+    Args:
+        model: gives the item vectors, the options and the draws of negatives.
+        vectors: (n, d) one per target of the batch.
+        batch: its targets.
+        weights: (n,) importance weights, or None for ones.
+
+    Returns:
+        The scalar loss, and the (n,) unweighted losses of the targets, detached; NaN where ``sce`` left a target out.
+    """
+    loss, targets = model.config.loss, batch.targets
+    negatives = model.config.negatives or NEGATIVES.get(loss, 1)
+    # Inner products are not bounded, and bfloat16 rounds a logit of 100 by up to 0.25. Cosines over a temperature are
+    # small enough for it.
+    exact = model.config.temperature is None
+    with torch.autocast(vectors.device.type, enabled=False) if exact else contextlib.nullcontext():
+        queries = model.metric_space(vectors.float() if exact else vectors)
+
+        if loss == "softmax":
+            items = model.metric_space(model.classes())
+            return softmax_cross_entropy(queries, items, targets, weights, model.repeat_bias(batch))
+
+        positives = model.item_vectors(targets)
+
+        if loss == "in_batch":
+            log_counts = model.draws.log_probabilities[targets] + math.log(len(targets))
+            same_row = batch.rows, batch.rows
+            return sampled_softmax(queries, positives, positives, targets, targets, log_counts, weights, same_row)
+
+        if loss == "sampled_softmax":
+            drawn = model.draws.draw(negatives)
+            log_counts = model.draws.log_probabilities[drawn] + math.log(negatives)
+            return sampled_softmax(queries, positives, model.item_vectors(drawn), targets, drawn, log_counts, weights)
+
+        if loss == "sce":
+            items = model.metric_space(model.catalogue().detach())
+            return scalable_cross_entropy(queries, positives, items, model.item_vectors, targets, negatives, weights)
+
+        # bce and gbce
+        drawn = torch.randint(model.num_items, (len(queries), negatives), device=queries.device)
+        beta = gbce_beta(negatives, model.num_items) if loss == "gbce" else 1.0
+        table, sparse = model.item_embedding.weight, model.item_embedding.sparse
+        return binary_cross_entropy(
+            queries, positives, table, model.metric_space, targets, drawn, beta, weights, sparse=sparse
+        )
