@@ -375,7 +375,7 @@ def test_options_count_for_atomic_files_too(tmp_path: Path) -> None:
     [
         (
             "from rediffuse.recommender import Recommender",
-            ["accelerate", "rediffuse.training", "rediffuse.evaluation", "rediffuse.readers", "rediffuse.distributed"],
+            ["accelerate", "rediffuse.training", "rediffuse.evaluation", "rediffuse.readers", "scipy"],
         ),
         ("import rediffuse", ["torch", "polars", "numpy", "rediffuse.data"]),
     ],

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import sparse
 
 from rediffuse.errors import DataError
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 # Columns that hold several values per item; the first that exists is used.
 COLUMNS = ("genres", "genre", "categories", "category", "tags", "class")
@@ -26,6 +30,8 @@ def item_features(table: pl.DataFrame | None) -> sparse.csr_array | None:
     Returns:
         None without a table or such a column.
     """
+    from scipy import sparse  # a tenth of a second, which loading a recommender does not need
+
     name = next((c for c in COLUMNS if table is not None and c in table.columns), None)
     if table is None or name is None:
         return None

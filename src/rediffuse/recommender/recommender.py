@@ -22,7 +22,6 @@ from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
 from rediffuse.frames import Frame, as_column, as_kind, columns_of, is_frame, kind_of
-from rediffuse.graphs.paths import strongest_paths
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.id_map import IdMap, flatten_histories, require_list, user_labels
@@ -437,6 +436,8 @@ class Recommender(Displayed):
 
     def paths(self, items: pl.Series, touched: pl.Series, limit: int) -> pl.DataFrame:
         """Up to ``limit`` paths from ``touched`` to each of ``items``, as of `explain`; ids are of the run's type."""
+        from rediffuse.graphs.paths import strongest_paths  # imports scipy, which other answers do not need
+
         assert self.knowledge is not None
         return strongest_paths(self.knowledge, items, touched, limit)
 
