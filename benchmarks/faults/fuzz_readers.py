@@ -42,11 +42,11 @@ import numpy as np
 import polars as pl
 
 from benchmarks.common import write_result
-from rediffuse.data import dataset, histories, split
+from rediffuse.data import dataset, histories, subsets
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import load_dataset
 from rediffuse.errors import RediffuseError
-from rediffuse.readers import interactions as interactions_module
+from rediffuse.readers import rows as interaction_rows
 from rediffuse.readers import tables
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.recbole import read_atomic
@@ -513,7 +513,7 @@ def _read(case: Case, folder: Path) -> Dataset:
 @contextmanager
 def few_at_once(few: bool) -> Iterator[None]:
     """Read FEW rows and work on FEW interactions at once if ``few``."""
-    limits = [(tables, "PIECE"), *((module, "BLOCK") for module in (histories, interactions_module, split, dataset))]
+    limits = [(tables, "PIECE"), *((module, "BLOCK") for module in (histories, interaction_rows, subsets, dataset))]
     before = [getattr(module, name) for module, name in limits]
     for module, name in limits if few else ():
         setattr(module, name, FEW)
@@ -639,9 +639,9 @@ def check(data: Dataset, case: Case, folder: Path) -> None:
         for ends, size in ((kg.head, kg.num_entities), (kg.tail, kg.num_entities), (kg.relation, kg.num_relations)):
             assert ((ends >= 0) & (ends < size)).all()
         assert ((kg.item_entity >= 0) & (kg.item_entity < [data.num_items, kg.num_entities])).all()
-    for subsets in data.given.values():
-        assert subsets.shape == interactions.items.shape
-        assert set(np.unique(subsets)) <= {-1, 0, 1, 2}
+    for subset in data.given.values():
+        assert subset.shape == interactions.items.shape
+        assert set(np.unique(subset)) <= {-1, 0, 1, 2}
     report = data.report
     dropped = sum(report.get(f"dropped_{why}", 0) for why in ("below_min_rating", "duplicates", "by_k_core"))
     assert report["rows"] - dropped == report["interactions"] == data.num_interactions
