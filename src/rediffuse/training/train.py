@@ -14,7 +14,6 @@ import torch
 from rediffuse import distributed
 from rediffuse.arguments import (
     require_integer,
-    require_model,
     require_number,
     require_options,
     require_path,
@@ -85,7 +84,7 @@ def train(
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
     """
     distributed.init()
-    kind = model_class(require_model(model))
+    kind = model_class(model)
     name = kind.name
     split = as_split("data", data)
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
