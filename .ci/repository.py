@@ -69,6 +69,7 @@ MACHINE = re.compile(r"(?<![\w.)])/(?:work|home|root|tmp|opt|Users)/")
 # Justified uses: (files, a regular expression, why). What lies inside a match of it is no finding.
 ALLOWED = (
     ("*", r"\b[Rr]andom[ -]walks?\b", "walks on a graph"),
+    ("*", r"\bwait_for_everyone\b", "Accelerate's API"),
     ("*", r"\b(?:os|ast)\.walk\b|\.walk\(", "Python's API"),
     ("*", r"\b[Pp]seudo-?(?:code|random\w*)\b", "words of computer science"),
     ("*", r"\bOpenAPI [Ss]pecification\b", "a public document"),

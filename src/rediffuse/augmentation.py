@@ -29,7 +29,7 @@ from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingEr
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.models.diffuasr import DiffuASR
-from rediffuse.runs.identity import identity_file, refuse_another
+from rediffuse.runs.identity import identity_path, refuse_other_identity
 from rediffuse.runs.run_folder import Run, read_run, run_path
 from rediffuse.training import train
 
@@ -146,7 +146,7 @@ def _trained_model(
                 preset=preset,
                 config=config,
                 seed=seed,
-                resume=identity_file(run).exists(),
+                resume=identity_path(run).exists(),
                 max_minutes=max_minutes,
                 progress=progress,
             )
@@ -168,7 +168,7 @@ def _trained_model(
     recorded = {option: contents.config["config"].get(option) for option in requested}
     earlier = {"config": recorded, "seed": contents.config["seed"]}
     remedy = "Leave these options out, or choose another folder."
-    refuse_another(run, earlier, {"config": requested, "seed": seed}, remedy)
+    refuse_other_identity(run, earlier, {"config": requested, "seed": seed}, remedy)
     if contents.config["split"]["fingerprint"] != split.fingerprint:
         raise RunError(f"{run} was trained on another split than this.", "Choose another folder, or the same split.")
     return contents.model

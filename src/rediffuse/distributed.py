@@ -192,7 +192,7 @@ def _sigterm_raises(lost: RunError) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise lost
 
-    def on_step() -> None:
+    def watch() -> None:
         while number := received.recv(1):
             if number[0] == signal.SIGTERM and not finished.wait(_GRACE_SECONDS):
                 print(f"Error: {lost}", file=sys.stderr, flush=True)
@@ -201,7 +201,7 @@ def _sigterm_raises(lost: RunError) -> Iterator[None]:
     finished = threading.Event()
     received, wakeup = socket.socketpair()
     wakeup.setblocking(False)
-    watcher = threading.Thread(target=on_step, daemon=True)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     handler, descriptor = signal.signal(signal.SIGTERM, stop), signal.set_wakeup_fd(wakeup.fileno())
     try:

@@ -1,7 +1,7 @@
-"""Writing files so that a reader sees the old content or the new, never a half of either.
+"""Atomic writes: a reader sees the old content of a file or the new one, never a mix.
 
-What the system refuses (no space, no permission) leaves the old content and becomes a `StorageError`. What a killed
-process leaves are hidden siblings, which `remove_leftovers` knows.
+If the system refuses a write (no space, no permission), the old content stays and a `StorageError` is raised. A killed
+process leaves hidden temporary files next to its targets, which `remove_leftovers` removes.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(content: dict[str, Any]) -> str:
-    """Hex digest of JSON-able content, whatever the order of its keys."""
+    """Hex digest of JSON-able content, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``; after a crash it holds the old content or the new."""
+    """Write ``content`` to ``path``; after a crash the file holds the old content or the new.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     _atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
 def atomic_create_bytes(path: Path, content: bytes) -> bool:
-    """As `atomic_write_bytes`, unless ``path`` exists; of several processes that try, one gets True."""
+    """Create ``path`` as `atomic_write_bytes` does, unless it exists; returns whether this process created it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _sibling(path, "tmp")
@@ -51,10 +55,10 @@ def atomic_create_bytes(path: Path, content: bytes) -> bool:
             temporary.write_bytes(content)
             sync(temporary)
             try:
-                path.hardlink_to(temporary)  # unlike a rename, it fails if somebody was faster
+                path.hardlink_to(temporary)  # unlike a rename, this fails if another process was faster
             except FileExistsError:
                 return False
-            except OSError:  # no such links on this file system
+            except OSError:  # the file system has no hard links
                 if path.exists():
                     return False
                 temporary.replace(path)
@@ -65,7 +69,7 @@ def atomic_create_bytes(path: Path, content: bytes) -> bool:
 
 
 def atomic_write_text(path: Path, content: str) -> None:
-    """As `atomic_write_bytes`, in UTF-8 and with line ends as given."""
+    """Write text as `atomic_write_bytes` does, in UTF-8 and with the line ends given."""
     atomic_write_bytes(path, content.encode("utf-8"))
 
 
@@ -77,7 +81,7 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
 
 
 def atomic_write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """As `atomic_write_bytes`, for a frame as Parquet (zstd)."""
+    """Write a frame as Parquet (zstd), as `atomic_write_bytes` does."""
     _atomic(path, lambda temporary: frame.write_parquet(temporary, compression="zstd"))
 
 
@@ -97,12 +101,19 @@ def _atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def staged_files(folder: Path, contents: dict[str, bytes]) -> Iterator[Callable[[str], None]]:
-    """Write files of ``folder`` beside their places, then let the caller put each in its place, by its name.
+    """Write files under temporary names in ``folder``, then let the caller rename each of them to its final name.
 
-    A full disk is met before anything is replaced.
+    So a full disk is noticed before any file is replaced.
+
+    Args:
+        folder: created if it does not exist.
+        contents: of each file, by its final name.
+
+    Yields:
+        A function that renames one file, given its final name.
 
     Raises:
-        StorageError: as all writing here.
+        StorageError: a file cannot be written.
     """
     temporary = {name: _sibling(folder / name, "tmp") for name in contents}
 
@@ -120,14 +131,14 @@ def staged_files(folder: Path, contents: dict[str, bytes]) -> Iterator[Callable[
             yield put
             sync(folder)
     finally:
-        with suppress(OSError):  # what could not be written cannot be removed either
+        with suppress(OSError):  # a disk that cannot be written to does not allow removal either
             for path in temporary.values():
                 path.unlink(missing_ok=True)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system refuses while ``path`` is written becomes an error that a user can mend.
+    """Turn errors of the system while ``path`` is written into a `StorageError`, which says how to fix them.
 
     Raises:
         StorageError: no space, no permission, or a fault of the disk.
@@ -135,25 +146,25 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        refused = os_error(error)
-        if refused is None:
+        cause = os_error(error)
+        if cause is None:
             raise
-        raise storage_error(f"{path} cannot be written", refused) from error
+        raise storage_error(f"{path} cannot be written", cause) from error
 
 
-def storage_error(problem: str, refused: OSError) -> StorageError:
-    """``problem`` with what the system said of it, and what to do about it."""
-    if refused.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "Make space on that disk and do the same again, a training with --resume."
-    elif refused.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+def storage_error(problem: str, cause: OSError) -> StorageError:
+    """An error with ``problem``, the message of the system, and how to fix it."""
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Make space on that disk and run the same command again, a training with --resume."
+    elif cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         remedy = "Choose a folder that you may write to, or change its permissions."
     else:
-        remedy = "Check the folder and its disk, then do the same again, a training with --resume."
-    return StorageError(f"{problem}: {refused.strerror or refused}.", f"{remedy} What was there before is untouched.")
+        remedy = "Check the folder and its disk, then run the same command again, a training with --resume."
+    return StorageError(f"{problem}: {cause.strerror or cause}.", f"{remedy} What was there before is untouched.")
 
 
 def os_error(error: Exception) -> OSError | None:
-    """The refusal of the system that an error is about; Polars has errors of its own for some."""
+    """The OSError behind an error, or None. Polars wraps some of them in its own errors."""
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         return OSError(int(found[1]), os.strerror(int(found[1])))
     return error if isinstance(error, OSError) else None
@@ -161,13 +172,13 @@ def os_error(error: Exception) -> OSError | None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new empty folder to write into; when the block ends well it takes the place of ``folder``.
+    """Yield a new empty folder to write into, which replaces ``folder`` when the block ends without an error.
 
-    An existing ``folder`` stays until the new one is complete and on disk. Linux lets the two change places in one
-    step. Elsewhere, for an instant between two renames, the old one is called ``.<name>.old-...``; nothing is lost.
-    Where ``folder`` is a link, this is done where it leads to, and the link stays.
+    An existing ``folder`` stays until the new one is complete and on disk. Linux exchanges the two in one step. On
+    other systems, the old one is called ``.<name>.old-...`` for an instant between two renames; nothing is lost. If
+    ``folder`` is a link, its target is replaced and the link stays.
     """
-    folder = folder.resolve()  # also: "." has no name to rename
+    folder = folder.resolve()  # "." has no name that could be renamed
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(folder, "tmp")
     temporary.mkdir()
@@ -176,20 +187,23 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        earlier = _take_place(temporary, folder)
+        earlier = _replace_folder(temporary, folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        refused = os_error(error) if isinstance(error, Exception) else None
-        if refused is None or refused is error:
+        cause = os_error(error) if isinstance(error, Exception) else None
+        if cause is None or cause is error:
             raise
-        raise refused from error
+        raise cause from error
     sync(folder.parent)
     for old in earlier:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _take_place(new: Path, folder: Path) -> list[Path]:
-    """Rename ``new`` to ``folder``; returns where that which stood there is now. Of several processes the last wins."""
+def _replace_folder(new: Path, folder: Path) -> list[Path]:
+    """Rename ``new`` to ``folder``; returns where the folders that it replaced are now.
+
+    If several processes do this, the last one wins.
+    """
     if _exchange(new, folder):
         return [new]
     moved: list[Path] = []
@@ -204,7 +218,7 @@ def _take_place(new: Path, folder: Path) -> list[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                # Another process has put its folder there meanwhile.
+                # Another process has renamed its folder in the meantime: try again.
             else:
                 return moved
     except BaseException:
@@ -214,20 +228,20 @@ def _take_place(new: Path, folder: Path) -> list[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step. False where one is missing or the system cannot."""
+    """Exchange the names of two folders in one step; False if one is missing or the system cannot do it."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
         return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    at_fdcwd, rename_exchange = -100, 2
+    return rename(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
 
 
 def sync(path: Path) -> None:
     """Wait until a file or the entries of a folder are on disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows cannot open folders; there is nothing to wait for then
+    except PermissionError:  # Windows cannot open folders, and needs no such wait
         return
     try:
         os.fsync(handle)
@@ -236,17 +250,17 @@ def sync(path: Path) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file or folder was being written by a process that was killed, or is being written now."""
+    """Whether a path is a temporary file or folder, left by a killed process or still being written."""
     return re.fullmatch(r"\..+\.(tmp|old)-[0-9a-f]{8}", path.name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove files that processes which are no more were writing, directly in ``folder``; nobody may be writing now."""
+    """Remove temporary files that killed processes left in ``folder`` itself; no other process may be writing there."""
     for path in filter(is_leftover, folder.iterdir() if folder.is_dir() else ()):
         with suppress(OSError):
             path.unlink()
 
 
 def _sibling(path: Path, kind: str) -> Path:
-    # The same folder means the same file system, which is what makes a rename atomic.
+    # A rename is atomic only within a file system, so the temporary file is in the same folder.
     return path.parent / f".{path.name}.{kind}-{secrets.token_hex(4)}"

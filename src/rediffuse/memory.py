@@ -1,4 +1,4 @@
-"""Memory: the peak that was held, and keeping freed memory for reuse."""
+"""Measuring the peak of memory use, and keeping freed memory for reuse."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 
 
 class PeakMemory:
-    """The most memory held at once since this object was made: on a GPU what tensors took there, else the resident
-    memory of this process, with the interpreter and all that was loaded before.
+    """The peak of memory use since this object was created.
+
+    With a GPU, the memory of its tensors; otherwise the resident memory of this process, which includes the interpreter
+    and everything loaded before.
     """
 
     def __init__(self) -> None:
@@ -21,7 +23,7 @@ class PeakMemory:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             return
-        # Without the reset the system's figure is the peak since the process began, which is not what was asked.
+        # Without this reset, the system reports the peak since the process started.
         try:
             Path("/proc/self/clear_refs").write_text("5")
             self.known = True
@@ -29,7 +31,7 @@ class PeakMemory:
             self.known = False
 
     def mib(self) -> int | None:
-        """Rounded MiB; None where the system does not tell (elsewhere than on Linux, or not permitted)."""
+        """The peak in MiB, rounded; None if the system does not report it (not Linux, or no permission)."""
         if self.cuda:
             return round(torch.cuda.max_memory_allocated() / 2**20)
         if not self.known:
@@ -40,10 +42,10 @@ class PeakMemory:
 
 @contextlib.contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """RankingQuery glibc to reuse freed memory rather than give it back to the system.
+    """Make glibc keep freed memory instead of returning it to the system; on other systems than Linux, do nothing.
 
-    A training step frees and takes the same tens of megabytes again and again; fetching fresh pages each time costs
-    as much as a matrix product. Elsewhere than on Linux this does nothing.
+    A training step allocates and frees the same tens of megabytes again and again. Requesting fresh pages every time
+    costs as much as a matrix product.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     if sys.platform == "linux":

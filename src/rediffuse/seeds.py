@@ -1,7 +1,7 @@
-"""Seeds that are derived, never consumed: every step knows its own.
+"""Seeds derived from a place, instead of a generator whose state moves on.
 
-The randomness of step s of epoch e is a function of (seed, phase, e, s, rank). A checkpoint therefore needs no
-generator state, and a resumed run meets exactly the numbers it would have met.
+The randomness of step s of epoch e is a function of (seed, phase, e, s, rank). So a checkpoint needs no generator
+state, and a resumed run draws exactly the numbers that it would have drawn without the interruption.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line, with blocks so small that each of two processes scores several; says how many it scored."""
+"""The command line with small blocks, so that each of two processes scores several; prints how many it scored."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rediffuse import cli
 from rediffuse.evaluation import rank
 from rediffuse.models.base import Model
 
-whole, scored = Model.score, 0
+original, scored = Model.score, 0
 
 
 def score(*args: Any, **options: Any) -> Any:
     global scored
     scored += 1
-    return whole(*args, **options)
+    return original(*args, **options)
 
 
 if __name__ == "__main__":

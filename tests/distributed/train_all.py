@@ -1,4 +1,4 @@
-"""Trains every registered model in as many processes as it is started in."""
+"""Trains every registered model in all processes of a launch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse import distributed, models
@@ -18,34 +17,35 @@ from rediffuse.evaluation import rank
 from rediffuse.files import atomic_write_text
 from rediffuse.losses import Draws
 from rediffuse.models.base import Model
+from rediffuse.testing import synthetic_interactions
 
-# Small, and with nothing left to chance where a model can be told so: then ranks must meet the losses of one process.
+# Small, and without random draws if a model has such options: then the losses must be those of one process.
 OPTIONS = {
     **{"embedding_size": 16, "batch_size": 59, "epochs": 3, "blocks": 1, "precision": "fp32", "patience": 9},
     **{"n": 2, "generator_epochs": 2, "pretrain_epochs": 2, "generator_batch": 32},
     **{"dropout": 0.0, "embedding_dropout": 0.0, "denoiser_batch": 59},
 }
-TWIN = {"diffusion": False}
+ABLATION = {"diffusion": False}
 DRAWN = {"timestep_sampler": "lossaware", "diffusion_steps": 3}
 ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_adam"}  # a sparse gradient
-PART = {"epochs": 2, "dropout": 0.0}
+PHASE = {"epochs": 2, "dropout": 0.0}
 OWN = {
-    **{"diffurec": TWIN, "diffrec": TWIN, "tdiffrec": TWIN},
-    **{"pdrec": {"diffusion": PART | TWIN, "backbone_options": {"dropout": 0.0}}},
-    **{"diffuasr": {"classifier": PART, "backbone_options": {"dropout": 0.0}}},
+    **{"diffurec": ABLATION, "diffrec": ABLATION, "tdiffrec": ABLATION},
+    **{"pdrec": {"diffusion": PHASE | ABLATION, "backbone_options": {"dropout": 0.0}}},
+    **{"diffuasr": {"classifier": PHASE, "backbone_options": {"dropout": 0.0}}},
 }
 FITS = [(name, OWN.get(name, {})) for name in models.names()]
 FITS += [(name, DRAWN) for name in ("diffurec", "diffrec", "ldiffrec")] + [("sasrec", ROWS)]
 
 
 def main(out: Path) -> None:
-    split = rd.split.leave_one_out(walks(friends=3, knowledge=True))
+    split = rd.split.leave_one_out(synthetic_interactions(friends=3, knowledge=True))
     trained: list[Model] = []
-    module = importlib.import_module("rediffuse.training.train")  # the package has a function of that name
+    module = importlib.import_module("rediffuse.training.train")  # the name in the package is the function
     make_trainer = module.make_trainer
     module.make_trainer = lambda *args, **others: keep(make_trainer(*args, **others), trained)
     Draws.draw = lambda self, count: torch.arange(count) % len(self.sums)
-    rank._BLOCK_SCORES = 0  # blocks so small that each of two processes ranks several
+    rank._BLOCK_SCORES = 0  # small blocks, so that each of two processes ranks several
     ranks, ranked = rank._ranks, 0
 
     def counted(*args: Any) -> Any:
@@ -63,7 +63,7 @@ def main(out: Path) -> None:
 
 
 def known(model: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Those options that a model has."""
+    """The options that a model has."""
     return {name: value for name, value in options.items() if name in models.model_class(model).Config.model_fields}
 
 

@@ -1,4 +1,4 @@
-"""Trains a model in as many processes as it is started in; one of them may die on the way, as by kill -9."""
+"""Trains one model in all processes of a launch; one of them may be killed on the way."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import signal
 import sys
 from typing import Any
 
-from tests.synthetic import walks
-
 import rediffuse as rd
 from rediffuse import distributed
 from rediffuse.errors import RediffuseError
+from rediffuse.testing import synthetic_interactions
 from rediffuse.training import loop
 
 OPTIONS = {
@@ -27,23 +26,23 @@ OPTIONS = {
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
-    parser.add_argument("--dies", type=int, help="this rank, after 7 steps, if it was not started again")
+    parser.add_argument("--kill", type=int, help="kill this rank after 7 steps")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--track")
     arguments = parser.parse_args()
     loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
-    whole = loop.Trainer._step
-    left = 7
+    original = loop.Trainer._step
+    steps_left = 7
 
     def step(*args: Any) -> float:
-        global left
-        left -= 1
-        if left < 0 and distributed.rank() == arguments.dies:
+        global steps_left
+        steps_left -= 1
+        if steps_left < 0 and distributed.rank() == arguments.kill:
             os.kill(os.getpid(), signal.SIGKILL)
-        return whole(*args)
+        return original(*args)
 
     loop.Trainer._step = step
-    split = rd.split.leave_one_out(walks())
+    split = rd.split.leave_one_out(synthetic_interactions())
     out, resume, track = arguments.out, arguments.resume, arguments.track
     try:
         rd.train("diffurec", split, out, config=OPTIONS, seed=3, resume=resume, tracker=track)

@@ -1,4 +1,4 @@
-"""Things that two processes do together while one of them is slow, fails or dies: ``work.py NAME FOLDER``."""
+"""Work of two processes of which one is slow, fails or is killed: ``work.py NAME FOLDER``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.synthetic import walks
-
 import rediffuse as rd
 from rediffuse import distributed
 from rediffuse.comparison import evaluate_run
@@ -20,6 +18,7 @@ from rediffuse.errors import RediffuseError, StorageError
 from rediffuse.evaluation import rank
 from rediffuse.models.base import Model
 from rediffuse.runs import run_folder
+from rediffuse.testing import synthetic_interactions
 from rediffuse.training import train
 
 TRAINING = sys.modules[train.__module__]
@@ -27,46 +26,46 @@ OPTIONS = {"embedding_size": 8, "epochs": 1, "blocks": 1, "batch_size": 256}
 
 
 def slow(write: Callable[..., None], passed: Path) -> Callable[..., None]:
-    """A write that gives the other process a second to go on without it."""
+    """A write that first gives the other process a second to continue without it, which creates ``passed``."""
 
-    def wait(*args: Any, **options: Any) -> None:
+    def wait_and_write(*args: Any, **options: Any) -> None:
         deadline = time.monotonic() + 1
         while not passed.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         write(*args, **options)
 
-    return wait
+    return wait_and_write
 
 
 def waits(folder: Path) -> None:
-    """All return when process 0 has written."""
-    data = walks()
+    """Both processes return after process 0 has written."""
+    data = synthetic_interactions()
     TRAINING.write_run = slow(TRAINING.write_run, folder / "trained")
     evaluate_run.add_files = slow(evaluate_run.add_files, folder / "evaluated")
     rd.train("sasrec", rd.split.leave_one_out(data), folder / "run", config=OPTIONS)
-    tell((folder / "run" / "manifest.json").exists())
+    report((folder / "run" / "manifest.json").exists())
     (folder / "trained").touch()
     rd.evaluate(folder / "run", data)
-    tell("test.json" in run_folder.read_manifest(folder / "run")["files"])
+    report("test.json" in run_folder.read_manifest(folder / "run")["files"])
     (folder / "evaluated").touch()
 
 
 def fails(folder: Path) -> None:
-    """What process 0 cannot write, the others hear of."""
+    """Process 0 cannot write, and the other process reports that."""
 
     def refuse(*args: Any) -> None:
         raise StorageError("There is no space.")
 
     TRAINING.write_run = refuse
     try:
-        rd.train("popularity", rd.split.leave_one_out(walks()), folder / "run")
+        rd.train("popularity", rd.split.leave_one_out(synthetic_interactions()), folder / "run")
     except RediffuseError as error:
-        tell(error.problem)
+        report(error.problem)
 
 
 def evaluation(folder: Path) -> None:
-    """Process 1 dies while both evaluate."""
-    data = walks()
+    """Process 1 is killed while both evaluate."""
+    data = synthetic_interactions()
     rd.train("popularity", rd.split.leave_one_out(data), folder / "run")
     rank._BLOCK_SCORES = 0  # blocks for both
     if distributed.rank() == 1:
@@ -78,30 +77,30 @@ def evaluation(folder: Path) -> None:
 
 
 def blocked(folder: Path) -> None:
-    """Process 0 waits for process 1, which has process 0 stopped as a launcher would."""
+    """Process 0 waits for process 1, which sends it SIGTERM as a launcher would."""
     distributed._GRACE_SECONDS = 0.1
     distributed.init()
-    where = folder / "pid"
+    pid_file = folder / "pid"
     if distributed.rank() == 1:
-        while not where.exists():
+        while not pid_file.exists():
             time.sleep(0.01)
-        os.kill(int(where.read_text()), signal.SIGTERM)
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)
         signal.pause()
     main = threading.main_thread().ident
 
-    def say_that_it_waits() -> None:
+    def write_pid_when_waiting() -> None:
         while sys._current_frames()[main].f_code.co_name != "all_reduce":
             time.sleep(0.01)
         (folder / "new").write_text(str(os.getpid()))
-        (folder / "new").rename(where)
+        (folder / "new").rename(pid_file)
 
-    threading.Thread(target=say_that_it_waits, daemon=True).start()
+    threading.Thread(target=write_pid_when_waiting, daemon=True).start()
     with distributed.fail_together("Do it again."):
         distributed.any_rank(True)
 
 
-def tell(what: object) -> None:
-    sys.stdout.write(f"{distributed.rank()}: {what}\n")
+def report(value: object) -> None:
+    sys.stdout.write(f"{distributed.rank()}: {value}\n")
 
 
 if __name__ == "__main__":

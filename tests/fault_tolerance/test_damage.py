@@ -1,4 +1,4 @@
-"""Every file of a run and of a dataset, damaged: an error that names it, or the right answer all the same."""
+"""Damage to any file of a run or a dataset gives an error that names the file, or does not change the result."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from rediffuse.serving.hosted import RunSnapshot
 
 
 def flip(at):
-    def harm(path):
+    """Damage that changes one bit at this share of the file."""
+
+    def damage(path):
         content = bytearray(path.read_bytes())
         if content:
             content[int(at * (len(content) - 1))] ^= 1 if at != 0.5 else 0x80
         path.write_bytes(content)
 
-    return harm
+    return damage
 
 
 def truncate(path):
@@ -33,72 +35,74 @@ def empty(path):
     path.write_bytes(b"")
 
 
-HARMS = {
+DAMAGES = {
     **{f"byte at {at}": flip(at) for at in (0.0, 0.02, 0.3, 0.5, 0.9, 1.0)},
     **{"truncated": truncate, "empty": empty, "missing": lambda path: path.unlink()},
 }
-harms = pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+every_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 
 
-def damaged(folder, place, harm, only=lambda path: True):
-    """Copies of a folder, each with one file harmed; and that file."""
+def damaged_copies(folder, target, damage, only=lambda path: True):
+    """Yield copies of a folder in which one file is damaged, with the path of the original of that file."""
     for number, path in enumerate(sorted(folder.rglob("*"))):
-        # A lock holds nothing.
+        # A lock has no content.
         if path.is_file() and not path.name.startswith(".lock") and only(path):
-            copy = place / str(number) / folder.name
+            copy = target / str(number) / folder.name
             shutil.copytree(folder, copy)
-            harm(copy / path.relative_to(folder))
+            damage(copy / path.relative_to(folder))
             yield copy, path
 
 
-def settled(answer, path, expected):
-    """What came of a damaged file; fails unless it is an error that names it or the expected answer."""
+def outcome(work, path, expected):
+    """ "right" or "refused"; fails unless a damaged file gives the expected result or an error that names it."""
     try:
-        found = answer()
+        found = work()
     except RediffuseError as error:
-        said = str(error)
+        message = str(error)
     else:
-        assert found == expected, f"{path.name}: a wrong answer"
+        assert found == expected, f"{path.name}: a wrong result"
         return "right"
-    assert path.name in said, f"{path.name}: {said}"
+    assert path.name in message, f"{path.name}: {message}"
     return "refused"
 
 
-@harms
-def test_a_damaged_run_is_refused_or_answers_the_same(run, tmp_path, harm):
-    def answer(folder):
+@every_damage
+def test_a_damaged_run_is_refused_or_recommends_the_same(run, tmp_path, damage):
+    def recommend(folder):
         return RunSnapshot(folder, "index").recommender.recommend(users=["u1", "u2"], k=5).to_dicts()
 
-    expected = answer(run)
-    outcomes = {path.relative_to(run).as_posix(): settled(lambda folder=folder: answer(folder), path, expected)
-                for folder, path in damaged(run, tmp_path, harm)}  # fmt: skip
+    expected = recommend(run)
+    outcomes = {}
+    for folder, path in damaged_copies(run, tmp_path, damage):
+        name = path.relative_to(run).as_posix()
+        outcomes[name] = outcome(lambda folder=folder: recommend(folder), path, expected)
     unread = {"checkpoints/best.safetensors", "checkpoints/identity.safetensors", "checkpoints/last.safetensors"}
-    assert {name for name, outcome in outcomes.items() if outcome == "right"} == unread
+    assert {name for name, found in outcomes.items() if found == "right"} == unread
     listed = {*read_manifest(run)["files"], "manifest.json"}
-    assert {name for name, outcome in outcomes.items() if outcome == "refused"} == listed
+    assert {name for name, found in outcomes.items() if found == "refused"} == listed
     assert {"metrics.jsonl", "test.json", "per_user_test.parquet", "index.faiss", "README.md"} <= listed
 
 
-@pytest.mark.parametrize("harm", [flip(0.5), empty], ids=["byte", "empty"])
-def test_a_damaged_run_is_not_evaluated_to_other_figures(run, data, tmp_path, harm):
+@pytest.mark.parametrize("damage", [flip(0.5), empty], ids=["byte", "empty"])
+def test_a_damaged_run_is_not_evaluated_to_other_metrics(run, data, tmp_path, damage):
     expected = json.loads((run / "test.json").read_text())["metrics"]
-    for folder, path in damaged(run, tmp_path, harm, lambda path: path.name != "index.faiss"):
-        settled(lambda folder=folder: rd.evaluate(folder, data)["metrics"], path, expected)
+    for folder, path in damaged_copies(run, tmp_path, damage, lambda path: path.name != "index.faiss"):
+        outcome(lambda folder=folder: rd.evaluate(folder, data)["metrics"], path, expected)
 
 
-def test_tables_of_a_model_are_looked_at_too(split, tmp_path):
+def test_damaged_artifacts_are_refused(split, tmp_path):
     options = {"embedding_size": 8, "epochs": 1, "batch_size": 256}
-    made = rd.train("diffkg", split, tmp_path / "run", config=options).path
-    for folder, _ in damaged(made, tmp_path, flip(0.5), lambda path: path.name == "knowledge.parquet"):
+    run = rd.train("diffkg", split, tmp_path / "run", config=options).path
+    for folder, _ in damaged_copies(run, tmp_path, flip(0.5), lambda path: path.name == "knowledge.parquet"):
         with pytest.raises(RunError, match=r"knowledge\.parquet"):
             rd.Recommender.load(folder)
 
 
-@harms
-def test_training_goes_on_from_what_is_whole_or_not_at_all(run, longer, train, tmp_path, harm):
+@every_damage
+def test_training_from_damaged_files_is_refused_or_gives_the_same_weights(run, longer, train, tmp_path, damage):
     names = ("metrics.jsonl", "manifest.json", "best.safetensors", "identity.safetensors", "last.safetensors")
 
-    def answer(folder):
+    def resume(folder):
         try:
             train(folder, epochs=3, resume=True)
         except RunError as error:
@@ -108,18 +112,18 @@ def test_training_goes_on_from_what_is_whole_or_not_at_all(run, longer, train, t
         return (folder / "model.safetensors").read_bytes()
 
     expected = (longer / "model.safetensors").read_bytes()
-    for folder, path in damaged(run, tmp_path, harm, lambda path: path.name in names):
-        outcome = settled(lambda folder=folder: answer(folder), path, expected)
+    for folder, path in damaged_copies(run, tmp_path, damage, lambda path: path.name in names):
+        found = outcome(lambda folder=folder: resume(folder), path, expected)
         lines = (folder / "metrics.jsonl").read_text(errors="replace").splitlines()
-        if outcome == "right":
+        if found == "right":
             rd.Recommender.load(folder)
-            gone = path.name == "metrics.jsonl" and HARMS["missing"] is harm
-            assert [json.loads(line)["epoch"] for line in lines] == ([3] if gone else [1, 2, 3])
+            missing = path.name == "metrics.jsonl" and DAMAGES["missing"] is damage
+            assert [json.loads(line)["epoch"] for line in lines] == ([3] if missing else [1, 2, 3])
         else:
             assert path.name in {"metrics.jsonl", "best.safetensors", "identity.safetensors", "last.safetensors"}
 
 
-def test_a_log_may_be_given_up(run, longer, train, tmp_path):
+def test_training_continues_without_a_damaged_log_that_was_removed(run, longer, train, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     log = tmp_path / "run" / "metrics.jsonl"
     flip(0.3)(log)
@@ -130,22 +134,22 @@ def test_a_log_may_be_given_up(run, longer, train, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (longer / "model.safetensors").read_bytes()
 
 
-@harms
-def test_a_damaged_dataset_is_refused(data, tmp_path, harm):
-    whole = data.save(tmp_path / "whole")
-    assert {"social.parquet", "kg.parquet", "manifest.json"} <= {path.name for path in whole.iterdir()}
-    for folder, path in damaged(whole, tmp_path / "copies", harm):
+@every_damage
+def test_a_damaged_dataset_is_refused(data, tmp_path, damage):
+    intact = data.save(tmp_path / "intact")
+    assert {"social.parquet", "kg.parquet", "manifest.json"} <= {path.name for path in intact.iterdir()}
+    for folder, path in damaged_copies(intact, tmp_path / "copies", damage):
         with pytest.raises(DataError, match=path.name):
             load_dataset(folder)
 
 
-def manifest_with(change, path):
+def change_manifest(change, path):
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(change(manifest)))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda m: m | {"format": 9}, "format 9; this version reads format 1"),
         (lambda m: m | {"format": "two"}, "format two"),
@@ -158,17 +162,17 @@ def manifest_with(change, path):
         (lambda m: 1, "damaged"),
     ],
 )
-def test_manifests_of_runs_of_other_versions(run, train, tmp_path, change, said):
+def test_run_manifests_of_other_versions_are_refused(run, tmp_path, change, message):
     shutil.copytree(run, tmp_path / "run")
-    manifest_with(change, tmp_path / "run" / "manifest.json")
-    with pytest.raises(RunError, match=rf"manifest\.json .*{said}"):
+    change_manifest(change, tmp_path / "run" / "manifest.json")
+    with pytest.raises(RunError, match=rf"manifest\.json .*{message}"):
         rd.Recommender.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize("change", [lambda m: m | {"format": 9}, lambda m: {"format": 9, "objects": []}])
-def test_a_run_of_another_version_is_not_trained_further(run, train, tmp_path, change):
+def test_training_of_a_run_of_another_version_is_not_resumed(run, train, tmp_path, change):
     folder = shutil.copytree(run, tmp_path / "run")
-    manifest_with(change, folder / "manifest.json")
+    change_manifest(change, folder / "manifest.json")
     before = (folder / "manifest.json").read_bytes()
     with pytest.raises(RunError, match="format 9; this version reads format 1"):
         train(folder, epochs=3, resume=True)
@@ -177,7 +181,7 @@ def test_a_run_of_another_version_is_not_trained_further(run, train, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda m: m | {"version": 10**6}, "format version 1000000"),
         (lambda m: m | {"version": "two"}, "format version two"),
@@ -186,14 +190,14 @@ def test_a_run_of_another_version_is_not_trained_further(run, train, tmp_path, c
         (lambda m: [], "not the manifest of a dataset"),
     ],
 )
-def test_manifests_of_datasets_of_other_versions(data, tmp_path, change, said):
+def test_dataset_manifests_of_other_versions_are_refused(data, tmp_path, change, message):
     folder = data.save(tmp_path / "d")
-    manifest_with(change, folder / "manifest.json")
-    with pytest.raises(DataError, match=rf"manifest\.json .*{said}"):
+    change_manifest(change, folder / "manifest.json")
+    with pytest.raises(DataError, match=rf"manifest\.json .*{message}"):
         load_dataset(folder)
 
 
-def test_manifests_without_a_checksum_are_of_earlier_versions(run, tmp_path):
+def test_manifests_of_earlier_versions_need_no_checksum(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    manifest_with(lambda m: {k: v for k, v in m.items() if k != "sha256"}, tmp_path / "run" / "manifest.json")
+    change_manifest(lambda m: {k: v for k, v in m.items() if k != "sha256"}, tmp_path / "run" / "manifest.json")
     assert isinstance(rd.Recommender.load(tmp_path / "run").recommend(users=["u1"]), pl.DataFrame)

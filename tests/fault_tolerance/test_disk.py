@@ -1,4 +1,4 @@
-"""A full disk and one that may not be written to: said clearly, nothing lost, and it goes on when there is space."""
+"""A full or read-only disk: a clear error, nothing lost, and work continues once there is space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import sys
 
 import pytest
 from tests.dying import start
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse import files
@@ -22,12 +21,13 @@ from rediffuse.data.loading import load_dataset
 from rediffuse.errors import DataError, StorageError
 from rediffuse.files import is_leftover
 from rediffuse.recommender.index_building import build_index
+from rediffuse.testing import synthetic_interactions
 
 PLENTY = 64 * 2**20
 
 
 class Disk:
-    """A file system of its own, in memory."""
+    """A separate file system in memory."""
 
     def __init__(self, path):
         self.path = path
@@ -35,28 +35,29 @@ class Disk:
     def mount(self, *options):
         return subprocess.run(["mount", *options, self.path], capture_output=True, text=True, check=False)
 
-    def leave(self, free):
-        """Have so many bytes left on it."""
+    def set_free(self, free):
+        """Leave this many bytes free."""
         used = shutil.disk_usage(self.path).used
         assert self.mount("-o", f"remount,size={used + max(int(free), 1)}").returncode == 0
 
-    def freeze(self):
+    def make_read_only(self):
         assert self.mount("-o", "remount,ro").returncode == 0
 
 
 @pytest.fixture
 def disk(tmp_path):
-    made = Disk(tmp_path / "disk")
-    made.path.mkdir()
-    answer = made.mount("-t", "tmpfs", "-o", f"size={PLENTY}", "none") if shutil.which("mount") else None
-    if answer is None or answer.returncode:
-        pytest.skip(f"A small disk cannot be mounted here: {answer.stderr.strip() if answer else 'there is no mount'}")
-    yield made
-    subprocess.run(["umount", "--lazy", made.path], check=False)
+    disk = Disk(tmp_path / "disk")
+    disk.path.mkdir()
+    mounted = disk.mount("-t", "tmpfs", "-o", f"size={PLENTY}", "none") if shutil.which("mount") else None
+    if mounted is None or mounted.returncode:
+        reason = mounted.stderr.strip() if mounted else "no mount command"
+        pytest.skip(f"A small disk cannot be mounted here: {reason}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk.path], check=False)
 
 
-def limited(most, call, folder):
-    """Call in a process that can write no file of over ``most`` bytes; ends with 3 where a StorageError says so."""
+def with_file_limit(most, call, folder):
+    """Call with files limited to ``most`` bytes, in a process that exits with 3 if a StorageError reports the limit."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     try:
@@ -71,19 +72,19 @@ def size(folder):
 
 def content(folder):
     found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: what for name, what in found.items() if name.name != ".lock"}
+    return {path: bytes_ for path, bytes_ in found.items() if path.name != ".lock"}
 
 
 def tiny_training(folder, resume=False):
     options = {"embedding_size": 16, "batch_size": 64, "blocks": 1, "precision": "fp32", "epochs": 2}
-    rd.train("sasrec", rd.split.leave_one_out(walks()), folder, config=options, resume=resume)
+    rd.train("sasrec", rd.split.leave_one_out(synthetic_interactions()), folder, config=options, resume=resume)
 
 
 @pytest.mark.parametrize("most", [10, 500, 8_000])
-def test_training_that_cannot_write_goes_on_when_it_can(tmp_path, most):
-    """Where no disk can be mounted a file of limited size stands for it."""
+def test_training_that_could_not_write_is_resumed(tmp_path, most):
+    """A limit on the size of files takes the place of a full disk, which not every system can mount."""
     folder = tmp_path / "run"
-    process = start({}, limited, most, tiny_training, folder)
+    process = start({}, with_file_limit, most, tiny_training, folder)
     process.join()
     assert process.exitcode == 3
     assert not [path for path in tmp_path.rglob("*") if is_leftover(path)]
@@ -92,7 +93,7 @@ def test_training_that_cannot_write_goes_on_when_it_can(tmp_path, most):
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
 
 
-def test_a_folder_that_cannot_be_made(tmp_path, train, data):
+def test_a_folder_that_cannot_be_created(tmp_path, train, data):
     (tmp_path / "file").touch()
     refused = r"cannot be written: Not a directory\.\n  Check the folder"
     for change in (
@@ -104,32 +105,32 @@ def test_a_folder_that_cannot_be_made(tmp_path, train, data):
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.3, 0.5, 0.7, 0.9])
-def test_training_on_a_full_disk_goes_on_when_there_is_space(disk, train, longer, share):
+def test_training_on_a_full_disk_is_resumed_once_there_is_space(disk, train, longer, share):
     folder = disk.path / "run"
-    disk.leave(share * size(longer))
+    disk.set_free(share * size(longer))
     with pytest.raises(StorageError, match=r"cannot be written: No space left on device\.\n  Make space.*--resume"):
         train(folder, epochs=3)
     assert not [path for path in disk.path.rglob("*") if is_leftover(path)]
-    disk.leave(PLENTY)
+    disk.set_free(PLENTY)
     train(folder, epochs=3, resume=(folder / "checkpoints" / "identity.safetensors").exists())
     assert (folder / "model.safetensors").read_bytes() == (longer / "model.safetensors").read_bytes()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("pages", [0, 2, 20])
-def test_a_finished_run_outlives_a_full_disk_that_stops_its_further_training(disk, run, train, longer, pages):
+def test_a_finished_run_survives_a_full_disk_during_further_training(disk, run, train, longer, pages):
     folder = shutil.copytree(run, disk.path / "run")
-    disk.leave(4096 * pages)
+    disk.set_free(4096 * pages)
     with pytest.raises(StorageError, match="No space left"):
         train(folder, epochs=3, resume=True)
     assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     rd.Recommender.load(folder, "index")
-    disk.leave(PLENTY)
+    disk.set_free(PLENTY)
     train(folder, epochs=3, resume=True)
     assert (folder / "model.safetensors").read_bytes() == (longer / "model.safetensors").read_bytes()
 
 
-def test_a_finished_run_outlives_a_disk_that_is_full_at_the_very_end(run, train, longer, tmp_path, monkeypatch):
+def test_a_finished_run_survives_a_disk_that_is_full_when_it_is_replaced(run, train, longer, tmp_path, monkeypatch):
     folder, sync = shutil.copytree(run, tmp_path / "run"), files.sync
 
     def full(path):
@@ -149,8 +150,8 @@ def test_a_finished_run_outlives_a_disk_that_is_full_at_the_very_end(run, train,
 
 @pytest.mark.slow
 def test_each_write_of_a_training_can_fail(tmp_path, train, longer, monkeypatch):
-    """As on a full disk, one write after the other, whatever the sizes are."""
-    write, calls = files.sync, 0
+    """Each write in turn fails as on a full disk."""
+    original, calls = files.sync, 0
     for fails in range(100):
         folder, calls = tmp_path / str(fails), 0
 
@@ -159,7 +160,7 @@ def test_each_write_of_a_training_can_fail(tmp_path, train, longer, monkeypatch)
             calls += 1
             if calls == fails + 1:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            write(path)
+            original(path)
 
         monkeypatch.setattr(files, "sync", sync)
         try:
@@ -174,36 +175,36 @@ def test_each_write_of_a_training_can_fail(tmp_path, train, longer, monkeypatch)
 
 
 @pytest.mark.parametrize("pages", [0, 1, 3])
-@pytest.mark.parametrize("what", ["evaluate", "index"])
-def test_adding_to_a_run_on_a_full_disk_changes_nothing(disk, run, data, what, pages):
+@pytest.mark.parametrize("command", ["evaluate", "index"])
+def test_adding_files_to_a_run_on_a_full_disk_changes_nothing(disk, run, data, command, pages):
     folder = shutil.copytree(run, disk.path / "run")
-    add = {"evaluate": lambda: rd.evaluate(folder, data), "index": lambda: build_index(folder, "hnsw", k=10)}[what]
-    disk.leave(4096 * pages)
+    add = {"evaluate": lambda: rd.evaluate(folder, data), "index": lambda: build_index(folder, "hnsw", k=10)}[command]
+    disk.set_free(4096 * pages)
     with pytest.raises(StorageError, match="No space left"):
         add()
     assert content(folder) == content(run)
-    disk.leave(PLENTY)
+    disk.set_free(PLENTY)
     add()
     rd.Recommender.load(folder, "index")
 
 
 @pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.9])
 def test_saving_a_dataset_on_a_full_disk_leaves_the_old_one(disk, data, tmp_path, share):
-    old = walks(seed=1, users=5)
+    old = synthetic_interactions(seed=1, users=5)
     folder = old.save(disk.path / "d")
-    disk.leave(share * size(data.save(tmp_path / "measured")))
+    disk.set_free(share * size(data.save(tmp_path / "measured")))
     with pytest.raises(DataError, match="cannot be written: No space left on device"):
         data.save(folder)
     assert load_dataset(folder).fingerprint == old.fingerprint
     assert [path.name for path in disk.path.iterdir()] == ["d"]
-    disk.leave(PLENTY)
+    disk.set_free(PLENTY)
     assert load_dataset(data.save(folder)).fingerprint == data.fingerprint
 
 
-def test_a_folder_that_may_not_be_written_to(disk, run, train, data, monkeypatch, capsys):
+def test_a_read_only_folder(disk, run, train, data, monkeypatch, capsys):
     folder = shutil.copytree(run, disk.path / "run")
     data.save(disk.path / "d")
-    disk.freeze()
+    disk.make_read_only()
     refused = r"cannot be written: Read-only file system\.\n  Choose a folder that you may write to"
     for change in (
         lambda: train(disk.path / "new"),
@@ -216,7 +217,7 @@ def test_a_folder_that_may_not_be_written_to(disk, run, train, data, monkeypatch
             change()
     with pytest.raises(DataError, match="cannot be written: Read-only"):
         data.save(disk.path / "d")
-    # Whoever reads is not in need of a lock.
+    # Reading needs no lock.
     rd.Recommender.load(folder, "index").recommend(users=["u1"])
     assert load_dataset(disk.path / "d").fingerprint == data.fingerprint
     out = disk.path / "lists.parquet"
@@ -227,7 +228,7 @@ def test_a_folder_that_may_not_be_written_to(disk, run, train, data, monkeypatch
     assert "lists.parquet cannot be written: Read-only" in capsys.readouterr().err
 
 
-def test_what_the_system_refuses_elsewhere_is_no_traceback_either(monkeypatch, capsys, tmp_path):
+def test_other_errors_of_the_system_give_no_traceback(monkeypatch, capsys, tmp_path):
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied", "secret.parquet")
 

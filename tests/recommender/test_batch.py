@@ -13,7 +13,6 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 from tests.dying import dies
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse import files
@@ -21,6 +20,7 @@ from rediffuse.errors import ConfigError, DataError, RediffuseWarning, StorageEr
 from rediffuse.recommender import batch
 from rediffuse.recommender.batch import recommend_to_folder
 from rediffuse.recommender.user_files import UserFile
+from rediffuse.testing import synthetic_interactions
 
 USERS, SIZE = 50, 8  # seven part files, the last with two users
 KNOWN = [f"u{7 * n % 60}" for n in range(USERS)]
@@ -28,7 +28,7 @@ KNOWN = [f"u{7 * n % 60}" for n in range(USERS)]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    split = rd.split.leave_one_out(walks())
+    split = rd.split.leave_one_out(synthetic_interactions())
     options = {"embedding_size": 16, "epochs": 1, "blocks": 1, "batch_size": 64}
     return rd.train("diffurec", split, tmp_path_factory.mktemp("runs") / "run", config=options).path
 
@@ -100,7 +100,7 @@ def test_histories_as_lists_and_as_text(recommender, tmp_path):
 
 def test_unknown_users_are_counted_over_all_part_files_and_keep_their_ids(tmp_path):
     """The ids of one part file are integers, those of another are not: the column has one type in both."""
-    split = rd.split.leave_one_out(walks(named=False))
+    split = rd.split.leave_one_out(synthetic_interactions(text_ids=False))
     recommender = rd.Recommender.load(rd.train("popularity", split, tmp_path / "run").path)
     ids = ["3", "4", "999", "none", "007", "5"]
     pl.DataFrame({"user_id": ids}).write_csv(tmp_path / "users.csv")
@@ -265,7 +265,7 @@ def test_another_request_is_refused_with_the_difference(recommender, users, tmp_
     pl.DataFrame({"user_id": KNOWN[::-1]}).write_parquet(users)
     with pytest.raises(ConfigError, match=r"the content of the user file .*users\.parquet differs"):
         recommend_to_folder(recommender, users, out, rows_per_part=SIZE)
-    other = rd.train("popularity", rd.split.leave_one_out(walks()), tmp_path / "other").path
+    other = rd.train("popularity", rd.split.leave_one_out(synthetic_interactions()), tmp_path / "other").path
     with pytest.raises(ConfigError, match="the run is another one"):
         recommend_to_folder(rd.Recommender.load(other), moved, out, rows_per_part=SIZE)
     assert contents(out) == before

@@ -8,7 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.cli import index as index_command
@@ -18,6 +17,7 @@ from rediffuse.recommender import index as index_module
 from rediffuse.recommender.index import ItemIndex, read_index
 from rediffuse.recommender.index_building import build_index
 from rediffuse.runs.run_folder import add_files, read_run
+from rediffuse.testing import synthetic_interactions
 
 pytest.importorskip("faiss")
 
@@ -42,7 +42,7 @@ def recall(found, truth):
 
 
 def trained(model, folder, seed=0, **options):
-    split = rd.split.leave_one_out(walks())
+    split = rd.split.leave_one_out(synthetic_interactions())
     return rd.train(model, split, folder, config={"epochs": 1, "embedding_size": 16} | options, seed=seed).path
 
 
@@ -200,7 +200,7 @@ def test_a_recall_out_of_reach_is_reported(run, monkeypatch):
 def test_models_that_do_not_rank_by_inner_products_are_refused(tmp_path, model, options):
     known = rd.models.model_class(model).Config.model_fields
     options = {name: value for name, value in ({"epochs": 1} | options).items() if name in known}
-    folder = rd.train(model, rd.split.leave_one_out(walks()), tmp_path / model, config=options).path
+    folder = rd.train(model, rd.split.leave_one_out(synthetic_interactions()), tmp_path / model, config=options).path
     with pytest.raises(ConfigError, match=f"{model} cannot use an index.*not inner products"):
         build_index(folder)
     assert not (folder / "index.faiss").exists()
@@ -225,7 +225,7 @@ def test_an_index_of_other_vectors_is_refused(run, tmp_path):
 
 def test_resumed_training_drops_the_index(run):
     config = {"epochs": 1, "embedding_size": 16, "blocks": 1}
-    rd.train("sasrec", rd.split.leave_one_out(walks()), run, config=config, resume=True)
+    rd.train("sasrec", rd.split.leave_one_out(synthetic_interactions()), run, config=config, resume=True)
     assert (run / "index.faiss").exists()  # but the manifest no longer lists it
     with pytest.raises(RunError, match="has no index"):
         read_index(run, item_vectors(run))

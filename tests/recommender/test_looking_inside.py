@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.errors import ConfigError, RediffuseWarning
 from rediffuse.recommender.item_map import item_map
+from rediffuse.testing import synthetic_interactions
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 3, "precision": "fp32", "patience": 5}
 
@@ -17,7 +17,7 @@ TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 3, "precision": "fp32"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    split = rd.split.leave_one_out(walks())
+    split = rd.split.leave_one_out(synthetic_interactions())
     for name, extra in (("diffurec", {"blocks": 1}), ("sasrec", {"blocks": 1}), ("diffrec", {}), ("itemknn", {})):
         known = rd.models.model_class(name).Config.model_fields
         options = {option: value for option, value in (TINY | extra).items() if option in known}

@@ -1,4 +1,4 @@
-"""Run folders: what a training leaves on disk, and what an answer needs."""
+"""Run folders: what training writes to disk, and what recommendations need."""
 
 from rediffuse.runs.run_folder import Run, RunContents, add_files, read_config, read_run
 

@@ -5,53 +5,56 @@ from __future__ import annotations
 from typing import Any
 
 
-def model_card(facts: dict[str, Any], made_with: dict[str, Any]) -> str:
-    """Markdown that says what a run is, how it was selected, and how to use it."""
-    data, split, training = facts["data"], facts["split"], facts["training"]
-    changed = facts["config"]
+def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
+    """Describe a run in Markdown: what it is, how it was trained and selected, and how to use it.
+
+    Args:
+        run_config: content of config.json.
+        environment: content of environment.json.
+    """
+    data, split, training = run_config["data"], run_config["split"], run_config["training"]
+    options = run_config["config"]
     lines = [
-        f"# {facts['model']}" + (f" ({facts['preset']} preset)" if facts["preset"] else ""),
+        f"# {run_config['model']}" + (f" ({run_config['preset']} preset)" if run_config["preset"] else ""),
         "",
         f"A next-item recommender over {data['items']:,} items, trained on {data['users']:,} users and "
-        f"{data['interactions']:,} events with Rediffuse {made_with['packages']['rediffuse']} on {facts['created'][:10]}.",
+        f"{data['interactions']:,} interactions with Rediffuse {environment['packages']['rediffuse']} on "
+        f"{run_config['created'][:10]}.",
         "",
         "```python",
         "import rediffuse as rd",
         'rd.Recommender.load("this folder").recommend(histories=[["an item id", "another"]], k=10)',
         "```",
         "",
-        "## How it was made",
+        "## How it was trained",
         "",
-        *_class(facts),
+        *_class_line(run_config),
         f"- Split: {split['name']} {split['params'] or ''}".rstrip(),
         f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test subset.'}",
-        f"- Selected by {changed['metric']} on the validation subset, best at epoch {training['best_epoch']}.",
-        f"- {training['minutes']:.1f} minutes on {made_with['processor']} with {made_with['threads']} threads, "
-        f"{training['precision']}, {training['parameters']:,} parameters, seed {facts['seed']}.",
-        *(f"- {name}: {value}" for name, value in facts["resolved"].items()),
+        f"- Selected by {options['metric']} on the validation subset, best at epoch {training['best_epoch']}.",
+        f"- {training['minutes']:.1f} minutes on {environment['processor']} with {environment['threads']} threads, "
+        f"{training['precision']}, {training['parameters']:,} parameters, seed {run_config['seed']}.",
+        *(f"- {name}: {value}" for name, value in run_config["resolved"].items()),
         "",
     ]
-    if facts["validation"]:
+    if validation := run_config["validation"]:
         lines += ["## Validation", "", "| metric | seen items kept | seen items filtered |", "|---|--:|--:|"]
-        plain = [name for name in facts["validation"] if not name.endswith("/unseen")]
-        lines += [
-            f"| {name} | {facts['validation'][name]:.4f} | {facts['validation'][name + '/unseen']:.4f} |"
-            for name in plain
-        ]
+        metrics = [name for name in validation if not name.endswith("/unseen")]
+        lines += [f"| {name} | {validation[name]:.4f} | {validation[name + '/unseen']:.4f} |" for name in metrics]
         lines += [
             "",
-            "Whole catalogue ranked; ties count against the model. Test figures, once evaluated: test.json.",
+            "The whole catalogue is ranked; ties count against the model. Test metrics, once measured: test.json.",
             "",
         ]
-    lines += ["## Options", "", "```yaml", *(f"{name}: {value}" for name, value in changed.items()), "```", ""]
+    lines += ["## Options", "", "```yaml", *(f"{name}: {value}" for name, value in options.items()), "```", ""]
     return "\n".join(lines)
 
 
-def _class(facts: dict[str, Any]) -> list[str]:
-    """Where the class of a model from another package is."""
-    distribution = facts["distribution"]
+def _class_line(run_config: dict[str, Any]) -> list[str]:
+    """A line that says where the class of the model is, if it is not of Rediffuse."""
+    distribution = run_config["distribution"]
     if distribution is None:
-        return [f"- Model class: `{facts['class']}`, which must be importable to use this run."]
+        return [f"- Model class: `{run_config['class']}`, which must be importable to use this run."]
     if distribution["name"] == "rediffuse":
         return []
-    return [f"- Model class: `{facts['class']}`, from {distribution['name']} {distribution['version']}."]
+    return [f"- Model class: `{run_config['class']}`, from {distribution['name']} {distribution['version']}."]

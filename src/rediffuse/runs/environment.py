@@ -1,4 +1,4 @@
-"""What a run was made with, and the memory it took."""
+"""The environment that a run is trained in: versions and hardware."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("rediffuse", "torch", "accelerate", "numpy", "scipy", "polars", "nar
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and threads, ready for JSON."""
+    """Versions, hardware and threads, as JSON-able values."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -1,4 +1,4 @@
-"""What a run folder is the training of, and whether a training may use it."""
+"""The run identity: what a run folder is the training of, and whether another training may use it."""
 
 from __future__ import annotations
 
@@ -7,63 +7,75 @@ from pathlib import Path
 from typing import Any
 
 from rediffuse.errors import RunError
-from rediffuse.runs.lock import HOLDER, folder_lock, is_free
+from rediffuse.runs.lock import HOLDER, folder_lock, is_unused
 from rediffuse.runs.run_folder import LOG, DamagedManifest, forget_files
 from rediffuse.runs.tensors import load_tensors, save_tensors
 
 
-def refuse_another(folder: Path, earlier: dict[str, Any], identity: dict[str, Any], remedy: str) -> None:
-    """Compare what a folder was made for with what it is to be used for.
+def refuse_other_identity(folder: Path, recorded: dict[str, Any], wanted: dict[str, Any], remedy: str) -> None:
+    """Check that a folder was started for what it is to be used for.
 
     Raises:
-        RunError: they differ; says in what.
+        RunError: an entry of ``wanted`` differs from the recorded one; the error names the difference.
     """
-    for name, value in identity.items():
-        if earlier.get(name) != value:
-            difference = _difference(earlier.get(name), value)
-            raise RunError(f"{folder} was made with another {name}: {difference}.", remedy)
+    for name, value in wanted.items():
+        if recorded.get(name) != value:
+            difference = _difference(recorded.get(name), value)
+            raise RunError(f"{folder} was started with another {name}: {difference}.", remedy)
 
 
-def prepare_folder(folder: Path, facts: dict[str, Any], resume: bool, stack: contextlib.ExitStack) -> None:
-    """Hold the folder for as long as ``stack`` does; refuse to write over a run, or to resume another one."""
-    recorded = identity_file(folder)
+def open_run_folder(folder: Path, run_config: dict[str, Any], resume: bool, stack: contextlib.ExitStack) -> None:
+    """Lock a run folder for training, until ``stack`` closes, and record its run identity.
+
+    Args:
+        folder: new, or with ``resume`` that of an interrupted or finished training.
+        run_config: content of config.json, as far as it is known before training.
+        resume: whether to continue the training in the folder.
+        stack: holds the lock.
+
+    Raises:
+        RunError: the folder is in use; without ``resume``, it is not empty; with it, it holds no training or that of
+            another run.
+        StorageError: the folder cannot be written.
+    """
+    path = identity_path(folder)
     if not (folder / HOLDER).exists():
-        _check_state(folder, recorded, resume)  # nobody is there: refused before anything is written
+        _check_use(folder, resume)  # no other process is there, so refuse before anything is written
     stack.enter_context(folder_lock(folder, "training"))
-    _check_state(folder, recorded, resume)
-    identity = {name: facts[name] for name in ("model", "class", "seed", "split")} | {
-        "config": {k: v for k, v in facts["config"].items() if k not in ("epochs", "patience")},
-        "phases_from": {phase: part["weights"] for phase, part in facts["phases_from"].items()},
-        "augmentation": facts["data"]["augmentation"],
-        "tables": facts["data"]["tables"],
+    _check_use(folder, resume)
+    identity = {name: run_config[name] for name in ("model", "class", "seed", "split")} | {
+        "config": {k: v for k, v in run_config["config"].items() if k not in ("epochs", "patience")},
+        "phases_from": {phase: source["weights"] for phase, source in run_config["phases_from"].items()},
+        "augmentation": run_config["data"]["augmentation"],
+        "tables": run_config["data"]["tables"],
     }
     if resume:
-        refuse_another(
+        refuse_other_identity(
             folder,
-            load_tensors(recorded)[1],
+            load_tensors(path)[1],
             identity,
             "Resume with the same options (epochs and patience may change), or choose another folder.",
         )
-        with contextlib.suppress(DamagedManifest):  # which is replaced in the end
-            forget_files(folder, [LOG])  # it grows
+        with contextlib.suppress(DamagedManifest):  # training writes a new manifest at its end
+            forget_files(folder, [LOG])  # the log grows, so its checksum no longer holds
     else:
-        save_tensors(recorded, {}, identity)
+        save_tensors(path, {}, identity)
 
 
-def _check_state(folder: Path, recorded: Path, resume: bool) -> None:
-    if resume and not recorded.exists():
+def _check_use(folder: Path, resume: bool) -> None:
+    if resume and not identity_path(folder).exists():
         raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
-    if not resume and not is_free(folder):
-        raise RunError(f"{folder} is not empty.", "Choose another folder, or pass --resume to go on with that run.")
+    if not resume and not is_unused(folder):
+        raise RunError(f"{folder} is not empty.", "Choose another folder, or pass --resume to continue that run.")
 
 
-def identity_file(folder: Path) -> Path:
-    """The file that says what a folder's training is of; it is there before the first checkpoint."""
+def identity_path(folder: Path) -> Path:
+    """The file that holds the run identity of a run folder; it is written before the first checkpoint."""
     return folder / "checkpoints" / "identity.safetensors"
 
 
-def _difference(old: Any, new: Any) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        changed = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
-        return "; ".join(changed)
-    return f"was {old!r}, is {new!r}"
+def _difference(recorded: Any, wanted: Any) -> str:
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
+        names = [name for name in {**recorded, **wanted} if recorded.get(name) != wanted.get(name)]
+        return "; ".join(f"{name} was {recorded.get(name)!r}, is {wanted.get(name)!r}" for name in names)
+    return f"was {recorded!r}, is {wanted!r}"

@@ -1,4 +1,4 @@
-"""One writer in a folder at a time. Readers need not wait: files change by renames, the manifest last."""
+"""One writer per folder. Readers do not wait: files are replaced by renames, the manifest last."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.files import atomic_write_text, is_leftover, remove_leftovers, writing
 
 LOCK, HOLDER = ".lock", ".lock.json"
-# What adds files to a run holds it for moments; it waits so long for another that does.
+# Seconds that a writer waits for another one. Adding files to a run takes only moments.
 PATIENCE = 10.0
 
 
 @contextmanager
-def folder_lock(folder: Path, doing: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold a folder for this process alone. The system gives it back when the process ends, however it ends.
+def folder_lock(folder: Path, activity: str, wait: float = 0.0) -> Iterator[None]:
+    """Lock a folder for this process. The system unlocks it when the process ends, for any reason.
 
-    What processes that were killed had been writing there is removed.
+    Temporary files that killed processes left in the folder are removed.
 
     Args:
-        folder: made if it is not there.
-        doing: what is being done, as other processes are told: "training".
-        wait: seconds to wait for a process that holds it.
-
-    On a file system that cannot lock, nothing is held, and a `RediffuseWarning` says so.
+        folder: created if it does not exist.
+        activity: what this process does there, for the error of other processes: "training".
+        wait: seconds to wait if another process holds the lock.
 
     Raises:
-        RunError: another process holds it; says which, since when and for what.
+        RunError: another process holds the lock; the error names the process, its activity and its start time.
         StorageError: the folder cannot be written.
+
+    Warns:
+        RediffuseWarning: the file system cannot lock; the folder is used without a lock.
     """
     lock = FileLock(folder / LOCK)
     with writing(folder):
@@ -49,18 +50,18 @@ def folder_lock(folder: Path, doing: str, wait: float = 0.0) -> Iterator[None]:
                 lock.acquire(timeout=wait)
             else:
                 warnings.warn(
-                    f"{folder} is on a file system that cannot lock: see that one process at a time writes there.",
+                    f"{folder} is on a file system that cannot lock: make sure that only one process writes there.",
                     RediffuseWarning,
                     stacklevel=3,
                 )
         except Timeout:
-            raise RunError(f"{folder} is in use: {_holder(folder)}.", "Wait for it, or end it.") from None
+            raise RunError(f"{folder} is in use: {_holder(folder)}.", "Wait until it ends, or end it.") from None
     try:
-        for place in (folder, folder / "checkpoints"):
-            remove_leftovers(place)
+        remove_leftovers(folder)
+        remove_leftovers(folder / "checkpoints")
         now = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
-        facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "doing": doing}
-        atomic_write_text(folder / HOLDER, json.dumps(facts) + "\n")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "activity": activity}
+        atomic_write_text(folder / HOLDER, json.dumps(holder) + "\n")
         yield
     finally:
         with suppress(OSError):
@@ -69,10 +70,10 @@ def folder_lock(folder: Path, doing: str, wait: float = 0.0) -> Iterator[None]:
 
 
 def _can_lock(folder: Path) -> bool:
-    """Whether files there can be locked, which some network disks cannot.
+    """Whether the file system of a folder can lock files; some network disks cannot.
 
-    The lock itself does not say so in every version: it takes that for a lock that others hold, or makes do with a file
-    that a killed process leaves behind.
+    Not every version of filelock reports this: it may take the error for a lock held by another process, or fall back
+    to a file that a killed process would leave behind.
     """
     if sys.platform == "win32":
         return True
@@ -88,17 +89,18 @@ def _can_lock(folder: Path) -> bool:
     return True
 
 
-def is_free(folder: Path) -> bool:
-    """Whether a folder is not there, or holds nothing but what is left of processes that were killed early."""
+def is_unused(folder: Path) -> bool:
+    """Whether a folder does not exist, or holds at most what a process leaves that is killed before its first file."""
     if not folder.is_dir():
         return not folder.exists()
-    ours = (path for path in folder.iterdir() if path.name not in (LOCK, HOLDER) and not is_leftover(path))
-    return all(path.name == "checkpoints" and path.is_dir() and all(map(is_leftover, path.iterdir())) for path in ours)
+    paths = (path for path in folder.iterdir() if path.name not in (LOCK, HOLDER) and not is_leftover(path))
+    return all(path.name == "checkpoints" and path.is_dir() and all(map(is_leftover, path.iterdir())) for path in paths)
 
 
 def _holder(folder: Path) -> str:
+    """The process that holds the lock, in words."""
     try:
-        facts = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return "process {pid} on {host} has been {doing} there since {since}".format(**facts)
+        holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        return "process {pid} on {host} has been {activity} there since {since}".format(**holder)
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process is at work there"
+        return "another process writes there"

@@ -1,4 +1,4 @@
-"""A run on disk: everything needed to answer, and to believe, without the data it was trained on."""
+"""A run on disk: everything needed to recommend and to verify the results, without the training data."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from rediffuse.runs.tensors import load_tensors, load_weights
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOG = "metrics.jsonl"
-# What every run has, and what is read of it.
+# The files that every run has, and that `read_run` reads.
 CORE = ("config.json", "items.parquet", "users.parquet", "model.safetensors")
 
 
 class DamagedManifest(RunError):
-    """A manifest that is not what was written."""
+    """A manifest that has changed since it was written."""
 
 
 @dataclass(frozen=True, repr=False)
 class Run(Displayed):
-    """A finished (or interrupted and finished later) training.
+    """The result of a training.
 
     Attributes:
         path: the run folder.
         config: content of its config.json.
-        validation: validation metrics of the weights that were kept, or None without a validation subset.
-        minutes: of training, over all sessions.
+        validation: validation metrics of the weights that were kept; None without a validation subset.
+        minutes: training time over all sessions.
     """
 
     path: Path
@@ -69,16 +69,16 @@ class Run(Displayed):
 
 @dataclass(frozen=True)
 class RunContents:
-    """A run folder, read and verified.
+    """The content of a run folder, verified.
 
     Attributes:
         path: the folder.
         config: content of config.json.
         model: in evaluation mode.
-        items: row i describes item number i: item_id, train_count, and title where there is one.
-        user_ids: user number -> id.
-        histories: training and validation events of every known user.
-        digests: sha256 of every file of the run, by name, as its manifest has them.
+        items: row i describes item number i: item_id, train_count and, if items have titles, title.
+        user_ids: the id of each user number.
+        histories: training and validation interactions of all users in training.
+        digests: sha256 of every file that the manifest lists, by name.
     """
 
     path: Path
@@ -106,10 +106,13 @@ def write_run(
     card: str,
     artifacts: dict[str, pl.DataFrame],
 ) -> None:
-    """Write the files of a finished run, whose folder is held. All are on disk before the first is replaced.
+    """Write the files of a finished run into its folder, which the caller has locked.
 
-    A folder that is trained further passes for no run while its files change; results of the old weights stay in it,
-    but are no part of the run any more.
+    All files are on disk before the first is replaced. If the folder held a run already, it counts as no run while
+    files are replaced. Results of the old weights stay in the folder, but the manifest no longer lists them.
+
+    Raises:
+        StorageError: the folder cannot be written; it is unchanged.
     """
     users = pl.DataFrame({"user_id": user_ids, "history": _as_lists(histories, histories.items)})
     if model.reads_times and histories.times is not None:
@@ -128,28 +131,30 @@ def write_run(
     }
     if (folder / LOG).exists():
         files[LOG] = (folder / LOG).read_bytes()
-    _put(folder, files, {})
+    _replace_files(folder, files, {})
 
 
 def add_files(folder: Path, files: dict[str, bytes], made_of: str | None = None) -> None:
-    """Add or replace files of a run folder and enter them in its manifest.
+    """Add files to a run folder, or replace them, and list them in its manifest.
 
     Args:
-        made_of: sha256 of the weights that the files are about.
+        folder: of the run.
+        files: content of each file, by name.
+        made_of: sha256 of the weights that the files belong to; None: of any.
 
     Raises:
-        RunError: another process holds the folder, or has replaced these weights.
-        StorageError: the folder cannot be written; it is as it was.
+        RunError: another process holds the lock of the folder, or has replaced these weights.
+        StorageError: the folder cannot be written; it is unchanged.
     """
     with folder_lock(folder, "writing", PATIENCE):
         listed = read_manifest(folder)["files"] if (folder / MANIFEST).exists() else {}
         if made_of is not None and listed.get("model.safetensors") != made_of:
-            raise RunError(f"{folder} was trained further meanwhile.", "Do the same again, for the present weights.")
-        _put(folder, files, listed)
+            raise RunError(f"{folder} was trained further meanwhile.", "Repeat this for the present weights.")
+        _replace_files(folder, files, listed)
 
 
 def forget_files(folder: Path, names: Iterable[str]) -> None:
-    """Take files out of the manifest of a run folder, which is held, so that they are no part of the run any more.
+    """Remove files from the manifest of a run folder, which the caller has locked; they no longer belong to the run.
 
     Raises:
         RunError: as `read_manifest`.
@@ -160,12 +165,12 @@ def forget_files(folder: Path, names: Iterable[str]) -> None:
         atomic_write_text(folder / MANIFEST, _manifest(kept))
 
 
-def _put(folder: Path, files: dict[str, bytes], listed: dict[str, str]) -> None:
-    """Write ``files`` and a manifest of them and of ``listed``, file name -> sha256."""
+def _replace_files(folder: Path, files: dict[str, bytes], listed: dict[str, str]) -> None:
+    """Write ``files`` and a manifest of these and of the files in ``listed`` (sha256 by name)."""
     kept = {name: digest for name, digest in listed.items() if name not in files}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     with staged_files(folder, files | {MANIFEST: _manifest(kept | digests).encode()}) as put:
-        # Whoever is killed while files are replaced leaves a run without them, not one whose checksums are wrong.
+        # After a kill in between, the manifest lists none of the replaced files, rather than wrong checksums.
         if not kept:
             (folder / MANIFEST).unlink(missing_ok=True)
         elif kept != listed:
@@ -175,12 +180,12 @@ def _put(folder: Path, files: dict[str, bytes], listed: dict[str, str]) -> None:
 
 
 def _manifest(files: dict[str, str]) -> str:
-    facts = {"format": FORMAT, "files": files}
-    return json.dumps(facts | {"sha256": sha256_json(facts)}, indent=2) + "\n"
+    content = {"format": FORMAT, "files": files}
+    return json.dumps(content | {"sha256": sha256_json(content)}, indent=2) + "\n"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The verified config.json of a run.
+    """Read config.json of a run, and verify all files.
 
     Raises:
         RunError: as `read_run`.
@@ -190,11 +195,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_run(folder: str | Path) -> RunContents:
-    """Read a run folder and check every file against its manifest.
+    """Read a run folder and verify every file against the manifest.
 
     Raises:
-        RunError: the folder is no run, or a file is missing or is not what was written; the file is named. Or the run
-            was replaced while it was read. Or the class of its model cannot be imported; says what to do.
+        RunError: the folder is not a run; a file, which the error names, is missing or damaged; the class of the model
+            cannot be imported; or the run was replaced while it was read.
     """
     folder = Path(folder)
     digests = _verify(folder)
@@ -212,11 +217,11 @@ def read_run(folder: str | Path) -> RunContents:
     times = users["times"].explode().drop_nulls().to_numpy() if "times" in users.columns else None
     histories = Histories(offsets, flat, times)
     if "synthetic" in users.columns:
-        written = np.repeat(users["synthetic"].to_numpy(), histories.lengths)
-        histories = replace(histories, synthetic=histories.positions < written)
+        counts = np.repeat(users["synthetic"].to_numpy(), histories.lengths)  # they precede a user's own interactions
+        histories = replace(histories, synthetic=histories.positions < counts)
     now = read_manifest(folder)["files"]
-    if any(now.get(name) != digests[name] for name in CORE):  # what was read may be of both
-        raise RunError(f"{folder} was written to while it was read.", "Do the same again.")
+    if any(now.get(name) != digests[name] for name in CORE):  # the files read may be of two runs
+        raise RunError(f"{folder} was written to while it was read.", "Try again.")
     return RunContents(folder, config, model, items, users["user_id"], histories, digests)
 
 
@@ -249,33 +254,33 @@ def _model_of(folder: Path, config: dict[str, Any]) -> tuple[type[Model], ModelC
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for one that is being written; none for a model that is not trained."""
+    """The complete lines of metrics.jsonl; none if the model is not trained by gradient."""
     lines = (folder / LOG).read_bytes().split(b"\n")[:-1] if (folder / LOG).exists() else []
     return [json.loads(line) for line in lines]
 
 
 def _verify(folder: Path) -> dict[str, str]:
-    """File name -> sha256, of files that are what was written."""
+    """Verify all files that the manifest lists; returns their sha256 by name."""
     listed = read_manifest(folder)["files"]
     for name, digest in listed.items():
         path = folder / name
-        again = f"build it again: rediffuse index {folder}" if name.startswith("index.") else "train again."
+        again = f"build the index again: rediffuse index {folder}" if name.startswith("index.") else "train again."
         if not path.is_file():
             raise RunError(f"{path} is missing.", f"Restore it from a copy, or {again}")
         if sha256_file(path) != digest:
-            raise RunError(f"{path} is not the file that was written: its checksum differs.", f"Restore it, or {again}")
+            raise RunError(f"{path} is damaged: its checksum differs.", f"Restore it from a copy, or {again}")
     for name in CORE:
         if name not in listed:
-            raise RunError(f"{folder / MANIFEST} does not list {name}.", "Restore the manifest, or train again.")
+            raise RunError(f"{folder / MANIFEST} does not list {name}.", "Restore it from a copy, or train again.")
     return listed
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder: format, and files, name -> sha256. They are not looked at.
+    """Read the manifest of a run folder: format, and files (sha256 by name). The files themselves are not verified.
 
     Raises:
-        RunError: there is none, or it is of another version.
-        DamagedManifest: it is not what was written.
+        RunError: the folder has no manifest, or one of another version.
+        DamagedManifest: the manifest is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -290,10 +295,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise RunError(
                 f"{path} has format {version}; this version reads format {FORMAT}.", "Use the version that wrote it."
             )
-        # Earlier manifests had no checksum of their own.
-        facts = {"format": version, "files": dict(manifest["files"].items())}
-        known = manifest.keys() <= facts.keys() | {"sha256"}
-        if not known or manifest.get("sha256", sha256_json(facts)) != sha256_json(facts):
+        content = {"format": version, "files": dict(manifest["files"].items())}
+        expected = sha256_json(content)
+        # Earlier manifests had no checksum of themselves.
+        if manifest.keys() - {*content, "sha256"} or manifest.get("sha256", expected) != expected:
             raise ValueError("its checksum differs")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedManifest(f"{path} is damaged ({error}).", "Restore it from a copy, or train again.") from None
@@ -301,11 +306,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _as_lists(histories: Histories, values: NDArray[Any]) -> pl.Series:
-    """``values`` (events,) as one list per row."""
+    """``values`` (interactions,) as one list per user."""
     frame = pl.DataFrame({"user": histories.owners, "value": values})
     lists = frame.group_by("user", maintain_order=True).agg(pl.col("value"))
-    every = pl.DataFrame({"user": np.arange(len(histories))}).join(lists, on="user", how="left", maintain_order="left")
-    return every["value"].fill_null([]).cast(pl.List(frame["value"].dtype))
+    users = pl.DataFrame({"user": np.arange(len(histories))}).join(lists, on="user", how="left", maintain_order="left")
+    return users["value"].fill_null([]).cast(pl.List(frame["value"].dtype))
 
 
 def run_path(name: str, value: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Tensors in one safetensors file, replaced atomically, with a digest of its content; nothing is pickled."""
+"""Tensors in a safetensors file, replaced atomically, with a checksum of the content. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ from rediffuse.files import atomic_write_bytes
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-    """Replace ``path`` by these tensors and a JSON-able note."""
+    """Write tensors and a JSON-able note to ``path``, replacing it atomically.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(note)
     atomic_write_bytes(path, save(plain, metadata={"note": text, "sha256": _digest(plain, text)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote.
+    """Read the tensors and the note that `save_tensors` wrote.
 
     Raises:
         RunError: the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        text = facts.get("note", "{}")
-        # The weights of a run have no digest in here, its manifest has it; nor had earlier checkpoints any.
-        if facts.keys() - {"note", "sha256"} or ("sha256" in facts and facts["sha256"] != _digest(tensors, text)):
+        text = metadata.get("note", "{}")
+        # The weights of a run have no checksum in the file: the manifest has it. Earlier checkpoints had none either.
+        matches = "sha256" not in metadata or metadata["sha256"] == _digest(tensors, text)
+        if metadata.keys() - {"note", "sha256"} or not matches:
             raise ValueError("its checksum differs")
         return tensors, json.loads(text)
     except FileNotFoundError:
@@ -55,7 +60,7 @@ def _digest(tensors: dict[str, Tensor], note: str) -> str:
 
 
 def load_weights(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load a complete set of weights.
+    """Load a complete set of weights into a model; ``path`` is only named in the error.
 
     Raises:
         RunError: names or shapes are not those of the model.
@@ -63,4 +68,7 @@ def load_weights(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> No
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise RunError(f"{path} does not fit the model: {error}", "Its config.json belongs to another model.") from None
+        raise RunError(
+            f"{path} does not fit the model: {error}",
+            "Restore it and config.json from a copy: they belong to different models.",
+        ) from None

@@ -1,4 +1,4 @@
-"""The state of training in one file: weights, optimizer state and progress."""
+"""Checkpoints: weights, optimiser state and progress in one file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from rediffuse.runs.tensors import load_tensors, load_weights, save_tensors
 def save_training(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, progress: dict[str, Any]
 ) -> None:
-    """Everything that the next step depends on."""
+    """Save everything that the next training step depends on.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     state = optimizer.state_dict()["state"] if optimizer is not None else {}
     for index, values in state.items():
@@ -23,7 +27,11 @@ def save_training(
 
 
 def load_training(path: Path, model: nn.Module) -> tuple[dict[int, dict[str, Tensor]], dict[str, Any]]:
-    """Restore the model; return the optimiser's state (for `restore_optimizer`) and the progress."""
+    """Load a checkpoint into the model; returns the optimiser state, for `restore_optimizer`, and the progress.
+
+    Raises:
+        RunError: the file is missing or damaged, or does not fit the model.
+    """
     tensors, progress = load_tensors(path)
     load_weights(path, model, {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
@@ -35,5 +43,5 @@ def load_training(path: Path, model: nn.Module) -> tuple[dict[int, dict[str, Ten
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
-    """Give a fresh optimiser the state of a saved one."""
+    """Load the saved state into a new optimiser."""
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

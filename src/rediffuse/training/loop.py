@@ -1,7 +1,7 @@
-"""The one training loop, for every model: read it from top to bottom.
+"""The training loop of every model; read it from top to bottom.
 
-It runs on Accelerate, which knows the devices, the processes and the trackers. What it adds is an exact resume, an
-honest selection (one named validation metric, never the test subset) and errors that say what to try.
+Accelerate handles devices, processes and trackers. The loop adds exact resuming, selection by one named validation
+metric, and errors that say what to try.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,44 +38,43 @@ from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, resolve_precision
 from rediffuse.training.progress import Progress
 
-# Within a long epoch the state is also saved this often.
+# Within a long epoch, a checkpoint is written every so many seconds.
 CHECKPOINT_SECONDS = 300.0
 VALIDATION_METRICS = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 
 
 @dataclass
 class State:
-    """Where training stands; saved in every checkpoint. Everything else follows from it and the seed."""
+    """The progress of training, saved in every checkpoint. Everything else follows from it and the seed."""
 
     phase: int = 0
     epoch: int = 0  # epochs completed in this phase
     step: int = 0  # steps completed in this epoch
     loss_sum: float = 0.0  # over these steps
-    best: float | None = None
+    best: float | None = None  # best value of the selection metric in this phase
     best_epoch: int = 0
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    stale: int = 0  # validations since the best
-    seconds: float = 0.0
+    stale: int = 0  # validations since the best one
+    seconds: float = 0.0  # of training, over all sessions
     precision: str = ""
-    log_bytes: int | None = None  # of metrics.jsonl that belong to what is done, and their sha256
-    log_sha256: str = ""
-    done: bool = False  # whether all phases ran to their end; never in a checkpoint
+    log_bytes: int | None = None  # size of metrics.jsonl at the checkpoint
+    log_sha256: str = ""  # of these bytes
+    done: bool = False  # whether all phases are finished; never true in a checkpoint
 
 
 class Trainer:
     """Trains one model in one run folder.
 
     Args:
-        model: fresh, seeded.
-        view: the training and validation subsets; there is no way from here to the test subset.
-        folder: of the run; checkpoints and metrics.jsonl go there.
+        model: new, with seeded weights.
+        view: the training and validation subsets; the test subset cannot be reached from it.
+        folder: of the run; checkpoints and metrics.jsonl are written there.
         seed: of the run.
-        user_ids: to name people in errors.
-        max_minutes: stop after that much wall time, counting earlier sessions.
-        tracker: an Accelerate tracker, for example "tensorboard".
+        user_ids: names users in errors.
+        max_minutes: limit of the wall time over all sessions.
+        tracker: a tracker of Accelerate, for example "tensorboard".
         show_progress: draw a progress bar on stderr.
-        on_validation: told (epoch, value of the config's metric) after each validation of the last phase, once the
-            epoch is logged and saved. What it raises ends the training and leaves `run`.
+        on_validation: called with (epoch, value of the selection metric) after each validation of the last phase, once
+            the epoch is logged and saved. An exception that it raises ends training and is passed on by `run`.
     """
 
     def __init__(
@@ -91,20 +90,21 @@ class Trainer:
         show_progress: bool = False,
         on_validation: Callable[[int, float], None] | None = None,
     ) -> None:
-        # A phase, a batch or an option can leave weights without a gradient. Buffers are functions of weights, data and
-        # what ranks have told each other: they are alike without being sent at every step.
-        how = DistributedDataParallelKwargs(
+        # A phase, a batch or an option can leave weights without a gradient. Buffers are functions of the weights, the
+        # data and values that all ranks share, so they agree without a broadcast at every step.
+        ddp_options = DistributedDataParallelKwargs(
             find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
         )
         self.accelerator = Accelerator(
-            cpu=distributed.cpu_only(), log_with=tracker, project_dir=str(folder), kwargs_handlers=[how]
+            cpu=distributed.cpu_only(), log_with=tracker, project_dir=str(folder), kwargs_handlers=[ddp_options]
         )
         self.model, self.view, self.folder, self.seed = model, view, folder, seed
         self.phases = model.phases if model.trained_by_gradient else ()
         self.config = model.config
         self.user_ids = user_ids
-        self.limit = math.inf if max_minutes is None else 60 * max_minutes
-        self.last, self.best = folder / "checkpoints" / "last.safetensors", folder / "checkpoints" / "best.safetensors"
+        self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
+        self.last_path = folder / "checkpoints" / "last.safetensors"  # of the last checkpoint
+        self.best_path = folder / "checkpoints" / "best.safetensors"  # of the weights with the best validation metric
         self.log_file = folder / LOG
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
         train = view.train if model.reads_synthetic else view.train.without_synthetic()
@@ -126,14 +126,20 @@ class Trainer:
         self.on_validation = on_validation
 
     def take_phase(self, phase: str, trained: Model) -> None:
-        """Take the part that a phase would train, which is called like the phase, as it is in another run."""
+        """Skip a phase: copy the weights of ``trained`` into the model's component of that name."""
         getattr(self.model, phase).load_state_dict(trained.state_dict())
         self.phases = tuple(other for other in self.phases if other != phase)
 
-    # --- the walk ------------------------------------------------------------------------------------------
+    # --- phases, epochs and steps --------------------------------------------------------------------------
 
     def run(self, resume: bool) -> State:
-        """Train until the epochs, the patience or the time run out; leave the best weights in the model."""
+        """Train until the epochs, the patience or the time run out; the model then has the best weights.
+
+        Raises:
+            TrainingError: the loss is not finite, or there is nothing to train on.
+            RunError: with ``resume``, the checkpoint is damaged or does not fit the model.
+            StorageError: the folder cannot be written.
+        """
         with torch.random.fork_rng(), keep_freed_memory(), self.progress, self._tracking():
             self.model.to(self.accelerator.device)
             seed_torch(self.seed, "fit")
@@ -146,7 +152,7 @@ class Trainer:
                     break
             else:
                 self.state.done = True
-            self._take_best()
+            self._load_best()
             self.state.seconds = time.monotonic() - self.started
         return self.state
 
@@ -157,17 +163,17 @@ class Trainer:
         try:
             yield
         finally:
-            # Not Accelerator.end_training, which parts the processes as well.
+            # Not Accelerator.end_training, which also destroys the process group.
             for tracker in self.accelerator.trackers:
                 tracker.finish()
 
     def _train_phase(self, index: int, phase: str) -> bool:
-        """All epochs of a phase. False when time ran out."""
+        """Train all epochs of a phase; False if the time ran out."""
         state = self.state
         if state.phase != index:
-            self._take_best()
+            self._load_best()
             self.state = state = State(phase=index, seconds=state.seconds, precision=state.precision)
-            # The best weights of the phase before are about to be replaced: a resume must not need them any more.
+            # This phase replaces the best weights of the previous one, which a resumed run must not need any more.
             self._save(None)
         self.model.begin_phase(phase, self.data)
         self.config = self.model.training_options(phase)
@@ -176,17 +182,18 @@ class Trainer:
             restore_optimizer(optimizer, self.optimizer_state)
             self.optimizer_state = {}
         with warnings.catch_warnings():
-            # Accelerate has no name yet for what torch calls forward_sync_buffers since 2.13.
+            # torch 2.13 renames the option to forward_sync_buffers, which Accelerate does not support yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             network, stepper = self.accelerator.prepare(self.model, optimizer)
-        saved_at = time.monotonic()
+        last_saved = time.monotonic()
         self.progress.start(phase, self.config.epochs)
         while state.epoch < self.config.epochs and state.stale < self.config.patience:
             rng = np.random.default_rng(derive(self.seed, phase, state.epoch, "order"))
             batches = self.model.batches(self.data, rng)
             if not len(batches):
                 raise TrainingError(
-                    "There is nothing to train on.", "Every training history has fewer than two events."
+                    "There is nothing to train on.",
+                    "Every training history has fewer than two interactions: use more data, or another split.",
                 )
             rate = self.config.learning_rate
             if self.config.learning_rate_decay_every:
@@ -194,7 +201,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("learning_rate_factor", 1.0)
             self.model.train()
-            began = time.monotonic()
+            epoch_start = time.monotonic()
             while state.step < len(batches):
                 state.loss_sum += self._step(network, stepper, batches, phase)
                 state.step += 1
@@ -202,25 +209,25 @@ class Trainer:
                 if self._out_of_time():
                     self._save(optimizer)
                     return False
-                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                if time.monotonic() - last_saved > CHECKPOINT_SECONDS:
                     self._save(optimizer)
-                    saved_at = time.monotonic()
+                    last_saved = time.monotonic()
             record: dict[str, Any] = {
                 "phase": phase,
                 "epoch": state.epoch + 1,
                 "loss": state.loss_sum / state.step,
                 "learning_rate": rate,
-                "seconds": time.monotonic() - began,
+                "seconds": time.monotonic() - epoch_start,
             }
             state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-            due = state.epoch % self.config.validate_every == 0 or state.epoch == self.config.epochs
-            if due and self.model.chosen_by_ranking(phase):
+            validates = state.epoch % self.config.validate_every == 0 or state.epoch == self.config.epochs
+            if validates and self.model.chosen_by_ranking(phase):
                 record["validation"] = self._validate_and_select()
             self._log(record)
             self._save(optimizer)
-            saved_at = time.monotonic()
-            chooses = index == len(self.phases) - 1
-            if self.on_validation is not None and chooses and (metrics := record.get("validation")):
+            last_saved = time.monotonic()
+            is_last_phase = index == len(self.phases) - 1
+            if self.on_validation is not None and is_last_phase and (metrics := record.get("validation")):
                 self.on_validation(state.epoch, metrics[self.config.metric])
             if self._out_of_time():
                 return False
@@ -235,10 +242,10 @@ class Trainer:
             loss = network(batch.to(accelerator.device))
         value = distributed.all_reduce_mean(float(loss.detach()))
         if not math.isfinite(value):
-            people = self.user_ids.gather(batches.users(state.step)[:5]).to_list()
+            users = self.user_ids.gather(batches.users(state.step)[:5]).to_list()
             raise TrainingError(
                 f"The loss is {value} at step {state.step + 1} of epoch {state.epoch + 1}, in a batch with users "
-                f"{', '.join(map(str, people))}, ...",
+                f"{', '.join(map(str, users))}, ...",
                 "Try a lower learning_rate, clip_norm=1.0, or precision=fp32. The last checkpoint is kept.",
             )
         accelerator.backward(loss)
@@ -250,81 +257,84 @@ class Trainer:
 
     def _out_of_time(self) -> bool:
         self.state.seconds = time.monotonic() - self.started
-        return self.limit < math.inf and distributed.any_rank(self.state.seconds > self.limit)
+        return self.max_seconds < math.inf and distributed.any_rank(self.state.seconds > self.max_seconds)
 
     # --- selection -----------------------------------------------------------------------------------------
 
     def validate(self) -> dict[str, float]:
-        """Metrics on the validation task, seen items kept and filtered ("/unseen")."""
+        """Metrics on the validation subset, with seen items kept and with seen items filtered ("/unseen")."""
         self.model.eval()
         self.model.prepare()
-        wanted = dict.fromkeys((*VALIDATION_METRICS, self.config.metric.removesuffix("/unseen")))
+        metrics = dict.fromkeys((*VALIDATION_METRICS, self.config.metric.removesuffix("/unseen")))
         result = evaluate_task(
             model_scores(self.model, self.view.valid, self.seed),
             self.view.valid,
             num_items=self.view.num_items,
-            metrics=list(wanted),
+            metrics=list(metrics),
             shared=True,
         )
         values = {name: float(value) for name, value in result.metrics["all"].items()}
         return values | {f"{name}/unseen": float(value) for name, value in result.metrics["unseen"].items()}
 
     def _validate_and_select(self) -> dict[str, float] | None:
+        """Validate, and save the weights if they are the best of this phase; None without a validation subset."""
         if not len(self.view.valid.users):
             return None
         state, metrics = self.state, self.validate()
         value = metrics[self.config.metric]
         if state.best is None or value > state.best:
-            state.best, state.best_epoch, state.best_metrics, state.stale = value, state.epoch, metrics, 0
-            # Written before the checkpoint: if we die between the two, the epoch is repeated and written again.
+            state.best, state.best_epoch, state.stale = value, state.epoch, 0
+            # Written before the checkpoint: after a kill between the two, the epoch is repeated and written again.
             if self.accelerator.is_main_process:
-                save_tensors(self.best, self.model.state_dict(), {"epoch": state.epoch})
+                save_tensors(self.best_path, self.model.state_dict(), {"epoch": state.epoch})
         else:
             state.stale += 1
         return metrics
 
-    def _take_best(self) -> None:
-        self.accelerator.wait_for_everyone()  # until it is written
+    def _load_best(self) -> None:
+        """Load the best weights of this phase, if it was validated, and prepare the model for scoring."""
+        self.accelerator.wait_for_everyone()  # until the main process has written the file
         if self.state.best is not None:
-            load_weights(self.best, self.model, load_tensors(self.best)[0])
-        self.accelerator.wait_for_everyone()  # until it is read
+            load_weights(self.best_path, self.model, load_tensors(self.best_path)[0])
+        self.accelerator.wait_for_everyone()  # until all processes have read it
         self.model.eval()
         self.model.prepare()
 
     def calibrate(self) -> dict[str, Any]:
-        """Let the model settle what it chooses on validation data."""
+        """Let the model choose what it chooses on validation data; returns its choices (see `Model.calibrate`)."""
         if not len(self.view.valid.users):
             return {}
         return self.model.calibrate(lambda: self.validate()[self.config.metric])
 
-    # --- what is written -----------------------------------------------------------------------------------
+    # --- checkpoints and the log ---------------------------------------------------------------------------
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
         self.state.seconds = time.monotonic() - self.started
         if self.accelerator.is_main_process:
             log = self.log_file.read_bytes() if self.log_file.exists() else b""
             self.state.log_bytes, self.state.log_sha256 = len(log), hashlib.sha256(log).hexdigest()
-            save_training(self.last, self.model, optimizer, vars(self.state))
+            save_training(self.last_path, self.model, optimizer, vars(self.state))
 
     def _restore(self) -> None:
-        if not self.last.exists():  # killed before the first checkpoint: begin again
+        if not self.last_path.exists():  # killed before the first checkpoint: start again
             if self.accelerator.is_main_process:
                 self.log_file.unlink(missing_ok=True)
             return
-        self.optimizer_state, progress = load_training(self.last, self.model)
+        self.optimizer_state, progress = load_training(self.last_path, self.model)
         try:
             self.state = State(**progress)
         except TypeError:
-            raise RunError(f"{self.last} is of another version.", "Resume with the version that wrote it.") from None
+            problem = f"{self.last_path} was written by another version of Rediffuse."
+            raise RunError(problem, "Resume with the version that wrote it.") from None
         if self.state.best is not None:
-            load_tensors(self.best)  # if it is damaged, say so now and not after the last epoch
+            load_tensors(self.best_path)  # reports damage now, not after the last epoch
         if self.accelerator.is_main_process and self.log_file.exists() and self.state.log_bytes is not None:
-            # What was written after the checkpoint is done again.
+            # Lines after the checkpoint are dropped: their epochs are repeated.
             log = self.log_file.read_bytes()[: self.state.log_bytes]
             if hashlib.sha256(log).hexdigest() != self.state.log_sha256:
                 raise RunError(
-                    f"{self.log_file} is damaged: it is not what it was at the last checkpoint.",
-                    "Restore it from a copy; or remove it, to go on without the record of earlier epochs.",
+                    f"{self.log_file} is damaged: its checksum is not the one in the last checkpoint.",
+                    "Restore it from a copy; or remove it, to continue without the record of earlier epochs.",
                 )
             atomic_write_bytes(self.log_file, log)
 
@@ -336,12 +346,12 @@ class Trainer:
             file.flush()
             os.fsync(file.fileno())
         if self.tracked:
-            numbers = {"loss": record["loss"], **(record.get("validation") or {})}
-            self.accelerator.log(numbers, step=record["epoch"])
+            values = {"loss": record["loss"], **(record.get("validation") or {})}
+            self.accelerator.log(values, step=record["epoch"])
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Options as trackers accept them."""
+    """Options in the types that trackers accept."""
     return {
         name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in config.items()
     }

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """Epochs as a bar, loss and best validation metric as text. Silent unless ``shown``."""
+    """A bar over epochs, with the loss and the best validation metric as text. Prints nothing unless ``shown``."""
 
     def __init__(self, shown: bool) -> None:
         self.bar = Bar(

@@ -1,4 +1,4 @@
-"""`train`: the one call between a split and a run folder."""
+"""`train`: from a split to a run folder in one call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
-from rediffuse.runs.identity import prepare_folder
+from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import (
     FORMAT,
     Run,
@@ -68,24 +68,26 @@ def train(
         preset: named options of the model, for example "paper".
         config: options that override the preset, as a dict or a Config of the model.
         seed: of the weights, the order of batches and all noise.
-        resume: go on from the last checkpoint in ``out``, to the same weights as without the interruption.
-        max_minutes: of wall time, earlier sessions included.
+        resume: continue from the last checkpoint in ``out``, to the same weights as without the interruption.
+        max_minutes: limit of the wall time over all sessions.
         tracker: a tracker of Accelerate, for example "tensorboard" (extra ``track``).
         progress: draw a progress bar on stderr.
-        phases_from: phase -> run folder that it is taken from instead of being trained; of a model whose phases train
-            parts that are models themselves, for example ``pdrec`` and ``{"diffusion": "runs/tdiffrec"}``.
+        phases_from: phase -> run folder to take it from instead of training it, for models whose phases train models of
+            their own, for example ``pdrec`` and ``{"diffusion": "runs/tdiffrec"}``.
 
     Raises:
-        ConfigError: unknown model, preset or option, a value out of range, or a class that lacks what a model needs.
-        RunError: ``out`` holds something already, or a checkpoint that does not fit or is damaged, or is in use by
-            another process; a run in ``phases_from`` was trained on another split; another of the processes that
-            train together has failed.
+        ConfigError: an unknown model, preset or option, a value out of range, or a class that lacks what a model needs.
+        RunError: ``out`` is not empty, is in use by another process, or holds a damaged checkpoint or that of another
+            run; a run in ``phases_from`` was trained on another split; another process of a distributed training has
+            ended.
         StorageError: ``out`` cannot be written.
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
+
+    Warns:
+        RediffuseWarning: training ended before the first validation.
     """
     distributed.init()
     kind = model_class(model)
-    name = kind.name
     split = as_split("data", data)
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
     preset, tracker = require_text("preset", preset), require_text("tracker", tracker)
@@ -94,23 +96,26 @@ def train(
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
     phases_from = require_options("phases_from", phases_from, example='{"diffusion": "runs/tdiffrec"}')
-    parts = {phase: _trained_part(phase, run_path("phases_from", path), split) for phase, path in phases_from.items()}
-    given = {phase: part.config["config"] for phase, part in parts.items()}
-    for phase in given:
+    phase_runs = {
+        phase: _read_phase_run(phase, run_path("phases_from", path), split) for phase, path in phases_from.items()
+    }
+    phase_options = {phase: run.config["config"] for phase, run in phase_runs.items()}
+    for phase in phase_options:
         if phase not in kind.Config.model_fields:
-            raise ConfigError(f"{name} has no phase {phase!r} that could be taken from a run.")
-    for phase in given.keys() & (config or {}).keys():
-        raise ConfigError(f"Both options and a run were given for {phase!r}.", "The run has its own; leave them out.")
-    options = kind.Config.build(preset, {**(config or {}), **given}, model=kind.name)
-    facts = {
+            raise ConfigError(f"{kind.name} has no phase {phase!r} that could be taken from a run.", "Leave it out.")
+    for phase in phase_options.keys() & (config or {}).keys():
+        problem = f"Both options and a run were given for {phase!r}."
+        raise ConfigError(problem, "Leave out the options: the run has its own.")
+    options = kind.Config.build(preset, {**(config or {}), **phase_options}, model=kind.name)
+    run_config = {
         "format": FORMAT,
         **external.describe(kind),
         "preset": preset,
         "config": options.model_dump(mode="json"),
         "defaults": kind.Config.build(preset).model_dump(mode="json"),
         "phases_from": {
-            phase: {"run": str(part.path), "weights": sha256_file(part.path / "model.safetensors")}
-            for phase, part in parts.items()
+            phase: {"run": str(run.path), "weights": sha256_file(run.path / "model.safetensors")}
+            for phase, run in phase_runs.items()
         },
         "seed": seed,
         "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint, "leak": split.leak},
@@ -125,8 +130,8 @@ def train(
     }
     if not external.is_importable(kind):
         warnings.warn(
-            f"{facts['class']} is defined in a script, a notebook or a function, so the run can be used only there. "
-            "Move the class to a module to use the run elsewhere.",
+            f"{run_config['class']} is defined in a script, a notebook or a function, so the run can be used only "
+            "there. Move the class to a module to use the run elsewhere.",
             RediffuseWarning,
             stacklevel=2,
         )
@@ -143,45 +148,45 @@ def train(
         show_progress=progress,
     )
     network = trainer.model
-    for phase, part in parts.items():
-        if phase not in network.phases or getattr(network, phase).name != part.config["model"]:
+    for phase, run in phase_runs.items():
+        if phase not in network.phases or getattr(network, phase).name != run.config["model"]:
             raise ConfigError(
-                f"{part.path} is a run of {part.config['model']}, which {name} has no use for in phase {phase!r}.",
-                "Give a run of the model that the phase trains, or leave the phase to this run.",
+                f"{run.path} is a run of {run.config['model']}, which {kind.name} cannot use in phase {phase!r}.",
+                "Give a run of the model that the phase trains, or let this run train the phase.",
             )
-        trainer.take_phase(phase, part.model)
-    # Only now: options that no model can be made of leave no folder behind.
+        trainer.take_phase(phase, run.model)
+    # The folder is created only after a model could be built from the options.
     remedy = "The last checkpoint is kept: start the same command again with --resume."
     with distributed.fail_together(remedy), contextlib.ExitStack() as stack:
-        distributed.main_process_first(lambda: prepare_folder(folder, facts, resume, stack))
-        return _train(trainer, split, folder, facts, resume, memory)
+        distributed.main_process_first(lambda: open_run_folder(folder, run_config, resume, stack))
+        return _train(trainer, split, folder, run_config, resume, memory)
 
 
 def _train(
-    trainer: Trainer, split: Split, folder: Path, facts: dict[str, Any], resume: bool, memory: PeakMemory
+    trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any], resume: bool, memory: PeakMemory
 ) -> Run:
-    """What `train` does in a folder that it holds."""
+    """Train, choose on validation data, and write the run into its folder, which the main process has locked."""
     network = trainer.model
     state = trainer.run(resume)
-    unreached = trainer.phases[state.phase + 1 :]
-    if unreached:
+    remaining = trainer.phases[state.phase + 1 :]
+    if remaining:
         raise TrainingError(
-            f"Time ran out in phase {trainer.phases[state.phase]!r}; {unreached[-1]!r} was not reached.",
-            "Go on with --resume and more minutes. What was trained is kept.",
+            f"The time ran out in phase {trainer.phases[state.phase]!r}, before {remaining[-1]!r}.",
+            "Continue with --resume and more minutes. The checkpoint is kept.",
         )
     last = trainer.phases[-1] if trainer.phases else None
-    ranked = last is not None and network.chosen_by_ranking(last)
-    if len(trainer.view.valid.users) and ranked and state.best is None:
+    selects = last is not None and network.chosen_by_ranking(last)
+    if len(trainer.view.valid.users) and selects and state.best is None:
         warnings.warn(
-            "Training ended before the first validation; the weights as they are were kept. Give it more minutes "
-            "(and --resume), or a smaller validate_every.",
+            "Training ended before the first validation; the last weights are kept. Give it more minutes (and "
+            "--resume), or a smaller validate_every.",
             RediffuseWarning,
             stacklevel=3,
         )
     resolved = trainer.calibrate()
     network.resolve(resolved)
     validation = trainer.validate() if len(trainer.view.valid.users) else None
-    facts |= {
+    run_config |= {
         "resolved": resolved,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "training": {
@@ -195,34 +200,38 @@ def _train(
         },
         "validation": validation,
     }
-    distributed.main_process_first(lambda: _write(trainer, split, folder, facts))
-    return Run(folder, facts, validation, state.seconds / 60)
+    distributed.main_process_first(lambda: _write_files(trainer, split, folder, run_config))
+    return Run(folder, run_config, validation, state.seconds / 60)
 
 
-def _write(trainer: Trainer, split: Split, folder: Path, facts: dict[str, Any]) -> None:
+def _write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any]) -> None:
     """Write the files of the finished run."""
     data = split.dataset
-    # People are remembered with all that precedes the test subset: what a system in use would know.
-    known = data.interactions.where((split.subset == 0) | (split.subset == 1))
+    # The histories hold everything before the test subset, as a system in production would know it.
+    histories = data.interactions.where((split.subset == 0) | (split.subset == 1))
     columns = {"item_id": data.item_ids, "train_count": trainer.data.popularity}
     if data.items is not None and data.title is not None:
         columns["title"] = data.items[data.title].cast(pl.String)
-    made_with = environment()
+    made_in = environment()
     write_run(
         folder,
-        facts,
-        made_with,
+        run_config,
+        made_in,
         trainer.model,
         pl.DataFrame(columns),
         data.user_ids,
-        known,
-        model_card(facts, made_with),
+        histories,
+        model_card(run_config, made_in),
         trainer.model.artifacts(data.user_ids, data.item_ids),
     )
 
 
-def _trained_part(phase: str, path: str | Path, split: Split) -> RunContents:
-    """The run that a phase is taken from, which must not have learned from what is tested here."""
+def _read_phase_run(phase: str, path: str | Path, split: Split) -> RunContents:
+    """Read the run that a phase is taken from. With another split, it might have learned from the test subset.
+
+    Raises:
+        RunError: the run cannot be read, or was trained on another split.
+    """
     contents = read_run(path)
     if contents.config["split"]["fingerprint"] != split.fingerprint:
         raise RunError(
@@ -234,7 +243,7 @@ def _trained_part(phase: str, path: str | Path, split: Split) -> RunContents:
 def make_trainer(
     kind: type[Model], options: ModelConfig, view: TrainingView, folder: Path, *, seed: int, **others: Any
 ) -> Trainer:
-    """A fresh model whose weights depend on ``seed`` alone, and its `Trainer`, which gets ``others``."""
+    """A new model, whose weights depend on ``seed`` alone, and its `Trainer`, which gets ``others``."""
     with torch.random.fork_rng():
         seed_torch(seed, "weights")
         network = kind(options, view.num_items, view.num_users)

@@ -1,13 +1,13 @@
 """Hyper-parameter search on validation data.
 
-Optuna proposes options and stops hopeless trials; the one training loop trains. What is added here makes a study fair
-and hard to lose: the default is tried first, time is a budget over all sessions, a killed study goes on as if it had
-been left alone, and no trial can reach the test subset.
+Optuna proposes options and prunes trials; the training loop trains them. This package makes a study fair and safe: the
+default is tried first, the time limit covers all sessions, a killed study continues as if it had not been interrupted,
+and no trial can reach the test subset.
 
 ```
 study/
-  study.json            what the study is, what it spent, where it stands
-  study.journal         Optuna's log of all trials, JSON lines
+  study.json            its settings, the time spent, its state
+  study.journal         Optuna's log of all trials, as JSON lines
   best.yaml             options for `rediffuse train --config`
   trials.parquet        one row per trial
   trials/0007/          metrics.jsonl of a trial

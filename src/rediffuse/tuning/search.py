@@ -1,4 +1,4 @@
-"""The search of a study: proposes options, trains them, and records what they reach on validation data."""
+"""The search of a study: proposes options, trains with them, and records the validation metric."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rediffuse.files import atomic_write_parquet, atomic_write_text
 from rediffuse.models.base import Model
 from rediffuse.seeds import derive
 from rediffuse.training.train import make_trainer
-from rediffuse.tuning.study import Study, ranking_of, read_study
+from rediffuse.tuning.study import Study, rank_trials, read_study
 
 if TYPE_CHECKING:
     import optuna
@@ -32,7 +32,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Search:
-    """Proposes and runs trials. It has the training view, and from there no way leads to the test subset."""
+    """Proposes and runs trials. It holds only the training view, from which the test subset cannot be reached.
+
+    Attributes:
+        kind: class of the model.
+        default: its options before the search.
+        searched: the domain of each searched option.
+        view: the training and validation subsets.
+        user_ids: names users in errors.
+        folder: of the study.
+        seed: of the search and of every training.
+        study: Optuna's study.
+        progress: draw a progress bar and print a line per trial on stderr.
+    """
 
     kind: type[Model]
     default: ModelConfig
@@ -47,41 +59,41 @@ class Search:
     # --- running -------------------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Put interrupted trials in the queue again; in a new study, the default."""
+        """Queue interrupted trials again; in a new study, queue the default."""
         from optuna.trial import TrialState
 
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.tell(trial.number, state=TrialState.FAIL)
-            shutil.rmtree(self._place(trial.number) / "checkpoints", ignore_errors=True)
-        every = self.study.get_trials(deepcopy=False)
-        # Everything is read from the journal, so that dying in here as well does no harm.
-        again = {trial.user_attrs.get("repeats") for trial in every}
-        start = {option: getattr(self.default, option) for option in self.searched}
-        if not every:
-            self.study.enqueue_trial(start, user_attrs={"default": True})
-        for trial in every:
-            if trial.state == TrialState.FAIL and trial.number not in again:
+            shutil.rmtree(self._trial_folder(trial.number) / "checkpoints", ignore_errors=True)
+        trials = self.study.get_trials(deepcopy=False)
+        # What is queued already is read from the journal, so a kill within this method does no harm.
+        repeated = {trial.user_attrs.get("repeats") for trial in trials}
+        default_params = {option: getattr(self.default, option) for option in self.searched}
+        if not trials:
+            self.study.enqueue_trial(default_params, user_attrs={"default": True})
+        for trial in trials:
+            if trial.state == TrialState.FAIL and trial.number not in repeated:
                 is_default = "default" in trial.user_attrs
-                # A trial can die before all its options are in the journal; those of the default are known.
+                # A trial can be killed before all its options are in the journal; those of the default are known.
                 self.study.enqueue_trial(
-                    start if is_default else trial.params,
+                    default_params if is_default else trial.params,
                     user_attrs={"repeats": trial.number} | ({"default": True} if is_default else {}),
                 )
 
-    def run_one(self, minutes: float) -> None:
-        """Run the next trial for at most so long."""
+    def run_trial(self, max_minutes: float) -> None:
+        """Run the next trial, for at most ``max_minutes``."""
         import optuna
         from optuna.trial import TrialState
 
-        # A sampler per trial, seeded by its place: a study that was interrupted proposes what it would have anyway.
+        # A sampler per trial, seeded by the number of finished trials: interruptions do not change what it proposes.
         self.study.sampler = optuna.samplers.TPESampler(seed=derive(self.seed, "tune", self.finished()) % 2**32)
         distributions = {
             option: distribution(option, domain, getattr(self.default, option))
             for option, domain in self.searched.items()
         }
         trial = self.study.ask(distributions)
-        place, began = self._place(trial.number), time.monotonic()
-        place.mkdir(parents=True, exist_ok=True)
+        folder, start = self._trial_folder(trial.number), time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
 
         def on_validation(epoch: int, value: float) -> None:
             trial.report(value, epoch)
@@ -94,40 +106,40 @@ class Search:
                 self.kind,
                 self.options(trial.params),
                 self.view,
-                place,
+                folder,
                 seed=self.seed,
                 user_ids=self.user_ids,
-                max_minutes=minutes,
+                max_minutes=max_minutes,
                 show_progress=self.progress,
                 on_validation=on_validation,
             )
-            reached = trainer.run(resume=False)
-            if not reached.done:
-                state = TrialState.FAIL  # out of time; `recover` runs it again
+            result = trainer.run(resume=False)
+            if not result.done:
+                state = TrialState.FAIL  # the time ran out; `recover` queues it again
             else:
-                state, value = TrialState.COMPLETE, reached.best
-                if value is None:  # closed form: what the loop did was to fit it
+                state, value = TrialState.COMPLETE, result.best
+                if value is None:  # a model in closed form is not validated by the loop
                     trainer.model.resolve(trainer.calibrate())
                     value = trainer.validate()[self.default.metric]
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except (TrainingError, ConfigError, torch.OutOfMemoryError) as error:
-            # Options that do not work are a finding: the sampler takes them for the worst, and the study goes on.
+            # Options that fail are a result: to the sampler they are the worst ones, and the study continues.
             state = TrialState.PRUNED
             trial.set_user_attr("error", str(error))
         finally:
-            shutil.rmtree(place / "checkpoints", ignore_errors=True)
-        trial.set_user_attr("minutes", (time.monotonic() - began) / 60)
-        told = self.study.tell(trial, value, state)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        trial.set_user_attr("minutes", (time.monotonic() - start) / 60)
+        finished = self.study.tell(trial, value, state)
         if self.progress:
-            shown = "-" if (reached_value := _value(told)) is None else f"{reached_value:.4f}"
-            print(f"Trial {trial.number}: {_state(told, set())}, {self.default.metric} {shown}", file=sys.stderr)
+            shown = "-" if (best := _value(finished)) is None else f"{best:.4f}"
+            print(f"Trial {trial.number}: {_state(finished, set())}, {self.default.metric} {shown}", file=sys.stderr)
 
     def options(self, params: dict[str, Any]) -> ModelConfig:
-        """The default with other values of what is searched."""
+        """The options of a trial: the default, with the trial's values of the searched options."""
         return self.kind.Config.build(None, self.default.model_dump() | params)
 
-    def _place(self, number: int) -> Path:
+    def _trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04d}"
 
     # --- the state of the study ----------------------------------------------------------------------------
@@ -139,86 +151,96 @@ class Search:
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
     def minutes(self) -> float:
-        """Wall time of all trials, also of those that were killed."""
+        """Wall time of all trials, including killed ones."""
         return sum(self._minutes(trial) for trial in self.study.get_trials(deepcopy=False))
 
     def _minutes(self, trial: FrozenTrial) -> float:
         if "minutes" in trial.user_attrs or trial.datetime_start is None:
             return trial.user_attrs.get("minutes", 0.0)
-        # It was killed; the last thing it wrote is its last sign of life.
-        signs = [file.stat().st_mtime for file in self._place(trial.number).glob("metrics.jsonl")]
-        return max(0.0, max(signs, default=0.0) - trial.datetime_start.timestamp()) / 60
+        # The trial was killed: its time is counted up to the last line of its log.
+        ends = [file.stat().st_mtime for file in self._trial_folder(trial.number).glob("metrics.jsonl")]
+        return max(0.0, max(ends, default=0.0) - trial.datetime_start.timestamp()) / 60
 
     def table(self) -> pl.DataFrame:
         """One row per trial, as in `Study.trials`."""
-        begun = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
-        repeated = {trial.user_attrs.get("repeats") for trial in begun}
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        repeated = {trial.user_attrs.get("repeats") for trial in trials}
         columns: dict[str, list[Any]] = {
-            "number": [trial.number for trial in begun],
-            "state": [_state(trial, repeated) for trial in begun],
-            "default": ["default" in trial.user_attrs for trial in begun],
-            "value": [_value(trial) for trial in begun],
-            "epochs": [trial.last_step or 0 for trial in begun],
-            "minutes": [self._minutes(trial) for trial in begun],
+            "number": [trial.number for trial in trials],
+            "state": [_state(trial, repeated) for trial in trials],
+            "default": ["default" in trial.user_attrs for trial in trials],
+            "value": [_value(trial) for trial in trials],
+            "epochs": [trial.last_step or 0 for trial in trials],
+            "minutes": [self._minutes(trial) for trial in trials],
         }
-        fixed = {"state": pl.String, "default": pl.Boolean, "value": pl.Float64, "minutes": pl.Float64}
-        columns |= {option: [trial.params.get(option) for trial in begun] for option in self.searched}
+        dtypes = {"state": pl.String, "default": pl.Boolean, "value": pl.Float64, "minutes": pl.Float64}
+        columns |= {option: [trial.params.get(option) for trial in trials] for option in self.searched}
         return pl.DataFrame(
-            [pl.Series(name, values, dtype=fixed.get(name), strict=False) for name, values in columns.items()]
+            [pl.Series(name, values, dtype=dtypes.get(name), strict=False) for name, values in columns.items()]
         )
 
-    def write(self, trials: int, max_minutes: float | None) -> Study | None:
-        """Write down where the study stands; None before the first validation."""
+    def save(self, trials: int, max_minutes: float | None) -> Study | None:
+        """Write best.yaml, trials.parquet and study.json; returns the result so far, None before the first validation.
+
+        Args:
+            trials, max_minutes: the limits of this session, recorded in study.json.
+
+        Raises:
+            StorageError: a file cannot be written.
+        """
         table = self.table()
-        ranking = ranking_of(table)
-        found = best = None
+        ranking = rank_trials(table)
+        result = best = None
         if len(ranking):
             best = ranking.row(0, named=True)
-            defaults = ranking.filter("default")["value"]
+            default_values = ranking.filter("default")["value"]
             options = self.options({option: best[option] for option in self.searched}).model_dump(mode="json")
-            usual = self.kind.Config.build().model_dump(mode="json")
-            found = Study(
+            model_defaults = self.kind.Config.build().model_dump(mode="json")
+            result = Study(
                 path=self.folder,
                 model=self.kind.name,
                 metric=self.default.metric,
-                best_config={option: value for option, value in options.items() if value != usual[option]},
+                best_config={option: value for option, value in options.items() if value != model_defaults[option]},
                 best_value=best["value"],
-                default_rank=1 + int((ranking["value"] > defaults.max()).sum()) if len(defaults) else None,
+                default_rank=1 + int((ranking["value"] > default_values.max()).sum()) if len(default_values) else None,
                 trials=table,
                 minutes=self.minutes(),
             )
-            said = f"# {self.kind.name}: {found.metric} {found.best_value:.4f} on validation, trial {best['number']}\n"
-            atomic_write_text(self.folder / "best.yaml", said + yaml.safe_dump(found.best_config, sort_keys=False))
+            header = (
+                f"# {result.model}: {result.metric} {result.best_value:.4f} on validation, trial {best['number']}\n"
+            )
+            atomic_write_text(self.folder / "best.yaml", header + yaml.safe_dump(result.best_config, sort_keys=False))
         atomic_write_parquet(self.folder / "trials.parquet", table)
-        facts = read_study(self.folder) | {
-            "asked": {"trials": trials, "max_minutes": max_minutes},
+        content = read_study(self.folder) | {
+            "limits": {"trials": trials, "max_minutes": max_minutes},
             "minutes": self.minutes(),
             "states": dict(table.group_by("state").len().sort("state").iter_rows()),
             "best": best and {"trial": best["number"], "value": best["value"]},
-            "default_rank": found and found.default_rank,
+            "default_rank": result and result.default_rank,
         }
-        atomic_write_text(self.folder / "study.json", json.dumps(facts, indent=2) + "\n")
-        return found
+        atomic_write_text(self.folder / "study.json", json.dumps(content, indent=2) + "\n")
+        return result
 
 
 def _value(trial: FrozenTrial) -> float | None:
-    """The best validation of a trial, however it ended."""
+    """The best validation metric of a trial, in whichever state it ended."""
     if trial.state.name == "COMPLETE":
         return trial.value
     return max(trial.intermediate_values.values(), default=None)
 
 
 def _state(trial: FrozenTrial, repeated: set[int | None]) -> str:
+    """The state of a trial, as in `Study.trials`; ``repeated`` are the numbers of trials that were run again."""
     if trial.state.name == "FAIL":
         return "repeated" if trial.number in repeated else "interrupted"
     return "failed" if "error" in trial.user_attrs else trial.state.name.lower()
 
 
 def distribution(option: str, domain: Range | tuple[Any, ...], default: Any) -> BaseDistribution:
-    """What Optuna draws from: the domain, widened where needed to hold the default.
+    """The distribution that Optuna samples from: the domain, widened if necessary to contain the default.
 
     Raises:
-        ConfigError: the default cannot lie in such a range.
+        ConfigError: the default cannot be in such a range.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -226,8 +248,8 @@ def distribution(option: str, domain: Range | tuple[Any, ...], default: Any) -> 
         return CategoricalDistribution(domain if default in domain else (*domain, default))
     if default is None or (domain.log and default <= 0):
         raise ConfigError(
-            f"{option}={default} does not lie in any range like {domain}.",
-            f"Fix it (--set {option}=...), or change it.",
+            f"{option}={default} cannot be in a range such as {domain}.",
+            f"Set it (--set {option}=...) so that it is not searched, or start from another preset.",
         )
     low, high = min(domain.low, default), max(domain.high, default)
     if isinstance(domain.low, int) and isinstance(domain.high, int):
@@ -236,4 +258,5 @@ def distribution(option: str, domain: Range | tuple[Any, ...], default: Any) -> 
 
 
 def describe_domain(domain: Range | tuple[Any, ...]) -> Any:
+    """The domain as a JSON-able value."""
     return dataclasses.asdict(domain) if isinstance(domain, Range) else list(domain)

@@ -16,8 +16,8 @@ import polars as pl
 from rediffuse.display import Displayed
 from rediffuse.errors import RunError
 from rediffuse.files import atomic_write_text, writing
-from rediffuse.runs.identity import refuse_another
-from rediffuse.runs.lock import is_free
+from rediffuse.runs.identity import refuse_other_identity
+from rediffuse.runs.lock import is_unused
 
 if TYPE_CHECKING:
     import optuna
@@ -27,20 +27,20 @@ FORMAT = 1
 
 @dataclass(frozen=True, repr=False)
 class Study(Displayed):
-    """What a search found, on validation data alone.
+    """The result of a search on validation data.
 
     Attributes:
         path: the study's folder.
         model: name of the model.
         metric: the validation metric that was maximised.
         best_config: the options of the best trial that differ from the model's default.
-        best_value: its metric.
-        default_rank: place of the default among all trials, 1 is best; None if it reached no validation.
-        trials: one row per trial: number, state, default (whether it is), value, epochs, minutes, and every
-            option that was searched. States: complete; pruned (below the median of the others); failed (its training
-            raised an error); interrupted (by the end of the time or of the process); repeated (interrupted, and
-            run again as a later trial).
-        minutes: spent on all trials, over all sessions.
+        best_value: value of the metric in the best trial.
+        default_rank: rank of the default among all trials, from 1; None if it was not validated.
+        trials: one row per trial: number, state, default (whether it is the default), value, epochs, minutes, and every
+            searched option. States: complete; pruned (below the median of the others); failed (its training raised an
+            error); interrupted (by the time limit or the end of the process); repeated (interrupted, and run again as
+            a later trial).
+        minutes: time of all trials over all sessions.
     """
 
     path: Path
@@ -54,8 +54,8 @@ class Study(Displayed):
 
     @property
     def ranking(self) -> pl.DataFrame:
-        """The trials with a value, best first; those that were run again count once."""
-        return ranking_of(self.trials)
+        """The trials with a value, best first; repeated trials count once."""
+        return rank_trials(self.trials)
 
     def _display(self) -> tuple[str, dict[str, Any]]:
         states = self.trials.group_by("state").len().sort("state").iter_rows()
@@ -69,54 +69,61 @@ class Study(Displayed):
         }
 
 
-def ranking_of(table: pl.DataFrame) -> pl.DataFrame:
-    """The trials with a value, best first; of equals the earlier."""
-    counted = table.filter(pl.col("value").is_not_null() & (pl.col("state") != "repeated"))
+def rank_trials(trials: pl.DataFrame) -> pl.DataFrame:
+    """The trials with a value, best first; of equal ones, the earlier first."""
+    counted = trials.filter(pl.col("value").is_not_null() & (pl.col("state") != "repeated"))
     return counted.sort("value", descending=True, maintain_order=True)
 
 
-def check_folder(folder: Path, identity: dict[str, Any]) -> None:
-    """Raises:
-    RunError: the folder holds another study, or something else.
+def refuse_other_folder(folder: Path, identity: dict[str, Any]) -> None:
+    """Check that a folder is new or holds the study with this identity.
+
+    Raises:
+        RunError: the folder holds another study, or something else.
     """
     if (folder / "study.json").exists():
-        remedy = "Use the options it began with (trials and minutes may change), or choose another folder."
-        refuse_another(folder, read_study(folder), identity, remedy)
-    elif not is_free(folder):
+        remedy = "Use the options it was started with (trials and minutes may change), or choose another folder."
+        refuse_other_identity(folder, read_study(folder), identity, remedy)
+    elif not is_unused(folder):
         raise RunError(f"{folder} is not empty and holds no study.", "Choose another folder.")
 
 
-def begin_study(folder: Path, identity: dict[str, Any]) -> None:
-    """Begin a study in a folder that is held, unless it is there already.
+def start_study(folder: Path, identity: dict[str, Any]) -> None:
+    """Write study.json into a folder that the caller has locked, unless the study was started before.
 
     Raises:
-        RunError: as `check_folder`, for what another process may have done meanwhile.
+        RunError: as `refuse_other_folder`, if another process has used the folder in the meantime.
     """
-    check_folder(folder, identity)
+    refuse_other_folder(folder, identity)
     if not (folder / "study.json").exists():
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        facts = {"format": FORMAT, "created": created, **identity}
-        atomic_write_text(folder / "study.json", json.dumps(facts, indent=2) + "\n")
+        content = {"format": FORMAT, "created": created, **identity}
+        atomic_write_text(folder / "study.json", json.dumps(content, indent=2) + "\n")
 
 
 def read_study(folder: Path) -> dict[str, Any]:
+    """Read study.json.
+
+    Raises:
+        RunError: the file is damaged, or of another version.
+    """
     path = folder / "study.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        version = facts["format"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({error}).", "Restore it from a copy, or choose another folder.") from None
     if version != FORMAT:
         raise RunError(f"{path} has format {version}; this version reads {FORMAT}.", "Use the version that wrote it.")
-    return facts
+    return content
 
 
 def open_journal(path: Path) -> optuna.storages.JournalStorage:
-    """The journal of a study whose folder is held, mended if the last process died while it wrote.
+    """Open the journal of a study whose folder the caller has locked. Drops an incomplete last line, left by a kill.
 
     Raises:
-        RunError: it is damaged elsewhere than at its end.
-        StorageError: it cannot be written; now, or when it is used.
+        RunError: the journal is damaged before its last line.
+        StorageError: the journal cannot be written, now or later.
     """
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 
@@ -128,18 +135,18 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
     with writing(path):
         with path.open("ab") as file:
             file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        # Locks of a process that is no more.
+        # Locks left by a killed process.
         for stale in path.parent.glob(f"{path.name}.*"):
             stale.unlink()
     try:
         return JournalStorage(Backend(str(path), lock_obj=JournalFileOpenLock(str(path))))
     except (ValueError, LookupError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error!r}).", "Restore it, or choose another folder.") from None
+        raise RunError(f"{path} is damaged ({error!r}).", "Restore it from a copy, or choose another folder.") from None
 
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Without Optuna's log, and without its warnings that the journal and others are experimental."""
+    """Silence Optuna's log and its warnings that the journal and other features are experimental."""
     import optuna
 
     before = optuna.logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""`tune`: search a model's options on validation data."""
+"""`tune`: search the options of a model on validation data."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rediffuse.models import external, model_class, names
 from rediffuse.models.base import Model
 from rediffuse.runs.lock import folder_lock
 from rediffuse.tuning.search import Search, describe_domain
-from rediffuse.tuning.study import Study, begin_study, check_folder, open_journal, quiet_optuna
+from rediffuse.tuning.study import Study, open_journal, quiet_optuna, refuse_other_folder, start_study
 
-# Trials that run to their end before any is stopped for being below the median of the others.
+# Trials that are complete before any is pruned for being below their median.
 TRIALS_BEFORE_PRUNING = 5
-# The share of the epochs that every trial gets: small learning rates start slowly.
+# Share of the epochs in which no trial is pruned: small learning rates start slowly.
 WARM_UP = 0.1
 
 
@@ -45,9 +45,9 @@ def tune(
     seed: int = 0,
     progress: bool = False,
 ) -> Study:
-    """Search a model's options for the best value of its validation metric. On a folder with a study it goes on.
+    """Search the options of a model for the best value of its validation metric, or continue the study in ``out``.
 
-    The model as it is (``preset`` and ``config``) is the first trial. All trials train with the same seed.
+    The first trial is the default: the model with ``preset`` and ``config``. All trials train with the same seed.
 
     Args:
         model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
@@ -55,21 +55,24 @@ def tune(
         data: a split, whose training and validation subsets are used; no trial can reach the test subset. Of a dataset,
             or the path of a dataset folder, the default split is used, and a warning names it.
         out: the study's folder, which is required.
-        trials: finished ones (complete, pruned or failed) at which to stop, earlier sessions included.
-        max_minutes: of wall time over all trials, earlier sessions included; the trial that runs then is stopped.
-        config: options that are fixed and not searched.
+        trials: number of finished trials (complete, pruned or failed) after which to stop, over all sessions.
+        max_minutes: limit of the wall time of all trials, over all sessions; the running trial is stopped then.
+        config: options that are fixed, so not searched.
         preset: named options to start from; they are searched.
         seed: of the search and of every training.
         progress: draw a progress bar and print a line per trial on stderr.
 
     Raises:
         MissingExtraError: Optuna is not installed.
-        ConfigError: unknown model, preset, option or metric; nothing to search; ``trials`` or ``max_minutes`` not
-            positive.
+        ConfigError: an unknown model, preset, option or metric; there is nothing to search; ``trials`` or
+            ``max_minutes`` is not positive.
         DataError: the split has no validation subset.
-        RunError: ``out`` holds something else, or another study, or one that another process works on.
+        RunError: ``out`` holds another study or something else, or another process is working on the study.
         StorageError: ``out`` cannot be written.
         TrainingError: no trial reached a validation.
+
+    Warns:
+        RediffuseWarning: no trial is better than the default.
     """
     try:
         import optuna
@@ -83,26 +86,24 @@ def tune(
         max_minutes = require_number("max_minutes", max_minutes)
     preset, seed = require_text("preset", preset), require_integer("seed", seed, minimum=None)
     if trials < 1 or (max_minutes is not None and not max_minutes > 0):
-        raise ConfigError(
-            f"There is nothing to do in {trials} trials and {max_minutes} minutes.", "RankingQuery for more."
-        )
+        problem = f"There is nothing to do in {trials} trials and {max_minutes} minutes."
+        raise ConfigError(problem, "Give at least one trial and more than 0 minutes.")
     distributed.init()
     if distributed.world_size() > 1:
-        raise ConfigError("A study runs in one process.", "Start it without accelerate launch or torchrun.")
+        raise ConfigError("A study runs in a single process.", "Start it without accelerate launch or torchrun.")
     config = require_options("config", config, kind.Config)
     default = kind.Config.build(preset, config, model=kind.name)
     parse_metric(default.metric.removesuffix("/unseen"))
     searched = {option: domain for option, domain in kind.Config.search.items() if option not in (config or {})}
     if not searched:
         if kind.Config.search:
-            raise ConfigError(
-                f"All options of {kind.name} that could be searched are fixed.", "Leave one of them free."
-            )
+            raise ConfigError(f"All searchable options of {kind.name} are fixed.", "Leave out at least one of them.")
         others = [name for name in names(installed=False) if model_class(name).Config.search]
-        raise ConfigError(f"{kind.name} has no options to search.", f"Models that have: {', '.join(others)}.")
+        remedy = f"Models with options to search: {', '.join(others)}."
+        raise ConfigError(f"{kind.name} has no options to search.", remedy)
     view = split.training_view()
     if not len(view.valid.users):
-        raise DataError("This split has no validation subset, and a search needs one.", "Choose another split.")
+        raise DataError("This split has no validation subset, which a search needs.", "Choose another split.")
     identity = {
         "model": kind.name,
         "class": external.class_path(kind),
@@ -112,9 +113,9 @@ def tune(
         "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint},
     }
     identity = json.loads(json.dumps(identity))
-    check_folder(folder, identity)  # refused before anything is written
+    refuse_other_folder(folder, identity)  # before anything is written
     with quiet_optuna(), folder_lock(folder, "tuning"):
-        begin_study(folder, identity)
+        start_study(folder, identity)
         study = optuna.create_study(
             study_name=kind.name,
             storage=open_journal(folder / "study.journal"),
@@ -122,21 +123,21 @@ def tune(
             pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING, math.ceil(WARM_UP * default.epochs)),
             load_if_exists=True,
         )
-        # From here on nothing holds the split.
+        # From here on, nothing refers to the split.
         search = Search(kind, default, searched, view, split.dataset.user_ids, folder, seed, study, progress)
         search.recover()
-        found = search.write(trials, max_minutes)
-        while search.finished() < trials and (left := (max_minutes or math.inf) - search.minutes()) > 0:
-            search.run_one(left)
-            found = search.write(trials, max_minutes)
-    if found is None:
+        result = search.save(trials, max_minutes)
+        while search.finished() < trials and (remaining := (max_minutes or math.inf) - search.minutes()) > 0:
+            search.run_trial(remaining)
+            result = search.save(trials, max_minutes)
+    if result is None:
         errors = [text for trial in study.trials if (text := trial.user_attrs.get("error"))]
         remedy = f"The last error was: {errors[-1]}" if errors else "Give it more minutes."
         raise TrainingError(f"No trial of {folder} reached a validation.", remedy)
-    if found.default_rank == 1 and len(found.ranking) > 1:
+    if result.default_rank == 1 and len(result.ranking) > 1:
         warnings.warn(
-            f"The default was never beaten in {len(found.ranking)} trials; best.yaml is the default.",
+            f"The default was never beaten in {len(result.ranking)} trials; best.yaml is the default.",
             RediffuseWarning,
             stacklevel=2,
         )
-    return found
+    return result
