@@ -14,7 +14,6 @@ import torch
 from rediffuse import distributed
 from rediffuse.arguments import (
     require_integer,
-    require_model,
     require_number,
     require_options,
     require_path,
@@ -88,7 +87,7 @@ def train(
         RediffuseWarning: training ended before the first validation.
     """
     distributed.init()
-    kind = model_class(require_model(model))
+    kind = model_class(model)
     split = as_split("data", data)
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
     preset, tracker = require_text("preset", preset), require_text("tracker", tracker)
