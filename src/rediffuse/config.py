@@ -82,7 +82,11 @@ class ModelConfig(BaseModel):
             config = cls(**values)
         except ValidationError as error:
             raise cls._error(error) from None
-        if model is not None and preset not in (None, "default") and cls.model_validate(chosen) == cls.model_validate({}):
+        if (
+            model is not None
+            and preset not in (None, "default")
+            and cls.model_validate(chosen) == cls.model_validate({})
+        ):
             warnings.warn(
                 f"The preset {preset!r} of {model} changes nothing: it equals the default.",
                 RediffuseWarning,
@@ -138,7 +142,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             target[option] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(
-                f"The value of setting {setting!r} is not valid YAML.", "Quote it: option='value'"
+                f"The value of setting {setting!r} is not valid YAML.", "Put the value in quotes."
             ) from None
     return values
 

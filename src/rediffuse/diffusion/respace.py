@@ -58,7 +58,7 @@ def space_timesteps(steps: int, counts: str | int | Sequence[int]) -> list[int]:
 
 
 def _strided(steps: int, count: int) -> list[int]:
-    """``count`` of ``steps`` timesteps from 0, with the smallest whole stride that gives so many."""
+    """``count`` of ``steps`` timesteps from 0, with the smallest whole stride that gives this number."""
     for stride in range(1, steps + 1):
         kept = range(0, steps, stride)
         if len(kept) == count:

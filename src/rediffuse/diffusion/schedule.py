@@ -174,10 +174,10 @@ def noise_schedule(name: str, steps: int, **params: float | bool) -> NoiseSchedu
     return _checked(key, build(steps, **params), _REMEDIES.get(key, "Use more steps."))
 
 
-def check_steps(who: str, steps: int) -> None:
+def check_steps(owner: str, steps: int) -> None:
     """Check that ``steps`` is a whole number of at least 1; raise a `ConfigError` otherwise."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ConfigError(f"{who}: steps is {steps!r}.", "Give a whole number of at least 1.")
+        raise ConfigError(f"{owner}: steps is {steps!r}.", "Give a whole number of at least 1.")
 
 
 def _checked(name: str, betas: Tensor, remedy: str) -> NoiseSchedule:
