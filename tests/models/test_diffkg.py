@@ -531,7 +531,7 @@ def test_paths_of_a_run(tmp_path):
     assert recommender.explain(["i1"], user="u1").columns == paths.columns
     with pytest.warns(RediffuseWarning, match="1 of 1 users are unknown; there are no paths"):
         assert not len(recommender.explain(["i1"], user="unknown"))
-    with pytest.raises(ConfigError, match="Say for whom"):
+    with pytest.raises(ConfigError, match="Give either a user or a history"):
         recommender.explain(["i1"])
     popular = rd.train("popularity", rd.split.leave_one_out(data), tmp_path / "popular")
     with pytest.raises(ConfigError, match="no knowledge graph"):

@@ -258,7 +258,7 @@ def test_a_phase_can_be_taken_from_a_run(split, tmp_path):
         torch.equal(saved[f"diffusion.{name}"], tensor) for name, tensor in taken.items() if "folded" not in name
     )
     assert second.config["phases_from"]["diffusion"]["run"] == str(first.path)
-    with pytest.raises(ConfigError, match="leave them out"):
+    with pytest.raises(ConfigError, match="Leave out the options"):
         rd.train("pdrec", split, tmp_path / "x", config=tiny(), phases_from={"diffusion": first.path})
     with pytest.raises(ConfigError, match="no phase"):
         rd.train("gru4rec", split, tmp_path / "y", phases_from={"encoder": first.path})
