@@ -42,11 +42,11 @@ import numpy as np
 import polars as pl
 
 from benchmarks.common import write_result
-from rediffuse.data import dataset, histories, split
+from rediffuse.data import dataset, histories, subsets
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import load_dataset
 from rediffuse.errors import RediffuseError
-from rediffuse.readers import interactions as interactions_module
+from rediffuse.readers import rows as interaction_rows
 from rediffuse.readers import tables
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.recbole import read_atomic
@@ -513,7 +513,7 @@ def _read(case: Case, folder: Path) -> Dataset:
 @contextmanager
 def few_at_once(few: bool) -> Iterator[None]:
     """Read FEW rows and work on FEW interactions at once if ``few``."""
-    limits = [(tables, "PIECE"), *((module, "BLOCK") for module in (histories, interactions_module, split, dataset))]
+    limits = [(tables, "PIECE"), *((module, "BLOCK") for module in (histories, interaction_rows, subsets, dataset))]
     before = [getattr(module, name) for module, name in limits]
     for module, name in limits if few else ():
         setattr(module, name, FEW)

@@ -26,6 +26,7 @@ _LAZY = {
     "split": ("rediffuse.data.split", None),
     "data": ("rediffuse.data", None),
     "diffusion": ("rediffuse.diffusion", None),
+    "errors": ("rediffuse.errors", None),
     "evaluation": ("rediffuse.evaluation", None),
     "models": ("rediffuse.models", None),
     "testing": ("rediffuse.testing", None),
@@ -39,6 +40,7 @@ __all__ = [
     "compare",
     "data",
     "diffusion",
+    "errors",
     "evaluate",
     "evaluate_lists",
     "evaluation",
@@ -54,7 +56,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from rediffuse import data, diffusion, evaluation, models, testing
+    from rediffuse import data, diffusion, errors, evaluation, models, testing
     from rediffuse.augmentation import augment
     from rediffuse.comparison import compare, evaluate
     from rediffuse.data import split

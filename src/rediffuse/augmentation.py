@@ -19,16 +19,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rediffuse.arguments import require_integer, require_options
+from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
-from rediffuse.data.split import TRAIN, VALID, Split
+from rediffuse.data.split import TRAIN, VALID, Split, as_split
 from rediffuse.data.synthetic import with_synthetic
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError, did_you_mean
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.models.diffuasr import DiffuASR
 from rediffuse.runs.identity import identity_path, refuse_other_identity
-from rediffuse.runs.run_folder import read_run
+from rediffuse.runs.run_folder import Run, read_run, run_path
 from rediffuse.training import train
 
 # Options of diffuasr that are arguments of `augment`.
@@ -42,13 +44,13 @@ BLOCK = 256
 
 
 def augment(
-    split: Split,
+    data: Split | Dataset | str | Path,
     method: str = "diffuasr",
     *,
     n: int = 10,
     only_shorter_than: int | None = None,
-    run: str | Path | None = None,
-    config: dict[str, Any] | None = None,
+    run: str | Path | Run | None = None,
+    config: dict[str, Any] | ModelConfig | None = None,
     preset: str | None = None,
     seed: int = 0,
     max_minutes: float | None = None,
@@ -60,7 +62,8 @@ def augment(
     ``synthetic_targets`` of a model.
 
     Args:
-        split: its training subset is read.
+        data: a split, whose training subset is read. Of a dataset, or the path of a dataset folder, the default split
+            is used, and a warning names it.
         method: one of `METHODS`.
         n: synthetic interactions per user.
         only_shorter_than: only before histories with fewer training interactions.
@@ -78,11 +81,15 @@ def augment(
     """
     if method not in METHODS:
         raise ConfigError(f"There is no augmentation method {method!r}.", did_you_mean(method, METHODS))
-    for name, value in (("n", n), ("only_shorter_than", only_shorter_than)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}.", f"Give {name} of at least 1.")
+    split = as_split("data", data)
+    n, seed = require_integer("n", n), require_integer("seed", seed, minimum=None)
     if seed < 0:
         raise ConfigError(f"seed is {seed}.", "Give a seed of at least 0.")
+    if only_shorter_than is not None:
+        only_shorter_than = require_integer("only_shorter_than", only_shorter_than)
+    run = None if run is None else run_path("run", run)
+    generator = {"diffuasr": "diffuasr", "asrep": "sasrec"}.get(method)
+    config = require_options("config", config, None if generator is None else model_class(generator).Config)
     for name in _ARGUMENTS.keys() & (config or {}).keys():
         raise ConfigError(f"{name!r} cannot be set in the options of the generator.", _ARGUMENTS[name])
     options: dict[str, Any] = {"n": n, "only_shorter_than": only_shorter_than, "seed": seed}

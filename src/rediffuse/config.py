@@ -109,6 +109,8 @@ class ModelConfig(BaseModel):
     def _error(cls, error: ValidationError) -> ConfigError:
         """The first of pydantic's errors as one of ours."""
         first = error.errors()[0]
+        if isinstance(ours := first.get("ctx", {}).get("error"), ConfigError):  # raised by a validator
+            return ours
         if not first["loc"]:  # raised by a validator of several options
             return ConfigError(f"These options do not fit: {first['msg'].removeprefix('Value error, ')}.")
         option = ".".join(str(name) for name in first["loc"])

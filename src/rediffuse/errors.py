@@ -1,13 +1,14 @@
-"""Errors and warnings that a user is meant to read.
+"""Errors and warnings for users.
 
-Every error says what was found, where, what was expected and how to mend it. Nothing else in the
-package raises for bad input; anything that escapes as another type is a bug.
+Every error says what was found, where, what was expected and how to fix it. Nothing else in the package raises for bad
+input; any other type that escapes is a bug.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class RediffuseError(Exception):
@@ -23,13 +24,24 @@ class RediffuseError(Exception):
         self.remedy = remedy
         super().__init__(problem if remedy is None else f"{problem}\n  {remedy}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickling by default calls the class with `args`, which hold the whole message and not its two halves.
+        return _unpickle, (type(self), self.problem, self.remedy, dict(self.__dict__))
 
-class DataError(RediffuseError):
+
+def _unpickle(kind: type[RediffuseError], problem: str, remedy: str | None, state: dict[str, Any]) -> RediffuseError:
+    error = kind.__new__(kind)
+    RediffuseError.__init__(error, problem, remedy)
+    error.__dict__.update(state)
+    return error
+
+
+class DataError(RediffuseError, ValueError):
     """A table, a file of a dataset, or its content cannot be used."""
 
 
-class ConfigError(RediffuseError):
-    """An option or a configuration value is unknown or out of range."""
+class ConfigError(RediffuseError, ValueError):
+    """An argument, an option or a configuration value is unknown, of the wrong type or out of range."""
 
 
 class RunError(RediffuseError):
@@ -44,7 +56,7 @@ class TrainingError(RediffuseError):
     """Training cannot go on (for example the loss is no longer finite)."""
 
 
-class MissingExtraError(RediffuseError):
+class MissingExtraError(RediffuseError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
@@ -58,10 +70,17 @@ class RediffuseWarning(UserWarning):
     """Something a user should know that does not stop the work."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown name: the closest known one, or the list of all."""
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """A remedy for an unknown name: the closest known one, or the list of all.
+
+    Letter case, hyphens and underscores do not matter: ``Light_GCN`` is closest to ``lightgcn``.
+    """
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean {close[0]!r}? Known: {', '.join(names)}."
-    return f"Known: {', '.join(names)}."
+    folded = {_folded(name): name for name in reversed(names)}
+    close = difflib.get_close_matches(_folded(str(word)), folded, n=1, cutoff=0.6)
+    listed = f"Known: {', '.join(names)}."
+    return f"Did you mean {folded[close[0]]!r}? {listed}" if close else listed
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("-", "").replace("_", "")

@@ -35,11 +35,11 @@ def test_blocks(content: list[list[int]], size: int) -> None:
     histories = Histories.from_lists(content)
     with mock.patch.object(module, "BLOCK", size):
         found = list(histories.blocks())
-    assert [first for first, _ in found] == np.cumsum([0, *(len(part) for _, part in found)])[:-1].tolist()
-    assert [row for _, part in found for row in lists(part)] == content
-    for _, part in found:
-        assert len(part.items) <= size or len(part) == 1
-        assert not len(part.items) or np.shares_memory(part.items, histories.items)
+    assert [first for first, _ in found] == np.cumsum([0, *(len(piece) for _, piece in found)])[:-1].tolist()
+    assert [row for _, piece in found for row in lists(piece)] == content
+    for _, piece in found:
+        assert len(piece.items) <= size or len(piece) == 1
+        assert not len(piece.items) or np.shares_memory(piece.items, histories.items)
 
 
 def test_rows_are_shared_where_nothing_is_left_out() -> None:
@@ -58,8 +58,10 @@ def test_times_and_ratings_travel_along() -> None:
         np.array([10, 20, 30]),
         np.array([1, 2, 3], dtype=np.float32),
     )
-    for part in (histories.take(np.array([1, 0])), histories.where(np.array([False, True, True]))):
-        assert part.times is not None
-        assert part.ratings is not None
-        assert dict(zip(part.items.tolist(), part.times.tolist(), strict=True)).items() <= {5: 10, 6: 20, 7: 30}.items()
-        assert part.ratings.tolist() == [(t // 10) for t in part.times.tolist()]
+    for piece in (histories.take(np.array([1, 0])), histories.where(np.array([False, True, True]))):
+        assert piece.times is not None
+        assert piece.ratings is not None
+        assert (
+            dict(zip(piece.items.tolist(), piece.times.tolist(), strict=True)).items() <= {5: 10, 6: 20, 7: 30}.items()
+        )
+        assert piece.ratings.tolist() == [(t // 10) for t in piece.times.tolist()]

@@ -1,4 +1,4 @@
-"""Knowledge graphs as edges: vectors V3 and V8 of the specification, odd links, and paths between items."""
+"""Knowledge graphs as edges: examples worked by hand, odd links, and paths between items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def listed(edges: KnowledgeEdges) -> list[tuple[int, int, int]]:
 SMALL = kg([(0, 0, 2), (1, 0, 2), (1, 1, 3)], [(0, 0), (1, 1)], 4, 2)
 
 
-def test_v3_edges():
+def test_edges_of_a_small_graph():
     edges = knowledge_edges(SMALL, 2)
     assert listed(edges) == [(0, 2, 0), (1, 2, 0), (1, 3, 1), (2, 0, 2), (2, 1, 2), (3, 1, 3)]
     assert (edges.num_nodes, edges.num_relations, edges.dropped) == (4, 4, 0)
@@ -68,7 +68,7 @@ def test_no_edges_and_no_links():
     assert (len(edges), edges.num_nodes, edges.matrix().nnz) == (0, 5, 0)
 
 
-def test_v8_what_the_best_columns_leave():
+def test_edges_that_lead_to_the_best_columns():
     edges = knowledge_edges(SMALL, 2)
     scores = np.array([[0.05, 0.1, 0.9, 0.2], [0.3, 0.2, 0.1, 0.4], [0.2, 0.1, 0.8, 0.3], [0.9, 0.1, 0.2, 0.3]])
     kept = leading_to(edges, scores.argmax(1)[:, None])

@@ -1,4 +1,4 @@
-"""Splits against plain loops over each person's events, and what must not matter to them."""
+"""Splits against plain loops over each user's interactions, and what must not matter to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rediffuse.data import split
@@ -18,7 +18,7 @@ from rediffuse.errors import DataError
 from rediffuse.readers.interactions import read_interactions
 
 SETTLED = settings(derandomize=True, deadline=None, max_examples=50)
-# (user, item, time): every event has its own time, so that an event can be told by it.
+# (user, item, time): every interaction has its own time, which identifies it.
 tables = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=4, max_size=30).flatmap(
     lambda pairs: st.permutations(range(len(pairs))).map(
         lambda order: [(*pair, 10**9 + n) for pair, n in zip(pairs, order, strict=True)]
@@ -32,8 +32,8 @@ def build(rows: list[tuple], **tables: Any) -> Dataset | None:
     return read_interactions(pl.DataFrame(rows, ["user_id", "item_id", "time"], orient="row"), time="time", **tables)
 
 
-def parts(made: Split) -> dict[int, int]:
-    """time -> part."""
+def subsets(made: Split) -> dict[int, int]:
+    """time -> subset."""
     times = made.dataset.interactions.times
     assert times is not None
     return dict(zip(times.tolist(), made.subset.tolist(), strict=True))
@@ -55,14 +55,14 @@ def global_time(rows: list[tuple], quantile: float, valid_quantile: float) -> di
 @given(tables, st.sampled_from([0.5, 0.75, 0.9]), st.sampled_from([0.5, 0.8]))
 def test_global_time_by_hand(rows: list[tuple], quantile: float, valid_quantile: float) -> None:
     data = build(rows)
-    if data is None:
-        return
+    assume(data is not None)
+    assert data is not None
     expected = global_time(rows, quantile, valid_quantile)
     if {TRAIN, TEST} - set(expected.values()):
         with pytest.raises(DataError):
             split.global_time(data, quantile, valid_quantile)
         return
-    assert parts(split.global_time(data, quantile, valid_quantile)) == expected
+    assert subsets(split.global_time(data, quantile, valid_quantile)) == expected
 
 
 def half_up(count: int, share: Fraction) -> int:
@@ -72,10 +72,10 @@ def half_up(count: int, share: Fraction) -> int:
 
 @SETTLED
 @given(tables, st.sampled_from([(0.8, 0.1), (0.5, 0.25), (0.6, 0.0), (0.1, 0.1)]), st.integers(0, 3))
-def test_ratio_keeps_its_shares_and_leaves_nobody_untrained(rows: list[tuple], shares: tuple, seed: int) -> None:
+def test_ratio_keeps_its_shares_and_leaves_no_user_untrained(rows: list[tuple], shares: tuple, seed: int) -> None:
     data = build(rows)
-    if data is None:
-        return
+    assume(data is not None)
+    assert data is not None
     train, valid = shares
     lengths = data.interactions.lengths.tolist()
     tested = [min(half_up(n, 1 - Fraction(str(train)) - Fraction(str(valid))), n - 1) for n in lengths]
@@ -86,11 +86,11 @@ def test_ratio_keeps_its_shares_and_leaves_nobody_untrained(rows: list[tuple], s
         return
     made = split.ratio(data, train, valid, seed)
     owners = data.interactions.owners
-    count = {part: np.bincount(owners[made.subset == part], minlength=data.num_users).tolist() for part in (0, 1, 2)}
+    count = {s: np.bincount(owners[made.subset == s], minlength=data.num_users).tolist() for s in (0, 1, 2)}
     assert count[TEST] == tested
     assert count[VALID] == validated
     assert min(count[TRAIN]) >= 1
-    assert parts(split.ratio(data, train, valid, seed)) == parts(made)
+    assert subsets(split.ratio(data, train, valid, seed)) == subsets(made)
 
 
 MAKERS: dict[str, Any] = {
@@ -129,7 +129,7 @@ def test_names_of_ids_and_order_of_rows_do_not_matter(
     other = made_by(name, renamed, [chosen[n] for n in order])
     assert (made is None) == (other is None)
     if made is not None and other is not None:
-        assert parts(made) == parts(other)
+        assert subsets(made) == subsets(other)
         assert made.fingerprint != other.fingerprint  # these are other data all the same
 
 
@@ -138,9 +138,11 @@ def test_names_of_ids_and_order_of_rows_do_not_matter(
 @given(tables, st.data())
 def test_tasks_and_views_by_plain_loops(name: str, rows: list[tuple], data: st.DataObject) -> None:
     made = made_by(name, rows, [data.draw(st.sampled_from(["train", "train", "valid", "test"])) for _ in rows])
-    if made is None:
-        return
-    found, whole = parts(made), made.dataset
+    assume(made is not None)
+    assert made is not None
+    found, whole = subsets(made), made.dataset
+    assert made.subset.dtype == np.int8
+    assert sum(made.sizes().values()) == len(rows) == len(made.subset)
     by_user = {
         u: sorted((row for row in rows if row[0] == u), key=lambda row: row[2]) for u in sorted({r[0] for r in rows})
     }
@@ -149,11 +151,11 @@ def test_tasks_and_views_by_plain_loops(name: str, rows: list[tuple], data: st.D
     def of(user: int, *wanted: int) -> list[int]:
         return [numbers[item] for _, item, time in by_user[user] if found[time] in wanted]
 
-    for task, known, part in ((made.task("valid"), (TRAIN,), VALID), (made.task("test"), (TRAIN, VALID), TEST)):
-        people = [user for user in by_user if of(user, part)]
-        assert [whole.user_ids[int(number)] for number in task.users] == people
-        assert [task.truth.row(n).tolist() for n in range(len(people))] == [of(user, part) for user in people]
-        assert [task.histories.row(n).tolist() for n in range(len(people))] == [of(user, *known) for user in people]
+    for task, known, subset in ((made.task("valid"), (TRAIN,), VALID), (made.task("test"), (TRAIN, VALID), TEST)):
+        users = [user for user in by_user if of(user, subset)]
+        assert [whole.user_ids[int(number)] for number in task.users] == users
+        assert [task.truth.row(n).tolist() for n in range(len(users))] == [of(user, subset) for user in users]
+        assert [task.histories.row(n).tolist() for n in range(len(users))] == [of(user, *known) for user in users]
         trained = [item for user in by_user for item in of(user, TRAIN)]
         assert task.popularity.tolist() == [trained.count(number) for number in range(whole.num_items)]
     view = made.training_view()
@@ -169,11 +171,12 @@ def test_tasks_and_views_by_plain_loops(name: str, rows: list[tuple], data: st.D
 
 @SETTLED
 @given(tables, st.data())
-def test_the_fingerprint_changes_with_the_part_and_only_with_it(rows: list[tuple], data: st.DataObject) -> None:
+def test_the_fingerprint_changes_with_the_subsets_and_only_with_them(rows: list[tuple], data: st.DataObject) -> None:
     words = st.lists(st.sampled_from(["train", "valid", "test"]), min_size=len(rows), max_size=len(rows))
     one, other = (made_by("given", rows, data.draw(words)) for _ in range(2))
-    if one is None or other is None:
-        return
+    assume(one is not None and other is not None)
+    assert one is not None
+    assert other is not None
     assert (one.fingerprint == other.fingerprint) == (one.subset.tolist() == other.subset.tolist())
     flipped = one.subset.copy()
     at = data.draw(st.integers(0, len(flipped) - 1))

@@ -22,7 +22,7 @@ from rediffuse.readers.interactions import read_interactions
 def dataset() -> Dataset:
     rows = [("b", 20, 3.0, 1.5), ("a", 10, 4.0, 2.0), ("a", 20, 5.0, 1.0), ("a", 30, 1.0, 9.25)]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "time"], orient="row")
-    parts = pl.DataFrame({"user_id": ["a", "a", "b"], "item_id": [10, 30, 20], "split": ["train", "test", "train"]})
+    subsets = pl.DataFrame({"user_id": ["a", "a", "b"], "item_id": [10, 30, 20], "split": ["train", "test", "train"]})
     return read_interactions(
         frame,
         time="time",
@@ -32,7 +32,7 @@ def dataset() -> Dataset:
         social=pl.DataFrame({"source": ["a", "c"], "target": ["b", "a"]}),
         kg=pl.DataFrame({"head": ["e", "f"], "relation": [1, 2], "tail": ["f", "g"]}),
         item_entity=pl.DataFrame({"item_id": [10], "entity_id": ["e"]}),
-        splits=pl.concat([parts.with_columns(scheme=pl.lit(s)) for s in ("one/two", "три")]),
+        splits=pl.concat([subsets.with_columns(scheme=pl.lit(s)) for s in ("one/two", "три")]),
     )
 
 
@@ -48,8 +48,8 @@ def test_roundtrip(dataset: Dataset, tmp_path: Path) -> None:
     assert again.users.equals(dataset.users)  # pyright: ignore[reportArgumentType]
     assert (again.title, again.has_timestamps) == ("title", True)
     assert again.report == dataset.report
-    assert {name: part.tolist() for name, part in again.given.items()} == {
-        name: part.tolist() for name, part in dataset.given.items()
+    assert {name: subset.tolist() for name, subset in again.given.items()} == {
+        name: subset.tolist() for name, subset in dataset.given.items()
     }
     assert again.num_users == 3
     assert len(again.interactions) == 3
@@ -60,15 +60,15 @@ def mapped(array: np.ndarray) -> bool:
     return isinstance(array, np.memmap) or (array.base is not None and mapped(array.base))
 
 
-def test_events_are_mapped_into_memory(dataset: Dataset, tmp_path: Path) -> None:
+def test_interactions_are_mapped_into_memory(dataset: Dataset, tmp_path: Path) -> None:
     again = load_dataset(dataset.save(tmp_path / "d"))
-    events = again.interactions
+    interactions = again.interactions
     for array, was in (
-        (events.offsets, dataset.interactions.offsets),
-        (events.items, dataset.interactions.items),
-        (events.times, dataset.interactions.times),
-        (events.ratings, dataset.interactions.ratings),
-        *((again.given[scheme], part) for scheme, part in dataset.given.items()),
+        (interactions.offsets, dataset.interactions.offsets),
+        (interactions.items, dataset.interactions.items),
+        (interactions.times, dataset.interactions.times),
+        (interactions.ratings, dataset.interactions.ratings),
+        *((again.given[scheme], subset) for scheme, subset in dataset.given.items()),
     ):
         assert array is not None
         assert was is not None
@@ -76,7 +76,7 @@ def test_events_are_mapped_into_memory(dataset: Dataset, tmp_path: Path) -> None
         assert type(array) is np.ndarray
         assert not array.flags.writeable
         assert (array.dtype, array.tolist()) == (was.dtype, was.tolist())
-    assert events.synthetic is None
+    assert interactions.synthetic is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not rename a folder with files that are mapped")
@@ -107,7 +107,7 @@ def swaps(monkeypatch: pytest.MonkeyPatch, place: object, name: str, others: lis
 def test_a_dataset_that_is_replaced_while_it_is_loaded_is_not_mixed_with_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: object, name: str
 ) -> None:
-    """Both have as many users, items and events, so that a mixture would be in form."""
+    """Both have as many users, items and interactions, so that a mixture would be valid."""
     one, other = (
         read_interactions(pl.DataFrame({"user_id": users, "item_id": ["a", "b", "b"]}))
         for users in (["u", "v", "w"], ["v", "w", "x"])
@@ -186,9 +186,9 @@ def test_damage_is_refused_by_name(dataset: Dataset, tmp_path: Path, damage: str
         (lambda m: m | {"has_timestamps": False}, "manifest.json was changed"),
         (
             lambda m: m | {"version": 99},
-            "manifest.json has format version 99; this Rediffuse reads version 2",
+            "manifest.json has format version 99; this Rediffuse reads version 3",
         ),
-        (lambda m: m | {"version": 1}, "manifest.json has format version 1; this Rediffuse reads version 2"),
+        (lambda m: m | {"version": 2}, "manifest.json has format version 2; this Rediffuse reads version 3"),
         (lambda m: m | {"format": "other"}, "is not the manifest of a dataset"),
         (lambda m: {k: v for k, v in m.items() if k != "sha256"}, "manifest.json was changed"),
     ],

@@ -180,7 +180,7 @@ def test_unknown_metric():
 
 def test_result_as_text_and_json():
     result = evaluate_lists({1: [6, 5]}, {1: [5]}, ["hr@10", "mrr@10"])
-    assert repr(result) == "EvaluationResult(hr@10=1.0000, mrr@10=0.5000; 1 users)"
+    assert repr(result) == "EvaluationResult, 1 users\n  hr@10   1.0000\n  mrr@10  0.5000"
     assert "mrr@10" in str(result)
     assert "users_without_list" in str(result)
     assert json.loads(json.dumps(result.to_dict())) == {

@@ -37,23 +37,23 @@ def test_k_core_is_the_fixed_point(rows: list[tuple[int, int]], k: int) -> None:
 
 
 def looked_at(users: np.ndarray, items: np.ndarray, k: int, block: int) -> tuple[np.ndarray, int]:
-    """The core, and how many events were looked at to find it."""
+    """The core, and how many interactions were read to find it."""
     looked = 0
-    find = filters._Side.events
+    find = filters._Side.interactions
 
     def counted(side: filters._Side, nodes: np.ndarray) -> Iterator[np.ndarray]:
         nonlocal looked
-        for events in find(side, nodes):
-            looked += len(events)
-            assert len(events) <= max(block, int(np.diff(side.offsets).max()))
-            yield events
+        for block_ in find(side, nodes):
+            looked += len(block_)
+            assert len(block_) <= max(block, int(np.diff(side.offsets).max()))
+            yield block_
 
-    with mock.patch.object(filters._Side, "events", counted), mock.patch.object(histories, "BLOCK", block):
+    with mock.patch.object(filters._Side, "interactions", counted), mock.patch.object(histories, "BLOCK", block):
         return k_core(users, items, k), looked
 
 
 def test_k_core_of_a_long_chain_is_not_quadratic() -> None:
-    """A path falls apart from its ends, one event a side and round: as many rounds as events, each looked at twice."""
+    """A path falls apart from its ends, one interaction a side and round; each interaction is read twice."""
     n = 20_000
     users = np.arange(n, dtype=np.int32) // 2
     items = (np.arange(n, dtype=np.int32) + 1) // 2
@@ -74,10 +74,10 @@ def test_k_core_looks_at_each_event_at_most_twice(rows: list[tuple[int, int]], k
 @settings(deadline=None)
 def test_grouped(rows: list[tuple[int, int]]) -> None:
     nodes = arrays(rows)[0]
-    offsets, events = grouped(nodes, 9)
-    assert events.tolist() == np.argsort(nodes, kind="stable").tolist()
+    offsets, order = grouped(nodes, 9)
+    assert order.tolist() == np.argsort(nodes, kind="stable").tolist()
     assert np.diff(offsets).tolist() == np.bincount(nodes, minlength=9).tolist()
-    assert (offsets.dtype, events.dtype) == (np.int32, np.int32)
+    assert (offsets.dtype, order.dtype) == (np.int32, np.int32)
 
 
 @given(pairs)

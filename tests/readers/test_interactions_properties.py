@@ -1,4 +1,4 @@
-"""Any table of events, in any form of file, against a plain reading of docs/data.md; and what must be refused."""
+"""Any table of interactions, in any form of file, against a plain reading of docs/data.md; and what must be refused."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def tables(draw: st.DrawFn) -> list[tuple[Any, Any, float, int]]:
     """Events (user, item, rating, second) with at least two items; ids of each kind are all text or all integers."""
     users = draw(st.lists(draw(st.sampled_from([text_ids, integer_ids])), min_size=1, max_size=5, unique=True))
     items = draw(st.lists(draw(st.sampled_from([text_ids, integer_ids])), min_size=2, max_size=6, unique=True))
-    event = st.tuples(
+    row = st.tuples(
         st.sampled_from(users),
         st.sampled_from(items),
         st.sampled_from([0.0, 0.5, 3.0, 4.25]),
         st.integers(10**9, 10**9 + 9),
     )
-    rows = draw(st.lists(event, min_size=2, max_size=20))
+    rows = draw(st.lists(row, min_size=2, max_size=20))
     if len({row[1] for row in rows}) < 2:
         rows += [(users[0], item, 1.0, 10**9) for item in items[:2]]
     return rows
@@ -104,7 +104,7 @@ def plain(
     item_ids = sorted_ids({row[1] for row in rows}, untyped)
     if len(item_ids) < 2:
         return None
-    # Whether ids are integers is told from the whole file, before anything is dropped; the order is the same.
+    # Whether ids are integers is decided from the whole file, before anything is dropped; the order is the same.
     user_ids = sorted_ids({row[0] for row in rows}, untyped)
     return user_ids, item_ids, [[(row[1], row[3], row[2]) for row in rows if row[0] == user] for user in user_ids]
 
@@ -113,14 +113,14 @@ def compare(data: Dataset, expected: tuple[list, list, list[list[tuple]]], secon
     user_ids, item_ids, histories = expected
     assert list(map(str, data.user_ids)) == list(map(str, user_ids))
     assert list(map(str, data.item_ids)) == list(map(str, item_ids))
-    events = data.interactions
-    assert events.times is not None
-    assert events.ratings is not None
+    found = data.interactions
+    assert found.times is not None
+    assert found.ratings is not None
     for user, history in enumerate(histories):
-        own = slice(events.offsets[user], events.offsets[user + 1])
-        assert [item_ids[item] for item in events.items[own]] == [item for item, _, _ in history]
-        assert events.times[own].tolist() == [second + seconds for _, second, _ in history]
-        assert events.ratings[own].tolist() == [rating for _, _, rating in history]
+        own = slice(found.offsets[user], found.offsets[user + 1])
+        assert [item_ids[item] for item in found.items[own]] == [item for item, _, _ in history]
+        assert found.times[own].tolist() == [second + seconds for _, second, _ in history]
+        assert found.ratings[own].tolist() == [rating for _, _, rating in history]
 
 
 TIMES: dict[str, Any] = {
@@ -157,7 +157,7 @@ def as_frame(rows: list[tuple]) -> pl.DataFrame:
 )
 def test_any_text(tmp_path: Path, rows: list[tuple], separator: str, form: str, line_end: str, mark: bool) -> None:
     content = as_text(rows, separator, form, line_end)
-    path = tmp_path / "events.txt"
+    path = tmp_path / "ratings.txt"
     path.write_text(content, encoding="utf-8-sig" if mark else "utf-8", newline="")
     data = read_interactions(path, **OPTIONS)
     as_written = [(str(user), str(item), *rest) for user, item, *rest in rows]
@@ -175,7 +175,7 @@ def test_any_typed_table(tmp_path: Path, rows: list[tuple], form: str) -> None:
     elif form == "pandas":
         source = frame.to_pandas()
     elif form == "parquet":
-        source = tmp_path / "events.parquet"
+        source = tmp_path / "ratings.parquet"
         frame.write_parquet(source, row_group_size=3)
     else:
         source = [tmp_path / f"{part}.parquet" for part in range(2)]
@@ -206,13 +206,13 @@ def test_filters_together(rows: list[tuple], min_rating: float | None, duplicate
     assert data.report["rows"] == len(rows) == data.report["interactions"] + sum(dropped)
 
 
-@SETTLED
+@settings(SETTLED, max_examples=15)
 @given(tables(), st.data())
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path, rows: list[tuple], data: st.DataObject) -> None:
     frame = as_frame(rows).with_columns(when=pl.Series(range(len(rows))))
     users, items = sorted({row[0] for row in rows}, key=str), sorted({row[1] for row in rows}, key=str)
-    part = st.sampled_from(["train", "valid", "test"])
-    splits = [(u, i, n, data.draw(part)) for n, (u, i, _, _) in enumerate(rows)]
+    subset = st.sampled_from(["train", "valid", "test"])
+    splits = [(u, i, n, data.draw(subset)) for n, (u, i, _, _) in enumerate(rows)]
     link = st.tuples(st.sampled_from(users), st.sampled_from(users))
     made = read_interactions(
         frame,
@@ -250,7 +250,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, rows: list[tuple], data
     assert again.users is not None
     assert made.users.equals(again.users)
     assert (again.title, again.has_timestamps, again.report) == (made.title, made.has_timestamps, made.report)
-    # Each event is in the part that its row of the splits says.
+    # Each interaction is in the subset of its row in the splits.
     wanted = {n: ["train", "valid", "test"].index(word) for _, _, n, word in splits}
     assert made.given["given"].tolist() == [wanted[int(n)] for n in np.asarray(made.interactions.times)]
 

@@ -39,10 +39,10 @@ def stated(folder: Path) -> dict[str, Any]:
 def test_prepared_sets_load_with_the_counts_of_their_readme(data_root: Path, name: str) -> None:
     counts, data = stated(data_root / name), public_datasets.public_dataset(name, root=data_root)
     report = data.report
-    assert data.num_users - report.get("users_without_events", 0) == counts["users"]
+    assert data.num_users - report.get("users_without_interactions", 0) == counts["users"]
     assert data.num_items == counts["items"]
     assert data.num_interactions == counts["interactions"]
-    assert data.num_interactions - report["repeated_events"] == counts["unique_pairs"]
+    assert data.num_interactions - report["repeated_interactions"] == counts["unique_pairs"]
     assert data.has_timestamps == counts["timestamps"]
     assert (data.title is not None) == counts["titles"]
     if "links" in counts:
@@ -56,9 +56,9 @@ def test_prepared_sets_load_with_the_counts_of_their_readme(data_root: Path, nam
         assert data.kg.num_entities == counts["entities_incl_items"]
         assert report["kg_linked_items"] == counts["linked_items"]
     sizes = {}
-    for scheme, part in data.given.items():
+    for scheme, subset in data.given.items():
         prefix = "" if scheme == "given" else f"{scheme}/"
-        found = {name: int((part == i).sum()) for i, name in enumerate(("train", "valid", "test"))}
+        found = {name: int((subset == i).sum()) for i, name in enumerate(("train", "valid", "test"))}
         sizes |= {prefix + name: size for name, size in found.items() if size}
     assert sizes == counts.get("splits", {})
     assert split.default(data).sizes()["test"] > 0
@@ -66,7 +66,7 @@ def test_prepared_sets_load_with_the_counts_of_their_readme(data_root: Path, nam
 
 @pytest.mark.real_data
 def test_beauty_has_the_split_of_diffurec(data_root: Path) -> None:
-    """Its leave-one-out split is ours, although many events of a user share a day."""
+    """Its leave-one-out split is ours, although many interactions of a user share a day."""
     data = public_datasets.public_dataset("amazon-beauty", root=data_root)
     assert (split.given(data).subset == split.leave_one_out(data).subset).all()
 
@@ -216,9 +216,9 @@ def test_ml_100k_is_the_same_from_every_source(data_root: Path, monkeypatch: pyt
         "ml-100k/u.item": text(films, "|"),
         "ml-100k/u.user": text(users, "|"),
     }
-    for scheme, part in splits.select("scheme", "split").unique().rows():
-        fold = splits.filter((pl.col("scheme") == scheme) & (pl.col("split") == part))
-        end = "base" if part == "train" else "test"
+    for scheme, subset in splits.select("scheme", "split").unique().rows():
+        fold = splits.filter((pl.col("scheme") == scheme) & (pl.col("split") == subset))
+        end = "base" if subset == "train" else "test"
         members[f"ml-100k/{scheme}.{end}"] = text(fold.select(rows.columns), "\t")
     archive(monkeypatch, "ml-100k", 100_000, members)
     published, prepared = (

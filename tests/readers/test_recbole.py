@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rediffuse.errors import DataError
+from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.recbole import read_atomic
 
@@ -58,9 +58,28 @@ def test_the_inter_file_alone_and_other_separators(tmp_path: Path) -> None:
 def test_options_and_other_id_names(tmp_path: Path) -> None:
     text = FILES["inter"].replace("user_id", "session_id").replace("item_id", "book_id")
     data = read_atomic(write(tmp_path, inter=text + "3\t20\t1\t7\n"), min_rating=2, duplicates="last")
-    with pytest.raises(DataError, match="No events are left"):
+    with pytest.raises(DataError, match="No interactions are left"):
         read_atomic(tmp_path, k_core=9)
     assert data.num_interactions == 3
+
+
+def test_options_replace_what_is_found_by_name(tmp_path: Path) -> None:
+    write(tmp_path, **FILES)
+    other = tmp_path / "other.csv"
+    other.write_text("item_id,title\n10,ten\n20,twenty\n")
+    data = read_atomic(tmp_path, items=other, users=None, social=None, kg=None, time=None, order="rating")
+    assert data.items is not None
+    assert (data.title, data.items["title"].to_list()) == ("title", ["ten", "twenty"])
+    assert (data.users, data.social, data.kg) == (None, None, None)
+    assert any("no .kg file" in note for note in data.report["notes"])
+    assert not data.has_timestamps
+    assert data.interactions.row(0).tolist() == [1, 0]
+    (tmp_path / "small.link").unlink()
+    link = tmp_path / "link.csv"
+    link.write_text(FILES["link"].replace("\t", ",").replace(":token", ""))
+    assert read_atomic(tmp_path, item_entity=link).kg is not None
+    with pytest.raises(ConfigError, match="Did you mean 'min_rating'"):
+        read_atomic(tmp_path, minrating=3)
 
 
 def test_half_a_knowledge_graph_is_said(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from rediffuse.data.dataset import Dataset
-from rediffuse.errors import DataError, RediffuseWarning
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.readers import columns, tables
 from rediffuse.readers.interactions import read_interactions
 
@@ -35,19 +35,19 @@ def write(folder: Path, content: str | bytes, name: str = "ratings.csv") -> Path
 def refusal(path: object, **options: object) -> str:
     with pytest.raises(DataError) as caught:
         read(path, **options)
-    assert caught.value.remedy, "every refusal says how to mend it"
+    assert caught.value.remedy, "every refusal says how to fix it"
     return str(caught.value)
 
 
 def content(data: Dataset) -> tuple:
-    events = data.interactions
+    found = data.interactions
     return (
         data.user_ids.to_list(),
         data.item_ids.to_list(),
-        events.offsets.tolist(),
-        events.items.tolist(),
-        None if events.times is None else events.times.tolist(),
-        None if events.ratings is None else events.ratings.tolist(),
+        found.offsets.tolist(),
+        found.items.tolist(),
+        None if found.times is None else found.times.tolist(),
+        None if found.ratings is None else found.ratings.tolist(),
     )
 
 
@@ -139,7 +139,7 @@ def test_what_programs_keep_beside_a_table_is_no_part_of_it(tmp_path: Path, kind
     assert read(named).num_interactions == read(f"{named}/*/*.{kind}").num_interactions == 2
     (tmp_path / "logs" / "_temporary").rename(tmp_path / "died")
     (tmp_path / "died" / "0").rename(tmp_path / "died" / "_0")
-    assert "begins with _ or . is left out" in refusal(tmp_path / "died")
+    assert "begin with _ or . are skipped" in refusal(tmp_path / "died")
     assert "No file matches" in refusal(str(tmp_path / "died" / "*"))
 
 
@@ -224,7 +224,7 @@ def test_missing_header(tmp_path: Path) -> None:
 
 
 def test_repeated_column(tmp_path: Path) -> None:
-    assert "several columns called 'time'" in refusal(write(tmp_path, ROWS.replace("rating", "time")))
+    assert "several columns named 'time'" in refusal(write(tmp_path, ROWS.replace("rating", "time")))
 
 
 def test_too_many_fields(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_too_few_fields(tmp_path: Path) -> None:
 
 def test_unclosed_quote(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, ROWS.replace("u1,b", '"u1,b')))
-    assert "ratings.csv, line 3 cannot be cut into fields" in message
+    assert "ratings.csv, line 3 cannot be split into fields" in message
     assert "quote" in message
 
 
@@ -342,7 +342,21 @@ def test_a_file_that_changes_while_it_is_read_is_named(
 
 
 def test_not_a_table() -> None:
-    assert "interactions table is a dict" in refusal({"user_id": [1]})
+    with pytest.raises(ConfigError, match=r"(?s)source is a dict, not a table.*Pass a path or a dataframe"):
+        read({"user_id": [1]})
+    with pytest.raises(ConfigError, match="items is 5, not a table"):
+        read(pl.read_csv(ROWS.encode()), items=5)
+
+
+@pytest.mark.parametrize("columns", [["user_id", "item_id", "item_id"], [0, 1, 2]], ids=["repeated", "numbers"])
+def test_column_names_of_pandas(columns: list) -> None:
+    frame = pd.DataFrame([[1, 10, 5], [1, 11, 6], [2, 10, 7]], columns=columns)
+    if columns[0] == 0:
+        with pytest.raises(ConfigError, match=r"(?s)user is 0, not the name of a column.*astype\(str\)"):
+            read(frame, user=0, item=1, time=None, rating=None)
+        assert read(frame, user="0", item="1", time=None, rating=None).num_interactions == 3
+    else:
+        assert "'item_id' 2 times" in refusal(frame, time=None, rating=None)
 
 
 def test_mixed_objects_in_pandas() -> None:

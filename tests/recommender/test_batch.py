@@ -67,7 +67,7 @@ def same_lists(found: pl.DataFrame, wanted: pl.DataFrame) -> None:
 
 def test_the_part_files_hold_what_recommend_returns(recommender, users, tmp_path):
     result = recommend_to_folder(recommender, users, tmp_path / "out", k=4, seed=3, samples=2, rows_per_part=SIZE)
-    wanted = recommender.titled(recommender.recommend(users=KNOWN, k=4, seed=3, samples=2))
+    wanted = recommender.recommend(users=KNOWN, k=4, seed=3, samples=2)
     same_lists(read(tmp_path / "out"), wanted)
     assert {"uncertainty", "title"} <= set(wanted.columns)
     assert (result.parts, result.written, result.skipped, result.missing) == (7, 7, 0, 0)
@@ -95,7 +95,7 @@ def test_histories_as_lists_and_as_text(recommender, tmp_path):
             "1 items in the histories are not in the catalogue; they are skipped.",
             "2 of 5 histories are empty; they get popular items.",
         ]
-        same_lists(read(tmp_path / f"{name}.out"), recommender.titled(wanted))
+        same_lists(read(tmp_path / f"{name}.out"), wanted)
 
 
 def test_unknown_users_are_counted_over_all_part_files_and_keep_their_ids(tmp_path):
@@ -109,7 +109,7 @@ def test_unknown_users_are_counted_over_all_part_files_and_keep_their_ids(tmp_pa
     assert len(caught) == 1
     assert read(tmp_path / "out")["user_id"].unique(maintain_order=True).to_list() == ids
     with pytest.warns(RediffuseWarning):
-        same_lists(read(tmp_path / "out"), recommender.titled(recommender.recommend(users=ids, k=2)))
+        same_lists(read(tmp_path / "out"), recommender.recommend(users=ids, k=2))
     pl.DataFrame({"user_id": ["3", "4", "5"]}).write_csv(tmp_path / "all_known.csv")
     recommend_to_folder(recommender, tmp_path / "all_known.csv", tmp_path / "known", k=2, rows_per_part=2)
     assert read(tmp_path / "known")["user_id"].dtype == pl.Int64

@@ -1,4 +1,4 @@
-"""Commands that bring data in."""
+"""Commands that read data: `rediffuse data` and `rediffuse prepare`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def data(
-    name: Annotated[str | None, typer.Argument(help="A known data set; without it, all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A public data set; without it, all are listed.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write the dataset to.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -29,22 +29,23 @@ def data(
         answer({"names": known}, as_json, lambda: show("\n".join(known)))
         return
     if out is None:
-        raise ConfigError("No folder was given for the dataset.", f"Say where to: rediffuse data {name} -o data/{name}")
+        raise ConfigError("No folder was given for the dataset.", f"Name one: rediffuse data {name} -o data/{name}")
     _report(public_datasets.public_dataset(name, out), out, as_json)
 
 
 @app.command()
 def prepare(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="CSV, TSV or Parquet file(s), or RecBole .inter file or folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write the dataset to.")],
-    user: Annotated[str, typer.Option(help="Column with the user's id.")] = "user_id",
-    item: Annotated[str, typer.Option(help="Column with the item's id.")] = "item_id",
-    time: Annotated[str | None, typer.Option(help="Column with the time of the event.")] = None,
-    order: Annotated[str | None, typer.Option(help="Column with each user's order, where there are no times.")] = None,
-    rating: Annotated[str | None, typer.Option(help="Column with a rating or weight.")] = None,
-    min_rating: Annotated[float | None, typer.Option(help="Drop events rated lower.")] = None,
-    k_core: Annotated[int | None, typer.Option(help="Keep users and items with at least this many events.")] = None,
-    duplicates: Annotated[str, typer.Option(help="Repeated user-item pairs: keep, first or last.")] = "keep",
+    user: Annotated[str, typer.Option(help="Column of user ids.")] = "user_id",
+    item: Annotated[str, typer.Option(help="Column of item ids.")] = "item_id",
+    time: Annotated[str | None, typer.Option(help="Column of times.")] = None,
+    order: Annotated[str | None, typer.Option(help="Column that orders each user's interactions.")] = None,
+    rating: Annotated[str | None, typer.Option(help="Column of ratings or weights.")] = None,
+    min_rating: Annotated[float | None, typer.Option(help="Drop interactions rated lower.")] = None,
+    k_core: Annotated[int | None, typer.Option(help="Keep users and items with at least this many.")] = None,
+    duplicates: Annotated[str, typer.Option(help="Of repeated user-item pairs: keep, first or last.")] = "keep",
     items: Annotated[str | None, typer.Option(help="Table that describes items.")] = None,
     title: Annotated[str | None, typer.Option(help="Its column with a readable name.")] = None,
     users: Annotated[str | None, typer.Option(help="Table that describes users.")] = None,
@@ -53,37 +54,26 @@ def prepare(
     item_entity: Annotated[str | None, typer.Option(help="Table that links items to entities of the graph.")] = None,
     splits: Annotated[str | None, typer.Option(help="Table user, item, split (train, valid, test).")] = None,
     encoding: Annotated[str | None, typer.Option(help="Of text files; UTF-8 if not given.")] = None,
-    separator: Annotated[str | None, typer.Option(help="Of the interactions file; found out if not given.")] = None,
+    separator: Annotated[str | None, typer.Option(help="Of text files; detected if not given.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a table of interactions into a dataset."""
     from rediffuse.readers import read_atomic, read_interactions
 
-    if source.endswith(".inter") or (Path(source).is_dir() and any(Path(source).glob("*.inter"))):
-        made = read_atomic(source, min_rating=min_rating, k_core=k_core, duplicates=duplicates)
-    else:
-        made = read_interactions(
-            source,
-            user=user,
-            item=item,
-            time=time,
-            order=order,
-            rating=rating,
-            items=items,
-            title=title,
-            users=users,
-            social=social,
-            kg=kg,
-            item_entity=item_entity,
-            splits=splits,
-            k_core=k_core,
-            min_rating=min_rating,
-            duplicates=duplicates,  # type: ignore[arg-type]
-            encoding=encoding,
-            separator=separator,
-        )
+    # Options that were not given are left to the reader, which knows the same defaults.
+    others = ("source", "out", "as_json")
+    options = {
+        name: value for name, value in context.params.items() if name not in others and _was_given(context, name)
+    }
+    is_atomic = source.endswith(".inter") or (Path(source).is_dir() and any(Path(source).glob("*.inter")))
+    made = (read_atomic if is_atomic else read_interactions)(source, **options)
     made.save(out)
     _report(made, out, as_json)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"  # an enum of click, or of typer's copy of it
 
 
 def _report(made: Dataset, out: Path, as_json: bool) -> None:
@@ -102,7 +92,7 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
         "report": made.report,
     }
 
-    def for_people() -> None:
+    def print_table() -> None:
         listing = table(f"Dataset {out}", "", "")
         for name in ("users", "items", "interactions", "median_history", "social_links", "knowledge_triples"):
             listing.add_row(name.replace("_", " "), f"{facts[name]:,.0f}")
@@ -110,4 +100,4 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
         listing.add_row("given splits", ", ".join(facts["given_splits"]) or "none")
         show(listing, *(f"- {note}" for note in made.report.get("notes", [])))
 
-    answer(facts, as_json, for_people)
+    answer(facts, as_json, print_table)

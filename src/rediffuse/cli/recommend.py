@@ -86,7 +86,6 @@ def recommend(
         samples=samples,
         filter_seen=not keep_seen,
     )
-    found = recommender.titled(found)
     if out is not None:
         _write(found, out)
     written = {"rows": len(found), "out": str(out)}

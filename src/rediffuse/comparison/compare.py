@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rediffuse.arguments import require_options, require_path, require_text, wrong_type
 from rediffuse.comparison.report import check_folder, write_report
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_USER, EvaluatedRun, Variant, check_comparable, read_runs, variants
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES, flat_name
+from rediffuse.runs.run_folder import Run, run_path
 
 HEADLINE = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 # Cut-off of the metrics of item slices.
@@ -28,7 +31,7 @@ SLICES = 4
 
 
 def compare(
-    runs: Iterable[str | Path],
+    runs: Iterable[str | Path | Run] | str | Path | Run,
     out: str | Path | None = None,
     metric: str = "ndcg@10",
     baseline: str | None = None,
@@ -40,7 +43,8 @@ def compare(
     Runs that differ only in their seed are one variant.
 
     Args:
-        runs: run folders, each evaluated with `evaluate`; other folders are left out, with a warning.
+        runs: run folders, or what `rediffuse.train` returned, or a single one; each evaluated with `evaluate`. Other
+            folders are left out, with a warning.
         out: folder for report.html, report.md, report.json and the tables as Parquet.
         metric: the per-user metric that pairs are tested on; "ndcg@10/unseen" is with seen items filtered.
         baseline: label of a variant; only pairs with it are tested, so Holm's correction covers fewer tests.
@@ -55,11 +59,13 @@ def compare(
         MissingExtraError: ``out`` is given, and plotly or jinja2 is not installed.
     """
     if out is not None:
-        check_folder(Path(out))  # before the work
-    check_published(published or {})
+        check_folder(require_path("out", out))  # before the work
+    check_published(require_options("published", published, example='{"SASRec": {"ndcg@10": 0.32}}'))
+    if not isinstance(metric, str):
+        raise wrong_type("metric", metric, "the name of a metric", 'For example: metric="ndcg@10".')
     name, _, suffix = metric.partition("/")
     policy = suffix or "all"
-    found = read_runs(runs, protocol)
+    found = read_runs(_folders(runs), require_text("protocol", protocol))
     check_comparable(found)
     groups = variants(found)
     policies = [p for p in POLICIES if p in found[0].test["protocol"]["seen"]]
@@ -85,6 +91,15 @@ def compare(
     if out is not None:
         write_report(comparison, Path(out))
     return comparison
+
+
+def _folders(runs: Any) -> list[Path]:
+    """The folders of one run or several."""
+    if isinstance(runs, str | PathLike | Run):
+        runs = [runs]
+    if not isinstance(runs, Iterable) or isinstance(runs, Mapping):
+        raise wrong_type("runs", runs, "a list of runs", "Give run folders, or what rediffuse.train returned.")
+    return [run_path("runs", run) for run in runs]
 
 
 # Infer column types from all rows: a column may begin with nulls or integers.

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import numpy as np
 import polars as pl
 
 from rediffuse import distributed
+from rediffuse.arguments import require_integer, require_text
 from rediffuse.comparison.runs import evaluation_file
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
+from rediffuse.data.loading import as_dataset
 from rediffuse.data.split import Task, by_name
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RunError
@@ -27,14 +29,18 @@ from rediffuse.graphs import social_adjacency
 from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
-from rediffuse.runs.run_folder import add_files, read_run
+from rediffuse.runs.run_folder import Run, add_files, read_run, run_path
 
 # Length of the stored lists.
 LIST_LENGTH = 20
 
 
 def evaluate(
-    run: str | Path, dataset: Dataset, *, protocol: str | None = None, seeds: Sequence[int] = (0,)
+    run: str | Path | Run,
+    data: Dataset | str | Path,
+    *,
+    protocol: str | None = None,
+    seeds: Sequence[int] | int = (0,),
 ) -> dict[str, Any]:
     """Evaluate a run on the test subset of its split, and write the result into its folder.
 
@@ -43,8 +49,8 @@ def evaluate(
     name in theirs. The processes of a distributed job divide the users; process 0 writes.
 
     Args:
-        run: a run folder.
-        dataset: the data it was trained on.
+        run: a run folder, or what `rediffuse.train` returned.
+        data: the dataset it was trained on, or the path of its folder.
         protocol: see `rediffuse.evaluation.protocols`; None: that of the run's split.
         seeds: of the sampling noise, at least 0. A stochastic model is evaluated once per seed, other models with the
             first only. They also determine the items that ``sampled-N`` draws.
@@ -59,11 +65,14 @@ def evaluate(
         ConfigError: the protocol is unknown; there is no seed, or one below 0.
     """
     distributed.init()
-    seeds = [int(seed) for seed in seeds]  # NumPy integers cannot be written as JSON
+    folder, dataset, protocol = run_path("run", run), as_dataset("data", data), require_text("protocol", protocol)
+    several = seeds if isinstance(seeds, Iterable) else (seeds,)
+    # Python integers, because those of NumPy cannot be written as JSON.
+    seeds = [require_integer("seeds", seed, minimum=None) for seed in several]
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
     with distributed.fail_together("Start the same command again."):
-        return _evaluate(Path(run), dataset, protocol, seeds)
+        return _evaluate(folder, dataset, protocol, seeds)
 
 
 def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int]) -> dict[str, Any]:

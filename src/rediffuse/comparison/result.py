@@ -7,9 +7,11 @@ from typing import Any
 
 import polars as pl
 
+from rediffuse.display import Displayed
 
-@dataclass(frozen=True)
-class Comparison:
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayed):
     """The result of `compare`, as plain tables.
 
     Attributes:
@@ -50,3 +52,14 @@ class Comparison:
         """All fields, ready for JSON."""
         tables = {name: value for name, value in vars(self).items() if isinstance(value, pl.DataFrame)}
         return vars(self) | {name: table.to_dicts() for name, table in tables.items()}
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        name = self.metric if self.policy == "all" else f"{self.metric}/{self.policy}"
+        rows = self.summary.filter((pl.col("policy") == self.policy) & (pl.col("metric") == self.metric))
+        means = {row["variant"]: row["mean"] for row in rows.sort("mean", descending=True).to_dicts()}
+        best = dict(list(means.items())[:6])
+        return f"Comparison {name}, split {self.facts['split']['name']}", {
+            **best,
+            "variants": f"{len(means)}, of which the best {len(best)} are shown" if len(best) < len(means) else None,
+            "tested pairs": len(self.pairs) and self.pairs.filter(pl.col("policy") == self.policy).height,
+        }

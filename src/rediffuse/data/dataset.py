@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rediffuse.arguments import require_path
 from rediffuse.data.features import feature_vectors
 from rediffuse.data.histories import BLOCK, Histories
+from rediffuse.display import Displayed
 
 if TYPE_CHECKING:
     import polars as pl
@@ -63,12 +65,14 @@ class KnowledgeGraph:
         return len(self.relation_ids)
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Who touched what and when, in numbers, and all that is known about users and items.
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(Displayed):
+    """Interactions in numbers, and everything that is known about users and items.
+
+    Make one with `rediffuse.read_interactions`, `rediffuse.read_atomic` or `rediffuse.load_dataset`.
 
     Attributes:
-        interactions: one row of events per user.
+        interactions: one row of interactions per user.
         user_ids, item_ids: Int64 or String; position = number. Users known only from the social graph come
             last.
         has_timestamps: False: ``interactions.times`` is an order column or None.
@@ -76,7 +80,7 @@ class Dataset:
         title: the column of `items` that holds a readable name.
         users: row u describes user u; the first column is ``user_id``.
         social, kg: graphs, if there are any.
-        given: scheme -> (events,) int8 part of each event: 0 train, 1 valid, 2 test, -1 unused.
+        given: scheme -> (interactions,) int8 subset of each interaction: 0 train, 1 valid, 2 test, -1 unused.
         report: what reading the data counted and dropped; ``report["notes"]`` says it in sentences.
     """
 
@@ -107,18 +111,18 @@ class Dataset:
     @cached_property
     def interactions_fingerprint(self) -> str:
         """sha256 over ids and interactions alone."""
-        events = self.interactions
-        arrays: tuple[Any, ...] = (events.offsets, events.items, events.times, events.ratings)
-        if events.synthetic is not None:
-            arrays += (events.synthetic,)
+        rows = self.interactions
+        arrays: tuple[Any, ...] = (rows.offsets, rows.items, rows.times, rows.ratings)
+        if rows.synthetic is not None:
+            arrays += (rows.synthetic,)
         return _digest("interactions", self.has_timestamps, self.user_ids, self.item_ids, *arrays)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over all that a model can learn from in numbers: ids, interactions and both graphs.
+        """sha256 over everything that a model can learn from in numbers: ids, interactions and both graphs.
 
-        Item and user tables and given splits are not part of it: correcting a title does not make a new
-        dataset, and a split has its own fingerprint.
+        It does not cover item and user tables or given splits: correcting a title does not make a new dataset, and a
+        split has its own fingerprint.
         """
         parts: list[Any] = [self.interactions_fingerprint]
         if self.social is not None:
@@ -130,7 +134,7 @@ class Dataset:
 
     @cached_property
     def tables_fingerprint(self) -> str:
-        """sha256 over what models read of the item and user tables: vectors and sets, in numbers.
+        """sha256 over what models read from the item and user tables: vectors and sets, in numbers.
 
         Raises:
             DataError: as `rediffuse.data.features.feature_vectors`.
@@ -139,19 +143,19 @@ class Dataset:
         return _digest(*(b"" if vectors is None else vectors for vectors in found))
 
     def without_synthetic(self) -> Dataset:
-        """The same without events that a generator wrote."""
+        """The same without synthetic interactions."""
         synthetic = self.interactions.synthetic
         if synthetic is None:
             return self
-        given = {scheme: part[~synthetic] for scheme, part in self.given.items()}
-        told = self.report.get("augmentation", {})
+        given = {scheme: subset[~synthetic] for scheme, subset in self.given.items()}
+        augmentation = self.report.get("augmentation", {})
         report = {name: value for name, value in self.report.items() if name != "augmentation"}
-        report["notes"] = [note for note in report.get("notes", []) if note != told.get("note")]
+        report["notes"] = [note for note in report.get("notes", []) if note != augmentation.get("note")]
         return replace(self, interactions=self.interactions.without_synthetic(), given=given, report=report)
 
     @cached_property
     def fingerprint_without_synthetic(self) -> str:
-        """That of the data without events that a generator wrote."""
+        """`fingerprint` of the dataset without synthetic interactions."""
         return self.fingerprint if self.interactions.synthetic is None else self.without_synthetic().fingerprint
 
     def save(self, folder: str | PathLike[str]) -> Path:
@@ -159,9 +163,11 @@ class Dataset:
 
         Raises:
             DataError: ``folder`` holds something other than a dataset, or cannot be written.
+            ConfigError: ``folder`` is not a path.
         """
         from rediffuse.data.store import write_dataset
 
+        folder = require_path("folder", folder)
         metadata = {
             "counts": {"users": self.num_users, "items": self.num_items, "interactions": self.num_interactions},
             "fingerprint": self.fingerprint,
@@ -173,8 +179,25 @@ class Dataset:
             "schemes": list(self.given),
             "report": self.report,
         }
-        write_dataset(Path(folder), self._frames(), self._arrays(), metadata)
-        return Path(folder)
+        write_dataset(folder, self._frames(), self._arrays(), metadata)
+        return folder
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        pairs = max(1, self.num_users * self.num_items)
+        kept = [name for name in ("times", "ratings", "synthetic") if getattr(self.interactions, name) is not None]
+        if not self.has_timestamps:
+            kept = ["order" if name == "times" else name for name in kept]
+        return "Dataset", {
+            "users": self.num_users,
+            "items": self.num_items,
+            "interactions": f"{self.num_interactions:,} ({self.num_interactions / pairs:.2%} of all pairs)",
+            "with": ", ".join(kept) or None,
+            "item table": _columns(self.items),
+            "user table": _columns(self.users),
+            "social graph": None if self.social is None else f"{len(self.social):,} links",
+            "knowledge graph": None if self.kg is None else f"{len(self.kg):,} triples",
+            "given splits": ", ".join(sorted(self.given)) or None,
+        }
 
     def _frames(self) -> dict[str, pl.DataFrame]:
         import polars as pl
@@ -197,8 +220,12 @@ class Dataset:
         from rediffuse.data.store import HISTORY_ARRAYS, array_file, scheme_array
 
         arrays = {name: getattr(self.interactions, name) for name in HISTORY_ARRAYS}
-        arrays |= {scheme_array(i): part for i, part in enumerate(self.given.values())}
+        arrays |= {scheme_array(i): subset for i, subset in enumerate(self.given.values())}
         return {array_file(name): array for name, array in arrays.items() if array is not None}
+
+
+def _columns(table: pl.DataFrame | None) -> str | None:
+    return None if table is None else ", ".join(table.columns)
 
 
 def _digest(*parts: Any) -> str:

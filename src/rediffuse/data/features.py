@@ -1,18 +1,22 @@
-"""What is known of people and items beyond who touched what: as sets, and as vectors."""
+"""What item and user tables say, in numbers: as sets and as vectors."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import sparse
 
 from rediffuse.errors import DataError
 
-# Columns that hold several values per item, in the order in which they are looked for.
+if TYPE_CHECKING:
+    from scipy import sparse
+
+# Columns that hold several values per item; the first that exists is used.
 COLUMNS = ("genres", "genre", "categories", "category", "tags", "class")
 SEPARATOR = r"\s*[|;]\s*"
-# Columns that hold a vector per row, in the order in which they are looked for.
+# Columns that hold a vector per row; the first that exists is used.
 VECTORS = ("vector", "features", "embedding")
 MOST_VALUES = 256
 
@@ -26,6 +30,8 @@ def item_features(table: pl.DataFrame | None) -> sparse.csr_array | None:
     Returns:
         None without a table or such a column.
     """
+    from scipy import sparse  # a tenth of a second, which loading a recommender does not need
+
     name = next((c for c in COLUMNS if table is not None and c in table.columns), None)
     if table is None or name is None:
         return None
@@ -46,10 +52,10 @@ def item_features(table: pl.DataFrame | None) -> sparse.csr_array | None:
 
 
 def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
-    """(rows, width) what a table says of each row in numbers; rows without any are zero.
+    """(rows, width) numbers about each row of a table; rows without any are zero.
 
-    The first of the columns vector, features and embedding that holds lists of numbers; without one, the sets of
-    `item_features` as zeros and ones, of their 256 most common values.
+    They come from the first of the columns vector, features and embedding that holds lists of numbers; without one,
+    they are the sets of `item_features` as zeros and ones, of their 256 most common values.
 
     Args:
         table: of items or users, see `rediffuse.data.dataset.Dataset`.
@@ -81,7 +87,10 @@ def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
     vectors = np.zeros((len(table), lengths[0]), dtype=np.float32)
     vectors[known] = column.filter(known).explode().fill_null(np.nan).to_numpy().reshape(-1, lengths[0])
     if wrong := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-        raise DataError(f"{where}: the vector in row {wrong[0]} holds values that are not finite numbers.")
+        raise DataError(
+            f"{where}: the vector in row {wrong[0]} holds values that are not finite numbers.",
+            "Replace missing and infinite values, or leave the vector out.",
+        )
     return vectors
 
 

@@ -1,4 +1,4 @@
-"""Flat event histories: the one array form in which interactions travel through the package."""
+"""Flat histories: the one array form in which interactions travel through the package."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Events that are worked on at once where temporary arrays would otherwise be as long as all events; such a block fits
-# into the caches of a processor.
+from rediffuse.display import Displayed
+
+# Interactions that are worked on at once where temporary arrays would otherwise be as long as all of them. Such a block
+# fits into the caches of a processor.
 BLOCK = 1 << 18
 
 
 def row_blocks(offsets: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Cut rows into runs ``first:last`` of at most BLOCK events, or of a single longer row."""
+    """Cut rows into runs ``first:last`` of at most BLOCK interactions, or of a single longer row."""
     offsets = offsets.astype(np.int64, copy=False)  # once, and not for each search
     first = 0
     while first < len(offsets) - 1:
@@ -27,21 +29,21 @@ def row_blocks(offsets: NDArray[Any]) -> Iterator[tuple[int, int]]:
 
 
 def index_type(count: int) -> Any:
-    """The smallest type of numbers up to ``count`` that is used for places of events: int32 or int64."""
+    """The smaller of int32 and int64 that holds positions of ``count`` interactions."""
     return np.int32 if count <= np.iinfo(np.int32).max else np.int64
 
 
-@dataclass(frozen=True, eq=False)
-class Histories:
-    """One row of events per user, as compressed sparse rows.
+@dataclass(frozen=True, eq=False, repr=False)
+class Histories(Displayed):
+    """One row of interactions per user, as compressed sparse rows.
 
     Attributes:
-        offsets: (users + 1,) int64; the events of user ``u`` are ``offsets[u]:offsets[u + 1]``.
-        items: (events,) int32 item numbers, in order of time within each user; ties keep file order.
-        times: (events,) seconds since the epoch (or an order column), or None.
-        ratings: (events,) float32, or None.
-        synthetic: (events,) bool, True where a generator wrote the event (`rediffuse.data.synthetic`), or None. They come
-            before a person's own events.
+        offsets: (users + 1,) int64; the interactions of user ``u`` are ``offsets[u]:offsets[u + 1]``.
+        items: (interactions,) int32 item numbers, in order of time within each user; ties keep file order.
+        times: (interactions,) seconds since the epoch (or an order column), or None.
+        ratings: (interactions,) float32, or None.
+        synthetic: (interactions,) bool, True for synthetic interactions (`rediffuse.data.synthetic`), or None. They
+            come before the real interactions of a user.
     """
 
     offsets: NDArray[np.int64]
@@ -55,17 +57,17 @@ class Histories:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(users,) number of events of each user."""
+        """(users,) number of interactions of each user."""
         return np.diff(self.offsets)
 
     @property
     def owners(self) -> NDArray[np.int64]:
-        """(events,) the user of each event."""
+        """(interactions,) the user of each interaction."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """(events,) place of each event in its row, from 0."""
+        """(interactions,) position of each interaction in its row, from 0."""
         positions = np.arange(len(self.items))
         positions -= np.repeat(self.offsets[:-1], self.lengths)
         return positions
@@ -75,13 +77,13 @@ class Histories:
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def blocks(self) -> Iterator[tuple[int, Histories]]:
-        """Runs of rows with at most BLOCK events (or of one longer row), with the number of the first; not copied."""
+        """Runs of rows with at most BLOCK interactions (or one longer row), and the number of the first; not copied."""
         for first, last in row_blocks(self.offsets):
             start, stop = self.offsets[first], self.offsets[last]
             yield first, self._with(self.offsets[first : last + 1] - start, slice(start, stop))
 
     def where(self, mask: NDArray[np.bool_]) -> Histories:
-        """Keep the events under ``mask`` (events,); users keep their rows, possibly empty."""
+        """Keep the interactions under ``mask`` (interactions,); users keep their rows, possibly empty."""
         kept = np.zeros(len(mask) + 1, dtype=index_type(len(mask)))
         np.cumsum(mask, out=kept[1:])
         offsets = kept[self.offsets].astype(np.int64)
@@ -96,31 +98,31 @@ class Histories:
             return dataclasses.replace(self, offsets=offsets)
         return self._with(offsets, np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths))
 
-    def _with(self, offsets: NDArray[np.int64], events: Any) -> Histories:
+    def _with(self, offsets: NDArray[np.int64], selected: Any) -> Histories:
         def of(array: Any) -> Any:
-            return None if array is None else array[events]
+            return None if array is None else array[selected]
 
-        return Histories(offsets, self.items[events], of(self.times), of(self.ratings), of(self.synthetic))
+        return Histories(offsets, self.items[selected], of(self.times), of(self.ratings), of(self.synthetic))
 
     def without_synthetic(self) -> Histories:
-        """Without events that a generator wrote."""
+        """Without synthetic interactions."""
         return self if self.synthetic is None else dataclasses.replace(self.where(~self.synthetic), synthetic=None)
 
     def tail(self, length: int) -> Histories:
-        """The last ``length`` events of every user."""
+        """The last ``length`` interactions of every user."""
         return self.where(self.positions >= np.repeat(self.lengths - length, self.lengths))
 
     @staticmethod
-    def joined(parts: Sequence[Histories]) -> Histories:
-        """The rows of all ``parts`` (at least one), in order; all of them or none have times, and so on."""
-        if len(parts) == 1:
-            return parts[0]
+    def joined(several: Sequence[Histories]) -> Histories:
+        """The rows of ``several`` (at least one), in order; all of them or none have times, and so on."""
+        if len(several) == 1:
+            return several[0]
 
         def column(name: str) -> Any:
-            arrays = [getattr(part, name) for part in parts]
+            arrays = [getattr(histories, name) for histories in several]
             return None if arrays[0] is None else np.concatenate(arrays)
 
-        lengths = np.concatenate([part.lengths for part in parts])
+        lengths = np.concatenate([histories.lengths for histories in several])
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         return Histories(offsets, column("items"), column("times"), column("ratings"), column("synthetic"))
 
@@ -130,3 +132,13 @@ class Histories:
         offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
         flat = [item for row in rows for item in row]
         return Histories(offsets, np.asarray(flat, dtype=np.int32))
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        columns = [name for name in ("times", "ratings", "synthetic") if getattr(self, name) is not None]
+        shown = self.row(0)[:10].tolist() if len(self) else []
+        return "Histories", {
+            "rows": len(self),
+            "interactions": len(self.items),
+            "beside items": ", ".join(columns) or None,
+            "first row": f"items {shown}" if len(self) else None,
+        }

@@ -13,14 +13,14 @@ from rediffuse.data.dataset import KnowledgeGraph
 
 @dataclass(frozen=True, eq=False)
 class KnowledgeEdges:
-    """Edges in order of heads, then of tails; at most one from one node to another; with each its reverse.
+    """Directed edges, sorted by head and then by tail, each with its reverse; at most one from one node to another.
 
     Attributes:
         head, tail: (edges,) int64 nodes. Nodes 0 .. items - 1 are the items.
         relation: (edges,) int64; r + half of ``num_relations`` is relation r from tail to head.
-        num_nodes, num_relations: N, and R, the reversed ones counted as well.
-        entity: (N,) int64 the entity that a node is, or -1 for an item that is none.
-        dropped: triples that lie between nodes which another triple joins already.
+        num_nodes, num_relations: N and R; R counts reversed relations too.
+        entity: (N,) int64 the entity of each node, or -1 for an item without one.
+        dropped: number of triples between nodes that another triple connects already.
     """
 
     head: NDArray[np.int64]
@@ -58,12 +58,12 @@ class KnowledgeEdges:
 
 
 def knowledge_edges(kg: KnowledgeGraph, num_items: int) -> KnowledgeEdges:
-    """Both directions of every triple, and which node each entity is.
+    """Both directions of every triple, and the node of each entity.
 
-    An item and an entity that are linked to each other and to nothing else are one node. Where an item has several
-    entities, or an entity several items, they stay apart and are joined by a relation of its own, which comes after
-    those of the triples. Of several triples from one node to another the lowest relation stays, those read forwards
-    before those read backwards (as in DiffKG's released code).
+    An item and an entity that are linked to each other and to nothing else are one node. If an item has several
+    entities, or an entity several items, they stay separate nodes and a relation of its own connects them; its number
+    comes after those of the triples. Of several triples from one node to another the lowest relation is kept, forward
+    ones before reversed ones (as in DiffKG's released code).
     """
     items, linked = kg.item_entity[:, 0].astype(np.int64), kg.item_entity[:, 1].astype(np.int64)
     alone = (np.bincount(items, minlength=num_items)[items] == 1) & (
@@ -98,13 +98,13 @@ def knowledge_edges(kg: KnowledgeGraph, num_items: int) -> KnowledgeEdges:
 
 
 def leading_to(edges: KnowledgeEdges, columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(edges,) which edges lead from a node to one of its ``columns`` (N, k)."""
+    """(edges,) whether each edge leads from a node to one of its ``columns`` (N, k)."""
     keys = np.arange(edges.num_nodes)[:, None] * edges.num_nodes + columns
     return np.isin(edges.head * edges.num_nodes + edges.tail, keys)
 
 
 def most_per_node(edges: KnowledgeEdges, most: int, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(edges,) which edges are among the ``most`` of their head with the highest ``scores`` (edges,)."""
+    """(edges,) whether each edge is among the ``most`` of its head with the highest ``scores`` (edges,)."""
     order = np.lexsort((-scores, edges.head))
     counts = np.bincount(edges.head, minlength=edges.num_nodes)
     place = np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rediffuse.arguments import require_path, wrong_type
 from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
 from rediffuse.data.store import (
@@ -33,21 +34,44 @@ def load_dataset(folder: str | PathLike[str]) -> Dataset:
 
     Raises:
         DataError: a file is missing, damaged or of another version; the error names it.
+        ConfigError: ``folder`` is not a path.
     """
-    folder = Path(folder)
+    folder = require_path("folder", folder, "Give the folder of a dataset; read_interactions reads tables.")
     for _ in range(_TRIES):
         before = manifest_bytes(folder)
         try:
             dataset = _load(folder, parse_manifest(folder / MANIFEST, before))
-        except Exception:  # of two folders nothing need fit together
+        except Exception:  # files of two datasets need not fit together
             if manifest_bytes(folder) == before:
                 raise
         else:
             if manifest_bytes(folder) == before:
                 return dataset
     raise DataError(
-        f"{folder} was replaced again and again while it was read.", "Load it when nobody saves datasets there."
+        f"{folder} was replaced again and again while it was read.", "Load it when no process saves datasets there."
     )
+
+
+def as_dataset(name: str, value: Any, wanted: str = "a Dataset or a dataset folder") -> Dataset:
+    """A dataset as it is, or the dataset of a folder.
+
+    Args:
+        name: of the argument, for errors.
+        value: what was passed for it.
+        wanted: what the argument may be, for errors.
+
+    Raises:
+        ConfigError: it is something else.
+        DataError: the folder holds no dataset.
+    """
+    if isinstance(value, Dataset):
+        return value
+    if isinstance(value, str | PathLike):
+        return load_dataset(value)
+    remedy = 'Read it first: data = rediffuse.read_interactions(table, user="...", item="...").'
+    if isinstance(getattr(value, "dataset", None), Dataset):
+        remedy = f"Pass the dataset of the split: {name}.dataset."
+    raise wrong_type(name, value, wanted, remedy)
 
 
 def _load(folder: Path, manifest: dict[str, Any]) -> Dataset:
@@ -90,7 +114,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> Dataset:
         given={scheme: mapped(scheme_array(i)) for i, scheme in enumerate(manifest["schemes"])},
         report=manifest["report"],
     )
-    # The files are those the manifest speaks of, so their fingerprints need not be computed again.
+    # The files are those of the manifest, so their fingerprints need not be computed again.
     for name in ("fingerprint", "interactions_fingerprint"):
         dataset.__dict__[name] = manifest[name]
     return dataset

@@ -1,4 +1,4 @@
-"""The format of datasets on disk: ``.npy`` files of interactions, Parquet files of all else, and ``manifest.json``.
+"""The format of datasets on disk: ``.npy`` files of interactions, Parquet files of everything else, ``manifest.json``.
 
 The manifest holds the size and sha256 of every file. Interactions are mapped into memory when a dataset is loaded:
 processes that load it share one copy, and what is not read takes no memory.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rediffuse.errors import DataError
 from rediffuse.files import atomic_folder, sha256_file, sha256_json
 
-FORMAT, VERSION = "rediffuse-dataset", 2
+FORMAT, VERSION = "rediffuse-dataset", 3
 MANIFEST = "manifest.json"
 HISTORY_ARRAYS = ("offsets", "items", "times", "ratings", "synthetic")
 
@@ -63,11 +63,15 @@ def array_file(name: str) -> str:
 
 def scheme_array(index: int) -> str:
     # Schemes have names of any kind; the manifest holds them, the file is numbered.
-    return f"part_{index}"
+    return f"subset_{index}"
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Replacing a folder removes what is in it, so it must hold a dataset of ours and nothing else."""
+    """Refuse to replace a folder, which removes what is in it, unless it is empty or holds a dataset and nothing else.
+
+    Raises:
+        DataError: it holds something else.
+    """
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
@@ -91,6 +95,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def manifest_bytes(folder: Path) -> bytes | None:
+    """The content of a dataset's manifest, None if there is none."""
     try:
         return (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -98,6 +103,20 @@ def manifest_bytes(folder: Path) -> bytes | None:
 
 
 def parse_manifest(path: Path, content: bytes | None) -> dict[str, Any]:
+    """The verified content of a manifest.
+
+    Args:
+        path: of the manifest, for errors.
+        content: of the file; None if there is none.
+
+    Raises:
+        DataError: there is none, it is damaged, or it is of another format or version.
+    """
+    if path.parent.is_file():
+        raise DataError(
+            f"{path.parent} is a file, not the folder of a dataset.",
+            "Read tables with rediffuse.read_interactions or `rediffuse prepare`.",
+        )
     if content is None:
         raise DataError(
             f"{path.parent} holds no dataset: {path} is missing.",
@@ -121,6 +140,11 @@ def parse_manifest(path: Path, content: bytes | None) -> dict[str, Any]:
 
 
 def verify_file(path: Path, known: dict[str, Any]) -> None:
+    """Compare a file with the size and checksum in ``known``.
+
+    Raises:
+        DataError: it is missing, or they differ.
+    """
     again = "Restore the file, or write the dataset again from its source."
     if not path.is_file():
         raise DataError(f"{path} is missing.", again)

@@ -11,22 +11,25 @@ import narwhals.stable.v1 as nw
 import numpy as np
 import polars as pl
 
+from rediffuse.display import Displayed
 from rediffuse.errors import DataError, RediffuseWarning
 from rediffuse.evaluation.metrics import accuracy_values, parse_metrics
+from rediffuse.frames import Frame, Kind, as_kind, kind_of
 
 _ID_COLUMNS = ("user_id", "item_id")
 
 
-class EvaluationResult(Mapping[str, float]):
+class EvaluationResult(Displayed, Mapping[str, float]):
     """The result of `evaluate_lists`: a mapping of metric -> mean over users.
 
     Attributes:
-        per_user: ``user_id`` and one column per metric; one row per user of the truth, in its order.
+        per_user: ``user_id`` and one column per metric; one row per user of the truth, in its order. A frame of the
+            library of the recommendations (or else the truth) if that is pandas or pyarrow, else of polars.
         counts: what the means are over, and what was left out; the keys are explained in `docs/evaluation.md`.
     """
 
-    def __init__(self, per_user: pl.DataFrame, counts: dict[str, int]) -> None:
-        self.per_user = per_user
+    def __init__(self, per_user: pl.DataFrame, counts: dict[str, int], kind: Kind = "polars") -> None:
+        self.per_user: Frame = as_kind(per_user, kind)
         self.counts = counts
         self._means = {name: float(per_user[name].mean()) for name in per_user.columns[1:]}  # pyright: ignore
 
@@ -43,9 +46,8 @@ class EvaluationResult(Mapping[str, float]):
         """Means and counts, ready for JSON."""
         return {"metrics": dict(self._means), "counts": dict(self.counts)}
 
-    def __repr__(self) -> str:
-        means = ", ".join(f"{name}={value:.4f}" for name, value in self._means.items())
-        return f"EvaluationResult({means}; {self.counts['users']} users)"
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        return f"EvaluationResult, {self.counts['users']:,} users", self._means
 
     def __str__(self) -> str:
         width = max(map(len, [*self._means, *self.counts]))
@@ -245,5 +247,7 @@ def evaluate_lists(recommendations: Any, truth: Any, metrics: Sequence[str] = ("
             stacklevel=2,
         )
     return EvaluationResult(
-        users.select("user_id").with_columns(**{n: pl.Series(v) for n, v in values.items()}), counts
+        users.select("user_id").with_columns(**{n: pl.Series(v) for n, v in values.items()}),
+        counts,
+        kind_of(recommendations, truth),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.evaluation import beyond_accuracy
 from rediffuse.evaluation.metrics import (
@@ -26,8 +27,8 @@ from rediffuse.evaluation.metrics import (
 from rediffuse.evaluation.rank import Ranking, RankingTask, Score, rank_task
 
 
-@dataclass(frozen=True, eq=False)
-class TaskResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskResult(Displayed):
     """The result of `evaluate_task`.
 
     Attributes:
@@ -43,8 +44,8 @@ class TaskResult:
     task: str
     metrics: dict[str, dict[str, float]]
     counts: dict[str, int | float]
-    per_user: pl.DataFrame = field(repr=False)
-    ranking: Ranking = field(repr=False)
+    per_user: pl.DataFrame
+    ranking: Ranking
 
     def value(self, name: str) -> float:
         """The mean called ``name``, for example "ndcg@10" or "ndcg@10/unseen".
@@ -68,6 +69,11 @@ class TaskResult:
             "metrics": {policy: dict(means) for policy, means in self.metrics.items()},
             "counts": dict(self.counts),
         }
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        names = sorted(self.metrics[POLICIES[0]], key=lambda name: not name.endswith("@10"))
+        rows = {name: ", ".join(f"{p} {means[name]:.4f}" for p, means in self.metrics.items()) for name in names}
+        return f"TaskResult {self.task}, {self.counts['users']:,} users", rows
 
 
 def _best_ranks(offsets: NDArray[np.int64], ranks: NDArray[np.int64]) -> pl.Series:

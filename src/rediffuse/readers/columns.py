@@ -1,7 +1,7 @@
-"""Columns of a table as arrays, checked: ids to numbers, times to seconds, ratings to floats.
+"""Columns of a table as checked arrays: ids become numbers, times seconds, ratings floats.
 
-A column may be large, so it is gone through in pieces. Every refusal names the place, the value, what was expected
-and how to mend it.
+A column may be large, so it is read in pieces. Every refusal names the row, the value, what was expected and how to fix
+it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _ISO = (
 )
 _TIME_REMEDY = (
     "Times may be numbers since 1970 (seconds, milliseconds, ...) or ISO text such as 2024-03-01 12:30:00, "
-    "all of one form. Mend or remove the row."
+    "all of one form. Fix or remove the row."
 )
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table, or a piece of one: the values, and what is needed to speak of them.
+    """One column of a table, or a piece of one: the values, and what errors about them need.
 
     Attributes:
         start: the row (from 0) of the first value.
@@ -57,11 +57,11 @@ class Column:
         return len(self.values)
 
     def __iter__(self) -> Iterator[Column]:
-        """A column that is read already is its only piece."""
+        """A column in memory is its only piece."""
         yield self
 
     def refuse(self, row: int, problem: str, remedy: str) -> DataError:
-        """An error about value ``row`` (from 0); ``problem`` goes on after the name of the column."""
+        """An error about value ``row`` (from 0); ``problem`` follows the name of the column."""
         place = self.table.place(self.start + row)
         return DataError(f"{place}: column {self.values.name!r} ({self.role}) {problem}.", remedy)
 
@@ -75,19 +75,19 @@ class Column:
         """The values, after refusing missing ones."""
         if self.values.null_count():
             more = self.values.null_count() - 1
-            least = "at least " if len(self) == tables.PIECE else ""  # later pieces were not looked at
+            least = "at least " if len(self) == tables.PIECE else ""  # later pieces were not read
             also = f" ({least}{more:,} more rows likewise)" if more else ""
             self.refuse_first(
                 self.values.is_null(),
                 f"is empty{also}",
-                "Fill in the value or remove the row; every event needs one.",
+                "Fill in the value or remove the row; every interaction needs one.",
             )
         return self.values
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """One column of a table, read again each time it is gone through, a piece at a time."""
+    """One column of a table that is read a piece at a time, again for every iteration."""
 
     name: str
     table: Table
@@ -102,14 +102,14 @@ class Pieces:
 
 
 def joined(column: Column | Pieces, read: Callable[[Column], NDArray[Any]], dtype: Any = None) -> NDArray[Any]:
-    """(rows,) what ``read`` makes of each piece; integers become float64 if any piece is."""
+    """(rows,) the results of ``read`` for all pieces; integers become float64 if any piece is."""
     whole = np.empty(len(column), dtype=dtype)
     for number, piece in enumerate(column):
-        part = read(piece)
-        if dtype is None and part.dtype != whole.dtype:
-            # The first piece sets the type of memory that nobody has touched yet.
-            whole = np.empty(len(column), part.dtype) if not number else whole.astype(np.float64, copy=False)
-        whole[piece.start : piece.start + len(part)] = part
+        values = read(piece)
+        if dtype is None and values.dtype != whole.dtype:
+            # Nothing is written yet when the first piece sets the type.
+            whole = np.empty(len(column), values.dtype) if not number else whole.astype(np.float64, copy=False)
+        whole[piece.start : piece.start + len(values)] = values
     return whole
 
 
@@ -117,11 +117,10 @@ def joined(column: Column | Pieces, read: Callable[[Column], NDArray[Any]], dtyp
 
 
 def number_ids(*columns: Column | Pieces) -> tuple[list[NDArray[np.int32]], pl.Series]:
-    """Number the ids of columns that share one space of ids.
+    """Number the ids of columns that share their ids.
 
-    Integers become Int64 ids, in numeric order. Text stays text, exactly as written, in byte order; only when
-    all the tables are text files, where nothing else tells integers, and every id is written like one ("7",
-    not "07"), the ids are integers.
+    Integers become Int64 ids, in numeric order. Text stays text, exactly as written, in byte order. Text files have no
+    types: if all tables are text files and every id is written like an integer ("7", not "07"), the ids are integers.
 
     Returns:
         per column the numbers (rows,) int32; the ids, sorted: position = number.
@@ -182,14 +181,14 @@ def lookup(values: pl.Series, ids: pl.Series) -> NDArray[np.int32]:
 
 
 def _distinct(column: Column | Pieces) -> pl.Series:
-    """Every id of a column, in no order, Int64 or String."""
+    """Every id of a column once, in no order, Int64 or String."""
     found: list[pl.Series] = []
     for piece in column:
         values = _plain_ids(piece)
         found.append(values.unique())
         if values.dtype == pl.String:
             _refuse_blank(piece, values, found[-1])
-        # What is known comes first. It is merged with the rest when that is as large, so that merging is linear.
+        # The known ids come first and are merged with the rest once that is as large, so that merging is linear.
         if sum(len(ids) for ids in found[1:]) >= len(found[0]):
             found = [pl.concat(found).unique()]
     return pl.concat(found).unique()
@@ -210,7 +209,7 @@ def _plain_ids(column: Column) -> pl.Series:
             return values.cast(pl.Int64)
         except pl.exceptions.PolarsError:
             raise DataError(
-                f"{column.table.name}: column {values.name!r} holds integers beyond 64 bits with sign.",
+                f"{column.table.name}: column {values.name!r} holds integers beyond 64 bits (signed).",
                 "Turn the ids into strings.",
             ) from None
     raise DataError(
@@ -264,7 +263,7 @@ def ratings(column: Column | Pieces) -> NDArray[np.float32]:
     Raises:
         DataError: missing, not a number, NaN, infinite or negative.
     """
-    remedy = "Ratings are numbers >= 0, higher is better. Mend or remove the row, or shift the scale."
+    remedy = "Ratings are numbers >= 0, higher is better. Fix or remove the row, or shift the scale."
 
     def read(piece: Column) -> NDArray[Any]:
         numbers = _numbers(piece, "a number")
@@ -276,18 +275,18 @@ def ratings(column: Column | Pieces) -> NDArray[np.float32]:
 
 
 def order(column: Column | Pieces) -> NDArray[Any]:
-    """(rows,) int64 or float64 numbers that order events.
+    """(rows,) int64 or float64 numbers that order interactions.
 
     Raises:
         DataError: missing, not a number, NaN or infinite.
     """
-    return joined(column, lambda piece: _numbers(piece, "a number that orders the events").to_numpy())
+    return joined(column, lambda piece: _numbers(piece, "a number that orders the interactions").to_numpy())
 
 
 def _numbers(column: Column, expected: str) -> pl.Series:
     """Int64 or Float64, finite and without nulls."""
     values = column.complete()
-    remedy = f"Expected {expected}. Mend or remove the row."
+    remedy = f"Expected {expected}. Fix or remove the row."
     if values.dtype == pl.String:
         numbers = parse_numbers(values)
         column.refuse_first(numbers.is_null(), "is {}", remedy)
@@ -306,7 +305,7 @@ def _numbers(column: Column, expected: str) -> pl.Series:
 
 
 def parse_numbers(text: pl.Series) -> pl.Series:
-    """Int64 if all of the text is, else Float64 with null where it is no number."""
+    """Int64 if every value is an integer, else Float64 with null for values that are no numbers."""
     integers = text.cast(pl.Int64, strict=False)
     return text.cast(pl.Float64, strict=False) if integers.null_count() > text.null_count() else integers
 
@@ -316,10 +315,12 @@ def parse_numbers(text: pl.Series) -> pl.Series:
 
 @dataclass(frozen=True)
 class Times:
-    """Attributes:
-    key: (rows,) to sort by, at full precision.
-    seconds: (rows,) since the epoch; int64 where no event has a fraction of a second, else float64.
-    unit: what the column was taken for.
+    """A column of times.
+
+    Attributes:
+        key: (rows,) to sort by, at full precision.
+        seconds: (rows,) since the epoch; int64 if no time has a fraction of a second, else float64.
+        unit: what the column was read as.
     """
 
     key: NDArray[Any]
@@ -328,7 +329,7 @@ class Times:
 
 
 def times(column: Column | Pieces) -> Times:
-    """Numbers since 1970 of any usual unit, ISO text, dates or datetimes; the first piece tells which.
+    """Numbers since 1970 in any usual unit, ISO text, dates or datetimes; the first piece decides which.
 
     Raises:
         DataError: missing, unparsable or mixed values.
@@ -364,15 +365,14 @@ def _from_numbers(column: Column | Pieces, key: NDArray[Any]) -> Times:
     index = next((i for i, (_, _, limit) in enumerate(_UNITS) if largest < limit), len(_UNITS) - 1)
     unit, per_second, _ = _UNITS[index]
     if index:
-        # What would be a day before 1973 in the finer unit, and after 1973 in a coarser one, is in the
-        # coarser one.
+        # A value that is before 1973 in the finer unit, and after 1973 in a coarser one, is in the coarser one.
         size = np.abs(key)
         coarser = (size >= 10**8) & (size < 10**8 * per_second)
         if coarser.any():
             for piece in column:
                 piece.refuse_first(
                     pl.Series(coarser[piece.start : piece.start + len(piece)]),
-                    f"is {{}}, a coarser unit than the {unit} that others are in",
+                    f"is {{}}, a coarser unit than the {unit} of the others",
                     _TIME_REMEDY,
                 )
     return _in_seconds(key, per_second, unit)
@@ -387,12 +387,12 @@ def _in_seconds(key: NDArray[Any], per_second: int, unit: str) -> Times:
 
 
 def _iso_form(column: Column) -> str:
-    """The form that most of the first values have."""
+    """The form of most of the first values."""
     sample = column.values.head(1000)
     missed = {form: sample.str.to_datetime(form, strict=False).null_count() for form in _ISO}
     form = min(missed, key=lambda form: missed[form])
     if missed[form] == len(sample):
-        raise column.refuse(0, f"is {sample[0]!r}, which is not a time that can be read", _TIME_REMEDY)
+        raise column.refuse(0, f"is {sample[0]!r}, which is not a known form of time", _TIME_REMEDY)
     return form
 
 

@@ -1,27 +1,100 @@
-"""Filters over events as flat arrays of user and item numbers; each returns a mask of what stays."""
+"""Filters over interactions; functions on flat arrays of user and item numbers return a mask of what stays."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from rediffuse.arguments import require_integer, require_number
 from rediffuse.data.histories import index_type, row_blocks
+from rediffuse.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from rediffuse.readers.report import ReadReport
+    from rediffuse.readers.rows import InteractionRows
 
 Numbers = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Filters:
+    """What is dropped, in this order; as arguments of `rediffuse.read_interactions`."""
+
+    min_rating: float | None = None
+    duplicates: Literal["keep", "first", "last"] = "keep"
+    k_core: int | None = None
+
+    def check(self, rating: str | None) -> None:
+        """Raise unless they are in range, and there is a ``rating`` column if one is needed.
+
+        Raises:
+            ConfigError: they are not, or there is none.
+        """
+        if self.duplicates not in ("keep", "first", "last"):
+            raise ConfigError(
+                f"duplicates was given {self.duplicates!r}.", did_you_mean(self.duplicates, ["keep", "first", "last"])
+            )
+        if self.k_core is not None:
+            require_integer("k_core", self.k_core)
+        if self.min_rating is not None:
+            require_number("min_rating", self.min_rating)
+            if rating is None:
+                raise ConfigError("min_rating was given without a rating column.", 'Name the column: rating="rating".')
+
+    def apply(self, rows: InteractionRows, report: ReadReport) -> None:
+        """Drop rows, which are sorted, and report how many.
+
+        Raises:
+            DataError: no row is left.
+        """
+        if self.min_rating is not None and rows.ratings is not None:
+            highest = float(rows.ratings.max())
+            dropped = rows.keep(at_least(rows.ratings, self.min_rating))
+            report.facts["dropped_below_min_rating"] = dropped
+            report.note(f"{dropped:,} interactions rated below {self.min_rating} were dropped.")
+            remedy = f"The highest rating is {highest:g}: lower min_rating."
+            _refuse_empty(rows, f"min_rating={self.min_rating}", remedy)
+        blocks = rows.blocks()
+        repeated = sum(count_repeats(rows.users[block], rows.items[block]) for block in blocks)
+        report.facts["repeated_interactions"] = repeated
+        if repeated and self.duplicates != "keep":
+            kept = [unique_pairs(rows.users[block], rows.items[block], self.duplicates) for block in blocks]
+            report.facts["dropped_duplicates"] = rows.keep(np.concatenate(kept))
+            report.note(
+                f"{repeated:,} repeated interactions of a user with an item were dropped; "
+                f"the {self.duplicates} was kept."
+            )
+        elif repeated:
+            report.note(f"{repeated:,} interactions repeat a user and item; they were kept.")
+        if self.k_core is not None:
+            users, items = rows.distinct("users"), rows.distinct("items")
+            dropped = rows.keep(k_core(rows.users, rows.items, self.k_core))
+            report.facts["dropped_by_k_core"] = dropped
+            _refuse_empty(rows, f"k_core={self.k_core}", "Lower k_core.")
+            users, items = users - rows.distinct("users"), items - rows.distinct("items")
+            report.note(
+                f"The {self.k_core}-core dropped {dropped:,} interactions, {users:,} users and {items:,} items."
+            )
+
+
+def _refuse_empty(rows: InteractionRows, filter_: str, remedy: str) -> None:
+    if not len(rows):
+        raise DataError(f"No interactions are left after {filter_}.", remedy)
+
+
 def at_least(ratings: NDArray[np.float32], threshold: float) -> Mask:
-    """Events rated ``threshold`` or higher."""
+    """Interactions rated ``threshold`` or higher."""
     return ratings >= np.float32(threshold)
 
 
 def unique_pairs(users: Numbers, items: Numbers, which: Literal["first", "last"]) -> Mask:
-    """The first or last event of each user with each item, in the order of the arrays."""
+    """The first or last interaction of each user with each item, in the order of the arrays."""
     key = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
     keep = np.zeros(len(key), dtype=bool)
     if which == "first":
@@ -32,33 +105,33 @@ def unique_pairs(users: Numbers, items: Numbers, which: Literal["first", "last"]
 
 
 def count_repeats(users: Numbers, items: Numbers) -> int:
-    """How many events have an earlier one of the same user with the same item."""
+    """How many interactions have an earlier one of the same user with the same item."""
     key = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
     key.sort()
     return int((key[1:] == key[:-1]).sum())
 
 
 def grouped(nodes: Numbers, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Sort events by node in linear time (a counting sort, which scipy has as the turn from COO to CSR).
+    """Sort interactions by node in linear time (a counting sort, which scipy has as conversion from COO to CSR).
 
     Args:
-        nodes: (events,) numbers below ``count``.
+        nodes: (interactions,) numbers below ``count``.
 
     Returns:
-        (count + 1,) where the events of each node begin; (events,) the events, in their order within each node. Both
-        int32 where that is enough.
+        (count + 1,) where the interactions of each node begin; (interactions,) the interactions, in their order within
+        each node. Both int32 where that is enough.
     """
-    events = np.arange(len(nodes), dtype=index_type(len(nodes)))
+    interactions = np.arange(len(nodes), dtype=index_type(len(nodes)))
     marks = np.ones(len(nodes), dtype=np.int8)
-    matrix = sparse.coo_array((marks, (nodes, events)), shape=(count, len(nodes))).tocsr()
+    matrix = sparse.coo_array((marks, (nodes, interactions)), shape=(count, len(nodes))).tocsr()
     return matrix.indptr, matrix.indices
 
 
 def k_core(users: Numbers, items: Numbers, k: int) -> Mask:
-    """The largest set of events in which every user and every item has at least ``k`` events.
+    """The largest set of interactions in which every user and every item has at least ``k``.
 
-    Repeated events count. Work is proportional to the number of events, however long the chain of removals: only the
-    events of users and items that have just fallen below ``k`` are looked at, so each at most twice.
+    Repeated interactions count. Work is proportional to the number of interactions, however long the chain of removals:
+    only those of users and items that have just fallen below ``k`` are read, so each at most twice.
     """
     sides = (_Side(users), _Side(items))
     alive = np.ones(len(users), dtype=bool)
@@ -66,7 +139,7 @@ def k_core(users: Numbers, items: Numbers, k: int) -> Mask:
     while len(falling[0]) or len(falling[1]):
         for one, other in ((0, 1), (1, 0)):
             also = [falling[other]]
-            for removed in sides[one].events(falling[one]):
+            for removed in sides[one].interactions(falling[one]):
                 removed = removed[alive[removed]]
                 alive[removed] = False
                 also.append(sides[other].remove(removed, k))
@@ -75,15 +148,15 @@ def k_core(users: Numbers, items: Numbers, k: int) -> Mask:
 
 
 class _Side:
-    """Users or items, with the events of each and how many are left."""
+    """Users or items, with the interactions of each and how many are left."""
 
     def __init__(self, nodes: Numbers) -> None:
         self.nodes = nodes
         self.count = np.bincount(nodes)
         self.offsets, self.order = grouped(nodes, len(self.count))
 
-    def events(self, nodes: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-        """The events of some nodes, in blocks."""
+    def interactions(self, nodes: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+        """The interactions of some nodes, in blocks."""
         offsets = np.concatenate(([0], np.cumsum(self.offsets[nodes + 1] - self.offsets[nodes], dtype=np.int64)))
         for first, last in row_blocks(offsets):
             starts = self.offsets[nodes[first:last]] - offsets[first:last]
@@ -91,9 +164,9 @@ class _Side:
                 np.arange(offsets[first], offsets[last]) + np.repeat(starts, np.diff(offsets[first : last + 1]))
             ]
 
-    def remove(self, events: NDArray[Any], k: int) -> NDArray[np.int64]:
-        """Count the events off; returns the nodes that fell below ``k`` by it."""
-        touched, times = np.unique(self.nodes[events], return_counts=True)
-        before = self.count[touched]
-        self.count[touched] -= times
-        return touched[(before >= k) & (self.count[touched] < k)].astype(np.int64)
+    def remove(self, interactions: NDArray[Any], k: int) -> NDArray[np.int64]:
+        """Subtract interactions from the counts; returns the nodes that fell below ``k`` by it."""
+        nodes, times = np.unique(self.nodes[interactions], return_counts=True)
+        before = self.count[nodes]
+        self.count[nodes] -= times
+        return nodes[(before >= k) & (self.count[nodes] < k)].astype(np.int64)

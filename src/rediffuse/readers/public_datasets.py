@@ -1,7 +1,7 @@
-"""Well-known data sets: where they come from, how they are checked, and how they become a `Dataset`.
+"""Public data sets: where they come from, how they are checked, and how they become a `Dataset`.
 
-Nothing is redistributed here. A set comes from the folder that REDIFFUSE_DATA names, from its publisher, or
-(ml-100k) out of the RecBole wheel through pip. Terms of use are the publishers'; docs/data.md names them.
+Nothing is redistributed here. A data set comes from the folder that REDIFFUSE_DATA names, from its publisher, or
+(ml-100k) from the RecBole wheel through pip. The publishers' terms of use apply; docs/data.md names them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import polars as pl
 
+from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.interactions import read_interactions
@@ -33,7 +34,7 @@ _MOVIELENS = "https://files.grouplens.org/datasets/movielens/"
 
 @dataclass(frozen=True)
 class Archive:
-    """A publisher's zip file and the number of interactions that must come out of it."""
+    """A publisher's zip file, and the number of interactions that it must yield."""
 
     url: str
     sha256: str
@@ -42,7 +43,7 @@ class Archive:
 
 
 def public_dataset_names(root: str | os.PathLike[str] | None = None) -> list[str]:
-    """Names that `public_dataset` knows: sets with a public address, and those in the data folder."""
+    """Names that `public_dataset` accepts: data sets with a public address, and those in the data folder."""
     folder = data_root(root)
     prepared = [] if folder is None else [path.parent.name for path in folder.glob("*/interactions.parquet")]
     return sorted({*_archives(), *prepared})
@@ -51,7 +52,7 @@ def public_dataset_names(root: str | os.PathLike[str] | None = None) -> list[str
 def public_dataset(
     name: str, out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] | None = None
 ) -> Dataset:
-    """A well-known data set.
+    """A public data set by name.
 
     Sources are tried in this order: the data folder, the publisher, and for ml-100k the RecBole wheel.
 
@@ -62,12 +63,14 @@ def public_dataset(
 
     Raises:
         ConfigError: unknown name.
-        DataError: no source could be reached, or what came is not the data set; the error lists what was
+        DataError: no source could be reached, or what it sent is not the data set; the error lists what was
             tried.
     """
+    if not isinstance(name, str):
+        raise wrong_type("name", name, "the name of a data set", did_you_mean("", public_dataset_names(root)))
     known, folder = public_dataset_names(root), data_root(root)
     if name not in known:
-        more = "" if folder else " More sets are found in the folder that REDIFFUSE_DATA names."
+        more = "" if folder else " More are found in the folder that REDIFFUSE_DATA names."
         raise ConfigError(f"There is no data set {name!r}.", did_you_mean(name, known) + more)
     if folder is not None and (folder / name / "interactions.parquet").is_file():
         dataset = load_prepared(folder / name)
@@ -79,7 +82,7 @@ def public_dataset(
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path | None:
-    """The folder of prepared sets: ``root``, else what REDIFFUSE_DATA names; None if neither is given.
+    """The folder of prepared data sets: ``root``, else the one that REDIFFUSE_DATA names; None if neither is given.
 
     Raises:
         DataError: the folder does not exist.
@@ -93,11 +96,9 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path | None:
 
 
 def load_prepared(folder: Path) -> Dataset:
-    """A set of the data folder: Parquet files under fixed names, of which only ``interactions`` must be
-    there.
+    """A data set of the data folder: Parquet files under fixed names, of which only ``interactions`` is required.
 
-    Columns say what they are by name: ``timestamp``, ``position`` (order), ``rating`` or ``weight``,
-        ``title``.
+    Columns are recognised by name: ``timestamp``, ``position`` (order), ``rating`` or ``weight``, ``title``.
 
     Raises:
         DataError: a file is missing or cannot be used.
@@ -126,7 +127,7 @@ def load_prepared(folder: Path) -> Dataset:
 
 
 def _named_triples(folder: Path) -> Any:
-    """The triples; where relations are numbers and a table names them, with the names."""
+    """The triples; with the names of relations, if those are numbers and a table names them."""
     if not (folder / "kg.parquet").is_file():
         return None
     if not (folder / "relations.parquet").is_file():
@@ -140,7 +141,7 @@ def _named_triples(folder: Path) -> Any:
 
 
 def _archives() -> dict[str, Archive]:
-    # The sha256 values are those that several independent projects pin for these addresses.
+    # Several independent projects pin these sha256 values for these addresses.
     return {
         "ml-100k": Archive(
             _MOVIELENS + "ml-100k.zip",
@@ -184,7 +185,7 @@ def _fetch_remote(name: str) -> Dataset:
 
 
 class _UnreachableError(Exception):
-    """A source gave no answer; the next one may."""
+    """A source did not answer; the next one may."""
 
 
 def _from_archive(archive: Archive) -> Dataset:
@@ -195,7 +196,7 @@ def _from_archive(archive: Archive) -> Dataset:
     if dataset.num_interactions != archive.interactions:
         raise DataError(
             f"{archive.url} gave {dataset.num_interactions:,} interactions, not {archive.interactions:,}.",
-            "Report this: the reader and the file do not fit.",
+            "Report this: the reader does not fit the file.",
         )
     return dataset
 
@@ -213,7 +214,7 @@ def _check(what: str, content: bytes, sha256: str) -> None:
     if found != sha256:
         raise DataError(
             f"{what} is not the file it should be: its sha256 is {found}, expected {sha256}.",
-            "Try again; if it stays so, the file was changed at its source or on the way: do not use it.",
+            "Try again. If the error stays, the file was changed at its source or in transit: do not use it.",
         )
 
 
@@ -226,9 +227,9 @@ def _build_ml_100k(archive: zipfile.ZipFile) -> Dataset:
     films = films.select("item_id", "title", "release_date", "imdb_url", genres.alias("genres"))
     folds = []
     for scheme in ("u1", "u2", "u3", "u4", "u5", "ua", "ub"):
-        for file, part in (("base", "train"), ("test", "test")):
+        for file, subset in (("base", "train"), ("test", "test")):
             rows = _table(archive, f"{scheme}.{file}", "\t", ratings).select("user_id", "item_id")
-            folds.append(rows.with_columns(split=pl.lit(part), scheme=pl.lit(scheme)))
+            folds.append(rows.with_columns(split=pl.lit(subset), scheme=pl.lit(scheme)))
     return read_interactions(
         _by_time(_table(archive, "u.data", "\t", ratings)),
         time="timestamp",
@@ -286,8 +287,8 @@ def _table(
 
 
 def _by_time(ratings: pl.DataFrame) -> pl.DataFrame:
-    # The publisher's file is in no order. Ties are put in order of item id, so that every source gives the
-    # same histories, and the same as the prepared set.
+    # The publisher's file has no order. Ties are sorted by item id, so that every source gives the histories of the
+    # prepared data set.
     numbers = ratings.with_columns(pl.col("rating").cast(pl.Float32), pl.col("timestamp").cast(pl.Int64))
     return numbers.sort("user_id", "timestamp", "item_id")
 
@@ -303,7 +304,7 @@ _MEMBERS = {
 
 
 def _from_recbole_wheel() -> Dataset:
-    """ml-100k as RecBole ships it, without its knowledge graph, whose links point to the wrong films.
+    """ml-100k as RecBole ships it, without its knowledge graph, whose links describe the wrong films.
 
     (The links are MovieLens-1M film numbers; see RUCAIBox/RecSysDatasets issue 130.)
     """

@@ -1,13 +1,15 @@
-"""RecBole atomic files: ``name.inter`` and whatever lies beside it as ``.item .user .kg .link .net``."""
+"""RecBole atomic files: ``name.inter`` and the files beside it, ``.item .user .kg .link .net``."""
 
 from __future__ import annotations
 
+import inspect
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from rediffuse.arguments import require_path
 from rediffuse.data.dataset import Dataset
-from rediffuse.errors import DataError
+from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.tables import Table, read_table
 
@@ -17,46 +19,46 @@ _TITLES = ("title", "movie_title", "name", "item_name")
 def read_atomic(path: str | PathLike[str], **options: Any) -> Dataset:
     """Read RecBole atomic files: the ``.inter`` file and the files beside it with the same name.
 
+    Columns are found by RecBole's names, and tables by the names of their files.
+
     Args:
         path: the folder, or the ``.inter`` file if there are several.
-        options: k_core, min_rating, duplicates, encoding, separator and title of `read_interactions`.
+        options: any of `read_interactions`. They replace what would be found by name: ``time="time"`` names the column
+            of times, ``items="other.csv"`` another table of items.
 
     Raises:
         DataError: no or several ``.inter`` files, or a table cannot be used.
+        ConfigError: an unknown option, or as `read_interactions`.
     """
-    inter = _find_inter(Path(path))
+    known = list(inspect.signature(read_interactions).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"read_atomic has no option {option!r}.", did_you_mean(option, known))
+    inter = _find_inter(require_path("path", path))
     separator, encoding = options.get("separator"), options.get("encoding")
-
-    def beside(suffix: str) -> Path | None:
-        file = inter.with_suffix(suffix)
-        return file if file.is_file() else None
-
     interactions = read_table(inter, "interactions", separator=separator, encoding=encoding)
-    item_file, kg, link = beside(".item"), beside(".kg"), beside(".link")
-    if item_file is not None and "title" not in options:
-        columns = read_table(item_file, "items", separator=separator, encoding=encoding).columns
-        options["title"] = next((name for name in _TITLES if name in columns), None)
-    dataset = read_interactions(
-        inter,
-        user=_only(interactions, "user_id", 0),
-        item=_only(interactions, "item_id", 1),
-        time="timestamp" if "timestamp" in interactions.columns else None,
-        rating="rating" if "rating" in interactions.columns else None,
-        items=item_file,
-        users=beside(".user"),
-        social=beside(".net"),
-        kg=kg if link else None,
-        item_entity=link if kg else None,
-        **options,
-    )
-    if (kg is None) != (link is None):
-        missing, there = (".link", kg) if link is None else (".kg", link)
-        dataset.report["notes"].append(f"{there} was not read, as there is no {missing} file beside it.")
+    found: dict[str, Any] = {
+        "user": _only(interactions, "user_id", 0),
+        "item": _only(interactions, "item_id", 1),
+        "time": "timestamp" if "timestamp" in interactions.columns else None,
+        "rating": "rating" if "rating" in interactions.columns else None,
+    }
+    files = {"items": ".item", "users": ".user", "social": ".net", "kg": ".kg", "item_entity": ".link"}
+    beside = {name: file for name, ending in files.items() if (file := inter.with_suffix(ending)).is_file()}
+    notes = []
+    for name, other in (("kg", "item_entity"), ("item_entity", "kg")):
+        if name in beside and {**beside, **options}.get(other) is None:
+            notes.append(f"{beside.pop(name)} was not read, as there is no {files[other]} file beside it.")
+    if "items" in beside and not {"items", "title"} & options.keys():
+        columns = read_table(beside["items"], "items", separator=separator, encoding=encoding).columns
+        found["title"] = next((name for name in _TITLES if name in columns), None)
+    dataset = read_interactions(inter, **{**found, **beside, **options})
+    dataset.report["notes"] += notes
     return dataset
 
 
 def _only(table: Table, usual: str, position: int) -> str:
-    """The id column under its usual name, else the token column in that place (``session_id``)."""
+    """The id column under its usual name, else the token column in that position (``session_id``)."""
     tokens = [name for name, kind in table.types.items() if kind == "token"]
     return usual if usual in table.columns or len(tokens) <= position else tokens[position]
 

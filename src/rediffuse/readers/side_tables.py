@@ -1,11 +1,11 @@
-"""What goes with the interactions: descriptions of items and users, both graphs, and given splits.
+"""Tables beside the interactions: descriptions of items and users, both graphs, and given splits.
 
-Real data are messy here: what cannot be used is dropped, counted in the report and said in a sentence.
+Real data are messy here: what cannot be used is dropped, counted in the report and noted in a sentence.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -15,9 +15,13 @@ from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.split import TEST, TRAIN, UNUSED, VALID
 from rediffuse.errors import DataError
 from rediffuse.readers.columns import Column, Pieces, ids_like, joined, lookup, number_ids, parse_numbers
+from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table
 
-_PARTS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "dev": VALID, "test": TEST}
+if TYPE_CHECKING:
+    from rediffuse.readers.rows import Columns, InteractionRows
+
+_SUBSETS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "dev": VALID, "test": TEST}
 # The first name is ours, the second RecBole's.
 _ALIASES = {
     "source": ("source", "source_id"),
@@ -28,14 +32,16 @@ _ALIASES = {
     "entity": ("entity_id", "entity"),
 }
 
-Report = dict[str, Any]
 
-
-def describe(table: Table, column: str, name: str, ids: pl.Series, report: Report, notes: list[str]) -> pl.DataFrame:
-    """A table with row i about id i: rows of unknown ids dropped, ids without a row filled with nulls.
+def describe(table: Table, column: str, name: str, ids: pl.Series, report: ReadReport) -> pl.DataFrame:
+    """A table with row i about id i: rows of unknown ids are dropped, ids without a row filled with nulls.
 
     Args:
-        column: the id column, as in the interactions; ``name`` (item_id or user_id) is tried as well.
+        table: of items or users.
+        column: its id column, as in the interactions; ``name`` (item_id or user_id) is tried as well.
+        name: of the id column in the result.
+        ids: position = number.
+        report: what is dropped is entered here.
     """
     kind = name.removesuffix("_id")
     column = _find(table, (column, name), kind)
@@ -44,37 +50,31 @@ def describe(table: Table, column: str, name: str, ids: pl.Series, report: Repor
     known = numbers >= 0
     first = np.unique(numbers[known], return_index=True)[1]
     rows = np.flatnonzero(known)[first]
-    _count(
-        report,
-        notes,
+    report.count(
         f"{kind}s_table_unknown",
         int((~known).sum()),
-        f"rows of the {kind} table are about {kind}s without events and were dropped",
+        f"rows of the {kind} table are about {kind}s without interactions and were dropped",
     )
-    _count(
-        report,
-        notes,
+    report.count(
         f"{kind}s_table_repeated",
         int(known.sum()) - len(rows),
         f"rows of the {kind} table repeat "
         f"{'an' if kind == 'item' else 'a'} {kind} and were dropped; the first was kept",
     )
-    _count(
-        report,
-        notes,
+    report.count(
         f"{kind}s_undescribed",
         len(ids) - len(rows),
         f"{kind}s have no row in the {kind} table; their fields are empty",
     )
-    place = np.full(len(ids), -1, dtype=np.int64)
-    place[numbers[rows]] = rows
-    index = pl.select(pl.when(pl.lit(pl.Series(place)) >= 0).then(pl.lit(pl.Series(place)))).to_series()
+    row_of = np.full(len(ids), -1, dtype=np.int64)
+    row_of[numbers[rows]] = rows
+    index = pl.select(pl.when(pl.lit(pl.Series(row_of)) >= 0).then(pl.lit(pl.Series(row_of)))).to_series()
     others = [_typed(frame[c], table.types.get(c)) for c in frame.columns if c not in (column, name)]
     return pl.DataFrame([ids.rename(name), *(series.gather(index) for series in others)])
 
 
 def _typed(series: pl.Series, kind: str | None) -> pl.Series:
-    """Columns of atomic files that are said to be numbers become numbers; other text stays text ("007")."""
+    """Columns that an atomic file declares as float become numbers; other text stays text ("007")."""
     return parse_numbers(series).cast(pl.Float64) if kind == "float" and series.dtype == pl.String else series
 
 
@@ -90,8 +90,8 @@ def with_title(table: Table, frame: pl.DataFrame, title: str) -> pl.DataFrame:
         ) from None
 
 
-def read_social(table: Table, user_ids: pl.Series, report: Report, notes: list[str]) -> tuple[SocialGraph, pl.Series]:
-    """Links as given, in their direction, and the user ids with those appended who only have links."""
+def read_social(table: Table, user_ids: pl.Series, report: ReadReport) -> tuple[SocialGraph, pl.Series]:
+    """Links as given, in their direction; and the user ids, followed by those of users who only have links."""
     names = [_find(table, _ALIASES[end], end) for end in ("source", "target")]
     frame = table.collect(names)
     ends = [Column(frame[name], table, role) for name, role in zip(names, ("source", "target"), strict=True)]
@@ -107,31 +107,25 @@ def read_social(table: Table, user_ids: pl.Series, report: Report, notes: list[s
     all_ids = pl.concat([user_ids.rename("id"), new])
     source, target = (lookup(values, all_ids) for values in ids)
     keep = source != target
-    _count(
-        report,
-        notes,
+    report.count(
         "social_self_links",
         int((~keep).sum()),
         "social links from a user to the same were dropped",
     )
     keep, repeated = _first_of(keep, source, target)
-    _count(report, notes, "social_repeated", repeated, "repeated social links were dropped")
-    _count(
-        report,
-        notes,
-        "users_without_events",
+    report.count("social_repeated", repeated, "repeated social links were dropped")
+    report.count(
+        "users_without_interactions",
         len(new),
-        "users have social links but no events; they come after the others",
+        "users have social links but no interactions; they come after the others",
     )
-    report["social_links"] = int(keep.sum())
+    report.facts["social_links"] = int(keep.sum())
     return SocialGraph(source[keep], target[keep]), all_ids
 
 
-def read_knowledge(
-    table: Table, links: Table, item: str, item_ids: pl.Series, report: Report, notes: list[str]
-) -> KnowledgeGraph:
+def read_knowledge(table: Table, links: Table, item: str, item_ids: pl.Series, report: ReadReport) -> KnowledgeGraph:
     """Triples and the links of items to entities; entities are those of triples and of kept links."""
-    names = [_find(table, _ALIASES[part], part) for part in ("head", "relation", "tail")]
+    names = [_find(table, _ALIASES[role], role) for role in ("head", "relation", "tail")]
     frame = table.collect(names)
     heads, relation_column, tails = (
         Column(frame[name], table, role) for name, role in zip(names, ("head", "relation", "tail"), strict=True)
@@ -141,22 +135,20 @@ def read_knowledge(
     pairs = links.collect([item, entity])
     items = lookup(ids_like(Column(pairs[item], links, "item"), item_ids), item_ids)
     known = items >= 0
-    _count(
-        report,
-        notes,
+    report.count(
         "item_entity_unknown",
         int((~known).sum()),
-        "links to entities are about items without events and were dropped",
+        "links to entities are about items without interactions and were dropped",
     )
     (head, tail, linked), entity_ids = number_ids(heads, tails, Column(pairs[entity], links, "entity"))
     (relation,), relation_ids = number_ids(relation_column)
     keep = head != tail
-    _count(report, notes, "kg_self_links", int((~keep).sum()), "triples from an entity to the same were dropped")
+    report.count("kg_self_links", int((~keep).sum()), "triples from an entity to the same were dropped")
     keep, repeated = _first_of(keep, head, relation, tail)
-    _count(report, notes, "kg_repeated", repeated, "repeated triples were dropped")
+    report.count("kg_repeated", repeated, "repeated triples were dropped")
     known, repeated = _first_of(known, items, linked)
-    _count(report, notes, "item_entity_repeated", repeated, "repeated links of an item to an entity were dropped")
-    report.update(
+    report.count("item_entity_repeated", repeated, "repeated links of an item to an entity were dropped")
+    report.facts.update(
         kg_triples=int(keep.sum()),
         kg_linked_items=len(np.unique(items[known])),
         kg_unlinked_entities=len(entity_ids) - len(np.unique(linked[known])),
@@ -172,42 +164,37 @@ def read_knowledge(
 
 
 def match_splits(
-    table: Table,
-    user: str,
-    item: str,
-    ordering: list[str],
-    users: NDArray[np.int32],
-    items: NDArray[np.int32],
-    user_ids: pl.Series,
-    item_ids: pl.Series,
-    report: Report,
-    notes: list[str],
+    table: Table, columns: Columns, rows: InteractionRows, report: ReadReport
 ) -> dict[str, NDArray[np.int8]]:
-    """The part of every event by scheme.
+    """The subset of every interaction by scheme.
 
-    The n-th row of a user and item in the splits table speaks of their n-th event, both in the order of the
-    first column of ``ordering`` that the splits table has, else in the order of rows.
+    The n-th row of a user and item in the splits table is about their n-th interaction, both in the order of the first
+    of these columns that the splits table has: order, time, "position", "timestamp"; else in the order of rows.
 
     Args:
-        users, items: (events,) in order of user and time.
+        table: of splits.
+        columns: of the interactions.
+        rows: the interactions, in order of user and time.
+        report: what does not match is entered here.
 
     Raises:
-        DataError: a part is not train, valid or test, or no row matches an event.
+        DataError: a subset is not train, valid or test, or no row matches an interaction.
     """
-    user, item = _find(table, (user, "user_id"), "user"), _find(table, (item, "item_id"), "item")
-    part_name, scheme_name = table.need("split", "part"), "scheme" if "scheme" in table.columns else None
+    user, item = _find(table, (columns.user, "user_id"), "user"), _find(table, (columns.item, "item_id"), "item")
+    subset_name, scheme_name = table.need("split", "subset"), "scheme" if "scheme" in table.columns else None
+    ordering = (columns.order, columns.time, "position", "timestamp")
     order = next((name for name in ordering if name in table.columns), None)
-    table = table.in_pieces(c for c in (user, item, part_name, scheme_name, order) if c is not None)
+    table = table.in_pieces(c for c in (user, item, subset_name, scheme_name, order) if c is not None)
 
-    def parts_of(piece: Column) -> NDArray[np.int8]:
+    def subsets_of(piece: Column) -> NDArray[np.int8]:
         names = piece.complete().cast(pl.String).str.to_lowercase()
-        piece.refuse_first(~names.is_in(list(_PARTS)), "is {}", "Parts are train, valid and test.")
-        return names.replace_strict(_PARTS, return_dtype=pl.Int8).to_numpy()
+        piece.refuse_first(~names.is_in(list(_SUBSETS)), "is {}", "Subsets are train, valid and test.")
+        return names.replace_strict(_SUBSETS, return_dtype=pl.Int8).to_numpy()
 
-    part = joined(Pieces(part_name, table, "part"), parts_of, np.int8)
+    subset = joined(Pieces(subset_name, table, "subset"), subsets_of, np.int8)
     of_user, of_item = (
         joined(Pieces(name, table, role), lambda piece, ids=ids: lookup(ids_like(piece, ids), ids), np.int32)
-        for name, role, ids in ((user, "user", user_ids), (item, "item", item_ids))
+        for name, role, ids in ((user, "user", rows.user_ids), (item, "item", rows.item_ids))
     )
     rank = np.zeros(table.rows, np.int8) if order is None else _rank(table.collect([order])[order])
     schemes = {"given": 0} if scheme_name is None else {}
@@ -222,50 +209,46 @@ def match_splits(
     if scheme_name is not None:
         of_scheme = joined(Pieces(scheme_name, table, "scheme"), schemes_of, np.int32)
 
-    key = users.astype(np.int64) * len(item_ids) + items
-    nth_event = _occurrence(key)
-    most = int(nth_event.max()) + 1
-    event = key * most + nth_event
-    sorter = np.argsort(event)
-    event = event[sorter]
+    num_items = len(rows.item_ids)
+    pairs = rows.users.astype(np.int64) * num_items + rows.items
+    nth = _occurrence(pairs)
+    most = int(nth.max()) + 1
+    keys = pairs * most + nth
+    sorter = np.argsort(keys)
+    keys = keys[sorter]
     given: dict[str, NDArray[np.int8]] = {}
     for scheme, number in schemes.items():
-        rows = np.flatnonzero((of_scheme == number) & (of_user >= 0) & (of_item >= 0))
-        rows = rows[np.argsort(rank[rows], kind="stable")]
-        wanted = of_user[rows].astype(np.int64) * len(item_ids) + of_item[rows]
+        found = np.flatnonzero((of_scheme == number) & (of_user >= 0) & (of_item >= 0))
+        found = found[np.argsort(rank[found], kind="stable")]
+        wanted = of_user[found].astype(np.int64) * num_items + of_item[found]
         nth = _occurrence(wanted)
-        rows, wanted = rows[nth < most], (wanted * most + nth)[nth < most]
-        at = np.searchsorted(event, wanted)
-        hit = at < len(event)
-        hit[hit] = event[at[hit]] == wanted[hit]
+        found, wanted = found[nth < most], (wanted * most + nth)[nth < most]
+        at = np.searchsorted(keys, wanted)
+        hit = at < len(keys)
+        hit[hit] = keys[at[hit]] == wanted[hit]
         if not hit.any():
             raise DataError(
                 f"{table.name}: no row of the split {scheme!r} matches an interaction.",
                 "Use the same user and item ids in both tables.",
             )
-        parts = np.full(len(key), UNUSED, dtype=np.int8)
-        parts[sorter[at[hit]]] = part[rows[hit]]
-        given[scheme] = parts
-        total = int((of_scheme == number).sum())
-        _count(
-            report,
-            notes,
+        subsets = np.full(len(pairs), UNUSED, dtype=np.int8)
+        subsets[sorter[at[hit]]] = subset[found[hit]]
+        given[scheme] = subsets
+        report.count(
             f"split_{scheme}_unmatched",
-            total - int(hit.sum()),
+            int((of_scheme == number).sum()) - int(hit.sum()),
             f"rows of the split {scheme!r} match no interaction and were dropped",
         )
-        _count(
-            report,
-            notes,
+        report.count(
             f"split_{scheme}_unused",
-            int((parts == UNUSED).sum()),
-            f"interactions are in no part of the split {scheme!r}",
+            int((subsets == UNUSED).sum()),
+            f"interactions are in no subset of the split {scheme!r}",
         )
     return given
 
 
 def _rank(values: pl.Series) -> NDArray[Any]:
-    """(rows,) the place of each value among all: numbers in text count as numbers, ISO times sort as text."""
+    """(rows,) the rank of each value among all: numbers in text count as numbers, ISO times sort as text."""
     numbers = parse_numbers(values) if values.dtype == pl.String else values
     return (values if numbers.null_count() else numbers).rank("dense").fill_null(0).to_numpy()
 
@@ -282,7 +265,7 @@ def _occurrence(key: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _first_of(keep: NDArray[np.bool_], *columns: NDArray[np.int32]) -> tuple[NDArray[np.bool_], int]:
-    """``keep`` less rows that repeat an earlier kept one, and how many those were."""
+    """``keep`` without rows that repeat an earlier kept one, and how many those were."""
     rows = np.flatnonzero(keep)
     frame = pl.DataFrame({str(i): column[rows] for i, column in enumerate(columns)})
     first = np.zeros(len(keep), dtype=bool)
@@ -293,9 +276,3 @@ def _first_of(keep: NDArray[np.bool_], *columns: NDArray[np.int32]) -> tuple[NDA
 def _find(table: Table, names: tuple[str, ...], role: str) -> str:
     found = next((name for name in names if name in table.columns), None)
     return table.need(names[0], role) if found is None else found
-
-
-def _count(report: Report, notes: list[str], key: str, count: int, sentence: str) -> None:
-    report[key] = count
-    if count:
-        notes.append(f"{count:,} {sentence}.")

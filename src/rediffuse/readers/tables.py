@@ -1,4 +1,4 @@
-"""Tables at the door: paths and dataframes of every kind become one `Table` over a lazy polars frame."""
+"""Tables of every kind: paths and dataframes become one `Table` over a lazy polars frame."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ from typing import Any
 import narwhals as nw
 import polars as pl
 
+from rediffuse.arguments import wrong_type
+from rediffuse.data.dataset import Dataset
 from rediffuse.errors import DataError, did_you_mean
 from rediffuse.readers.text_files import TextFile, diagnose, first_line, inspect, is_number, listed, magic, scan
 
-# Rows of a column that are read at once: the memory of reading does not grow with the table. Numbering strings builds a
-# table of all ids per piece, so pieces are not small.
+# Rows of a column that are read at once, so that memory does not grow with the table. Numbering strings builds a table
+# of all ids per piece, so pieces are not small.
 PIECE = 1 << 24
 
 
-# Size in bytes and time of change in ns of a file; None: it is gone.
+# Size in bytes and modification time in ns of a file; None if it is missing.
 Stamp = tuple[int, int] | None
 
-_AGAIN = "The file may be cut short: fetch it again."
+_TRUNCATED = "The file may be truncated: download or write it again."
 
-# What polars raises for damaged files. Its panics are no Exception.
+# What polars raises for damaged files. Its panics are not subclasses of Exception.
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table somebody brought.
+    """A table as it was passed by the user.
 
     Attributes:
-        name: how to speak of it: a path, or "the interactions dataframe".
-        frame: lazy; text files are all String, with empty fields and missing ones null, and without blank
+        name: for messages: a path, or "the interactions dataframe".
+        frame: lazy; columns of text files are String, with null for empty and missing fields, and without blank
             lines.
         columns: names, in order.
         types: RecBole type by column, for atomic files.
-        files: Parquet files or text files behind it, in the order of rows; empty for dataframes.
-        stamps: size and time of each file when the table was opened, None for one that was gone.
+        files: its Parquet files or text files, in the order of rows; empty for dataframes.
+        stamps: size and time of each file when the table was opened, None for one that was missing.
     """
 
     name: str
@@ -61,16 +63,14 @@ class Table:
         return [file.path if isinstance(file, TextFile) else file for file in self.files]
 
     def refuse_changed(self) -> None:
-        """Raise if a file is not what it was when the table was opened: what was read of it may not fit together.
+        """Raise if a file has changed since the table was opened.
 
         Raises:
             DataError: it names the file.
         """
         for path, stamp in zip(self.paths, self.stamps, strict=True):
             if _stamp(path) != stamp:
-                raise DataError(
-                    f"{path} was changed while it was read.", "Leave it alone until all is read, and start again."
-                )
+                raise DataError(f"{path} was changed while it was read.", "Wait until it is complete, and start again.")
 
     def need(self, column: str, role: str) -> str:
         """``column``, if the table has it.
@@ -93,12 +93,11 @@ class Table:
         """
         frame = self.read(self._of(columns))
         if not len(frame):
-            raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
+            raise DataError(f"{self.name} has a header but no rows.", "Give a table with at least one row of data.")
         return frame
 
     def in_pieces(self, columns: Iterable[str]) -> Table:
-        """The table with some columns, ready for `pieces`: text is parsed now, as a whole, and Parquet is left where
-        it is.
+        """The table with some columns, ready for `pieces`: text is parsed now, as a whole; Parquet is read later.
 
         Raises:
             DataError: as `collect`.
@@ -110,18 +109,18 @@ class Table:
 
     @cached_property
     def rows(self) -> int:
-        """Number of rows, of a table that is `in_pieces`.
+        """Number of rows of a table from `in_pieces`.
 
         Raises:
             DataError: there are none, or the files cannot be read.
         """
         rows = self.read(self.frame.select(pl.len())).item()
         if not rows:
-            raise DataError(f"{self.name} has a header but no rows.", "Bring a table with at least one row of data.")
+            raise DataError(f"{self.name} has a header but no rows.", "Give a table with at least one row of data.")
         return rows
 
     def pieces(self, column: str) -> Iterator[tuple[int, pl.Series]]:
-        """A column of a table that is `in_pieces`, PIECE rows at a time, and the row (from 0) where each piece begins.
+        """A column of a table from `in_pieces`, PIECE rows at a time, with the row (from 0) where each piece begins.
 
         Raises:
             DataError: the files cannot be read.
@@ -130,7 +129,7 @@ class Table:
             yield start, self.read(self.frame.select(column).slice(start, PIECE))[column]
 
     def _of(self, columns: Iterable[str]) -> pl.LazyFrame:
-        """Some columns. Parquet files need agree in these alone, and not in how wide their integers are.
+        """Some columns. Parquet files must agree in these only, and their integers may have different widths.
 
         Raises:
             DataError: they do not agree, or cannot be read.
@@ -141,7 +140,7 @@ class Table:
             return self.frame.select(columns)
         schemas = [self._schema(file) for file in files]
         kinds = dict(schemas[0])
-        for column in [name for name in columns if name in kinds]:  # others come from the names of folders
+        for column in [name for name in columns if name in kinds]:  # the others come from names of folders
             for file, schema in zip(files, schemas, strict=True):
                 if column not in schema:
                     problem = f"{file} has no column {column!r}, which {files[0]} has."
@@ -163,10 +162,10 @@ class Table:
             return dict(pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema())
         except UNREADABLE as error:
             self.refuse_changed()
-            raise DataError(f"{file} cannot be read as Parquet: {first_line(error)}", _AGAIN) from None
+            raise DataError(f"{file} cannot be read as Parquet: {first_line(error)}", _TRUNCATED) from None
 
     def read(self, frame: pl.LazyFrame) -> pl.DataFrame:
-        """Collect what was made of the table's frame.
+        """Collect a frame that was derived from the table's frame.
 
         Raises:
             DataError: the files cannot be read, or have changed.
@@ -186,7 +185,7 @@ class Table:
         return found
 
     def place(self, row: int) -> str:
-        """Where row ``row`` (from 0) is, as a person finds it: file and line, or file and row (from 1)."""
+        """Where row ``row`` (from 0) is, for messages: file and line, or file and row (from 1)."""
         for file in self.files:
             if isinstance(file, TextFile):
                 rows = 0
@@ -218,10 +217,11 @@ def read_table(
         what: the role of the table, for messages: "interactions", "items", ...
         wanted: columns that should be there; they decide between separators.
         separator, encoding: of text files; None: found, and UTF-8.
-        insist: refuse a text file that ``separator`` does not cut, rather than look for another.
+        insist: refuse a text file that ``separator`` does not split, rather than detect another.
 
     Raises:
-        DataError: nothing there, not a table, or a text file without usable header.
+        DataError: the path does not exist, is not a table, or is a text file without usable header.
+        ConfigError: ``source`` is neither a path nor a dataframe.
     """
     if isinstance(source, (str, PathLike)):
         return _from_files(_expand(Path(source), what), str(source), wanted, separator, encoding, insist)
@@ -237,9 +237,14 @@ def _from_frame(source: Any, what: str) -> Table:
     try:
         native = nw.from_native(source)
     except TypeError:
+        argument = "source" if what == "interactions" else what
+        remedy = "Pass a path or a dataframe (polars, pandas, pyarrow or another one that narwhals supports)."
+        if isinstance(source, Dataset):
+            remedy = "It needs no reading: pass it to rediffuse.train, or split it."
+        raise wrong_type(argument, source, "a table", remedy) from None
+    except Exception as error:  # of narwhals, about names of columns
         raise DataError(
-            f"The {what} table is a {type(source).__name__}.",
-            "Pass a path or a dataframe (polars, pandas, pyarrow or another one that narwhals knows).",
+            f"{name} cannot be used: {' '.join(str(error).split())}", "Give every column a name of its own."
         ) from None
     try:
         if isinstance(source, pl.LazyFrame):
@@ -250,7 +255,7 @@ def _from_frame(source: Any, what: str) -> Table:
             frame = native.to_polars()
     except ImportError as error:
         raise DataError(f"{name} cannot be converted: {first_line(error)}", "Run: pip install pyarrow") from None
-    except Exception as error:  # whatever the other library raises, the cause is the content of the frame
+    except Exception as error:  # whatever the library raises, the cause is the content of the frame
         raise DataError(
             f"{name} cannot be converted: {first_line(error)}",
             "Give each column one type, for example ids all strings: df['user_id'].astype(str).",
@@ -276,7 +281,7 @@ def _from_files(
         try:
             return Table(name, frame, frame.collect_schema().names(), {}, paths, stamps)
         except UNREADABLE as error:
-            raise DataError(f"{name} cannot be read as Parquet: {first_line(error)}", _AGAIN) from None
+            raise DataError(f"{name} cannot be read as Parquet: {first_line(error)}", _TRUNCATED) from None
     files = [inspect(path, wanted, separator, encoding, insist) for path in paths]
     first = files[0]
     for file in files[1:]:
@@ -293,12 +298,12 @@ def _from_files(
 
 
 def _scan(paths: list[Path]) -> pl.LazyFrame:
-    # Folders called date=2024-03-01 stand for a column; a list of paths is otherwise read without.
+    # Folders named like date=2024-03-01 stand for a column, which polars ignores by default for lists of paths.
     return pl.scan_parquet(paths, glob=False, hive_partitioning=any("=" in path.parent.name for path in paths))
 
 
 def _refuse_other_folders(paths: list[Path]) -> None:
-    """Raise if files lie in folders called column=value, and not all of them for the same columns."""
+    """Raise if files lie in folders named column=value, and not all of them for the same columns."""
     columns = [[part.partition("=")[0] for part in path.parent.parts if "=" in part] for path in paths]
     if not any("=" in path.parent.name for path in paths):
         return
@@ -308,13 +313,13 @@ def _refuse_other_folders(paths: list[Path]) -> None:
                 f"in folders for {listed(names)}" if names else "in no such folder" for names in (found, columns[0])
             )
             raise DataError(
-                f"Folders called column=value stand for columns: {path} lies {folders}, and {paths[0]} {others}.",
-                "Put all files into folders for the same columns, or name those that are to be read.",
+                f"Folders named column=value stand for columns: {path} lies {folders}, and {paths[0]} {others}.",
+                "Put all files into folders for the same columns, or list the files to read.",
             )
 
 
 def _common(kind: pl.DataType, other: pl.DataType) -> pl.DataType | None:
-    """A type for the values of both, None if there is none."""
+    """A type that holds the values of both, None if there is none."""
     if kind == other or other == pl.Null:
         return kind
     if kind == pl.Null:
@@ -341,26 +346,24 @@ def _expand(path: Path, what: str) -> list[Path]:
     try:
         folder = path.is_dir()
     except OSError as error:  # a name that is too long
-        raise DataError(
-            f"{path} cannot be looked at: {error.strerror}.", f"Check the path of the {what} table."
-        ) from None
+        raise DataError(f"{path} cannot be opened: {error.strerror}.", f"Check the path of the {what} table.") from None
     if folder:
         if (path / "manifest.json").is_file():
-            raise DataError(f"{path} is a dataset already.", "Read it with rediffuse.load_dataset.")
+            raise DataError(f"{path} is a dataset already.", "Load it with rediffuse.load_dataset.")
         files = _below(path, "parquet") or _below(path, "csv", "tsv", "txt", "csv.gz", "tsv.gz")
         if not files:
             raise DataError(
                 f"The folder {path} holds no Parquet, CSV or TSV files.",
-                f"Name the {what} file itself. What has a name that begins with _ or . is left out.",
+                f"Name the {what} file itself. Names that begin with _ or . are skipped.",
             )
         return files
     if path.is_file():
         return [path]
     if any(sign in str(path) for sign in "*?["):
         found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (absolute)
-        files = [file for file in found if not _is_aside(part for part in file.parts if part not in path.parts)]
+        files = [file for file in found if not _is_skipped(part for part in file.parts if part not in path.parts)]
         if files:
-            # A pattern such as ** finds a folder and what is in it.
+            # A pattern such as ** finds a folder and its content.
             return list(dict.fromkeys(file for one in files for file in _expand(one, what)))
         raise DataError(f"No file matches {path}.", "Check the pattern and the folder.")
     remedy = f"Check the path of the {what} table."
@@ -374,9 +377,9 @@ def _expand(path: Path, what: str) -> list[Path]:
 def _below(folder: Path, *endings: str) -> list[Path]:
     """Files in a folder and the folders in it, sorted."""
     found = (file for ending in endings for file in folder.rglob(f"*.{ending}") if file.is_file())
-    return sorted(file for file in found if not _is_aside(file.relative_to(folder).parts))
+    return sorted(file for file in found if not _is_skipped(file.relative_to(folder).parts))
 
 
-def _is_aside(parts: Iterable[str]) -> bool:
-    """Whether a path holds what is no data of a table: what programs keep beside it, or were writing when they died."""
+def _is_skipped(parts: Iterable[str]) -> bool:
+    """Whether a path belongs to a program that writes tables, such as the temporary folder of a job that was killed."""
     return any(part.startswith(("_", ".")) for part in parts)

@@ -1,7 +1,7 @@
-"""Text files: encoding, separator, header, and the line to look at when something is wrong.
+"""Text files: encoding, separator, header, and the line of whatever is wrong.
 
-Polars parses. What is ours is to guess a separator from the first lines, and, once polars has refused a file
-or a value turned out bad, to find its line; that may be slow, as it happens once.
+Polars parses. This module detects the separator from the first lines and, once polars refuses a file or a value turns
+out bad, finds the line; that may be slow, as it happens once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rediffuse.errors import DataError
 SEPARATORS = ("\t", ",", ";", "|", "::", " ")
 _TYPED = re.compile(r"^[^:]+:(token|token_seq|float|float_seq)$")
 _SAMPLE = 1 << 16
-# Stands in for separators of several characters, which polars does not know.
+# Replaces separators of several characters, which polars does not support.
 _UNIT_SEPARATOR = "\x1f"
 
 
@@ -33,7 +33,7 @@ _UNIT_SEPARATOR = "\x1f"
 class TextFile:
     """How one text file is read.
 
-    ``typed``: it has a RecBole header such as ``user_id:token``; quotes mean nothing in it.
+    ``typed``: it has a RecBole header such as ``user_id:token``; quotes have no meaning in it.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class TextFile:
         return TextIOWrapper(_open_bytes(self.path), encoding=self.encoding, newline="")
 
     def records(self, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-        """(line in the file, fields) of every record that is not blank, header included.
+        """(line in the file, fields) of every record that is not blank, including the header.
 
         Raises:
             DataError: with ``strict``, a quote that is not closed or not at the edge of a field.
@@ -58,7 +58,7 @@ class TextFile:
                         yield number, line.rstrip("\r\n").split(self.separator)
                 return
             quoting = csv.QUOTE_NONE if self.typed else csv.QUOTE_MINIMAL
-            # Set for the whole process; polars has no limit, and its rows are to be found again.
+            # Set for the whole process; polars has no limit, and this must find the rows that polars read.
             csv.field_size_limit(2**31 - 1)
             reader = csv.reader(text, delimiter=self.separator, quoting=quoting, strict=strict)
             start = 1
@@ -69,12 +69,17 @@ class TextFile:
                     start = reader.line_num + 1
             except csv.Error as error:
                 raise DataError(
-                    f"{self.path}, line {start} cannot be cut into fields: {error}.",
+                    f"{self.path}, line {start} cannot be split into fields: {error}.",
                     'Close or remove the quote ("), or write quotes inside quoted fields twice.',
                 ) from None
 
 
 def scan(file: TextFile) -> pl.LazyFrame:
+    """The file as a lazy frame of strings.
+
+    Raises:
+        DataError: it cannot be parsed; the error names the line.
+    """
     plain = file.encoding == "utf-8-sig" and len(file.separator) == 1
     source: Any = file.path
     separator = file.separator
@@ -88,7 +93,7 @@ def scan(file: TextFile) -> pl.LazyFrame:
         return pl.scan_csv(
             source,
             separator=separator,
-            # Text separated by several characters comes from tools that do not quote.
+            # Tools that write separators of several characters do not quote.
             quote_char=None if file.typed or separator == _UNIT_SEPARATOR else '"',
             infer_schema=False,
             new_columns=[column.partition(":")[0] if file.typed else column for column in file.header],
@@ -102,24 +107,27 @@ def inspect(path: Path, wanted: Sequence[str], separator: str | None, encoding: 
     """Encoding, separator and header of a text file, from its beginning.
 
     Args:
-        wanted: columns that should be there.
-        insist: refuse a ``separator`` that does not cut the header, rather than look for the right one.
+        path: of the file.
+        wanted: columns that should be there; they decide between separators.
+        separator: None to detect it.
+        encoding: None for UTF-8.
+        insist: refuse a ``separator`` that does not split the header, rather than detect the right one.
 
     Raises:
-        DataError: no text, no header, or not to be read with that encoding or separator.
+        DataError: no text, no header, or not readable with that encoding or separator.
     """
     if encoding is not None:
         try:
             encoding = codecs.lookup(encoding).name
-            TextIOWrapper(BytesIO(), encoding)  # base64 and the like are no encodings of text
+            TextIOWrapper(BytesIO(), encoding)  # base64 and the like are not encodings of text
         except (LookupError, ValueError):
             raise DataError(f"There is no encoding {encoding!r}.", 'For example: "latin-1", "cp1252".') from None
     if encoding in (None, "utf-8"):
-        encoding = "utf-8-sig"  # takes a byte order mark away, if there is one
+        encoding = "utf-8-sig"  # drops a byte order mark, if there is one
     with _open_bytes(path) as file:
         sample = file.read(_SAMPLE)
     if not sample.removeprefix(codecs.BOM_UTF8).strip():
-        raise DataError(f"{path} is empty.", "Bring a table with a header line and at least one row.")
+        raise DataError(f"{path} is empty.", "Give a table with a header line and at least one row.")
     try:
         decoder = codecs.getincrementaldecoder(encoding)()
         text = decoder.decode(sample)
@@ -127,7 +135,7 @@ def inspect(path: Path, wanted: Sequence[str], separator: str | None, encoding: 
         _refuse_encoding(path, encoding)
         raise
     if not text.strip():
-        raise DataError(f"{path} holds nothing but spaces.", "Bring a table with a header line and at least one row.")
+        raise DataError(f"{path} holds nothing but spaces.", "Give a table with a header line and at least one row.")
     if "\r" in text and "\n" not in text:
         raise DataError(f"The lines of {path} end in a bare carriage return.", "Save it with usual line ends (LF).")
     lines = [line for line in text.splitlines() if line.strip()]
@@ -144,34 +152,33 @@ def inspect(path: Path, wanted: Sequence[str], separator: str | None, encoding: 
         separator, header = likely, header_of[likely]
     elif len(header) == 1 and likely and likely != separator:
         raise DataError(
-            f"{path} has a single column {header[0]!r} when separated by {_spoken(separator)}.",
-            f"It looks separated by {_spoken(likely)}: pass separator={likely!r}, or leave it out.",
+            f"{path} has a single column {header[0]!r} when separated by {_named(separator)}.",
+            f"It looks separated by {_named(likely)}: pass separator={likely!r}, or leave it out.",
         )
     repeated = {name for name in header if name and header.count(name) > 1}
     if repeated:
-        raise DataError(f"{path} has several columns called {listed(sorted(repeated))}.", "Rename them in the header.")
+        raise DataError(f"{path} has several columns named {listed(sorted(repeated))}.", "Rename them in the header.")
     header = [name or f"column {place}" for place, name in enumerate(header, start=1)]
     typed = all(_TYPED.match(name) for name in header)
     return TextFile(path, separator, encoding, tuple(header), typed)
 
 
 def _sniff(lines: list[str], header_of: dict[str, list[str]], wanted: Sequence[str]) -> str | None:
-    """The separator that finds the wanted columns, else the one that cuts lines into equally many fields."""
+    """The separator that yields the wanted columns, else the one that splits all lines into as many fields."""
     best: tuple[tuple[float, ...], str] | None = None
     for place, (separator, header) in enumerate(header_of.items()):
         if len(header) < 2:
             continue
         names = {name.partition(":")[0] for name in header} | set(header)
         same = sum(len(_fields(line, separator)) == len(header) for line in lines) / len(lines)
-        # A space or a doubled colon also cuts titles and clock times: they count only if nothing better is
-        # there.
+        # A space or a double colon also splits titles and clock times, so they are chosen only if nothing else fits.
         rank = (sum(name in names for name in wanted), same > 0.5 and separator != " ", same, -place)
         if best is None or rank > best[0]:
             best = rank, separator
     return best[1] if best else None
 
 
-def _spoken(separator: str) -> str:
+def _named(separator: str) -> str:
     return {"\t": r"'\t' (tab)", " ": "' ' (space)"}.get(separator, repr(separator))
 
 
@@ -185,20 +192,24 @@ def _fields(line: str, separator: str) -> list[str]:
 
 
 def diagnose(file: TextFile) -> None:
-    """Raise what is wrong with a text file that polars refuses; returns if nothing is found."""
+    """Find what is wrong with a text file that polars refuses.
+
+    Raises:
+        DataError: the first fault; the function returns if it finds none.
+    """
     _refuse_encoding(file.path, file.encoding)
     width = len(file.header)
     for line, fields in file.records(strict=True):
         if len(fields) > width:
             raise DataError(
                 f"{file.path}, line {line} has {len(fields)} fields and the header has {width}.",
-                "Mend the line: quote fields that contain the separator, or remove what is too much.",
+                "Fix the line: quote fields that contain the separator, or remove the extra fields.",
             )
 
 
 def _refuse_encoding(path: Path, encoding: str) -> None:
-    """Raises DataError at the first bytes that are not text in ``encoding``; returns if there are none."""
-    name = "utf-8" if encoding == "utf-8-sig" else encoding  # a mark at the start would shift the count
+    """Raise a `DataError` at the first bytes that are not text in ``encoding``; return if there are none."""
+    name = "utf-8" if encoding == "utf-8-sig" else encoding  # dropping the mark at the start would shift the count
     decoder = codecs.getincrementaldecoder(name)()
     offset = lines = 0
     with _open_bytes(path) as file:
@@ -216,7 +227,7 @@ def _refuse_encoding(path: Path, encoding: str) -> None:
                     f"{path} is not {name.upper()}: byte {at:,} (line {line}) is 0x{wrong:02x}.",
                     f'Pass the encoding it was written in, for example encoding="{guess}" or "cp1252".',
                 ) from None
-            except UnicodeError as error:  # of the whole stream: UTF-16 without its mark, a codec of names
+            except UnicodeError as error:  # about the whole stream, such as UTF-16 without its mark
                 raise DataError(
                     f"{path} is not {name.upper()}: {first_line(error)}",
                     'Pass the encoding it was written in, for example encoding="utf-16-le" or "latin-1".',
@@ -245,25 +256,30 @@ def _open_bytes(path: Path) -> IO[bytes]:
 
 
 class _Gzip(gzip.GzipFile):
-    """Damage shows anywhere in a gzip file, whoever reads it; it is told in our words."""
+    """A gzip file whose damage, wherever it shows, is a `DataError`."""
 
     def read(self, size: int | None = -1) -> bytes:
-        with self._told():
+        with self._refusing_damage():
             return super().read(size)
 
     def read1(self, size: int = -1) -> bytes:
-        with self._told():
+        with self._refusing_damage():
             return super().read1(size)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _refusing_damage(self) -> Iterator[None]:
         try:
             yield
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{self.name} is a damaged gzip file: {error}.", "Fetch or pack it again.") from None
+            raise DataError(f"{self.name} is a damaged gzip file: {error}.", "Download or compress it again.") from None
 
 
 def magic(path: Path) -> bytes:
+    """The first four bytes of a file.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
     try:
         with path.open("rb") as file:
             return file.read(4)

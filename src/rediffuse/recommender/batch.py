@@ -24,6 +24,7 @@ from typing import Any
 
 import polars as pl
 
+from rediffuse.arguments import require_integer
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.files import (
     atomic_create_bytes,
@@ -34,7 +35,7 @@ from rediffuse.files import (
     storage_error,
 )
 from rediffuse.memory import keep_freed_memory
-from rediffuse.recommender.id_map import as_text, cast_ids, require_integer
+from rediffuse.recommender.id_map import as_text, cast_ids
 from rediffuse.recommender.recommender import Recommender, remarks
 from rediffuse.recommender.user_files import UserFile
 
@@ -142,7 +143,7 @@ def recommend_to_folder(
                 labels, user_numbers, rows, counts = recommender.resolve_users(ids, histories)
                 if labels.dtype != parts.user_id_type:
                     labels = as_text(ids)
-                lists = recommender.titled(recommender.lists(labels, user_numbers, rows, query, sampling, samples))
+                lists = recommender.lists(labels, user_numbers, rows, query, sampling, samples)
                 parts.write(part, lists, counts)
                 written.add(part)
                 on_progress(len((skipped | written).intersection(own)), len(own))

@@ -11,7 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rediffuse.arguments import described
 from rediffuse.errors import ConfigError
+from rediffuse.frames import as_column, is_frame
 
 # No integer id has more digits, and Python refuses to parse thousands of them. Both re and polars read this pattern.
 _INTEGER = "^-?(0|[1-9][0-9]{0,18})$"
@@ -88,15 +90,17 @@ class IdMap:
 
 
 def require_list(name: str, value: Any) -> list[Any]:
-    """The value as a list; refuses text and tables, which can be iterated over but are mistakes here.
+    """A list or column as a list; refuses text and tables, which can be iterated over but are mistakes here.
 
     Raises:
         ConfigError: the value is not a list.
     """
-    wrong = isinstance(value, str | bytes | Mapping) or hasattr(value, "columns")
-    if wrong or not isinstance(value, Iterable):
+    column = as_column(value)
+    if column is not None:
+        return list(column)
+    if isinstance(value, str | bytes | Mapping) or is_frame(value) or not isinstance(value, Iterable):
         raise ConfigError(
-            f"{name[0].upper()}{name[1:]} is {value!r:.60}, not a list.",
+            f"{name[0].upper()}{name[1:]} is {described(value)}, not a list.",
             'Pass a list, also for one user: users=["id"], histories=[["item", "item"]], exclude=["item"].',
         )
     return list(value)
@@ -104,23 +108,11 @@ def require_list(name: str, value: Any) -> list[Any]:
 
 def flatten_histories(histories: Any) -> tuple[NDArray[np.int64], pl.Series | list[Any]]:
     """(n,) lengths of histories, and their item ids end to end. In a column, a missing history counts as empty."""
-    if isinstance(histories, pl.Series) and histories.dtype == pl.List:
-        lengths = histories.list.len().fill_null(0)
-        return lengths.to_numpy().astype(np.int64), histories.filter(lengths > 0).explode()
+    column = as_column(histories)
+    if isinstance(column, pl.Series) and column.dtype == pl.List:
+        lengths = column.list.len().fill_null(0)
+        return lengths.to_numpy().astype(np.int64), column.filter(lengths > 0).explode()
+    if column is not None:
+        histories = [[] if history is None else history for history in column]
     rows = [require_list("a history", history) for history in require_list("histories", histories)]
     return np.asarray([len(row) for row in rows], dtype=np.int64), [item for row in rows for item in row]
-
-
-def require_integer(name: str, value: Any, minimum: int | None = 1) -> int:
-    """The value as an integer of at least ``minimum``.
-
-    Raises:
-        ConfigError: it is not one.
-    """
-    try:
-        number = operator.index(value)  # pyright: ignore[reportArgumentType]  (not an index: TypeError)
-    except TypeError:
-        raise ConfigError(f"{name} is {value!r}.", f"Give {name} as an integer.") from None
-    if minimum is not None and number < minimum:
-        raise ConfigError(f"{name} is {value}.", f"Give {name} of at least {minimum}.")
-    return number

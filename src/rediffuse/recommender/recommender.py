@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from rediffuse.arguments import require_integer, wrong_type
 from rediffuse.data.histories import Histories
-from rediffuse.errors import ConfigError, RediffuseWarning
-from rediffuse.graphs.paths import strongest_paths
+from rediffuse.display import Displayed
+from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
+from rediffuse.frames import Frame, as_column, as_kind, columns_of, is_frame, kind_of
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.id_map import IdMap, flatten_histories, require_integer, require_list, user_labels
+from rediffuse.recommender.id_map import IdMap, flatten_histories, require_list, user_labels
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.item_map import ItemMap, item_map
 from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
 from rediffuse.recommender.titles import Titles
-from rediffuse.runs.run_folder import RunContents, read_run
+from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 from rediffuse.topk import exact_top_k
 
 Retrieval = Literal["exact", "index"]
@@ -50,7 +52,7 @@ class Step:
     x0_hat: Tensor
 
 
-class Recommender:
+class Recommender(Displayed):
     """Recommends with a trained model. Create it with `Recommender.load`; it keeps no state between calls.
 
     Attributes:
@@ -66,6 +68,10 @@ class Recommender:
     """
 
     def __init__(self, run: RunContents, retrieval: Retrieval = "exact") -> None:
+        if not isinstance(run, RunContents):
+            raise wrong_type("run", run, "the content of a run", "Create it with Recommender.load(run).")
+        if retrieval not in get_args(Retrieval):
+            raise ConfigError(f"There is no retrieval {retrieval!r}.", did_you_mean(retrieval, get_args(Retrieval)))
         self.config: dict[str, Any] = run.config
         self.items: pl.DataFrame = run.items
         self.model: Model = run.model
@@ -85,19 +91,20 @@ class Recommender:
         self.fingerprint = hashlib.sha256(checksums.encode()).hexdigest()
 
     @classmethod
-    def load(cls, run: str | Path, retrieval: Retrieval = "exact") -> Recommender:
+    def load(cls, run: str | Path | Run, retrieval: Retrieval = "exact") -> Recommender:
         """Load a run folder; the training data is not needed.
 
         Args:
-            run: the folder.
+            run: the folder, or what `rediffuse.train` returned.
             retrieval: ``exact`` scores all items, ``index`` only those that the run's index finds
                 (`rediffuse.recommender.index`). Queries that an index does not support, such as those that keep seen
                 items or give candidates, are still answered exactly.
 
         Raises:
             RunError: the folder is not a finished run, a file in it is missing or damaged, or it has no index.
+            ConfigError: ``run`` is neither a path nor a run.
         """
-        return cls(read_run(run), retrieval)
+        return cls(read_run(run_path("run", run)), retrieval)
 
     def recommend(
         self,
@@ -112,15 +119,17 @@ class Recommender:
         candidates: Iterable[Any] | None = None,
         sampling_steps: int | None = None,
         noise: float = 1.0,
-    ) -> pl.DataFrame:
+    ) -> Frame:
         """Recommend to each user the k items that the model ranks first.
 
         Ids may be text or integers: "50" finds 50 if the ids of the data are integers, and the reverse.
 
         Args:
-            users: user ids. Alone, they stand for the histories that the run holds; unknown users get popular items.
-                With ``histories``, they are only labels, one per history.
-            histories: item ids, oldest first, one list per user; the users need not have been in training.
+            users: user ids, as a list or a column of polars, pandas or pyarrow. Alone, they stand for the histories
+                that the run holds; unknown users get popular items. With ``histories``, they are only labels, one per
+                history. Or a frame with a column user_id and, optionally, a column history.
+            histories: item ids, oldest first, one list per user, in a list or a column; the users need not have been
+                in training.
             k: items per user; fewer if fewer are left.
             exclude: ids of items that are recommended to no user.
             seed: of the noise of a stochastic model. A user's list depends on the history and the seed alone.
@@ -134,9 +143,11 @@ class Recommender:
             noise: factor on the noise of a stochastic model.
 
         Returns:
-            A frame: user_id, item_id, rank (from 1), score, and uncertainty. Users are in the order given, with their
-            best items first. Without ``users``, user_id is the position of the history, from 0. The ids are of the
-            data's type; all user ids are text if one of them cannot be of that type.
+            A frame: user_id, item_id, rank (from 1), score, uncertainty, and title if items have titles. It is of the
+            library of ``users`` or ``histories`` if these are columns or frames of pandas or pyarrow, else of polars.
+            Users are in the order given, with their best items first. Without ``users``, user_id is the position of
+            the history, from 0. The ids are of the data's type; all user ids are text if one of them cannot be of that
+            type.
 
         Raises:
             ConfigError: neither users nor histories are given, or their lengths differ; ids are not in lists; a number
@@ -152,7 +163,8 @@ class Recommender:
         query, unknown = self.build_query(k, exclude, candidates, filter_seen)
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        return self.lists(labels, user_numbers, rows, query, sampling, samples, batch_size)
+        found = self.lists(labels, user_numbers, rows, query, sampling, samples, batch_size)
+        return as_kind(found, kind_of(users, histories))
 
     def sampling(self, seed: Any = 0, sampling_steps: Any = None, noise: float = 1.0) -> Sampling:
         """The sampling options, checked against the model.
@@ -195,6 +207,7 @@ class Recommender:
         """
         if users is None and histories is None:
             raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
+        users, histories = _columns_of_users(users, histories)
         ids = users if users is None or isinstance(users, pl.Series) else require_list("users", users)
         counts = {"unknown_users": 0, "unknown_items": 0}
         if histories is None:
@@ -240,11 +253,12 @@ class Recommender:
 
     # --- looking inside ------------------------------------------------------------------------------------
 
-    def similar(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
+    def similar(self, items: Iterable[Any], k: int = 10) -> Frame:
         """The k items most similar to each of ``items``, by the cosine of the model's item vectors.
 
         Returns:
-            A frame: item_id, similar_id, rank (from 1), cosine. Items that are not in the catalogue have no row.
+            A frame: item_id, similar_id, rank (from 1), cosine, and the title of the similar item if items have titles.
+            It is of the library of ``items``, as in `recommend`. Items that are not in the catalogue have no row.
 
         Raises:
             ConfigError: the model has no item vectors.
@@ -259,14 +273,13 @@ class Recommender:
         cosines, near = self.nearest(numbers, require_integer("k", k))
         owners = np.repeat(np.arange(len(numbers)), near.shape[1])
         ids = self.items["item_id"]
-        return pl.DataFrame(
-            {
-                "item_id": ids.gather(numbers[owners]),
-                "similar_id": ids.gather(near.ravel()),
-                "rank": np.tile(np.arange(1, near.shape[1] + 1, dtype=np.int32), len(numbers)),
-                "cosine": cosines.ravel(),
-            }
-        )
+        columns = {
+            "item_id": ids.gather(numbers[owners]),
+            "similar_id": ids.gather(near.ravel()),
+            "rank": np.tile(np.arange(1, near.shape[1] + 1, dtype=np.int32), len(numbers)),
+            "cosine": cosines.ravel(),
+        }
+        return as_kind(pl.DataFrame(columns | self._titles_of(near.ravel())), kind_of(items))
 
     def nearest(self, items: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Cosines (n, k) and numbers (n, k) of the items nearest to ``items`` (n,), without themselves.
@@ -336,7 +349,7 @@ class Recommender:
         seed: int = 0,
         sampling_steps: int | None = None,
         noise: float = 1.0,
-    ) -> pl.DataFrame:
+    ) -> Frame:
         """What a diffusion model would recommend after each step of its denoising trajectory.
 
         Args:
@@ -347,7 +360,7 @@ class Recommender:
         Returns:
             A frame: step (from 0), t (the timestep), rank (from 1), item_id, score: the k items that the x0_hat of the
             step ranks first. The items of the last step are those of `recommend`, except that a model may score items
-            of the history differently there.
+            of the history differently there. The frame is of the library of ``history``, as in `recommend`.
 
         Raises:
             ConfigError: the model does not denoise, or not exactly one of user and history is given.
@@ -372,13 +385,14 @@ class Recommender:
             frames.append(pl.DataFrame(columns).with_columns(step=number, t=step.t).with_row_index("rank", offset=1))
         dtypes = {"step": pl.Int32, "t": pl.Int32, "rank": pl.Int32, "item_id": ids.dtype, "score": pl.Float32}
         empty = pl.DataFrame(schema=dtypes)
-        return pl.concat(
+        found = pl.concat(
             [empty, *(frame.select(pl.col(name).cast(dtype) for name, dtype in dtypes.items()) for frame in frames)]
         )
+        return as_kind(found, kind_of(history))
 
     def explain(
         self, items: Iterable[Any], *, user: Any = None, history: Iterable[Any] | None = None, paths: int = 3
-    ) -> pl.DataFrame:
+    ) -> Frame:
         """The strongest paths through the knowledge graph from the items of a history to ``items``.
 
         Args:
@@ -388,8 +402,9 @@ class Recommender:
             paths: per item, at most.
 
         Returns:
-            A frame, see `rediffuse.graphs.paths.strongest_paths`. The weights are those of the model's attention; edges
-            that are not ``kept`` were pruned by the model.
+            A frame, see `rediffuse.graphs.paths.strongest_paths`, of the library of ``items`` or ``history``, as in
+            `recommend`. The weights are those of the model's attention; edges that are not ``kept`` were pruned by the
+            model.
 
         Raises:
             ConfigError: the model learned from no knowledge graph, or not exactly one of user and history is given.
@@ -411,7 +426,8 @@ class Recommender:
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         ids = self.items["item_id"]
         touched = ids.gather(np.unique(rows.without_synthetic().items))
-        return self.paths(ids.gather(numbers[numbers >= 0]), touched, require_integer("paths", paths))
+        found = self.paths(ids.gather(numbers[numbers >= 0]), touched, require_integer("paths", paths))
+        return as_kind(found, kind_of(items, history))
 
     @property
     def has_paths(self) -> bool:
@@ -420,6 +436,8 @@ class Recommender:
 
     def paths(self, items: pl.Series, touched: pl.Series, limit: int) -> pl.DataFrame:
         """Up to ``limit`` paths from ``touched`` to each of ``items``, as of `explain`; ids are of the run's type."""
+        from rediffuse.graphs.paths import strongest_paths  # imports scipy, which other answers do not need
+
         assert self.knowledge is not None
         return strongest_paths(self.knowledge, items, touched, limit)
 
@@ -444,7 +462,7 @@ class Recommender:
         samples: int = 1,
         batch_size: int = 512,
     ) -> pl.DataFrame:
-        """The frame that `recommend` returns.
+        """What `recommend` returns, as a polars frame.
 
         Args:
             labels, user_numbers, rows: n users, from `resolve_users`.
@@ -458,11 +476,21 @@ class Recommender:
             ranked += self.ranker.rank(rows.take(batch), user_numbers[batch], [query] * len(batch), sampling, samples)
         return self._frame(labels, ranked, uncertain=samples > 1)
 
-    def titled(self, lists: pl.DataFrame) -> pl.DataFrame:
-        """``lists`` with the column title, if items have titles."""
-        if "title" not in self.items.columns:
-            return lists
-        return lists.join(self.items.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
+    def _titles_of(self, items: NDArray[np.int64]) -> dict[str, pl.Series]:
+        """The column title of these item numbers, if items have titles."""
+        return {"title": self.items["title"].gather(items)} if "title" in self.items.columns else {}
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        return f"Recommender {self.config['model']}", {
+            "users": len(self.user_ids),
+            "items": len(self.items),
+            "titles": "title" in self.items.columns,
+            "trained": f"{self.config.get('created')}, split {self.config['split']['name']}",
+            "stochastic": self.model.stochastic,
+            "sampling steps": self.model.max_sampling_steps and f"up to {self.model.max_sampling_steps}",
+            "retrieval": "exact" if self.ranker.index is None else "index",
+            "similar items": self.item_vectors is not None,
+        }
 
     def _frame(self, labels: pl.Series, ranked: Sequence[RankedItems], uncertain: bool) -> pl.DataFrame:
         """The lists of all users as one frame; its columns have the same types if there is no row."""
@@ -471,15 +499,31 @@ class Recommender:
         def joined(arrays: list[Any], dtype: Any) -> NDArray[Any]:
             return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype)
 
+        items = joined([one.items for one in ranked], np.int64)
         columns = {
             "user_id": labels.gather(np.repeat(np.arange(len(ranked)), lengths)),
-            "item_id": self.items["item_id"].gather(joined([one.items for one in ranked], np.int64)),
+            "item_id": self.items["item_id"].gather(items),
             "rank": joined([np.arange(1, length + 1) for length in lengths], np.int32),
             "score": joined([one.scores for one in ranked], np.float32),
         }
         if uncertain:
             columns["uncertainty"] = joined([one.uncertainty for one in ranked], np.float32)
-        return pl.DataFrame(columns)
+        return pl.DataFrame(columns | self._titles_of(items))
+
+
+def _columns_of_users(users: Any, histories: Any) -> tuple[Any, Any]:
+    """Users and histories; a frame of users becomes its columns, and a column of another library one of polars.
+
+    Raises:
+        ConfigError: the frame has no column user_id, or histories are given twice.
+    """
+    if users is not None and is_frame(users):
+        columns = columns_of("users", users, ("user_id", "history"))
+        if histories is not None and "history" in columns:
+            raise ConfigError("Histories are given twice: as a column of users, and as histories.", "Give one of them.")
+        return columns["user_id"], columns.get("history", histories)
+    column = as_column(users)
+    return users if column is None else column, histories
 
 
 def remarks(counts: dict[str, int], answer: str = "they get popular items") -> list[str]:

@@ -14,8 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 from safetensors.torch import save
 
+from rediffuse.arguments import require_path
 from rediffuse.config import ModelConfig
 from rediffuse.data.histories import Histories
+from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.files import atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
 from rediffuse.models import external, model_class
@@ -34,8 +36,8 @@ class DamagedManifest(RunError):
     """A manifest that has changed since it was written."""
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Displayed):
     """The result of a training.
 
     Attributes:
@@ -49,6 +51,20 @@ class Run:
     config: dict[str, Any]
     validation: dict[str, float] | None
     minutes: float
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        split, metrics = self.config.get("split", {}), self.validation or {}
+        selected_by = self.config.get("config", {}).get("metric")
+        first = [name for name in (selected_by, "hr@10", "ndcg@10", "recall@20") if name in metrics]
+        return f"Run {self.path}", {
+            "model": self.config.get("model"),
+            "preset": self.config.get("preset"),
+            "seed": self.config.get("seed"),
+            "split": split.get("name"),
+            "minutes": round(self.minutes, 2),
+            "selected by": selected_by,
+            "validation": {name: metrics[name] for name in dict.fromkeys(first)} or None,
+        }
 
 
 @dataclass(frozen=True)
@@ -295,3 +311,18 @@ def _as_lists(histories: Histories, values: NDArray[Any]) -> pl.Series:
     lists = frame.group_by("user", maintain_order=True).agg(pl.col("value"))
     users = pl.DataFrame({"user": np.arange(len(histories))}).join(lists, on="user", how="left", maintain_order="left")
     return users["value"].fill_null([]).cast(pl.List(frame["value"].dtype))
+
+
+def run_path(name: str, value: Any) -> Path:
+    """The folder of a run that is passed as a path, or as the `Run` that `rediffuse.train` returned.
+
+    Args:
+        name: of the argument, for errors.
+        value: what was passed for it.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(value, Run):
+        return value.path
+    return require_path(name, value, "Give the folder of a run, or what rediffuse.train returned.")

@@ -12,8 +12,17 @@ import polars as pl
 import torch
 
 from rediffuse import distributed
+from rediffuse.arguments import (
+    require_integer,
+    require_model,
+    require_number,
+    require_options,
+    require_path,
+    require_text,
+)
 from rediffuse.config import ModelConfig
-from rediffuse.data.split import Split, TrainingView
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.split import Split, TrainingView, as_split
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.files import sha256_file
@@ -28,6 +37,7 @@ from rediffuse.runs.run_folder import (
     Run,
     RunContents,
     read_run,
+    run_path,
     write_run,
 )
 from rediffuse.seeds import seed_torch
@@ -36,27 +46,28 @@ from rediffuse.training.loop import Trainer
 
 def train(
     model: str | type[Model],
-    split: Split,
-    out: str | Path,
+    data: Split | Dataset | str | Path,
+    out: str | Path | None = None,
     *,
     preset: str | None = None,
-    config: dict[str, Any] | None = None,
+    config: dict[str, Any] | ModelConfig | None = None,
     seed: int = 0,
     resume: bool = False,
     max_minutes: float | None = None,
     tracker: str | None = None,
     progress: bool = False,
-    phases_from: dict[str, str | Path] | None = None,
+    phases_from: dict[str, str | Path | Run] | None = None,
 ) -> Run:
     """Train a model and write its run folder.
 
     Args:
         model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
             the class itself.
-        split: its training and validation subsets are used; training cannot reach the test subset.
-        out: the run folder; new, unless ``resume``.
+        data: a split, whose training and validation subsets are used; training cannot reach the test subset. Of a
+            dataset, or the path of a dataset folder, the default split is used, and a warning names it.
+        out: the run folder, which is required; new, unless ``resume``.
         preset: named options of the model, for example "paper".
-        config: options that override the preset.
+        config: options that override the preset, as a dict or a Config of the model.
         seed: of the weights, the order of batches and all noise.
         resume: continue from the last checkpoint in ``out``, to the same weights as without the interruption.
         max_minutes: limit of the wall time over all sessions.
@@ -77,8 +88,17 @@ def train(
         RediffuseWarning: training ended before the first validation.
     """
     distributed.init()
-    kind, folder = model_class(model), Path(out)
-    phase_runs = {phase: _read_phase_run(phase, path, split) for phase, path in (phases_from or {}).items()}
+    kind = model_class(require_model(model))
+    split = as_split("data", data)
+    folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
+    preset, tracker = require_text("preset", preset), require_text("tracker", tracker)
+    config = require_options("config", config, kind.Config)
+    seed = require_integer("seed", seed, minimum=None)
+    if max_minutes is not None:
+        max_minutes = require_number("max_minutes", max_minutes)
+    phases_from = require_options("phases_from", phases_from, example='{"diffusion": "runs/tdiffrec"}')
+    phase_paths = {phase: run_path("phases_from", run) for phase, run in phases_from.items()}
+    phase_runs = {phase: _read_phase_run(phase, path, split) for phase, path in phase_paths.items()}
     phase_options = {phase: run.config["config"] for phase, run in phase_runs.items()}
     for phase in phase_options:
         if phase not in kind.Config.model_fields:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from rediffuse.display import Displayed
 from rediffuse.errors import RunError
 from rediffuse.files import atomic_write_text, writing
 from rediffuse.runs.identity import refuse_other_identity
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, repr=False)
+class Study(Displayed):
     """The result of a search on validation data.
 
     Attributes:
@@ -55,6 +56,17 @@ class Study:
     def ranking(self) -> pl.DataFrame:
         """The trials with a value, best first; repeated trials count once."""
         return rank_trials(self.trials)
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        states = self.trials.group_by("state").len().sort("state").iter_rows()
+        return f"Study {self.path}", {
+            "model": self.model,
+            f"best {self.metric}": self.best_value,
+            "best config": self.best_config or "the default",
+            "default": None if self.default_rank is None else f"rank {self.default_rank} of {len(self.ranking)}",
+            "trials": ", ".join(f"{count} {state}" for state, count in states),
+            "minutes": round(self.minutes, 2),
+        }
 
 
 def rank_trials(trials: pl.DataFrame) -> pl.DataFrame:

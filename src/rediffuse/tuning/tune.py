@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rediffuse import distributed
-from rediffuse.data.split import Split
+from rediffuse.arguments import (
+    require_integer,
+    require_model,
+    require_number,
+    require_options,
+    require_path,
+    require_text,
+)
+from rediffuse.config import ModelConfig
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.split import Split, as_split
 from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, TrainingError
 from rediffuse.evaluation.metrics import parse_metric
 from rediffuse.models import external, model_class, names
@@ -26,12 +36,12 @@ WARM_UP = 0.1
 
 def tune(
     model: str | type[Model],
-    split: Split,
-    out: str | Path,
+    data: Split | Dataset | str | Path,
+    out: str | Path | None = None,
     *,
     trials: int = 30,
     max_minutes: float | None = None,
-    config: dict[str, Any] | None = None,
+    config: dict[str, Any] | ModelConfig | None = None,
     preset: str | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -43,8 +53,9 @@ def tune(
     Args:
         model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
             the class itself.
-        split: its training and validation subsets are used; no trial can reach the test subset.
-        out: the study's folder.
+        data: a split, whose training and validation subsets are used; no trial can reach the test subset. Of a dataset,
+            or the path of a dataset folder, the default split is used, and a warning names it.
+        out: the study's folder, which is required.
         trials: number of finished trials (complete, pruned or failed) after which to stop, over all sessions.
         max_minutes: limit of the wall time of all trials, over all sessions; the running trial is stopped then.
         config: options that are fixed, so not searched.
@@ -68,13 +79,21 @@ def tune(
         import optuna
     except ImportError:
         raise MissingExtraError("optuna", "tune") from None
+    require_model(model)
+    split = as_split("data", data)
+    folder = require_path("out", out, 'Name a folder for the study: out="studies/mine".')
+    trials = require_integer("trials", trials, minimum=None)
+    if max_minutes is not None:
+        max_minutes = require_number("max_minutes", max_minutes)
+    preset, seed = require_text("preset", preset), require_integer("seed", seed, minimum=None)
     if trials < 1 or (max_minutes is not None and not max_minutes > 0):
         problem = f"There is nothing to do in {trials} trials and {max_minutes} minutes."
         raise ConfigError(problem, "Give at least one trial and more than 0 minutes.")
     distributed.init()
     if distributed.world_size() > 1:
         raise ConfigError("A study runs in a single process.", "Start it without accelerate launch or torchrun.")
-    kind, folder = model_class(model), Path(out)
+    kind = model_class(model)
+    config = require_options("config", config, kind.Config)
     default = kind.Config.build(preset, config, model=kind.name)
     parse_metric(default.metric.removesuffix("/unseen"))
     searched = {option: domain for option, domain in kind.Config.search.items() if option not in (config or {})}

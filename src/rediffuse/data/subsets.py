@@ -1,0 +1,173 @@
+"""A split of a dataset into training, validation and test subset, and the views of it that are passed on.
+
+Everything that learns receives a `TrainingView`, which holds no reference to the test subset. What is tested is a
+`Task`. How a dataset is split: `rediffuse.data.split`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rediffuse.data.histories import BLOCK, Histories
+from rediffuse.display import Displayed
+from rediffuse.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
+
+TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1
+SUBSETS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Users to recommend to, their histories, and the interactions that followed.
+
+    Attributes:
+        name: "valid" or "test".
+        users: (n,) int64 numbers of the users with at least one interaction in the subset.
+        histories: n rows, the interactions before the subset; empty for users who are new in it.
+        truth: n rows, the interactions in the subset.
+        seen: n rows, the interactions that the policy "unseen" filters, where they are not ``histories``.
+        popularity: (num_items,) int64 training interactions per item.
+    """
+
+    name: str
+    users: NDArray[np.int64]
+    histories: Histories
+    truth: Histories
+    popularity: NDArray[np.int64]
+    seen: Histories | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingView:
+    """All that training may see. It shares no array with the test subset.
+
+    Attributes:
+        train: the training interactions; one row per user, also for users without any.
+        valid: the validation task; without rows where the split has no validation subset.
+        item_ids: (num_items,) ids of the whole catalogue.
+        social, kg: graphs, if there are any.
+        item_table: row i describes item i.
+        user_table: row u describes user u.
+    """
+
+    train: Histories
+    valid: Task
+    num_users: int
+    num_items: int
+    item_ids: pl.Series
+    social: SocialGraph | None
+    kg: KnowledgeGraph | None
+    item_table: pl.DataFrame | None
+    user_table: pl.DataFrame | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split(Displayed):
+    """A dataset and the subset of each of its interactions.
+
+    Attributes:
+        name: "leave-one-out", "global-time", "ratio" or "given".
+        params: what to pass to `rediffuse.data.split.by_name` to get the same split again.
+        subset: (interactions,) int8: TRAIN=0, VALID=1, TEST=2, UNUSED=-1.
+        leak: a sentence on what training sees that a system in use would not know, or None.
+        note: a sentence on anything else that was decided on the way, or None.
+    """
+
+    dataset: Dataset
+    name: str
+    params: dict[str, Any]
+    subset: NDArray[np.int8]
+    leak: str | None = None
+    note: str | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the dataset's fingerprint, the name, and the subset of every interaction.
+
+        Synthetic interactions do not count, so a dataset has the same splits before and after a generator added to it.
+        """
+        synthetic = self.dataset.interactions.synthetic
+        subset = self.subset if synthetic is None else self.subset[~synthetic]
+        digest = hashlib.sha256(json.dumps([self.dataset.fingerprint_without_synthetic, self.name]).encode())
+        digest.update(np.ascontiguousarray(subset, dtype=np.int8).tobytes())
+        return digest.hexdigest()
+
+    def sizes(self) -> dict[str, int]:
+        """Number of interactions in each subset."""
+        return {name: int((self.subset == subset).sum()) for name, subset in SUBSETS.items()}
+
+    def training_view(self) -> TrainingView:
+        """The training and validation interactions, copied, and what describes users and items."""
+        data = self.dataset
+        train = data.interactions.where(self.subset == TRAIN)
+        return TrainingView(
+            train=train,
+            valid=self._task("valid", train),
+            num_users=data.num_users,
+            num_items=data.num_items,
+            item_ids=data.item_ids,
+            social=data.social,
+            kg=data.kg,
+            item_table=data.items,
+            user_table=data.users,
+        )
+
+    def task(self, name: Literal["valid", "test"]) -> Task:
+        """The users with an interaction in the subset, their earlier interactions and those to be found.
+
+        Validation histories are training interactions; test histories are training and validation interactions.
+
+        Raises:
+            ConfigError: ``name`` is neither "valid" nor "test".
+        """
+        if name not in ("valid", "test"):
+            raise ConfigError(f"There is no task {name!r}.", did_you_mean(name, ["valid", "test"]))
+        return self._task(name)
+
+    def _task(self, name: str, train: Histories | None = None) -> Task:
+        """As `task`; arrays of ``train``, the training interactions, are shared if all their users are in the task."""
+        interactions = self.dataset.interactions
+        truth = interactions.where(self.subset == SUBSETS[name])
+        chosen = truth.lengths > 0
+        users = np.flatnonzero(chosen).astype(np.int64)
+        trains = self.subset == TRAIN
+        known = trains if name == "valid" else trains | (self.subset == VALID)
+        if train is not None and train.lengths[users].sum() == len(train.items):
+            histories = train.take(users)
+        else:
+            histories = interactions.where(known & np.repeat(chosen, interactions.lengths)).take(users)
+        if interactions.synthetic is not None:
+            trains &= ~interactions.synthetic
+        popularity = np.zeros(self.dataset.num_items, dtype=np.int64)
+        for start in range(0, len(trains), BLOCK):
+            here = slice(start, start + BLOCK)
+            popularity += np.bincount(interactions.items[here][trains[here]], minlength=len(popularity))
+        seen = None if interactions.synthetic is None else histories.without_synthetic()
+        return Task(name, users, histories, truth.take(users), popularity, seen)
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        sizes = self.sizes()
+        return f"Split {split_label(self.name, self.params)}", {
+            **{name: f"{sizes[name]:,} interactions" for name in ("train", "valid", "test")},
+            "unused": f"{sizes['unused']:,} interactions" if sizes["unused"] else None,
+            "dataset": f"{self.dataset.num_users:,} users, {self.dataset.num_items:,} items",
+            "leak": self.leak,
+            "note": self.note,
+        }
+
+
+def split_label(name: str, params: dict[str, Any] | None) -> str:
+    """A split as text, for example ``ratio(train=0.8, valid=0.1, seed=0)``."""
+    return f"{name}({', '.join(f'{key}={value}' for key, value in params.items())})" if params else name

@@ -1,0 +1,59 @@
+"""Short descriptions of objects: text for `repr`, and a small table for notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+# With the title, ten lines.
+_MOST_FACTS = 9
+_WIDTH = 100
+
+
+class Displayed:
+    """Base of classes that describe themselves by a title and a few facts.
+
+    A dataclass needs ``repr=False``, or it writes a `__repr__` of its own.
+    """
+
+    def _display(self) -> tuple[str, Mapping[str, Any]]:
+        """The title, and facts by name. They are cheap to get: no hashing, no reading, no sorting."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        title, facts = self._display()
+        rows = _rows(facts)
+        width = max((len(name) for name, _ in rows), default=0)
+        return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+    def _repr_html_(self) -> str:
+        title, facts = self._display()
+        rows = "".join(
+            f"<tr><th style='text-align: left'>{html.escape(name)}</th>"
+            f"<td style='text-align: left'>{html.escape(value)}</td></tr>"
+            for name, value in _rows(facts)
+        )
+        return f"<table><caption>{html.escape(title)}</caption>{rows}</table>"
+
+
+def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values as one line of text each. What is None or empty text is left out."""
+    rows = [(_line(name), _line(value)) for name, value in facts.items() if value is not None and value != ""]
+    if len(rows) > _MOST_FACTS:
+        rows = [*rows[: _MOST_FACTS - 1], ("...", f"{len(rows) - _MOST_FACTS + 1} more")]
+    return rows
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, float):
+        text = f"{value:.4f}"
+    elif isinstance(value, int) and not isinstance(value, bool):
+        text = f"{value:,}"
+    elif isinstance(value, bool):
+        text = "yes" if value else "no"
+    elif isinstance(value, Mapping):
+        text = ", ".join(f"{key}={_line(item)}" for key, item in value.items())
+    else:
+        text = " ".join(str(value).split())
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
