@@ -66,8 +66,16 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "train: file": (lambda m: rd.train("ease", m.csv, m.new), DataError, r"ratings\.csv is a file.*\n.*read_inter"),
     "train: no such folder": (lambda m: rd.train("ease", m.new, m.new), DataError, "new holds no dataset"),
     "train: run": (lambda m: rd.train("ease", m.run.path, m.new), DataError, "is not the manifest of a dataset"),
-    "train: swapped": (lambda m: rd.train(m.data, "ease", m.new), ConfigError, "model is a Dataset, not the name"),
-    "train: object": (lambda m: rd.train(m.model, m.split, m.new), ConfigError, "model is an EASE, not the name"),
+    "train: swapped": (
+        lambda m: rd.train(m.data, "ease", m.new),
+        ConfigError,
+        r"The model is of type Dataset\.\n.*Give a name",
+    ),
+    "train: object": (
+        lambda m: rd.train(m.model, m.split, m.new),
+        ConfigError,
+        r"The model is an instance of EASE\.\n.*Give the class",
+    ),
     "train: capitals": (lambda m: rd.train("EASE!", m.split, m.new), ConfigError, r"Did you mean 'ease'\?"),
     "train: hyphen": (lambda m: rd.train("light-gcn_", m.split, m.new), ConfigError, r"Did you mean 'lightgcn'\?"),
     "train: config text": (
@@ -94,7 +102,7 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     # tune and augment
     "tune: no out": (lambda m: rd.tune("sasrec", m.split), ConfigError, "out is None, not a path"),
     "tune: frame": (lambda m: rd.tune("sasrec", m.frame, m.new), ConfigError, "data is a pandas DataFrame"),
-    "tune: model": (lambda m: rd.tune(None, m.split, m.new), ConfigError, "model is None, not the name"),
+    "tune: model": (lambda m: rd.tune(None, m.split, m.new), ConfigError, "The model is of type NoneType"),
     "tune: trials": (lambda m: rd.tune("sasrec", m.split, m.new, trials="3"), ConfigError, "trials is '3'"),
     "tune: config": (lambda m: rd.tune("sasrec", m.split, m.new, config=[1]), ConfigError, "config is a list"),
     "augment: frame": (lambda m: rd.augment(m.frame, "random"), ConfigError, "data is a pandas DataFrame"),

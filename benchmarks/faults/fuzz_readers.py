@@ -639,9 +639,9 @@ def check(data: Dataset, case: Case, folder: Path) -> None:
         for ends, size in ((kg.head, kg.num_entities), (kg.tail, kg.num_entities), (kg.relation, kg.num_relations)):
             assert ((ends >= 0) & (ends < size)).all()
         assert ((kg.item_entity >= 0) & (kg.item_entity < [data.num_items, kg.num_entities])).all()
-    for subsets in data.given.values():
-        assert subsets.shape == interactions.items.shape
-        assert set(np.unique(subsets)) <= {-1, 0, 1, 2}
+    for subset in data.given.values():
+        assert subset.shape == interactions.items.shape
+        assert set(np.unique(subset)) <= {-1, 0, 1, 2}
     report = data.report
     dropped = sum(report.get(f"dropped_{why}", 0) for why in ("below_min_rating", "duplicates", "by_k_core"))
     assert report["rows"] - dropped == report["interactions"] == data.num_interactions

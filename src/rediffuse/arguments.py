@@ -104,14 +104,3 @@ def require_text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise wrong_type(name, value, "text", f"Give {name} as text, or leave it out.")
     return value
-
-
-def require_model(value: Any) -> Any:
-    """The value, which is the name of a model or a class.
-
-    Raises:
-        ConfigError: it is something else, such as an object of the class.
-    """
-    if not isinstance(value, str | type):
-        raise wrong_type("model", value, "the name of a model or its class", 'For example: "sasrec".')
-    return value

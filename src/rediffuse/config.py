@@ -144,7 +144,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             target[option] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(
-                f"The value of setting {setting!r} is not valid YAML.", "Quote it: option='value'"
+                f"The value of setting {setting!r} is not valid YAML.", "Put the value in quotes."
             ) from None
     return values
 

@@ -18,20 +18,12 @@ def batches(seed: int = 0, size: int = 3) -> RowBatches:
     return RowBatches(binary_matrix(ROWS, 6), batch_size=size, rng=np.random.default_rng(seed))
 
 
-def test_every_person_with_an_event_comes_once():
+def test_every_user_with_an_interaction_comes_once():
     found = batches()
     assert sorted(np.concatenate([found.users(i) for i in range(len(found))])) == [0, 2, 3, 4]
     dense = torch.cat([found.get(i).dense(6) for i in range(len(found))]).numpy()
     order = np.concatenate([found.users(i) for i in range(len(found))])
     assert (dense == binary_matrix(ROWS, 6).toarray()[order]).all()
-
-
-def test_ranks_share_a_batch():
-    found = batches(size=4)
-    whole, parts = found.get(0), [found.get(0, rank, 3) for rank in range(3)]
-    assert sorted(whole.items.tolist()) == sorted(torch.cat([part.items for part in parts]).tolist())
-    assert sum(part.rank_weight for part in parts) == 3.0
-    assert [len(part) for part in parts] == [2, 1, 1]
 
 
 def test_order_depends_on_the_generator_alone():
@@ -48,12 +40,12 @@ def test_empty_rows_keep_their_place():
 
 
 @pytest.mark.parametrize("block", [1, 5, 100])
-def test_the_last_weight_of_an_item_counts(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_an_item_has_the_weight_of_its_last_interaction(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(histories, "BLOCK", block)
     weights = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], dtype=np.float32)
     found = weighted_matrix(ROWS, 6, weights).toarray()
     assert np.allclose(found[0], [0.1, 0.3, 0.4, 0, 0, 0])
     assert np.allclose(found[2], [0.6, 0, 0, 0, 0, 0.5])
     assert not found[1].any()
-    nobody = Histories.from_lists([[], []])
-    assert weighted_matrix(nobody, 6, np.empty(0, dtype=np.float32)).shape == (2, 6)
+    empty = Histories.from_lists([[], []])
+    assert weighted_matrix(empty, 6, np.empty(0, dtype=np.float32)).shape == (2, 6)

@@ -1,11 +1,10 @@
-"""Windows cover every target once; ranks share a batch."""
+"""Batches of sequences: their sizes, order and users, and where windows are cut."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rediffuse.batching.sequences import BUCKET_BATCHES, ROWS, SequenceBatches, bucket, pad_right
@@ -16,47 +15,13 @@ LENGTHS = st.lists(st.integers(0, 23), min_size=1, max_size=12)
 
 
 def histories(lengths: list[int]) -> Histories:
-    """Event e of the flat array is item e, so that targets name themselves."""
+    """Interaction n of the flat array has item n, so that a target is its own index."""
     return Histories(np.cumsum([0, *lengths]), np.arange(sum(lengths), dtype=np.int32))
 
 
 def batches(rows: Histories, every_position: bool, seed: int = 0, batch_size: int = 16) -> SequenceBatches:
     rng = np.random.default_rng(seed)
     return SequenceBatches(rows, max_length=5, batch_size=batch_size, pad=999, every_position=every_position, rng=rng)
-
-
-@settings(max_examples=60, deadline=None)
-@given(LENGTHS, st.booleans(), st.integers(0, 3), st.integers(1, 40))
-def test_every_event_but_the_first_is_a_target_once(lengths, every_position, seed, batch_size):
-    rows = histories(lengths)
-    made = batches(rows, every_position, seed, batch_size)
-    found = []
-    for index in range(len(made)):
-        batch = made.get(index)
-        assert batch.items.shape[1] <= 5
-        assert bool((batch.lengths >= 1).all())
-        before = batch.items[batch.rows, batch.positions]
-        assert torch.equal(before + 1, batch.targets)  # the target follows its input, within one history
-        real = torch.arange(batch.items.shape[1]) < batch.lengths[:, None]
-        assert bool(((batch.items == 999) == ~real).all())
-        found += batch.targets.tolist()
-    firsts = set(rows.offsets[:-1][rows.lengths > 0].tolist())
-    assert sorted(found) == [event for event in range(len(rows.items)) if event not in firsts]
-
-
-@settings(max_examples=40, deadline=None)
-@given(LENGTHS, st.booleans(), st.integers(2, 4))
-def test_ranks_share_a_batch_and_their_mean_is_the_mean(lengths, every_position, ranks):
-    made = batches(histories(lengths), every_position)
-    for index in range(len(made)):
-        whole = made.get(index)
-        parts = [made.get(index, rank, ranks) for rank in range(ranks)]
-        # A rank that is left without windows repeats one that does not count, so that it has something to compute.
-        assert all(len(part.targets) for part in parts)
-        counted = [part for part in parts if part.rank_weight]
-        assert sorted(t for part in counted for t in part.targets.tolist()) == sorted(whole.targets.tolist())
-        value = sum(part.rank_weight * part.targets.double().mean() for part in parts) / ranks
-        assert float(value) == pytest.approx(float(whole.targets.double().mean()))
 
 
 def test_order_depends_on_the_generator_alone():
@@ -66,8 +31,8 @@ def test_order_depends_on_the_generator_alone():
     assert any(not torch.equal(first.get(i).targets, other.get(i).targets) for i in range(len(first)))
 
 
-def test_no_batch_is_larger_than_asked_for():
-    """Also where the shortest windows of one pool meet the longest of the next."""
+def test_no_batch_is_larger_than_batch_size():
+    """Also where the shortest windows of one pool precede the longest of the next."""
     rng = np.random.default_rng(0)
     rows = Histories.from_lists([list(range(n)) for n in rng.integers(2, 21, 4000)])
     for every_position in (True, False):
@@ -91,19 +56,6 @@ def test_pad_right_keeps_the_newest():
     assert lengths.tolist() == [3, 0, 1]
 
 
-@settings(max_examples=40, deadline=None)
-@given(LENGTHS, st.integers(0, 6))
-def test_histories_tail_and_take_by_brute_force(lengths, keep):
-    rows = histories(lengths)
-    tail = rows.tail(keep)
-    order = np.random.default_rng(0).permutation(len(rows))
-    taken = rows.take(order)
-    for place, user in enumerate(order):
-        own = rows.items[rows.offsets[user] : rows.offsets[user + 1]].tolist()
-        assert taken.row(place).tolist() == own
-        assert tail.row(user).tolist() == (own[-keep:] if keep else [])
-
-
 @pytest.mark.real_data
 @pytest.mark.parametrize("every_position", [True, False])
 def test_beauty_has_131413_targets(data_root, every_position):
@@ -123,7 +75,7 @@ def test_beauty_has_131413_targets(data_root, every_position):
 
 @pytest.mark.parametrize(("batch_size", "longest"), [(1, 9), (16, 9), (100, 200), (4096, 30)])
 def test_buckets_are_those_of_one_sort_of_all_windows(batch_size: int, longest: int) -> None:
-    """Pools are sorted one after the other; here all windows are, by pool and length."""
+    """Pools are sorted one after the other; here all windows are sorted at once, by pool and length."""
     lengths = np.random.default_rng(1).integers(1, longest, 3000)
     for weight in (lengths, np.ones_like(lengths)):
         rng = np.random.default_rng(2)

@@ -12,7 +12,7 @@ def test_examples_run():
     assert len(examples) >= 5
     names: dict[str, object] = {}
     for example in examples:
-        # As many empty lines as stand before it, so that an error names the line of the page.
+        # After as many empty lines as there are lines before it, so that an error names the line of the page.
         before = "\n" * (text[: example.start(1)].count("\n"))
         exec(compile(before + example.group(1), str(PAGE), "exec"), names)
 

@@ -27,7 +27,7 @@ def other(x_t, t):
 
 
 def log_prob(x_t, t):
-    """Not the log of a density, but that is not asked of it. Rows do not depend on each other."""
+    """Any differentiable function; it need not be the log of a density. Rows do not depend on each other."""
     return -(x_t**4).sum(1) + torch.sin(x_t[:, 0] * x_t[:, 1]) * (1 + t)
 
 
@@ -35,9 +35,9 @@ def test_classifier_free():
     x, t = normal(4, 3), torch.tensor([0, 5, 500, 999])
     c, u = network(x, t), other(x, t)
     torch.testing.assert_close(classifier_free(network, other, 2.5)(x, t), 3.5 * c - 2.5 * u)
-    # e_c + s (e_c - e_u) is the same
+    # e_c + s (e_c - e_u) is the same.
     torch.testing.assert_close(classifier_free(network, other, 0.7)(x, t), c + 0.7 * (c - u))
-    # and a condition that says nothing changes nothing.
+    # A condition without effect changes nothing.
     torch.testing.assert_close(classifier_free(network, network, 9.0)(x, t), c)
 
 

@@ -22,7 +22,7 @@ def test_it_is_standard_normal():
         assert abs(np.corrcoef(left.flatten().numpy(), right.flatten().numpy())[0, 1]) < 0.02
 
 
-def test_a_row_has_its_noise_alone_in_company_and_beside_longer_rows():
+def test_the_noise_of_a_row_depends_on_no_other_row_and_not_on_its_length():
     keys = torch.tensor([5, 99, -3])
     together = RowNoise(keys, 1)(torch.empty(3, 6, 4))
     torch.testing.assert_close(RowNoise(keys[1:2], 1)(torch.empty(1, 6, 4))[0], together[1])

@@ -133,12 +133,5 @@ def test_snr_weights():
         snr_weights(SCHEDULE, "v")
 
 
-def test_weighted_loss_of_the_specification():
-    """x0 = [1, 0, 0, 1], f = 0, t = 1 in the Toy setting: .5 * 33333.2222."""
-    toy = noise_schedule("linear_var", 10, noise_scale=0.01, noise_min=5e-4, noise_max=0.005)
-    error = torch.tensor([1.0, 0, 0, 1]).square().mean()
-    assert (snr_weights(toy)[1] * error).item() == pytest.approx(0.5 * 33333.2222, rel=1e-8)
-
-
 def test_rescale_timesteps():
     assert rescale_timesteps(torch.tensor([0, 1, 31]), 32).tolist() == [0, 31.25, 968.75]

@@ -1,4 +1,4 @@
-"""Fewer steps: the schedule, a whole sampling run by hand, and importance weights without bias."""
+"""Respaced schedules, a denoising trajectory by hand, and importance weights without bias."""
 
 from __future__ import annotations
 
@@ -57,11 +57,12 @@ def test_the_signal_left_is_that_of_the_whole_schedule(case: tuple) -> None:
     schedule, kept = case
     short, numbers = respace(schedule, kept)
     assert numbers.tolist() == kept
+    assert numbers.dtype == torch.int64
     assert torch.equal(short.alphas_cumprod, schedule.alphas_cumprod[kept])
     assert ((short.betas > 0) & (short.betas < 1)).all()
     left = 1.0
     for n, t in enumerate(kept):
-        # The noise added since the kept step before is that of all steps between.
+        # The noise added since the previous kept step is that of all steps between.
         between = range(kept[n - 1] + 1 if n else 0, t + 1)
         product = math.prod(1 - float(schedule.betas[s]) for s in between)
         assert 1 - float(short.betas[n]) == pytest.approx(product, rel=1e-9)
@@ -70,14 +71,14 @@ def test_the_signal_left_is_that_of_the_whole_schedule(case: tuple) -> None:
 
 
 def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """A x0_hat of x_0 that depends on the state and on the original number of the step."""
+    """An x0_hat that depends on the state and on the original timestep."""
     return torch.tanh(0.7 * x + 0.1 * torch.cos(t.to(x.dtype))[:, None])
 
 
 @SETTLED
 @given(shorter(), st.booleans(), st.floats(-2, 2))
-def test_a_whole_run_by_hand(case: tuple, strided: bool, start: float) -> None:
-    """Deterministic sampling: the network hears original timesteps, the update has abar of the kept ones."""
+def test_a_trajectory_by_hand(case: tuple, strided: bool, start: float) -> None:
+    """Deterministic sampling: the network gets original timesteps, the update has abar of the kept ones."""
     schedule, kept = case
     abar = [float(schedule.alphas_cumprod[t]) for t in kept]
     x = start
@@ -102,7 +103,7 @@ def test_a_whole_run_by_hand(case: tuple, strided: bool, start: float) -> None:
 @SETTLED
 @given(st.integers(1, 12), st.integers(0, 3), st.data())
 def test_weighted_losses_have_the_mean_of_uniform_ones(name: str, steps: int, rounds: int, data: st.DataObject) -> None:
-    """The exact expectation over t, with the weights that `sample` hands out."""
+    """The exact expectation over t, with the weights that `sample` returns."""
     sampler = timestep_sampler(name, steps, **({"history_per_term": 2} if name == "lossaware" else {}))
     loss = torch.tensor([data.draw(st.floats(0, 50)) for _ in range(steps)], dtype=torch.float64)
     for _ in range(rounds):
@@ -113,7 +114,7 @@ def test_weighted_losses_have_the_mean_of_uniform_ones(name: str, steps: int, ro
     t, weight = sampler.sample(4000, torch.Generator().manual_seed(0))
     weights = torch.full((steps,), math.nan, dtype=torch.float64)
     weights[t] = weight.double()
-    rare = weights.isnan()  # steps that were not drawn: their weights are what the formula says
+    rare = weights.isnan()  # timesteps that were not drawn get the weight of the formula
     weights[rare] = 1 / (steps * chances[rare])
     assert float(weights[t[0]]) == pytest.approx(1 / (steps * float(chances[t[0]])), rel=1e-5)
     assert float((chances * weights * loss).sum()) == pytest.approx(float(loss.mean()), rel=1e-5, abs=1e-9)

@@ -11,7 +11,7 @@ def numbers(values, *at):
     return [values[i].item() for i in at]
 
 
-# The vectors of the released DiffuRec code at T = 32: beta[0, 1, 15, 31], abar[0, 15, 31].
+# Computed by the released DiffuRec code at T = 32: beta[0, 1, 15, 31], abar[0, 15, 31].
 AT_32 = {
     "linear": ([0.003125, 0.02318548, 0.30403226, 0.625], [0.996875, 0.0630179503, 1.64924040e-06]),
     "cosine": ([0.00358157, 0.00831588, 0.08968548, 0.999], [0.996418427, 0.493843590, 2.36997027e-06]),
@@ -39,7 +39,7 @@ def test_trunc_lin_posterior_and_long_vectors():
     assert numbers(noise_schedule("trunc_lin", 1000).betas, 0, 999) == pytest.approx([0.0101, 0.03])
 
 
-# DiffRec's Toy, Book and first-table settings, and L-DiffRec's.
+# Settings of linear_var in DiffRec's released code, for small and large catalogues, and of L-DiffRec.
 TOY = {"steps": 10, "noise_scale": 0.01, "noise_min": 5e-4, "noise_max": 0.005}
 BOOK = TOY | {"noise_max": 0.01}
 SHORT = {"steps": 5, "noise_scale": 1e-4, "noise_min": 5e-4, "noise_max": 0.005}
@@ -48,8 +48,9 @@ LATENT = {"steps": 5, "noise_scale": 0.5, "noise_min": 0.001, "noise_max": 0.005
 
 def test_linear_var_toy():
     schedule = noise_schedule("linear-var", **TOY)
-    # 1 - abar is 4.5e-5, then 5e-5, so the last beta is 5e-6 / (1 - 4.5e-5) = 5.00022501e-6. The page that
-    # the other numbers come from has 5.0022501e-6 there: a zero is missing.
+    # 1 - abar_t = 5e-6 (t + 1), so beta_t = 5e-6 / (1 - 5e-6 t); then beta_0 is fixed, and abar follows. The other
+    # numbers are beta_t sqrt(abar_{t-1}) / (1 - abar_t), (1 - abar_{t-1}) sqrt(1 - beta_t) / (1 - abar_t), and
+    # SNR_{t-1} - SNR_t.
     assert numbers(schedule.betas, 0, 1, 2, 9) == pytest.approx(
         [1e-5, 5.0000250e-6, 5.0000500e-6, 5.00022501e-6], rel=1e-8
     )
@@ -107,7 +108,7 @@ def test_linear_var_book_short_and_latent():
 def test_linear_of_diffuasr_at_1000():
     schedule = noise_schedule("linear", 1000)
     assert numbers(schedule.betas, 0, 999) == pytest.approx([1e-4, 0.02])
-    # The published digits were accumulated in float32, which moves the eighth.
+    # DiffuASR's released code accumulates abar in float32, which changes the eighth digit.
     assert numbers(schedule.alphas_cumprod, 0, 200, 400, 600, 800) == pytest.approx(
         [0.99990, 0.65634704, 0.19357197, 0.02556749, 0.00150752], rel=5e-7, abs=5e-9
     )
@@ -170,7 +171,7 @@ def test_linear_needs_more_than_20_steps(steps):
 def test_betas_out_of_range_name_schedule_and_step():
     with pytest.raises(ConfigError, match=r"'linear_scaled' with steps=3: beta\[1\] = 1.5"):
         noise_schedule("linear_scaled", 3, noise_scale=1.0, noise_min=0.5, noise_max=2.5)
-    with pytest.raises(ConfigError, match="twin without diffusion"):
+    with pytest.raises(ConfigError, match="diffusion=false"):
         noise_schedule("linear_var", 5, noise_scale=0.0, beta_fixed=False)
     with pytest.raises(ConfigError, match=r"beta\[1\] = -"):
         noise_schedule("linear_var", 5, noise_min=0.02, noise_max=0.01)

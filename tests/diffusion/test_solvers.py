@@ -35,7 +35,7 @@ def generator(seed=0):
 
 
 def oracle(schedule, x0, prediction):
-    """A network that knows the true x_0 and says it as x0, eps or v."""
+    """A network that knows the true x_0 and returns it as x0, eps or v."""
 
     def network(x_t, t):
         return prediction_target(schedule, x0, predict_eps(schedule, x0, x_t, t), t, prediction)
@@ -44,15 +44,12 @@ def oracle(schedule, x0, prediction):
 
 
 def smooth(x_t, t):
-    """A network that is right about nothing, but depends on all it is given."""
+    """A network that is wrong, but depends on all its inputs."""
     return torch.tanh(0.8 * x_t + 0.1 * torch.cos(t.to(x_t.dtype) / 50).reshape(-1, *[1] * (x_t.ndim - 1)))
 
 
-# --- vectors ---
-
-
-def test_ddim_vectors():
-    """x = 1, eps = .5 on the linear schedule of 1000: 800 -> 600 gives 2.554243, 0 -> -1 gives .995049."""
+def test_ddim_steps_by_hand():
+    """From x = 1 with eps = .5: sqrt(abar_n) x_0 + .5 sqrt(1 - abar_n), x_0 = (1 - .5 sqrt(1 - abar)) / sqrt(abar)."""
     visited = []
 
     def half(x, t):
@@ -69,10 +66,11 @@ def test_ddim_vectors():
         callback=lambda step, t, x_t, x0: visited.append((step, t, x_t)),
     )
     assert [(step, t) for step, t, _ in visited] == [(0, 800), (1, 600), (2, 400), (3, 200), (4, 0)]
-    # Six decimals of a number whose abar was accumulated in float32.
-    assert visited[1][2].unique().tolist() == pytest.approx([2.554243], abs=2e-6)
-    last = ddim(half, x, T1000, [0], prediction="eps")
-    assert last.unique().tolist() == pytest.approx([0.995049], abs=1e-6)
+    first, later = T1000.alphas_cumprod[[800, 600]].tolist()
+    x0 = (1 - 0.5 * (1 - first) ** 0.5) / first**0.5
+    assert visited[1][2].unique().tolist() == pytest.approx([later**0.5 * x0 + 0.5 * (1 - later) ** 0.5], rel=1e-12)
+    last = ddim(half, x, T1000, [0], prediction="eps")  # abar_0 = 1 - 1e-4
+    assert last.unique().tolist() == pytest.approx([(1 - 0.5 * 0.01) / 0.9999**0.5], rel=1e-12)
 
 
 # --- the oracle ---
@@ -233,7 +231,7 @@ def test_dpmpp_2m_step_by_step():
     torch.testing.assert_close(dpmpp_2m(smooth, start, T32, kept), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_one_step_is_the_networks_word_at_the_last_timestep():
+def test_one_step_is_the_networks_x0_at_the_last_timestep():
     x = normal(2, 3)
     seen = []
     result = one_step(smooth, x, T32, callback=lambda *call: seen.append(call))
@@ -241,7 +239,7 @@ def test_one_step_is_the_networks_word_at_the_last_timestep():
     assert torch.equal(one_step(smooth, x, T32, [2, 17]), smooth(x, torch.full((2,), 17)))
     assert len(seen) == 1
     assert seen[0][:2] == (0, 31)
-    # From noise prediction x_0 has to be worked out.
+    # From a prediction of the noise, x_0 is computed.
     eps, abar = smooth(x, torch.full((2,), 31)), T32.alphas_cumprod[31]
     expected = (x - (1 - abar).sqrt() * eps) / abar.sqrt()
     torch.testing.assert_close(one_step(smooth, x, T32, prediction="eps"), expected)
@@ -268,17 +266,17 @@ def test_visiting_all_timesteps_is_the_default(function, options):
 
 
 @pytest.mark.parametrize(("function", "options"), ALL)
-def test_the_network_hears_original_timesteps(function, options):
-    heard = []
+def test_the_network_gets_original_timesteps(function, options):
+    seen = []
 
     def network(x_t, t):
         assert t.shape == (3,)
         assert t.dtype == torch.int64
-        heard.append(t.unique().item())
+        seen.append(t.unique().item())
         return x_t
 
     function(network, normal(3, 2), T32, [4, 9, 30], generator=generator(), **options)
-    assert heard == ([30] if function is one_step else [30, 9, 4])
+    assert seen == ([30] if function is one_step else [30, 9, 4])
 
 
 @pytest.mark.parametrize(("function", "options"), ALL)
@@ -293,7 +291,7 @@ def test_a_respaced_schedule_gives_the_same_as_a_list_of_timesteps(function, opt
 
 @pytest.mark.parametrize(("function", "options"), ALL)
 def test_rows_do_not_see_each_other(function, options):
-    """With a source of noise that belongs to the row, order and size of the batch do not matter."""
+    """With noise that belongs to the row, order and size of the batch do not matter."""
     keys = torch.arange(5)
 
     def by_row(keys):
@@ -314,7 +312,7 @@ def test_rows_do_not_see_each_other(function, options):
 def test_shape_dtype_and_start_are_kept(function, options, dtype):
     x = normal(2, 3, 4, dtype=dtype)
     before = x.clone()
-    # Under autocast a network answers in another type than it was asked in.
+    # Under autocast, a network returns another type than that of its input.
     result = function(lambda x_t, t: smooth(x_t, t).to(torch.bfloat16), x, T32, generator=generator(), **options)
     assert result.shape == x.shape
     assert result.dtype == dtype

@@ -16,18 +16,20 @@ def fed(t, losses, **params):
     return sampler
 
 
-def test_vector():
+def mixed(*mean_squares):
+    """.999 of the root mean squares' shares and .001 of the uniform distribution."""
+    roots = [square**0.5 for square in mean_squares]
+    return [0.999 * root / sum(roots) + 0.001 / len(roots) for root in roots]
+
+
+def test_probabilities_and_weights_by_hand():
     sampler = fed([0, 0, 1, 1, 2, 2, 3, 3], [1.0, 2, 3, 4, 0, 0, 1, 1], history_per_term=2)
-    assert sampler.weights().tolist() == pytest.approx([0.258488058, 0.577687853, 0.00025, 0.163574089], abs=1e-9)
+    assert sampler.weights().tolist() == pytest.approx(mixed(2.5, 12.5, 0, 1), abs=1e-9)
     sampler.update(torch.tensor([0]), torch.tensor([5.0]))
-    assert sampler.weights().tolist() == pytest.approx([0.456187548, 0.423577386, 0.00025, 0.119985066], abs=1e-9)
-    assert (1 / (4 * sampler.probabilities())).tolist() == pytest.approx(
-        [0.548020219, 0.590210923, 1000, 2.08359263], rel=1e-8
-    )
-    # 1 / (T p) is also what comes with a sample.
+    expected = mixed((4 + 25) / 2, 12.5, 0, 1)
+    assert sampler.weights().tolist() == pytest.approx(expected, abs=1e-9)
     t, weight = sampler.sample(500, torch.Generator().manual_seed(0))
-    expected = torch.tensor([0.548020219, 0.590210923, 1000, 2.08359263])
-    torch.testing.assert_close(weight, expected[t])
+    torch.testing.assert_close(weight, (1 / (4 * torch.tensor(expected)))[t])
 
 
 def test_fixed_samplers():

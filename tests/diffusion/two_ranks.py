@@ -34,7 +34,7 @@ def run(rank, folder):
         timeout=timedelta(seconds=60),
     )
     sampler = timestep_sampler("lossaware", STEPS, history_per_term=HISTORY)
-    states = []  # after every update: later losses push out the traces of earlier mistakes
+    states = []  # after every update, because later losses replace those of earlier mistakes
     for t, losses in batches(rank):
         sampler.update(t, losses)
         states.append({name: value.clone() for name, value in sampler.state_dict().items()})

@@ -69,11 +69,11 @@ def test_gradients_are_those_of_the_losses_by_hand():
             assert gradient[place].item() == pytest.approx(((above - below) / (2 * step)).item(), abs=2e-4)
 
 
-def test_rows_in_no_bucket_are_said_so():
+def test_rows_in_no_bucket_have_the_loss_nan():
     hidden, table, targets, _, _ = case(400, items=50)
     torch.manual_seed(0)
     directions = torch.zeros_like(hidden)
-    directions[:, 0] = 1.0  # all rows but few look the same way
+    directions[:, 0] = 1.0  # most rows lie in the same direction
     loss, rows = sce((hidden.detach() * 0.01 + directions), table, targets, 10)
     assert 0 < rows.isnan().sum() < 400
     assert loss.isfinite()

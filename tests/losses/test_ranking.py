@@ -28,11 +28,6 @@ def test_pointwise_losses_by_hand():
     assert squared_error(positive, negative).item() == pytest.approx(sum(squares) / 4, rel=1e-6)
 
 
-def test_squared_error_of_the_released_code():
-    """Vector W2 of the specification."""
-    assert squared_error(torch.tensor([1.5]), torch.tensor([[-0.5]])).item() == pytest.approx(0.0879080, abs=1e-7)
-
-
 def drawn_loss(hidden, items, targets, negatives, *options, vectors=lambda rows: rows, **others):
     return binary_cross_entropy(hidden, vectors(items[targets]), items, vectors, targets, negatives, *options, **others)
 
@@ -90,4 +85,4 @@ def test_slices_and_sparse_gradients_change_nothing(rows, sparse, monkeypatch):
 def test_beta_of_gbce():
     assert gbce_beta(50, 1001, calibration=0.0) == pytest.approx(1.0)
     assert gbce_beta(50, 1001, calibration=1.0) == pytest.approx(0.05)
-    assert gbce_beta(1000, 1001, calibration=0.3) == pytest.approx(1.0)  # all other items are drawn: nothing to undo
+    assert gbce_beta(1000, 1001, calibration=0.3) == pytest.approx(1.0)  # all other items are drawn: no correction

@@ -1,4 +1,4 @@
-"""The sampled softmax against the full one, and draws by chance."""
+"""The sampled softmax against the full one, and the frequencies of draws."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_negative_that_is_the_target_is_masked():
     assert loss.item() == 0.0
 
 
-def test_a_row_is_not_set_against_its_own_group():
+def test_a_row_is_not_compared_with_its_own_group():
     hidden, table, _, _, _ = case(4, items=9)
     targets, groups = torch.tensor([0, 1, 2, 3]), torch.tensor([7, 7, 8, 9])
     nothing = torch.zeros(4)
@@ -58,17 +58,17 @@ def test_a_row_is_not_set_against_its_own_group():
         assert rows[row].item() == pytest.approx(-F.log_softmax(scores[row, met], 0)[0].item(), rel=1e-5)
 
 
-def test_draws_come_as_often_as_their_chances():
-    chances = torch.tensor([0.0, 3.0, 0.0, 1.0, 4.0, 0.0])
-    draws = Draws(chances)
+def test_items_are_drawn_in_proportion_to_their_weights():
+    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 4.0, 0.0])
+    draws = Draws(weights)
     torch.manual_seed(0)
     counts = torch.bincount(draws.draw(80_000), minlength=6) / 10_000
-    assert counts[chances == 0].sum() == 0
-    torch.testing.assert_close(counts, chances, rtol=0.05, atol=0)
-    torch.testing.assert_close(draws.log_probabilities.exp(), chances / 8)
+    assert counts[weights == 0].sum() == 0
+    torch.testing.assert_close(counts, weights, rtol=0.05, atol=0)
+    torch.testing.assert_close(draws.log_probabilities.exp(), weights / 8)
 
 
-def test_draws_know_no_largest_catalogue():
+def test_draws_have_no_largest_catalogue():
     """torch.multinomial refuses more than 2**24 items."""
     draws = Draws(torch.ones(2**24 + 10))
     torch.manual_seed(0)

@@ -73,12 +73,12 @@ def test_half_precision_is_close_to_full(elements, monkeypatch):
 
 
 def test_slices_of_items_hold_no_matrix_of_logits(monkeypatch):
-    """The largest tensor of both passes is the table or a slice."""
+    """No tensor of either pass is larger than the table."""
     monkeypatch.setitem(softmax.SLICE_ELEMENTS, "cpu", 64 * 64)
     hidden, table, targets, weights, biased = case(64, items=5_000)
     largest = 0
 
-    class StepCallback(torch.utils._python_dispatch.TorchDispatchMode):
+    class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             found = function(*args, **(kwargs or {}))
@@ -86,7 +86,7 @@ def test_slices_of_items_hold_no_matrix_of_logits(monkeypatch):
                 largest = max(largest, found.numel())
             return found
 
-    with StepCallback():
+    with LargestTensor():
         softmax_cross_entropy(hidden, table, targets, weights, biased)[0].backward()
     assert table.grad is not None
     assert largest == table.numel() < 64 * 5_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def test_last_equals_the_last_position_of_all(causal):
 def test_advance_equals_a_full_pass_with_another_last_token():
     net, x = encoder(True), tokens()
     cache = net.prefill(x, LENGTHS)
-    for seed in (2, 3):  # the cache survives being used
+    for seed in (2, 3):  # the cache can be used again
         last = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         changed = x.clone()
         changed[ROWS, LENGTHS - 1] = last
@@ -48,14 +50,14 @@ def test_padding_has_no_influence(causal):
 def test_causal_positions_do_not_see_later_ones():
     net, x = encoder(True), tokens()
     later = x.clone()
-    later[:, 3, :4] += 1.0  # not to all elements: LayerNorm would take that off
+    later[:, 3, :4] += 1.0  # not to all elements, which LayerNorm would undo
     before, after = net(x, LENGTHS), net(later, LENGTHS)
     torch.testing.assert_close(before[:, :3], after[:, :3])
     assert not torch.allclose(before[:, 3], after[:, 3])
 
 
 def test_released_padding_is_attended_to_and_attends_uniformly():
-    """The mask laid on query rows: real rows see everything, padded rows weigh everything alike."""
+    """The mask is on query rows: real positions attend to all, padded positions attend to all equally."""
     net, x = encoder(False, pads_are_keys=True), tokens()
     real = (torch.arange(6) < LENGTHS[:, None])[:, None, :, None]
     y = x
@@ -80,8 +82,9 @@ def test_attention_with_dropout_equals_fused_attention_on_average():
     block = net.blocks[0]
     block.train()
     torch.manual_seed(0)
-    drawn = torch.stack([block(x, None, True)[0] for _ in range(3000)])
-    # Dropout is unbiased through the linear parts; the feed-forward's GELU bends it a little.
+    with torch.no_grad():
+        drawn = torch.stack([block(x, None, True)[0] for _ in range(1000)])
+    # Dropout is unbiased through linear layers, and almost through the GELU.
     assert (drawn.mean(0) - expected).abs().max() < 0.1
 
 
@@ -97,11 +100,8 @@ def test_dropout_rate_scale_and_seed(rate):
     assert torch.equal(drop.eval()(x), x)
 
 
-def test_sinusoidal_vector_of_the_specification():
-    expected = torch.tensor(
-        [-0.9899925, 0.88907862, 0.99716204, 0.99992865, 0.99999821, 0.14112, 0.45775455, 0.07528529, 0.01194293]
-    )
-    found = sinusoidal_embedding(torch.tensor([3]), 10)[0]
-    torch.testing.assert_close(found[:9], expected, atol=1e-6, rtol=0)
-    assert found[9].item() == pytest.approx(0.00189287, abs=1e-6)
-    assert sinusoidal_embedding(torch.tensor([3]), 11).shape == (1, 11)
+def test_sinusoidal_embedding_by_hand():
+    angles = [3 * 10_000 ** (-k / 5) for k in range(5)]
+    expected = [math.cos(angle) for angle in angles] + [math.sin(angle) for angle in angles]
+    assert sinusoidal_embedding(torch.tensor([3]), 10)[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert sinusoidal_embedding(torch.tensor([3]), 11)[0].tolist() == pytest.approx([*expected, 0.0], abs=1e-6)

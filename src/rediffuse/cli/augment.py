@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import answer, show
+from rediffuse.cli.output import emit, print_rich
 
 augment = typer.Typer(help="Generate synthetic interactions, or export the signals of pdrec.", no_args_is_help=True)
 app.add_typer(augment, name="augment")
@@ -50,12 +50,12 @@ def pdrec(
     }
 
     def as_text() -> None:
-        show(
+        print_rich(
             f"Wrote {report['users']:,} users with {report['interactions']:,} weighted interactions and "
             f"{report['positives']:,} positives to {out}."
         )
 
-    answer(report, as_json, as_text)
+    emit(report, as_json, as_text)
 
 
 Data = Annotated[Path, typer.Argument(help="Folder made by prepare or data.")]
@@ -180,9 +180,9 @@ def _generate(method: str, dataset: Path, out: Path, split: str, as_json: bool, 
     report = {"out": str(out), **augmented.report["augmentation"]}
 
     def as_text() -> None:
-        show(
+        print_rich(
             f"Generated {report['interactions']:,} interactions for {report['users']:,} users. Saved to {out}. "
             f"Next: rediffuse train sasrec {out} -o RUN --split {chosen.name}"
         )
 
-    answer(report, as_json, as_text)
+    emit(report, as_json, as_text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.output import emit, print_rich, table
 
 if TYPE_CHECKING:
     from rediffuse.data.dataset import Dataset
@@ -26,7 +26,7 @@ def data(
 
     if name is None:
         known = list(public_datasets.public_dataset_names())
-        answer({"names": known}, as_json, lambda: show("\n".join(known)))
+        emit({"names": known}, as_json, lambda: print_rich("\n".join(known)))
         return
     if out is None:
         raise ConfigError("No folder was given for the dataset.", f"Name one: rediffuse data {name} -o data/{name}")
@@ -98,6 +98,6 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
             listing.add_row(name.replace("_", " "), f"{facts[name]:,.0f}")
         listing.add_row("timestamps", "yes" if made.has_timestamps else "no")
         listing.add_row("given splits", ", ".join(facts["given_splits"]) or "none")
-        show(listing, *(f"- {note}" for note in made.report.get("notes", [])))
+        print_rich(listing, *(f"- {note}" for note in made.report.get("notes", [])))
 
-    answer(facts, as_json, print_table)
+    emit(facts, as_json, print_table)

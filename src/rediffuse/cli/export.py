@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.output import emit, print_rich, table
 
 
 @app.command()
@@ -27,6 +27,6 @@ def export(
         files = table(f"{result['model']} of {run} as {format} in {out}", "file", "bytes")
         for name, size in result["files"].items():
             files.add_row(name, f"{size:,}")
-        show(files, f"Inference code: {out / 'README.md'}")
+        print_rich(files, f"Inference code: {out / 'README.md'}")
 
-    answer(result, as_json, show_files)
+    emit(result, as_json, show_files)

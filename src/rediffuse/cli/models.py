@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import answer, show, table
+from rediffuse.cli.output import emit, print_rich, table
 from rediffuse.errors import ConfigError, RediffuseWarning
 
 
@@ -33,12 +33,12 @@ def models(as_json: AsJson = False) -> None:
             },
         }
 
-    def for_people() -> None:
+    def print_summary() -> None:
         for name, fact in facts.items():
             listing = table(f"{name} (presets: {', '.join(fact['presets'])})", "option", "default", "")
             listing.columns[2].justify = "left"
             for option, field in fact["options"].items():
                 listing.add_row(option, str(field["default"]), field["description"] or "")
-            show(listing)
+            print_rich(listing)
 
-    answer(facts, as_json, for_people)
+    emit(facts, as_json, print_summary)

@@ -77,7 +77,3 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-# Former names, for the commands that still use them.
-answer, show = emit, print_rich

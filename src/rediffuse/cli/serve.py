@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from rediffuse.cli.app import app
-from rediffuse.cli.output import show
+from rediffuse.cli.output import print_rich
 
 TOKEN = "REDIFFUSE_TOKEN"
 MAX_CONNECTIONS = 1024
@@ -62,7 +62,7 @@ def serve(
     application = create_app(runs, settings, kind)
     address = f"[{host}]" if ":" in host else host
     names = ", ".join(application.state.service.runs)
-    show(f"Serving {names} at http://{address}:{listener.getsockname()[1]} (stop with Ctrl+C)")
+    print_rich(f"Serving {names} at http://{address}:{listener.getsockname()[1]} (stop with Ctrl+C)")
     config = uvicorn.Config(
         application,
         log_level="warning",

@@ -1,4 +1,4 @@
-"""The noise half of the house: schedules, timestep samplers, the process, respacing, solvers and guidance.
+"""Noise diffusion: schedules, the process, timestep samplers, respacing, solvers and guidance.
 
 Pure functions on tensors and small frozen objects; see ``docs/diffusion.md``.
 """

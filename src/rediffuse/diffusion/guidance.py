@@ -1,4 +1,4 @@
-"""Guidance: leaning a sample towards a condition. Everything here wraps networks for the solvers."""
+"""Guidance of samples towards a condition. The functions wrap networks for the solvers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rediffuse.errors import ConfigError
 
 
 def classifier_free(conditional: Network, unconditional: Network, scale: float) -> Network:
-    """(1 + s) e_c - s e_u. Ho & Salimans 2022, eq. 6.
+    """Classifier-free guidance: (1 + s) e_c - s e_u. Ho & Salimans 2022, eq. 6.
 
-    The network must have been trained with `condition_dropout`, and the combination is for sampling only.
+    For sampling only; the network must have been trained with `condition_dropout`.
 
     Args:
-        conditional: the network with its condition, of any prediction kind.
+        conditional: the network with its condition; it may predict x0, eps or v.
         unconditional: the network with the null condition.
         scale: s; at 0 the result is ``conditional`` itself.
     """
@@ -35,23 +35,22 @@ def classifier_free(conditional: Network, unconditional: Network, scale: float) 
 def classifier_guided(
     network: Network, log_prob: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, scale: float
 ) -> Network:
-    """eps - s sqrt(1 - abar_t) grad_x log p(y | x_t). Dhariwal & Nichol 2021, algorithm 2.
+    """Classifier guidance: eps - s sqrt(1 - abar_t) grad_x log p(y | x_t). Dhariwal & Nichol 2021, algorithm 2.
 
-    For networks that predict noise, and for sampling only. Works under `torch.no_grad` and
-    `torch.inference_mode`.
+    For sampling only, with networks that predict noise. Works under `torch.no_grad` and `torch.inference_mode`.
 
     Args:
         network: predicts eps.
-        log_prob: ``log_prob(x_t, t)`` gives (B,) log p of what is wanted, differentiable in x_t. (A loss is
-            minus that.)
-        schedule: that of the network.
+        log_prob: ``log_prob(x_t, t)`` gives (B,) the log probability of the condition, differentiable in x_t. (It is
+            minus a loss.)
+        schedule: schedule of the network.
         scale: s; at 0 the result is ``network`` itself.
     """
     if scale == 0:
         return network
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        # Inference mode has to be left, not only gradients switched on: its tensors cannot be differentiated.
+        # Tensors of inference mode cannot be differentiated, so it is left as well.
         with torch.inference_mode(False), torch.enable_grad():
             point = x_t.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(log_prob(point, t.clone()).sum(), point)
@@ -68,16 +67,16 @@ def condition_dropout(
     generator: Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Rows that train without their condition in this step. Ho & Salimans 2022, algorithm 1.
+    """Draw the rows that are trained without their condition. Ho & Salimans 2022, algorithm 1.
 
     Args:
-        batch: B.
-        probability: of losing the condition; 0.1 is usual.
+        batch: B, the number of rows.
+        probability: probability that a row loses its condition; 0.1 is usual.
         generator: source of randomness; the draw happens on its device.
-        device: where the result goes.
+        device: device of the result.
 
     Returns:
-        (B,) bool, True where the condition is to be dropped: ``torch.where(mask[:, None], null, condition)``.
+        (B,) bool, True where the condition is dropped: ``torch.where(mask[:, None], null, condition)``.
 
     Raises:
         ConfigError: the probability is not in [0, 1].

@@ -1,8 +1,8 @@
-"""Noise that belongs to a row: the same for a person alone, in any batch, on any day.
+"""Noise that belongs to a row: the same alone and in any batch.
 
-A `torch.Generator` deals its numbers out in order of the batch, so a person's answer would depend on who else was
-asked about. Here each number is a hash of (seed, row key, draw, element) instead: a counter-based generator
-(Salmon et al., SC 2011), with the mixing function of SplitMix64 (Steele et al., OOPSLA 2014).
+A `torch.Generator` yields its numbers in order of the batch, so the recommendations for a user would depend on the
+other users of the batch. Here each number is a hash of (seed, row key, draw, element): a counter-based generator
+(Salmon et al., SC 2011) with the mixing function of SplitMix64 (Steele et al., OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 
 
 def mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64 tensors of any shape (arithmetic wraps around)."""
+    """SplitMix64's finaliser, on int64 tensors of any shape; arithmetic wraps around."""
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687
     x = (x ^ _shift_right(x, 27)) * -7723592293110705685
     return x ^ _shift_right(x, 31)
 
 
 def _wrap(x: int) -> int:
-    """A Python integer as a signed 64-bit one."""
+    """A Python integer as a signed 64-bit integer."""
     return (x + 2**63) % 2**64 - 2**63
 
 
@@ -33,21 +33,21 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def row_keys(items: Tensor, lengths: Tensor) -> Tensor:
-    """(B,) int64: a hash of each history (B, L), of its real items (B,) and their order; padding has no part."""
+    """(B,) int64 hashes of histories (B, L): of their ``lengths`` (B,) real items in order, without the padding."""
     position = torch.arange(items.shape[1], device=items.device)
     each = mix(mix(items + 1) + position * _GOLDEN)
     return mix(torch.where(position < lengths[:, None], each, 0).sum(1))
 
 
 class RowNoise:
-    """A source of standard normal noise for the rows of one request: ``noise(like)`` -> like's shape.
+    """A source of normal noise for the rows of one request: ``noise(like)`` has the shape of ``like``.
+
+    Successive calls are successive draws, so each request needs its own.
 
     Args:
         keys: (B,) int64, one per row, from `row_keys`.
-        seed: of the request.
+        seed: seed of the request.
         scale: standard deviation.
-
-    Successive calls are successive draws. Make one per request; it is not shared.
     """
 
     def __init__(self, keys: Tensor, seed: int, scale: float = 1.0) -> None:
@@ -55,12 +55,12 @@ class RowNoise:
         self.draw, self.scale = 0, scale
 
     def __call__(self, like: Tensor) -> Tensor:
-        """(B, ...) float noise; element j of a row depends on j, not on how many there are."""
+        """(B, ...) noise in the dtype of ``like``; element j of a row depends on j, not on the size of the row."""
         self.draw += 1
         count = like[0].numel()
         stream = mix(self.keys + _wrap(self.draw * _GOLDEN))
         bits = mix(stream[:, None] + torch.arange(1, count + 1, device=like.device) * _GOLDEN)
-        # Two uniforms out of one 64-bit hash, then Box & Muller 1958; the first must not be zero.
+        # Two uniforms from one 64-bit hash, then Box & Muller 1958; the first must not be zero.
         first = ((bits & 0xFFFFFFFF).double() + 0.5) * 2.0**-32
         second = _shift_right(bits, 32).double() * 2.0**-32
         normal = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()

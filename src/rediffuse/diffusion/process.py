@@ -1,7 +1,7 @@
-"""The forward process, its posterior, and the three things a network may predict.
+"""The forward process, its posterior, and the three kinds of prediction.
 
-``t`` is int64 and holds one timestep per row (B,) or per token (B, L): it has the leading shape of ``x``, and
-what is looked up for it spreads over the trailing dimensions.
+``t`` is int64 and has one timestep per row (B,) or per token (B, L): it has the leading shape of ``x``, and the numbers
+of its timesteps are broadcast over the trailing dimensions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def at_timesteps(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
     Args:
         values: (T,) numbers of a schedule.
         t: (...) int64, the leading shape of ``x``.
-        x: (..., *) any.
+        x: (..., *) any tensor.
 
     Returns:
         (..., 1, 1, ..) with as many dimensions as ``x``.
@@ -65,11 +65,11 @@ def posterior_variance(schedule: NoiseSchedule, x_t: Tensor, t: Tensor) -> Tenso
 def predict_x0(
     schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction = "x0"
 ) -> Tensor:
-    """x_0 according to a network's output.
+    """The x_0 that a network's output implies.
 
     Args:
-        schedule: of the process.
-        output: what the network gave at (x_t, t), shape of ``x_t``.
+        schedule: schedule of the process.
+        output: the network's output at (x_t, t), in the shape of ``x_t``.
         x_t: noised input.
         t: timesteps.
         prediction: what ``output`` is: ``x0``; ``eps``, the noise (DDPM); or
@@ -91,7 +91,7 @@ def predict_x0(
 def predict_eps(
     schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction = "x0"
 ) -> Tensor:
-    """The noise in ``x_t`` according to a network's output; arguments and errors as in `predict_x0`."""
+    """The noise in ``x_t`` that a network's output implies; arguments and errors as in `predict_x0`."""
     check_prediction(prediction)
     if prediction == "eps":
         return output
@@ -105,7 +105,7 @@ def predict_eps(
 def prediction_target(
     schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Tensor, prediction: Prediction = "x0"
 ) -> Tensor:
-    """What a network of this kind should output at `q_sample` (x0, t, noise); errors as in `predict_x0`."""
+    """What a network should output at `q_sample` (x0, t, noise); errors as in `predict_x0`."""
     check_prediction(prediction)
     if prediction == "x0":
         return x0
@@ -126,16 +126,16 @@ def check_prediction(prediction: str) -> None:
 def snr_weights(schedule: NoiseSchedule, prediction: Prediction = "x0", *, half: bool = False) -> Tensor:
     """(T,) weights of the squared error at t, as in the release of DiffRec (Wang et al. 2023); 1 at t = 0.
 
-    x0: SNR_{t-1} - SNR_t, the weight in the variational bound but for its factor 1/2, which ``half`` puts
-    back for t >= 1. eps: (1 - abar_t) / ((1 - abar_{t-1})^2 (1 - beta_t)); the weight in the same bound would
-    be this times `NoiseSchedule.posterior_variance`.
+    - x0: SNR_{t-1} - SNR_t, the weight in the variational bound without its factor 1/2, which ``half`` adds for t >= 1.
+    - eps: (1 - abar_t) / ((1 - abar_{t-1})^2 (1 - beta_t)), which times `NoiseSchedule.posterior_variance` would be the
+      weight in that bound.
 
     Raises:
         ConfigError: the prediction has no such weights.
     """
     beta, abar, before = schedule.betas[1:], schedule.alphas_cumprod[1:], schedule.alphas_cumprod_prev[1:]
     if prediction == "x0":
-        # SNR_{t-1} - SNR_t over a common denominator: no difference of two large, nearly equal numbers.
+        # SNR_{t-1} - SNR_t over a common denominator, to avoid the difference of two large, nearly equal numbers.
         later = before * beta / ((1 - before) * (1 - abar))
     elif prediction == "eps":
         later = (1 - abar) / ((1 - before) ** 2 * (1 - beta))
@@ -145,5 +145,5 @@ def snr_weights(schedule: NoiseSchedule, prediction: Prediction = "x0", *, half:
 
 
 def rescale_timesteps(t: Tensor, steps: int) -> Tensor:
-    """t * 1000 / T as float32: what a network trained for ``steps`` steps is given as if there were 1000."""
+    """t * 1000 / T as float32: timesteps of ``steps`` steps on the scale of 1000 steps."""
     return t.float() * (1000 / steps)

@@ -1,4 +1,4 @@
-"""Sampling in fewer steps than a network was trained for."""
+"""Respacing: sampling in fewer steps than a network was trained with."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from rediffuse.errors import ConfigError
 
 
 def space_timesteps(steps: int, counts: str | int | Sequence[int]) -> list[int]:
-    """Which of ``steps`` timesteps to keep. Improved DDPM (Nichol & Dhariwal 2021), section 4.
+    """Choose which of ``steps`` timesteps to keep. Improved DDPM (Nichol & Dhariwal 2021), section 4.
 
     Args:
         steps: T.
-        counts: how many to keep in each of that many equal sections, as ``"10,15,20"``, ``[10, 15, 20]`` or
-            ``45``: spread evenly, with both ends of the section; the first ``T mod sections`` sections are
-            one longer. Or ``"ddimN"``: N timesteps from 0 on, with the smallest whole stride that gives N.
+        counts: how many timesteps to keep in each of several equal sections, as ``"10,15,20"``, ``[10, 15, 20]`` or
+            ``45``. They are spread evenly and include both ends of the section; the first ``T mod sections`` sections
+            are longer by one. Or ``"ddimN"``: N timesteps from 0, with the smallest whole stride that gives N.
 
     Returns:
         Timesteps in ascending order.
 
     Raises:
-        ConfigError: ``counts`` cannot be read, is not positive, or asks for more than there is.
+        ConfigError: ``counts`` cannot be read, is not positive, or exceeds the timesteps of a section.
     """
     check_steps("space_timesteps", steps)
     if isinstance(counts, str) and counts.strip().startswith("ddim"):
         return _strided(steps, _whole(counts.strip().removeprefix("ddim"), counts))
     if isinstance(counts, str):
-        sections = [_whole(part, counts) for part in counts.split(",")]
+        sections = [_whole(value, counts) for value in counts.split(",")]
     elif isinstance(counts, Iterable):
-        sections = [_whole(part, counts) for part in counts]
+        sections = [_whole(value, counts) for value in counts]
     else:
         sections = [_whole(counts, counts)]
     if not sections:
@@ -48,16 +48,17 @@ def space_timesteps(steps: int, counts: str | int | Sequence[int]) -> list[int]:
             raise ConfigError(
                 f"space_timesteps: section {number} of {len(sections)} has {length} of {steps} timesteps, "
                 f"fewer than the {count} asked for.",
-                f"RankingQuery for at most {length} there, or use fewer sections.",
+                f"Ask for at most {length} there, or use fewer sections.",
             )
         stride = (length - 1) / (count - 1) if count > 1 else 0.0
-        # A running sum, not number * stride: ties then round as they do in the released code.
+        # A running sum, not number * stride, so that ties round as in the released code.
         kept += [start + round(offset) for offset in accumulate(repeat(stride, count - 1), initial=0.0)]
         start += length
     return kept
 
 
 def _strided(steps: int, count: int) -> list[int]:
+    """``count`` of ``steps`` timesteps from 0, with the smallest whole stride that gives this number."""
     for stride in range(1, steps + 1):
         kept = range(0, steps, stride)
         if len(kept) == count:
@@ -66,33 +67,34 @@ def _strided(steps: int, count: int) -> list[int]:
     nearest = sorted(sorted(possible, key=lambda other: abs(other - count))[:2])
     raise ConfigError(
         f"space_timesteps: no whole stride gives exactly {count} of {steps} timesteps.",
-        f"The nearest that exist: {', '.join(f'ddim{other}' for other in nearest)}.",
+        f"The nearest counts that exist: {', '.join(f'ddim{other}' for other in nearest)}.",
     )
 
 
-def _whole(part: str | int, counts: object) -> int:
+def _whole(value: str | int, counts: object) -> int:
+    """``value``, which is one of ``counts``, as a positive integer."""
     try:
-        count = int(part)
+        count = int(value)
     except (TypeError, ValueError):
         count = 0
-    if count < 1 or isinstance(part, bool | float):
+    if count < 1 or isinstance(value, bool | float):
         raise ConfigError(
-            f"space_timesteps: cannot use {part!r} in {counts!r}.",
+            f"space_timesteps: cannot use {value!r} in {counts!r}.",
             "Give whole numbers of at least 1 as '10,15,20', or 'ddim10'.",
         )
     return count
 
 
 def respace(schedule: NoiseSchedule, timesteps: Sequence[int]) -> tuple[NoiseSchedule, Tensor]:
-    """A shorter schedule that passes through the same abar at the kept timesteps.
+    """A shorter schedule that has the same abar at the kept timesteps.
 
     Args:
-        schedule: of T steps.
-        timesteps: those to keep, ascending, without repetition.
+        schedule: the schedule of T steps.
+        timesteps: N timesteps to keep, ascending, without repetition.
 
     Returns:
-        The schedule of ``len(timesteps)`` steps, whose betas are 1 - abar_t / abar_{kept before t}.
-        (N,) int64 the original timesteps, which are what the network must be given.
+        The schedule of N steps, whose betas are 1 - abar_t / abar_{kept before t}; and the original timesteps (N,)
+        int64, which are what the network takes.
 
     Raises:
         ConfigError: ``timesteps`` are empty, out of range, or not ascending.
@@ -104,7 +106,7 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int]) -> tuple[NoiseSch
             f"Give at least one, from 0 to {schedule.steps - 1}.",
         )
     if any(a >= b for a, b in pairwise(kept)):
-        raise ConfigError(f"Timesteps {_short(kept)} are not ascending.", "Sort them and drop repetitions.")
+        raise ConfigError(f"Timesteps {_short(kept)} are not ascending.", "Sort them and remove repetitions.")
     numbers = torch.tensor(kept, device=schedule.betas.device)
     if len(kept) == schedule.steps:
         return schedule, numbers

@@ -1,6 +1,6 @@
 """Noise schedules: how much of the signal is left at every timestep.
 
-Notation, here and in the whole folder: T steps, t = 0..T-1, beta_t the variance added by step t,
+Notation of the whole package: T steps, t = 0..T-1, beta_t the variance added by step t,
 abar_t = prod_{s<=t} (1 - beta_s) (``alphas_cumprod``), and abar_{-1} = 1.
 """
 
@@ -28,10 +28,10 @@ _FIXED_FIRST_BETA = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The numbers of a diffusion process with T steps, all of shape (T,) and float64.
+    """The numbers of a diffusion process with T steps, all float64 of shape (T,).
 
     Attributes:
-        name: what it was made from, for messages.
+        name: name of the schedule, for messages.
         betas: beta_t.
         alphas_cumprod: abar_t.
     """
@@ -87,7 +87,7 @@ class NoiseSchedule:
 
     @property
     def _second_variance(self) -> Tensor:
-        # A schedule of one step has no second variance. Nothing is drawn at t = 0, so any finite value does.
+        # A schedule of one step has no second variance. No noise is drawn at t = 0, so any finite value will do.
         return self.posterior_variance[1] if self.steps > 1 else self.betas[0]
 
     @cached_property
@@ -96,7 +96,7 @@ class NoiseSchedule:
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
     def log_variance(self, variance: Variance) -> Tensor:
-        """(T,) log variance of a reverse step, by the name of the choice.
+        """(T,) log variance of a reverse step: "fixed_small" or "fixed_large".
 
         Raises:
             ConfigError: the name is unknown.
@@ -110,10 +110,10 @@ class NoiseSchedule:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> NoiseSchedule:
-        """The same schedule elsewhere or in another float type.
+        """The schedule on another device or in another float type.
 
-        Derived numbers are computed in this schedule's type and then cast: 1 - abar_t of a float32 abar_t
-        would keep only two or three digits where abar_t is close to one.
+        Derived numbers are computed in this schedule's type and then cast: 1 - abar_t of a float32 abar_t has only two
+        or three digits where abar_t is close to one.
         """
 
         def moved(value: Tensor) -> Tensor:
@@ -135,8 +135,8 @@ def from_betas(betas: Tensor | Sequence[float], name: str = "from_betas") -> Noi
     """A schedule from its betas.
 
     Args:
-        betas: (T,) numbers in (0, 1). Only the last may be 1, after which nothing of the signal is left.
-        name: for messages.
+        betas: (T,) numbers in (0, 1). The last may be 1, which leaves none of the signal.
+        name: name of the schedule, for messages.
 
     Raises:
         ConfigError: there is no beta, or one is out of range.
@@ -154,9 +154,9 @@ def noise_schedule(name: str, steps: int, **params: float | bool) -> NoiseSchedu
     """A noise schedule by name.
 
     Args:
-        name: one of `SCHEDULES`; hyphens and underscores are the same.
+        name: one of `SCHEDULES`; a hyphen may stand for an underscore.
         steps: T, at least 1.
-        **params: parameters of the schedule, see its function in `rediffuse.diffusion.schedule`.
+        **params: parameters of the schedule; see its function in `rediffuse.diffusion.schedule`.
 
     Raises:
         ConfigError: unknown name or parameter, steps below 1, or a beta that leaves (0, 1].
@@ -174,14 +174,14 @@ def noise_schedule(name: str, steps: int, **params: float | bool) -> NoiseSchedu
     return _checked(key, build(steps, **params), _REMEDIES.get(key, "Use more steps."))
 
 
-def check_steps(who: str, steps: int) -> None:
-    """Raise a `ConfigError` unless ``steps`` is a whole number of at least 1."""
+def check_steps(owner: str, steps: int) -> None:
+    """Check that ``steps`` is a whole number of at least 1; raise a `ConfigError` otherwise."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ConfigError(f"{who}: steps is {steps!r}.", "Give a whole number of at least 1.")
+        raise ConfigError(f"{owner}: steps is {steps!r}.", "Give a whole number of at least 1.")
 
 
 def _checked(name: str, betas: Tensor, remedy: str) -> NoiseSchedule:
-    # Written so that NaN is out of range too.
+    # This form makes NaN out of range too.
     inside = (betas > 0) & (betas < 1)
     inside[-1] |= betas[-1] == 1
     if not bool(inside.all()):
@@ -195,7 +195,7 @@ def _checked(name: str, betas: Tensor, remedy: str) -> NoiseSchedule:
 
 
 def _discretised(abar: Callable[[Tensor], Tensor], steps: int) -> Tensor:
-    """1 - abar((t + 1) / T) / abar(t / T), before any bound."""
+    """1 - abar((t + 1) / T) / abar(t / T), without a bound."""
     values = abar(torch.arange(steps + 1, dtype=torch.float64) / steps)
     return 1 - values[1:] / values[:-1]
 
@@ -209,14 +209,14 @@ def _linspace(start: float, end: float, steps: int) -> Tensor:
 
 
 def _ends(name: str, steps: int) -> tuple[float, float]:
-    """The ends 1e-4 and 0.02 that Ho et al. gave for 1000 steps, scaled to ``steps`` of them."""
+    """The first and the last beta of Ho et al. for 1000 steps, 1e-4 and 0.02, scaled to ``steps`` steps."""
     scale = 1000 / steps
     start, end = 1e-4 * scale, 0.02 * scale
     # At 20 steps the end is 1: abar_{T-1} would be 0, where a network that predicts noise cannot start.
     if end >= 1:
         raise ConfigError(
             f"Noise schedule {name!r} with steps={steps}: beta[{steps - 1}] would be {end:.6g}, not below 1.",
-            "Use more than 20 steps, or a schedule that takes fewer (trunc_lin, cosine, linear_var).",
+            "Use more than 20 steps, or a schedule that allows fewer (trunc_lin, cosine, linear_var).",
         )
     return start, end
 
@@ -285,8 +285,8 @@ def linear_var(
 ) -> Tensor:
     """1 - abar_t = linspace(noise_scale noise_min, noise_scale noise_max). DiffRec (Wang et al. 2023), eq. 4.
 
-    ``beta_fixed`` then sets beta_0 = ``first_beta``, 1e-5 as the release does for all but L-DiffRec, or 1e-4 as that of
-    DiffKG; 1 - abar_t moves along.
+    ``beta_fixed`` then sets beta_0 = ``first_beta``, and 1 - abar_t follows. DiffRec's release fixes 1e-5, except for
+    L-DiffRec; DiffKG's release fixes 1e-4.
     """
     variance = _linspace(noise_scale * noise_min, noise_scale * noise_max, steps)
     abar = torch.cat((torch.ones(1, dtype=torch.float64), 1 - variance))
@@ -337,6 +337,6 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
 
 _NOISE_REMEDY = (
     "Keep 0 < noise_min < noise_max and noise_scale * noise_max at most 1. "
-    "Without any noise there is no schedule: train the model's twin without diffusion."
+    "Without noise there is no schedule: train the ablation (no diffusion) with diffusion=false."
 )
 _REMEDIES = {"linear_var": _NOISE_REMEDY, "linear_scaled": _NOISE_REMEDY}

@@ -1,21 +1,21 @@
-"""Solvers: from noise to x_0 with a network's help.
+"""Solvers: the denoising trajectory from noise to x_0.
 
-A solver is a function. It keeps nothing between calls, so that threads may share a model, and it records no
-gradient. All of them take the same arguments:
+A solver is a function. It has no state, so threads may share a model, and it records no gradient. All solvers take the
+same arguments:
 
-    network: ``network(x_t, t)`` with x_t like ``x`` and t (B,) int64, the timestep in ``schedule`` (also when
-        steps are skipped). Gives what ``prediction`` says, in the shape of x_t.
-    x: (B, ...) where to start: noise, or whatever was noised to the last of ``timesteps``.
+    network: ``network(x_t, t)`` with x_t like ``x`` and t (B,) int64, a timestep of ``schedule`` (also when steps are
+        skipped). Returns what ``prediction`` says, in the shape of x_t.
+    x: (B, ...) the start: noise, or an x_0 noised to the last of ``timesteps``.
     schedule: the schedule that the network was trained with.
-    timesteps: those to visit, ascending (`space_timesteps`); all of them by default. Visited backwards.
+    timesteps: the timesteps to visit, ascending (`space_timesteps`); by default all. They are visited backwards.
     prediction: "x0", "eps" or "v", see `rediffuse.diffusion.predict_x0`.
-    generator: a `torch.Generator`, or a function that gives noise like the tensor it is given (for example so
-        that the noise of a row does not depend on the other rows). By default torch's global generator.
-    callback: called as ``callback(step, t, x_t, x0_hat)`` with step = 0, 1, .., the timestep as an int, the
-        state before the step and the network's x_0.
+    generator: a `torch.Generator`, or a function that returns noise like a given tensor (for example noise of each row
+        that does not depend on the other rows). By default torch's global generator.
+    callback: called as ``callback(step, t, x_t, x0_hat)`` with step = 0, 1, .., the timestep as an int, the state
+        before the step and the network's estimate of x_0.
 
-They return x_0, in the shape and dtype of ``x``. They raise `ConfigError` for unknown options, for timesteps
-that are out of range or not ascending, and for a start that a network of that kind cannot start from.
+They return x_0, in the shape and dtype of ``x``. They raise `ConfigError` for unknown options, for timesteps that are
+out of range or not ascending, and for a start without signal if the network predicts noise.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Callback = Callable[[int, int, Tensor, Tensor], None]
 
 
 class Solver(Protocol):
-    """What all solvers have in common."""
+    """The signature of a solver."""
 
     def __call__(
         self,
@@ -65,10 +65,10 @@ def ancestral(
     callback: Callback | None = None,
     variance: Variance | None = "fixed_small",
 ) -> Tensor:
-    """x_{t-1} ~ N(c1_t x0_hat + c2_t x_t, var_t). DDPM (Ho et al. 2020), algorithm 2.
+    """Ancestral sampling: x_{t-1} ~ N(c1_t x0_hat + c2_t x_t, var_t). DDPM (Ho et al. 2020), algorithm 2.
 
-    Arguments as in the module's description, and ``variance``: "fixed_small" is the posterior variance,
-    "fixed_large" is beta_t (DiffuRec's release), None draws nothing (DiffRec).
+    Arguments of every solver, and ``variance``: "fixed_small" is the posterior variance, "fixed_large" is beta_t
+    (DiffuRec's release), and None adds no noise (DiffRec).
     """
     short, kept = _start(schedule, timesteps, prediction)
     noise_like = _noise_source(generator)
@@ -100,10 +100,9 @@ def ddim(
     callback: Callback | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """sqrt(abar_n) x0_hat + sqrt(1 - abar_n - s^2) eps_hat + s z, n before t. Song et al. 2021, eq. 12, 16.
+    """DDIM: sqrt(abar_n) x0_hat + sqrt(1 - abar_n - s^2) eps_hat + s z, n before t. Song et al. 2021, eq. 12, 16.
 
-    Arguments as in the module's description, and ``eta`` in [0, 1]: 0 draws nothing, 1 is the ancestral
-    solver with the small variance.
+    Arguments of every solver, and ``eta`` in [0, 1]: 0 adds no noise, 1 is `ancestral` with the small variance.
     """
     if not 0 <= eta <= 1:
         raise ConfigError(f"ddim: eta is {eta!r}.", "Give a number from 0 (no noise) to 1 (as ancestral).")
@@ -140,10 +139,10 @@ def dpmpp_2m(
     generator: Generator | NoiseSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2: second order from two networks' x_0, no noise.
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2: of second order, from two estimates of x_0, without noise.
 
-    Arguments as in the module's description; ``generator`` is there for one signature, and unused.
-    The first step is of first order, having nothing behind it; the last goes to abar = 1: x0_hat itself.
+    Arguments of every solver; ``generator`` is not used. The first step is of first order, because there is no earlier
+    estimate. The last goes to abar = 1, which is x0_hat itself.
     """
     short, kept = _start(schedule, timesteps, prediction)
     alpha = short.sqrt_alphas_cumprod.tolist()
@@ -161,10 +160,10 @@ def dpmpp_2m(
         estimate = x0
         if older is not None:
             h, h_before = log_snr_half[i - 1] - log_snr_half[i], log_snr_half[i] - log_snr_half[i + 1]
-            # 1 / (2 r) with r = h_before / h; a step from abar = 0 was infinitely long, which gives 0.
+            # 1 / (2 r) with r = h_before / h. A step from abar = 0 is infinitely long, which gives 0.
             estimate = x0 + h / (2 * h_before) * (x0 - older)
         older = x0
-        # alpha_n (1 - e^{-h}) written without h, which is infinite from abar = 0.
+        # alpha_n (1 - e^{-h}) without h, which is infinite from abar = 0.
         ratio = sigma[i - 1] / sigma[i]
         x = ratio * x + (alpha[i - 1] - ratio * alpha[i]) * estimate
     return x
@@ -181,9 +180,9 @@ def one_step(
     generator: Generator | NoiseSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """x0_hat at the last timestep, and nothing else.
+    """One step: x0_hat at the last timestep.
 
-    Arguments as in the module's description; ``generator`` is there for one signature, and unused.
+    Arguments of every solver; ``generator`` is not used.
     """
     _, kept = _start(schedule, timesteps, prediction)
     t = _timesteps_of(x, kept[-1])
@@ -202,7 +201,7 @@ SOLVERS: dict[str, Solver] = {
 
 
 def solver(name: str) -> Solver:
-    """A solver by name: one of `SOLVERS`; hyphens and underscores are the same.
+    """A solver by name: one of `SOLVERS`; a hyphen may stand for an underscore.
 
     Raises:
         ConfigError: the name is unknown.
@@ -216,11 +215,12 @@ def solver(name: str) -> Solver:
 def _start(
     schedule: NoiseSchedule, timesteps: Sequence[int] | None, prediction: Prediction
 ) -> tuple[NoiseSchedule, list[int]]:
+    """The schedule of the visited timesteps, and these timesteps, after checking the arguments."""
     check_prediction(prediction)
     short, numbers = respace(schedule, range(schedule.steps) if timesteps is None else timesteps)
     if prediction == "eps" and float(short.alphas_cumprod[-1]) == 0:
         raise ConfigError(
-            f"Noise schedule {schedule.name!r} leaves nothing of the signal at t={int(numbers[-1])}: "
+            f"Noise schedule {schedule.name!r} leaves none of the signal at t={int(numbers[-1])}: "
             "a network that predicts noise cannot start there.",
             "Start from an earlier timestep, or predict x0 or v.",
         )
@@ -236,7 +236,7 @@ def _noise_source(generator: Generator | NoiseSource | None) -> NoiseSource:
         return torch.randn_like
     if not isinstance(generator, Generator):
         return generator
-    source = generator  # drawn on the generator's device: a CPU generator gives the same noise to every machine
+    source = generator  # noise is drawn on its device, so a CPU generator gives the same noise on every machine
 
     def noise_like(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=source, dtype=x.dtype, device=source.device).to(x.device)

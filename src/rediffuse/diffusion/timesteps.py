@@ -1,6 +1,6 @@
-"""Which timesteps a training batch sees, and the weights that keep its loss unbiased.
+"""Samplers of the timesteps of a training batch, with the weights that keep its loss unbiased.
 
-A sampler is a module whose state is in buffers, so that a model that holds one saves it and moves it along.
+A sampler is a module with its state in buffers, so a model that holds one saves and moves it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rediffuse.errors import ConfigError, did_you_mean
 
 
 class UniformSampler(nn.Module):
-    """Every timestep alike, and the base of the other samplers.
+    """All timesteps with the same probability; the base of the other samplers.
 
     Args:
         steps: T.
@@ -28,11 +28,11 @@ class UniformSampler(nn.Module):
         super().__init__()
         check_steps("Timestep sampler", steps)
         self.steps = steps
-        # Only has_user_state the device that the model was moved to.
+        # Only to know the device that the model was moved to.
         self.register_buffer("anchor", torch.empty(0), persistent=False)
 
     def weights(self) -> Tensor:
-        """(T,) positive numbers that the probabilities are proportional to."""
+        """(T,) positive numbers; the probabilities are proportional to them."""
         return torch.ones(self.steps, dtype=_wide(self.anchor.device), device=self.anchor.device)
 
     def probabilities(self) -> Tensor:
@@ -47,14 +47,13 @@ class UniformSampler(nn.Module):
         """Draw timesteps.
 
         Args:
-            batch: how many, B.
+            batch: B, the number of timesteps.
             generator: source of randomness; the draw happens on its device.
-            device: where the result goes; by default where the sampler is.
+            device: device of the result; by default that of the sampler.
 
         Returns:
-            t: (B,) int64.
-            weight: (B,) 1 / (T p_t), in torch's default dtype: the mean of weight * loss estimates the mean
-                of the loss over uniform timesteps.
+            The timesteps (B,) int64, and their weights (B,) 1 / (T p_t) in torch's default dtype: the mean of weight *
+            loss estimates the mean of the loss over uniform timesteps.
 
         Raises:
             ConfigError: ``batch`` is below 1.
@@ -70,7 +69,7 @@ class UniformSampler(nn.Module):
         return t.to(device), weight.to(device=device, dtype=torch.get_default_dtype())
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Hear the losses of a batch; only `LossAwareSampler` listens.
+        """Take the losses of a batch. Only `LossAwareSampler` uses them.
 
         Args:
             t: timesteps, any shape.
@@ -79,7 +78,7 @@ class UniformSampler(nn.Module):
 
 
 class FixStepSampler(UniformSampler):
-    """The first T // 2 timesteps twice as often as the rest. DiffuRec's release."""
+    """The first T // 2 timesteps with twice the probability of the rest. DiffuRec's release."""
 
     def weights(self) -> Tensor:
         """(T,) 1 for the first T // 2 timesteps, 0.5 for the rest."""
@@ -96,10 +95,12 @@ class LossAwareSampler(UniformSampler):
 
     Args:
         steps: T.
-        history_per_term: how many losses are kept per timestep, H.
+        history_per_term: H, how many losses are kept per timestep.
         uniform_prob: share of the uniform distribution, in (0, 1].
 
-    Buffers: ``history`` (T, H) losses, oldest first, the first ``counts`` (T,) of them filled.
+    Attributes:
+        history: (T, H) losses of each timestep, oldest first.
+        counts: (T,) how many of them are filled.
     """
 
     history: Tensor
@@ -119,22 +120,22 @@ class LossAwareSampler(UniformSampler):
         self.register_buffer("counts", torch.zeros(steps, dtype=torch.int64))
 
     def weights(self) -> Tensor:
-        """(T,) ones until every timestep has its losses, then probabilities."""
+        """(T,) ones until every timestep has ``history_per_term`` losses, then probabilities."""
         uniform = super().weights()
         root_mean_square = self.history.to(uniform.dtype).square().mean(dim=1).sqrt()
         total = root_mean_square.sum()
-        # Losses that are all zero say nothing; what is left then is the uniform share.
+        # If all losses are zero, the uniform share remains.
         share = root_mean_square / total.clamp_min(torch.finfo(uniform.dtype).tiny)
         mixed = (1 - self.uniform_prob) * share + self.uniform_prob / self.steps
-        # A choice between tensors, not an `if`: the device is never waited for.
+        # Not an `if`, which would wait for the device.
         return torch.where((self.counts == self.history_per_term).all(), mixed, uniform)
 
     @torch.no_grad()
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Put losses at the end of the queues of their timesteps, in batch order.
+        """Append losses to the queues of their timesteps, in batch order.
 
-        In a distributed run this is a collective call: every process makes it for every step, with as many
-        losses as it has (also none). All then hold the losses of all, in the order of their ranks.
+        In a distributed run this is a collective operation: every process calls it at every step, with any number of
+        losses (also none). Afterwards all hold the losses of all, in order of rank.
 
         Args:
             t: timesteps, any shape.
@@ -156,18 +157,18 @@ class LossAwareSampler(UniformSampler):
         self._push(t, losses)
 
     def _push(self, t: Tensor, losses: Tensor) -> None:
-        """The queues after ``losses``; a timestep of T means "not a loss" and is dropped."""
+        """Append losses to the queues; a timestep of T marks a loss to leave out."""
         size, device = self.history_per_term, t.device
         order = torch.argsort(t, stable=True)
         t, losses = t[order], losses[order]
         bounds = torch.searchsorted(t, torch.arange(self.steps + 2, device=device))
         arrived = bounds.diff()  # (T + 1,)
-        place = torch.arange(len(t), device=device) - bounds[t]  # of each loss among those of its timestep
+        place = torch.arange(len(t), device=device) - bounds[t]  # position among the losses of the same timestep
 
         counts = torch.cat((self.counts, self.counts.new_zeros(1)))
         dropped = (counts + arrived - size).clamp_min(0)
-        # One more row and column than the history has, for whatever is not kept. That way nothing is selected
-        # by a mask, which would wait for the device.
+        # The history with one more row and column, for losses that are not kept. Selecting by a mask would wait for the
+        # device.
         queues = torch.nn.functional.pad(self.history, (0, 1, 0, 1))
         columns = torch.arange(size + 1, device=device) + dropped[:, None]
         queues = queues.gather(1, columns.clamp_max(size))
@@ -178,7 +179,7 @@ class LossAwareSampler(UniformSampler):
         self.counts.copy_((counts + arrived).clamp_max(size)[:-1])
 
     def _from_all_ranks(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """(t, losses) of every rank, one rank after the other, padded with timestep T."""
+        """(t, losses) of all ranks, rank after rank, padded with timestep T."""
         ranks = dist.get_world_size()
         length = torch.tensor(len(t), device=t.device)
         dist.all_reduce(length, op=dist.ReduceOp.MAX)
@@ -193,6 +194,7 @@ class LossAwareSampler(UniformSampler):
 
 
 def _wide(device: torch.device) -> torch.dtype:
+    """The widest float type of a device."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -207,9 +209,9 @@ def timestep_sampler(name: str, steps: int, **params: float) -> UniformSampler:
     """A timestep sampler by name.
 
     Args:
-        name: uniform, fixstep or lossaware; hyphens and underscores do not count.
+        name: uniform, fixstep or lossaware; hyphens and underscores are ignored.
         steps: T, at least 1.
-        **params: for lossaware, ``history_per_term`` and ``uniform_prob``.
+        **params: of lossaware, ``history_per_term`` and ``uniform_prob``.
 
     Raises:
         ConfigError: unknown name or parameter, or a value out of range.

@@ -21,21 +21,21 @@ def strongest_paths(edges: pl.DataFrame, items: pl.Series, touched: pl.Series, m
         item_id (in the order of ``items``), relation, entity and relation_back (null on a direct edge), touched_item,
         strength, and kept (whether all edges are), strongest first. Items without a path have no row.
     """
-    asked = pl.DataFrame({"item_id": items}).unique(maintain_order=True)
+    wanted = pl.DataFrame({"item_id": items}).unique(maintain_order=True)
     ends = pl.DataFrame({"touched_item": touched}).unique()
     # The middle of a path can be an item as well.
     edges = edges.with_columns(node=pl.coalesce("entity", pl.format("item {}", "other_item")))
-    mine = asked.join(edges, on="item_id")
-    theirs = edges.rename({"item_id": "touched_item", "relation": "relation_back"}).join(ends, on="touched_item")
+    leaving = wanted.join(edges, on="item_id")
+    arriving = edges.rename({"item_id": "touched_item", "relation": "relation_back"}).join(ends, on="touched_item")
     columns = ["item_id", "relation", "entity", "relation_back", "touched_item", "strength", "kept"]
-    through = mine.join(theirs, on="node").with_columns(
+    through = leaving.join(arriving, on="node").with_columns(
         entity="node", strength=pl.col("weight") * pl.col("weight_right"), kept=pl.col("kept") & pl.col("kept_right")
     )
-    direct = mine.join(ends, left_on="other_item", right_on="touched_item", coalesce=False).with_columns(
+    direct = leaving.join(ends, left_on="other_item", right_on="touched_item", coalesce=False).with_columns(
         strength="weight", entity=pl.lit(None, pl.String), relation_back=pl.lit(None, pl.String)
     )
     found = pl.concat([through.select(columns), direct.select(columns)])
     found = found.filter(pl.col("touched_item") != pl.col("item_id"))
     best = found.sort("strength", "relation", "touched_item", "entity", descending=[True, False, False, False])
     best = best.group_by("item_id", maintain_order=True).head(most)
-    return asked.join(best, on="item_id", maintain_order="left_right")
+    return wanted.join(best, on="item_id", maintain_order="left_right")

@@ -196,8 +196,8 @@ class Model(nn.Module):
         Returns:
             (B, num_items) float32.
         """
-        drawn = sampling or Sampling(seed)
-        return self.score_with_fallback(histories, users, lambda known, who: self.score_known(known, who, drawn))
+        chosen = sampling or Sampling(seed)
+        return self.score_with_fallback(histories, users, lambda rows, users: self.score_known(rows, users, chosen))
 
     def score_with_fallback(
         self,
@@ -211,15 +211,15 @@ class Model(nn.Module):
             histories, users: as for `score`.
             score: called with the histories and numbers of the known users; returns their scores.
         """
-        who = np.full(len(histories), -1, dtype=np.int64) if users is None else users
+        users = np.full(len(histories), -1, dtype=np.int64) if users is None else users
         if not self.reads_synthetic:
             histories = histories.without_synthetic()
-        known = np.flatnonzero((histories.lengths > 0) | self.has_user_state(who))
+        known = np.flatnonzero((histories.lengths > 0) | self.has_user_state(users))
         if len(known) == len(histories):
-            return score(histories, who)
+            return score(histories, users)
         scores = self.popularity.repeat(len(histories), 1)
         if len(known):
-            scores[torch.from_numpy(known)] = score(histories.take(known), who[known])
+            scores[torch.from_numpy(known)] = score(histories.take(known), users[known])
         return scores
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:

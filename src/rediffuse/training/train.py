@@ -14,7 +14,6 @@ import torch
 from rediffuse import distributed
 from rediffuse.arguments import (
     require_integer,
-    require_model,
     require_number,
     require_options,
     require_path,
@@ -88,7 +87,7 @@ def train(
         RediffuseWarning: training ended before the first validation.
     """
     distributed.init()
-    kind = model_class(require_model(model))
+    kind = model_class(model)
     split = as_split("data", data)
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
     preset, tracker = require_text("preset", preset), require_text("tracker", tracker)
@@ -97,8 +96,9 @@ def train(
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
     phases_from = require_options("phases_from", phases_from, example='{"diffusion": "runs/tdiffrec"}')
-    phase_paths = {phase: run_path("phases_from", run) for phase, run in phases_from.items()}
-    phase_runs = {phase: _read_phase_run(phase, path, split) for phase, path in phase_paths.items()}
+    phase_runs = {
+        phase: _read_phase_run(phase, run_path("phases_from", path), split) for phase, path in phases_from.items()
+    }
     phase_options = {phase: run.config["config"] for phase, run in phase_runs.items()}
     for phase in phase_options:
         if phase not in kind.Config.model_fields:

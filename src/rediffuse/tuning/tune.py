@@ -11,7 +11,6 @@ from typing import Any
 from rediffuse import distributed
 from rediffuse.arguments import (
     require_integer,
-    require_model,
     require_number,
     require_options,
     require_path,
@@ -79,7 +78,7 @@ def tune(
         import optuna
     except ImportError:
         raise MissingExtraError("optuna", "tune") from None
-    require_model(model)
+    kind = model_class(model)
     split = as_split("data", data)
     folder = require_path("out", out, 'Name a folder for the study: out="studies/mine".')
     trials = require_integer("trials", trials, minimum=None)
@@ -92,7 +91,6 @@ def tune(
     distributed.init()
     if distributed.world_size() > 1:
         raise ConfigError("A study runs in a single process.", "Start it without accelerate launch or torchrun.")
-    kind = model_class(model)
     config = require_options("config", config, kind.Config)
     default = kind.Config.build(preset, config, model=kind.name)
     parse_metric(default.metric.removesuffix("/unseen"))

@@ -1,4 +1,4 @@
-"""The cloze task of BERT4Rec, and that masked items are really hidden."""
+"""BERT4Rec's masking, and what the network sees of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build(**options) -> BERT4Rec:
 
 
 def batch() -> SequenceBatch:
-    """Histories 1 2 3 4 and 5 6, as the causal form hands them on."""
+    """Histories 1 2 3 4 and 5 6, in the causal form."""
     return SequenceBatch(
         torch.tensor([[1, 2, 3], [5, ITEMS, ITEMS]]),
         torch.tensor([3, 1]),
@@ -41,7 +41,7 @@ def test_targets_are_the_masked_items_of_whole_histories(last):
         filled = masked.items.index_put((masked.rows, masked.positions), masked.targets)
         assert torch.equal(filled, whole)
         assert set(masked.rows.tolist()) == {0, 1}
-        assert torch.equal(masked.events, torch.tensor([0, 4])[masked.rows] + masked.positions)
+        assert torch.equal(masked.interactions, torch.tensor([0, 4])[masked.rows] + masked.positions)
         counts[masked.rows, masked.positions] += 1
     assert not counts[1, 2:].any()
     if last == 1.0:

@@ -153,6 +153,6 @@ class S3Rec(SASRec):
         rows, last = torch.arange(len(items), device=items.device), lengths - 1
         context = self.to_segment(self.read_masked(items, inside, lengths)[rows, last])
         segment = self.read_masked(items, ~inside, lengths)[rows, last]
-        mine = (context * segment).sum(1)
+        own = (context * segment).sum(1)
         other = (context * segment.roll(1, 0)).sum(1)
-        return -F.logsigmoid((mine - other).float()).mean()
+        return -F.logsigmoid((own - other).float()).mean()
