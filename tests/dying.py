@@ -1,6 +1,6 @@
-"""Processes that are killed (kill -9) at a chosen moment, for the tests of resuming and `benchmarks/faults/kills.py`.
+"""Processes killed (kill -9) at a chosen point, for the tests of resuming and `benchmarks/faults/kills.py`.
 
-They are forks of a server that has imported everything, so that one costs little more than its work.
+They are forks of a server that has imported everything, so starting one takes little time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# What is about to happen when the process dies, as module:function; "update" and "renamed" have just happened.
+# The call before which the process is killed, as module:function; with "update" and "renamed", after it.
 PLACES = {
     "step": "rediffuse.training.loop:Trainer._step",
     "update": "torch.optim:AdamW.step",
@@ -24,7 +24,7 @@ PLACES = {
     "checkpoint": "rediffuse.training.loop:save_training",
     "epoch": "rediffuse.training.loop:Trainer._log",
     "end": "rediffuse.training.train:write_run",
-    "write": "pathlib:Path.write_bytes",  # half of it is written
+    "write": "pathlib:Path.write_bytes",  # after half of the bytes
     "sync": "rediffuse.files:sync",
     "rename": "pathlib:Path.replace",
     "renamed": "pathlib:Path.replace",
@@ -40,21 +40,24 @@ _server.set_forkserver_preload(["rediffuse.training", "rediffuse.comparison", "r
 
 
 def dies(place: str, count: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Call a function in a process that dies at the call of ``place`` after ``count`` others."""
+    """Call a function in a process that is killed at ``place``, after passing it ``count`` times."""
     process = start({place: count}, function, *arguments, **options)
     process.join()
     assert process.exitcode == -signal.SIGKILL, f"ended with {process.exitcode}, not at {place} {count}"
 
 
 def start(deaths: dict[str, int], function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """A process that calls a function and saves a checkpoint after every step; it dies where the first death says."""
+    """Start a process that calls a function and is killed at the first place of ``deaths`` whose count it reaches.
+
+    It writes a checkpoint after every training step.
+    """
     process = _server.Process(target=_work, args=(deaths, function, arguments, options))
     process.start()
     return process
 
 
 def tally(counts: Path, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Call a function and write how often it came by each place, as JSON."""
+    """Call a function and write, as JSON, how often it passed each place."""
     calls = dict.fromkeys(PLACES, 0)
 
     def counted(place: str) -> None:
@@ -66,8 +69,8 @@ def tally(counts: Path, function: Callable[..., Any], *arguments: Any, **options
     counts.write_text(json.dumps(calls))
 
 
-def holds(folder: Path, ready: Any) -> None:
-    """Hold a folder until killed."""
+def hold_lock(folder: Path, ready: Any) -> None:
+    """Hold the lock of a folder until killed."""
     from rediffuse.runs.lock import folder_lock
 
     with folder_lock(folder, "training"):
@@ -76,7 +79,7 @@ def holds(folder: Path, ready: Any) -> None:
 
 
 def event() -> Any:
-    """Something that one process sets and another waits for."""
+    """An event that one process sets and another waits for."""
     return _server.Event()
 
 
@@ -95,7 +98,7 @@ def _count_down(left: list[int]) -> bool:
 
 
 def _patch(place: str, is_time: Callable[[], Any]) -> None:
-    """Have the process die at ``place`` when ``is_time``, which is asked at every call."""
+    """Kill the process at ``place`` once ``is_time``, which is called every time, returns true."""
     module, _, names = PLACES[place].partition(":")
     *owner, name = names.split(".")
     holder = pkgutil.resolve_name(f"{module}:{'.'.join(owner)}")

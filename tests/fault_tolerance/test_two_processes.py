@@ -7,7 +7,7 @@ import os
 import shutil
 
 import pytest
-from tests.dying import dies, event, holds, start
+from tests.dying import dies, event, hold_lock, start
 
 import rediffuse as rd
 from rediffuse.comparison import evaluate_run
@@ -22,7 +22,7 @@ from rediffuse.testing import synthetic_interactions
 def locked(run, tmp_path):
     """A copy of the run, and the process that holds its lock."""
     folder, ready = shutil.copytree(run, tmp_path / "run"), event()
-    process = start({}, holds, folder, ready)
+    process = start({}, hold_lock, folder, ready)
     assert ready.wait(60)
     yield folder, process
     process.kill()

@@ -93,7 +93,7 @@ def test_explanations_are_near_items_of_the_history_and_paths(client, recommende
     assert sum(len(item["explanation"]["paths"]) for item in items) == len(paths) > 0
     first = next(item for item in items if item["explanation"]["paths"])
     assert first["explanation"]["paths"][0]["history_item"]["title"].startswith("Film")
-    directions = recommenders["diffkg"].directions
+    directions = recommenders["diffkg"].inspector.directions
     number = recommenders["diffkg"].items["item_id"].to_list().index
     for item in items:
         near = item["explanation"]["nearest"]

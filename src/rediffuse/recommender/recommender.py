@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,8 +13,6 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from rediffuse.arguments import require_integer, wrong_type
 from rediffuse.data.histories import Histories
@@ -26,30 +23,14 @@ from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.id_map import IdMap, flatten_histories, require_list, user_labels
 from rediffuse.recommender.index import read_index
-from rediffuse.recommender.item_map import ItemMap, item_map
+from rediffuse.recommender.inspector import Inspector
 from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
 from rediffuse.recommender.titles import Titles
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
-from rediffuse.topk import exact_top_k
 
 Retrieval = Literal["exact", "index"]
 # The files of a run that recommendations depend on. Others, such as test results, may be added later.
 FINGERPRINTED = ("config.json", "items.parquet", "users.parquet", "model.safetensors", "index.json", "index.faiss")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a denoising trajectory.
-
-    Attributes:
-        t: the timestep.
-        state: (d,) what the step starts from; None if that is not in the space of the item vectors.
-        x0_hat: (d,) the network's estimate of x_0.
-    """
-
-    t: int
-    state: Tensor | None
-    x0_hat: Tensor
 
 
 class Recommender(Displayed):
@@ -61,6 +42,7 @@ class Recommender(Displayed):
         user_ids: ids of the users in training, by user number.
         model: in evaluation mode.
         ranker: ranks in item numbers, without ids.
+        inspector: similar items, item map and denoising trajectories, in item numbers.
         fingerprint: sha256 over the checksums of the files that recommendations depend on.
         knowledge: edges of the knowledge graph that the model learned from, or None.
         titles: finds items by title.
@@ -84,6 +66,7 @@ class Recommender(Displayed):
         table = None if self.item_vectors is None else self.item_vectors.numpy()
         index = read_index(run.path, table) if retrieval == "index" else None
         self.ranker = Ranker(self.model, self.item_vectors, index)
+        self.inspector = Inspector(self.model, self.item_vectors)
         self.user_ids, self._histories = run.user_ids, run.histories
         self._items, self._users = IdMap(run.items["item_id"]), IdMap(run.user_ids)
         names = [name for name in FINGERPRINTED if index is not None or not name.startswith("index.")]
@@ -251,7 +234,67 @@ class Recommender(Displayed):
         """Item numbers, -1 for unknown ids."""
         return self._items.find(items)
 
-    # --- looking inside ------------------------------------------------------------------------------------
+    # --- from numbers to frames ----------------------------------------------------------------------------
+
+    def lists(
+        self,
+        labels: pl.Series,
+        user_numbers: NDArray[np.int64],
+        rows: Histories,
+        query: RankingQuery,
+        sampling: Sampling,
+        samples: int = 1,
+        batch_size: int = 512,
+    ) -> pl.DataFrame:
+        """What `recommend` returns, as a polars frame.
+
+        Args:
+            labels, user_numbers, rows: n users, from `resolve_users`.
+            query: the same for all users, from `build_query`.
+            sampling: from `sampling`.
+            samples, batch_size: as for `recommend`.
+        """
+        ranked: list[RankedItems] = []
+        for start in range(0, len(rows), batch_size):
+            batch = np.arange(start, min(start + batch_size, len(rows)))
+            ranked += self.ranker.rank(rows.take(batch), user_numbers[batch], [query] * len(batch), sampling, samples)
+        return self._frame(labels, ranked, uncertain=samples > 1)
+
+    def _titles_of(self, items: NDArray[np.int64]) -> dict[str, pl.Series]:
+        """The column title of these item numbers, if items have titles."""
+        return {"title": self.items["title"].gather(items)} if "title" in self.items.columns else {}
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        return f"Recommender {self.config['model']}", {
+            "users": len(self.user_ids),
+            "items": len(self.items),
+            "titles": "title" in self.items.columns,
+            "trained": f"{self.config.get('created')}, split {self.config['split']['name']}",
+            "stochastic": self.model.stochastic,
+            "sampling steps": self.model.max_sampling_steps and f"up to {self.model.max_sampling_steps}",
+            "retrieval": "exact" if self.ranker.index is None else "index",
+            "similar items": self.item_vectors is not None,
+        }
+
+    def _frame(self, labels: pl.Series, ranked: Sequence[RankedItems], uncertain: bool) -> pl.DataFrame:
+        """The lists of all users as one frame; its columns have the same types if there is no row."""
+        lengths = [len(one.items) for one in ranked]
+
+        def joined(arrays: list[Any], dtype: Any) -> NDArray[Any]:
+            return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype)
+
+        items = joined([one.items for one in ranked], np.int64)
+        columns = {
+            "user_id": labels.gather(np.repeat(np.arange(len(ranked)), lengths)),
+            "item_id": self.items["item_id"].gather(items),
+            "rank": joined([np.arange(1, length + 1) for length in lengths], np.int32),
+            "score": joined([one.scores for one in ranked], np.float32),
+        }
+        if uncertain:
+            columns["uncertainty"] = joined([one.uncertainty for one in ranked], np.float32)
+        return pl.DataFrame(columns | self._titles_of(items))
+
+    # --- similar items, denoising trajectories, knowledge paths --------------------------------------------
 
     def similar(self, items: Iterable[Any], k: int = 10) -> Frame:
         """The k items most similar to each of ``items``, by the cosine of the model's item vectors.
@@ -270,7 +313,7 @@ class Recommender(Displayed):
         for message in remarks({"unknown_asked": int((numbers < 0).sum())}):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         numbers = numbers[numbers >= 0]
-        cosines, near = self.nearest(numbers, require_integer("k", k))
+        cosines, near = self.inspector.nearest(numbers, require_integer("k", k))
         owners = np.repeat(np.arange(len(numbers)), near.shape[1])
         ids = self.items["item_id"]
         columns = {
@@ -280,65 +323,6 @@ class Recommender(Displayed):
             "cosine": cosines.ravel(),
         }
         return as_kind(pl.DataFrame(columns | self._titles_of(near.ravel())), kind_of(items))
-
-    def nearest(self, items: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Cosines (n, k) and numbers (n, k) of the items nearest to ``items`` (n,), without themselves.
-
-        Raises:
-            ConfigError: as `similar`.
-        """
-        cosines = self.directions[torch.from_numpy(items)] @ self.directions.T
-        cosines[torch.arange(len(items)), torch.from_numpy(items)] = -torch.inf
-        values, near = exact_top_k(cosines, min(k, len(self.items) - 1)) if len(items) else (cosines, cosines.long())
-        return values[:, :k].numpy(), near[:, :k].numpy()
-
-    @functools.cached_property
-    def directions(self) -> Tensor:
-        """(num_items, d) the item vectors, normalised to length one.
-
-        Raises:
-            ConfigError: as `similar`.
-        """
-        if self.item_vectors is None:
-            raise ConfigError(
-                f"{self.config['model']} has no item vectors: it ranks in another way.",
-                "Use a model that learns them, such as diffurec, sasrec or lightgcn.",
-            )
-        return F.normalize(self.item_vectors, dim=1)
-
-    @functools.cached_property
-    def map(self) -> ItemMap:
-        """The item map: the item vectors in two dimensions.
-
-        Raises:
-            ConfigError: as `similar`.
-        """
-        return item_map(self.directions)
-
-    @torch.inference_mode()
-    def denoising_trajectory(self, rows: Histories, user_numbers: NDArray[np.int64], sampling: Sampling) -> list[Step]:
-        """The steps from noise to the recommendation of one user; empty if the model or the user needs no denoising.
-
-        Args:
-            rows: one history.
-            user_numbers: (1,) the number of the user in training, or -1.
-            sampling: checked by `sampling`.
-        """
-        steps: list[Step] = []
-        if self.item_vectors is None or not len(rows.without_synthetic().items):
-            return steps
-
-        def on_step(t: int, state: Tensor | None, x0_hat: Tensor) -> None:
-            steps.append(Step(t, None if state is None else state[0].clone(), x0_hat[0].clone()))
-
-        self.model.query_vectors(rows, user_numbers, replace(sampling, on_step=on_step))
-        return steps
-
-    def best(self, query: Tensor, k: int) -> list[tuple[int, float]]:
-        """Numbers and scores of the k items that the vector ``query`` (d,) ranks first."""
-        assert self.item_vectors is not None
-        scores, items = exact_top_k((query @ self.item_vectors.T)[None], min(k, len(self.items)))
-        return list(zip(items[0].tolist(), scores[0].tolist(), strict=True))
 
     def denoise(
         self,
@@ -375,12 +359,12 @@ class Recommender(Displayed):
         )
         for message in remarks(counts, answer="there is nothing to denoise for them"):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        steps = self.denoising_trajectory(rows, user_numbers, self.sampling(seed, sampling_steps, noise))
+        steps = self.inspector.denoising_trajectory(rows, user_numbers, self.sampling(seed, sampling_steps, noise))
         if not steps and len(rows.items):
             raise ConfigError(f"{self.config['model']} does not denoise in this run.", "Use a run of diffurec.")
         ids, frames = self.items["item_id"], []
         for number, step in enumerate(steps):
-            items, scores = zip(*self.best(step.x0_hat, k), strict=True)
+            items, scores = zip(*self.inspector.best(step.x0_hat, k), strict=True)
             columns = {"item_id": ids.gather(list(items)), "score": scores}
             frames.append(pl.DataFrame(columns).with_columns(step=number, t=step.t).with_row_index("rank", offset=1))
         dtypes = {"step": pl.Int32, "t": pl.Int32, "rank": pl.Int32, "item_id": ids.dtype, "score": pl.Float32}
@@ -449,66 +433,6 @@ class Recommender(Displayed):
                 have that title.
         """
         return self.titles.find(names)
-
-    # --- from numbers to frames ----------------------------------------------------------------------------
-
-    def lists(
-        self,
-        labels: pl.Series,
-        user_numbers: NDArray[np.int64],
-        rows: Histories,
-        query: RankingQuery,
-        sampling: Sampling,
-        samples: int = 1,
-        batch_size: int = 512,
-    ) -> pl.DataFrame:
-        """What `recommend` returns, as a polars frame.
-
-        Args:
-            labels, user_numbers, rows: n users, from `resolve_users`.
-            query: the same for all users, from `build_query`.
-            sampling: from `sampling`.
-            samples, batch_size: as for `recommend`.
-        """
-        ranked: list[RankedItems] = []
-        for start in range(0, len(rows), batch_size):
-            batch = np.arange(start, min(start + batch_size, len(rows)))
-            ranked += self.ranker.rank(rows.take(batch), user_numbers[batch], [query] * len(batch), sampling, samples)
-        return self._frame(labels, ranked, uncertain=samples > 1)
-
-    def _titles_of(self, items: NDArray[np.int64]) -> dict[str, pl.Series]:
-        """The column title of these item numbers, if items have titles."""
-        return {"title": self.items["title"].gather(items)} if "title" in self.items.columns else {}
-
-    def _display(self) -> tuple[str, dict[str, Any]]:
-        return f"Recommender {self.config['model']}", {
-            "users": len(self.user_ids),
-            "items": len(self.items),
-            "titles": "title" in self.items.columns,
-            "trained": f"{self.config.get('created')}, split {self.config['split']['name']}",
-            "stochastic": self.model.stochastic,
-            "sampling steps": self.model.max_sampling_steps and f"up to {self.model.max_sampling_steps}",
-            "retrieval": "exact" if self.ranker.index is None else "index",
-            "similar items": self.item_vectors is not None,
-        }
-
-    def _frame(self, labels: pl.Series, ranked: Sequence[RankedItems], uncertain: bool) -> pl.DataFrame:
-        """The lists of all users as one frame; its columns have the same types if there is no row."""
-        lengths = [len(one.items) for one in ranked]
-
-        def joined(arrays: list[Any], dtype: Any) -> NDArray[Any]:
-            return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype)
-
-        items = joined([one.items for one in ranked], np.int64)
-        columns = {
-            "user_id": labels.gather(np.repeat(np.arange(len(ranked)), lengths)),
-            "item_id": self.items["item_id"].gather(items),
-            "rank": joined([np.arange(1, length + 1) for length in lengths], np.int32),
-            "score": joined([one.scores for one in ranked], np.float32),
-        }
-        if uncertain:
-            columns["uncertainty"] = joined([one.uncertainty for one in ranked], np.float32)
-        return pl.DataFrame(columns | self._titles_of(items))
 
 
 def _columns_of_users(users: Any, histories: Any) -> tuple[Any, Any]:

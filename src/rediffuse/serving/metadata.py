@@ -63,12 +63,12 @@ def item_map(run: HostedRun, limit: int) -> dict[str, Any]:
     """Return the content of `MapResponse`, with the ``limit`` items that have the most training interactions."""
     recommender = run.snapshot.recommender
     numbers = recommender.items["train_count"].arg_sort(descending=True).head(limit).to_list()
-    points = recommender.map.points[numbers].tolist()
+    points = recommender.inspector.map.points[numbers].tolist()
     placed = [
         item | {"x": round(x, 4), "y": round(y, 4)}
         for item, (x, y) in zip(_listed(run, numbers)["items"], points, strict=True)
     ]
-    return {"explained": recommender.map.explained, "total": len(recommender.items), "items": placed}
+    return {"explained": recommender.inspector.map.explained, "total": len(recommender.items), "items": placed}
 
 
 def training(run: HostedRun) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Service:
         snapshot = run.snapshot
         numbers = snapshot.recommender.item_index(request.items)
         known = numbers[numbers >= 0]
-        cosines, near = snapshot.recommender.nearest(known, request.k)
+        cosines, near = snapshot.recommender.inspector.nearest(known, request.k)
         results = [
             {
                 "item_id": snapshot.item_ids[item],
@@ -113,11 +113,12 @@ class Service:
         _, user_numbers, histories, counts = recommender.resolve_users(
             None if request.user is None else [request.user], None if request.history is None else [request.history]
         )
-        item_map, steps = recommender.map, []
-        for step in recommender.denoising_trajectory(histories, user_numbers, sampling):
+        inspector, steps = recommender.inspector, []
+        item_map = inspector.map  # refuses models without item vectors
+        for step in inspector.denoising_trajectory(histories, user_numbers, sampling):
             state = step.x0_hat if step.state is None else step.state
             x0_hat_point, state_point = item_map.place(torch.stack([step.x0_hat, state])).tolist()
-            best = recommender.best(step.x0_hat, request.k)
+            best = inspector.best(step.x0_hat, request.k)
             steps.append(
                 {
                     "t": step.t,
@@ -192,7 +193,7 @@ def _add_explanations(
         paths = _paths(snapshot, history, items) if recommender.has_paths and len(history) else {}
         nearest: list[list[dict[str, Any]]] = [[] for _ in items.items]
         if recommender.item_vectors is not None and len(history):
-            directions = recommender.directions
+            directions = recommender.inspector.directions
             similarity = directions[torch.from_numpy(items.items)] @ directions[torch.from_numpy(history)].T
             cosines, positions = similarity.topk(min(NEAREST, len(history)))
             nearest = [

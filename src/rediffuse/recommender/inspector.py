@@ -1,0 +1,106 @@
+"""Looking inside a model, in item numbers: similar items, the item map and denoising trajectories."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from rediffuse.data.histories import Histories
+from rediffuse.errors import ConfigError
+from rediffuse.models.base import Model
+from rediffuse.models.sampling import Sampling
+from rediffuse.recommender.item_map import ItemMap, item_map
+from rediffuse.topk import exact_top_k
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a denoising trajectory.
+
+    Attributes:
+        t: the timestep.
+        state: (d,) what the step starts from; None if that is not in the space of the item vectors.
+        x0_hat: (d,) the network's estimate of x_0.
+    """
+
+    t: int
+    state: Tensor | None
+    x0_hat: Tensor
+
+
+class Inspector:
+    """Shows how a model relates items and how it denoises.
+
+    Args:
+        model: in evaluation mode.
+        item_vectors: (num_items, d) of the model, or None.
+    """
+
+    def __init__(self, model: Model, item_vectors: Tensor | None) -> None:
+        self.model, self.item_vectors = model, item_vectors
+
+    def nearest(self, items: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Cosines (n, k) and numbers (n, k) of the items nearest to ``items`` (n,), without themselves.
+
+        Raises:
+            ConfigError: the model has no item vectors.
+        """
+        cosines = self.directions[torch.from_numpy(items)] @ self.directions.T
+        cosines[torch.arange(len(items)), torch.from_numpy(items)] = -torch.inf
+        others = min(k, self.model.num_items - 1)
+        values, near = exact_top_k(cosines, others) if len(items) else (cosines, cosines.long())
+        return values[:, :k].numpy(), near[:, :k].numpy()
+
+    @functools.cached_property
+    def directions(self) -> Tensor:
+        """(num_items, d) the item vectors, normalised to length one.
+
+        Raises:
+            ConfigError: the model has no item vectors.
+        """
+        if self.item_vectors is None:
+            raise ConfigError(
+                f"{self.model.name} has no item vectors: it ranks in another way.",
+                "Use a model that learns them, such as diffurec, sasrec or lightgcn.",
+            )
+        return F.normalize(self.item_vectors, dim=1)
+
+    @functools.cached_property
+    def map(self) -> ItemMap:
+        """The item map: the item vectors in two dimensions.
+
+        Raises:
+            ConfigError: the model has no item vectors.
+        """
+        return item_map(self.directions)
+
+    @torch.inference_mode()
+    def denoising_trajectory(self, rows: Histories, user_numbers: NDArray[np.int64], sampling: Sampling) -> list[Step]:
+        """The steps from noise to the recommendation of one user; empty if the model or the user needs no denoising.
+
+        Args:
+            rows: one history.
+            user_numbers: (1,) the number of the user in training, or -1.
+            sampling: options that the model has.
+        """
+        steps: list[Step] = []
+        if self.item_vectors is None or not len(rows.without_synthetic().items):
+            return steps
+
+        def on_step(t: int, state: Tensor | None, x0_hat: Tensor) -> None:
+            steps.append(Step(t, None if state is None else state[0].clone(), x0_hat[0].clone()))
+
+        self.model.query_vectors(rows, user_numbers, replace(sampling, on_step=on_step))
+        return steps
+
+    def best(self, query: Tensor, k: int) -> list[tuple[int, float]]:
+        """Numbers and scores of the k items that the vector ``query`` (d,) ranks first."""
+        assert self.item_vectors is not None
+        scores, items = exact_top_k((query @ self.item_vectors.T)[None], min(k, self.model.num_items))
+        return list(zip(items[0].tolist(), scores[0].tolist(), strict=True))
