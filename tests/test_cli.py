@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 
 from rediffuse import cli
+from rediffuse.testing import synthetic_interactions
 from tests.dying import dies, start
-from tests.synthetic import ring_dataset
 
 
 def command(*arguments: object) -> tuple[int, str, str]:
@@ -49,7 +49,7 @@ COLUMNS = ["--user", "userId", "--item", "movieId", "--time", "timestamp"]
 def tables(tmp_path_factory) -> Path:
     """A folder with ratings.csv and films.csv."""
     folder = tmp_path_factory.mktemp("cli")
-    data = ring_dataset()
+    data = synthetic_interactions()
     users = data.user_ids.gather(data.interactions.owners)
     items = data.item_ids.gather(data.interactions.items)
     pl.DataFrame({"userId": users, "movieId": items, "timestamp": data.interactions.times}).write_csv(
@@ -296,7 +296,7 @@ def test_augmented_data(dataset, tmp_path):
 
 def test_graphs_end_to_end(tables, tmp_path):
     """A social graph and a knowledge graph as files: lists for a user who has only friends, and explanations."""
-    data = ring_dataset(friends=3, knowledge=True)
+    data = synthetic_interactions(friends=3, knowledge=True)
     social, kg = data.social, data.kg
     ends = {"source": data.user_ids.gather(social.source), "target": data.user_ids.gather(social.target)}
     pl.DataFrame(ends).write_csv(tmp_path / "friends.csv")

@@ -21,7 +21,7 @@ import rediffuse as rd
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.errors import ConfigError, MissingExtraError, RunError
 from rediffuse.exporting import export
-from tests.synthetic import ring_dataset
+from rediffuse.testing import synthetic_interactions
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, of the extra export, is not installed")
 pytestmark = pytest.mark.skipif(
@@ -46,7 +46,7 @@ HISTORIES = [[3], [1, 2], [7, 7, 8, 7], [30], list(range(20, 32)), [5, 9, 11, 2,
 
 @pytest.fixture(scope="module")
 def split():
-    return rd.split.leave_one_out(ring_dataset())
+    return rd.split.leave_one_out(synthetic_interactions())
 
 
 @pytest.fixture(scope="module")

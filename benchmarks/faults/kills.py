@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.dying import start, tally
-from tests.synthetic import walks
 
 import rediffuse as rd
 from rediffuse.files import is_leftover
+from rediffuse.testing import synthetic_interactions
 
 SMALL = {"batch_size": 64, "precision": "fp32"}
 DIFFUREC = {"embedding_size": 16, "blocks": 1, "epochs": 5, "timestep_sampler": "lossaware", "diffusion_steps": 4}
@@ -58,7 +58,7 @@ def attack(
     model: str, data: dict[str, Any], options: dict[str, Any], kills: int, seed: int, root: Path
 ) -> Counter[str]:
     """Kill and resume until ``kills`` processes have died; count them by place."""
-    split, chance = rd.split.leave_one_out(walks(**data)), random.Random(seed)
+    split, chance = rd.split.leave_one_out(synthetic_interactions(**data)), random.Random(seed)
     arguments: dict[str, Any] = {"config": SMALL | options, "seed": 3}
     for function, folder in ((rd.train, root / "alone"), (tally, root / "counted")):  # the first warms up the server
         first = (model,) if function is rd.train else (root / "calls.json", rd.train, model)

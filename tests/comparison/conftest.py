@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.synthetic import ring_dataset
 
 import rediffuse as rd
+from rediffuse.testing import synthetic_interactions
 
 TINY = {"epochs": 2, "embedding_size": 16, "blocks": 1, "batch_size": 64}
 
@@ -13,7 +13,7 @@ TINY = {"epochs": 2, "embedding_size": 16, "blocks": 1, "batch_size": 64}
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory):
     """name -> run folder, all on one split."""
-    root, data = tmp_path_factory.mktemp("evaluated"), ring_dataset()
+    root, data = tmp_path_factory.mktemp("evaluated"), synthetic_interactions()
     split = rd.split.leave_one_out(data)
     wanted = {
         "popularity": ("popularity", {}, 0),

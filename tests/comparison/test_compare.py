@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 from tests.comparison.folders import made_up_run
-from tests.synthetic import ring_dataset
 from typer.testing import CliRunner
 
 import rediffuse as rd
@@ -18,6 +17,7 @@ from rediffuse.comparison.compare import groups_of_equal_size
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.files import parquet_bytes
 from rediffuse.runs.run_folder import add_files, forget_files
+from rediffuse.testing import synthetic_interactions
 
 
 @pytest.fixture(scope="module")
@@ -119,19 +119,19 @@ def test_other_protocols_are_refused(evaluated, tmp_path, changes, what):
 
 
 def test_other_splits_and_data_are_refused(evaluated, tmp_path):
-    data = ring_dataset()
+    data = synthetic_interactions()
     rd.train("popularity", rd.split.ratio(data, 0.6, 0.2), tmp_path / "ratio")
     rd.evaluate(tmp_path / "ratio", data)
     with pytest.raises(RunError, match=r"differ in their split: ratio .* and leave-one-out"):
         rd.compare([evaluated["popularity"], tmp_path / "ratio"])
-    rd.train("popularity", rd.split.leave_one_out(ring_dataset(seed=2)), tmp_path / "data")
-    rd.evaluate(tmp_path / "data", ring_dataset(seed=2))
+    rd.train("popularity", rd.split.leave_one_out(synthetic_interactions(seed=2)), tmp_path / "data")
+    rd.evaluate(tmp_path / "data", synthetic_interactions(seed=2))
     with pytest.raises(RunError, match="differ in their data"):
         rd.compare([evaluated["popularity"], tmp_path / "data"])
 
 
 def test_unevaluated_and_repeated_runs_are_refused(evaluated, tmp_path):
-    run = rd.train("popularity", rd.split.leave_one_out(ring_dataset()), tmp_path / "run").path
+    run = rd.train("popularity", rd.split.leave_one_out(synthetic_interactions()), tmp_path / "run").path
     with pytest.raises(RunError, match=f"rediffuse evaluate {run} DATASET"):
         rd.compare([evaluated["itemknn"], run])
     (tmp_path / "link").symlink_to(evaluated["itemknn"])

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 from tests.dying import dies
-from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.data.split import TRAIN
@@ -17,11 +16,12 @@ from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.evaluation.protocols import split_for
 from rediffuse.runs.run_folder import add_files
+from rediffuse.testing import synthetic_interactions
 
 
 @pytest.fixture(scope="module")
 def data():
-    return ring_dataset()
+    return synthetic_interactions()
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_seeds_may_be_numpy_integers(run, data):
 
 def test_other_data_is_refused(run):
     with pytest.raises(RunError, match="was trained on other data"):
-        rd.evaluate(run, ring_dataset(seed=1))
+        rd.evaluate(run, synthetic_interactions(seed=1))
 
 
 @pytest.mark.parametrize("renames", range(2, 7))

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.batching.sequences import SequenceBatches
@@ -18,6 +17,7 @@ from rediffuse.errors import DataError
 from rediffuse.evaluation.protocols import protocol
 from rediffuse.models.baselines.bert4rec import BERT4Rec
 from rediffuse.models.baselines.s3rec import S3Rec
+from rediffuse.testing import synthetic_interactions
 
 OWN = dataclasses.replace(
     Histories.from_lists([[1, 2, 3], [4], [], [5, 6]]),
@@ -29,7 +29,7 @@ SYNTHETIC = np.array([[7, 8], [-1, 9], [7, 7], [-1, -1]])
 
 @pytest.fixture(scope="module")
 def split():
-    return rd.split.leave_one_out(ring_dataset())
+    return rd.split.leave_one_out(synthetic_interactions())
 
 
 @pytest.fixture(scope="module")

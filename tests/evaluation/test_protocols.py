@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
@@ -13,11 +12,12 @@ from rediffuse.data.split import TRAIN, VALID, Task
 from rediffuse.errors import ConfigError, DataError, RunError
 from rediffuse.evaluation import evaluate_task
 from rediffuse.evaluation.protocols import among_sampled, protocol, split_for
+from rediffuse.testing import synthetic_interactions
 
 
 @pytest.fixture(scope="module")
 def data():
-    return ring_dataset()
+    return synthetic_interactions()
 
 
 def test_validation_interactions_are_input_by_default(data):

@@ -16,7 +16,6 @@ import pytest
 import torch
 from tests.data.test_knowledge import SMALL, kg
 from tests.fitting import steps, training_data
-from tests.synthetic import ring_dataset
 from torch.nn import functional as F
 
 import rediffuse as rd
@@ -41,6 +40,7 @@ from rediffuse.models.diffkg_denoiser import (
 )
 from rediffuse.models.relation_attention import RelationAttention, View
 from rediffuse.nn import RowDenoiser
+from rediffuse.testing import synthetic_interactions
 
 ROWS = Histories.from_lists([[0, 1], [1]])
 ENTITIES = torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 2]])
@@ -72,7 +72,7 @@ def build(data: TrainingData | None = None, preset: str | None = None, **options
 
 def ring(**replaced) -> TrainingData:
     """60 users, 40 items, and their sections of the ring as entities."""
-    dataset = ring_dataset(knowledge=True)
+    dataset = synthetic_interactions(knowledge=True)
     data = training_data(dataset.interactions, dataset.num_items)
     return dataclasses.replace(data, kg=dataset.kg, **replaced)
 
@@ -129,7 +129,7 @@ def test_hops_add_up_by_hand():
 
 @pytest.mark.parametrize("size", [1, 9], ids=["products on edges", "products on nodes"])
 def test_attention_is_the_softmax_over_edges_of_their_ends(size):
-    edges = knowledge_edges(ring_dataset(knowledge=True).kg, 40)
+    edges = knowledge_edges(synthetic_interactions(knowledge=True).kg, 40)
     assert (edges.num_nodes * edges.num_relations > size * len(edges)) == (size == 1)
     graph, relation = view = View(Graph(edges.matrix()), torch.from_numpy(edges.relation))
     generator = torch.Generator().manual_seed(0)
@@ -476,7 +476,7 @@ def test_it_learns(preset):
 
 def test_data_without_a_graph_of_the_items_are_refused(tmp_path):
     with pytest.raises(DataError, match="learns from a knowledge graph, and the data have none"):
-        rd.train("diffkg", rd.split.leave_one_out(ring_dataset()), tmp_path / "run")
+        rd.train("diffkg", rd.split.leave_one_out(synthetic_interactions()), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     unlinked = dataclasses.replace(training_data(ROWS, 2), kg=kg([(0, 0, 1)], [], 2, 1))
     with pytest.raises(DataError, match="No item is linked to an entity"):
@@ -494,7 +494,7 @@ def test_items_without_entities_and_relations_seen_once_train():
 
 @pytest.mark.filterwarnings("ignore:Training ended before the first validation")
 def test_a_run_killed_in_either_phase_resumes_to_the_same_weights(tmp_path):
-    split = rd.split.leave_one_out(ring_dataset(knowledge=True))
+    split = rd.split.leave_one_out(synthetic_interactions(knowledge=True))
     whole = rd.train("diffkg", split, tmp_path / "whole", config=TINY)
     expected = rd.Recommender.load(whole.path).model.state_dict()
     from rediffuse.training.loop import Trainer
@@ -517,7 +517,7 @@ def test_a_run_killed_in_either_phase_resumes_to_the_same_weights(tmp_path):
 
 
 def test_paths_of_a_run(tmp_path):
-    data = ring_dataset(knowledge=True)
+    data = synthetic_interactions(knowledge=True)
     run = rd.train("diffkg", rd.split.leave_one_out(data), tmp_path / "run", config=TINY)
     recommender = rd.Recommender.load(run.path)
     table = pl.read_parquet(run.path / "knowledge.parquet")

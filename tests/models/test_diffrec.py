@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy import sparse
 from tests.fitting import steps, training_data
-from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
@@ -19,6 +18,7 @@ from rediffuse.models.diffrec import DiffRec, TDiffRec, interaction_weights
 from rediffuse.models.ldiffrec import LDiffRec, cluster_items, split_width
 from rediffuse.models.sampling import Sampling
 from rediffuse.readers.public_datasets import public_dataset
+from rediffuse.testing import synthetic_interactions
 
 ITEMS = 40
 SMALL = {"hidden_sizes": (8, 24), "batch_size": 32, "precision": "fp32", "time_size": 6}
@@ -277,7 +277,7 @@ def test_items_unseen_in_training_and_users_with_one_interaction():
 
 
 def test_a_run_stores_the_times_of_known_users(tmp_path):
-    data = ring_dataset()
+    data = synthetic_interactions()
     interactions = data.interactions
     uneven = (interactions.times - 1_000_000) ** 2  # without the square, weights by time are those by order
     interactions = dataclasses.replace(interactions, times=uneven)
@@ -303,7 +303,7 @@ def test_a_run_stores_the_times_of_known_users(tmp_path):
 
 
 def test_models_that_do_not_read_times_do_not_store_them(tmp_path):
-    split = rd.split.leave_one_out(ring_dataset())
+    split = rd.split.leave_one_out(synthetic_interactions())
     run = rd.train("diffrec", split, tmp_path / "run", config={"epochs": 1, "hidden_sizes": [8]})
     assert pl.read_parquet(run.path / "users.parquet").columns == ["user_id", "history"]
 

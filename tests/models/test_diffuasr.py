@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.fitting import steps, training_data
-from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.batching.continuations import Continuations
@@ -19,6 +18,7 @@ from rediffuse.diffusion import ddim, space_timesteps
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.models.diffuasr import DiffuASR, round_to_items
+from rediffuse.testing import synthetic_interactions
 
 ITEMS = 20
 SMALL = {
@@ -256,7 +256,7 @@ def test_only_before_short_histories_if_asked():
 
 @pytest.fixture(scope="module")
 def split():
-    return rd.split.leave_one_out(ring_dataset())
+    return rd.split.leave_one_out(synthetic_interactions())
 
 
 @pytest.mark.parametrize("method", ["diffuasr", "asrep", "random", "random-seq"])
@@ -280,7 +280,7 @@ def test_synthetic_interactions_do_not_depend_on_validation_and_test_items(split
 
 def test_users_without_a_training_interaction_get_no_synthetic_ones():
     """Under a split by time some users are new."""
-    data = ring_dataset()
+    data = synthetic_interactions()
     split = rd.split.global_time(data, quantile=0.1)
     new = split.training_view().train.lengths == 0
     assert new.any()
@@ -292,7 +292,7 @@ def test_users_without_a_training_interaction_get_no_synthetic_ones():
 
 
 def test_asrep_stops_when_no_item_is_left(tmp_path):
-    data = ring_dataset(users=30, items=5)
+    data = synthetic_interactions(users=30, items=5)
     config = {"epochs": 1, "embedding_size": 8, "blocks": 1}
     split = rd.split.leave_one_out(data)
     made = rd.augment(split, "asrep", n=4, run=tmp_path / "run", config=config).interactions
@@ -345,7 +345,7 @@ def test_random_methods_take_any_items_or_own_ones(split):
 
 
 def test_asrep_extends_histories_along_the_ring_backwards(tmp_path):
-    data = ring_dataset(users=150, items=30)
+    data = synthetic_interactions(users=150, items=30)
     split = rd.split.leave_one_out(data)
     made = rd.augment(split, "asrep", n=2, run=tmp_path / "run", config={"epochs": 30, "embedding_size": 32}, seed=1)
     place = np.array([int(i[1:]) for i in data.item_ids.to_list()])

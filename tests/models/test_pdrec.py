@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from tests.dying import dies
 from tests.fitting import steps, training_data
-from tests.synthetic import ring_dataset
 from torch.nn import functional as F
 
 import rediffuse as rd
@@ -24,6 +23,7 @@ from rediffuse.models.pdrec import PDRec, open_ended
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.signals import derive_signals
 from rediffuse.runs.run_folder import read_run
+from rediffuse.testing import synthetic_interactions
 
 ITEMS = 20
 TINY = {
@@ -39,7 +39,7 @@ def tiny(**options):
 
 @pytest.fixture(scope="module")
 def split():
-    return rd.split.leave_one_out(ring_dataset())
+    return rd.split.leave_one_out(synthetic_interactions())
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

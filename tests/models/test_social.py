@@ -13,7 +13,6 @@ import polars as pl
 import pytest
 import torch
 from tests.fitting import steps, training_data
-from tests.synthetic import ring_dataset
 from torch.nn import functional as F
 
 import rediffuse as rd
@@ -25,6 +24,7 @@ from rediffuse.models.base import TrainingData
 from rediffuse.models.diffnet import DiffNet
 from rediffuse.models.diffnetpp import DiffNetPP
 from rediffuse.nn import standardised
+from rediffuse.testing import synthetic_interactions
 
 ROWS = Histories.from_lists([[0, 1], [1], [2], [0, 2]])
 LINKS = [(0, 1), (1, 2), (2, 1)]
@@ -274,7 +274,7 @@ FORMS = [
 def ring() -> TrainingData:
     """60 users, 40 items, and features of both."""
     rng = np.random.default_rng(3)
-    dataset = ring_dataset(friends=3)
+    dataset = synthetic_interactions(friends=3)
     features = pl.DataFrame({"vector": rng.normal(size=(40, 5)).tolist()})
     user_features = pl.DataFrame({"vector": rng.normal(size=(61, 4)).tolist()})
     data = training_data(dataset.interactions, 40)
@@ -391,7 +391,7 @@ def test_self_links_are_no_links(name):
 
 @pytest.mark.parametrize("name", [*KINDS, "friends"])
 def test_data_without_links_are_refused(name, tmp_path):
-    split = rd.split.leave_one_out(ring_dataset())
+    split = rd.split.leave_one_out(synthetic_interactions())
     with pytest.raises(DataError, match=r"links between \w+, and the data have none"):
         rd.train(name, split, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -402,7 +402,7 @@ def test_data_without_links_are_refused(name, tmp_path):
 @pytest.mark.parametrize("name", [*KINDS, "friends"])
 def test_a_user_without_interactions_gets_recommendations_from_friends(name, tmp_path):
     """u_alone has no interactions, and one friend, u0."""
-    data = ring_dataset(users=300, friends=8)
+    data = synthetic_interactions(users=300, friends=8)
     options = {} if name == "friends" else {"epochs": 40, "batch_size": 256, "reg": 1e-3, "embedding_size": 32}
     run = rd.train(name, rd.split.leave_one_out(data), tmp_path / "run", config=options)
     recommender = rd.Recommender.load(run.path)
@@ -452,7 +452,7 @@ def test_a_user_with_an_untrained_vector_has_no_state(options, known):
 
 
 def test_runs_on_other_features_can_be_neither_resumed_nor_compared(tmp_path):
-    data = ring_dataset(friends=3)
+    data = synthetic_interactions(friends=3)
     tables = [pl.DataFrame({"item": data.item_ids, "vector": [[float(i * s), 1.0] for i in range(40)]}) for s in (1, 2)]
     one, two = (dataclasses.replace(data, items=table, title=None) for table in tables)
     options = {"epochs": 1, "embedding_size": 8}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from tests.synthetic import ring_dataset
 
 import rediffuse as rd
+from rediffuse.testing import synthetic_interactions
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 2, "precision": "fp32", "blocks": 1}
 
 
 @pytest.fixture(scope="session")
 def split():
-    return rd.split.leave_one_out(ring_dataset(knowledge=True))
+    return rd.split.leave_one_out(synthetic_interactions(knowledge=True))
 
 
 @pytest.fixture(scope="session")

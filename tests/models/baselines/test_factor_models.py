@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import TrainingData
 from rediffuse.models.baselines.bprmf import BPRMF
 from rediffuse.models.baselines.lightgcn import LightGCN
+from rediffuse.testing import synthetic_interactions
 
 ROWS = Histories.from_lists([[0, 1, 2], [2, 3], [], [0, 0, 4]])
 KINDS = {"bprmf": BPRMF, "lightgcn": LightGCN}
@@ -77,7 +77,7 @@ def test_the_loss_is_bpr_with_a_penalty(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_users_have_vectors_and_new_users_get_them_from_their_history(name, tmp_path):
-    split = rd.split.leave_one_out(ring_dataset(users=200, items=30))
+    split = rd.split.leave_one_out(synthetic_interactions(users=200, items=30))
     options = {"epochs": 30, "learning_rate": 0.02, "batch_size": 256, "reg": 1e-4}
     run = rd.train(name, split, tmp_path / "run", config=options)
     model = rd.Recommender.load(run.path).model

@@ -10,13 +10,13 @@ import polars as pl
 import pytest
 import torch
 from tests.fitting import steps, training_data
-from tests.synthetic import ring_dataset
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import TrainingData
 from rediffuse.models.baselines.s3rec import S3Rec
 from rediffuse.readers.interactions import read_interactions
+from rediffuse.testing import synthetic_interactions
 
 ITEMS = 20
 SMALL = {"embedding_size": 16, "blocks": 1, "heads": 2, "max_length": 8, "batch_size": 64, "precision": "fp32"}
@@ -92,7 +92,7 @@ def test_it_learns_the_ring_after_both_phases():
 
 
 def test_a_run_has_both_phases_and_attributes_from_the_item_table(tmp_path):
-    data = ring_dataset()
+    data = synthetic_interactions()
     items = data.items.with_columns(genres=pl.Series([f"g{i % 3}|all" for i in range(data.num_items)]))
     interactions = data.interactions
     table = pl.DataFrame(
