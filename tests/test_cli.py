@@ -323,7 +323,7 @@ def test_graphs_end_to_end(tables, tmp_path):
     explain = ["recommend", tmp_path / "facts", "--history", "Film i1|Film i2", "-k", "20", "--explain"]
     found = json.loads(succeeds(*explain, "--json"))
     assert found["paths"]
-    assert {row["touched_item"] for row in found["paths"]} <= {"i1", "i2"}
+    assert {row["history_item"] for row in found["paths"]} <= {"i1", "i2"}
     assert {row["item_id"] for row in found["paths"]} <= {row["item_id"] for row in found["recommendations"]}
     assert "-- of 5 -- part 5.0 -- of 5 -- Film i1" in succeeds(*explain)
     whole_catalogue = "|".join(data.item_ids)

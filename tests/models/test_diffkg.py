@@ -527,7 +527,7 @@ def test_paths_of_a_run(tmp_path):
     paths = recommender.explain(["i1", "i7", "i39", "no such item"], history=["i0", "i5"])
     assert paths["item_id"].unique(maintain_order=True).to_list() == ["i1", "i7"]
     assert paths.filter(item_id="i1")["entity"].to_list() in (["part 5.0", "part 2.0"], ["part 2.0", "part 5.0"])
-    assert (paths["touched_item"].to_list()[-1], paths["entity"].to_list()[-1]) == ("i5", "part 5.1")
+    assert (paths["history_item"].to_list()[-1], paths["entity"].to_list()[-1]) == ("i5", "part 5.1")
     assert recommender.explain(["i1"], user="u1").columns == paths.columns
     with pytest.warns(RediffuseWarning, match="1 of 1 users are unknown; there are no paths"):
         assert not len(recommender.explain(["i1"], user="unknown"))

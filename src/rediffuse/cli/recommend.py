@@ -121,7 +121,7 @@ def _sentences(recommender: Recommender, paths: pl.DataFrame) -> list[str]:
     titles = dict(recommender.items.select("item_id", "title").iter_rows()) if has_titles else {}
     lines = ["Paths of the knowledge graph, with their attention:"]
     for row in paths.iter_rows(named=True):
-        end, start = (str(titles.get(row[column]) or row[column]) for column in ("item_id", "touched_item"))
+        end, start = (str(titles.get(row[column]) or row[column]) for column in ("item_id", "history_item"))
         path = f"-- {row['relation']} --"
         if row["entity"] is not None:
             path += f" {row['entity']} -- {row['relation_back']} --"

@@ -409,8 +409,8 @@ class Recommender(Displayed):
         for message in remarks(counts, answer="there are no paths for them"):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         ids = self.items["item_id"]
-        touched = ids.gather(np.unique(rows.without_synthetic().items))
-        found = self.paths(ids.gather(numbers[numbers >= 0]), touched, require_integer("paths", paths))
+        history_items = ids.gather(np.unique(rows.without_synthetic().items))
+        found = self.paths(ids.gather(numbers[numbers >= 0]), history_items, require_integer("paths", paths))
         return as_kind(found, kind_of(items, history))
 
     @property
@@ -418,12 +418,12 @@ class Recommender(Displayed):
         """Whether the model learned from a knowledge graph, as `explain` needs."""
         return self.knowledge is not None
 
-    def paths(self, items: pl.Series, touched: pl.Series, limit: int) -> pl.DataFrame:
-        """Up to ``limit`` paths from ``touched`` to each of ``items``, as of `explain`; ids are of the run's type."""
+    def paths(self, items: pl.Series, history: pl.Series, limit: int) -> pl.DataFrame:
+        """Up to ``limit`` paths from ``history`` to each of ``items``, as in `explain`; ids have the run's type."""
         from rediffuse.graphs.paths import strongest_paths  # imports scipy, which other answers do not need
 
         assert self.knowledge is not None
-        return strongest_paths(self.knowledge, items, touched, limit)
+        return strongest_paths(self.knowledge, items, history, limit)
 
     def find_items(self, names: Iterable[str]) -> list[Any]:
         """Item ids of ids or titles. Case is ignored, and an id wins over an equal title.

@@ -212,7 +212,7 @@ def _paths(snapshot: RunSnapshot, history: np.ndarray, ranked: RankedItems) -> d
     recommender, found = snapshot.recommender, {}
     ids = recommender.items["item_id"]
     for row in recommender.paths(ids.gather(ranked.items), ids.gather(history), PATHS).iter_rows(named=True):
-        history_item = snapshot.item(int(recommender.item_index([row["touched_item"]])[0]))
+        history_item = snapshot.item(int(recommender.item_index([row["history_item"]])[0]))
         path = {name: row[name] for name in ("relation", "entity", "relation_back", "strength", "kept")}
         found.setdefault(row["item_id"], []).append(path | {"history_item": history_item})
     return found
