@@ -7,41 +7,41 @@ from collections.abc import Mapping
 from typing import Any
 
 # With the title, ten lines.
-_MOST_FACTS = 9
+_MAX_FIELDS = 9
 _WIDTH = 100
 
 
 class Displayed:
-    """Base of classes that describe themselves by a title and a few facts.
+    """Base of classes that describe themselves by a title and a few fields.
 
     A dataclass needs ``repr=False``, or it writes a `__repr__` of its own.
     """
 
     def _display(self) -> tuple[str, Mapping[str, Any]]:
-        """The title, and facts by name. They are cheap to get: no hashing, no reading, no sorting."""
+        """The title, and the fields by name. They are cheap to get: no hashing, no reading, no sorting."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        title, facts = self._display()
-        rows = _rows(facts)
+        title, fields = self._display()
+        rows = _rows(fields)
         width = max((len(name) for name, _ in rows), default=0)
         return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
     def _repr_html_(self) -> str:
-        title, facts = self._display()
+        title, fields = self._display()
         rows = "".join(
             f"<tr><th style='text-align: left'>{html.escape(name)}</th>"
             f"<td style='text-align: left'>{html.escape(value)}</td></tr>"
-            for name, value in _rows(facts)
+            for name, value in _rows(fields)
         )
         return f"<table><caption>{html.escape(title)}</caption>{rows}</table>"
 
 
-def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values as one line of text each. What is None or empty text is left out."""
-    rows = [(_line(name), _line(value)) for name, value in facts.items() if value is not None and value != ""]
-    if len(rows) > _MOST_FACTS:
-        rows = [*rows[: _MOST_FACTS - 1], ("...", f"{len(rows) - _MOST_FACTS + 1} more")]
+    rows = [(_line(name), _line(value)) for name, value in fields.items() if value is not None and value != ""]
+    if len(rows) > _MAX_FIELDS:
+        rows = [*rows[: _MAX_FIELDS - 1], ("...", f"{len(rows) - _MAX_FIELDS + 1} more")]
     return rows
 
 

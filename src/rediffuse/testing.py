@@ -194,9 +194,9 @@ def vectors_rank_as_the_model_does(trained: TrainedModel) -> None:
         items = model.index_vectors()
         if items is None:
             raise NotApplicable("It does not rank by item vectors.")
-        rows, who = Histories.from_lists([[0], [3] * 70, [5, 6, 7, 5]]), np.array([-1, 2, -1])
-        queries = model.query_vectors(rows, who, Sampling(seed=4))
-        scores = model.score(rows, users=who, seed=4)
+        rows, users = Histories.from_lists([[0], [3] * 70, [5, 6, 7, 5]]), np.array([-1, 2, -1])
+        queries = model.query_vectors(rows, users, Sampling(seed=4))
+        scores = model.score(rows, users=users, seed=4)
         by_vectors = model.scores_by_vectors(queries, items, rows)
         torch.testing.assert_close(by_vectors, scores, atol=1e-5, rtol=1e-5, msg=_differ("scores_by_vectors"))
         for row, history in enumerate(([0], [3], [5, 6, 7])):
@@ -208,9 +208,9 @@ def vectors_rank_as_the_model_does(trained: TrainedModel) -> None:
 
 def candidates_are_ranked_as_in_the_whole_list(trained: TrainedModel) -> None:
     among = trained.items[::3]
-    asked = {"users": trained.users[:2], "k": len(trained.items), "seed": 2}
-    every = trained.recommender.recommend(**asked)
-    found = trained.recommender.recommend(**asked, candidates=among)
+    request = {"users": trained.users[:2], "k": len(trained.items), "seed": 2}
+    every = trained.recommender.recommend(**request)
+    found = trained.recommender.recommend(**request, candidates=among)
     _same_lists(every.filter(every["item_id"].is_in(among)).drop("rank"), found.drop("rank"), "candidates")
 
 
@@ -232,7 +232,7 @@ def presets_and_search_are_valid(trained: TrainedModel) -> None:
     for preset in config.presets:
         _build(config, preset, {}, f"preset {preset!r}")
     for option, domain in config.search.items():
-        _require(option in config.model_fields, f"`search` has {option!r}, which is no option")
+        _require(option in config.model_fields, f"`search` has {option!r}, which is not an option")
         for value in (domain.low, domain.high) if isinstance(domain, Range) else domain:
             _build(config, None, {option: value}, f"{option}={value!r} of `search`")
 
@@ -386,9 +386,9 @@ def synthetic_interactions(
         social = pl.DataFrame(links, schema=["source", "target"], orient="row")
     columns: dict[str, Any] = {"user": "user", "item": "item", "time": "time"}
     if knowledge:
-        facts = [(f"e{i}", f"of {size}", f"part {size}.{i // size}") for i in range(items) for size in (5, 2)]
+        triples = [(f"e{i}", f"of {size}", f"part {size}.{i // size}") for i in range(items) for size in (5, 2)]
         links = pl.DataFrame({"item": ids, "entity": [f"e{str(i).removeprefix('i')}" for i in ids]})
-        kg = pl.DataFrame(facts, schema=["head", "relation", "tail"], orient="row")
+        kg = pl.DataFrame(triples, schema=["head", "relation", "tail"], orient="row")
         columns |= {"kg": kg, "item_entity": links}
     return read_interactions(table, **columns, items=titles, title="title", social=social)
 

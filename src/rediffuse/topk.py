@@ -21,10 +21,10 @@ def _top_columns(values: Tensor, k: int) -> Tensor:
     top = values.topk(k + 1)
     columns = top.indices[:, :k]
     # topk returns any of several equal values; that is wrong only where the k-th and the next are equal.
-    doubtful = torch.nonzero(top.values[:, k - 1] == top.values[:, k]).squeeze(1)
-    if len(doubtful):
-        order = values[doubtful].sort(dim=1, descending=True, stable=True)
-        columns[doubtful] = order.indices[:, :k]
+    tied_rows = torch.nonzero(top.values[:, k - 1] == top.values[:, k]).squeeze(1)
+    if len(tied_rows):
+        order = values[tied_rows].sort(dim=1, descending=True, stable=True)
+        columns[tied_rows] = order.indices[:, :k]
     return columns.sort(dim=1).values
 
 

@@ -78,7 +78,7 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 def _report(made: Dataset, out: Path, as_json: bool) -> None:
     lengths = made.interactions.lengths[: made.num_users]
-    facts: dict[str, Any] = {
+    result: dict[str, Any] = {
         "path": str(out),
         "users": made.num_users,
         "items": made.num_items,
@@ -95,9 +95,9 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
     def print_table() -> None:
         listing = table(f"Dataset {out}", "", "")
         for name in ("users", "items", "interactions", "median_history", "social_links", "knowledge_triples"):
-            listing.add_row(name.replace("_", " "), f"{facts[name]:,.0f}")
+            listing.add_row(name.replace("_", " "), f"{result[name]:,.0f}")
         listing.add_row("timestamps", "yes" if made.has_timestamps else "no")
-        listing.add_row("given splits", ", ".join(facts["given_splits"]) or "none")
+        listing.add_row("given splits", ", ".join(result["given_splits"]) or "none")
         print_rich(listing, *(f"- {note}" for note in made.report.get("notes", [])))
 
-    emit(facts, as_json, print_table)
+    emit(result, as_json, print_table)

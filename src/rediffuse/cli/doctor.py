@@ -27,7 +27,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     found = environment()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    facts: dict[str, Any] = {
+    result: dict[str, Any] = {
         **found,
         "memory_gib": _memory_gib(),
         "device": str(device),
@@ -39,16 +39,16 @@ def doctor(as_json: AsJson = False) -> None:
     def print_summary() -> None:
         listing = table("This machine", "", "")
         for name in ("python", "platform", "processor", "cores", "threads", "memory_gib", "device", "precision"):
-            listing.add_row(name.replace("_", " "), str(facts[name]))
+            listing.add_row(name.replace("_", " "), str(result[name]))
         for package, version in found["packages"].items():
             listing.add_row(package, version)
         print_rich(listing)
-        for package, extra in facts["missing_extras"].items():
+        for package, extra in result["missing_extras"].items():
             print_rich(f"{package} is not installed. If you need it: pip install 'rediffuse[{extra}]'")
-        if not facts["data_folder"]:
+        if not result["data_folder"]:
             print_rich("REDIFFUSE_DATA is not set, so public data sets are downloaded from their publishers.")
 
-    emit(facts, as_json, print_summary)
+    emit(result, as_json, print_summary)
 
 
 def _memory_gib() -> float | None:

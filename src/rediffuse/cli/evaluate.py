@@ -33,25 +33,25 @@ def evaluate(
     from rediffuse.data.loading import load_dataset
 
     seeds = range(seed, seed + sampling_seeds)
-    facts = evaluate(run, load_dataset(dataset), protocol=protocol, seeds=seeds)
+    result = evaluate(run, load_dataset(dataset), protocol=protocol, seeds=seeds)
 
     def print_summary() -> None:
-        rules, counts = facts["protocol"], facts["counts"]
-        print_rich(_metrics_table(facts["metrics"], f"Test of {run} ({facts['split']}, protocol {rules['name']})"))
+        rules, counts = result["protocol"], result["counts"]
+        print_rich(_metrics_table(result["metrics"], f"Test of {run} ({result['split']}, protocol {rules['name']})"))
         inputs = "are" if rules["validation_is_input"] else "are not"
         print_rich(
             f"{counts['users']:,} users, {counts['items']:,} items; {counts['cold_users']:,} users without a history; "
             f"{counts['truth_never_trained_share']:.1%} of the true items were never in training; "
-            f"{facts['users_per_second']:,.0f} users/s. Validation interactions {inputs} part of the histories."
+            f"{result['users_per_second']:,.0f} users/s. Validation interactions {inputs} part of the histories."
         )
         if not rules["comparable"]:
             print_rich("NOT COMPARABLE with figures of other protocols.")
-        for remark in (rules["note"], facts["leak"]):
+        for remark in (rules["note"], result["leak"]):
             if remark:
                 print_rich(f"Note: {remark}")
 
     if rank() == 0:
-        emit(facts, as_json, print_summary)
+        emit(result, as_json, print_summary)
 
 
 def _metrics_table(metrics: dict[str, dict[str, float]], title: str) -> Any:

@@ -26,16 +26,16 @@ def index(
     if kind not in ("hnsw", "ivf"):
         raise ConfigError(f"--kind is {kind!r}.", "Give hnsw or ivf.")
     chosen: Literal["hnsw", "ivf"] = "ivf" if kind == "ivf" else "hnsw"
-    facts = {"run": str(run), **build_index(run, chosen, k, recall)}
+    result = {"run": str(run), **build_index(run, chosen, k, recall)}
 
     def print_summary() -> None:
         print_rich(
-            f"{chosen} index of {facts['items']:,} items in {run}: it finds {facts['recall']:.2%} of the exact top "
-            f"{facts['k']}, in {facts['ms_per_query']} ms per user; exact search takes "
-            f"{facts['exact_ms_per_query']} ms. Its size is {facts['bytes'] / 2**20:,.1f} MiB."
+            f"{chosen} index of {result['items']:,} items in {run}: it finds {result['recall']:.2%} of the exact top "
+            f"{result['k']}, in {result['ms_per_query']} ms per user; exact search takes "
+            f"{result['exact_ms_per_query']} ms. Its size is {result['bytes'] / 2**20:,.1f} MiB."
         )
         print_rich(
             f'To use it: rd.Recommender.load("{run}", retrieval="index"), or rediffuse serve {run} --retrieval index'
         )
 
-    emit(facts, as_json, print_summary)
+    emit(result, as_json, print_summary)

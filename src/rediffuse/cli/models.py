@@ -16,7 +16,7 @@ def models(as_json: AsJson = False) -> None:
     from rediffuse.models import model_class, names
     from rediffuse.models.external import class_path
 
-    facts: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     for name in names():
         try:
             kind = model_class(name)
@@ -24,7 +24,7 @@ def models(as_json: AsJson = False) -> None:
             warnings.warn(str(error), RediffuseWarning, stacklevel=1)
             continue
         defaults = kind.Config.build().model_dump(mode="json")
-        facts[name] = {
+        described[name] = {
             "class": class_path(kind),
             "presets": kind.Config.preset_names(),
             "options": {
@@ -34,11 +34,11 @@ def models(as_json: AsJson = False) -> None:
         }
 
     def print_summary() -> None:
-        for name, fact in facts.items():
-            listing = table(f"{name} (presets: {', '.join(fact['presets'])})", "option", "default", "")
+        for name, model in described.items():
+            listing = table(f"{name} (presets: {', '.join(model['presets'])})", "option", "default", "")
             listing.columns[2].justify = "left"
-            for option, field in fact["options"].items():
+            for option, field in model["options"].items():
                 listing.add_row(option, str(field["default"]), field["description"] or "")
             print_rich(listing)
 
-    emit(facts, as_json, print_summary)
+    emit(described, as_json, print_summary)

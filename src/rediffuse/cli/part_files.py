@@ -45,7 +45,7 @@ def recommend_to_part_files(
     idle = not result.written and not result.missing and not result.finished_here
     if local_rank is not None and not result.finished_here and not (idle and local_rank == "0"):
         return
-    facts = {
+    summary = {
         "out": str(out),
         **result.counts,
         "parts": result.parts,
@@ -72,7 +72,7 @@ def recommend_to_part_files(
                 "last one will report it."
             )
 
-    emit(facts, as_json, print_summary)
+    emit(summary, as_json, print_summary)
 
 
 def rank_and_world_size() -> tuple[int, int]:

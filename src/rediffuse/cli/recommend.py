@@ -89,10 +89,10 @@ def recommend(
     if out is not None:
         _write(found, out)
     written = {"rows": len(found), "out": str(out)}
-    facts = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
+    result = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
     paths = _explain(recommender, found["item_id"], history, user) if explain else None
     if paths is not None:
-        facts["paths"] = paths.to_dicts()
+        result["paths"] = paths.to_dicts()
 
     def print_summary() -> None:
         if out is not None:
@@ -105,7 +105,7 @@ def recommend(
         for line in [] if paths is None else _sentences(recommender, paths):
             print_rich(line)
 
-    emit(facts, as_json, print_summary)
+    emit(result, as_json, print_summary)
 
 
 def _explain(recommender: Recommender, items: pl.Series, history: str | None, user: list[str] | None) -> pl.DataFrame:

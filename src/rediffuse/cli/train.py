@@ -54,8 +54,8 @@ def train(
         progress=sys.stderr.isatty(),
         phases_from={name: str(path) for name, path in parse_settings(phases or []).items()},
     )
-    facts = {"run": str(run.path), "minutes": run.minutes, "split": split.name, "validation": run.validation}
-    facts |= {"best_epoch": run.config["training"]["best_epoch"], "resolved": run.config["resolved"]}
+    result = {"run": str(run.path), "minutes": run.minutes, "split": split.name, "validation": run.validation}
+    result |= {"best_epoch": run.config["training"]["best_epoch"], "resolved": run.config["resolved"]}
 
     def print_summary() -> None:
         if run.validation:
@@ -64,8 +64,8 @@ def train(
                 listing.add_row(name, f"{run.validation[name]:.4f}", f"{run.validation[name + '/unseen']:.4f}")
             print_rich(listing)
         print_rich(
-            f"{run.minutes:.1f} minutes, best epoch {facts['best_epoch']}. Next: rediffuse evaluate {out} {dataset}"
+            f"{run.minutes:.1f} minutes, best epoch {result['best_epoch']}. Next: rediffuse evaluate {out} {dataset}"
         )
 
     if rank() == 0:
-        emit(facts, as_json, print_summary)
+        emit(result, as_json, print_summary)

@@ -60,7 +60,7 @@ def tune(
     command += ["--split", split_name] if split_name != "default" else []
     command += ["--seed", str(seed)] if seed else []
     best = ranking.head(SHOWN_TRIALS)
-    facts = {
+    result = {
         "study": str(out),
         "metric": study.metric,
         "best_value": study.best_value,
@@ -90,10 +90,10 @@ def tune(
             else f"The default is number {rank} of {len(ranking)}" + (": no trial was better." if rank == 1 else ".")
         )
         spent = f"{study.minutes:.1f}" + (f" of {minutes:g}" if minutes else "")
-        counts = ", ".join(f"{count} {state}" for state, count in facts["states"].items())
-        print_rich(f"Spent: {spent} minutes; trials: {counts}. Next: {facts['next']}")
+        counts = ", ".join(f"{count} {state}" for state, count in result["states"].items())
+        print_rich(f"Spent: {spent} minutes; trials: {counts}. Next: {result['next']}")
 
-    emit(facts, as_json, print_summary)
+    emit(result, as_json, print_summary)
 
 
 def _short(value: Any) -> str:

@@ -110,7 +110,7 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
             results.append(result)
             seconds.append(time.perf_counter() - began)
     by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
-    facts = {
+    test_result = {
         "run": str(folder),
         "split": split.name,
         "leak": split.leak,
@@ -136,9 +136,9 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
         "lists_test": _lists(results[0], dataset, rules.policies),
     }
     files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
-    files[evaluation_file("test.json", other)] = json.dumps(facts, indent=2).encode()
+    files[evaluation_file("test.json", other)] = json.dumps(test_result, indent=2).encode()
     distributed.main_process_first(lambda: add_files(folder, files, made_of=contents.weights))
-    return facts
+    return test_result
 
 
 def _fingerprint(split: str, rules: dict[str, Any]) -> str:

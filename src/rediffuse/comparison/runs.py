@@ -126,8 +126,8 @@ def read_runs(paths: Iterable[str | Path], protocol: str | None = None) -> list[
     if others := [str(path) for path in given if path not in folders]:  # runs/* may match other files
         warnings.warn(f"Left out, because they hold no run: {', '.join(others)}.", RediffuseWarning, stacklevel=3)
     places = [path.resolve() for path in folders]
-    if twice := sorted({str(path) for path, place in zip(folders, places, strict=True) if places.count(place) > 1}):
-        raise RunError(f"{' and '.join(twice)}: the same run is given more than once.", "Give it once.")
+    if repeated := sorted({str(path) for path, place in zip(folders, places, strict=True) if places.count(place) > 1}):
+        raise RunError(f"{' and '.join(repeated)}: the same run is given more than once.", "Give it once.")
     configs = [read_config(folder) for folder in folders]
     own = [None if protocol == config["split"]["name"] else protocol for config in configs]
     if waiting := [str(folder) for folder, rules in zip(folders, own, strict=True) if not _is_evaluated(folder, rules)]:

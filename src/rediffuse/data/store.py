@@ -122,11 +122,11 @@ def parse_manifest(path: Path, content: bytes | None) -> dict[str, Any]:
             f"{path.parent} holds no dataset: {path} is missing.",
             "Name a folder that `rediffuse prepare`, `rediffuse data` or Dataset.save wrote.",
         )
-    again = "Write the dataset again from its source."
+    remedy = "Write the dataset again from its source."
     try:
         manifest = json.loads(content)
     except ValueError:
-        raise DataError(f"{path} is damaged: it is not JSON.", again) from None
+        raise DataError(f"{path} is damaged: it is not JSON.", remedy) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path} is not the manifest of a dataset.", "Name a folder that Dataset.save wrote.")
     if manifest.get("version") != VERSION:
@@ -135,7 +135,7 @@ def parse_manifest(path: Path, content: bytes | None) -> dict[str, Any]:
             "Write the dataset again with this version, or install the one that wrote it.",
         )
     if manifest.pop("sha256", None) != sha256_json(manifest):
-        raise DataError(f"{path} was changed after it was written.", again)
+        raise DataError(f"{path} was changed after it was written.", remedy)
     return manifest
 
 
@@ -145,11 +145,11 @@ def verify_file(path: Path, known: dict[str, Any]) -> None:
     Raises:
         DataError: it is missing, or they differ.
     """
-    again = "Restore the file, or write the dataset again from its source."
+    remedy = "Restore the file, or write the dataset again from its source."
     if not path.is_file():
-        raise DataError(f"{path} is missing.", again)
+        raise DataError(f"{path} is missing.", remedy)
     size = path.stat().st_size
     if size != known["bytes"]:
-        raise DataError(f"{path} has {size:,} bytes and should have {known['bytes']:,}.", again)
+        raise DataError(f"{path} has {size:,} bytes and should have {known['bytes']:,}.", remedy)
     if sha256_file(path) != known["sha256"]:
-        raise DataError(f"{path} was changed after it was written: its sha256 is another.", again)
+        raise DataError(f"{path} was changed after it was written: its sha256 is another.", remedy)

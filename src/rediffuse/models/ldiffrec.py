@@ -133,8 +133,8 @@ class LDiffRec(DiffRec):
     def parameter_groups(self) -> list[dict[str, Any]]:
         denoiser = list(self.denoiser.parameters())
         inside = {id(p) for p in denoiser}
-        rest = [p for p in self.parameters() if id(p) not in inside]
-        return [{"params": rest}, {"params": denoiser, "learning_rate_factor": self.config.diffusion_rate}]
+        other_parameters = [p for p in self.parameters() if id(p) not in inside]
+        return [{"params": other_parameters}, {"params": denoiser, "learning_rate_factor": self.config.diffusion_rate}]
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> RowBatches:
         batches = super().batches(data, rng)

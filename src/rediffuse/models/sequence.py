@@ -145,8 +145,11 @@ class SequenceModel(Model):
         if not self.item_embedding.sparse:
             return super().parameter_groups()
         table = self.item_embedding.weight
-        rest = [p for p in self.parameters() if p.requires_grad and p is not table]
-        return [{"params": rest}, {"params": [table], "rowwise": self.config.item_optimizer.removeprefix("rowwise_")}]
+        other_parameters = [p for p in self.parameters() if p.requires_grad and p is not table]
+        return [
+            {"params": other_parameters},
+            {"params": [table], "rowwise": self.config.item_optimizer.removeprefix("rowwise_")},
+        ]
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches:
         return SequenceBatches(

@@ -76,10 +76,10 @@ class Column:
         if self.values.null_count():
             more = self.values.null_count() - 1
             least = "at least " if len(self) == tables.PIECE else ""  # later pieces were not read
-            also = f" ({least}{more:,} more rows likewise)" if more else ""
+            more_rows = f" ({least}{more:,} more rows likewise)" if more else ""
             self.refuse_first(
                 self.values.is_null(),
-                f"is empty{also}",
+                f"is empty{more_rows}",
                 "Fill in the value or remove the row; every interaction needs one.",
             )
         return self.values

@@ -56,16 +56,16 @@ class Filters:
         if self.min_rating is not None and rows.ratings is not None:
             highest = float(rows.ratings.max())
             dropped = rows.keep(at_least(rows.ratings, self.min_rating))
-            report.facts["dropped_below_min_rating"] = dropped
+            report.values["dropped_below_min_rating"] = dropped
             report.note(f"{dropped:,} interactions rated below {self.min_rating} were dropped.")
             remedy = f"The highest rating is {highest:g}: lower min_rating."
             _refuse_empty(rows, f"min_rating={self.min_rating}", remedy)
         blocks = rows.blocks()
         repeated = sum(count_repeats(rows.users[block], rows.items[block]) for block in blocks)
-        report.facts["repeated_interactions"] = repeated
+        report.values["repeated_interactions"] = repeated
         if repeated and self.duplicates != "keep":
             kept = [unique_pairs(rows.users[block], rows.items[block], self.duplicates) for block in blocks]
-            report.facts["dropped_duplicates"] = rows.keep(np.concatenate(kept))
+            report.values["dropped_duplicates"] = rows.keep(np.concatenate(kept))
             report.note(
                 f"{repeated:,} repeated interactions of a user with an item were dropped; "
                 f"the {self.duplicates} was kept."
@@ -75,7 +75,7 @@ class Filters:
         if self.k_core is not None:
             users, items = rows.distinct("users"), rows.distinct("items")
             dropped = rows.keep(k_core(rows.users, rows.items, self.k_core))
-            report.facts["dropped_by_k_core"] = dropped
+            report.values["dropped_by_k_core"] = dropped
             _refuse_empty(rows, f"k_core={self.k_core}", "Lower k_core.")
             users, items = users - rows.distinct("users"), items - rows.distinct("items")
             report.note(
@@ -138,12 +138,12 @@ def k_core(users: Numbers, items: Numbers, k: int) -> Mask:
     falling = [np.flatnonzero((side.count > 0) & (side.count < k)) for side in sides]
     while len(falling[0]) or len(falling[1]):
         for one, other in ((0, 1), (1, 0)):
-            also = [falling[other]]
+            fallen = [falling[other]]
             for removed in sides[one].interactions(falling[one]):
                 removed = removed[alive[removed]]
                 alive[removed] = False
-                also.append(sides[other].remove(removed, k))
-            falling[one], falling[other] = falling[one][:0], np.concatenate(also)
+                fallen.append(sides[other].remove(removed, k))
+            falling[one], falling[other] = falling[one][:0], np.concatenate(fallen)
     return alive
 
 

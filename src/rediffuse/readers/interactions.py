@@ -118,7 +118,7 @@ def read_interactions(
         links = open_table(item_entity, "item_entity", item)
         knowledge = side_tables.read_knowledge(open_table(kg, "kg"), links, item, item_ids, report)
 
-    report.facts.update(interactions=len(rows), users=len(user_ids), items=len(item_ids))
+    report.values.update(interactions=len(rows), users=len(user_ids), items=len(item_ids))
     if len(user_ids) == 1:
         report.note("There is a single user.")
     return Dataset(

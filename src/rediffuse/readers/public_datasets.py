@@ -348,9 +348,9 @@ def _pip_download(folder: Path) -> None:
         _WHEEL,
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20 * TIMEOUT, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20 * TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _UnreachableError(str(error)) from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise _UnreachableError(lines[-1] if lines else f"pip ended with {done.returncode}")
+    if process.returncode:
+        lines = [line for line in process.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        raise _UnreachableError(lines[-1] if lines else f"pip ended with {process.returncode}")

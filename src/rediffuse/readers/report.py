@@ -9,12 +9,12 @@ class ReadReport:
     """Collected while tables are read; `as_dict` becomes `rediffuse.data.dataset.Dataset.report`.
 
     Attributes:
-        facts: counts and other values by name.
+        values: counts and other values by name.
         notes: sentences about what a user should know.
     """
 
     def __init__(self) -> None:
-        self.facts: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
         self.notes: list[str] = []
 
     def note(self, sentence: str) -> None:
@@ -22,9 +22,9 @@ class ReadReport:
 
     def count(self, name: str, count: int, sentence: str) -> None:
         """Enter a count; unless it is zero, note it, followed by ``sentence`` (without a full stop)."""
-        self.facts[name] = count
+        self.values[name] = count
         if count:
             self.note(f"{count:,} {sentence}.")
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self.facts, "notes": self.notes}
+        return {**self.values, "notes": self.notes}

@@ -77,11 +77,11 @@ class InteractionRows:
         self.ratings: NDArray[np.float32] | None = None
         self.keys: list[NDArray[Any]] = []
         self.subsets: dict[str, NDArray[np.int8]] = {}
-        report.facts["rows"] = len(self)
+        report.values["rows"] = len(self)
         if "time" in named:
             parsed = read.times(Pieces(named["time"], table, "time"))
             self.times, self.keys = parsed.seconds, [parsed.key]
-            report.facts["time_unit"] = parsed.unit
+            report.values["time_unit"] = parsed.unit
             if parsed.unit != "seconds":
                 report.note(f"Times in column {named['time']!r} were read as {parsed.unit}.")
         if "order" in named:

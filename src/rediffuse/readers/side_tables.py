@@ -119,7 +119,7 @@ def read_social(table: Table, user_ids: pl.Series, report: ReadReport) -> tuple[
         len(new),
         "users have social links but no interactions; they come after the others",
     )
-    report.facts["social_links"] = int(keep.sum())
+    report.values["social_links"] = int(keep.sum())
     return SocialGraph(source[keep], target[keep]), all_ids
 
 
@@ -148,7 +148,7 @@ def read_knowledge(table: Table, links: Table, item: str, item_ids: pl.Series, r
     report.count("kg_repeated", repeated, "repeated triples were dropped")
     known, repeated = _first_of(known, items, linked)
     report.count("item_entity_repeated", repeated, "repeated links of an item to an entity were dropped")
-    report.facts.update(
+    report.values.update(
         kg_triples=int(keep.sum()),
         kg_linked_items=len(np.unique(items[known])),
         kg_unlinked_entities=len(entity_ids) - len(np.unique(linked[known])),

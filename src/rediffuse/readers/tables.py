@@ -226,7 +226,7 @@ def read_table(
     if isinstance(source, (str, PathLike)):
         return _from_files(_expand(Path(source), what), str(source), wanted, separator, encoding, insist)
     if isinstance(source, (list, tuple)) and source and all(isinstance(s, (str, PathLike)) for s in source):
-        paths = [path for one in source for path in _expand(Path(one), what)]
+        paths = [path for entry in source for path in _expand(Path(entry), what)]
         name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         return _from_files(paths, name, wanted, separator, encoding, insist)
     return _from_frame(source, what)
@@ -329,10 +329,10 @@ def _common(kind: pl.DataType, other: pl.DataType) -> pl.DataType | None:
 
 def _stamp(path: Path) -> Stamp:
     try:
-        about = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return about.st_size, about.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _kind(path: Path) -> str:
@@ -364,7 +364,7 @@ def _expand(path: Path, what: str) -> list[Path]:
         files = [file for file in found if not _is_skipped(part for part in file.parts if part not in path.parts)]
         if files:
             # A pattern such as ** finds a folder and its content.
-            return list(dict.fromkeys(file for one in files for file in _expand(one, what)))
+            return list(dict.fromkeys(file for match in files for file in _expand(match, what)))
         raise DataError(f"No file matches {path}.", "Check the pattern and the folder.")
     remedy = f"Check the path of the {what} table."
     if path.parent.is_dir():

@@ -278,20 +278,20 @@ class Recommender(Displayed):
 
     def _frame(self, labels: pl.Series, ranked: Sequence[RankedItems], uncertain: bool) -> pl.DataFrame:
         """The lists of all users as one frame; its columns have the same types if there is no row."""
-        lengths = [len(one.items) for one in ranked]
+        lengths = [len(user.items) for user in ranked]
 
         def joined(arrays: list[Any], dtype: Any) -> NDArray[Any]:
             return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype)
 
-        items = joined([one.items for one in ranked], np.int64)
+        items = joined([user.items for user in ranked], np.int64)
         columns = {
             "user_id": labels.gather(np.repeat(np.arange(len(ranked)), lengths)),
             "item_id": self.items["item_id"].gather(items),
             "rank": joined([np.arange(1, length + 1) for length in lengths], np.int32),
-            "score": joined([one.scores for one in ranked], np.float32),
+            "score": joined([user.scores for user in ranked], np.float32),
         }
         if uncertain:
-            columns["uncertainty"] = joined([one.uncertainty for one in ranked], np.float32)
+            columns["uncertainty"] = joined([user.uncertainty for user in ranked], np.float32)
         return pl.DataFrame(columns | self._titles_of(items))
 
     # --- similar items, denoising trajectories, knowledge paths --------------------------------------------
