@@ -61,16 +61,16 @@ def pdrec(
 Data = Annotated[Path, typer.Argument(help="Folder made by prepare or data.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the augmented dataset.")]
 Number = Annotated[int, typer.Option("--n", help="Synthetic interactions before each history.")]
-Shorter = Annotated[int | None, typer.Option(help="Only before histories with fewer training interactions.")]
+Shorter = Annotated[int | None, typer.Option(help="Augment only histories with fewer training interactions.")]
 SplitName = Annotated[
     str, typer.Option("--split", help="The split whose training subset is read; see: rediffuse train --help.")
 ]
-Seed = Annotated[int, typer.Option(help="Of the training and of the generation.")]
+Seed = Annotated[int, typer.Option(help="Seed of the training and of the generation.")]
 RunFolder = Annotated[
     Path | None,
     typer.Option(help="Run folder of the generator, which is trained there unless it is finished. Default: OUT.run"),
 ]
-Minutes = Annotated[float | None, typer.Option(help="Stop the training after so many minutes.")]
+Minutes = Annotated[float | None, typer.Option(help="Stop the training after this many minutes.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="option=value of the training; may be repeated.")]
 
 
@@ -83,7 +83,7 @@ def diffuasr(
     only_shorter_than: Shorter = None,
     split: SplitName = "default",
     run: RunFolder = None,
-    preset: Annotated[str | None, typer.Option(help="Named options of diffuasr.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset of diffuasr.")] = None,
     settings: Settings = None,
     seed: Seed = 0,
     max_minutes: Minutes = None,
@@ -164,7 +164,7 @@ def random_seq(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Put random items of its own before each history: a control."""
+    """Put random items of the user's own history before it: a control."""
     _generate("random-seq", dataset, out, split, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
 
 

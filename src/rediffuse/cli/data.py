@@ -44,17 +44,23 @@ def prepare(
     order: Annotated[str | None, typer.Option(help="Column that orders each user's interactions.")] = None,
     rating: Annotated[str | None, typer.Option(help="Column of ratings or weights.")] = None,
     min_rating: Annotated[float | None, typer.Option(help="Drop interactions rated lower.")] = None,
-    k_core: Annotated[int | None, typer.Option(help="Keep users and items with at least this many.")] = None,
-    duplicates: Annotated[str, typer.Option(help="Of repeated user-item pairs: keep, first or last.")] = "keep",
+    k_core: Annotated[
+        int | None, typer.Option(help="Keep users and items with at least this many interactions.")
+    ] = None,
+    duplicates: Annotated[
+        str, typer.Option(help="What to do with repeated user-item pairs: keep all, or the first or last.")
+    ] = "keep",
     items: Annotated[str | None, typer.Option(help="Table that describes items.")] = None,
-    title: Annotated[str | None, typer.Option(help="Its column with a readable name.")] = None,
+    title: Annotated[str | None, typer.Option(help="Column of the item table with a readable name.")] = None,
     users: Annotated[str | None, typer.Option(help="Table that describes users.")] = None,
     social: Annotated[str | None, typer.Option(help="Table of links between users.")] = None,
-    kg: Annotated[str | None, typer.Option(help="Table of triples head, relation, tail.")] = None,
+    kg: Annotated[str | None, typer.Option(help="Table of triples: head, relation, tail.")] = None,
     item_entity: Annotated[str | None, typer.Option(help="Table that links items to entities of the graph.")] = None,
-    splits: Annotated[str | None, typer.Option(help="Table user, item, split (train, valid, test).")] = None,
-    encoding: Annotated[str | None, typer.Option(help="Of text files; UTF-8 if not given.")] = None,
-    separator: Annotated[str | None, typer.Option(help="Of text files; detected if not given.")] = None,
+    splits: Annotated[
+        str | None, typer.Option(help="Table with the columns user, item and split (train, valid or test).")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of text files; default: UTF-8.")] = None,
+    separator: Annotated[str | None, typer.Option(help="Separator of text files; default: detected.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a table of interactions into a dataset."""

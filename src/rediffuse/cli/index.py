@@ -16,7 +16,7 @@ def index(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     kind: Annotated[str, typer.Option(help="ivf (clusters) or hnsw (a graph; slow to build).")] = "ivf",
     recall: Annotated[float, typer.Option(help="Target recall: share of the exact top k that the index finds.")] = 0.95,
-    k: Annotated[int, typer.Option("-k", help="Length of the lists that recall is measured on.")] = 100,
+    k: Annotated[int, typer.Option("-k", help="Length of the lists on which recall is measured.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """Build an approximate index for large catalogues; the model card states its measured recall."""

@@ -12,7 +12,7 @@ from rediffuse.errors import ConfigError, RediffuseWarning
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """All models, their presets and their options: the built-in ones, and those of installed packages."""
+    """List all models, built-in and from installed packages, with their presets and options."""
     from rediffuse.models import model_class, names
     from rediffuse.models.external import class_path
 

@@ -247,8 +247,8 @@ class Model(nn.Module):
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         """(B, d) vectors of known users; arguments as for `score_known`.
 
-        Their inner products with `index_vectors` are the scores, but for what `scores_by_vectors` adds to items of the
-        history.
+        Their inner products with `index_vectors` are the scores, except for what `scores_by_vectors` adds to items of
+        the history.
         """
         raise NotImplementedError
 

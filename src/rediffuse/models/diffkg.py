@@ -90,13 +90,13 @@ class DiffKGConfig(FactorConfig):
     validate_every: int = Field(1, ge=1, description="Epochs between validations.")
     layers: int = Field(2, ge=1, description="Steps of propagation between users and items.")
     kg_hops: int = Field(1, ge=1, description="Steps of attention along the knowledge graph.")
-    message_dropout: float = Field(0.1, ge=0, lt=1, description="On what an entity receives.")
+    message_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the messages that an entity receives.")
     residual: float = Field(0.5, ge=0, description="Share of the previous vector that stays after a hop.")
     most_edges: int | None = Field(
         None, ge=1, description="Edges of the original view per entity, drawn once; null: all."
     )
     contrast: float = Field(0.01, ge=0, description="Weight of the contrast between the views.")
-    temperature: float = Field(0.2, gt=0, description="Of the contrast.")
+    temperature: float = Field(0.2, gt=0, description="Temperature of the contrast.")
     main_view: Literal["pruned", "original"] = Field("pruned", description="The view that recommends.")
     pruning: Literal["diffusion", "random", "none"] = Field("diffusion", description="What selects the edges to keep.")
     rebuild_k: int = Field(1, ge=1, description="Best edges that each entity keeps, in either direction.")
@@ -111,7 +111,7 @@ class DiffKGConfig(FactorConfig):
     collaborative: float = Field(0.5, ge=0, le=1, description="Share of the convolution in the denoiser's loss.")
     hidden_size: int = Field(128, ge=1, description="Width of the denoiser.")
     denoiser_batch: int = Field(4096, ge=1, description="Entities per step of the denoiser.")
-    denoiser_dropout: float = Field(0.0, ge=0, lt=1, description="On the input row.")
+    denoiser_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input row of the denoiser.")
     normalize: bool = Field(
         False, description="Scale noised rows to length one, as released; makes rows dense in training."
     )

@@ -114,7 +114,7 @@ class DiffRecConfig(ModelConfig):
         (200, 600), min_length=1, description="Widths from the narrowest outwards: items, 600, 200, 600, items."
     )
     time_size: int = Field(10, ge=1, description="Width of the embedding of the timestep.")
-    dropout: float = Field(0.5, ge=0, lt=1, description="On the input row.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout on the input row.")
     normalize: bool = Field(False, description="Scale the input row to length one; makes inference slower.")
     weighting: Weighting = Field("none", description="Weight recent interactions more: none, order or interval.")
     weight_min: float = Field(0.1, ge=0, le=1, description="Weight of a user's oldest interaction.")

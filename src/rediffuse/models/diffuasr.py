@@ -79,30 +79,36 @@ class DiffuASRConfig(ModelConfig):
     fidelity: Literal["corrected", "released"] = Field(
         "corrected", description="released: cg with the wrong sign, and with the first step's factor for all steps."
     )
-    backbone: str | None = Field("sasrec", description="Trained on the augmented histories; null: no backbone.")
-    backbone_options: dict[str, Any] = Field({}, description="Its own options, e.g. backbone_options.dropout=0.2.")
-    classifier_model: Literal["sasrec", "bert4rec"] = Field("sasrec", description="Gives item vectors and guidance.")
-    classifier: dict[str, Any] = Field({}, description="Its options, e.g. classifier.epochs=50.")
+    backbone: str | None = Field("sasrec", description="Model that is trained on the augmented histories; null: none.")
+    backbone_options: dict[str, Any] = Field(
+        {}, description="Options of the backbone, e.g. backbone_options.dropout=0.2."
+    )
+    classifier_model: Literal["sasrec", "bert4rec"] = Field(
+        "sasrec", description="Model for item vectors and guidance."
+    )
+    classifier: dict[str, Any] = Field({}, description="Options of the classifier, e.g. classifier.epochs=50.")
     n: int = Field(10, ge=1, description="M, synthetic interactions before a history.")
-    only_shorter_than: int | None = Field(None, ge=1, description="Only before histories with fewer interactions.")
+    only_shorter_than: int | None = Field(None, ge=1, description="Augment only histories with fewer interactions.")
     guidance: Literal["none", "cf", "cg"] = Field("cf", description="none, cf: classifier-free, cg: classifier-guided.")
     guidance_scale: float = Field(1.0, ge=0, description="Weight of the guidance in sampling; 0: none.")
     condition_dropout: float = Field(
-        0.1, ge=0, lt=1, description="For cf: share of rows trained without their condition."
+        0.1, ge=0, lt=1, description="Share of rows trained without their condition, with guidance=cf."
     )
-    channels: int = Field(32, ge=8, description="Of the U-Net's first level, a multiple of 8.")
-    multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="Of the channels, one per level.")
+    channels: int = Field(32, ge=8, description="Channels of the U-Net's first level, a multiple of 8.")
+    multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="Factors of the channels, one per level.")
     pool: Literal["mean", "sum"] = Field("mean", description="How the history's vectors become the condition.")
-    anywhere: bool = Field(True, description="Learn from any M successive items; false: from the first M only.")
+    anywhere: bool = Field(True, description="Learn from any M successive items; false: only from the first M.")
     noise_schedule: Literal["linear", "quad", "sigmoid", "cosine_clip"] = "linear"
     diffusion_steps: int = Field(1000, ge=1, description="T, the steps of the noise schedule.")
-    sampling_steps: int = Field(5, ge=1, description="Steps of DDIM.")
-    generator_epochs: int = Field(200, ge=1, description="Of the generator; the last weights are kept.")
+    sampling_steps: int = Field(5, ge=1, description="Number of DDIM steps.")
+    generator_epochs: int = Field(200, ge=1, description="Epochs of the generator; its last weights are kept.")
     generator_rate: float = Field(1e-3, gt=0, description="Learning rate of the generator.")
     generator_batch: int = Field(512, ge=1, description="Users per step of the generator.")
     forbid_own: bool = Field(True, description="Do not generate items of the user's history.")
     forbid_repeats: bool = Field(True, description="Do not generate an item twice for a user.")
-    sampling_temperature: float = Field(0.0, ge=0, description="Of the choice of items; 0 takes the nearest.")
+    sampling_temperature: float = Field(
+        0.0, ge=0, description="Temperature of the choice of items; 0 takes the nearest."
+    )
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:

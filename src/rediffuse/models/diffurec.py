@@ -87,7 +87,9 @@ class DiffuRecConfig(SequenceConfig):
     timestep_sampler: Literal["uniform", "fixstep", "lossaware"] = "uniform"
     lambda_uncertainty: float = Field(0.001, ge=0, description="Mean and standard deviation of lambda.")
     solver: Literal["ancestral", "ddim", "dpmpp_2m", "one_step"] = "ancestral"
-    variance: Literal["fixed_small", "fixed_large"] = Field("fixed_small", description="Of the ancestral solver.")
+    variance: Literal["fixed_small", "fixed_large"] = Field(
+        "fixed_small", description="Variance of the ancestral solver."
+    )
     sampling_steps: int | None = Field(None, ge=1, description="None: calibrated on validation data.")
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",

@@ -63,7 +63,7 @@ class LDiffRecConfig(DiffRecConfig):
 
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="Decoupled (AdamW).")
-    hidden_sizes: tuple[int, ...] = Field((300,), min_length=1, description="Of the denoiser, between latent rows.")
+    hidden_sizes: tuple[int, ...] = Field((300,), min_length=1, description="Widths of the denoiser's hidden layers.")
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",
         description="released: the decoder is trained to give the row after its dropout, and under weighting=order a "
@@ -72,12 +72,14 @@ class LDiffRecConfig(DiffRecConfig):
     noise_scale: float = Field(0.5, gt=0, description="Factor of both ends of the schedule.")
     noise_max: float = Field(0.005, gt=0, description="1 - abar at the last step, before the factor.")
     beta_fixed: bool = Field(False, description="Set the first beta to 1e-5; not in the released L-DiffRec.")
-    clusters: int = Field(2, ge=1, description="Of items; each has its own section of the latent vector.")
+    clusters: int = Field(
+        2, ge=1, description="Number of item clusters; each has its own section of the latent vector."
+    )
     latent_size: int = Field(300, ge=1, description="Width of the latent vector, over all clusters.")
-    input_dropout: float = Field(0.1, ge=0, lt=1, description="On the row that is encoded.")
+    input_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the row that is encoded.")
     diffusion_share: float = Field(0.03, ge=0, description="Weight of the diffusion loss; falls over 500 epochs.")
     diffusion_rate: float = Field(
-        0.5, gt=0, description="Learning rate of the denoiser, as a multiple of that of the rest."
+        0.5, gt=0, description="Learning rate of the denoiser, relative to that of the other weights."
     )
 
 

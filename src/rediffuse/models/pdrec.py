@@ -78,8 +78,10 @@ class PDRecConfig(ModelConfig):
         "diffusion.fidelity is set; a backbone has its own, backbone_options.fidelity.",
     )
     backbone: str = Field("sasrec", description="The sequence model that is trained with the signals, and recommends.")
-    backbone_options: dict[str, Any] = Field({}, description="Its own options, e.g. backbone_options.dropout=0.2.")
-    diffusion: dict[str, Any] = Field({}, description="Options of the tdiffrec, e.g. diffusion.epochs=50.")
+    backbone_options: dict[str, Any] = Field(
+        {}, description="Options of the backbone, e.g. backbone_options.dropout=0.2."
+    )
+    diffusion: dict[str, Any] = Field({}, description="Options of the TI-DiffRec, e.g. diffusion.epochs=50.")
     loss: Literal["bce", "softmax"] = Field("bce", description="bce as in the paper; softmax needs nns=false.")
     hbr: bool = Field(True, description="Historical behaviour reweighting.")
     dpa: bool = Field(True, description="Diffusion-based positive augmentation.")
@@ -88,13 +90,13 @@ class PDRecConfig(ModelConfig):
         0.3, ge=0, le=1, description="Share of an interaction's weight that depends on its rank among the user's."
     )
     largest: float = Field(3.0, gt=0, description="Upper bound of an interaction's weight, before the scale.")
-    scale: float = Field(4.0, gt=0, description="Factor of all weights of interactions.")
+    scale: float = Field(4.0, gt=0, description="Factor that all interaction weights are multiplied by.")
     band_from: float = Field(
         80.0, ge=0, lt=100, description="Start of the band of safe negatives in the ranking, in %."
     )
-    band_to: float = Field(99.0, gt=0, le=100, description="Its end.")
+    band_to: float = Field(99.0, gt=0, le=100, description="End of that band, in %.")
     candidates: int = Field(100, ge=1, description="Best items, from which the backbone selects the liked ones.")
-    liked: int = Field(1, ge=1, description="How many it selects: those that it ranks highest itself.")
+    liked: int = Field(1, ge=1, description="Number of liked items: the candidates that the backbone ranks highest.")
     positive_weight: float = Field(0.01, ge=0, description="Weight of the loss at liked items.")
 
     @model_validator(mode="after")

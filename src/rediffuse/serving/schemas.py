@@ -54,7 +54,7 @@ class RecommendRequest(_Request):
     )
     seed: Seed = Field(
         0,
-        description="Seed of the noise. The same seed gives the same list, whatever else is in the batch; only items "
+        description="Seed of the noise. The same seed gives the same list in any batch; only items "
         "whose scores agree up to rounding may change places.",
     )
     noise: Noise = Field(1.0, description="Factor that the noise is multiplied by.")
@@ -119,7 +119,7 @@ class RecommendResponse(_Response):
 
 
 class SimilarRequest(_Request):
-    """Items to find similar items of."""
+    """Items for which to find similar items."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"items": ["50"], "k": 10}]})
 
@@ -137,7 +137,7 @@ class SimilarResponse(_Response):
 
 
 class DenoiseRequest(_Request):
-    """A user or a history to show the denoising trajectory of."""
+    """The user or the history whose denoising trajectory is shown."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["50", "181"], "sampling_steps": 8}]})
 

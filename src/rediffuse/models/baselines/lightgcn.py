@@ -69,7 +69,7 @@ class LightGCN(FactorModel):
         users, items = torch.stack(layers).mean(0).split((self.num_users, self.num_items))
         self.user_vectors.copy_(users)
         self.item_vectors.copy_(items)
-        # What an item sends to a new neighbour over all steps, but for the factor of the neighbour's degree.
+        # What an item sends to a new neighbour over all steps, except for the factor of the neighbour's degree.
         sent = torch.stack([layer[self.num_users :] for layer in layers[:-1]]).sum(0) / len(layers)
         self.item_spread.copy_(sent * self.item_degree.clamp(min=1).rsqrt()[:, None])
 
