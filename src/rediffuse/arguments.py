@@ -80,7 +80,7 @@ def require_number(name: str, value: Any, *, above: float | None = None) -> floa
 def require_options(
     name: str, value: Any, of: type[Any] | None = None, example: str = '{"epochs": 20}'
 ) -> dict[str, Any]:
-    """Options by name, of a mapping or None; or those that were set on an object of the config class ``of``.
+    """Options by name: from a mapping, from None, or those set on an object of the config class ``of``.
 
     Raises:
         ConfigError: it is something else.

@@ -4,7 +4,7 @@
 - ``asrep``: a SASRec that reads from right to left and extends the history (Liu et al., ASReP, SIGIR 2021);
 - ``random-seq``: items of the user's own history; ``random``: any items.
 
-Only the training subset of the split is read. Of it, each user's last interaction selects the weights of generators.
+Only the training subset of the split is read. Each user's last interaction in it selects the weights of generators.
 The result depends on the training subset, the options and the seed alone.
 """
 
@@ -70,8 +70,8 @@ def augment(
         run: run folder of the generator (diffuasr and asrep). A finished run is used again; otherwise the generator is
             trained there, and an interrupted training is resumed.
         config, preset: options of the generator's training: those of ``diffuasr``, or of ``sasrec`` for asrep.
-        seed: of the training and of the generation.
-        max_minutes: of training.
+        seed: seed of the training and of the generation.
+        max_minutes: limit of the training time.
         progress: show progress bars of the training.
 
     Raises:
@@ -178,13 +178,13 @@ def _trained_model(
 
 
 def _random(histories: Histories, num_items: int, n: int, seed: int) -> NDArray[np.int64]:
-    """Any items; a user's depend on the seed and the user's number alone."""
+    """Random items of the catalogue, which depend only on the seed and the user's number."""
     rows = [np.random.default_rng((seed, user)).integers(0, num_items, n) for user in range(len(histories))]
     return np.stack(rows) if rows else np.empty((0, n), dtype=np.int64)
 
 
 def _random_seq(histories: Histories, num_items: int, n: int, seed: int) -> NDArray[np.int64]:
-    """Items of the user's own history."""
+    """Random items of the user's own history."""
     synthetic = np.full((len(histories), n), -1, dtype=np.int64)
     for user in np.flatnonzero(histories.lengths):
         synthetic[user] = np.random.default_rng((seed, int(user))).choice(histories.row(int(user)), n)
@@ -192,7 +192,7 @@ def _random_seq(histories: Histories, num_items: int, n: int, seed: int) -> NDAr
 
 
 def _within_training(split: Split, backwards: bool) -> Split:
-    """The training subset as a dataset of its own, ``backwards`` if asked; each user's last interaction validates.
+    """The training subset as a dataset, reversed if ``backwards``; each user's last interaction validates.
 
     So generators never see the validation and test subsets, and their weights are not selected by them.
     """

@@ -107,7 +107,7 @@ class ModelConfig(BaseModel):
 
     @classmethod
     def _error(cls, error: ValidationError) -> ConfigError:
-        """The first of pydantic's errors as one of ours."""
+        """Convert the first of pydantic's errors to a `ConfigError`."""
         first = error.errors()[0]
         if isinstance(ours := first.get("ctx", {}).get("error"), ConfigError):  # raised by a validator
             return ours

@@ -107,7 +107,7 @@ def staged_files(folder: Path, contents: dict[str, bytes]) -> Iterator[Callable[
 
     Args:
         folder: created if it does not exist.
-        contents: of each file, by its final name.
+        contents: content of each file, by its final name.
 
     Yields:
         A function that renames one file, given its final name.

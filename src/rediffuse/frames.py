@@ -18,7 +18,7 @@ Frame: TypeAlias = Any
 
 
 def kind_of(*values: Any) -> Kind:
-    """The library of the first value that is a column or a frame of one; polars if there is none."""
+    """The library of the first value that is a column or a frame; polars if no value is one."""
     for value in values:
         library = _library(_native(value))
         if library in ("polars", "pandas", "pyarrow"):
@@ -49,7 +49,7 @@ def _as_pandas(series: pl.Series) -> Any:
 
 def is_frame(value: Any) -> bool:
     """Whether a value looks like a dataframe, which has named columns."""
-    return hasattr(type(_native(value)), "columns")  # of the type: lazy frames take long to name their own
+    return hasattr(type(_native(value)), "columns")  # ask the type: lazy frames take long to list their columns
 
 
 def as_column(value: Any) -> pl.Series | list[Any] | None:
@@ -80,7 +80,7 @@ def columns_of(name: str, value: Any, wanted: tuple[str, ...]) -> dict[str, pl.S
     """Those of the ``wanted`` columns that a frame has, of which it must have the first.
 
     Args:
-        name: of the argument, for errors.
+        name: name of the argument, for errors.
         value: the frame.
         wanted: names of columns.
 

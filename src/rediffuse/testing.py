@@ -88,7 +88,7 @@ def check_model(
 
     Args:
         model: a class, the import path of one (``"my_package.module:MyModel"``), or a name.
-        config: options; `SMALL` where it says nothing. Choose them so that a training takes a second.
+        config: options on top of `SMALL`. Choose them so that a training takes a second.
         data: a dataset, which is split by leave-one-out, or a split; None: `synthetic_interactions` with friends and a
             knowledge graph. It needs at least 8 items and 3 users.
 
@@ -120,7 +120,7 @@ def train_small(
     config: dict[str, Any] | None = None,
     data: Dataset | Split | None = None,
 ) -> TrainedModel:
-    """Train a model for the contracts; arguments as of `check_model`. The run is written into ``folder``."""
+    """Train a model for the contracts; arguments as for `check_model`. The run is written into ``folder``."""
     kind = model_class(model)
     if data is None:
         data = synthetic_interactions(friends=3, knowledge=True)
@@ -282,7 +282,7 @@ CONTRACTS: tuple[Callable[[TrainedModel], None], ...] = (
 
 
 def _require(condition: bool, message: str) -> None:
-    """As ``assert``, which python -O leaves out."""
+    """Like ``assert``, but not removed by ``python -O``."""
     if not condition:
         _fail(message)
 
@@ -350,7 +350,7 @@ def synthetic_interactions(
         users: how many.
         items: how many.
         length: interactions of a user, at most; at least 4.
-        seed: of what is drawn.
+        seed: seed of what is drawn.
         text_ids: ids are "u0" and "i0"; otherwise integers.
         friends: link each user to this many who started nearby, and one more user, who has no interactions, to the
             first.

@@ -34,7 +34,7 @@ class Continuation:
 
 
 class Continuations:
-    """One epoch that cuts every long enough history once.
+    """One epoch, in which every long enough history is cut once.
 
     Args:
         histories: training interactions.

@@ -40,8 +40,8 @@ def draw_negatives(
 ) -> NDArray[np.int64]:
     """Draw one item per user, uniformly from those that the user has not interacted with.
 
-    An item that the user has interacted with is drawn again, up to ``tries`` times; so a user of nearly all items may
-    get one of their own.
+    An item that the user has interacted with is drawn again, up to ``tries`` times; so a user who has nearly all items
+    may get one of those.
 
     Args:
         users: (n,) user numbers.

@@ -68,8 +68,8 @@ def rank_slice(whole: NDArray[np.int64], rank: int, ranks: int) -> tuple[NDArray
 
     Args:
         whole: (n,) rows of the batch.
-        rank: which process.
-        ranks: how many processes.
+        rank: number of this process.
+        ranks: number of processes.
     """
     own = whole[rank::ranks]
     return (own, len(own) * ranks / len(whole)) if len(own) else (whole[:1], 0.0)
@@ -108,7 +108,7 @@ class SequenceBatches:
             once (causal form). False: one window per target, ending just before it (prefix form).
         rng: source of randomness.
         synthetic_targets: whether synthetic interactions are targets. If not, the user's first own interaction after
-            them is none either, because they were generated from it.
+            them is not one either, because they were generated from it.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class SequenceBatches:
         self.batches = bucket(lengths, targets, batch_size, rng)
 
     def _targets(self, starts: NDArray[Any], stops: NDArray[Any]) -> NDArray[np.int64]:
-        """How many targets of each window are trained. Only where synthetic interactions are no targets."""
+        """Number of trained targets of each window, where synthetic interactions are not targets."""
         return self.trained_before[stops + 1] - self.trained_before[starts + 1 if self.every_position else stops]
 
     def __len__(self) -> int:

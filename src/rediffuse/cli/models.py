@@ -20,7 +20,7 @@ def models(as_json: AsJson = False) -> None:
     for name in names():
         try:
             kind = model_class(name)
-        except ConfigError as error:  # of another package; the others are listed all the same
+        except ConfigError as error:  # a broken model of another package; the others are listed
             warnings.warn(str(error), RediffuseWarning, stacklevel=1)
             continue
         defaults = kind.Config.build().model_dump(mode="json")

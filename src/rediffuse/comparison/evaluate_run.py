@@ -52,8 +52,8 @@ def evaluate(
         run: a run folder, or what `rediffuse.train` returned.
         data: the dataset it was trained on, or the path of its folder.
         protocol: see `rediffuse.evaluation.protocols`; None: that of the run's split.
-        seeds: of the sampling noise, at least 0. A stochastic model is evaluated once per seed, other models with the
-            first only. They also determine the items that ``sampled-N`` draws.
+        seeds: seeds of the sampling noise, at least 0. A stochastic model is evaluated once per seed, other models with
+            the first only. They also determine the items that ``sampled-N`` draws.
 
     Returns:
         Metrics per policy, averaged over ``seeds``; metrics of each seed; counts, protocol, costs, environment.

@@ -48,7 +48,7 @@ class EvaluatedRun:
         path: the run folder.
         config: content of config.json.
         test: content of test.json.
-        protocol: of the evaluation; None: that of the run's split.
+        protocol: protocol of the evaluation; None: that of the run's split.
     """
 
     path: Path
@@ -226,7 +226,7 @@ def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _differ(other: dict[str, Any], options: dict[str, Any], option: str) -> bool:
-    """Whether two runs differ in an option. A nested option that one of them does not set is no difference."""
+    """Whether two runs differ in an option. A nested option that one of them does not set does not count."""
     return (option in other or "." not in option) and other.get(option) != options[option]
 
 

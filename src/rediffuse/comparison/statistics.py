@@ -41,7 +41,7 @@ class PairedTest:
     Attributes:
         difference: mean of (first - second) over users, with its interval.
         effect: Cohen's d_z, the mean difference over its standard deviation; 0 if all differences are equal.
-        p: of the two-sided paired t test.
+        p: p value of the two-sided paired t test.
         users: number of users; users for whom the metric has no value (NaN) are left out.
     """
 

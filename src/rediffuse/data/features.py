@@ -22,7 +22,7 @@ MOST_VALUES = 256
 
 
 def item_features(table: pl.DataFrame | None) -> sparse.csr_array | None:
-    """(num_items, values) binary matrix of the first column of sets: lists, or text with ``|`` or ``;`` between.
+    """(num_items, values) binary matrix of the first column of sets: lists, or text separated by ``|`` or ``;``.
 
     Args:
         table: row i describes item i, see `rediffuse.data.dataset.Dataset.items`.
@@ -58,7 +58,7 @@ def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
     they are the sets of `item_features` as zeros and ones, of their 256 most common values.
 
     Args:
-        table: of items or users, see `rediffuse.data.dataset.Dataset`.
+        table: the item or user table, see `rediffuse.data.dataset.Dataset`.
 
     Returns:
         None without a table or such a column, or where no row has any.

@@ -139,6 +139,6 @@ class Histories(Displayed):
         return "Histories", {
             "rows": len(self),
             "interactions": len(self.items),
-            "beside items": ", ".join(columns) or None,
+            "other arrays": ", ".join(columns) or None,
             "first row": f"items {shown}" if len(self) else None,
         }

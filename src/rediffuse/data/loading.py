@@ -56,7 +56,7 @@ def as_dataset(name: str, value: Any, wanted: str = "a Dataset or a dataset fold
     """A dataset as it is, or the dataset of a folder.
 
     Args:
-        name: of the argument, for errors.
+        name: name of the argument, for errors.
         value: what was passed for it.
         wanted: what the argument may be, for errors.
 

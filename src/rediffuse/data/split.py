@@ -44,7 +44,7 @@ __all__ = [
 
 
 def _of_real_interactions(make: Callable[..., Split]) -> Callable[..., Split]:
-    """Let a way to split see real interactions only; synthetic ones train, if they were generated for that split."""
+    """Decorate a splitter to see real interactions only; synthetic ones train, if generated for that split."""
 
     @functools.wraps(make)
     def split(dataset: Dataset | str | PathLike[str], *args: Any, **params: Any) -> Split:
@@ -99,7 +99,7 @@ def leave_one_out(dataset: Dataset) -> Split:
 
 @_of_real_interactions
 def global_time(dataset: Dataset, quantile: float = 0.9, valid_quantile: float = 0.9) -> Split:
-    """Everything from one point in time on is tested; training is strictly before it.
+    """All interactions from one point in time on are tested; training is strictly before it.
 
     Args:
         dataset: with timestamps.
@@ -280,7 +280,7 @@ def as_split(name: str, value: Any) -> Split:
     """A split as it is; of a dataset, or of the path of a dataset folder, the default split.
 
     Args:
-        name: of the argument, for errors.
+        name: name of the argument, for errors.
         value: what was passed for it.
 
     Raises:

@@ -106,8 +106,8 @@ def parse_manifest(path: Path, content: bytes | None) -> dict[str, Any]:
     """The verified content of a manifest.
 
     Args:
-        path: of the manifest, for errors.
-        content: of the file; None if there is none.
+        path: path of the manifest, for errors.
+        content: content of the file; None if there is no file.
 
     Raises:
         DataError: there is none, it is damaged, or it is of another format or version.

@@ -125,7 +125,7 @@ class Split(Displayed):
         )
 
     def task(self, name: Literal["valid", "test"]) -> Task:
-        """The users with an interaction in the subset, their earlier interactions and those to be found.
+        """The users with an interaction in the subset, their earlier interactions and those to predict.
 
         Validation histories are training interactions; test histories are training and validation interactions.
 

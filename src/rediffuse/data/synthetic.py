@@ -50,7 +50,7 @@ def with_synthetic(split: Split, synthetic: NDArray[np.int64], name: str, detail
     Args:
         split: they were generated from its training subset. The dataset records it and refuses other splits.
         synthetic: (users, n) item numbers, -1 for none.
-        name: of the method, for tables.
+        name: name of the method, for tables.
         details: how they were generated, JSON-able.
     """
     data = split.dataset.without_synthetic()

@@ -211,7 +211,7 @@ def timestep_sampler(name: str, steps: int, **params: float) -> UniformSampler:
     Args:
         name: uniform, fixstep or lossaware; hyphens and underscores are ignored.
         steps: T, at least 1.
-        **params: of lossaware, ``history_per_term`` and ``uniform_prob``.
+        **params: ``history_per_term`` and ``uniform_prob``, for lossaware.
 
     Raises:
         ConfigError: unknown name or parameter, or a value out of range.

@@ -103,7 +103,7 @@ def parse_metrics(names: Iterable[str], known: Iterable[str] = ACCURACY) -> tupl
     """Parse several metrics, and drop repeats.
 
     Raises:
-        ConfigError: as `parse_metric`, or there is no name.
+        ConfigError: as `parse_metric`, or no name is given.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:

@@ -34,7 +34,7 @@ class Protocol:
     """How a model is evaluated.
 
     Attributes:
-        name: of the protocol.
+        name: name of the protocol.
         split: name of the split that it needs; None: any.
         negatives: number of sampled items that each user's true items are ranked among; None: the whole catalogue.
         exclude_seen: whether items of the user's history are left out of the sample.
@@ -123,7 +123,7 @@ def protocol(name: str) -> Protocol:
     """The protocol called ``name``, which may be ``sampled-N`` for any N.
 
     Raises:
-        ConfigError: there is none of that name; the error gives the closest one.
+        ConfigError: the name is unknown; the error gives the closest one.
     """
     if found := re.fullmatch(r"sampled-([1-9][0-9]*)", name):
         return Protocol(name, None, negatives=int(found.group(1)), note=_SAMPLED)
@@ -136,7 +136,7 @@ def split_for(name: str, dataset: Dataset, **params: Any) -> Split:
     """Make the split called ``name``, or the split that the protocol of that name needs.
 
     Raises:
-        ConfigError: the name is unknown, or is of a protocol that fits any split.
+        ConfigError: the name is unknown, or belongs to a protocol that fits any split.
         ConfigError, DataError: as `rediffuse.data.split.by_name`.
     """
     if name.startswith(("paper:", "sampled-")):  # other protocols have the names of their splits

@@ -62,7 +62,7 @@ def warn_about_namesakes(name: str) -> None:
 
 
 def by_entry_point(name: str) -> Any:
-    """What the entry point ``name`` refers to, or None if there is none.
+    """What the entry point ``name`` refers to, or None if there is no such entry point.
 
     Raises:
         ConfigError: it cannot be imported, has another name, or several packages have one of that name.

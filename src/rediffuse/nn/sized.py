@@ -13,7 +13,7 @@ class SizedByData(nn.Module):
 
     Args:
         trained: whether it is a parameter; otherwise a buffer.
-        dtype: of the tensor.
+        dtype: dtype of the tensor.
     """
 
     value: Tensor

@@ -84,8 +84,8 @@ class SequentialUNet(nn.Module):
     Args:
         length: M.
         size: d, a square number whose root can be halved ``len(multipliers) - 1`` times.
-        channels: of the first level, a multiple of 8.
-        multipliers: of the channels, one per level.
+        channels: channels of the first level, a multiple of 8.
+        multipliers: factors of the channels, one per level.
         blocks: residual blocks per level on the way down; one more on the way up.
         dropout: in the residual blocks.
         condition_size: width of the condition vector; 0 for none.

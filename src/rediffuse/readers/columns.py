@@ -175,7 +175,7 @@ def ids_like(column: Column, ids: pl.Series) -> pl.Series:
 
 
 def lookup(values: pl.Series, ids: pl.Series) -> NDArray[np.int32]:
-    """(rows,) number of each value among ``ids``, -1 where it is none of them."""
+    """(rows,) number of each value among ``ids``, -1 where it is not among them."""
     numbers = pl.Series(np.arange(len(ids), dtype=np.int32))
     return values.replace_strict(ids, numbers, default=-1, return_dtype=pl.Int32).fill_null(-1).to_numpy()
 
@@ -305,7 +305,7 @@ def _numbers(column: Column, expected: str) -> pl.Series:
 
 
 def parse_numbers(text: pl.Series) -> pl.Series:
-    """Int64 if every value is an integer, else Float64 with null for values that are no numbers."""
+    """Int64 if every value is an integer, else Float64 with null for values that are not numbers."""
     integers = text.cast(pl.Int64, strict=False)
     return text.cast(pl.Float64, strict=False) if integers.null_count() > text.null_count() else integers
 

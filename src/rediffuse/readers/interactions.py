@@ -40,7 +40,7 @@ def read_interactions(
     """Read, check and number a table of interactions and the tables that go with it.
 
     A table is a path (CSV, TSV or any other separator, gzip, Parquet, RecBole atomic files), a folder or
-    a glob of such files, a list of paths, or a dataframe (polars, pandas, pyarrow, and whatever else
+    a glob of such files, a list of paths, or a dataframe (polars, pandas, pyarrow, and others that
     narwhals supports). docs/data.md says what is accepted, what is dropped and counted, and what is refused.
 
     Args:
@@ -53,18 +53,18 @@ def read_interactions(
         rating: column of numbers >= 0.
         items, users: tables that describe items and users, with the id column named as in the
             interactions.
-        title: column of ``items`` with a readable name; a column called ``title`` is found by itself.
+        title: column of ``items`` with a readable name; a column called ``title`` is used by default.
         social: table of directed links: source, target.
         kg: table of triples: head, relation, tail. ``item_entity`` links items to entities: item_id,
             entity_id.
         splits: table of user, item, split ("train", "valid", "test") and, if a pair occurs repeatedly,
             the time or order column; and ``scheme``, if it holds several splits.
         min_rating: drop interactions rated lower. Applied first.
-        duplicates: of repeated interactions of a user with an item, keep all, the first or the last. Applied
-            second.
+        duplicates: whether to keep all repeated interactions of a user with an item, the first or the last.
+            Applied second.
         k_core: drop users and items with fewer interactions, until none is left to drop. Applied last.
-        encoding: of text files, if it is not UTF-8.
-        separator: of text files; found by itself if not given.
+        encoding: encoding of text files, if it is not UTF-8.
+        separator: separator of text files; detected if not given.
 
     Raises:
         DataError: a table cannot be used; the error names file, column, first bad row and remedy.

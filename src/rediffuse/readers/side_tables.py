@@ -37,7 +37,7 @@ def describe(table: Table, column: str, name: str, ids: pl.Series, report: ReadR
     """A table with row i about id i: rows of unknown ids are dropped, ids without a row filled with nulls.
 
     Args:
-        table: of items or users.
+        table: the item or user table.
         column: its id column, as in the interactions; ``name`` (item_id or user_id) is tried as well.
         name: of the id column in the result.
         ids: position = number.
@@ -172,8 +172,8 @@ def match_splits(
     of these columns that the splits table has: order, time, "position", "timestamp"; else in the order of rows.
 
     Args:
-        table: of splits.
-        columns: of the interactions.
+        table: the splits table.
+        columns: columns of the interactions.
         rows: the interactions, in order of user and time.
         report: what does not match is entered here.
 

@@ -216,7 +216,7 @@ def read_table(
         source: path, folder, glob, list of paths, or dataframe.
         what: the role of the table, for messages: "interactions", "items", ...
         wanted: columns that should be there; they decide between separators.
-        separator, encoding: of text files; None: found, and UTF-8.
+        separator, encoding: for text files; None: detected, and UTF-8.
         insist: refuse a text file that ``separator`` does not split, rather than detect another.
 
     Raises:
@@ -242,7 +242,7 @@ def _from_frame(source: Any, what: str) -> Table:
         if isinstance(source, Dataset):
             remedy = "It needs no reading: pass it to rediffuse.train, or split it."
         raise wrong_type(argument, source, "a table", remedy) from None
-    except Exception as error:  # of narwhals, about names of columns
+    except Exception as error:  # narwhals raises its own errors about column names
         raise DataError(
             f"{name} cannot be used: {' '.join(str(error).split())}", "Give every column a name of its own."
         ) from None

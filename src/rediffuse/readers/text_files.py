@@ -107,7 +107,7 @@ def inspect(path: Path, wanted: Sequence[str], separator: str | None, encoding: 
     """Encoding, separator and header of a text file, from its beginning.
 
     Args:
-        path: of the file.
+        path: path of the file.
         wanted: columns that should be there; they decide between separators.
         separator: None to detect it.
         encoding: None for UTF-8.

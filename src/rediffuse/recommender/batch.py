@@ -92,7 +92,7 @@ def recommend_to_folder(
     have titles), except that scores may differ in their last digits.
 
     Args:
-        recommender: of the run to recommend from.
+        recommender: the recommender of the run.
         users: a CSV or Parquet file, a folder of such files, or a glob; see `UserFile`. It is read once for its
             checksum and, if the folder is new, once to count and check its rows, before the lists are made.
         folder: new, empty, or started with the same request.

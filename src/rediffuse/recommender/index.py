@@ -52,7 +52,7 @@ class ItemIndex:
     Attributes:
         kind: ``hnsw`` or ``ivf``.
         num_items: number of items.
-        size: of a vector.
+        size: size of a vector.
     """
 
     def __init__(self, index: Any) -> None:
@@ -189,7 +189,7 @@ def read_index(folder: str | Path, item_vectors: NDArray[np.float32] | None) -> 
     """Read the index of a run whose files `rediffuse.runs.run_folder.read_run` has verified.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         item_vectors: (num_items, d) of its model, or None if it has none.
 
     Raises:

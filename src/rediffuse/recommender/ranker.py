@@ -61,7 +61,7 @@ class Ranker:
     Args:
         model: in evaluation mode.
         item_vectors: (num_items, d) of the model, or None.
-        index: of these vectors; None: all items are scored.
+        index: index of these vectors; None: all items are scored.
     """
 
     def __init__(self, model: Model, item_vectors: Tensor | None, index: ItemIndex | None) -> None:
@@ -82,7 +82,7 @@ class Ranker:
             histories: n rows of item numbers.
             user_numbers: (n,) numbers of the users in training, or -1.
             queries: one per user.
-            sampling: of the first draw; the seeds of the other draws are derived from its seed.
+            sampling: options of the first draw; the seeds of the other draws are derived from its seed.
             samples: number of draws to average.
         """
         draws = [sampling]
@@ -142,8 +142,8 @@ class Ranker:
         return [_ranked_items(*row, query.k, uncertain) for row, query in zip(rankings, queries, strict=True)]
 
     def _scores(self, histories: Histories, user_numbers: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        """Scores as of `Model.score`, in a tensor that the caller may change. The item vectors are not computed again,
-        which would take longer than the rest."""
+        """The scores of `Model.score`, in a tensor that the caller may change. Item vectors are not computed again,
+        because that would take longer than everything else."""
         if (items := self.item_vectors) is None:
             # A model may return a tensor that it keeps.
             return self.model.score(histories, users=user_numbers, sampling=sampling).clone()

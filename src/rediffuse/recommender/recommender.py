@@ -115,7 +115,7 @@ class Recommender(Displayed):
                 in training.
             k: items per user; fewer if fewer are left.
             exclude: ids of items that are recommended to no user.
-            seed: of the noise of a stochastic model. A user's list depends on the history and the seed alone.
+            seed: seed of the noise of a stochastic model. A user's list depends on the history and the seed alone.
             samples: number of draws that a stochastic model averages. More than one adds the column ``uncertainty``,
                 the standard deviation of the score over draws (0 for a model without noise).
             filter_seen: leave out the items of the user's history.
@@ -209,7 +209,7 @@ class Recommender(Displayed):
             offsets = np.append(0, np.cumsum(lengths, dtype=np.int64))
             rows = Histories(offsets, numbers.astype(np.int32)).where(numbers >= 0)
             counts["unknown_items"] = int((numbers < 0).sum())
-            user_numbers = np.full(len(lengths), -1)  # the state that a model keeps of a user is of another history
+            user_numbers = np.full(len(lengths), -1)  # the model's state of a user belongs to another history
         if not self.model.reads_synthetic:
             rows = rows.without_synthetic()
         counts["users"] = len(rows)
@@ -222,7 +222,7 @@ class Recommender(Displayed):
     def build_query(
         self, k: int, exclude: Iterable[Any] | None, candidates: Iterable[Any] | None, filter_seen: bool
     ) -> tuple[RankingQuery, dict[str, int]]:
-        """The query in item numbers, and counts of unknown ids for `remarks`; arguments as of `recommend`."""
+        """The query in item numbers, and counts of unknown ids for `remarks`; arguments as for `recommend`."""
         excluded = self.item_index([] if exclude is None else require_list("exclude", exclude))
         allowed = None if candidates is None else self.item_index(require_list("candidates", candidates))
         counts = {"unknown_excluded": int((excluded < 0).sum())}

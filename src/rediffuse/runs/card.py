@@ -51,7 +51,7 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
 
 
 def _class_line(run_config: dict[str, Any]) -> list[str]:
-    """A line that says where the class of the model is, if it is not of Rediffuse."""
+    """A line that says where the class of the model is, unless it is built in."""
     distribution = run_config["distribution"]
     if distribution is None:
         return [f"- Model class: `{run_config['class']}`, which must be importable to use this run."]

@@ -1,4 +1,4 @@
-"""The run identity: what a run folder is the training of, and whether another training may use it."""
+"""The run identity: model, options and split of a run folder, and whether another training may use the folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rediffuse.runs.tensors import load_tensors, save_tensors
 
 
 def refuse_other_identity(folder: Path, recorded: dict[str, Any], wanted: dict[str, Any], remedy: str) -> None:
-    """Check that a folder was started for what it is to be used for.
+    """Check that a folder was started with the settings that are now wanted.
 
     Raises:
         RunError: an entry of ``wanted`` differs from the recorded one; the error names the difference.

@@ -90,7 +90,7 @@ def _can_lock(folder: Path) -> bool:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder does not exist, or holds at most what a process leaves that is killed before its first file."""
+    """Whether a folder is missing, or holds only what a process leaves that was killed before it wrote a file."""
     if not folder.is_dir():
         return not folder.exists()
     paths = (path for path in folder.iterdir() if path.name not in (LOCK, HOLDER) and not is_leftover(path))

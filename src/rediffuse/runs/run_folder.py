@@ -138,9 +138,9 @@ def add_files(folder: Path, files: dict[str, bytes], made_of: str | None = None)
     """Add files to a run folder, or replace them, and list them in its manifest.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         files: content of each file, by name.
-        made_of: sha256 of the weights that the files belong to; None: of any.
+        made_of: sha256 of the weights that the files belong to; None: any.
 
     Raises:
         RunError: another process holds the lock of the folder, or has replaced these weights.
@@ -229,7 +229,7 @@ def _model_of(folder: Path, config: dict[str, Any]) -> tuple[type[Model], ModelC
     """The class of a run's model, and its options.
 
     Raises:
-        RunError: the class is not one of Rediffuse, and cannot be imported or is of another version.
+        RunError: the class is not built in, and cannot be imported or has another version.
     """
     name, path, distribution = config["model"], config.get("class", ""), config.get("distribution")
     if not path or path.startswith("rediffuse."):  # by name: a built-in class may move to another module
@@ -317,7 +317,7 @@ def run_path(name: str, value: Any) -> Path:
     """The folder of a run that is passed as a path, or as the `Run` that `rediffuse.train` returned.
 
     Args:
-        name: of the argument, for errors.
+        name: name of the argument, for errors.
         value: what was passed for it.
 
     Raises:

@@ -42,7 +42,7 @@ class ScoringJob:
         queries: one per user.
         sampling: how answers are drawn.
         samples: draws to average.
-        future: of one `RankedItems` per user.
+        future: will hold one `RankedItems` per user.
     """
 
     ranker: Ranker

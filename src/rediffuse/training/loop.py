@@ -38,7 +38,7 @@ from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, resolve_precision
 from rediffuse.training.progress import Progress
 
-# Within a long epoch, a checkpoint is written every so many seconds.
+# Within a long epoch, a checkpoint is written at this interval.
 CHECKPOINT_SECONDS = 300.0
 VALIDATION_METRICS = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 
@@ -54,10 +54,10 @@ class State:
     best: float | None = None  # best value of the selection metric in this phase
     best_epoch: int = 0
     stale: int = 0  # validations since the best one
-    seconds: float = 0.0  # of training, over all sessions
+    seconds: float = 0.0  # training time over all sessions
     precision: str = ""
     log_bytes: int | None = None  # size of metrics.jsonl at the checkpoint
-    log_sha256: str = ""  # of these bytes
+    log_sha256: str = ""  # checksum of these bytes
     done: bool = False  # whether all phases are finished; never true in a checkpoint
 
 
@@ -67,8 +67,8 @@ class Trainer:
     Args:
         model: new, with seeded weights.
         view: the training and validation subsets; the test subset cannot be reached from it.
-        folder: of the run; checkpoints and metrics.jsonl are written there.
-        seed: of the run.
+        folder: the run folder; checkpoints and metrics.jsonl are written there.
+        seed: seed of the run.
         user_ids: names users in errors.
         max_minutes: limit of the wall time over all sessions.
         tracker: a tracker of Accelerate, for example "tensorboard".
@@ -103,8 +103,8 @@ class Trainer:
         self.config = model.config
         self.user_ids = user_ids
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
-        self.last_path = folder / "checkpoints" / "last.safetensors"  # of the last checkpoint
-        self.best_path = folder / "checkpoints" / "best.safetensors"  # of the weights with the best validation metric
+        self.last_path = folder / "checkpoints" / "last.safetensors"  # the last checkpoint
+        self.best_path = folder / "checkpoints" / "best.safetensors"  # the weights with the best validation metric
         self.log_file = folder / LOG
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
         train = view.train if model.reads_synthetic else view.train.without_synthetic()
@@ -301,7 +301,7 @@ class Trainer:
         self.model.prepare()
 
     def calibrate(self) -> dict[str, Any]:
-        """Let the model choose what it chooses on validation data; returns its choices (see `Model.calibrate`)."""
+        """Let the model choose settings on validation data; returns its choices (see `Model.calibrate`)."""
         if not len(self.view.valid.users):
             return {}
         return self.model.calibrate(lambda: self.validate()[self.config.metric])

@@ -1,4 +1,4 @@
-"""AdamW, and beside it optimisers for tables so large that a step must touch only the rows that a batch has read."""
+"""AdamW, and optimisers for tables so large that a step must touch only the rows that a batch has read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Optimizer(torch.optim.AdamW):
 
     Args:
         groups: as torch's optimisers take them; ``rowwise`` is "adagrad" or "adam" where gradients are sparse.
-        learning_rate: of groups without their own.
+        learning_rate: learning rate of groups without their own.
         weight_decay: decoupled.
     """
 

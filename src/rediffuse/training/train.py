@@ -67,7 +67,7 @@ def train(
         out: the run folder, which is required; new, unless ``resume``.
         preset: named options of the model, for example "paper".
         config: options that override the preset, as a dict or a Config of the model.
-        seed: of the weights, the order of batches and all noise.
+        seed: seed of the weights, the order of batches and all noise.
         resume: continue from the last checkpoint in ``out``, to the same weights as without the interruption.
         max_minutes: limit of the wall time over all sessions.
         tracker: a tracker of Accelerate, for example "tensorboard" (extra ``track``).

@@ -40,8 +40,8 @@ class Search:
         searched: the domain of each searched option.
         view: the training and validation subsets.
         user_ids: names users in errors.
-        folder: of the study.
-        seed: of the search and of every training.
+        folder: folder of the study.
+        seed: seed of the search and of every training.
         study: Optuna's study.
         progress: draw a progress bar and print a line per trial on stderr.
     """

@@ -59,7 +59,7 @@ def tune(
         max_minutes: limit of the wall time of all trials, over all sessions; the running trial is stopped then.
         config: options that are fixed, so not searched.
         preset: named options to start from; they are searched.
-        seed: of the search and of every training.
+        seed: seed of the search and of every training.
         progress: draw a progress bar and print a line per trial on stderr.
 
     Raises:
