@@ -7,7 +7,7 @@ input; any other type that escapes is a bug.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -84,3 +84,15 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 def _folded(name: str) -> str:
     return name.casefold().replace("-", "").replace("_", "")
+
+
+def refuse_unknown(owner: str, params: Iterable[str], known: Sequence[str], none_known: str) -> None:
+    """Refuse parameters of ``owner`` that are not ``known``; ``none_known`` is the remedy if it has none.
+
+    Raises:
+        ConfigError: a parameter is unknown; the error gives the closest known one.
+    """
+    for param in params:
+        if param not in known:
+            remedy = did_you_mean(param, known) if known else none_known
+            raise ConfigError(f"{owner} has no parameter {param!r}.", remedy)

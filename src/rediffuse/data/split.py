@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rediffuse.arguments import require_integer, require_number, wrong_type
 from rediffuse.data.subsets import SUBSETS, TEST, TRAIN, UNUSED, VALID, Split, Task, TrainingView, split_label
-from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean, refuse_unknown
 
 if TYPE_CHECKING:
     from rediffuse.data.dataset import Dataset
@@ -269,10 +269,7 @@ def by_name(name: str, dataset: Dataset | str | PathLike[str], **params: Any) ->
         raise ConfigError(f"There is no split {name!r}.", did_you_mean(key, _BY_NAME))
     function = _BY_NAME[key]
     known = list(inspect.signature(function).parameters)[1:]
-    for param in params:
-        if param not in known:
-            remedy = did_you_mean(param, known) if known else "It has no parameters."
-            raise ConfigError(f"Split {key!r} has no parameter {param!r}.", remedy)
+    refuse_unknown(f"Split {key!r}", params, known, "It has no parameters.")
     return function(dataset, **params)
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rediffuse.errors import ConfigError, did_you_mean
+from rediffuse.errors import ConfigError, did_you_mean, refuse_unknown
 
 Variance = Literal["fixed_small", "fixed_large"]
 
@@ -167,10 +167,7 @@ def noise_schedule(name: str, steps: int, **params: float | bool) -> NoiseSchedu
     check_steps(f"Noise schedule {key!r}", steps)
     build = SCHEDULES[key]
     known = [parameter for parameter in inspect.signature(build).parameters if parameter != "steps"]
-    for param in params:
-        if param not in known:
-            remedy = did_you_mean(param, known) if known else "It has no parameters besides steps."
-            raise ConfigError(f"Noise schedule {key!r} has no parameter {param!r}.", remedy)
+    refuse_unknown(f"Noise schedule {key!r}", params, known, "It has no parameters besides steps.")
     return _checked(key, build(steps, **params), _REMEDIES.get(key, "Use more steps."))
 
 

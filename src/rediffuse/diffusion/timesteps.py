@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
 from rediffuse.diffusion.schedule import check_steps
-from rediffuse.errors import ConfigError, did_you_mean
+from rediffuse.errors import ConfigError, did_you_mean, refuse_unknown
 
 
 class UniformSampler(nn.Module):
@@ -221,8 +221,5 @@ def timestep_sampler(name: str, steps: int, **params: float) -> UniformSampler:
         raise ConfigError(f"Unknown timestep sampler {name!r}.", did_you_mean(key, TIMESTEP_SAMPLERS))
     kind = TIMESTEP_SAMPLERS[key]
     known = [parameter for parameter in inspect.signature(kind).parameters if parameter != "steps"]
-    for param in params:
-        if param not in known:
-            remedy = did_you_mean(param, known) if known else "It has no parameters besides steps."
-            raise ConfigError(f"Timestep sampler {key!r} has no parameter {param!r}.", remedy)
+    refuse_unknown(f"Timestep sampler {key!r}", params, known, "It has no parameters besides steps.")
     return kind(steps, **params)
