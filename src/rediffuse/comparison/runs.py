@@ -42,7 +42,7 @@ MUST_AGREE = {
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run and an evaluation of it.
+    """A run and one of its evaluations.
 
     Attributes:
         path: the run folder.

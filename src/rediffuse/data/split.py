@@ -1,6 +1,6 @@
 """Ways to split a dataset: by time, leave-one-out, at random, or as given with the data.
 
-What they return, `Split`, and the views of it (`TrainingView`, `Task`) are in `rediffuse.data.subsets`.
+They return a `Split`, which is in `rediffuse.data.subsets` together with its views (`TrainingView`, `Task`).
 
 Wherever a function takes a dataset, it also takes the path of a dataset folder, which it loads.
 """

@@ -1,4 +1,4 @@
-"""A split of a dataset into training, validation and test subset, and the views of it that are passed on.
+"""A split of a dataset into training, validation and test subset, and the views that are passed on.
 
 Everything that learns receives a `TrainingView`, which holds no reference to the test subset. What is tested is a
 `Task`. How a dataset is split: `rediffuse.data.split`.

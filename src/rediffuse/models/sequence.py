@@ -192,7 +192,7 @@ class SequenceModel(Model):
     def repeat_bias(self, batch: SequenceBatch) -> Biased | None:
         """The bias on the logits of items that a target's window already holds: (targets, items, bias).
 
-        Each pair of a target and an item stands once. Synthetic interactions do not count as repeats.
+        Each pair of a target and an item occurs once. Synthetic interactions do not count as repeats.
         """
         if self.repeat is None:
             return None
@@ -217,7 +217,7 @@ class SequenceModel(Model):
             window = pad_right(histories.without_synthetic(), self.config.max_length, self.pad)[0].to(scores.device)
             row, column = torch.nonzero(window < self.num_items, as_tuple=True)
             item = window[row, column]
-            # All scores are read before any is written, so an item that stands twice in the window is biased once.
+            # All scores are read before any is written, so an item that occurs twice in the window is biased once.
             scores[row, item] = scores[row, item] + REPEAT_RATE * self.repeat
         return scores
 
