@@ -27,7 +27,7 @@ OPTIONS = {
 }
 ABLATION = {"diffusion": False}
 DRAWN = {"timestep_sampler": "lossaware", "diffusion_steps": 3}
-ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_adam"}  # a sparse gradient
+ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_adagrad"}  # a sparse gradient
 PHASE = {"epochs": 2, "dropout": 0.0}
 OWN = {
     **{"diffurec": ABLATION, "diffrec": ABLATION, "tdiffrec": ABLATION},

@@ -48,9 +48,9 @@ class SequenceConfig(ModelConfig):
         description="None: 1024 per batch for sampled_softmax; per target, 1 for bce, 256 for gbce; 256 per bucket for "
         "sce.",
     )
-    item_optimizer: Literal["adamw", "rowwise_adagrad", "rowwise_adam"] = Field(
+    item_optimizer: Literal["adamw", "rowwise_adagrad"] = Field(
         "adamw",
-        description="The rowwise ones update only the rows of the item table that a batch has read; not for softmax, "
+        description="rowwise_adagrad updates only the rows of the item table that a batch has read; not for softmax, "
         "which reads all.",
     )
     repeat_bias: bool = Field(
@@ -146,7 +146,7 @@ class SequenceModel(Model):
             return super().parameter_groups()
         table = self.item_embedding.weight
         rest = [p for p in self.parameters() if p.requires_grad and p is not table]
-        return [{"params": rest}, {"params": [table], "rowwise": self.config.item_optimizer.removeprefix("rowwise_")}]
+        return [{"params": rest}, {"params": [table], "rowwise": True}]
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches:
         return SequenceBatches(
@@ -189,7 +189,7 @@ class SequenceModel(Model):
     def repeat_bias(self, batch: SequenceBatch) -> Biased | None:
         """The bias on the logits of items that a target's window already holds: (targets, items, bias).
 
-        Each pair of a target and an item stands once. Synthetic interactions do not count as repeats.
+        Each pair of a target and an item comes once. Synthetic interactions do not count as repeats.
         """
         if self.repeat is None:
             return None
@@ -214,7 +214,7 @@ class SequenceModel(Model):
             window = pad_right(histories.without_synthetic(), self.config.max_length, self.pad)[0].to(scores.device)
             row, column = torch.nonzero(window < self.num_items, as_tuple=True)
             item = window[row, column]
-            # All scores are read before any is written, so an item that stands twice in the window is biased once.
+            # All scores are read before any is written, so an item that comes twice in the window is biased once.
             scores[row, item] = scores[row, item] + REPEAT_RATE * self.repeat
         return scores
 
