@@ -34,7 +34,7 @@ OWN = {
     **{"pdrec": {"diffusion": PHASE | ABLATION, "backbone_options": {"dropout": 0.0}}},
     **{"diffuasr": {"classifier": PHASE, "backbone_options": {"dropout": 0.0}}},
 }
-FITS = [(name, OWN.get(name, {})) for name in models.names()]
+FITS = [(name, OWN.get(name, {})) for name in models.names(installed=False)]
 FITS += [(name, DRAWN) for name in ("diffurec", "diffrec", "ldiffrec")] + [("sasrec", ROWS)]
 
 
