@@ -42,11 +42,10 @@ from rediffuse.training.precision import autocast, resolve_precision
 CASES = [
     ("softmax", "adamw"),
     ("sampled_softmax", "adamw"),
-    ("sampled_softmax", "rowwise_adam"),
     ("sampled_softmax", "rowwise_adagrad"),
-    ("in_batch", "rowwise_adam"),
-    ("gbce", "rowwise_adam"),
-    ("sce", "rowwise_adam"),
+    ("in_batch", "rowwise_adagrad"),
+    ("gbce", "rowwise_adagrad"),
+    ("sce", "rowwise_adagrad"),
 ]
 OPTIONS = {"embedding_size": 64, "batch_size": 4096}
 WARM_UP = 2

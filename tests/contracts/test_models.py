@@ -10,7 +10,7 @@ from rediffuse.testing import CONTRACTS, NotApplicable, TrainedModel, train_smal
 # Small sizes of built-in models, beside those of `rediffuse.testing`; options that a model does not have are left out.
 TINY = {
     **{"embedding_size": 16, "batch_size": 64, "epochs": 3, "blocks": 1, "patience": 2},
-    **{"n": 2, "generator_epochs": 2, "pretrain_epochs": 2},
+    **{"n": 2, "generator_epochs": 2, "pretrain_epochs": 2, "classifier": {"epochs": 2}},
 }
 
 # One of the users has friends and no interactions.

@@ -27,7 +27,7 @@ for name in models.names():
     rd.train(name, split, out / name, config=options, seed=5)
     if name == "sasrec":
         for loss in ("softmax", "sampled_softmax", "in_batch", "gbce", "sce"):
-            rows = {} if loss == "softmax" else {"item_optimizer": "rowwise_adam"}
+            rows = {} if loss == "softmax" else {"item_optimizer": "rowwise_adagrad"}
             own = options | rows | {"loss": loss, "negatives": 7}
             rd.train(name, split, out / f"{name}-{loss}", config=own, seed=5)
 """

@@ -27,14 +27,14 @@ OPTIONS = {
 }
 ABLATION = {"diffusion": False}
 DRAWN = {"timestep_sampler": "lossaware", "diffusion_steps": 3}
-ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_adam"}  # a sparse gradient
+ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_adagrad"}  # a sparse gradient
 PHASE = {"epochs": 2, "dropout": 0.0}
 OWN = {
     **{"diffurec": ABLATION, "diffrec": ABLATION, "tdiffrec": ABLATION},
     **{"pdrec": {"diffusion": PHASE | ABLATION, "backbone_options": {"dropout": 0.0}}},
     **{"diffuasr": {"classifier": PHASE, "backbone_options": {"dropout": 0.0}}},
 }
-FITS = [(name, OWN.get(name, {})) for name in models.names()]
+FITS = [(name, OWN.get(name, {})) for name in models.names(installed=False)]
 FITS += [(name, DRAWN) for name in ("diffurec", "diffrec", "ldiffrec")] + [("sasrec", ROWS)]
 
 

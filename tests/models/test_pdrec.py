@@ -137,7 +137,9 @@ def test_without_signals_and_scale_it_is_the_plain_backbone():
 
 
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
-@pytest.mark.parametrize("backbone", ["sasrec", "gru4rec", "diffurec", "bert4rec"])
+@pytest.mark.parametrize(
+    "backbone", ["sasrec", "gru4rec", "diffurec", pytest.param("bert4rec", marks=pytest.mark.slow)]
+)
 def test_every_backbone_learns_a_ring(backbone, loss):
     model, rows = build(backbone, loss=loss, nns=loss == "bce"), ring(120)
     begun(model, rows)

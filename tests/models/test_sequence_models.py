@@ -28,7 +28,7 @@ KINDS = {
     "sampled": (DiffuRec, {"loss": "sampled_softmax", "negatives": 64, "repeat_bias": False}),
     "in-batch": (DiffuRec, {"loss": "in_batch"}),
     "sce": (DiffuRec, {"loss": "sce", "negatives": 8, "timestep_sampler": "lossaware", "diffusion_steps": 4}),
-    "rowwise": (DiffuRec, {"loss": "sce", "negatives": 8, "item_optimizer": "rowwise_adam"}),
+    "rowwise": (DiffuRec, {"loss": "sce", "negatives": 8, "item_optimizer": "rowwise_adagrad"}),
     "sasrec": (SASRec, {}),
     "sasrec-rowwise": (SASRec, {"loss": "sampled_softmax", "negatives": 64, "item_optimizer": "rowwise_adagrad"}),
     "sasrec-prefix": (SASRec, {"form": "prefix"}),

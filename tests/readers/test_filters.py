@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rediffuse.data import histories
 from rediffuse.readers import filters
-from rediffuse.readers.filters import at_least, count_repeats, grouped, k_core, unique_pairs
+from rediffuse.readers.filters import at_least, count_repeats, k_core, unique_pairs
+from rediffuse.readers.rows import grouped
 
 pairs = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=80)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.losses import (
@@ -18,12 +18,25 @@ from rediffuse.losses import (
     scalable_cross_entropy,
     softmax_cross_entropy,
 )
-
-if TYPE_CHECKING:
-    from rediffuse.models.sequence import SequenceModel
+from rediffuse.losses.softmax import Biased
 
 # Negatives of each loss unless the option says otherwise.
 NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "sce": 256}
+
+
+class ItemRanker(Protocol):
+    """What the losses use of a model: `rediffuse.models.sequence.SequenceModel` explains each."""
+
+    config: Any
+    num_items: int
+    item_embedding: nn.Embedding
+    draws: Draws
+
+    def metric_space(self, x: Tensor) -> Tensor: ...
+    def item_vectors(self, items: Tensor) -> Tensor: ...
+    def catalogue(self) -> Tensor: ...
+    def classes(self) -> Tensor: ...
+    def repeat_bias(self, batch: SequenceBatch) -> Biased | None: ...
 
 
 def negative_draws(loss: str, popularity: Tensor) -> Draws | None:
@@ -37,7 +50,7 @@ def negative_draws(loss: str, popularity: Tensor) -> Draws | None:
 
 
 def next_item_loss(
-    model: SequenceModel, vectors: Tensor, batch: SequenceBatch, weights: Tensor | None = None
+    model: ItemRanker, vectors: Tensor, batch: SequenceBatch, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch that the model's option ``loss`` names.
 

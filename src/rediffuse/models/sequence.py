@@ -48,9 +48,9 @@ class SequenceConfig(ModelConfig):
         description="None: 1024 per batch for sampled_softmax; per target, 1 for bce, 256 for gbce; 256 per bucket for "
         "sce.",
     )
-    item_optimizer: Literal["adamw", "rowwise_adagrad", "rowwise_adam"] = Field(
+    item_optimizer: Literal["adamw", "rowwise_adagrad"] = Field(
         "adamw",
-        description="The rowwise ones update only the rows of the item table that a batch has read; not for softmax, "
+        description="rowwise_adagrad updates only the rows of the item table that a batch has read; not for softmax, "
         "which reads all.",
     )
     repeat_bias: bool = Field(
@@ -146,10 +146,7 @@ class SequenceModel(Model):
             return super().parameter_groups()
         table = self.item_embedding.weight
         other_parameters = [p for p in self.parameters() if p.requires_grad and p is not table]
-        return [
-            {"params": other_parameters},
-            {"params": [table], "rowwise": self.config.item_optimizer.removeprefix("rowwise_")},
-        ]
+        return [{"params": other_parameters}, {"params": [table], "rowwise": True}]
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> SequenceBatches:
         return SequenceBatches(

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from rediffuse.arguments import require_integer, require_number
-from rediffuse.data.histories import index_type, row_blocks
+from rediffuse.data.histories import row_blocks
 from rediffuse.errors import ConfigError, DataError, did_you_mean
-
-if TYPE_CHECKING:
-    from rediffuse.readers.report import ReadReport
-    from rediffuse.readers.rows import InteractionRows
+from rediffuse.readers.report import ReadReport
+from rediffuse.readers.rows import InteractionRows, grouped
 
 Numbers = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -109,22 +106,6 @@ def count_repeats(users: Numbers, items: Numbers) -> int:
     key = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
     key.sort()
     return int((key[1:] == key[:-1]).sum())
-
-
-def grouped(nodes: Numbers, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Sort interactions by node in linear time (a counting sort, which scipy has as conversion from COO to CSR).
-
-    Args:
-        nodes: (interactions,) numbers below ``count``.
-
-    Returns:
-        (count + 1,) where the interactions of each node begin; (interactions,) the interactions, in their order within
-        each node. Both int32 where that is enough.
-    """
-    interactions = np.arange(len(nodes), dtype=index_type(len(nodes)))
-    marks = np.ones(len(nodes), dtype=np.int8)
-    matrix = sparse.coo_array((marks, (nodes, interactions)), shape=(count, len(nodes))).tocsr()
-    return matrix.indptr, matrix.indices
 
 
 def k_core(users: Numbers, items: Numbers, k: int) -> Mask:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy import sparse
 
 from rediffuse.arguments import wrong_type
-from rediffuse.data.histories import BLOCK, Histories, row_blocks
+from rediffuse.data.histories import BLOCK, Histories, index_type, row_blocks
 from rediffuse.errors import ConfigError
 from rediffuse.readers import columns as read
-from rediffuse.readers import filters
 from rediffuse.readers.columns import Pieces
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table
@@ -95,7 +95,7 @@ class InteractionRows:
 
     def sort(self) -> bool:
         """Sort by user, then by the keys; equal rows keep their order. Returns whether any row moved."""
-        offsets, order = filters.grouped(self.users, len(self.user_ids))
+        offsets, order = grouped(self.users, len(self.user_ids))
         for first, last in row_blocks(offsets):
             rows = order[offsets[first] : offsets[last]]
             if self.keys:
@@ -171,3 +171,19 @@ def _compact(numbers: NDArray[np.int32], ids: pl.Series) -> tuple[NDArray[np.int
     if present.all():
         return numbers, ids
     return (np.cumsum(present, dtype=np.int32) - 1)[numbers], ids.gather(np.flatnonzero(present))
+
+
+def grouped(nodes: NDArray[np.int32], count: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Sort interactions by node in linear time (a counting sort, which scipy has as conversion from COO to CSR).
+
+    Args:
+        nodes: (interactions,) numbers below ``count``.
+
+    Returns:
+        (count + 1,) where the interactions of each node begin; (interactions,) the interactions, in their order within
+        each node. Both int32 where that is enough.
+    """
+    interactions = np.arange(len(nodes), dtype=index_type(len(nodes)))
+    marks = np.ones(len(nodes), dtype=np.int8)
+    matrix = sparse.coo_array((marks, (nodes, interactions)), shape=(count, len(nodes))).tocsr()
+    return matrix.indptr, matrix.indices
