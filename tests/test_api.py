@@ -167,7 +167,28 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "split: name": (lambda m: rd.split.by_name(None, m.data), ConfigError, "name is None, not the name of a split"),
     # evaluate_lists
     "lists: metric": (lambda m: rd.evaluate_lists({1: [2]}, {1: [2]}, "NDGC@10"), ConfigError, "Did you mean 'ndcg'"),
-    "lists: lists": (lambda m: rd.evaluate_lists([[1, 2]], {1: [2]}), DataError, "recommendations are a list"),
+    "lists: lists": (
+        lambda m: rd.evaluate_lists([[1, 2]], {1: [2]}),
+        DataError,
+        "recommendations is a list, not a table",
+    ),
+    "lists: no truth": (lambda m: rd.evaluate_lists({1: [1]}, None), DataError, "truth is None, not a table"),
+    "lists: metrics": (
+        lambda m: rd.evaluate_lists({1: [1]}, {1: [2]}, metrics=3),
+        ConfigError,
+        "metrics is 3, not a list",
+    ),
+    "train: option that is no text": (
+        lambda m: rd.train("ease", m.split, m.new, config={3: 4}),
+        ConfigError,
+        r"An option in config is 3, not text\.\n.*config=\{",
+    ),
+    "tune: no minutes": (lambda m: rd.tune("ease", m.split, m.new, max_minutes=0), ConfigError, "max_minutes is 0"),
+    "recommend: filter_seen": (
+        lambda m: m.recommender.recommend(users=["u1"], filter_seen="no"),
+        ConfigError,
+        r"filter_seen is 'no', not True or False\.\n.*filter_seen=False",
+    ),
 }
 
 
