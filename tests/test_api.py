@@ -308,7 +308,8 @@ def test_an_error_inside_a_config_keeps_its_remedy() -> None:
 
 
 def test_objects_describe_themselves_in_at_most_ten_lines(made: SimpleNamespace) -> None:
-    rd.evaluate(made.run, made.data)
+    evaluation = rd.evaluate(made.run, made.data)
+    assert evaluation == json.loads((made.run.path / "test.json").read_text())
     task = made.split.task("test")
     result = evaluate_task(model_scores(made.model, task), task, num_items=made.data.num_items)
     study = Study(
@@ -326,6 +327,7 @@ def test_objects_describe_themselves_in_at_most_ten_lines(made: SimpleNamespace)
         (made.split, ["Split leave-one-out", "80 interactions", "Leave-one-out leaks"]),
         (made.run, ["Run ", "ease", "leave-one-out", "ndcg@10="]),
         (made.data.interactions, ["Histories", "rows", "20", "first row"]),
+        (evaluation, ["Evaluation of ", "leave-one-out", "seen items filtered", "ndcg@10="]),
         (result, ["TaskResult test, 20 users", "ndcg@10", "all 0.", "unseen 0."]),
         (rd.compare(made.run), ["Comparison ndcg@10, split leave-one-out", "ease"]),
         (study, ["Study study", "best ndcg@10  0.5000", "l2=5.0000", "rank 2 of", "1 complete"]),
