@@ -172,6 +172,11 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         DataError,
         "recommendations is a list, not a table",
     ),
+    "load: dataset folder": (
+        lambda m: rd.Recommender.load(m.folder),
+        RunError,
+        r"is a dataset, not a run folder\.\n.*training wrote",
+    ),
     "lists: no truth": (lambda m: rd.evaluate_lists({1: [1]}, None), DataError, "truth is None, not a table"),
     "lists: metrics": (
         lambda m: rd.evaluate_lists({1: [1]}, {1: [2]}, metrics=3),
