@@ -44,7 +44,9 @@ def prepare(
     order: Annotated[str | None, typer.Option(help="Column that orders each user's interactions.")] = None,
     rating: Annotated[str | None, typer.Option(help="Column of ratings or weights.")] = None,
     min_rating: Annotated[float | None, typer.Option(help="Drop interactions rated lower.")] = None,
-    k_core: Annotated[int | None, typer.Option(help="Keep users and items with at least this many.")] = None,
+    k_core: Annotated[
+        int | None, typer.Option(help="Keep users and items with at least this many interactions.")
+    ] = None,
     duplicates: Annotated[str, typer.Option(help="Of repeated user-item pairs: keep, first or last.")] = "keep",
     items: Annotated[str | None, typer.Option(help="Table that describes items.")] = None,
     title: Annotated[str | None, typer.Option(help="Its column with a readable name.")] = None,

@@ -125,7 +125,7 @@ def _sentences(recommender: Recommender, paths: pl.DataFrame) -> list[str]:
         path = f"-- {row['relation']} --"
         if row["entity"] is not None:
             path += f" {row['entity']} -- {row['relation_back']} --"
-        pruned = "" if row["kept"] else ", an edge of it pruned"
+        pruned = "" if row["kept"] else ", one of its edges was pruned"
         lines.append(f"  {end} {path} {start} ({row['strength']:.3f}{pruned})")
     if len(lines) == 1:
         return ["No path of the knowledge graph leads from the history to the recommended items."]
