@@ -130,13 +130,13 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "load: retrieval": (lambda m: rd.Recommender.load(m.run, "Exact!"), ConfigError, "Did you mean 'exact'"),
     "Recommender: path": (lambda m: rd.Recommender(m.run.path), ConfigError, r"Recommender\.load"),
     # recommend
-    "recommend: text": (lambda m: m.recommender.recommend("u1"), ConfigError, "Users is 'u1', not a list"),
-    "recommend: number": (lambda m: m.recommender.recommend(1), ConfigError, "Users is 1, not a list"),
+    "recommend: text": (lambda m: m.recommender.recommend("u1"), ConfigError, "users is 'u1', not a list"),
+    "recommend: number": (lambda m: m.recommender.recommend(1), ConfigError, "users is 1, not a list"),
     "recommend: nothing": (lambda m: m.recommender.recommend(), ConfigError, "Neither users nor histories"),
     "recommend: flat": (lambda m: m.recommender.recommend(histories=["i1"]), ConfigError, "A history is 'i1', not a"),
     "recommend: k": (lambda m: m.recommender.recommend(["u1"], k="5"), ConfigError, "k is '5'"),
-    "recommend: exclude": (lambda m: m.recommender.recommend(["u1"], exclude="i1"), ConfigError, "Exclude is 'i1'"),
-    "similar: text": (lambda m: m.recommender.similar("i1"), ConfigError, "Items is 'i1', not a list"),
+    "recommend: exclude": (lambda m: m.recommender.recommend(["u1"], exclude="i1"), ConfigError, "exclude is 'i1'"),
+    "similar: text": (lambda m: m.recommender.similar("i1"), ConfigError, "items is 'i1', not a list"),
     "denoise: both": (lambda m: m.recommender.denoise(user="u1", history=["i1"]), ConfigError, "either a user or a"),
     # data
     "read: dataset": (lambda m: rd.read_interactions(m.data), ConfigError, "source is a Dataset, not a table"),
