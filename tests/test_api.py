@@ -130,13 +130,13 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "load: retrieval": (lambda m: rd.Recommender.load(m.run, "Exact!"), ConfigError, "Did you mean 'exact'"),
     "Recommender: path": (lambda m: rd.Recommender(m.run.path), ConfigError, r"Recommender\.load"),
     # recommend
-    "recommend: text": (lambda m: m.recommender.recommend("u1"), ConfigError, "Users is 'u1', not a list"),
-    "recommend: number": (lambda m: m.recommender.recommend(1), ConfigError, "Users is 1, not a list"),
+    "recommend: text": (lambda m: m.recommender.recommend("u1"), ConfigError, "users is 'u1', not a list"),
+    "recommend: number": (lambda m: m.recommender.recommend(1), ConfigError, "users is 1, not a list"),
     "recommend: nothing": (lambda m: m.recommender.recommend(), ConfigError, "Neither users nor histories"),
     "recommend: flat": (lambda m: m.recommender.recommend(histories=["i1"]), ConfigError, "A history is 'i1', not a"),
     "recommend: k": (lambda m: m.recommender.recommend(["u1"], k="5"), ConfigError, "k is '5'"),
-    "recommend: exclude": (lambda m: m.recommender.recommend(["u1"], exclude="i1"), ConfigError, "Exclude is 'i1'"),
-    "similar: text": (lambda m: m.recommender.similar("i1"), ConfigError, "Items is 'i1', not a list"),
+    "recommend: exclude": (lambda m: m.recommender.recommend(["u1"], exclude="i1"), ConfigError, "exclude is 'i1'"),
+    "similar: text": (lambda m: m.recommender.similar("i1"), ConfigError, "items is 'i1', not a list"),
     "denoise: both": (lambda m: m.recommender.denoise(user="u1", history=["i1"]), ConfigError, "either a user or a"),
     # data
     "read: dataset": (lambda m: rd.read_interactions(m.data), ConfigError, "source is a Dataset, not a table"),
@@ -167,7 +167,33 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "split: name": (lambda m: rd.split.by_name(None, m.data), ConfigError, "name is None, not the name of a split"),
     # evaluate_lists
     "lists: metric": (lambda m: rd.evaluate_lists({1: [2]}, {1: [2]}, "NDGC@10"), ConfigError, "Did you mean 'ndcg'"),
-    "lists: lists": (lambda m: rd.evaluate_lists([[1, 2]], {1: [2]}), DataError, "recommendations are a list"),
+    "lists: lists": (
+        lambda m: rd.evaluate_lists([[1, 2]], {1: [2]}),
+        DataError,
+        "recommendations is a list, not a table",
+    ),
+    "load: dataset folder": (
+        lambda m: rd.Recommender.load(m.folder),
+        RunError,
+        r"is a dataset, not a run folder\.\n.*training wrote",
+    ),
+    "lists: no truth": (lambda m: rd.evaluate_lists({1: [1]}, None), DataError, "truth is None, not a table"),
+    "lists: metrics": (
+        lambda m: rd.evaluate_lists({1: [1]}, {1: [2]}, metrics=3),
+        ConfigError,
+        "metrics is 3, not a list",
+    ),
+    "train: option that is no text": (
+        lambda m: rd.train("ease", m.split, m.new, config={3: 4}),
+        ConfigError,
+        r"An option in config is 3, not text\.\n.*config=\{",
+    ),
+    "tune: no minutes": (lambda m: rd.tune("ease", m.split, m.new, max_minutes=0), ConfigError, "max_minutes is 0"),
+    "recommend: filter_seen": (
+        lambda m: m.recommender.recommend(users=["u1"], filter_seen="no"),
+        ConfigError,
+        r"filter_seen is 'no', not True or False\.\n.*filter_seen=False",
+    ),
 }
 
 
@@ -287,7 +313,8 @@ def test_an_error_inside_a_config_keeps_its_remedy() -> None:
 
 
 def test_objects_describe_themselves_in_at_most_ten_lines(made: SimpleNamespace) -> None:
-    rd.evaluate(made.run, made.data)
+    evaluation = rd.evaluate(made.run, made.data)
+    assert evaluation == json.loads((made.run.path / "test.json").read_text())
     task = made.split.task("test")
     result = evaluate_task(model_scores(made.model, task), task, num_items=made.data.num_items)
     study = Study(
@@ -305,6 +332,7 @@ def test_objects_describe_themselves_in_at_most_ten_lines(made: SimpleNamespace)
         (made.split, ["Split leave-one-out", "80 interactions", "Leave-one-out leaks"]),
         (made.run, ["Run ", "ease", "leave-one-out", "ndcg@10="]),
         (made.data.interactions, ["Histories", "rows", "20", "first row"]),
+        (evaluation, ["Evaluation of ", "leave-one-out", "seen items filtered", "ndcg@10="]),
         (result, ["TaskResult test, 20 users", "ndcg@10", "all 0.", "unseen 0."]),
         (rd.compare(made.run), ["Comparison ndcg@10, split leave-one-out", "ease"]),
         (study, ["Study study", "best ndcg@10  0.5000", "l2=5.0000", "rank 2 of", "1 complete"]),

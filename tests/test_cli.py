@@ -183,6 +183,9 @@ def test_models_data_and_doctor_in_json():
     assert "ml-100k" in json.loads(out)["names"]
     _, out, _ = command("doctor", "--json")
     assert {"python", "cores", "threads", "memory_gib", "packages", "missing_extras"} <= json.loads(out).keys()
+    _, out, _ = command("models", "sasrec", "--json")
+    assert list(json.loads(out)) == ["sasrec"]
+    assert "Did you mean 'sasrec'" in command("models", "SASrek")[2]
     for name in ("models", "data", "doctor"):
         code, out, _ = command(name)
         assert code == 0

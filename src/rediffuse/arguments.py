@@ -77,6 +77,17 @@ def require_number(name: str, value: Any, *, above: float | None = None) -> floa
     return found
 
 
+def require_flag(name: str, value: Any) -> bool:
+    """The value, which is true or false.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):  # of NumPy
+        raise wrong_type(name, value, "True or False", f"Give {name}=True or {name}=False.")
+    return bool(value)
+
+
 def require_options(
     name: str, value: Any, of: type[Any] | None = None, example: str = '{"epochs": 20}'
 ) -> dict[str, Any]:
@@ -89,7 +100,11 @@ def require_options(
         return {}
     if of is not None and isinstance(value, of):
         return value.model_dump(exclude_unset=True)
-    if not isinstance(value, Mapping) or not all(isinstance(option, str) for option in value):
+    if isinstance(value, Mapping):
+        for option in value:
+            if not isinstance(option, str):
+                raise wrong_type(f"An option in {name}", option, "text", f"For example: {name}={example}.")
+    else:
         wanted = "a dict of options" if of is None else f"a dict of options or {_with_article(of.__name__)}"
         raise wrong_type(name, value, wanted, f"For example: {name}={example}.")
     return dict(value)

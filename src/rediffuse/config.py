@@ -57,7 +57,9 @@ class ModelConfig(BaseModel):
     metric: str = Field(
         "ndcg@10", description="The one validation metric that selects; add /unseen to filter seen items."
     )
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="fp32, bf16; auto: by what the hardware supports."
+    )
 
     @classmethod
     def build(

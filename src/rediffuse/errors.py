@@ -76,10 +76,16 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     Letter case, hyphens and underscores do not matter: ``Light_GCN`` is closest to ``lightgcn``.
     """
     names = sorted(known)
-    folded = {_folded(name): name for name in reversed(names)}
-    close = difflib.get_close_matches(_folded(str(word)), folded, n=1, cutoff=0.6)
+    close = closest(word, names)
     listed = f"Known: {', '.join(names)}."
-    return f"Did you mean {folded[close[0]]!r}? {listed}" if close else listed
+    return f"Did you mean {close!r}? {listed}" if close else listed
+
+
+def closest(word: object, known: Iterable[str]) -> str | None:
+    """The known name that is closest to ``word``, None if none is close."""
+    folded = {_folded(name): name for name in sorted(known, reverse=True)}
+    close = difflib.get_close_matches(_folded(str(word)), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
 
 
 def _folded(name: str) -> str:

@@ -155,7 +155,7 @@ def test_no_user_in_common_is_a_warning():
         ({1: 5}, {1: [5]}, "Give a list of item ids"),
         ({1: [5, "6"]}, {1: [5]}, "several types"),
         ({1: [5, None]}, {1: [5]}, "1 missing values, the first in row 1"),
-        ([[1, 2]], {1: [5]}, "The recommendations are a list"),
+        ([[1, 2]], {1: [5]}, "recommendations is a list"),
         (LISTS.drop("item_id"), TRUTH, "no column item_id; they have user_id, score"),
         (LISTS.drop("score"), TRUTH, "neither a column rank nor a column score"),
         (LISTS.with_columns(score=pl.lit("high")), TRUTH, "score of the recommendations is of type String"),

@@ -206,6 +206,10 @@ def test_users_table() -> None:
 def test_table_without_id_column() -> None:
     with pytest.raises(DataError, match=r"the items dataframe has no column 'item_id' \(item\)"):
         build(PLAIN, items=frame([(1,)], "id"))
+    with pytest.raises(DataError, match=r"no column 'source'; its(.*\n).*Rename the column of the source to source\."):
+        build(PLAIN, social=frame([("a", "b")], "a", "b"))
+    with pytest.raises(DataError, match=r"the interactions dataframe has no columns\.\n.*the user"):
+        read_interactions(pl.DataFrame())
 
 
 # --- social graph -------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_missing_file(tmp_path: Path) -> None:
     write(tmp_path, ROWS)
     message = refusal(tmp_path / "rating.csv")
     assert "rating.csv does not exist" in message
-    assert "Did you mean 'ratings.csv'?" in message
+    assert message.endswith("Check the path of the interactions table. Did you mean 'ratings.csv'?")
 
 
 def test_no_match_and_empty_folder(tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_items_to_exclude_and_candidates_may_be_columns(recommender):
         (pl.DataFrame({"user_id": USERS, "history": HISTORIES}), {"histories": HISTORIES}, "given twice"),
         (pd.DataFrame([USERS], columns=["user_id", "user_id"]), {}, "users cannot be read as a frame"),
         (pl.DataFrame({"user_id": USERS, "history": ["i1|i2", "i3"]}), {}, r"A history is 'i1\|i2', not a list"),
-        (None, {"histories": pd.DataFrame({"history": HISTORIES})}, "Histories is a pandas DataFrame, not a list"),
-        ("u1", {}, "Users is 'u1', not a list"),
+        (None, {"histories": pd.DataFrame({"history": HISTORIES})}, "histories is a pandas DataFrame, not a list"),
+        ("u1", {}, "users is 'u1', not a list"),
     ],
 )
 def test_frames_that_are_refused(recommender, users, options, message):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import emit, print_rich, table
@@ -11,20 +13,25 @@ from rediffuse.errors import ConfigError, RediffuseWarning
 
 
 @app.command()
-def models(as_json: AsJson = False) -> None:
-    """List all models, built-in and from installed packages, with their presets and options."""
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model; without it, all are listed.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List all models, built-in and from installed packages, with their presets and options; or one of them."""
     from rediffuse.models import model_class, names
     from rediffuse.models.external import class_path
 
     described: dict[str, Any] = {}
-    for name in names():
+    for listed in names() if name is None else [name]:
         try:
-            kind = model_class(name)
+            kind = model_class(listed)
         except ConfigError as error:  # a broken model of another package; the others are listed
+            if name is not None:
+                raise
             warnings.warn(str(error), RediffuseWarning, stacklevel=1)
             continue
         defaults = kind.Config.build().model_dump(mode="json")
-        described[name] = {
+        described[listed] = {
             "class": class_path(kind),
             "presets": kind.Config.preset_names(),
             "options": {
@@ -34,8 +41,8 @@ def models(as_json: AsJson = False) -> None:
         }
 
     def print_summary() -> None:
-        for name, model in described.items():
-            listing = table(f"{name} (presets: {', '.join(model['presets'])})", "option", "default", "")
+        for title, model in described.items():
+            listing = table(f"{title} (presets: {', '.join(model['presets'])})", "option", "default", "")
             listing.columns[2].justify = "left"
             for option, field in model["options"].items():
                 listing.add_row(option, str(field["default"]), field["description"] or "")

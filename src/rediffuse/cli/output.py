@@ -58,7 +58,7 @@ def table(title: str, *columns: str) -> Table:
     """An empty table; all columns but the first are aligned to the right, for numbers."""
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold")
+    made = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     for position, column in enumerate(columns):
         made.add_column(column, justify="left" if position == 0 else "right")
     return made

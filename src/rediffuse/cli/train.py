@@ -63,9 +63,9 @@ def train(
             for name in (n for n in run.validation if not n.endswith("/unseen")):
                 listing.add_row(name, f"{run.validation[name]:.4f}", f"{run.validation[name + '/unseen']:.4f}")
             print_rich(listing)
-        print_rich(
-            f"{run.minutes:.1f} minutes, best epoch {result['best_epoch']}. Next: rediffuse evaluate {out} {dataset}"
-        )
+        # 0: the model is not trained in epochs, or was never validated.
+        best = f", best epoch {result['best_epoch']}" if result["best_epoch"] else ""
+        print_rich(f"{run.minutes:.1f} minutes{best}. Next: rediffuse evaluate {out} {dataset}")
 
     if rank() == 0:
         emit(result, as_json, print_summary)

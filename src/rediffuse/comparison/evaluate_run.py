@@ -15,12 +15,14 @@ import polars as pl
 
 from rediffuse import distributed
 from rediffuse.arguments import require_integer, require_text
+from rediffuse.comparison.markdown import POLICY_NAMES
 from rediffuse.comparison.runs import evaluation_file
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
 from rediffuse.data.loading import as_dataset
 from rediffuse.data.split import Task, by_name
 from rediffuse.data.synthetic import augmentation
+from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
 from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
@@ -31,8 +33,20 @@ from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.run_folder import Run, add_files, read_run, run_path
 
+# The metrics that `repr` shows.
+SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 # Length of the stored lists.
 LIST_LENGTH = 20
+
+
+class Evaluation(Displayed, dict[str, Any]):
+    """The result of `evaluate`: a dict, the content of ``test.json``, that shows its main metrics."""
+
+    def _display(self) -> tuple[str, dict[str, Any]]:
+        facts: dict[str, Any] = {"protocol": self["protocol"]["name"], "users": self["counts"]["users"]}
+        for policy, metrics in self["metrics"].items():
+            facts[POLICY_NAMES[policy]] = {name: metrics[name] for name in SHOWN if name in metrics}
+        return f"Evaluation of {self['run']}", facts
 
 
 def evaluate(
@@ -41,7 +55,7 @@ def evaluate(
     *,
     protocol: str | None = None,
     seeds: Sequence[int] | int = (0,),
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a run on the test subset of its split, and write the result into its folder.
 
     It writes ``test.json`` (the returned result), ``per_user_test.parquet``, ``truth_test.parquet`` (the rank of every
@@ -56,7 +70,7 @@ def evaluate(
             the first only. They also determine the items that ``sampled-N`` draws.
 
     Returns:
-        Metrics per policy, averaged over ``seeds``; metrics of each seed; counts, protocol, costs, environment.
+        A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; counts, protocol, costs, environment.
 
     Raises:
         RunError: the run was trained on other data or another split, or does not fit the protocol; another process
@@ -72,7 +86,7 @@ def evaluate(
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
     with distributed.fail_together("Start the same command again."):
-        return _evaluate(folder, dataset, protocol, seeds)
+        return Evaluation(_evaluate(folder, dataset, protocol, seeds))
 
 
 def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import narwhals.stable.v1 as nw
 import numpy as np
 import polars as pl
 
+from rediffuse.arguments import described
 from rediffuse.display import Displayed
 from rediffuse.errors import DataError, RediffuseWarning
 from rediffuse.evaluation.metrics import accuracy_values, parse_metrics
@@ -64,12 +65,12 @@ def _from_mapping(rows: Mapping[Any, Any], what: str, ordered: bool) -> pl.DataF
     for user, listed in rows.items():
         if isinstance(listed, (str, bytes)) or not hasattr(listed, "__len__"):
             raise DataError(
-                f"The {what} of user {user!r} are a {type(listed).__name__}.",
+                f"{what} of user {user!r} is {described(listed)}, not a list.",
                 "Give a list of item ids for each user.",
             )
         if ordered and isinstance(listed, (AbstractSet, Mapping)):
             raise DataError(
-                f"The {what} of user {user!r} are a {type(listed).__name__}, which has no order.",
+                f"{what} of user {user!r} is {described(listed)}, which has no order.",
                 "Give a list of item ids, best first.",
             )
         values = listed.tolist() if isinstance(listed, np.ndarray) else list(listed)
@@ -93,7 +94,7 @@ def _as_polars(table: Any, what: str, columns: tuple[str, ...], ordered: bool) -
         frame = nw.from_native(table)
     except TypeError:
         raise DataError(
-            f"The {what} are a {type(table).__name__}.",
+            f"{what} is {described(table)}, not a table.",
             "Give a polars, pandas or pyarrow table with user_id and item_id, or a dict user -> list.",
         ) from None
     names = frame.collect_schema().names()

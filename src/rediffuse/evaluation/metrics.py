@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rediffuse.arguments import wrong_type
 from rediffuse.errors import ConfigError, did_you_mean
 
 # The rank of a true item that cannot be recommended; larger than any K.
@@ -105,6 +106,8 @@ def parse_metrics(names: Iterable[str], known: Iterable[str] = ACCURACY) -> tupl
     Raises:
         ConfigError: as `parse_metric`, or no name is given.
     """
+    if not isinstance(names, Iterable):
+        raise wrong_type("metrics", names, "a list of names", 'For example: metrics=["hr@10", "ndcg@10"]')
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ConfigError("No metric was given.", 'For example: metrics=["hr@10", "ndcg@10"]')

@@ -110,7 +110,7 @@ def read_social(table: Table, user_ids: pl.Series, report: ReadReport) -> tuple[
     report.count(
         "social_self_links",
         int((~keep).sum()),
-        "social links from a user to the same were dropped",
+        "social links from a user to itself were dropped",
     )
     keep, repeated = _first_of(keep, source, target)
     report.count("social_repeated", repeated, "repeated social links were dropped")
@@ -143,7 +143,7 @@ def read_knowledge(table: Table, links: Table, item: str, item_ids: pl.Series, r
     (head, tail, linked), entity_ids = number_ids(heads, tails, Column(pairs[entity], links, "entity"))
     (relation,), relation_ids = number_ids(relation_column)
     keep = head != tail
-    report.count("kg_self_links", int((~keep).sum()), "triples from an entity to the same were dropped")
+    report.count("kg_self_links", int((~keep).sum()), "triples from an entity to itself were dropped")
     keep, repeated = _first_of(keep, head, relation, tail)
     report.count("kg_repeated", repeated, "repeated triples were dropped")
     known, repeated = _first_of(known, items, linked)
@@ -181,7 +181,10 @@ def match_splits(
         DataError: a subset is not train, valid or test, or no row matches an interaction.
     """
     user, item = _find(table, (columns.user, "user_id"), "user"), _find(table, (columns.item, "item_id"), "item")
-    subset_name, scheme_name = table.need("split", "subset"), "scheme" if "scheme" in table.columns else None
+    subset_name, scheme_name = (
+        table.need("split", "subset", fixed=True),
+        "scheme" if "scheme" in table.columns else None,
+    )
     ordering = (columns.order, columns.time, "position", "timestamp")
     order = next((name for name in ordering if name in table.columns), None)
     table = table.in_pieces(c for c in (user, item, subset_name, scheme_name, order) if c is not None)
@@ -275,4 +278,4 @@ def _first_of(keep: NDArray[np.bool_], *columns: NDArray[np.int32]) -> tuple[NDA
 
 def _find(table: Table, names: tuple[str, ...], role: str) -> str:
     found = next((name for name in names if name in table.columns), None)
-    return table.need(names[0], role) if found is None else found
+    return table.need(names[0], role, fixed=True) if found is None else found

@@ -16,7 +16,7 @@ import polars as pl
 
 from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
-from rediffuse.errors import DataError, did_you_mean
+from rediffuse.errors import DataError, closest, did_you_mean
 from rediffuse.readers.text_files import TextFile, diagnose, first_line, inspect, is_number, listed, magic, scan
 
 # Rows of a column that are read at once, so that memory does not grow with the table. Numbering strings builds a table
@@ -72,18 +72,27 @@ class Table:
             if _stamp(path) != stamp:
                 raise DataError(f"{path} was changed while it was read.", "Wait until it is complete, and start again.")
 
-    def need(self, column: str, role: str) -> str:
+    def need(self, column: str, role: str, *, fixed: bool = False) -> str:
         """``column``, if the table has it.
+
+        Args:
+            column: its name.
+            role: what it holds, for messages.
+            fixed: no argument names the column, so the table has to change.
 
         Raises:
             DataError: it does not; the error lists the columns.
         """
         if column in self.columns:
             return column
-        problem = f"{self.name} has no column {column!r} ({role}); its columns are {listed(self.columns)}."
+        if not self.columns:
+            raise DataError(f"{self.name} has no columns.", f"It needs at least a column for the {role}.")
+        named = "" if role == column else f" ({role})"
+        problem = f"{self.name} has no column {column!r}{named}; its columns are {listed(self.columns)}."
         if self.is_text and self.columns and all(is_number(name) for name in self.columns):
             raise DataError(problem, "The first line looks like data: add a header line with column names.")
-        raise DataError(problem, f"Name the column of the {role}. {did_you_mean(column, self.columns)}")
+        remedy = f"Rename the column of the {role} to {column}." if fixed else f"Name the column of the {role}."
+        raise DataError(problem, f"{remedy} {did_you_mean(column, self.columns)}")
 
     def collect(self, columns: Iterable[str]) -> pl.DataFrame:
         """Read some columns.
@@ -368,9 +377,9 @@ def _expand(path: Path, what: str) -> list[Path]:
         raise DataError(f"No file matches {path}.", "Check the pattern and the folder.")
     remedy = f"Check the path of the {what} table."
     if path.parent.is_dir():
-        near = [file.name for file in path.parent.iterdir() if file.is_file()]
+        near = closest(path.name, [file.name for file in path.parent.iterdir() if file.is_file()])
         if near:
-            remedy += " In that folder: " + did_you_mean(path.name, near[:20])
+            remedy += f" Did you mean {near!r}?"
     raise DataError(f"{path} does not exist.", remedy)
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.arguments import described
-from rediffuse.errors import ConfigError
+from rediffuse.arguments import wrong_type
 from rediffuse.frames import as_column, is_frame
 
 # No integer id has more digits, and Python refuses to parse thousands of them. Both re and polars read this pattern.
@@ -89,6 +88,14 @@ class IdMap:
         return found["number"].fill_null(-1).to_numpy()
 
 
+# What to pass, by argument.
+_LISTS = {
+    "users": 'Pass a list, also for one user: users=["id"].',
+    "histories": 'Pass a list of lists, also for one user: histories=[["item", "item"]].',
+    **{name: f'Pass a list, also for one item: {name}=["item"].' for name in ("items", "exclude", "candidates")},
+}
+
+
 def require_list(name: str, value: Any) -> list[Any]:
     """A list or column as a list; refuses text and tables, which can be iterated over but are mistakes here.
 
@@ -99,10 +106,7 @@ def require_list(name: str, value: Any) -> list[Any]:
     if column is not None:
         return list(column)
     if isinstance(value, str | bytes | Mapping) or is_frame(value) or not isinstance(value, Iterable):
-        raise ConfigError(
-            f"{name[0].upper()}{name[1:]} is {described(value)}, not a list.",
-            'Pass a list, also for one user: users=["id"], histories=[["item", "item"]], exclude=["item"].',
-        )
+        raise wrong_type(name, value, "a list", _LISTS.get(name, 'Pass a list of item ids: ["item", "item"].'))
     return list(value)
 
 
@@ -114,5 +118,5 @@ def flatten_histories(histories: Any) -> tuple[NDArray[np.int64], pl.Series | li
         return lengths.to_numpy().astype(np.int64), column.filter(lengths > 0).explode()
     if column is not None:
         histories = [[] if history is None else history for history in column]
-    rows = [require_list("a history", history) for history in require_list("histories", histories)]
+    rows = [require_list("A history", history) for history in require_list("histories", histories)]
     return np.asarray([len(row) for row in rows], dtype=np.int64), [item for row in rows for item in row]

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from rediffuse.arguments import require_integer, wrong_type
+from rediffuse.arguments import require_flag, require_integer, wrong_type
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
@@ -228,7 +228,7 @@ class Recommender(Displayed):
         counts = {"unknown_excluded": int((excluded < 0).sum())}
         counts["unknown_candidates"] = 0 if allowed is None else int((allowed < 0).sum())
         allowed = None if allowed is None else allowed[allowed >= 0]
-        return RankingQuery(k, excluded[excluded >= 0], allowed, filter_seen), counts
+        return RankingQuery(k, excluded[excluded >= 0], allowed, require_flag("filter_seen", filter_seen)), counts
 
     def item_index(self, items: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""

@@ -66,7 +66,10 @@ def _check_use(folder: Path, resume: bool) -> None:
     if resume and not identity_path(folder).exists():
         raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
     if not resume and not is_unused(folder):
-        raise RunError(f"{folder} is not empty.", "Choose another folder, or pass --resume to continue that run.")
+        raise RunError(
+            f"{folder} is not empty.",
+            "Choose another folder, or continue that run with --resume (Python: resume=True).",
+        )
 
 
 def identity_path(folder: Path) -> Path:

@@ -291,6 +291,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format"]
+        if version == "rediffuse-dataset":
+            raise RunError(f"{folder} is a dataset, not a run folder.", "Give the folder that training wrote.")
         if version != FORMAT:
             raise RunError(
                 f"{path} has format {version}; this version reads format {FORMAT}.", "Use the version that wrote it."

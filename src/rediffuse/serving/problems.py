@@ -90,7 +90,10 @@ def install(app: FastAPI) -> None:
     async def invalid_fields(request: Request, error: RequestValidationError) -> Response:
         # The response leaves out the values that were sent: they may be large or private.
         errors = [
-            {"field": ".".join(map(str, one["loc"]))[:200], "message": str(one["msg"])[:500]}
+            {
+                "field": ".".join(map(str, one["loc"]))[:200],
+                "message": str(one["msg"]).removeprefix("Value error, ")[:500],
+            }
             for one in error.errors()[:20]
         ]
         return problem_response(

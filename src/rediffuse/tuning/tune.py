@@ -81,13 +81,10 @@ def tune(
     kind = model_class(model)
     split = as_split("data", data)
     folder = require_path("out", out, 'Name a folder for the study: out="studies/mine".')
-    trials = require_integer("trials", trials, minimum=None)
+    trials = require_integer("trials", trials)
     if max_minutes is not None:
-        max_minutes = require_number("max_minutes", max_minutes)
+        max_minutes = require_number("max_minutes", max_minutes, above=0)
     preset, seed = require_text("preset", preset), require_integer("seed", seed, minimum=None)
-    if trials < 1 or (max_minutes is not None and not max_minutes > 0):
-        problem = f"There is nothing to do in {trials} trials and {max_minutes} minutes."
-        raise ConfigError(problem, "Give at least one trial and more than 0 minutes.")
     distributed.init()
     if distributed.world_size() > 1:
         raise ConfigError("A study runs in a single process.", "Start it without accelerate launch or torchrun.")
