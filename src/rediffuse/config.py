@@ -118,7 +118,7 @@ class ModelConfig(BaseModel):
         option = ".".join(str(name) for name in first["loc"])
         return ConfigError(
             f"Option {option!r} was given {first.get('input')!r}: {first['msg']}.",
-            f"See {cls.__module__} for what {option!r} may be.",
+            "Run rediffuse models NAME to see the options of a model and their defaults.",
         )
 
 

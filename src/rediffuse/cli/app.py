@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rediffuse import distributed
 from rediffuse.errors import ConfigError
 
+# In the order of their use.
+COMMANDS = ("data", "prepare", "models", "train", "evaluate", "compare", "tune", "augment", "recommend")
+COMMANDS += ("serve", "index", "export", "doctor")
+
+
+class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands as ``--help`` lists them."""
+        return sorted(self.commands, key=COMMANDS.index)
+
+
 app = typer.Typer(
     name="rediffuse",
+    cls=_Commands,
     help="Train, evaluate, compare and serve diffusion recommenders and baselines.",
     no_args_is_help=True,
     add_completion=False,
