@@ -19,7 +19,7 @@ demo: $(VENV)/.run-ready
 	$(PY) benchmarks/demo.py
 
 test: $(VENV)/.dev-ready
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 # TORCH=2.13.0 make test-lowest takes another torch than the lowest, whose packages have gigabytes of CUDA.
 test-lowest: LIMITS := .venv-lowest/limits.txt
@@ -66,6 +66,9 @@ $(VENV)/.run-ready: pyproject.toml constraints.txt | $(PY)
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.dev-ready: $(VENV)/.run-ready
+# What running needs is part of it, so one installation serves both.
+$(VENV)/.dev-ready: pyproject.toml constraints.txt | $(PY)
+	@echo "Installing into $(VENV); the first time takes a few minutes."
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) --editable ".[dev]"
-	@touch $@
+	@touch $(VENV)/.run-ready $@

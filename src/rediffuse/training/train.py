@@ -62,7 +62,7 @@ def train(
     Args:
         model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
             the class itself.
-        data: a split, whose training and validation subsets are used; training cannot reach the test subset. Of a
+        data: a split, whose training and validation subsets are used; training cannot reach the test subset. For a
             dataset, or the path of a dataset folder, the default split is used, and a warning names it.
         out: the run folder, which is required; new, unless ``resume``.
         preset: named options of the model, for example "paper".
@@ -107,27 +107,7 @@ def train(
         problem = f"Both options and a run were given for {phase!r}."
         raise ConfigError(problem, "Leave out the options: the run has its own.")
     options = kind.Config.build(preset, {**(config or {}), **phase_options}, model=kind.name)
-    run_config = {
-        "format": FORMAT,
-        **external.describe(kind),
-        "preset": preset,
-        "config": options.model_dump(mode="json"),
-        "defaults": kind.Config.build(preset).model_dump(mode="json"),
-        "phases_from": {
-            phase: {"run": str(run.path), "weights": sha256_file(run.path / "model.safetensors")}
-            for phase, run in phase_runs.items()
-        },
-        "seed": seed,
-        "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint, "leak": split.leak},
-        "data": {
-            "fingerprint": split.dataset.fingerprint_without_synthetic,
-            "augmentation": augmentation(split.dataset),
-            "tables": split.dataset.tables_fingerprint if kind.reads_tables else None,
-            "users": split.dataset.num_users,
-            "items": split.dataset.num_items,
-            "interactions": split.dataset.num_interactions,
-        },
-    }
+    run_config = _describe_run(kind, preset, options, seed, split, phase_runs)
     if not external.is_importable(kind):
         warnings.warn(
             f"{run_config['class']} is defined in a script, a notebook or a function, so the run can be used only "
@@ -160,6 +140,38 @@ def train(
     with distributed.fail_together(remedy), contextlib.ExitStack() as stack:
         distributed.main_process_first(lambda: open_run_folder(folder, run_config, resume, stack))
         return _train(trainer, split, folder, run_config, resume, memory)
+
+
+def _describe_run(
+    kind: type[Model],
+    preset: str | None,
+    options: ModelConfig,
+    seed: int,
+    split: Split,
+    phase_runs: dict[str, RunContents],
+) -> dict[str, Any]:
+    """The content of config.json that is known before training."""
+    return {
+        "format": FORMAT,
+        **external.describe(kind),
+        "preset": preset,
+        "config": options.model_dump(mode="json"),
+        "defaults": kind.Config.build(preset).model_dump(mode="json"),
+        "phases_from": {
+            phase: {"run": str(run.path), "weights": sha256_file(run.path / "model.safetensors")}
+            for phase, run in phase_runs.items()
+        },
+        "seed": seed,
+        "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint, "leak": split.leak},
+        "data": {
+            "fingerprint": split.dataset.fingerprint_without_synthetic,
+            "augmentation": augmentation(split.dataset),
+            "tables": split.dataset.tables_fingerprint if kind.reads_tables else None,
+            "users": split.dataset.num_users,
+            "items": split.dataset.num_items,
+            "interactions": split.dataset.num_interactions,
+        },
+    }
 
 
 def _train(

@@ -52,8 +52,8 @@ def tune(
     Args:
         model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
             the class itself.
-        data: a split, whose training and validation subsets are used; no trial can reach the test subset. Of a dataset,
-            or the path of a dataset folder, the default split is used, and a warning names it.
+        data: a split, whose training and validation subsets are used; no trial can reach the test subset. For a
+            dataset, or the path of a dataset folder, the default split is used, and a warning names it.
         out: the study's folder, which is required.
         trials: number of finished trials (complete, pruned or failed) after which to stop, over all sessions.
         max_minutes: limit of the wall time of all trials, over all sessions; the running trial is stopped then.
