@@ -352,13 +352,7 @@ class Recommender(Displayed):
         Warns:
             RediffuseWarning: as `recommend`.
         """
-        if (user is None) == (history is None):
-            raise ConfigError("Give either a user or a history.", "Pass user=... or history=[...].")
-        _, user_numbers, rows, counts = self.resolve_users(
-            [user] if history is None else None, None if history is None else [history]
-        )
-        for message in remarks(counts, answer="there is nothing to denoise for them"):
-            warnings.warn(message, RediffuseWarning, stacklevel=2)
+        user_numbers, rows = self._resolve_one_user(user, history, "there is nothing to denoise for them")
         steps = self.inspector.denoising_trajectory(rows, user_numbers, self.sampling(seed, sampling_steps, noise))
         if not steps and len(rows.items):
             raise ConfigError(f"{self.config['model']} does not denoise in this run.", "Use a run of diffurec.")
@@ -400,18 +394,29 @@ class Recommender(Displayed):
             raise ConfigError(
                 f"{self.config['model']} learned from no knowledge graph, so it has no paths.", "Use a run of diffkg."
             )
-        if (user is None) == (history is None):
-            raise ConfigError("Give either a user or a history.", "Pass user=... or history=[...].")
-        _, _, rows, counts = self.resolve_users(
-            [user] if history is None else None, None if history is None else [history]
-        )
+        _, rows = self._resolve_one_user(user, history, "there are no paths for them")
         numbers = self.item_index(require_list("items", items))
-        for message in remarks(counts, answer="there are no paths for them"):
-            warnings.warn(message, RediffuseWarning, stacklevel=2)
         ids = self.items["item_id"]
         history_items = ids.gather(np.unique(rows.without_synthetic().items))
         found = self.paths(ids.gather(numbers[numbers >= 0]), history_items, require_integer("paths", paths))
         return as_kind(found, kind_of(items, history))
+
+    def _resolve_one_user(
+        self, user: Any, history: Iterable[Any] | None, answer: str
+    ) -> tuple[NDArray[np.int64], Histories]:
+        """The user number (1,) and the history (one row) of a user, with the warnings of `remarks`.
+
+        Raises:
+            ConfigError: not exactly one of user and history is given.
+        """
+        if (user is None) == (history is None):
+            raise ConfigError("Give either a user or a history.", "Pass user=... or history=[...].")
+        _, user_numbers, rows, counts = self.resolve_users(
+            [user] if history is None else None, None if history is None else [history]
+        )
+        for message in remarks(counts, answer=answer):
+            warnings.warn(message, RediffuseWarning, stacklevel=3)
+        return user_numbers, rows
 
     @property
     def has_paths(self) -> bool:
