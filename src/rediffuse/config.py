@@ -122,6 +122,14 @@ class ModelConfig(BaseModel):
         )
 
 
+class ClosedFormConfig(ModelConfig):
+    """Options of a model in closed form, which is cheap enough to be fitted twice."""
+
+    refit: bool = Field(
+        False, description="After options are chosen and measured, learn from the validation interactions too."
+    )
+
+
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """Parse settings as the command line takes them; values are YAML.
 

@@ -46,14 +46,14 @@ def main(out: Path) -> None:
     module.make_trainer = lambda *args, **others: keep(make_trainer(*args, **others), trained)
     Draws.draw = lambda self, count: torch.arange(count) % len(self.sums)
     rank._BLOCK_SCORES = 0  # small blocks, so that each of two processes ranks several
-    ranks, ranked = rank._ranks, 0
+    ranks, ranked = rank.true_ranks, 0
 
     def counted(*args: Any) -> Any:
         nonlocal ranked
         ranked += 1
         return ranks(*args)
 
-    rank._ranks = counted
+    rank.true_ranks = counted
     for name, changed in FITS:
         folder = out / folder_name(name, changed)
         rd.train(name, split, folder, config=known(name, OPTIONS) | changed, seed=3)

@@ -12,7 +12,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.split import Task
 from rediffuse.errors import ConfigError, DataError, TrainingError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, rank_task
-from rediffuse.evaluation.rank import _ranks
+from rediffuse.evaluation.rank import true_ranks
 from rediffuse.topk import exact_top_k
 
 
@@ -245,4 +245,4 @@ def test_ranks_are_exact_beyond_the_integers_of_single_precision():
     scores = torch.ones(1, items)
     scores[0, 5] = 0.0
     truth = Histories.from_lists([[items - 1]])
-    assert _ranks(scores, truth, torch.empty_like(scores)).tolist() == [items - 1]
+    assert true_ranks(scores, truth, torch.empty_like(scores)).tolist() == [items - 1]

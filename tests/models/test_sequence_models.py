@@ -182,7 +182,7 @@ def test_the_repeat_bias_is_added_once_per_item():
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_history_scores_are_popularity(kind):
     model = build(kind)
-    model.popularity.copy_(torch.arange(ITEMS))
+    model.fallback.copy_(torch.arange(ITEMS))
     scores = model.score(Histories.from_lists([[], [1, 2]]))
     assert torch.equal(scores[0], torch.arange(ITEMS, dtype=torch.float32))
     assert not torch.equal(scores[1], scores[0])

@@ -26,7 +26,7 @@ class Sums(Model):
     def __init__(self):
         super().__init__(ModelConfig(), ITEMS)
         self.vectors = torch.randn(ITEMS, SIZE, generator=torch.Generator().manual_seed(0))
-        self.popularity.copy_(torch.arange(ITEMS))
+        self.fallback.copy_(torch.arange(ITEMS))
 
     def index_vectors(self):
         return self.vectors

@@ -137,11 +137,18 @@ def _facts(groups: list[Variant]) -> dict[str, Any]:
         "protocol": run.test["protocol"],
         "counts": run.test["counts"],
         "selected_by": sorted({run.config["config"]["metric"] for group in groups for run in group.runs}),
+        "refitted": [group.label for group in groups if any(_refitted(run.config) for run in group.runs)],
+        "variants": [group.label for group in groups],
         "dates": sorted({run.test["date"] for group in groups for run in group.runs}),
         "hardware": sorted({_hardware(run.test["environment"]) for group in groups for run in group.runs}),
         "packages": run.test["environment"]["packages"],
         "runs": [str(run.path) for group in groups for run in group.runs],
     }
+
+
+def _refitted(config: dict[str, Any]) -> bool:
+    """Whether a run learned from the validation interactions too, after all choices."""
+    return config["training"].get("refitted", False)
 
 
 def _hardware(environment: dict[str, Any]) -> str:

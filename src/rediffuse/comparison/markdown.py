@@ -64,6 +64,18 @@ def p_value(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
+def _refits(facts: dict[str, Any]) -> list[str]:
+    """A line on which variants learned from the validation interactions too, if any did."""
+    refitted = facts["refitted"]
+    others = [label for label in facts["variants"] if label not in refitted]
+    if not refitted:
+        return []
+    line = f"- Learned from the validation interactions too, after all choices (`refit`): {', '.join(refitted)}."
+    if others:
+        line += f" Learned from training interactions alone, which is a handicap: {', '.join(others)}."
+    return [line]
+
+
 def _protocol(facts: dict[str, Any]) -> list[str]:
     data, rules, counts = facts["data"], facts["protocol"], facts["counts"]
     inputs = "are" if rules["validation_is_input"] else "are not"
@@ -76,6 +88,7 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
         "the histories at test time.",
         f"- Leaks: {leak}",
         f"- Selected on validation by {', '.join(facts['selected_by'])}.",
+        *_refits(facts),
         f"- Evaluated on {', '.join(facts['dates'])}; {'; '.join(facts['hardware'])}.",
     ]
     return lines if rules["comparable"] else [*lines, f"- **Not comparable.** {rules['note']}"]

@@ -60,6 +60,7 @@ class TrainingView:
         social, kg: graphs, if there are any.
         item_table: row i describes item i.
         user_table: row u describes user u.
+        has_timestamps: whether times are seconds since the epoch; False: they are an order, or there are none.
     """
 
     train: Histories
@@ -71,6 +72,7 @@ class TrainingView:
     kg: KnowledgeGraph | None
     item_table: pl.DataFrame | None
     user_table: pl.DataFrame | None
+    has_timestamps: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,7 +124,12 @@ class Split(Displayed):
             kg=data.kg,
             item_table=data.items,
             user_table=data.users,
+            has_timestamps=data.has_timestamps,
         )
+
+    def before_test(self) -> Histories:
+        """The training and validation interactions, one row per user: what a system in use would know."""
+        return self.dataset.interactions.where((self.subset == TRAIN) | (self.subset == VALID))
 
     def task(self, name: Literal["valid", "test"]) -> Task:
         """The users with an interaction in the subset, their earlier interactions and those to predict.

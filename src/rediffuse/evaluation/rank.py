@@ -42,6 +42,11 @@ class RankingTask(Protocol):
     def popularity(self) -> NDArray[np.int64]: ...  # (num_items,) training interactions per item
 
 
+def block_of_users(num_items: int) -> int:
+    """How many users to score at once."""
+    return min(max(_BLOCK_SCORES // num_items, 16), 1024)
+
+
 def model_scores(model: Model, task: RankingTask, seed: int = 0) -> Score:
     """The scoring function of a trained model for the users of a task, for `rank_task`."""
 
@@ -120,7 +125,7 @@ def _tied_later(scores: NDArray[np.float32], owners: NDArray[np.int64]) -> NDArr
     return later
 
 
-def _ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.int64]:
+def true_ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.int64]:
     """(t,) ranks of the true items of a block; ties count against the model.
 
     A rank is the number of items scored at least as high (the item itself included), minus the true items that are
@@ -180,7 +185,7 @@ def rank_task(
     seen = distinct(task.histories if task.seen is None else task.seen, num_items, "history")
     truth = distinct(task.truth, num_items, "true")
     users = len(truth)
-    block = user_block or min(max(_BLOCK_SCORES // num_items, 16), 1024)
+    block = user_block or block_of_users(num_items)
     depth = min(k, num_items)
     ranks = {policy: np.full(len(truth.items), np.iinfo(np.int64).min) for policy in POLICIES}
     items = {policy: np.full((users, k), -1, dtype=np.int32) for policy in POLICIES}
@@ -200,7 +205,7 @@ def rank_task(
             for policy in POLICIES:
                 if policy == "unseen":
                     scores[where] = -torch.inf
-                ranks[policy][truth.offsets[start] : truth.offsets[rows[-1] + 1]] = _ranks(scores, true, scratch)
+                ranks[policy][truth.offsets[start] : truth.offsets[rows[-1] + 1]] = true_ranks(scores, true, scratch)
                 best, columns = exact_top_k(scores, depth)
                 tops[policy][rows, :depth] = best.cpu().numpy()
                 items[policy][rows, :depth] = columns.masked_fill(best == -torch.inf, -1).cpu().numpy()

@@ -75,7 +75,7 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
         with atomic_folder(out) as new:
             for name, graph in graphs.items():
                 _write(model, graph, new / (name + _SUFFIXES[format]))
-            vectors = {"vectors": model.index_vectors().detach(), "popularity": contents.model.popularity}
+            vectors = {"vectors": model.index_vectors().detach(), "popularity": contents.model.fallback}
             # safetensors' own save_file makes files that only their owner can read.
             content = save({name: tensor.contiguous().clone() for name, tensor in vectors.items()})
             (new / "items.safetensors").write_bytes(content)

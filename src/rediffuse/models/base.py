@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rediffuse.batching.recency import FALLBACK_HALF_LIFE, recent_popularity
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
+from rediffuse.data.subsets import Task
 from rediffuse.models.sampling import Sampling
 
 
@@ -34,6 +36,44 @@ class Batches(Protocol):
         ...
 
 
+class Validation(Protocol):
+    """The validation subset, as `Model.calibrate` sees it."""
+
+    @property
+    def task(self) -> Task: ...
+
+    def __call__(self) -> float:
+        """The selection metric of the model as it is."""
+        ...
+
+    def compare(
+        self, score: Callable[[Histories, NDArray[np.int64]], Iterable[Tensor]], metric: str | None = None
+    ) -> list[float]:
+        """A metric of many settings, in one pass over the users (some of them, if there are many).
+
+        Args:
+            score: called with blocks of histories (B rows) and their user numbers (B,); yields the scores
+                (B, num_items) of each setting, always in the same order. The tensors are changed.
+            metric: None: the selection metric.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """A part of the scores of some items.
+
+    Attributes:
+        source: number of the item of the history that it comes from; -1: it comes from no interaction of the user.
+        part: what carried it, for example "hop 1" or "recent popularity".
+        values: (n,) float64, one per item that is explained.
+    """
+
+    source: int
+    part: str
+    values: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """What a model may learn from. It holds neither validation targets nor the test subset.
@@ -48,6 +88,7 @@ class TrainingData:
         social: links between users.
         kg: knowledge graph of the items.
         seed: seed of the training, for noise that is drawn between phases.
+        has_timestamps: whether times are seconds since the epoch; False: they are an order, or there are none.
     """
 
     train: Histories
@@ -59,6 +100,7 @@ class TrainingData:
     social: SocialGraph | None = None
     kg: KnowledgeGraph | None = None
     seed: int = 0
+    has_timestamps: bool = False
 
 
 class Model(nn.Module):
@@ -79,7 +121,8 @@ class Model(nn.Module):
     - ``reads_tables``: whether it learns from ``item_table`` or ``user_table``.
     - ``reads_times``: whether scores depend on the times of interactions, not only on their order.
 
-    The buffer ``popularity`` (num_items,) scores users without history.
+    The buffer ``fallback`` (num_items,) scores users without history: by recent popularity where interactions have
+    times, otherwise by popularity. The buffer ``popularity`` (num_items,) holds the training interactions of each item.
     """
 
     name: ClassVar[str]
@@ -91,12 +134,14 @@ class Model(nn.Module):
     reads_tables: ClassVar[bool] = False
     reads_times: ClassVar[bool] = False
     popularity: Tensor
+    fallback: Tensor
 
     def __init__(self, config: ModelConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__()
         self.config = config
         self.num_items, self.num_users = num_items, num_users
         self.register_buffer("popularity", torch.zeros(num_items))
+        self.register_buffer("fallback", torch.zeros(num_items))
 
     # --- training, in the order of the calls ---------------------------------------------------------------
 
@@ -110,9 +155,13 @@ class Model(nn.Module):
     def fit(self, data: TrainingData) -> None:
         """Learn what has a closed form. Called first in every training, also when it is resumed.
 
-        The base class stores the popularity of items; an override calls it.
+        The base class stores the popularity of items, and what scores users without a history; an override calls it.
         """
         self.popularity.copy_(torch.from_numpy(np.asarray(data.popularity, dtype=np.float32)))
+        self.fallback.copy_(self.popularity)
+        if data.has_timestamps:
+            recent = recent_popularity(data.train.without_synthetic(), self.num_items, FALLBACK_HALF_LIFE)
+            self.fallback.copy_(torch.from_numpy(recent.astype(np.float32)))
 
     def begin_phase(self, phase: str, data: TrainingData) -> None:
         """Prepare a phase: select what is trained. Called before each phase of `phases`.
@@ -147,11 +196,12 @@ class Model(nn.Module):
     def prepare(self) -> None:
         """Derive from the weights what scoring needs. Called before scoring whenever the weights have changed."""
 
-    def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
+    def calibrate(self, validate: Validation) -> dict[str, Any]:
         """Choose settings on validation data. Called once, after training, with the best weights.
 
         Args:
-            validate: gives the validation metric of the model as it is.
+            validate: called, it gives the validation metric of the model as it is; `Validation.compare` measures many
+                settings in one pass.
 
         Returns:
             The choices and what was measured; stored with the run and given to `resolve`.
@@ -183,7 +233,7 @@ class Model(nn.Module):
     ) -> Tensor:
         """Score all items for a batch of users; higher is better.
 
-        A user without history gets the popularity of items, unless the model has user state for them. The scores of a
+        A user without history gets the scores ``fallback``, unless the model has user state for them. The scores of a
         row depend on the row and the seed alone, not on the rest of the batch.
 
         Args:
@@ -205,7 +255,7 @@ class Model(nn.Module):
         users: NDArray[np.int64] | None,
         score: Callable[[Histories, NDArray[np.int64]], Tensor],
     ) -> Tensor:
-        """Score known users with a function, and users without history or user state by popularity.
+        """Score known users with a function, and users without history or user state by ``fallback``.
 
         Args:
             histories, users: as for `score`.
@@ -217,7 +267,7 @@ class Model(nn.Module):
         known = np.flatnonzero((histories.lengths > 0) | self.has_user_state(users))
         if len(known) == len(histories):
             return score(histories, users)
-        scores = self.popularity.repeat(len(histories), 1)
+        scores = self.fallback.repeat(len(histories), 1)
         if len(known):
             scores[torch.from_numpy(known)] = score(histories.take(known), users[known])
         return scores
@@ -238,7 +288,39 @@ class Model(nn.Module):
         """Passes through the network per scored batch."""
         return 1
 
+    # --- explanations, of models whose scores are sums over the history ------------------------------------
+
+    explains_scores: ClassVar[bool] = False
+
+    def contributions(
+        self, histories: Histories, users: NDArray[np.int64], items: NDArray[np.int64]
+    ) -> list[Contribution]:
+        """The parts of the scores of ``items`` (n,) for one user; they add up to `score`.
+
+        Implemented where ``explains_scores`` is true.
+
+        Args:
+            histories: one row.
+            users: (1,) the number of the user, or -1.
+            items: item numbers.
+        """
+        raise NotImplementedError
+
+    def hops(self, histories: Histories, users: NDArray[np.int64]) -> list[tuple[str, Tensor]]:
+        """How mass spreads from the history of one user over the items, hop by hop.
+
+        Implemented where ``explains_scores`` is true.
+
+        Returns:
+            A label and the mass of every item (num_items,), from the history itself to the scores.
+        """
+        raise NotImplementedError
+
     # --- vectors, of models that rank by an inner product --------------------------------------------------
+
+    def map_vectors(self) -> Tensor | None:
+        """(num_items, d) item vectors whose cosines relate items, for similar items and the item map, or None."""
+        return self.index_vectors()
 
     def index_vectors(self) -> Tensor | None:
         """(num_items, d) item vectors whose inner products with `query_vectors` rank the items, or None."""

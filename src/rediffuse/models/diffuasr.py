@@ -46,7 +46,7 @@ from rediffuse.diffusion.solvers import Network
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models import model_class
 from rediffuse.models.backbone import backbone_class, backbone_config
-from rediffuse.models.base import TrainingData
+from rediffuse.models.base import TrainingData, Validation
 from rediffuse.models.composite import Composite
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.nn.unet import SequentialUNet
@@ -362,7 +362,7 @@ class DiffuASR(Composite):
 
     # --- scoring -------------------------------------------------------------------------------------------
 
-    def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
+    def calibrate(self, validate: Validation) -> dict[str, Any]:
         return self.active_model.calibrate(validate)
 
     def resolve(self, resolved: dict[str, Any]) -> None:

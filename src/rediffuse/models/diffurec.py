@@ -29,6 +29,7 @@ from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
 from rediffuse.diffusion import ancestral, noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
 from rediffuse.diffusion.noise import RowNoise, row_keys
+from rediffuse.models.base import Validation
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
@@ -298,7 +299,7 @@ class DiffuRec(SequenceModel):
         tokens = z + approximator.lambda_uncertainty * (clean + first)
         return z[rows, lengths - 1], approximator.encoder.prefill(tokens, lengths)
 
-    def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
+    def calibrate(self, validate: Validation) -> dict[str, Any]:
         """Choose `sampling_steps`: the fewest steps whose validation metric is within 0.5 % of that of all T steps."""
         if not self.config.diffusion or self.config.sampling_steps is not None or self.config.solver == "one_step":
             return {}

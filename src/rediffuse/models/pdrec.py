@@ -14,7 +14,6 @@ other item is a negative already.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -31,7 +30,7 @@ from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, rank_ro
 from rediffuse.config import ModelConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.models.backbone import backbone_class, backbone_config
-from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.base import Model, TrainingData, Validation
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffrec import TI_DIFFREC, TDiffRec, TDiffRecConfig
 from rediffuse.models.next_item_loss import next_item_loss
@@ -307,7 +306,7 @@ class PDRec(Composite):
 
     # --- scoring -------------------------------------------------------------------------------------------
 
-    def calibrate(self, validate: Callable[[], float]) -> dict[str, Any]:
+    def calibrate(self, validate: Validation) -> dict[str, Any]:
         return self.backbone.calibrate(validate)
 
     def resolve(self, resolved: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         f"- Split: {split['name']} {split['params'] or ''}".rstrip(),
         f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test subset.'}",
         f"- Selected by {options['metric']} on the validation subset, best at epoch {training['best_epoch']}.",
+        *(["- Refitted with the validation interactions, after all choices."] if training.get("refitted") else []),
         f"- {training['minutes']:.1f} minutes on {environment['processor']} with {environment['threads']} threads, "
         f"{training['precision']}, {training['parameters']:,} parameters, seed {run_config['seed']}.",
         *(f"- {name}: {value}" for name, value in run_config["resolved"].items()),

@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rediffuse import distributed
+from rediffuse.data.histories import Histories
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import RunError, TrainingError
 from rediffuse.evaluation import evaluate_task, model_scores
+from rediffuse.evaluation.selection import SubsetValidation
 from rediffuse.files import atomic_write_bytes, writing
 from rediffuse.memory import keep_freed_memory
 from rediffuse.models.base import Model, TrainingData
@@ -118,6 +120,7 @@ class Trainer:
             view.social,
             view.kg,
             seed,
+            view.has_timestamps,
         )
         model.check(self.data)
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
@@ -304,7 +307,26 @@ class Trainer:
         """Let the model choose settings on validation data; returns its choices (see `Model.calibrate`)."""
         if not len(self.view.valid.users):
             return {}
-        return self.model.calibrate(lambda: self.validate()[self.config.metric])
+        task, metric = self.view.valid, self.config.metric
+        return self.model.calibrate(
+            SubsetValidation(task, metric, self.view.num_items, lambda: self.validate()[metric])
+        )
+
+    def refit(self, histories: Histories) -> None:
+        """Fit a model in closed form again, with the options that were chosen on validation data.
+
+        Args:
+            histories: the training and validation interactions, one row per user.
+        """
+        if not self.model.reads_synthetic:
+            histories = histories.without_synthetic()
+        own = histories.without_synthetic()
+        popularity = np.bincount(own.items, minlength=self.view.num_items)
+        self.data = replace(self.data, train=histories, popularity=popularity)
+        seed_torch(self.seed, "fit")
+        self.model.fit(self.data)
+        self.model.eval()
+        self.model.prepare()
 
     # --- checkpoints and the log ---------------------------------------------------------------------------
 

@@ -198,12 +198,16 @@ def _train(
     resolved = trainer.calibrate()
     network.resolve(resolved)
     validation = trainer.validate() if len(trainer.view.valid.users) else None
+    refitted = validation is not None and getattr(network.config, "refit", False)
+    if refitted:  # the metrics above are those of the model that has not seen the validation interactions
+        trainer.refit(split.before_test())
     run_config |= {
         "resolved": resolved,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "training": {
             "best_epoch": state.best_epoch,
             "finished": state.done,
+            "refitted": refitted,
             "minutes": state.seconds / 60,
             "precision": state.precision,
             "processes": distributed.world_size(),
@@ -220,7 +224,7 @@ def _write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[
     """Write the files of the finished run."""
     data = split.dataset
     # The histories hold everything before the test subset, as a system in production would know it.
-    histories = data.interactions.where((split.subset == 0) | (split.subset == 1))
+    histories = split.before_test()
     columns = {"item_id": data.item_ids, "train_count": trainer.data.popularity}
     if data.items is not None and data.title is not None:
         columns["title"] = data.items[data.title].cast(pl.String)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rediffuse.batching.matrix import bags, binary_matrix
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import ClosedFormConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models.base import Model, TrainingData
@@ -29,7 +29,7 @@ from rediffuse.models.sampling import Sampling
 COPIES = 3
 
 
-class EASEConfig(ModelConfig):
+class EASEConfig(ClosedFormConfig):
     """Options of EASE: the one hyper-parameter of the paper."""
 
     search: ClassVar = {"regularization": Range(1.0, 5000.0, log=True)}

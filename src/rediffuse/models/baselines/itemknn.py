@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from rediffuse.batching.matrix import bags, binary_matrix
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import ClosedFormConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sampling import Sampling
@@ -26,7 +26,7 @@ from rediffuse.models.sampling import Sampling
 BLOCK = 1024
 
 
-class ItemKNNConfig(ModelConfig):
+class ItemKNNConfig(ClosedFormConfig):
     """Options of item-kNN. The defaults are common values; `rediffuse tune itemknn` searches better ones."""
 
     search: ClassVar = {"neighbours": (20, 50, 100, 200, 500), "shrinkage": Range(0.1, 300.0, log=True)}

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rediffuse.config import ClosedFormConfig
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
@@ -15,6 +16,7 @@ class Popularity(Model):
     """Scores items by their number of training interactions."""
 
     name = "popularity"
+    Config = ClosedFormConfig
     trained_by_gradient = False
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:

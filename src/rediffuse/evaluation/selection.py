@@ -1,0 +1,76 @@
+"""Selection among many settings of a model, in one pass over the validation users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rediffuse.data.histories import Histories
+from rediffuse.data.subsets import Task
+from rediffuse.evaluation.metrics import accuracy_values, parse_metric
+from rediffuse.evaluation.rank import block_of_users, distinct, true_ranks
+
+# Settings are compared on at most so many users, spread evenly over the task. The standard error of a hit rate of 10 %
+# is then half a percentage point, and smaller for differences, since all settings see the same users.
+MAX_USERS = 4096
+
+
+@dataclass(frozen=True)
+class SubsetValidation:
+    """The validation subset, as `rediffuse.models.base.Validation` describes it.
+
+    Attributes:
+        task: the validation task.
+        metric: the selection metric, for example "ndcg@10/unseen".
+        num_items: size of the catalogue.
+        validate: gives the metric of the model as it is, on all users.
+    """
+
+    task: Task
+    metric: str
+    num_items: int
+    validate: Callable[[], float]
+
+    def __call__(self) -> float:
+        return self.validate()
+
+    def users(self) -> NDArray[np.int64]:
+        """Rows of the task on which settings are compared."""
+        count = len(self.task.users)
+        return np.unique(np.linspace(0, count - 1, min(count, MAX_USERS)).astype(np.int64))
+
+    @torch.inference_mode()
+    def compare(
+        self,
+        score: Callable[[Histories, NDArray[np.int64]], Iterable[Tensor]],
+        metric: str | None = None,
+    ) -> list[float]:
+        """The metric of every setting; see `rediffuse.models.base.Validation.compare`."""
+        task, rows = self.task, self.users()
+        name, _, policy = (metric or self.metric).partition("/")
+        parsed = parse_metric(name)
+        truth = distinct(task.truth, self.num_items, "true").take(rows)
+        seen = distinct(task.histories if task.seen is None else task.seen, self.num_items, "history").take(rows)
+        ranks: list[list[NDArray[np.int64]]] = []
+        block = block_of_users(self.num_items)
+        for start in range(0, len(rows), block):
+            part = np.arange(start, min(start + block, len(rows)))
+            true, hidden = truth.take(part), seen.take(part)
+            where = torch.from_numpy(hidden.owners), torch.from_numpy(hidden.items.astype(np.int64))
+            found = score(task.histories.take(rows[part]), task.users[rows[part]])
+            for setting, scores in enumerate(found):
+                if policy == "unseen":
+                    scores[where] = -torch.inf
+                if setting == len(ranks):
+                    ranks.append([])
+                ranks[setting].append(true_ranks(scores, true, torch.empty_like(scores)))
+        values = []
+        for of_setting in ranks:
+            joined = np.concatenate(of_setting)
+            values.append(float(accuracy_values([parsed], truth.offsets, joined, truth.lengths)[str(parsed)].mean()))
+        return values
