@@ -120,9 +120,7 @@ def chebyshev_coefficients(function: Callable[[Signal], Signal], order: int) -> 
     return coefficients
 
 
-def chebyshev(
-    hop: Hop, x: Signal, low_pass: Hop, weight: float, *, flatness: float, order: int = 8
-) -> Terms:
+def chebyshev(hop: Hop, x: Signal, low_pass: Hop, weight: float, *, flatness: float, order: int = 8) -> Terms:
     """ChebyCF: a Chebyshev polynomial in 1 - 2 S of the `plateau`, + weight x V V' (Kim et al., SIGIR 2025)."""
     coefficients = chebyshev_coefficients(lambda u: plateau(u, flatness), order).tolist()
     before, now = x, x - 2 * hop(x)

@@ -117,7 +117,9 @@ def _in_blocks(
         rows = sparse.csr_array(block(first, last))
         rows.sort_indices()
         if neighbours is not None and np.diff(rows.indptr).max(initial=0) > neighbours:
-            weights = rows.data if column_weights is None else rows.data * column_weights[rows.indices].astype(np.float32)
+            weights = (
+                rows.data if column_weights is None else rows.data * column_weights[rows.indices].astype(np.float32)
+            )
             chosen = strongest(weights, rows.indptr, neighbours)
             mass += float(weights.sum(dtype=np.float64))
             left += float(weights[chosen].sum(dtype=np.float64))

@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from rediffuse.models.diffuasr import DiffuASR
     from rediffuse.models.diffurec import DiffuRec
     from rediffuse.models.factors import FactorConfig, FactorModel
+    from rediffuse.models.heat import Heat
     from rediffuse.models.ldiffrec import LDiffRec
     from rediffuse.models.pdrec import PDRec
     from rediffuse.models.sampling import Sampling
-    from rediffuse.models.theat import TemporalHeat
     from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
+    from rediffuse.models.theat import TemporalHeat
+    from rediffuse.models.transition import Transition
 
 # Loaded on first use: listing the names needs no torch.
 _MODELS = {
@@ -59,6 +61,8 @@ _MODELS = {
     "s3rec": ("rediffuse.models.baselines.s3rec", "S3Rec"),
     "sasrec": ("rediffuse.models.baselines.sasrec", "SASRec"),
     "theat": ("rediffuse.models.theat", "TemporalHeat"),
+    "transition": ("rediffuse.models.transition", "Transition"),
+    "heat": ("rediffuse.models.heat", "Heat"),
     "tdiffrec": ("rediffuse.models.diffrec", "TDiffRec"),
 }
 
@@ -136,6 +140,7 @@ __all__ = [
     "FactorModel",
     "Friends",
     "GRU4Rec",
+    "Heat",
     "ItemKNN",
     "LDiffRec",
     "LightGCN",
@@ -152,6 +157,7 @@ __all__ = [
     "TDiffRec",
     "TemporalHeat",
     "TrainingData",
+    "Transition",
     "model_class",
     "names",
 ]

@@ -33,8 +33,8 @@ class PropagationConfig(ClosedFormConfig):
     """Options of a model that spreads the history over a graph. Null options are chosen on validation data."""
 
     metric: str = Field(
-        "ndcg@10/unseen", description="The validation metric that options are chosen by; without /unseen, seen items "
-        "are kept."
+        "ndcg@10/unseen",
+        description="The validation metric that options are chosen by; without /unseen, seen items are kept.",
     )
     refit: bool = Field(True, description="After the choices, learn from the validation interactions too.")
     seen_weight: float | None = Field(
@@ -129,14 +129,12 @@ class PropagationModel(Model):
     def resolve(self, resolved: dict[str, Any]) -> None:
         start: Settings = {"seen_weight": 1.0}
         for stage in self.stages():
-            start = {option: values[0] for option, values in stage.items()} | start
+            start |= {option: values[0] for option, values in stage.items()}
         options = self.config.model_dump()
         given = {option: value for option, value in options.items() if value is not None or option not in start}
         self.settings = start | resolved.get("settings", {}) | given
 
-    def scores_of(
-        self, histories: Histories, users: NDArray[np.int64], tried: list[Settings]
-    ) -> Iterator[Tensor]:
+    def scores_of(self, histories: Histories, users: NDArray[np.int64], tried: list[Settings]) -> Iterator[Tensor]:
         """The scores (B, num_items) of every setting, in order; histories that are empty get the fallback."""
         known = np.flatnonzero(histories.lengths)
         rows = histories.take(known)
@@ -178,13 +176,11 @@ class PropagationModel(Model):
         scores = np.asarray(total.toarray() if sparse.issparse(total) else total)
         return self.weigh_seen((scores * factor + added).astype(np.float32), histories, settings)
 
-    def weigh_seen(
-        self, scores: NDArray[np.float32], histories: Histories, settings: Settings
-    ) -> NDArray[np.float32]:
+    def weigh_seen(self, scores: NDArray[np.float32], histories: Histories, settings: Settings) -> NDArray[np.float32]:
         """Multiply the scores (B, num_items) of the items of each history by `seen_weight`, in place."""
         if settings["seen_weight"] != 1:
             entries = np.unique(histories.owners * self.num_items + histories.items)
-            scores.reshape(-1)[entries] *= np.float32(settings["seen_weight"])
+            scores[entries // self.num_items, entries % self.num_items] *= np.float32(settings["seen_weight"])
         return scores
 
     # --- explanations --------------------------------------------------------------------------------------

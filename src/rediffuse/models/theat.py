@@ -43,8 +43,8 @@ from rediffuse.nn.sparse import SparseMatrix
 
 # Transitions reach so many interactions ahead, and halve for each.
 WINDOW, DECAY = 3, 0.5
-# Added to the prior, so that an item without recent interactions can be recommended; and the weight of popularity, which
-# orders the items that nothing else reaches.
+# Added to the prior, so that an item without recent interactions can be recommended; and the weight of popularity,
+# which orders the items that nothing else reaches.
 FLOOR, POPULARITY = 0.02, 1e-6
 
 
