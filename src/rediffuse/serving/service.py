@@ -13,7 +13,7 @@ import torch
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.ranker import RankedItems
-from rediffuse.recommender.recommender import remarks
+from rediffuse.recommender.remarks import remarks
 from rediffuse.serving.batcher import ScoringJob
 from rediffuse.serving.hosted import HostedRun, RunSnapshot
 from rediffuse.serving.problems import Problem
