@@ -232,7 +232,7 @@ def test_the_trajectory_plays_by_keyboard_and_marks_changes(page, runs):
     listed = page.locator("#step-list li > span:first-child").all_inner_texts()
     assert [text.split(" in the")[0] for text in listed] == [f"Film {item}" for item in last]
     assert page.inner_text("#step-value").startswith("8 of 8, t = ")
-    before = page.evaluate("JSON.stringify(document.getElementById('map').data[4].x)")
+    before = page.evaluate("JSON.stringify(document.getElementById('map').data[5].x)")
     page.locator("#step").focus()
     page.keyboard.press("Space")
     assert page.inner_text("#play") == "Pause"
@@ -241,7 +241,7 @@ def test_the_trajectory_plays_by_keyboard_and_marks_changes(page, runs):
     assert page.inner_text("#play") == "Play"
     number = int(page.input_value("#step"))
     assert f"step={number}" in page.url
-    assert page.evaluate("JSON.stringify(document.getElementById('map').data[4].x)") != before
+    assert page.evaluate("JSON.stringify(document.getElementById('map').data[5].x)") != before
     for step in range(1, 8):
         page.fill("#step", str(step))
         items, previous = (trajectory.filter(trajectory["step"] == n)["item_id"].to_list() for n in (step, step - 1))

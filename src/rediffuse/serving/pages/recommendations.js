@@ -3,6 +3,7 @@
 import { api } from "./api.js";
 import { announce, byId, clamp, el, guarded, plural, titleOf } from "./dom.js";
 import { colourOf } from "./runs.js";
+import { shareBar, shareList } from "./shares.js";
 import { editHistory, historyIds, MAX_HISTORY, shownRuns, state } from "./state.js";
 
 /** `user` or `history` of a request. Histories in requests are limited, those of known users are not. */
@@ -100,16 +101,18 @@ function row(run, item, n, { percent, decimals }, occurrences, lists) {
       click: () => editHistory([...state.history, item]),
     }, "+"),
     el("div", { className: "line" }, bar, el("span", { className: "score soft small" }, score)),
+    ...shareBar(item.explanation.contributions),
     explanation(run, item));
 }
 
 function explanation(run, item) {
-  const { nearest, paths } = item.explanation;
+  const { contributions, nearest, paths } = item.explanation;
   const list = (heading, items) => (!items.length ? [] : [
     el("p", { className: "soft" }, heading),
     el("ul", {}, items.map((one) => el("li", {}, titleOf(one), el("span", { className: "soft" }, ` ${one.cosine.toFixed(2)}`)))),
   ]);
-  const content = list("Nearest in the history, by cosine", nearest);
+  const content = shareList(contributions);
+  content.push(...list("Nearest in the history, by cosine", nearest));
   if (paths.length) content.push(el("p", { className: "soft" }, "In the knowledge graph"), el("ul", {}, paths.map(knowledgePath)));
   if (!content.length) {
     const reason = state.history.length ? "This model has neither item vectors nor a knowledge graph." : "The history is empty.";
