@@ -111,12 +111,17 @@ def recommend(
         shown = found.drop("because", strict=False)
         listing = table("Recommendations", *(name for name in shown.columns))
         for row in shown.iter_rows():
-            listing.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+            listing.add_row(*(_number(value) if isinstance(value, float) else str(value) for value in row))
         print_rich(listing)
         for line in lines:
             print_rich(line)
 
     emit(result, as_json, print_summary)
+
+
+def _number(value: float) -> str:
+    """A score; the masses of a diffusion may be small numbers."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.1 else f"{value:.4g}"
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

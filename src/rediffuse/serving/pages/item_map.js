@@ -9,7 +9,7 @@ export const MAX_POINTS = 2500; // grey points; more would make the SVG slow
 const LATEST = 10; // items of the history that are drawn larger; most models depend on the latest items most
 // Order of the traces; those from MASS on change from step to step.
 const MASS = 2, TOP_ITEMS = 3, STATE = 4, X0_HAT = 5, CURRENT = 6;
-const LARGEST = 34; // diameter of the circle of the item with the most mass
+const LARGEST = 30; // diameter of the circle of the item with the most mass
 
 const maps = new Map(); // by run and version
 export function loadMap(run) {
@@ -50,7 +50,7 @@ export function drawMap({ map, places, steps }) {
     markers("items", cssVariable("--cloud"), { size: 4 }, place(cloud, places)),
     markers("history", cssVariable("--history"), { size: sizes, symbol: "square-open", line: { width: 1.5 } }, history),
   ];
-  traces[MASS] = markers("mass", cssVariable("--x0-hat"), { size: [], opacity: 0.45, line: { width: 0 } });
+  traces[MASS] = markers("mass", cssVariable("--x0-hat"), { size: [], opacity: 0.4, line: { width: 0 } });
   traces[TOP_ITEMS] = markers("top items", cssVariable("--top"), { size: 10, symbol: "diamond", ...edge(cssVariable("--paper")) });
   traces[STATE] = track("state", cssVariable("--soft"), { width: 1, dash: "dot" }, { size: 4 });
   traces[X0_HAT] = track("x0_hat", cssVariable("--x0-hat"), { width: 2 }, { size: 5 });

@@ -3,7 +3,7 @@
 import { api } from "./api.js";
 import { announce, byId, clamp, el, guarded, plural, titleOf } from "./dom.js";
 import { colourOf } from "./runs.js";
-import { shareBar, shareList } from "./shares.js";
+import { shareBar, shareLegend, shareList } from "./shares.js";
 import { editHistory, historyIds, MAX_HISTORY, shownRuns, state } from "./state.js";
 
 /** `user` or `history` of a request. Histories in requests are limited, those of known users are not. */
@@ -72,6 +72,7 @@ function column({ run, latency, notes, items, failure }, occurrences, lists) {
   if (items.length) {
     const whiskers = items[0].uncertainty === null ? "" : ` Whiskers: ± one standard deviation over ${state.samples} samples.`;
     box.append(el("p", { className: "soft small" }, `Bars run from the lowest to the highest score of this list. Scores of different models are not comparable.${whiskers}`));
+    if (run.explains_scores) box.append(shareLegend());
   }
   return box;
 }
@@ -81,7 +82,9 @@ function scoreScale(items) {
   const ends = items.flatMap(({ score, uncertainty }) => [score - (uncertainty ?? 0), score + (uncertainty ?? 0)]);
   const [low, high] = [Math.min(...ends), Math.max(...ends)];
   const share = (score) => (high > low ? 100 * clamp(0.06 + (0.94 * (score - low)) / (high - low), 0, 1) : 100);
-  return { percent: (score) => `${share(score).toFixed(1)}%`, decimals: high - low > 5 ? 1 : high - low > 0.2 ? 2 : 4 };
+  // The masses of a diffusion may be small numbers.
+  const decimals = high - low > 5 ? 1 : high - low > 0.2 ? 2 : high > low ? clamp(2 - Math.floor(Math.log10(high - low)), 4, 12) : 4;
+  return { percent: (score) => `${share(score).toFixed(1)}%`, decimals };
 }
 
 function row(run, item, n, { percent, decimals }, occurrences, lists) {

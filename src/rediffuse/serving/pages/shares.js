@@ -34,7 +34,7 @@ export function shareBar(contributions) {
     return segment;
   });
   const shown = sources.slice(0, NAMED), left = sources.slice(NAMED).reduce((sum, { share }) => sum + share, 0);
-  const rest = sources.length > NAMED ? `, and ${percent(left)} more` : "";
+  const rest = sources.length > NAMED ? `, and ${percent(left)} from the rest` : "";
   return [
     el("div", { className: "shares", ariaHidden: "true" }, segments),
     el("p", { className: "shares-text soft small" }, `${shown.map(named).join(", ")}${rest}`),
@@ -49,4 +49,11 @@ export function shareList(contributions) {
     el("p", { className: "soft" }, "Shares of the score, from the history and by hop"),
     el("ul", {}, sourcesOf(contributions).map((source) => el("li", {}, named(source), hops(source)))),
   ];
+}
+
+/** What the colours of the bars mean. */
+export function shareLegend() {
+  const entries = [["item", "items of the history, largest first"], ["prior", "not from the history"], ["rest", "the rest"]];
+  return el("p", { className: "shares-legend soft small" }, "The bar below a score divides it: ",
+    entries.map(([kind, text]) => el("span", {}, el("i", { className: kind, ariaHidden: "true" }), ` ${text}`)));
 }
