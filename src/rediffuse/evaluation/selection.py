@@ -49,8 +49,8 @@ class SubsetValidation:
         self,
         score: Callable[[Histories, NDArray[np.int64]], Iterable[Tensor]],
         metric: str | None = None,
-    ) -> list[float]:
-        """The metric of every setting; see `rediffuse.models.base.Validation.compare`."""
+    ) -> list[NDArray[np.float64]]:
+        """The metric of every setting for every user; see `rediffuse.models.base.Validation.compare`."""
         task, rows = self.task, self.users()
         name, _, policy = (metric or self.metric).partition("/")
         parsed = parse_metric(name)
@@ -72,5 +72,5 @@ class SubsetValidation:
         values = []
         for of_setting in ranks:
             joined = np.concatenate(of_setting)
-            values.append(float(accuracy_values([parsed], truth.offsets, joined, truth.lengths)[str(parsed)].mean()))
+            values.append(accuracy_values([parsed], truth.offsets, joined, truth.lengths)[str(parsed)])
         return values

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rediffuse.models.ldiffrec import LDiffRec
     from rediffuse.models.pdrec import PDRec
     from rediffuse.models.sampling import Sampling
+    from rediffuse.models.theat import TemporalHeat
     from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 
 # Loaded on first use: listing the names needs no torch.
@@ -57,6 +58,7 @@ _MODELS = {
     "popularity": ("rediffuse.models.baselines.popularity", "Popularity"),
     "s3rec": ("rediffuse.models.baselines.s3rec", "S3Rec"),
     "sasrec": ("rediffuse.models.baselines.sasrec", "SASRec"),
+    "theat": ("rediffuse.models.theat", "TemporalHeat"),
     "tdiffrec": ("rediffuse.models.diffrec", "TDiffRec"),
 }
 
@@ -148,6 +150,7 @@ __all__ = [
     "SequenceConfig",
     "SequenceModel",
     "TDiffRec",
+    "TemporalHeat",
     "TrainingData",
     "model_class",
     "names",

@@ -48,13 +48,16 @@ class Validation(Protocol):
 
     def compare(
         self, score: Callable[[Histories, NDArray[np.int64]], Iterable[Tensor]], metric: str | None = None
-    ) -> list[float]:
+    ) -> list[NDArray[np.float64]]:
         """A metric of many settings, in one pass over the users (some of them, if there are many).
 
         Args:
             score: called with blocks of histories (B rows) and their user numbers (B,); yields the scores
                 (B, num_items) of each setting, always in the same order. The tensors are changed.
             metric: None: the selection metric.
+
+        Returns:
+            (users,) the metric of each user, per setting.
         """
         ...
 

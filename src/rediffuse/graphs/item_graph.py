@@ -1,0 +1,164 @@
+"""Sparse matrices between items: who shares users with whom, and what follows what.
+
+Both are built one block of items at a time, so memory holds the result and one block. An item can keep its strongest
+neighbours alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+# Entries of the matrix of one block, before truncation.
+BLOCK_ENTRIES = 1 << 25
+
+
+@dataclass(frozen=True)
+class ItemGraph:
+    """A sparse items x items matrix.
+
+    Attributes:
+        matrix: (I, I) float32, rows in order of columns.
+        dropped: share of the mass (the sum of all weighted entries) that truncation left out.
+    """
+
+    matrix: sparse.csr_array
+    dropped: float
+
+
+def cooccurrence(
+    matrix: sparse.csr_array,
+    user_weights: NDArray[np.floating],
+    *,
+    neighbours: int | None = None,
+    column_weights: NDArray[np.floating] | None = None,
+) -> ItemGraph:
+    """R' W R, for the users x items matrix R and the diagonal W.
+
+    Args:
+        matrix: R (U, I) float32.
+        user_weights: (U,) the diagonal of W.
+        neighbours: entries kept per row, the largest by value times ``column_weights``; None: all.
+        column_weights: (I,); None: ones.
+    """
+    weighted = sparse.csr_array(sparse.diags_array(user_weights.astype(np.float32)) @ matrix)
+    transposed = sparse.csr_array(matrix.T)
+    work = transposed @ np.diff(matrix.indptr).astype(np.float64)  # entries of each row, at most
+    return _in_blocks(
+        work, matrix.shape[1], lambda first, last: transposed[first:last] @ weighted, neighbours, column_weights
+    )
+
+
+def transitions(
+    items: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    num_items: int,
+    *,
+    window: int,
+    decay: float,
+    back: float = 0.0,
+    neighbours: int | None = None,
+    column_weights: NDArray[np.floating] | None = None,
+) -> ItemGraph:
+    """How often one item follows another.
+
+    For positions p < q <= p + window of a history, entry (item p, item q) grows by decay^(q - p - 1), and entry (item
+    q, item p) by ``back`` times that. The diagonal is zero.
+
+    Args:
+        items: (n,) item numbers of all histories, oldest first.
+        offsets: (U + 1,) where each history begins.
+        num_items: size of the catalogue.
+        neighbours, column_weights: as for `cooccurrence`.
+    """
+    count = len(items)
+    begins = np.repeat(offsets[:-1], np.diff(offsets))
+    ends = np.repeat(offsets[1:], np.diff(offsets))
+    # Positions by item: a counting sort.
+    positions = np.argsort(items, kind="stable")
+    starts = np.concatenate(([0], np.cumsum(np.bincount(items, minlength=num_items))))
+    lags = [lag for lag in range(-window if back else 1, window + 1) if lag]
+
+    def block(first: int, last: int) -> sparse.csr_array:
+        at = positions[starts[first] : starts[last]]
+        total = sparse.csr_array((last - first, num_items), dtype=np.float32)
+        batch: list[tuple[NDArray, NDArray, NDArray]] = []
+        for lag in lags:
+            other = at + lag
+            inside = (other >= begins[at]) & (other < ends[at])
+            weight = decay ** (abs(lag) - 1) * (1.0 if lag > 0 else back)
+            rows, columns = items[at[inside]] - first, items[other[inside]]
+            apart = rows + first != columns
+            batch.append((rows[apart], columns[apart], np.full(int(apart.sum()), weight, dtype=np.float32)))
+            if lag == lags[-1] or sum(len(rows) for rows, _, _ in batch) > BLOCK_ENTRIES:
+                rows, columns, values = (np.concatenate(parts) for parts in zip(*batch, strict=True))
+                total = total + sparse.csr_array(sparse.coo_array((values, (rows, columns)), shape=total.shape))
+                batch = []
+        return sparse.csr_array(total)
+
+    work = np.diff(starts).astype(np.float64) * (len(lags) if count else 0)
+    return _in_blocks(work, num_items, block, neighbours, column_weights)
+
+
+def _in_blocks(
+    work: NDArray[np.float64],
+    num_items: int,
+    block: Callable[[int, int], sparse.csr_array],
+    neighbours: int | None,
+    column_weights: NDArray[np.floating] | None,
+) -> ItemGraph:
+    """Build a matrix block by block, and truncate each block."""
+    kept, mass, left = [], 0.0, 0.0
+    for first, last in _blocks(work):
+        rows = sparse.csr_array(block(first, last))
+        rows.sort_indices()
+        if neighbours is not None and np.diff(rows.indptr).max(initial=0) > neighbours:
+            weights = rows.data if column_weights is None else rows.data * column_weights[rows.indices].astype(np.float32)
+            chosen = strongest(weights, rows.indptr, neighbours)
+            mass += float(weights.sum(dtype=np.float64))
+            left += float(weights[chosen].sum(dtype=np.float64))
+            counts = np.add.reduceat(np.append(chosen, False), rows.indptr[:-1]) * (np.diff(rows.indptr) > 0)
+            indptr = np.concatenate(([0], np.cumsum(counts)))
+            rows = sparse.csr_array((rows.data[chosen], rows.indices[chosen], indptr), shape=rows.shape)
+        kept.append(rows)
+    matrix = sparse.csr_array(sparse.vstack(kept, format="csr")) if kept else sparse.csr_array((num_items, num_items))
+    return ItemGraph(matrix.astype(np.float32), 1 - left / mass if mass else 0.0)
+
+
+def _blocks(work: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    """Runs of items ``first:last`` with about `BLOCK_ENTRIES` entries."""
+    total = np.concatenate(([0], np.cumsum(work)))
+    first = 0
+    while first < len(work):
+        last = int(np.searchsorted(total, total[first] + BLOCK_ENTRIES, side="right")) - 1
+        last = max(last, first + 1)
+        yield first, last
+        first = last
+
+
+def strongest(values: NDArray[np.floating], indptr: NDArray, count: int) -> NDArray[np.bool_]:
+    """(n,) whether an entry is among the ``count`` largest of its row; of equal ones, the first are kept."""
+    chosen = np.ones(len(values), dtype=bool)
+    for row in np.flatnonzero(np.diff(indptr) > count):
+        inside = values[indptr[row] : indptr[row + 1]]
+        bound = np.partition(inside, len(inside) - count)[len(inside) - count]
+        keep = inside > bound
+        keep[np.flatnonzero(inside == bound)[: count - int(keep.sum())]] = True
+        chosen[indptr[row] : indptr[row + 1]] = keep
+    return chosen
+
+
+def scaled(matrix: sparse.csr_array, left: NDArray, right: NDArray) -> sparse.csr_array:
+    """diag(left) M diag(right), float32; indices are shared with M."""
+    values = matrix.data * np.repeat(left, np.diff(matrix.indptr)) * right[matrix.indices]
+    return sparse.csr_array((values.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def power(degrees: NDArray, exponent: float) -> NDArray[np.float64]:
+    """degrees ^ exponent, and 0 where the degree is 0."""
+    degrees = np.asarray(degrees, dtype=np.float64)
+    return np.power(degrees, exponent, out=np.zeros_like(degrees), where=degrees > 0)

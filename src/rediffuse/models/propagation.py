@@ -1,0 +1,248 @@
+"""The base of models that spread a user's history over a graph of items, in closed form.
+
+A score is a sum over the items of the history and over the ways in which their mass arrives, times a prior of the item,
+plus a constant of the item. So it can be explained exactly. Options that are left at null are chosen on validation
+data.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import sparse
+from torch import Tensor
+
+from rediffuse.config import ClosedFormConfig
+from rediffuse.data.histories import Histories
+from rediffuse.models.base import Contribution, Model, Validation
+from rediffuse.models.sampling import Sampling
+
+# The options of a model, with a value for each that was null.
+Settings = dict[str, Any]
+# Rows of weights of items, by the way in which they enter the graph.
+Inputs = Mapping[str, sparse.csr_array]
+
+
+class PropagationConfig(ClosedFormConfig):
+    """Options of a model that spreads the history over a graph. Null options are chosen on validation data."""
+
+    metric: str = Field(
+        "ndcg@10/unseen", description="The validation metric that options are chosen by; without /unseen, seen items "
+        "are kept."
+    )
+    refit: bool = Field(True, description="After the choices, learn from the validation interactions too.")
+    seen_weight: float | None = Field(
+        None,
+        ge=0,
+        description="Factor on the scores of items of the history. Null: 0 or 1, by the metric with seen items kept.",
+    )
+
+
+class PropagationModel(Model):
+    """A model whose scores are sums over the history, times a prior.
+
+    Subclasses implement `stages`, `fit`, `inputs`, `terms` and, if they have one, `prior`.
+
+    Attributes:
+        settings: the options in use.
+    """
+
+    Config = PropagationConfig
+    config: PropagationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    trained_by_gradient = False
+    explains_scores = True
+    settings: Settings
+
+    def __init__(self, config: PropagationConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__(config, num_items, num_users)
+        self.resolve({})
+
+    # --- the model -----------------------------------------------------------------------------------------
+
+    def stages(self) -> list[dict[str, tuple[Any, ...]]]:
+        """What is chosen together, in order: option -> its starting value, then other choices.
+
+        Each stage tries all combinations of its options that are null.
+        """
+        return []
+
+    def inputs(self, histories: Histories, settings: Settings) -> Inputs:
+        """The weights of the items of B histories: sparse rows (B, num_items), by the way in which they enter."""
+        raise NotImplementedError
+
+    def terms(self, inputs: Inputs, settings: Settings) -> Iterator[tuple[str, Any]]:
+        """What the inputs give to every item: a label, and (B, num_items) dense or sparse. Linear in the inputs."""
+        raise NotImplementedError
+
+    def prior(self, settings: Settings) -> tuple[NDArray[np.float32] | float, NDArray[np.float32] | float]:
+        """(num_items,) what the sum of the terms is multiplied by, and what is added to the product."""
+        return 1.0, 0.0
+
+    # --- choices -------------------------------------------------------------------------------------------
+
+    def calibrate(self, validate: Validation) -> dict[str, Any]:
+        """Choose the options that are null, stage by stage.
+
+        A choice replaces the starting value only if it is better by more than the standard error of the difference
+        over users: among choices that are as good, the usual one generalises better.
+        """
+        curve: list[dict[str, Any]] = []
+        for stage in self.open_stages():
+            curve += self._choose(stage, validate, self.config.metric)
+        if self.config.seen_weight is None:
+            curve += self._choose({"seen_weight": (1.0, 0.0)}, validate, self.config.metric.removesuffix("/unseen"))
+        return {"settings": {option: self.settings[option] for option in self.null_options()}, "curve": curve}
+
+    def _choose(self, stage: dict[str, tuple[Any, ...]], validate: Validation, metric: str) -> list[dict[str, Any]]:
+        """Try all combinations of a stage and keep the best; returns one record per combination."""
+        tried = [self.settings | dict(zip(stage, values, strict=True)) for values in itertools.product(*stage.values())]
+        values = validate.compare(lambda rows, users: self.scores_of(rows, users, tried), metric)
+        means = [float(of_users.mean()) for of_users in values]
+        best = int(np.argmax(means))
+        gain = values[best] - values[0]
+        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+            self.settings = tried[best]
+        else:
+            self.settings = tried[0]
+        return [
+            {**{option: settings[option] for option in stage}, metric: mean, "chosen": settings is self.settings}
+            for settings, mean in zip(tried, means, strict=True)
+        ]
+
+    def open_stages(self) -> list[dict[str, tuple[Any, ...]]]:
+        """The stages, with those options alone that are null."""
+        null = self.null_options()
+        stages = [{option: values for option, values in stage.items() if option in null} for stage in self.stages()]
+        return [stage for stage in stages if stage]
+
+    def null_options(self) -> list[str]:
+        """The options that are null in the config, and can be chosen."""
+        options = dict.fromkeys(option for stage in self.stages() for option in stage)
+        return [option for option in (*options, "seen_weight") if getattr(self.config, option) is None]
+
+    def resolve(self, resolved: dict[str, Any]) -> None:
+        start: Settings = {"seen_weight": 1.0}
+        for stage in self.stages():
+            start = {option: values[0] for option, values in stage.items()} | start
+        options = self.config.model_dump()
+        given = {option: value for option, value in options.items() if value is not None or option not in start}
+        self.settings = start | resolved.get("settings", {}) | given
+
+    def scores_of(
+        self, histories: Histories, users: NDArray[np.int64], tried: list[Settings]
+    ) -> Iterator[Tensor]:
+        """The scores (B, num_items) of every setting, in order; histories that are empty get the fallback."""
+        known = np.flatnonzero(histories.lengths)
+        rows = histories.take(known)
+        for settings, scores in zip(tried, self.all_scores(rows, tried), strict=True):
+            found = torch.from_numpy(scores)
+            if len(known) == len(histories):
+                yield found
+            else:
+                every = self.stranger_scores(settings).repeat(len(histories), 1)
+                every[torch.from_numpy(known)] = found
+                yield every
+
+    def stranger_scores(self, settings: Settings) -> Tensor:
+        """(num_items,) scores of users without a history."""
+        return self.fallback.cpu()
+
+    def all_scores(self, histories: Histories, tried: list[Settings]) -> Iterator[NDArray[np.float32]]:
+        """The scores of every setting for histories that are not empty. Overridden where settings share products."""
+        for settings in tried:
+            yield self.combined(histories, self.terms(self.inputs(histories, settings), settings), settings)
+
+    # --- scoring -------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        self.fallback.copy_(self.stranger_scores(self.settings))
+
+    def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
+        scores = next(self.all_scores(histories, [self.settings]))
+        return torch.from_numpy(scores).to(self.fallback.device)
+
+    def combined(
+        self, histories: Histories, terms: Iterator[tuple[str, Any]], settings: Settings
+    ) -> NDArray[np.float32]:
+        """(B, num_items) scores from the terms."""
+        total: Any = None
+        for _, term in terms:
+            total = term if total is None else total + term
+        factor, added = self.prior(settings)
+        scores = np.asarray(total.toarray() if sparse.issparse(total) else total)
+        return self.weigh_seen((scores * factor + added).astype(np.float32), histories, settings)
+
+    def weigh_seen(
+        self, scores: NDArray[np.float32], histories: Histories, settings: Settings
+    ) -> NDArray[np.float32]:
+        """Multiply the scores (B, num_items) of the items of each history by `seen_weight`, in place."""
+        if settings["seen_weight"] != 1:
+            entries = np.unique(histories.owners * self.num_items + histories.items)
+            scores.reshape(-1)[entries] *= np.float32(settings["seen_weight"])
+        return scores
+
+    # --- explanations --------------------------------------------------------------------------------------
+
+    def contributions(
+        self, histories: Histories, users: NDArray[np.int64], items: NDArray[np.int64]
+    ) -> list[Contribution]:
+        settings = self.settings
+        if not len(histories.items):
+            return [Contribution(-1, self.fallback_name, self.fallback.cpu().numpy()[items].astype(np.float64))]
+        inputs = self.inputs(histories, settings)
+        sources = np.unique(histories.items)
+        apart = {name: _one_item_a_row(row, sources) for name, row in inputs.items()}
+        factor, added = (np.broadcast_to(part, self.num_items)[items] for part in self.prior(settings))
+        seen = np.where(np.isin(items, sources), settings["seen_weight"], 1.0)
+        found = []
+        for label, term in self.terms(apart, settings):
+            values = term[:, items]
+            values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float64)
+            values = values * factor * seen
+            found += [
+                Contribution(int(source), label, row) for source, row in zip(sources, values, strict=True) if row.any()
+            ]
+        if added.any():
+            found.append(Contribution(-1, self.fallback_name, added.astype(np.float64) * seen))
+        return found
+
+    @property
+    def fallback_name(self) -> str:
+        """What the scores of users without a history are."""
+        return "popularity"
+
+    def hops(self, histories: Histories, users: NDArray[np.int64]) -> list[tuple[str, Tensor]]:
+        settings = self.settings
+        inputs = self.inputs(histories, settings)
+        start = sum(inputs.values())
+        steps = [("history", torch.from_numpy(np.asarray(start.toarray()[0], dtype=np.float32)))]  # pyright: ignore
+        for label, term in self.terms(inputs, settings):
+            dense = term.toarray() if sparse.issparse(term) else term
+            steps.append((label, torch.from_numpy(np.asarray(dense[0], dtype=np.float32))))
+        return [*steps, ("scores", self.score(histories, users=users)[0])]
+
+
+def weight_rows(histories: Histories, num_items: int, weights: NDArray[np.floating]) -> sparse.csr_array:
+    """(B, num_items) float32: the sum of the weights (interactions,) of each item of a history."""
+    arrays = (weights.astype(np.float32), histories.items.astype(np.int32), histories.offsets.copy())
+    matrix = sparse.csr_array(arrays, shape=(len(histories), num_items))
+    matrix.sum_duplicates()
+    return matrix
+
+
+def scale_columns(rows: sparse.csr_array, factors: NDArray[np.floating]) -> sparse.csr_array:
+    """M diag(factors), float32."""
+    values = (rows.data * factors[rows.indices]).astype(np.float32)
+    return sparse.csr_array((values, rows.indices, rows.indptr), shape=rows.shape)
+
+
+def _one_item_a_row(row: sparse.csr_array, items: NDArray[np.int64]) -> sparse.csr_array:
+    """(n, I) row i has the weight of ``items[i]`` (n,) in a row (1, I), and nothing else."""
+    weights = np.asarray(row.toarray()[0])[items]
+    return sparse.csr_array((weights, items, np.arange(len(items) + 1)), shape=(len(items), row.shape[1]))

@@ -1,0 +1,202 @@
+"""theat: heat in time. One hop to items that share users with the history, and to items that follow its last item,
+times recent popularity.
+
+With the binary users x items matrix R, its degrees D_u and D_i, and the transition counts N:
+
+    s = [(w . x) D_i^-1/2 R' D_u^-y R D_i^-z + mu x_T D_i^-1/2 N D_i^-1/2] . (g^c + .02) + 1e-6 popularity
+
+w halves every ``half_life`` interactions back from the last, x_T is the last item, N counts which item follows which
+(up to three later, halved for each in between), and g is popularity that halves every ``prior_half_life`` days, divided
+by its maximum. The linear filter is that of GF-CF (Shen et al., CIKM 2021) with the exponents of LinkProp (Fu et al.,
+WSDM 2022); the weights in time are ours. A user without history gets g.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import sparse
+from torch import Tensor
+
+from rediffuse.batching.matrix import binary_matrix
+from rediffuse.batching.recency import events_since, recent_popularity
+from rediffuse.data.histories import Histories
+from rediffuse.errors import RediffuseWarning
+from rediffuse.graphs.item_graph import cooccurrence, power, transitions
+from rediffuse.models.base import TrainingData
+from rediffuse.models.propagation import (
+    Inputs,
+    PropagationConfig,
+    PropagationModel,
+    Settings,
+    scale_columns,
+    weight_rows,
+)
+from rediffuse.nn.sized import SizedByData
+from rediffuse.nn.sparse import SparseMatrix
+
+# Transitions reach so many interactions ahead, and halve for each.
+WINDOW, DECAY = 3, 0.5
+# Added to the prior, so that an item without recent interactions can be recommended; and the weight of popularity, which
+# orders the items that nothing else reaches.
+FLOOR, POPULARITY = 0.02, 1e-6
+
+
+class TemporalHeatConfig(PropagationConfig):
+    """Options of theat. Null options are chosen on validation data."""
+
+    half_life: float | None = Field(
+        None, gt=0, description="Interactions after which the weight of an item of the history halves."
+    )
+    transition_weight: float | None = Field(None, ge=0, description="Weight mu of what follows the last item.")
+    item_exponent: float | None = Field(None, ge=0, le=1, description="Exponent z of the degree of recommended items.")
+    prior_half_life: float | None = Field(
+        None, gt=0, description="Days after which the weight of an interaction in the recent popularity halves."
+    )
+    prior_exponent: float | None = Field(None, ge=0, description="Exponent c of the recent popularity; 0: no prior.")
+    user_exponent: float = Field(0.5, ge=0, le=2, description="Exponent y of the degree of users in between.")
+    neighbours: int | None = Field(
+        None, ge=1, description="Items kept per item, in both graphs; null: all. Bounds the memory of large catalogues."
+    )
+
+
+class TemporalHeat(PropagationModel):
+    """Two sparse item graphs and the recent popularity of items."""
+
+    name = "theat"
+    Config = TemporalHeatConfig
+    config: TemporalHeatConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    reads_times = True
+    degrees: Tensor
+
+    def __init__(self, config: TemporalHeatConfig, num_items: int, num_users: int = 0) -> None:
+        self.timed = True
+        super().__init__(config, num_items, num_users)
+        self.shared_users = SparseMatrix(num_items, num_items)  # R' D_u^-y R
+        self.following = SparseMatrix(num_items, num_items)  # N
+        self.register_buffer("degrees", torch.zeros(num_items))  # users of each item
+        self.recent = SizedByData(trained=False, dtype=torch.float64)  # (I,) popularity at the half-life in use
+        self._recent: dict[float, NDArray[np.float64]] = {}
+
+    def check(self, data: TrainingData) -> None:
+        if not data.has_timestamps:
+            warnings.warn(
+                "theat finds no times in this data: in place of recent popularity it uses that of all interactions. "
+                "Name the time column to change that.",
+                RediffuseWarning,
+                stacklevel=2,
+            )
+
+    def stages(self) -> list[dict[str, tuple[Any, ...]]]:
+        half_lives = (30.0, 10.0, 100.0, 1000.0) if self.timed else (30.0,)
+        return [
+            {"half_life": (5.0, 2.0, 10.0, 100.0), "transition_weight": (0.3, 0.0, 1.0, 3.0)},
+            {"prior_half_life": half_lives, "prior_exponent": (0.5, 0.0, 0.25, 0.75, 1.0)},
+            {"item_exponent": (0.6, 0.4, 0.5, 0.7)},
+        ]
+
+    # --- fitting -------------------------------------------------------------------------------------------
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        self.timed = data.has_timestamps
+        matrix = binary_matrix(data.train, self.num_items)
+        degrees = np.ravel(matrix.sum(axis=0)).astype(np.float32)
+        self.degrees.copy_(torch.from_numpy(degrees))
+        truncation = {"neighbours": self.config.neighbours, "column_weights": power(degrees, -0.5)}
+        users = power(np.diff(matrix.indptr), -self.config.user_exponent)
+        shared = cooccurrence(matrix, users, **truncation)
+        del matrix
+        self.shared_users.set(shared.matrix)
+        train = data.train
+        following = transitions(train.items, train.offsets, self.num_items, window=WINDOW, decay=DECAY, **truncation)
+        self.following.set(following.matrix)
+        self.dropped = {"shared users": shared.dropped, "transitions": following.dropped}
+        self._fit_recent(data)
+
+    def _fit_recent(self, data: TrainingData) -> None:
+        """Recent popularity at every half-life that may be chosen."""
+        choices = {self.settings["prior_half_life"]}
+        for stage in self.open_stages():
+            choices |= set(stage.get("prior_half_life", ()))
+        if self.timed:
+            self._recent = {days: recent_popularity(data.train, self.num_items, days) for days in choices}
+        else:
+            self._recent = dict.fromkeys(choices, self.popularity.cpu().numpy().astype(np.float64))
+
+    def calibrate(self, validate: Any) -> dict[str, Any]:
+        return super().calibrate(validate) | {"dropped": self.dropped}
+
+    # --- scoring -------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        self.recent.set(torch.from_numpy(self.recent_popularity(self.settings)))
+        super().prepare()
+
+    def recent_popularity(self, settings: Settings) -> NDArray[np.float64]:
+        """(num_items,) g before it is divided by its maximum."""
+        found = self._recent.get(settings["prior_half_life"])
+        return self.recent.value.cpu().numpy() if found is None else found
+
+    def stranger_scores(self, settings: Settings) -> Tensor:
+        return torch.from_numpy(self.recent_popularity(settings).astype(np.float32))
+
+    @property
+    def fallback_name(self) -> str:
+        return "recent popularity" if self.timed else "popularity"
+
+    def inputs(self, histories: Histories, settings: Settings) -> Inputs:
+        since = events_since(histories)
+        weights = np.exp2(-since / settings["half_life"])
+        return {
+            "history": weight_rows(histories, self.num_items, weights),
+            "last": weight_rows(histories.tail(1), self.num_items, np.ones(int((since == 0).sum()))),
+        }
+
+    def terms(self, inputs: Inputs, settings: Settings) -> Iterator[tuple[str, Any]]:
+        out = self._item_scale(settings["item_exponent"])
+        yield "shared users", scale_columns(self._shared(inputs["history"]), out)
+        if weight := settings["transition_weight"]:
+            yield "transitions", scale_columns(self._followers(inputs["last"]), self._item_scale(0.5) * weight)
+
+    def _shared(self, rows: sparse.csr_array) -> sparse.csr_array:
+        """Rows through the graph of shared users, without the scale of recommended items."""
+        return sparse.csr_array(scale_columns(rows, self._item_scale(0.5)) @ self.shared_users.csr)
+
+    def _followers(self, rows: sparse.csr_array) -> sparse.csr_array:
+        """Rows through the transitions, without the scale of recommended items."""
+        return sparse.csr_array(scale_columns(rows, self._item_scale(0.5)) @ self.following.csr)
+
+    def _item_scale(self, exponent: float) -> NDArray[np.float32]:
+        return power(self.degrees.cpu().numpy(), -exponent).astype(np.float32)
+
+    def prior(self, settings: Settings) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        recent = self.recent_popularity(settings)
+        share = recent / max(float(recent.max(initial=0)), 1e-300)
+        factor = (share ** settings["prior_exponent"] + FLOOR).astype(np.float32)
+        return factor, (POPULARITY * self.popularity.cpu().numpy()).astype(np.float32)
+
+    def all_scores(self, histories: Histories, tried: list[Settings]) -> Iterator[NDArray[np.float32]]:
+        """The scores of every setting; the two sparse products are made once per half-life."""
+        shared: dict[float, NDArray[np.float32]] = {}
+        followers: NDArray[np.float32] | None = None
+        for settings in tried:
+            half_life, weight = settings["half_life"], settings["transition_weight"]
+            if half_life not in shared:
+                shared[half_life] = self._shared(self.inputs(histories, settings)["history"]).toarray()
+            scores = shared[half_life] * self._item_scale(settings["item_exponent"])
+            if weight:
+                if followers is None:
+                    rows = self.inputs(histories, settings)["last"]
+                    followers = scale_columns(self._followers(rows), self._item_scale(0.5)).toarray()
+                scores += np.float32(weight) * followers
+            factor, added = self.prior(settings)
+            scores *= factor
+            scores += added
+            yield self.weigh_seen(scores, histories, settings)
