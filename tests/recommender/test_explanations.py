@@ -34,6 +34,34 @@ def recommender(folder):
     return rd.Recommender.load(folder)
 
 
+FAMILY = [name for name in ("heat", "transition", "theat") if name in rd.models.names()]
+
+
+@pytest.fixture(scope="module", params=FAMILY)
+def member(split, tmp_path_factory, request):
+    """Each built-in model that explains scores."""
+    return rd.Recommender.load(rd.train(request.param, split, tmp_path_factory.mktemp("family") / "run"))
+
+
+@pytest.mark.parametrize("asked", [{"histories": [HISTORY]}, {"users": ["u1"]}, {"users": ["stranger"]}])
+@pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
+def test_built_in_models_are_explained_exactly(member, asked):
+    lists = member.recommend(**asked, k=40, filter_seen=False, explain=True)
+    own = {"history": HISTORY} if "histories" in asked else {"user": asked["users"][0]}
+    explained = member.explain(lists["item_id"], **own).group_by("item_id").agg(pl.col("contribution").sum())
+    sums = lists.join(explained, on="item_id", how="left", maintain_order="left").fill_null(0)
+    np.testing.assert_allclose(sums["contribution"], lists["score"], rtol=1e-5)
+    listed = lists["because"].list.eval(pl.element().struct.field("contribution")).list.sum()
+    np.testing.assert_allclose(listed, lists["score"], rtol=1e-5)
+    if "stranger" not in asked.get("users", ()):
+        spread = member.spread(**own, k=40)
+        assert spread["hop"][0] == "history"
+        last = spread.filter(hop="scores")
+        nonzero = lists.filter(pl.col("score") != 0)
+        assert last["item_id"].to_list() == nonzero["item_id"].to_list()
+        np.testing.assert_allclose(last["mass"], nonzero["score"], rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def others(split, tmp_path_factory):
     """Models that do not explain scores; the first learned from a knowledge graph."""

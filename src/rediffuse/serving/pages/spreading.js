@@ -16,7 +16,7 @@ export function describe({ run, steps, notes }) {
   if (!steps.length) return notes.find((note) => note.includes("no mass to spread")) ?? "There is no mass to spread.";
   const hops = steps.slice(1, -1).map((step) => step.hop);
   return `${run.architecture} puts mass on the items of the history and lets it flow along the item graph`
-    + `${hops.length ? `: ${hops.join(", ")}` : ""}. The scores add up what arrived.`;
+    + `${hops.length ? `: ${hops.join(", ")}` : ""}. The scores combine what arrives.`;
 }
 
 export const describeMap = () => "The area of a circle is the mass of its item, in proportion to the largest of this hop.";

@@ -13,29 +13,31 @@ let timer = null; // of the player
 /** Load and show the trajectory of the chosen run, or of the first that has one. */
 export async function showTrajectory(results, signal) {
   const candidates = shownRuns();
-  const preferred = candidates.find((run) => run.has_vectors && (run.explains_scores || run.max_sampling_steps !== null))
+  const preferred = candidates.find((run) => run.explains_scores || (run.has_vectors && run.max_sampling_steps !== null))
     ?? candidates.find((run) => run.has_vectors) ?? candidates[0];
   const run = candidates.find((one) => one.model === state.trajectory) ?? preferred;
   const kind = run.explains_scores ? spreading : denoising;
   byId("trajectory-heading").textContent = kind.title;
   byId("trajectory-run").replaceChildren(...candidates.map((one) => new Option(one.model, one.model, false, one === run)));
-  for (const id of ["map", "legend", "map-note", "player", "step-items"]) byId(id).hidden = !run.has_vectors;
-  if (!run.has_vectors) {
+  for (const id of ["map", "legend", "map-note"]) byId(id).hidden = !run.has_vectors;
+  const nothing = !run.has_vectors && !run.explains_scores;
+  for (const id of ["player", "step-items"]) byId(id).hidden = nothing;
+  if (nothing) {
     pause();
     shown = null;
     byId("trajectory-note").textContent = `${run.architecture} has no item vectors, so it has no item map and no denoising trajectory.`;
     return;
   }
-  const [map, { steps, notes }] = await Promise.all([loadMap(run), kind.load(run, signal)]);
+  const [map, { steps, notes }] = await Promise.all([run.has_vectors ? loadMap(run) : null, kind.load(run, signal)]);
   if (signal.aborted) return;
-  const places = new Map(map.items.map((item) => [String(item.item_id), item]));
+  const places = new Map(map?.items.map((item) => [String(item.item_id), item]));
   shown = { run, kind, map, places, steps, notes, recommended: results.find((result) => result.run === run)?.items ?? [] };
   byId("trajectory-note").textContent = kind.describe(shown);
-  byId("map-note").textContent = describeMap();
+  byId("map-note").textContent = map ? describeMap() : "";
   const last = Math.max(0, steps.length - 1);
   byId("step").max = last;
   byId("player").hidden = steps.length < 2;
-  drawMap(shown);
+  if (map) drawMap(shown);
   showStep(timer ? 0 : clamp(state.step ?? last, 0, last));
 }
 
@@ -54,7 +56,7 @@ function showStep(number) {
   const { kind, steps, recommended } = shown;
   const current = steps[number], previous = steps[number - 1];
   const items = current ? kind.listed(current) : recommended;
-  showOnMap(shown, number);
+  if (shown.map) showOnMap(shown, number);
   byId("step").value = number;
   byId("step-value").textContent = current ? kind.nameOf(current, number, steps) : "";
   byId("step").setAttribute("aria-valuetext", `step ${number + 1}, first ${items.length ? titleOf(items[0]) : "none"}`);
@@ -70,7 +72,7 @@ function showStep(number) {
 
 export function redrawTrajectory() {
   if (!shown) return;
-  drawMap(shown);
+  if (shown.map) drawMap(shown);
   showStep(Number(byId("step").value));
 }
 
