@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import rediffuse as rd
 from rediffuse import cli
 from rediffuse.testing import synthetic_interactions
 from tests.dying import dies, start
+from tests.two_hops import TwoHops
 
 
 def command(*arguments: object) -> tuple[int, str, str]:
@@ -335,6 +338,35 @@ def test_graphs_end_to_end(tables, tmp_path):
     code, _, err = command("recommend", tmp_path / "facts", "--users", tables / "ratings.csv", "--explain")
     assert code == 2
     assert "one list at a time" in err
+
+
+def test_scores_are_explained_on_screen_in_json_and_in_files(dataset, trained, tmp_path):
+    run = tmp_path / "hops"
+    rd.train(TwoHops, rd.split.leave_one_out(rd.load_dataset(dataset)), run)
+    asked = ["recommend", run, "--history", "Film i4|Film i5", "-k", "3", "--explain"]
+    rows = json.loads(succeeds(*asked, "--json"))["recommendations"]
+    for row in rows:
+        assert sum(one["contribution"] for one in row["because"]) == pytest.approx(row["score"], rel=1e-5)
+    lines = [line for line in succeeds(*asked).splitlines() if line.startswith("  Film")]
+    assert [line.split(":")[0].strip() for line in lines] == [row["title"] for row in rows]
+    assert re.fullmatch(r"  Film i6: Film i5 \d+%, Film i4 \d+%, popularity \d+%", lines[0])
+    assert "  user u2, Film i" in succeeds("recommend", run, "--user", "u1", "--user", "u2", "--explain")
+
+    pl.DataFrame({"user_id": ["u1", "u2"]}).write_csv(tmp_path / "users.csv")
+    asked = ["recommend", run, "--users", tmp_path / "users.csv", "-k", "3", "--explain", "-o"]
+    for out in ("lists.parquet", "lists.csv", "lists"):
+        succeeds(*asked, tmp_path / out)
+    found = pl.read_parquet(tmp_path / "lists.parquet")
+    sums = found["because"].list.eval(pl.element().struct.field("contribution")).list.sum()
+    assert sums.to_numpy() == pytest.approx(found["score"].to_numpy(), rel=1e-5)
+    assert pl.read_parquet(tmp_path / "lists/part-*.parquet")["because"].dtype == found["because"].dtype
+    assert pl.read_csv(tmp_path / "lists.csv")["because"].str.contains(r"^Film i\d+ \d+%, ").all()
+    for out in ([], ["-o", tmp_path / "x.csv"], ["-o", tmp_path / "x"]):
+        code, _, err = command("recommend", trained, "--users", tmp_path / "users.csv", "--explain", *out)
+        assert code == 2
+        assert "diffurec cannot explain" in flat(err)
+        assert "Use a run of heat, transition or theat" in flat(err)
+    assert not (tmp_path / "x").exists()
 
 
 def as_rank(rank: int, result: Path, *arguments: object) -> None:

@@ -524,7 +524,8 @@ def test_paths_of_a_run(tmp_path):
     assert table.group_by("item_id").agg(pl.col("weight").sum())["weight"].to_numpy() == pytest.approx(1, abs=1e-5)
     assert set(table["relation"]) == {"of 5", "of 2"}
     assert 0 < table["kept"].mean() < 1
-    paths = recommender.explain(["i1", "i7", "i39", "no such item"], history=["i0", "i5"])
+    with pytest.warns(RediffuseWarning, match="1 items are not in the catalogue"):
+        paths = recommender.explain(["i1", "i7", "i39", "no such item"], history=["i0", "i5"])
     assert paths["item_id"].unique(maintain_order=True).to_list() == ["i1", "i7"]
     assert paths.filter(item_id="i1")["entity"].to_list() in (["part 5.0", "part 2.0"], ["part 2.0", "part 5.0"])
     assert (paths["history_item"].to_list()[-1], paths["entity"].to_list()[-1]) == ("i5", "part 5.1")

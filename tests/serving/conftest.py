@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.two_hops import TwoHops
 
 import rediffuse as rd
 from rediffuse.testing import synthetic_interactions
@@ -31,5 +32,6 @@ def train(split):
 def folders(train, split, tmp_path_factory):
     out = tmp_path_factory.mktemp("served")
     paths = [train(name, out / name) for name in ("diffurec", "sasrec", "diffkg", "itemknn")]
+    paths.append(rd.train(TwoHops, split, out / "hops").path)
     rd.evaluate(paths[0], split.dataset)
     return paths

@@ -51,13 +51,15 @@ def served(folders, **settings):
 
 @pytest.fixture(scope="module")
 def runs(folders, tmp_path_factory):
-    """Two runs: one that denoises and was evaluated, and one with knowledge paths."""
+    """A run that denoises and was evaluated, one with knowledge paths, and one that diffuses mass."""
     out = tmp_path_factory.mktemp("runs")
-    pair = [Path(shutil.copytree(folders[number], out / name)) for number, name in ((0, "noisy"), (2, "graph"))]
+    found = [
+        Path(shutil.copytree(folders[number], out / name)) for number, name in ((0, "noisy"), (2, "graph"), (4, "mass"))
+    ]
     # The content of a card must stay text.
-    card = (pair[0] / "README.md").read_text() + f"\n## {HTML}\n\n- **{HTML}** and `{HTML}`\n"
-    add_files(pair[0], {"README.md": card.encode()})
-    return pair
+    card = (found[0] / "README.md").read_text() + f"\n## {HTML}\n\n- **{HTML}** and `{HTML}`\n"
+    add_files(found[0], {"README.md": card.encode()})
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def test_the_first_visit_shows_the_first_user(explorer, site, runs):
     first = rd.Recommender.load(runs[0])
     user = first.user_ids[0]
     title_of = dict(zip(first.items["item_id"], first.items["title"], strict=True))
-    for number, folder in enumerate(runs):
+    for number, folder in enumerate(runs[:2]):
         items = rd.Recommender.load(folder).recommend(users=[user])["item_id"]
         assert titles(tab, number) == [title_of[item] for item in items]
     assert f"interactions of user {user}" in tab.inner_text("#history-summary")
@@ -232,7 +234,7 @@ def test_the_trajectory_plays_by_keyboard_and_marks_changes(page, runs):
     listed = page.locator("#step-list li > span:first-child").all_inner_texts()
     assert [text.split(" in the")[0] for text in listed] == [f"Film {item}" for item in last]
     assert page.inner_text("#step-value").startswith("8 of 8, t = ")
-    before = page.evaluate("JSON.stringify(document.getElementById('map').data[4].x)")
+    before = page.evaluate("JSON.stringify(document.getElementById('map').data[5].x)")
     page.locator("#step").focus()
     page.keyboard.press("Space")
     assert page.inner_text("#play") == "Pause"
@@ -241,7 +243,7 @@ def test_the_trajectory_plays_by_keyboard_and_marks_changes(page, runs):
     assert page.inner_text("#play") == "Play"
     number = int(page.input_value("#step"))
     assert f"step={number}" in page.url
-    assert page.evaluate("JSON.stringify(document.getElementById('map').data[4].x)") != before
+    assert page.evaluate("JSON.stringify(document.getElementById('map').data[5].x)") != before
     for step in range(1, 8):
         page.fill("#step", str(step))
         items, previous = (trajectory.filter(trajectory["step"] == n)["item_id"].to_list() for n in (step, step - 1))
@@ -249,6 +251,59 @@ def test_the_trajectory_plays_by_keyboard_and_marks_changes(page, runs):
         marked = [n for n, one in enumerate(page.locator("#step-list .change").all_inner_texts()) if one]
         assert marked == changed
     assert re.search(r"explain \d+% of their variance", page.inner_text("#map-note"))
+
+
+def test_scores_show_their_shares(page, site, runs):
+    updated(page, lambda: page.goto(f"{site}/#run=noisy&run=mass&user=u2"))
+    lists = rd.Recommender.load(runs[2]).recommend(users=["u2"], explain=True)
+    rows = page.locator(".column:nth-child(2) ol > li")
+    for n, because in enumerate(lists["because"].to_list()):
+        totals = {}
+        for one in because:
+            name = one["history_title"] or one["part"]
+            totals[name] = totals.get(name, 0) + one["share"]
+        assert rows.nth(n).locator(".shares i").count() == len(totals)
+        share = max(share for name, share in totals.items() if name != "other")
+        best = {f"{name} {100 * share:.0f}%" for name, one in totals.items() if one == share}
+        assert rows.nth(n).locator(".shares-text").inner_text().startswith(tuple(best))
+    widths = page.evaluate("[...document.querySelector('.shares').children].map((one) => parseFloat(one.style.width))")
+    assert sum(widths) == pytest.approx(100, abs=0.1)
+    rows.first.locator("summary").click()
+    text = rows.first.locator("details").inner_text()
+    assert "Shares of the score" in text
+    assert "hop 1" in text
+    assert page.locator(".column:nth-child(1) .shares").count() == 0
+
+
+def test_mass_spreads_over_the_map_hop_by_hop(page, site, runs):
+    updated(page, lambda: page.goto(f"{site}/#run=noisy&run=mass&user=u2&trajectory=mass"))
+    assert page.inner_text("#trajectory-heading") == "How mass spreads from the history"
+    spread = rd.Recommender.load(runs[2]).spread(user="u2", k=40)
+    hops = spread["hop"].unique(maintain_order=True).to_list()
+    assert page.get_attribute("#step", "max") == str(len(hops) - 1)
+    assert page.inner_text("#step-value") == "4 of 4, scores"
+    circles = "JSON.stringify(document.getElementById('map').data[2].marker.size)"
+    seen = []
+    for step, hop in enumerate(hops):
+        page.fill("#step", str(step))
+        found = spread.filter(hop=hop)
+        items = found.head(10)["item_id"].to_list()
+        listed = page.locator("#step-list li > span:first-child").all_inner_texts()
+        assert [text.split(" in the")[0] for text in listed] == [f"Film {item}" for item in items]
+        assert page.inner_text("#step-note").startswith(f"{len(found)} items have mass.")
+        share = found["mass"][0] / found["mass"].sum()
+        assert page.locator("#step-list .change").first.inner_text() == f"{100 * share:.1f}%"
+        until(page, f"!{seen}.includes({circles})")
+        seen.append(page.evaluate(circles))
+    page.fill("#step", "0")
+    page.locator("#step").focus()
+    page.keyboard.press("Space")
+    until(page, "document.getElementById('step').value === '3'")
+    updated(page, lambda: page.click("#clear"))
+    assert "no mass to spread" in page.inner_text("#trajectory-note")
+    assert not page.is_visible("#player")
+    updated(page, lambda: page.select_option("#trajectory-run", "noisy"))
+    assert page.inner_text("#trajectory-heading") == "Denoising trajectory"
 
 
 def test_a_run_without_denoising_has_a_map_but_no_trajectory(page):

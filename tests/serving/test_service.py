@@ -21,6 +21,7 @@ from rediffuse.recommender.ranker import RankedItems, RankingQuery
 from rediffuse.runs.run_folder import forget_files
 from rediffuse.serving.app import create_app
 from rediffuse.serving.batcher import DynamicBatcher, ScoringJob
+from rediffuse.serving.schemas import RecommendResponse, SpreadResponse
 from rediffuse.serving.settings import Settings
 
 HISTORY = ["i3", "i4", "i5"]
@@ -89,7 +90,7 @@ def test_titles_notes_and_the_default_model(client):
 
 def test_explanations_are_near_items_of_the_history_and_paths(client, recommenders):
     items = post(client, model="diffkg", histories=[HISTORY], explain=True, k=5)["results"][0]["items"]
-    paths = recommenders["diffkg"].explain([item["item_id"] for item in items], history=HISTORY, paths=2)
+    paths = recommenders["diffkg"].explain([item["item_id"] for item in items], history=HISTORY, top=2)
     assert sum(len(item["explanation"]["paths"]) for item in items) == len(paths) > 0
     first = next(item for item in items if item["explanation"]["paths"])
     assert first["explanation"]["paths"][0]["history_item"]["title"].startswith("Film")
@@ -101,7 +102,40 @@ def test_explanations_are_near_items_of_the_history_and_paths(client, recommende
         cosine = float(directions[number(item["item_id"])] @ directions[number(near[0]["item_id"])])
         assert near[0]["cosine"] == pytest.approx(cosine, abs=1e-3)
     without_vectors = post(client, model="itemknn", histories=[HISTORY], explain=True)["results"][0]["items"]
-    assert without_vectors[0]["explanation"] == {"nearest": [], "paths": []}
+    assert without_vectors[0]["explanation"] == {"contributions": [], "nearest": [], "paths": []}
+
+
+@pytest.mark.parametrize("asked", [{"users": ["u1"]}, {"histories": [HISTORY]}, {"histories": [[]]}])
+@pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
+def test_contributions_add_up_to_the_scores(client, recommenders, asked):
+    content = post(client, model="hops", **asked, explain=True, k=6)
+    items = RecommendResponse.model_validate(content, strict=True).model_dump()["results"][0]["items"]
+    expected = recommenders["hops"].recommend(**asked, explain=True, k=6)
+    for item, because in zip(items, expected["because"].to_list(), strict=True):
+        found = item["explanation"]["contributions"]
+        assert sum(one["contribution"] for one in found) == pytest.approx(item["score"], rel=1e-5)
+        assert sum(one["share"] for one in found) == pytest.approx(1)
+        assert [one["part"] for one in found] == [one["part"] for one in because]
+        ids = [one["history_item"] and one["history_item"]["item_id"] for one in found]
+        assert ids == [one["history_item"] for one in because]
+
+
+def test_mass_spreads_hop_by_hop(client, recommenders):
+    found = post(client, "/v1/spread", model="hops", history=HISTORY, k=4)
+    steps = SpreadResponse.model_validate(found, strict=True).model_dump()["steps"]
+    expected = recommenders["hops"].spread(history=HISTORY, k=4)
+    flat = [(step["hop"], item["item_id"]) for step in steps for item in step["items"]]
+    assert flat == list(zip(expected["hop"], expected["item_id"], strict=True))
+    assert steps[0]["reached"] == 3
+    assert steps[0]["total"] == pytest.approx(1)
+    details = problem(client.post("/v1/spread", json={"model": "sasrec", "user": "u1"}), 422, "invalid-request")
+    assert details["remedy"] == "Use a run of heat, transition or theat."
+    problem(client.post("/v1/spread", json={"model": "hops"}), 422, "invalid-request")
+    nothing = post(client, "/v1/spread", model="hops", history=[])
+    assert nothing["steps"] == []
+    assert any("no mass to spread" in note for note in nothing["notes"])
+    assert len(post(client, "/v1/similar", model="hops", items=["i7"], k=4)["results"][0]["items"]) == 4
+    assert len(client.get("/v1/models/hops/map").json()["items"]) == 40
 
 
 def test_similar_items_and_the_denoising_trajectory(client, recommenders):
@@ -123,9 +157,10 @@ def test_similar_items_and_the_denoising_trajectory(client, recommenders):
 def test_served_models_are_described(client, recommenders):
     models = client.get("/v1/models").json()["models"]
     assert [one["model"] for one in models] == list(recommenders)
-    assert [one["max_sampling_steps"] for one in models] == [32, None, None, None]
-    assert [one["has_paths"] for one in models] == [False, False, True, False]
-    assert [one["has_vectors"] for one in models] == [True, True, True, False]
+    assert [one["max_sampling_steps"] for one in models] == [32, None, None, None, None]
+    assert [one["has_paths"] for one in models] == [False, False, True, False, False]
+    assert [one["has_vectors"] for one in models] == [True, True, True, False, True]
+    assert [one["explains_scores"] for one in models] == [False, False, False, False, True]
     base = "/v1/models/diffurec"
     assert client.get(f"{base}/items?q=film i12").json() == {"items": [{"item_id": "i12", "title": "Film i12"}]}
     assert client.get(f"{base}/users?q=u1&limit=3").json() == {"users": ["u1", "u10", "u11"]}

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.explaining import because_as_text, find_paths, path_lines, share_lines
 from rediffuse.cli.output import emit, print_rich, table
 from rediffuse.cli.part_files import rank_and_world_size, recommend_to_part_files
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from rediffuse.recommender import Recommender
 
 
 @app.command()
@@ -30,7 +29,9 @@ def recommend(
     seed: Annotated[int, typer.Option(help="Seed of the noise of a stochastic model.")] = 0,
     samples: Annotated[int, typer.Option(help="Draws of a stochastic model to average.")] = 1,
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Do not filter items of the history.")] = False,
-    explain: Annotated[bool, typer.Option(help="Add paths of the knowledge graph (diffkg).")] = False,
+    explain: Annotated[
+        bool, typer.Option(help="Say what each score is made of (heat, transition, theat), or show paths (diffkg).")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A .parquet or .csv file, or a folder for part files.")
     ] = None,
@@ -47,8 +48,6 @@ def recommend(
             "Give exactly one of --history, --user and --users.",
             'For example --history "a|b", --user ID or --users FILE.',
         )
-    if explain and (users or out or len(user or []) > 1):
-        raise ConfigError("--explain explains one list at a time.", 'Use it with --history "a|b" or --user ID.')
     if out is not None and (out.is_dir() or out.suffix not in (".parquet", ".csv")):
         if out.suffix and not out.exists():
             raise ConfigError(
@@ -57,7 +56,7 @@ def recommend(
             )
         if users is None:
             raise ConfigError(f"{out} is a folder, which needs --users FILE.", "Give a .parquet or .csv file.")
-        options = {"k": k, "seed": seed, "samples": samples, "filter_seen": not keep_seen}
+        options = {"k": k, "seed": seed, "samples": samples, "filter_seen": not keep_seen, "explain": explain}
         if rows_per_part is not None:
             options["rows_per_part"] = rows_per_part
         recommend_to_part_files(run, users, out, exclude, options, as_json)
@@ -72,6 +71,12 @@ def recommend(
             "Give a folder with -o, or run rediffuse recommend without a launcher.",
         )
     recommender = Recommender.load(run)
+    with_paths = explain and recommender.has_paths and not recommender.model.explains_scores
+    if with_paths and (users or out or len(user or []) > 1):
+        raise ConfigError(
+            f"{recommender.config['model']} explains by paths, one list at a time.",
+            'Use it with --history "a|b" or --user ID.',
+        )
     ids, histories = user, None
     if users is not None:
         ids, histories = UserFile(users, recommender.is_known_user).read()
@@ -85,51 +90,38 @@ def recommend(
         seed=seed,
         samples=samples,
         filter_seen=not keep_seen,
+        explain=explain and not with_paths,
     )
     if out is not None:
         _write(found, out)
     written = {"rows": len(found), "out": str(out)}
     result = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
-    paths = _explain(recommender, found["item_id"], history, user) if explain else None
-    if paths is not None:
+    lines: list[str] = []
+    if with_paths:
+        paths = find_paths(recommender, found["item_id"], history, user)
         result["paths"] = paths.to_dicts()
+        lines = path_lines(recommender, paths)
+    elif explain and out is None:
+        lines = share_lines(found)
 
     def print_summary() -> None:
         if out is not None:
             print_rich(f"{len(found):,} rows written to {out}.")
             return
-        listing = table("Recommendations", *(name for name in found.columns))
-        for row in found.iter_rows():
-            listing.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+        shown = found.drop("because", strict=False)
+        listing = table("Recommendations", *(name for name in shown.columns))
+        for row in shown.iter_rows():
+            listing.add_row(*(_number(value) if isinstance(value, float) else str(value) for value in row))
         print_rich(listing)
-        for line in [] if paths is None else _sentences(recommender, paths):
+        for line in lines:
             print_rich(line)
 
     emit(result, as_json, print_summary)
 
 
-def _explain(recommender: Recommender, items: pl.Series, history: str | None, user: list[str] | None) -> pl.DataFrame:
-    """Paths from the history of one user to the recommended ``items``."""
-    if history is None:
-        return recommender.explain(items, user=(user or [])[0], paths=2)
-    return recommender.explain(items, history=recommender.find_items(filter(str.strip, history.split("|"))), paths=2)
-
-
-def _sentences(recommender: Recommender, paths: pl.DataFrame) -> list[str]:
-    """One line per path, with titles where there are any."""
-    has_titles = "title" in recommender.items.columns
-    titles = dict(recommender.items.select("item_id", "title").iter_rows()) if has_titles else {}
-    lines = ["Paths of the knowledge graph, with their attention:"]
-    for row in paths.iter_rows(named=True):
-        end, start = (str(titles.get(row[column]) or row[column]) for column in ("item_id", "history_item"))
-        path = f"-- {row['relation']} --"
-        if row["entity"] is not None:
-            path += f" {row['entity']} -- {row['relation_back']} --"
-        pruned = "" if row["kept"] else ", with a pruned edge"
-        lines.append(f"  {end} {path} {start} ({row['strength']:.3f}{pruned})")
-    if len(lines) == 1:
-        return ["No path of the knowledge graph leads from the history to the recommended items."]
-    return lines
+def _number(value: float) -> str:
+    """A score; the masses of a diffusion may be small numbers."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.1 else f"{value:.4g}"
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
@@ -138,4 +130,4 @@ def _write(frame: pl.DataFrame, path: Path) -> None:
     if path.suffix == ".parquet":
         atomic_write_parquet(path, frame)
     else:
-        atomic_write_bytes(path, frame.write_csv().encode())
+        atomic_write_bytes(path, because_as_text(frame).write_csv().encode())

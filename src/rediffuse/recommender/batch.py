@@ -24,7 +24,7 @@ from typing import Any
 
 import polars as pl
 
-from rediffuse.arguments import require_integer
+from rediffuse.arguments import require_flag, require_integer
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.files import (
     atomic_create_bytes,
@@ -36,10 +36,11 @@ from rediffuse.files import (
 )
 from rediffuse.memory import keep_freed_memory
 from rediffuse.recommender.id_map import as_text, cast_ids
-from rediffuse.recommender.recommender import Recommender, remarks
+from rediffuse.recommender.recommender import Recommender
+from rediffuse.recommender.remarks import remarks
 from rediffuse.recommender.user_files import UserFile
 
-FORMAT, VERSION = "rediffuse-recommendations", 2
+FORMAT, VERSION = "rediffuse-recommendations", 3
 REQUEST, MANIFEST, DONE = "request.json", "manifest.json", "done"
 ROWS_PER_PART = 50_000
 _COUNTS = ("users", "rows", "unknown_users", "unknown_items", "empty_histories")
@@ -80,6 +81,7 @@ def recommend_to_folder(
     seed: int = 0,
     samples: int = 1,
     filter_seen: bool = True,
+    explain: bool = False,
     rows_per_part: int = ROWS_PER_PART,
     rank: int = 0,
     world_size: int = 1,
@@ -96,13 +98,14 @@ def recommend_to_folder(
         users: a CSV or Parquet file, a folder of such files, or a glob; see `UserFile`. It is read once for its
             checksum and, if the folder is new, once to count and check its rows, before the lists are made.
         folder: new, empty, or started with the same request.
-        k, exclude, seed, samples, filter_seen: as for `Recommender.recommend`.
+        k, exclude, seed, samples, filter_seen, explain: as for `Recommender.recommend`.
         rows_per_part: users per part file: what is held in memory, and the most work that a kill loses.
         rank, world_size: this process writes every part file whose number modulo ``world_size`` is ``rank``.
         on_progress: called with the number of complete part files of this process and the number it has in all.
 
     Raises:
-        ConfigError: an argument is out of range, or the folder was started with another request.
+        ConfigError: an argument is out of range, the scores of the model cannot be explained, or the folder was started
+            with another request.
         DataError: the user file cannot be read; the folder holds something else, or its request is damaged.
         StorageError: the folder cannot be written.
 
@@ -116,6 +119,8 @@ def recommend_to_folder(
     world_size, rank = require_integer("world_size", world_size), require_integer("rank", rank, minimum=0)
     if rank >= world_size:
         raise ConfigError(f"rank is {rank} of {world_size} processes.", f"Give 0 to {world_size - 1}.")
+    if explain := require_flag("explain", explain):
+        recommender.require_explained_scores()
     sampling = recommender.sampling(seed)
     query, unknown = recommender.build_query(k, exclude, None, filter_seen)
     user_file = UserFile(users, recommender.is_known_user)
@@ -125,6 +130,7 @@ def recommend_to_folder(
         "seed": sampling.seed,
         "samples": samples,
         "filter_seen": filter_seen,
+        "explain": explain,
         "retrieval": "exact" if recommender.ranker.index is None else "index",
         "rows_per_part": rows_per_part,
     }
@@ -143,7 +149,7 @@ def recommend_to_folder(
                 labels, user_numbers, rows, counts = recommender.resolve_users(ids, histories)
                 if labels.dtype != parts.user_id_type:
                     labels = as_text(ids)
-                lists = recommender.lists(labels, user_numbers, rows, query, sampling, samples)
+                lists = recommender.lists(labels, user_numbers, rows, query, sampling, samples, explain=explain)
                 parts.write(part, lists, counts)
                 written.add(part)
                 on_progress(len((skipped | written).intersection(own)), len(own))

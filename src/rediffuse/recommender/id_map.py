@@ -12,7 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rediffuse.arguments import wrong_type
-from rediffuse.frames import as_column, is_frame
+from rediffuse.errors import ConfigError
+from rediffuse.frames import as_column, columns_of, is_frame
 
 # No integer id has more digits, and Python refuses to parse thousands of them. Both re and polars read this pattern.
 _INTEGER = "^-?(0|[1-9][0-9]{0,18})$"
@@ -120,3 +121,18 @@ def flatten_histories(histories: Any) -> tuple[NDArray[np.int64], pl.Series | li
         histories = [[] if history is None else history for history in column]
     rows = [require_list("A history", history) for history in require_list("histories", histories)]
     return np.asarray([len(row) for row in rows], dtype=np.int64), [item for row in rows for item in row]
+
+
+def columns_of_users(users: Any, histories: Any) -> tuple[Any, Any]:
+    """Users and histories; a frame of users becomes its columns, and a column of another library one of polars.
+
+    Raises:
+        ConfigError: the frame has no column user_id, or histories are given twice.
+    """
+    if users is not None and is_frame(users):
+        columns = columns_of("users", users, ("user_id", "history"))
+        if histories is not None and "history" in columns:
+            raise ConfigError("Histories are given twice: as a column of users, and as histories.", "Give one of them.")
+        return columns["user_id"], columns.get("history", histories)
+    column = as_column(users)
+    return users if column is None else column, histories

@@ -1,4 +1,4 @@
-"""Looking inside a model, in item numbers: similar items, the item map and denoising trajectories."""
+"""Looking inside a model, in item numbers: similar items, the item map, denoising trajectories, spreading mass."""
 
 from __future__ import annotations
 
@@ -35,15 +35,21 @@ class Step:
 
 
 class Inspector:
-    """Shows how a model relates items and how it denoises.
+    """Shows how a model relates items, and how it denoises or diffuses mass.
 
     Args:
         model: in evaluation mode.
-        item_vectors: (num_items, d) of the model, or None.
+        item_vectors: (num_items, d) that rank items, or None. Similar items and the map then use the model's
+            `rediffuse.models.base.Model.map_vectors`, computed when they are first needed.
     """
 
     def __init__(self, model: Model, item_vectors: Tensor | None) -> None:
         self.model, self.item_vectors = model, item_vectors
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether there are similar items and an item map. It computes nothing."""
+        return self.item_vectors is not None or type(self.model).map_vectors is not Model.map_vectors
 
     def nearest(self, items: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Cosines (n, k) and numbers (n, k) of the items nearest to ``items`` (n,), without themselves.
@@ -64,12 +70,16 @@ class Inspector:
         Raises:
             ConfigError: the model has no item vectors.
         """
-        if self.item_vectors is None:
+        vectors = self.item_vectors
+        if vectors is None:
+            with torch.inference_mode():
+                vectors = self.model.map_vectors()
+        if vectors is None:
             raise ConfigError(
                 f"{self.model.name} has no item vectors: it ranks in another way.",
                 "Use a model that learns them, such as diffurec, sasrec or lightgcn.",
             )
-        return F.normalize(self.item_vectors, dim=1)
+        return F.normalize(vectors.float(), dim=1)
 
     @functools.cached_property
     def map(self) -> ItemMap:
@@ -104,3 +114,27 @@ class Inspector:
         assert self.item_vectors is not None
         scores, items = exact_top_k((query @ self.item_vectors.T)[None], min(k, self.model.num_items))
         return list(zip(items[0].tolist(), scores[0].tolist(), strict=True))
+
+    @torch.inference_mode()
+    def spread(self, rows: Histories, user_numbers: NDArray[np.int64]) -> list[tuple[str, Tensor]]:
+        """Name of each hop and the mass of every item after it (num_items,), from one history to its scores.
+
+        Empty for a user without a history.
+
+        Args:
+            rows, user_numbers: as for `denoising_trajectory`.
+
+        Raises:
+            ConfigError: the model diffuses no mass.
+        """
+        if not self.model.explains_scores:
+            raise ConfigError(
+                f"{self.model.name} diffuses no mass over the items.", "Use a run of heat, transition or theat."
+            )
+        return self.model.hops(rows, user_numbers) if len(rows.items) else []
+
+    def most_mass(self, mass: Tensor, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Numbers (n,) and masses (n,) of the k items with the most ``mass`` (num_items,), without those of mass 0."""
+        masses, items = exact_top_k(mass.float()[None], min(k, self.model.num_items))
+        found = masses[0] != 0
+        return items[0][found].numpy(), masses[0][found].numpy()

@@ -18,13 +18,15 @@ from rediffuse.arguments import require_flag, require_integer, wrong_type
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
-from rediffuse.frames import Frame, as_column, as_kind, columns_of, is_frame, kind_of
+from rediffuse.frames import Frame, as_kind, kind_of
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
-from rediffuse.recommender.id_map import IdMap, flatten_histories, require_list, user_labels
+from rediffuse.recommender import explanations
+from rediffuse.recommender.id_map import IdMap, columns_of_users, flatten_histories, require_list, user_labels
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.inspector import Inspector
 from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
+from rediffuse.recommender.remarks import remarks
 from rediffuse.recommender.titles import Titles
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 
@@ -102,6 +104,7 @@ class Recommender(Displayed):
         candidates: Iterable[Any] | None = None,
         sampling_steps: int | None = None,
         noise: float = 1.0,
+        explain: bool = False,
     ) -> Frame:
         """Recommend to each user the k items that the model ranks first.
 
@@ -124,17 +127,19 @@ class Recommender(Displayed):
             sampling_steps: denoising steps, at most those of training; None: as many as were calibrated on validation
                 data.
             noise: factor on the noise of a stochastic model.
+            explain: add the column ``because``: for each recommendation, the rows of `explain` with ``top=5`` as a list
+                of structs.
 
         Returns:
-            A frame: user_id, item_id, rank (from 1), score, uncertainty, and title if items have titles. It is of the
-            library of ``users`` or ``histories`` if these are columns or frames of pandas or pyarrow, else of polars.
-            Users are in the order given, with their best items first. Without ``users``, user_id is the position of
-            the history, from 0. The ids are of the data's type; all user ids are text if one of them cannot be of that
-            type.
+            A frame: user_id, item_id, rank (from 1), score, uncertainty, title if items have titles, and because. It is
+            of the library of ``users`` or ``histories`` if these are columns or frames of pandas or pyarrow, else of
+            polars. Users are in the order given, with their best items first. Without ``users``, user_id is the
+            position of the history, from 0. The ids are of the data's type; all user ids are text if one of them cannot
+            be of that type.
 
         Raises:
             ConfigError: neither users nor histories are given, or their lengths differ; ids are not in lists; a number
-                is out of range; or the model has no use for sampling_steps or noise.
+                is out of range; the model has no use for sampling_steps or noise; or its scores cannot be explained.
 
         Warns:
             RediffuseWarning: unknown users, unknown items or empty histories, with their counts.
@@ -146,7 +151,8 @@ class Recommender(Displayed):
         query, unknown = self.build_query(k, exclude, candidates, filter_seen)
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        found = self.lists(labels, user_numbers, rows, query, sampling, samples, batch_size)
+        explain = require_flag("explain", explain)
+        found = self.lists(labels, user_numbers, rows, query, sampling, samples, batch_size, explain)
         return as_kind(found, kind_of(users, histories))
 
     def sampling(self, seed: Any = 0, sampling_steps: Any = None, noise: float = 1.0) -> Sampling:
@@ -190,7 +196,7 @@ class Recommender(Displayed):
         """
         if users is None and histories is None:
             raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
-        users, histories = _columns_of_users(users, histories)
+        users, histories = columns_of_users(users, histories)
         ids = users if users is None or isinstance(users, pl.Series) else require_list("users", users)
         counts = {"unknown_users": 0, "unknown_items": 0}
         if histories is None:
@@ -245,6 +251,7 @@ class Recommender(Displayed):
         sampling: Sampling,
         samples: int = 1,
         batch_size: int = 512,
+        explain: bool = False,
     ) -> pl.DataFrame:
         """What `recommend` returns, as a polars frame.
 
@@ -252,13 +259,24 @@ class Recommender(Displayed):
             labels, user_numbers, rows: n users, from `resolve_users`.
             query: the same for all users, from `build_query`.
             sampling: from `sampling`.
-            samples, batch_size: as for `recommend`.
+            samples, batch_size, explain: as for `recommend`.
+
+        Raises:
+            ConfigError: the scores of the model cannot be explained.
         """
+        if explain:
+            self.require_explained_scores()
         ranked: list[RankedItems] = []
-        for start in range(0, len(rows), batch_size):
+        reasons: list[pl.Series] = []
+        for start in range(0, max(len(rows), 1), batch_size):  # also if there are no users, for the type of the column
             batch = np.arange(start, min(start + batch_size, len(rows)))
-            ranked += self.ranker.rank(rows.take(batch), user_numbers[batch], [query] * len(batch), sampling, samples)
-        return self._frame(labels, ranked, uncertain=samples > 1)
+            some = rows.take(batch), user_numbers[batch]
+            found = self.ranker.rank(*some, [query] * len(batch), sampling, samples)
+            ranked += found
+            if explain:
+                reasons.append(explanations.because(self.model, *some, found, self.items))
+        frame = self._frame(labels, ranked, uncertain=samples > 1)
+        return frame.with_columns(because=pl.concat(reasons)) if explain else frame
 
     def _titles_of(self, items: NDArray[np.int64]) -> dict[str, pl.Series]:
         """The column title of these item numbers, if items have titles."""
@@ -273,7 +291,8 @@ class Recommender(Displayed):
             "stochastic": self.model.stochastic,
             "sampling steps": self.model.max_sampling_steps and f"up to {self.model.max_sampling_steps}",
             "retrieval": "exact" if self.ranker.index is None else "index",
-            "similar items": self.item_vectors is not None,
+            "similar items": self.inspector.has_vectors,
+            "explains scores": self.model.explains_scores,
         }
 
     def _frame(self, labels: pl.Series, ranked: Sequence[RankedItems], uncertain: bool) -> pl.DataFrame:
@@ -294,7 +313,7 @@ class Recommender(Displayed):
             columns["uncertainty"] = joined([user.uncertainty for user in ranked], np.float32)
         return pl.DataFrame(columns | self._titles_of(items))
 
-    # --- similar items, denoising trajectories, knowledge paths --------------------------------------------
+    # --- similar items, denoising trajectories, explanations -----------------------------------------------
 
     def similar(self, items: Iterable[Any], k: int = 10) -> Frame:
         """The k items most similar to each of ``items``, by the cosine of the model's item vectors.
@@ -368,38 +387,99 @@ class Recommender(Displayed):
         )
         return as_kind(found, kind_of(history))
 
+    def spread(self, *, user: Any = None, history: Iterable[Any] | None = None, k: int = 10) -> Frame:
+        """How a model that diffuses mass over the item graph gets from a history to its scores, hop by hop.
+
+        Args:
+            user: id of a known user; or
+            history: item ids, oldest first.
+            k: items per step. Seen items are kept.
+
+        Returns:
+            A frame: step (from 0), hop (its name, from "history" to "scores"), rank (from 1), item_id, mass, and title
+            if items have titles: the k items with the most mass after each hop, without those that have none. It is of
+            the library of ``history``, as in `recommend`.
+
+        Raises:
+            ConfigError: the model diffuses no mass, or not exactly one of user and history is given.
+
+        Warns:
+            RediffuseWarning: as `recommend`.
+        """
+        user_numbers, rows = self._resolve_one_user(user, history, "there is no mass to spread for them")
+        steps = self.inspector.spread(rows, user_numbers)
+        best = [self.inspector.most_mass(mass, require_integer("k", k)) for _, mass in steps]
+        items, frame = explanations.spread_frame([hop for hop, _ in steps], best, self.items)
+        return as_kind(frame.with_columns(**self._titles_of(items)), kind_of(history))
+
     def explain(
-        self, items: Iterable[Any], *, user: Any = None, history: Iterable[Any] | None = None, paths: int = 3
+        self, items: Iterable[Any], *, user: Any = None, history: Iterable[Any] | None = None, top: int | None = None
     ) -> Frame:
-        """The strongest paths through the knowledge graph from the items of a history to ``items``.
+        """Why a model recommends ``items``: what adds up to their scores, or paths through its knowledge graph.
 
         Args:
             items: ids, for example of recommended items.
             user: id of a known user; or
-            history: item ids.
-            paths: per item, at most.
+            history: item ids, oldest first.
+            top: the most sources per item, where a source is an item of the history or a prior; the contributions of
+                all others become one row with the part "other". Default: all sources. For a knowledge graph: the most
+                paths per item. Default: 3.
 
         Returns:
-            A frame, see `rediffuse.graphs.paths.strongest_paths`, of the library of ``items`` or ``history``, as in
-            `recommend`. The weights are those of the model's attention; edges that are not ``kept`` were pruned by the
-            model.
+            Of a model that diffuses mass (its scores are sums), a frame with one row per contribution: item_id,
+            history_item (null: it comes from no interaction), part (the hop or prior), contribution, share
+            (contribution / score), and title and history_title if items have titles. The contributions to an item add
+            up to its score, with and without ``top``. Items are in the order given, with their largest contributions
+            first and "other" last; an item whose score is 0 may have no row.
+
+            Of a model that learned from a knowledge graph, the strongest paths from the history to each item; see
+            `rediffuse.graphs.paths.strongest_paths`. The weights are those of the model's attention; edges that are not
+            ``kept`` were pruned by the model.
+
+            The frame is of the library of ``items`` or ``history``, as in `recommend`.
 
         Raises:
-            ConfigError: the model learned from no knowledge graph, or not exactly one of user and history is given.
+            ConfigError: the model has neither, or not exactly one of user and history is given.
 
         Warns:
-            RediffuseWarning: an unknown user, unknown items in the history or an empty history.
+            RediffuseWarning: an unknown user, unknown items or an empty history.
         """
+        limit = None if top is None else require_integer("top", top)
         if not self.has_paths:
-            raise ConfigError(
-                f"{self.config['model']} learned from no knowledge graph, so it has no paths.", "Use a run of diffkg."
-            )
-        _, rows = self._resolve_one_user(user, history, "there are no paths for them")
+            self.require_explained_scores()
+        scored = self.model.explains_scores
+        user_numbers, rows = self._resolve_one_user(
+            user, history, "they get popular items" if scored else "there are no paths for them"
+        )
         numbers = self.item_index(require_list("items", items))
+        for message in remarks({"unknown_asked": int((numbers < 0).sum())}):
+            warnings.warn(message, RediffuseWarning, stacklevel=2)
+        numbers = np.asarray(list(dict.fromkeys(numbers[numbers >= 0].tolist())), dtype=np.int64)
         ids = self.items["item_id"]
-        history_items = ids.gather(np.unique(rows.without_synthetic().items))
-        found = self.paths(ids.gather(numbers[numbers >= 0]), history_items, require_integer("paths", paths))
-        return as_kind(found, kind_of(items, history))
+        if not scored:
+            history_items = ids.gather(np.unique(rows.without_synthetic().items))
+            found = self.paths(ids.gather(numbers), history_items, limit or explanations.PATHS)
+            return as_kind(found, kind_of(items, history))
+        found = explanations.contributions(self.model, rows, user_numbers, [numbers], limit)
+        return as_kind(explanations.explained_frame(found, numbers, self.items), kind_of(items, history))
+
+    def require_explained_scores(self) -> None:
+        """Refuse a model whose scores are no sums over the history.
+
+        Raises:
+            ConfigError: says what the model has instead.
+        """
+        if self.model.explains_scores:
+            return
+        if self.has_paths:
+            raise ConfigError(
+                f"The scores of {self.config['model']} are no sums; it explains items by paths, one list at a time.",
+                "Use Recommender.explain, or recommend --explain with one --user or --history.",
+            )
+        raise ConfigError(
+            f"{self.config['model']} cannot explain: its scores are no sums, and it learned from no knowledge graph.",
+            "Use a run of heat, transition or theat, or of diffkg for paths of a knowledge graph.",
+        )
 
     def _resolve_one_user(
         self, user: Any, history: Iterable[Any] | None, answer: str
@@ -420,7 +500,7 @@ class Recommender(Displayed):
 
     @property
     def has_paths(self) -> bool:
-        """Whether the model learned from a knowledge graph, as `explain` needs."""
+        """Whether the model learned from a knowledge graph, so that `explain` can give paths."""
         return self.knowledge is not None
 
     def paths(self, items: pl.Series, history: pl.Series, limit: int) -> pl.DataFrame:
@@ -438,36 +518,3 @@ class Recommender(Displayed):
                 have that title.
         """
         return self.titles.find(names)
-
-
-def _columns_of_users(users: Any, histories: Any) -> tuple[Any, Any]:
-    """Users and histories; a frame of users becomes its columns, and a column of another library one of polars.
-
-    Raises:
-        ConfigError: the frame has no column user_id, or histories are given twice.
-    """
-    if users is not None and is_frame(users):
-        columns = columns_of("users", users, ("user_id", "history"))
-        if histories is not None and "history" in columns:
-            raise ConfigError("Histories are given twice: as a column of users, and as histories.", "Give one of them.")
-        return columns["user_id"], columns.get("history", histories)
-    column = as_column(users)
-    return users if column is None else column, histories
-
-
-def remarks(counts: dict[str, int], answer: str = "they get popular items") -> list[str]:
-    """Sentences about unknown ids and empty histories; ``answer`` says what users without a history get."""
-    found = []
-    if counts.get("unknown_users"):
-        found.append(
-            f"{counts['unknown_users']} of {counts['users']} users are unknown; {answer}. Pass their histories."
-        )
-    if counts.get("unknown_items"):
-        found.append(f"{counts['unknown_items']} items in the histories are not in the catalogue; they are skipped.")
-    if counts.get("empty_histories"):
-        found.append(f"{counts['empty_histories']} of {counts['users']} histories are empty; {answer}.")
-    arguments = {"unknown_excluded": "items to exclude", "unknown_candidates": "candidates", "unknown_asked": "items"}
-    for name, argument in arguments.items():
-        if counts.get(name):
-            found.append(f"{counts[name]} {argument} are not in the catalogue.")
-    return found

@@ -69,6 +69,15 @@ async def denoise(request: schemas.DenoiseRequest, service: ServiceDependency) -
     return _json(await service.run_in_worker(service.denoise, request))
 
 
+@api.post("/spread", response_model=schemas.SpreadResponse, summary="Show how mass spreads over the items")
+async def spread(request: schemas.SpreadRequest, service: ServiceDependency) -> Response:
+    """Return the mass of the items after every hop, from the history to the scores.
+
+    Models that diffuse no mass are refused.
+    """
+    return _json(await service.run_in_worker(service.spread, request))
+
+
 @api.get("/models", response_model=schemas.ModelsResponse, summary="List the served models")
 def models(service: ServiceDependency) -> Response:
     """List the served runs. Requests without `model` go to the first."""

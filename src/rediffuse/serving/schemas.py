@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
@@ -92,7 +92,21 @@ class KnowledgePath(BaseModel):
     kept: bool = Field(description="False if diffusion pruned an edge of the path.")
 
 
+class ScoreContribution(BaseModel):
+    """A part of a score. The contributions to an item add up to its score."""
+
+    history_item: Item | None = Field(description="The item of the history; null: it comes from no interaction.")
+    part: str = Field(description="The hop, or a prior such as recent popularity; `other`: all smaller sources.")
+    contribution: float
+    share: float | None = Field(description="contribution / score; null if the score is 0.")
+
+
 class Explanation(BaseModel):
+    contributions: list[ScoreContribution] = Field(
+        description="What the score is made of, for models whose scores are sums over the history: the five items of "
+        "the history and priors with the largest contributions, hop by hop, and the others as one. An item of the "
+        "history with several hops has several entries."
+    )
     nearest: list[NearItem] = Field(description="Items of the history with the nearest vectors.")
     paths: list[KnowledgePath] = Field(description="Paths in the knowledge graph, for models trained on one.")
 
@@ -136,25 +150,28 @@ class SimilarResponse(_Response):
     results: list[SimilarItems] = Field(description="One entry per known item, in the order of the request.")
 
 
-class DenoiseRequest(_Request):
+class _OneUserRequest(_Request):
+    user: Id | None = Field(None, description="Id of a known user.")
+    history: History | None = Field(None, description="Item ids, oldest first.")
+
+    @model_validator(mode="after")
+    def check_user(self) -> Self:
+        if (self.user is None) == (self.history is None):
+            raise ValueError("give either user or history")
+        return self
+
+
+class DenoiseRequest(_OneUserRequest):
     """The user or the history whose denoising trajectory is shown."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["50", "181"], "sampling_steps": 8}]})
 
-    user: Id | None = Field(None, description="Id of a known user.")
-    history: History | None = Field(None, description="Item ids, oldest first.")
     k: Annotated[StrictInt, Field(ge=1, le=50)] = Field(10, description="Items per step.")
     sampling_steps: SamplingSteps | None = Field(
         None, description="Denoising steps. Default: the number calibrated on validation data."
     )
     seed: Seed = Field(0, description="Seed of the noise.")
     noise: Noise = Field(1.0, description="Factor that the noise is multiplied by.")
-
-    @model_validator(mode="after")
-    def check_user(self) -> DenoiseRequest:
-        if (self.user is None) == (self.history is None):
-            raise ValueError("give either user or history")
-        return self
 
 
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -177,6 +194,31 @@ class DenoiseResponse(_Response):
     steps: list[DenoisingStep] = Field(description="The denoising trajectory, from noise to the recommended items.")
 
 
+class SpreadRequest(_OneUserRequest):
+    """The user or the history from which mass spreads over the items."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["50", "181"], "k": 20}]})
+
+    k: K = Field(10, description="Items per hop.")
+
+
+class MassItem(Item):
+    mass: float
+
+
+class SpreadStep(BaseModel):
+    """The mass of the items after one hop."""
+
+    hop: str = Field(description="Name of the hop, from `history` to `scores`.")
+    total: float = Field(description="Mass of all items.")
+    reached: int = Field(description="Items that have mass.")
+    items: list[MassItem] = Field(description="The items with the most mass, items of the history included.")
+
+
+class SpreadResponse(_Response):
+    steps: list[SpreadStep] = Field(description="Hop by hop, from the history to the scores.")
+
+
 class ModelInfo(BaseModel):
     """A served run."""
 
@@ -193,7 +235,10 @@ class ModelInfo(BaseModel):
     max_sampling_steps: int | None = Field(description="The most that a request may ask for; null: no choice.")
     calibrated_sampling_steps: int | None = Field(description="The default, calibrated on validation data.")
     has_titles: bool
-    has_vectors: bool = Field(description="Whether similar items, an item map and a denoising trajectory exist.")
+    has_vectors: bool = Field(description="Whether similar items and an item map exist.")
+    explains_scores: bool = Field(
+        description="Whether explanations contain contributions, which add up to the score, and /v1/spread exists."
+    )
     has_paths: bool = Field(description="Whether explanations contain paths in a knowledge graph.")
     metric: str = Field(description="The validation metric that selected the weights.")
     validation: float | None = Field(description="Its value on the validation subset.")

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.ranker import RankedItems
-from rediffuse.recommender.recommender import remarks
+from rediffuse.recommender.remarks import remarks
 from rediffuse.serving.batcher import ScoringJob
+from rediffuse.serving.explaining import explain
 from rediffuse.serving.hosted import HostedRun, RunSnapshot
 from rediffuse.serving.problems import Problem
-from rediffuse.serving.schemas import DenoiseRequest, RecommendRequest, SimilarRequest
+from rediffuse.serving.schemas import DenoiseRequest, RecommendRequest, SimilarRequest, SpreadRequest
 from rediffuse.serving.settings import MAX_EXPLAINED, MAX_INLINE_IDS, MAX_RECOMMENDED, Settings
 
-# Nearest items of the history, and knowledge paths, in an explanation.
-NEAREST, PATHS = 3, 2
 RETRY = {"Retry-After": "1"}
 Result = TypeVar("Result")
 
@@ -79,9 +77,10 @@ class Service:
             for label, items in zip(labels.to_list(), ranked, strict=True)
         ]
         if request.explain:
-            real = histories.without_synthetic()
-            seen = [np.unique(real.row(row)).astype(np.int64) for row in range(len(real))]
-            await self.run_in_worker(_add_explanations, snapshot, seen, ranked, results)
+            explanations = await self.run_in_worker(explain, snapshot, histories, user_numbers, ranked)
+            for result, explained in zip(results, explanations, strict=True):
+                for item, explanation in zip(result["items"], explained, strict=True):
+                    item["explanation"] = explanation
         return _identity(run, snapshot) | {"notes": remarks(counts | unknown), "results": results}
 
     def similar(self, request: SimilarRequest) -> dict[str, Any]:
@@ -128,6 +127,22 @@ class Service:
                 }
             )
         notes = remarks(counts, "there is nothing to denoise for them")
+        return _identity(run, snapshot) | {"notes": notes, "steps": steps}
+
+    def spread(self, request: SpreadRequest) -> dict[str, Any]:
+        """Return the content of a `SpreadResponse`."""
+        run = self.run(request.model)
+        snapshot = run.snapshot
+        _, user_numbers, histories, counts = snapshot.recommender.resolve_users(
+            None if request.user is None else [request.user], None if request.history is None else [request.history]
+        )
+        inspector, steps = snapshot.recommender.inspector, []
+        for hop, mass in inspector.spread(histories, user_numbers):
+            best = zip(*inspector.most_mass(mass, request.k), strict=True)
+            items = [snapshot.item(int(item)) | {"mass": float(value)} for item, value in best]
+            total, reached = float(mass.double().sum()), int(torch.count_nonzero(mass))
+            steps.append({"hop": hop, "total": total, "reached": reached, "items": items})
+        notes = remarks(counts, "there is no mass to spread for them")
         return _identity(run, snapshot) | {"notes": notes, "steps": steps}
 
     def _check_limits(self, run: HostedRun, request: RecommendRequest, model: Model, sampling: Sampling) -> None:
@@ -182,40 +197,6 @@ def _items(snapshot: RunSnapshot, ranked: RankedItems) -> list[dict[str, Any]]:
         for item, uncertainty in zip(items, ranked.uncertainty.tolist(), strict=True):
             item["uncertainty"] = uncertainty
     return items
-
-
-def _add_explanations(
-    snapshot: RunSnapshot, histories: Sequence[np.ndarray], ranked: Sequence[RankedItems], results: list[dict[str, Any]]
-) -> None:
-    """Add the explanation of every item to ``results``: the nearest items of the history, and knowledge paths."""
-    recommender = snapshot.recommender
-    for history, items, result in zip(histories, ranked, results, strict=True):
-        paths = _paths(snapshot, history, items) if recommender.has_paths and len(history) else {}
-        nearest: list[list[dict[str, Any]]] = [[] for _ in items.items]
-        if recommender.item_vectors is not None and len(history):
-            directions = recommender.inspector.directions
-            similarity = directions[torch.from_numpy(items.items)] @ directions[torch.from_numpy(history)].T
-            cosines, positions = similarity.topk(min(NEAREST, len(history)))
-            nearest = [
-                [
-                    snapshot.item(int(history[position])) | {"cosine": round(cosine, 4)}
-                    for cosine, position in zip(*row, strict=True)
-                ]
-                for row in zip(cosines.tolist(), positions.tolist(), strict=True)
-            ]
-        for item, near in zip(result["items"], nearest, strict=True):
-            item["explanation"] = {"nearest": near, "paths": paths.get(item["item_id"], [])}
-
-
-def _paths(snapshot: RunSnapshot, history: np.ndarray, ranked: RankedItems) -> dict[Any, list[dict[str, Any]]]:
-    """Return the strongest knowledge paths to the history, by the id of the recommended item."""
-    recommender, found = snapshot.recommender, {}
-    ids = recommender.items["item_id"]
-    for row in recommender.paths(ids.gather(ranked.items), ids.gather(history), PATHS).iter_rows(named=True):
-        history_item = snapshot.item(int(recommender.item_index([row["history_item"]])[0]))
-        path = {name: row[name] for name in ("relation", "entity", "relation_back", "strength", "kept")}
-        found.setdefault(row["item_id"], []).append(path | {"history_item": history_item})
-    return found
 
 
 def _rounded(point: list[float]) -> list[float]:

@@ -15,8 +15,8 @@ class Settings:
         max_waiting: users waiting to be scored at which further requests are refused.
         max_body: the most bytes in the body of a request.
         max_work: the most users x samples x sampling steps of one request.
-        max_worker_requests: requests outside of scoring (similar items, denoising trajectories, explanations) at which
-            further ones are refused. Two threads work on them.
+        max_worker_requests: requests outside of scoring (similar items, denoising trajectories, spreading mass,
+            explanations) at which further ones are refused. Two threads work on them.
         token: the token that clients must send, or None.
         hosts: host names that requests may use; None allows any. This protects against DNS rebinding: a page of
             another site whose name was made to resolve to this machine.

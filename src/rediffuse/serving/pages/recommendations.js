@@ -3,6 +3,7 @@
 import { api } from "./api.js";
 import { announce, byId, clamp, el, guarded, plural, titleOf } from "./dom.js";
 import { colourOf } from "./runs.js";
+import { shareBar, shareLegend, shareList } from "./shares.js";
 import { editHistory, historyIds, MAX_HISTORY, shownRuns, state } from "./state.js";
 
 /** `user` or `history` of a request. Histories in requests are limited, those of known users are not. */
@@ -71,6 +72,7 @@ function column({ run, latency, notes, items, failure }, occurrences, lists) {
   if (items.length) {
     const whiskers = items[0].uncertainty === null ? "" : ` Whiskers: ± one standard deviation over ${state.samples} samples.`;
     box.append(el("p", { className: "soft small" }, `Bars run from the lowest to the highest score of this list. Scores of different models are not comparable.${whiskers}`));
+    if (run.explains_scores) box.append(shareLegend());
   }
   return box;
 }
@@ -80,7 +82,9 @@ function scoreScale(items) {
   const ends = items.flatMap(({ score, uncertainty }) => [score - (uncertainty ?? 0), score + (uncertainty ?? 0)]);
   const [low, high] = [Math.min(...ends), Math.max(...ends)];
   const share = (score) => (high > low ? 100 * clamp(0.06 + (0.94 * (score - low)) / (high - low), 0, 1) : 100);
-  return { percent: (score) => `${share(score).toFixed(1)}%`, decimals: high - low > 5 ? 1 : high - low > 0.2 ? 2 : 4 };
+  // The masses of a diffusion may be small numbers.
+  const decimals = high - low > 5 ? 1 : high - low > 0.2 ? 2 : high > low ? clamp(2 - Math.floor(Math.log10(high - low)), 4, 12) : 4;
+  return { percent: (score) => `${share(score).toFixed(1)}%`, decimals };
 }
 
 function row(run, item, n, { percent, decimals }, occurrences, lists) {
@@ -100,16 +104,18 @@ function row(run, item, n, { percent, decimals }, occurrences, lists) {
       click: () => editHistory([...state.history, item]),
     }, "+"),
     el("div", { className: "line" }, bar, el("span", { className: "score soft small" }, score)),
+    ...shareBar(item.explanation.contributions),
     explanation(run, item));
 }
 
 function explanation(run, item) {
-  const { nearest, paths } = item.explanation;
+  const { contributions, nearest, paths } = item.explanation;
   const list = (heading, items) => (!items.length ? [] : [
     el("p", { className: "soft" }, heading),
     el("ul", {}, items.map((one) => el("li", {}, titleOf(one), el("span", { className: "soft" }, ` ${one.cosine.toFixed(2)}`)))),
   ]);
-  const content = list("Nearest in the history, by cosine", nearest);
+  const content = shareList(contributions);
+  content.push(...list("Nearest in the history, by cosine", nearest));
   if (paths.length) content.push(el("p", { className: "soft" }, "In the knowledge graph"), el("ul", {}, paths.map(knowledgePath)));
   if (!content.length) {
     const reason = state.history.length ? "This model has neither item vectors nor a knowledge graph." : "The history is empty.";
