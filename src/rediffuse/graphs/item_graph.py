@@ -6,15 +6,22 @@ neighbours alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.sparse.linalg import svds
+
+from rediffuse.errors import RediffuseWarning
 
 # Entries of the matrix of one block, before truncation.
 BLOCK_ENTRIES = 1 << 25
+# A matrix that may have more entries (2 GiB) is truncated, and a warning says so.
+MAX_ENTRIES = 1 << 28
+NEIGHBOURS = 200
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,13 @@ def cooccurrence(
     """
     weighted = sparse.csr_array(sparse.diags_array(user_weights.astype(np.float32)) @ matrix)
     transposed = sparse.csr_array(matrix.T)
-    work = transposed @ np.diff(matrix.indptr).astype(np.float64)  # entries of each row, at most
+    work = np.asarray(transposed @ np.diff(matrix.indptr).astype(np.float64))
     return _in_blocks(
-        work, matrix.shape[1], lambda first, last: transposed[first:last] @ weighted, neighbours, column_weights
+        work,
+        transposed.shape[0],  # pyright: ignore
+        lambda first, last: sparse.csr_array(transposed[first:last] @ weighted),
+        neighbours,
+        column_weights,
     )
 
 
@@ -111,24 +122,53 @@ def _in_blocks(
     neighbours: int | None,
     column_weights: NDArray[np.floating] | None,
 ) -> ItemGraph:
-    """Build a matrix block by block, and truncate each block."""
-    kept, mass, left = [], 0.0, 0.0
+    """Build a matrix block by block, and truncate each block.
+
+    Args:
+        work: (I,) an upper bound of the entries of each row, counted before equal columns are summed.
+        block: builds the rows ``first:last``.
+
+    Warns:
+        RediffuseWarning: the matrix may be too large for memory, and ``neighbours`` was not given.
+    """
+    entries = float(np.minimum(work, num_items).sum())
+    if neighbours is None and entries > MAX_ENTRIES:
+        neighbours = NEIGHBOURS
+        warnings.warn(
+            f"The graph of {num_items:,} items could have {entries:,.0f} entries ({entries * 8 / 2**30:.1f} GiB), so "
+            f"each item keeps its {neighbours} strongest neighbours. Set neighbours to choose how many.",
+            RediffuseWarning,
+            stacklevel=4,
+        )
+    kept: list[sparse.csr_array] = []
+    mass, left = 0.0, 0.0
     for first, last in _blocks(work):
-        rows = sparse.csr_array(block(first, last))
+        rows = block(first, last)
         rows.sort_indices()
-        if neighbours is not None and np.diff(rows.indptr).max(initial=0) > neighbours:
-            weights = (
-                rows.data if column_weights is None else rows.data * column_weights[rows.indices].astype(np.float32)
-            )
+        if neighbours is not None:
+            weights = rows.data.astype(np.float32)
+            if column_weights is not None:
+                weights *= column_weights[rows.indices].astype(np.float32)
             chosen = strongest(weights, rows.indptr, neighbours)
             mass += float(weights.sum(dtype=np.float64))
             left += float(weights[chosen].sum(dtype=np.float64))
-            counts = np.add.reduceat(np.append(chosen, False), rows.indptr[:-1]) * (np.diff(rows.indptr) > 0)
-            indptr = np.concatenate(([0], np.cumsum(counts)))
+            indptr = np.concatenate(([0], np.cumsum(chosen)))[rows.indptr]
             rows = sparse.csr_array((rows.data[chosen], rows.indices[chosen], indptr), shape=rows.shape)
         kept.append(rows)
-    matrix = sparse.csr_array(sparse.vstack(kept, format="csr")) if kept else sparse.csr_array((num_items, num_items))
-    return ItemGraph(matrix.astype(np.float32), 1 - left / mass if mass else 0.0)
+    return ItemGraph(_stacked(kept, num_items), 1 - left / mass if mass else 0.0)
+
+
+def _stacked(parts: list[sparse.csr_array], num_items: int) -> sparse.csr_array:
+    """Blocks of rows as one matrix. Parts are released one by one, so that memory does not hold all of it twice."""
+    entries = sum(part.nnz for part in parts)
+    values, columns = np.empty(entries, dtype=np.float32), np.empty(entries, dtype=np.int32)
+    indptr, at = [np.zeros(1, dtype=np.int64)], 0
+    while parts:
+        part = parts.pop(0)
+        values[at : at + part.nnz], columns[at : at + part.nnz] = part.data, part.indices
+        indptr.append(part.indptr[1:].astype(np.int64) + at)
+        at += part.nnz
+    return sparse.csr_array((values, columns, np.concatenate(indptr)), shape=(num_items, num_items))
 
 
 def _blocks(work: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
@@ -164,3 +204,17 @@ def power(degrees: NDArray, exponent: float) -> NDArray[np.float64]:
     """degrees ^ exponent, and 0 where the degree is 0."""
     degrees = np.asarray(degrees, dtype=np.float64)
     return np.power(degrees, exponent, out=np.zeros_like(degrees), where=degrees > 0)
+
+
+def singular_vectors(matrix: sparse.csr_array, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The largest singular values (n,), in descending order, and their right singular vectors (columns, n).
+
+    Args:
+        matrix: (rows, columns).
+        count: n; fewer if the matrix is too small.
+    """
+    smaller = min(matrix.shape)  # pyright: ignore
+    start = np.random.default_rng(0).random(smaller)
+    _, values, vectors = svds(matrix.astype(np.float64), k=max(1, min(count, smaller - 1)), v0=start)  # pyright: ignore
+    order = np.argsort(-values)
+    return values[order].astype(np.float32), np.ascontiguousarray(vectors[order].T.astype(np.float32))  # pyright: ignore
