@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,6 +43,12 @@ def weighted_matrix(histories: Histories, num_items: int, weights: NDArray[np.fl
     return sparse.csr_array((weights[chosen], histories.items[chosen].astype(np.int32), offsets), shape=shape)
 
 
+def shape_of(matrix: sparse.csr_array) -> tuple[int, int]:
+    """Rows and columns; scipy's types allow arrays without a shape."""
+    rows, columns = cast(tuple[int, int], matrix.shape)
+    return rows, columns
+
+
 def rows_at_once(num_columns: int, most: int) -> int:
     """Rows of a matrix of ``num_columns`` that `largest` takes in one call, at most ``most``."""
     return max(1, min(most, 1 << (32 - _bits(num_columns))))
@@ -63,7 +71,8 @@ def largest(
         Row, place in the row (from 0), column and value of each.
     """
     assert matrix.data.dtype == np.float32
-    assert matrix.shape[0] <= rows_at_once(matrix.shape[1], matrix.shape[0])
+    num_rows, num_columns = shape_of(matrix)
+    assert num_rows <= rows_at_once(num_columns, num_rows)
     values, offsets = matrix.data, matrix.indptr
     candidate = values > 0
     # Selecting is much cheaper than sorting: only what reaches the last kept value of a long row is sorted.
@@ -75,11 +84,11 @@ def largest(
     rows = np.searchsorted(offsets, at, side="right") - 1
     # One integer holds row, value and column, and integers sort fast. The bits of positive floats are in their order.
     inverted = np.int64(0x7FFFFFFF) - values[at].view(np.int32)
-    width = _bits(matrix.shape[1])
+    width = _bits(num_columns)
     keys = ((rows.astype(np.int64) << 31 | inverted) << width) | matrix.indices[at]
     keys.sort()
     rows = keys >> (31 + width)
-    counts = np.bincount(rows, minlength=len(offsets) - 1)
+    counts = np.bincount(rows, minlength=num_rows)
     places = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
     keys, rows, places = (array[places < kept] for array in (keys, rows, places))
     found = (np.int64(0x7FFFFFFF) - (keys >> width & 0x7FFFFFFF)).astype(np.int32).view(np.float32)

@@ -31,7 +31,7 @@ def interaction_weights(
     *,
     weight_min: float = 0.1,
     weight_max: float = 1.0,
-    half_life: float = 30.0,
+    half_life: float = 10.0,
     released: bool = False,
 ) -> NDArray[np.float32]:
     """(interactions,) the weight of each interaction in its user's row; later ones weigh at least as much.

@@ -87,7 +87,7 @@ class DiffRecConfig(ModelConfig):
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout on the input row.")
     normalize: bool = Field(False, description="Scale the input row to length one; makes inference slower.")
     weighting: InputWeighting = Field("none", description=WEIGHTING)
-    half_life: float = Field(30.0, gt=0, description="Of the weight, in interactions or days, by weighting.")
+    half_life: float = Field(10.0, gt=0, description="Of the weight, in interactions or days, by weighting.")
     weight_min: float = Field(
         0.1, ge=0, le=1, description="Weight of a user's oldest interaction; half-lives ignore it."
     )

@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import sparse
-from scipy.linalg.lapack import dposv
+from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 from torch.nn import functional as F
 
-from rediffuse.batching.matrix import binary_matrix
+from rediffuse.batching.matrix import binary_matrix, shape_of
 from rediffuse.config import Range
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, RediffuseWarning, TrainingError
@@ -59,7 +59,7 @@ class EASEConfig(ItemItemConfig):
         "regularization": Range(1.0, 5000.0, log=True),
         "masking": (0.0, 0.1, 0.2, 0.33, 0.5),
         "input_weighting": ("none", "order", "half_life_events"),
-        "half_life": Range(2.0, 200.0, log=True),
+        "half_life": Range(1.0, 100.0, log=True),
     }
 
     regularization: float = Field(250.0, gt=0, description="L2 penalty on the weights, added to the diagonal of X^T X.")
@@ -120,7 +120,8 @@ class EASE(ItemItemModel):
         matrix = binary_matrix(data.train, data.num_items)
         counts = np.ravel(matrix.sum(axis=0))
         # Added to the diagonal of X^T X.
-        penalty = self.config.regularization + self.config.masking / (1 - self.config.masking) * counts
+        masking = self.config.masking / (1 - self.config.masking)
+        penalty = (self.config.regularization + masking * counts).astype(np.float32)
         device, neighbours = self.weight.device, self.neighbours()
         if neighbours is None:
             self.near, self.offsets = self.near[:0], self.offsets[:0]
@@ -189,7 +190,8 @@ def restricted_weights(matrix: sparse.csr_array, penalty: NDArray[np.float32], n
     Raises:
         TrainingError: a block is not positive definite.
     """
-    items = matrix.shape[1]
+    _, items = shape_of(matrix)
+    (posv,) = get_lapack_funcs(("posv",), dtype=np.float64)
     columns = sparse.csc_array(matrix, dtype=np.float64)
     near, values = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.float32)]
     counts = np.zeros(items, dtype=np.int64)
@@ -199,7 +201,7 @@ def restricted_weights(matrix: sparse.csr_array, penalty: NDArray[np.float32], n
             gram = (rows.T @ rows).toarray()
             inner = gram[:-1, :-1]
             inner[np.diag_indices_from(inner)] += penalty[support]
-            _, solution, failed = dposv(inner, gram[:-1, -1], lower=1)
+            _, solution, failed = posv(inner, gram[:-1, -1], lower=1)
             if failed:
                 raise TrainingError("The nearest items of EASE are not independent.", "Raise regularization.")
             counts[item] = len(support)

@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
-from rediffuse.batching.matrix import largest, rows_at_once, weighted_bags
+from rediffuse.batching.matrix import largest, rows_at_once, shape_of, weighted_bags
 from rediffuse.batching.recency import BY_TIME, InputWeighting, check_weighting, interaction_weights
 from rediffuse.config import ClosedFormConfig
 from rediffuse.data.histories import Histories
@@ -32,7 +32,7 @@ class ItemItemConfig(ClosedFormConfig):
         description="Weight recent interactions more when scoring: none, order (0.1 to 1), interval (the same by "
         "time), half_life_events or half_life_days.",
     )
-    half_life: float = Field(30.0, gt=0, description="Of the weight, in interactions or days, by input_weighting.")
+    half_life: float = Field(10.0, gt=0, description="Of the weight, in interactions or days, by input_weighting.")
 
 
 class ItemItemModel(Model):
@@ -70,11 +70,11 @@ def nearest_items(
         Item, place (from 0, nearest first; ties by item number), near item and similarity of each pair.
     """
     norms = np.sqrt(np.ravel(matrix.sum(axis=0)))
-    transposed, items = sparse.csr_array(matrix.T), matrix.shape[1]
+    transposed, items = sparse.csr_array(matrix.T), shape_of(matrix)[1]
     step = rows_at_once(items, BLOCK)
     for start in range(0, items, step):
         common = sparse.csr_array(transposed[start : start + step] @ matrix)
-        rows = np.repeat(np.arange(start, start + common.shape[0]), np.diff(common.indptr))
+        rows = np.repeat(np.arange(start, min(start + step, items)), np.diff(common.indptr))
         common.data /= norms[rows] * norms[common.indices] + np.float32(shrinkage)
         common.data[rows == common.indices] = 0
         rows, places, columns, values = largest(common, kept)
@@ -135,7 +135,7 @@ def invert(gram: NDArray[np.float32], name: str, regularization: float) -> NDArr
 
 def gram_matrix(matrix: sparse.csr_array) -> NDArray[np.float32]:
     """(items, items) float32 X^T X of a sparse X (users, items), in LAPACK's column order, which `invert` needs."""
-    items = matrix.shape[1]
+    _, items = shape_of(matrix)
     gram = np.zeros((items, items), dtype=np.float32, order="F")
     transposed = sparse.csr_array(matrix.T)
     for start in range(0, items, BLOCK):

@@ -31,7 +31,7 @@ class ItemKNNConfig(ItemItemConfig):
         "neighbours": (20, 50, 100, 200, 500),
         "shrinkage": Range(0.1, 300.0, log=True),
         "input_weighting": ("none", "order", "half_life_events"),
-        "half_life": Range(2.0, 200.0, log=True),
+        "half_life": Range(1.0, 100.0, log=True),
     }
 
     neighbours: int = Field(100, ge=1, description="Most similar items kept per item.")

@@ -17,7 +17,7 @@ distance and on what follows. The scores of a user are a row of weights that fal
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -45,6 +45,10 @@ SMALLEST = 1e-7
 class SLISTConfig(ClosedFormConfig):
     """Options of SLIST. Decays are in interactions."""
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"targets": "future"},
+        "released": {"targets": "future"},
+    }
     search: ClassVar = {
         "regularization": Range(1.0, 1000.0, log=True),
         "alpha": Range(0.0, 1.0),
@@ -54,14 +58,14 @@ class SLISTConfig(ClosedFormConfig):
 
     regularization: float = Field(100.0, gt=0, description="L2 penalty on the weights.")
     alpha: float = Field(
-        0.2, ge=0, le=1, description="Share of what goes together (SLIS); the rest is what follows (SLIT)."
+        0.3, ge=0, le=1, description="Share of what goes together (SLIS); the rest is what follows (SLIT)."
     )
     targets: Literal["next", "future"] = Field(
         "next", description="What a past predicts: the next item (TALE), or all later ones (SLIST)."
     )
-    decay_train: float = Field(1.0, gt=0, description="Interactions from the cut in which a weight falls by 1/e.")
+    decay_train: float = Field(2.0, gt=0, description="Interactions from the cut in which a weight falls by 1/e.")
     decay_inference: float = Field(
-        4.0, gt=0, description="Interactions in which a weight in the row that is scored falls by 1/e."
+        3.0, gt=0, description="Interactions in which a weight in the row that is scored falls by 1/e."
     )
 
 
