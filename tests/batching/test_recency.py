@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -64,11 +65,17 @@ def test_without_times_weights_are_by_order():
         assert (interaction_weights(rows, "half_life_days") == by_order).all()
 
 
-def test_training_by_days_without_times_is_refused():
+def test_training_without_the_times_of_a_weighting_is_refused_or_warned_about():
+    rows = Histories.from_lists([[1, 2, 3]])
     with pytest.raises(DataError, match=r"weighting=half_life_days needs the times[\s\S]*weighting=half_life_events"):
-        check_weighting("half_life_days", has_timestamps=False, option="weighting")
-    check_weighting("half_life_days", has_timestamps=True, option="weighting")
-    check_weighting("half_life_events", has_timestamps=False, option="weighting")
+        check_weighting("half_life_days", rows, has_timestamps=False, option="weighting")
+    with pytest.warns(RediffuseWarning, match="no times, so weighting=interval"):
+        check_weighting("interval", rows, has_timestamps=False, option="weighting")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_weighting("half_life_days", timed([[1]], [[0]]), has_timestamps=True, option="weighting")
+        check_weighting("interval", timed([[1]], [[0]]), has_timestamps=False, option="weighting")  # an order column
+        check_weighting("half_life_events", rows, has_timestamps=False, option="weighting")
 
 
 def test_a_repeated_item_has_its_latest_weight_in_a_bag():

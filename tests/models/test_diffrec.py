@@ -13,7 +13,7 @@ from tests.fitting import steps, training_data
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
-from rediffuse.errors import ConfigError
+from rediffuse.errors import ConfigError, DataError
 from rediffuse.models.diffrec import DiffRec, TDiffRec
 from rediffuse.models.ldiffrec import LDiffRec, cluster_items, split_width
 from rediffuse.models.sampling import Sampling
@@ -58,6 +58,18 @@ def test_a_repeated_item_has_its_latest_weight():
     found = model.rows(Histories.from_lists([[3, 5, 3, 7]])).toarray()[0]
     assert found[[3, 5, 7]] == pytest.approx([0.7, 0.4, 1.0])
     assert np.count_nonzero(found) == 3
+
+
+@pytest.mark.parametrize("kind", [DiffRec, TDiffRec, LDiffRec])
+def test_weights_with_a_half_life(kind):
+    model = build(kind, weighting="half_life_events", half_life=2.0, weight_max=0.8)
+    assert not model.reads_times
+    found = model.rows(Histories.from_lists([[3, 5, 7]])).toarray()[0]
+    assert found[[3, 5, 7]] == pytest.approx([0.4, 0.8 * 2**-0.5, 0.8])
+    by_days = build(kind, weighting="half_life_days")
+    assert by_days.reads_times
+    with pytest.raises(DataError, match="weighting=half_life_days needs the times"):
+        by_days.check(training_data(some_rows(), ITEMS))
 
 
 # --- the loss ------------------------------------------------------------------------------------------------

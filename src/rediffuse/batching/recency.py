@@ -82,21 +82,31 @@ def interaction_weights(
     return (weight_min + recency * (weight_max - weight_min)).astype(np.float32)
 
 
-def check_weighting(weighting: InputWeighting, has_timestamps: bool, option: str) -> None:
+def check_weighting(weighting: InputWeighting, histories: Histories, has_timestamps: bool, option: str) -> None:
     """Refuse training data without the times that a weighting needs.
 
     Args:
         weighting: the value of ``option``.
-        has_timestamps: whether times are seconds since the epoch.
-        option: name of the option, for the message.
+        histories: training interactions.
+        has_timestamps: whether their times are seconds since the epoch.
+        option: name of the option, for messages.
 
     Raises:
         DataError: the weights are by days, and the data have no timestamps.
+
+    Warns:
+        RediffuseWarning: the weights are by intervals, and the data have no times at all.
     """
     if weighting == "half_life_days" and not has_timestamps:
         raise DataError(
             f"{option}=half_life_days needs the times of interactions, and the data have none.",
             f"Use {option}=half_life_events, which needs only their order.",
+        )
+    if weighting == "interval" and histories.times is None:
+        warnings.warn(
+            f"The data have no times, so {option}=interval weights interactions by their order.",
+            RediffuseWarning,
+            stacklevel=3,
         )
 
 

@@ -179,7 +179,7 @@ class DiffRec(Model):
     # --- training ------------------------------------------------------------------------------------------
 
     def check(self, data: TrainingData) -> None:
-        check_weighting(self.config.weighting, data.has_timestamps, "weighting")
+        check_weighting(self.config.weighting, data.train, data.has_timestamps, "weighting")
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> RowBatches:
         return RowBatches(self.rows(data.train), batch_size=self.config.batch_size, rng=rng)

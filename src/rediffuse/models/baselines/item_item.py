@@ -47,7 +47,7 @@ class ItemItemModel(Model):
         return self.config.input_weighting in BY_TIME
 
     def check(self, data: TrainingData) -> None:
-        check_weighting(self.config.input_weighting, data.has_timestamps, "input_weighting")
+        check_weighting(self.config.input_weighting, data.train, data.has_timestamps, "input_weighting")
 
     def row_bags(self, histories: Histories, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The distinct items of each row and their weights; see `rediffuse.batching.matrix.weighted_bags`."""
