@@ -30,9 +30,9 @@ from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path, writ
 def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -> Run:
     """Add new interactions to a run of a model in closed form, and write the result as a run of its own.
 
-    Options stay as they were chosen. Models that are sums over users (theat, transition) take out what the changed users
-    gave and add what they give now; other models are fitted again. Both give what a fit to all interactions gives, to
-    rounding. New users and new items are added.
+    Options stay as they were chosen. Models that are sums over users (theat, transition) take out what the changed
+    users gave and add what they give now; other models are fitted again. Both give what a fit to all interactions
+    gives, to rounding. New users and new items are added.
 
     The new run has no split: its interactions may include those that the old one was tested on, so it cannot be
     evaluated.
