@@ -74,10 +74,11 @@ class TemporalHeat(PropagationModel):
     config: TemporalHeatConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     reads_times = True
     degrees: Tensor
+    timed: Tensor
 
     def __init__(self, config: TemporalHeatConfig, num_items: int, num_users: int = 0) -> None:
-        self.timed = True
         super().__init__(config, num_items, num_users)
+        self.register_buffer("timed", torch.tensor(True))  # whether interactions have times
         self.shared_users = SparseMatrix(num_items, num_items)  # R' D_u^-y R
         self.following = SparseMatrix(num_items, num_items)  # N
         self.register_buffer("degrees", torch.zeros(num_items))  # users of each item
@@ -94,11 +95,17 @@ class TemporalHeat(PropagationModel):
             )
 
     def stages(self) -> list[dict[str, tuple[Any, ...]]]:
-        half_lives = (30.0, 10.0, 100.0, 1000.0) if self.timed else (30.0,)
         return [
             {"half_life": (5.0, 2.0, 10.0, 100.0), "transition_weight": (0.3, 0.0, 1.0, 3.0)},
-            {"prior_half_life": half_lives, "prior_exponent": (0.5, 0.0, 0.25, 0.75, 1.0)},
+            {"prior_half_life": (30.0, 10.0, 100.0, 1000.0), "prior_exponent": (0.5, 0.0, 0.25, 0.75, 1.0)},
             {"item_exponent": (0.6, 0.4, 0.5, 0.7)},
+        ]
+
+    def open_stages(self) -> list[dict[str, tuple[Any, ...]]]:
+        # Without times, all half-lives are the same.
+        return [
+            stage if self.timed or "prior_half_life" not in stage else stage | {"prior_half_life": (30.0,)}
+            for stage in super().open_stages()
         ]
 
     # --- fitting -------------------------------------------------------------------------------------------
@@ -118,7 +125,7 @@ class TemporalHeat(PropagationModel):
         }
 
     def derive(self, data: TrainingData) -> None:
-        self.timed = data.has_timestamps
+        self.timed.fill_(data.has_timestamps)
         degrees = np.ravel(binary_matrix(data.train, self.num_items).sum(axis=0))
         self.degrees.copy_(torch.from_numpy(degrees.astype(np.float32)))
         choices = {self.settings["prior_half_life"]}

@@ -50,14 +50,11 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
         StorageError: ``out`` cannot be written.
 
     Warns:
-        RediffuseWarning: interactions that the run knows already were left out, or interactions that are older than
-            those of the run.
+        RediffuseWarning: interactions that the run knows already were left out.
     """
     began, memory = time.monotonic(), PeakMemory()
-    folder, source = (
-        require_path("out", out, 'Name a folder for the new run: out="runs/updated".'),
-        run_path("run", run),
-    )
+    folder = require_path("out", out, 'Name a folder for the new run: out="runs/updated".')
+    source = run_path("run", run)
     new = as_dataset("data", data)
     contents = read_run(source)
     _check(contents, new)
@@ -72,7 +69,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
         len(merged.item_ids),
         popularity,
         seed=contents.config["seed"],
-        has_timestamps=contents.config["data"].get("has_timestamps", merged.after.times is not None),
+        has_timestamps=merged.after.times is not None and contents.config["data"].get("has_timestamps", False),
     )
     model.check(training_data)
     model.update(training_data, earlier, merged.before, merged.changed)

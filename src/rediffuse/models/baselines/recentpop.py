@@ -86,7 +86,7 @@ class RecentPopularity(Model):
             for of_half_life in self.recent:
                 yield of_half_life.repeat(len(histories), 1)
 
-        values = validate.compare(score)
+        values = [float(of_users.mean()) for of_users in validate.compare(score)]
         best = max(range(len(values)), key=lambda row: (values[row], self.half_lives[row]))
         names = [_name(half_life) for half_life in self.half_lives]
         return {"half_life": names[best], "metric_by_half_life": dict(zip(names, values, strict=True))}
