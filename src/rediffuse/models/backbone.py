@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rediffuse.config import NeuralConfig
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.models import model_class
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
@@ -33,7 +34,7 @@ def backbone_config(
     """The options of a backbone: its own ``options``, and those ``shared`` with its owner.
 
     Raises:
-        ConfigError: ``options`` has shared or unknown options, or a row-wise optimiser.
+        ConfigError: ``options`` has shared or unknown options, a row-wise optimiser, or a prior.
     """
     for option in shared:
         if option in options:
@@ -45,5 +46,19 @@ def backbone_config(
         raise ConfigError(
             f"backbone_options.item_optimizer is {config.item_optimizer!r}, and {owner} reads the whole item table.",
             "Leave it out, or train the backbone alone.",
+        )
+    return without_prior(owner, "backbone_options", config)
+
+
+def without_prior[C: NeuralConfig](owner: str, option: str, config: C) -> C:
+    """The same ``config``, which the option ``option`` of ``owner`` gives to one of its models.
+
+    Raises:
+        ConfigError: it has a prior, which only the whole model applies.
+    """
+    if config.prior != "none":
+        raise ConfigError(
+            f"{option}.prior is {config.prior!r}, and a prior belongs to the whole model.",
+            f"Set prior=head of {owner.lower()} itself.",
         )
     return config

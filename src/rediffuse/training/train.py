@@ -198,7 +198,7 @@ def _train(
     resolved = trainer.calibrate()
     network.resolve(resolved)
     validation = trainer.validate() if len(trainer.view.valid.users) else None
-    refitted = validation is not None and getattr(network.config, "refit", False)
+    refitted = validation is not None and network.refits
     if refitted:  # the metrics above are those of the model that has not seen the validation interactions
         trainer.refit(split.before_test())
     run_config |= {
