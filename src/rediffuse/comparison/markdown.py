@@ -70,7 +70,9 @@ def _refits(facts: dict[str, Any]) -> list[str]:
     others = [label for label in facts["variants"] if label not in refitted]
     if not refitted:
         return []
-    line = f"- Learned from the validation interactions too, after all choices (`refit`): {', '.join(refitted)}."
+    parts = facts.get("refitted_parts", {})
+    named = [f"{label} (only the {parts[label]})" if label in parts else label for label in refitted]
+    line = f"- Learned from the validation interactions too, after all choices (`refit`): {', '.join(named)}."
     if others:
         line += f" Learned from training interactions alone, which is a handicap: {', '.join(others)}."
     return [line]

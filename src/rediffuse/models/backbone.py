@@ -47,18 +47,18 @@ def backbone_config(
             f"backbone_options.item_optimizer is {config.item_optimizer!r}, and {owner} reads the whole item table.",
             "Leave it out, or train the backbone alone.",
         )
-    return without_prior(owner, "backbone_options", config)
+    refuse_prior(owner, "backbone_options", config)
+    return config
 
 
-def without_prior[C: NeuralConfig](owner: str, option: str, config: C) -> C:
-    """The same ``config``, which the option ``option`` of ``owner`` gives to one of its models.
+def refuse_prior(owner: str, option: str, config: NeuralConfig) -> None:
+    """Check the options that ``option`` of ``owner`` gives to one of its models.
 
     Raises:
-        ConfigError: it has a prior, which only the whole model applies.
+        ConfigError: they ask for a prior, which only the whole model can have.
     """
     if config.prior != "none":
         raise ConfigError(
             f"{option}.prior is {config.prior!r}, and a prior belongs to the whole model.",
             f"Set prior=head of {owner.lower()} itself.",
         )
-    return config

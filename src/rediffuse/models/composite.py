@@ -41,7 +41,7 @@ class Composite(NeuralModel):
         return self.active_model.network_passes(sampling)
 
     @property
-    def scores_are_logits(self) -> bool:
+    def network_gives_logits(self) -> bool:
         return self.active_model.scores_are_logits
 
     def index_vectors(self) -> Tensor | None:

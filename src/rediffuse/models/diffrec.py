@@ -239,7 +239,7 @@ class DiffRec(NeuralModel):
     # --- scoring -------------------------------------------------------------------------------------------
 
     @property
-    def scores_are_logits(self) -> bool:
+    def network_gives_logits(self) -> bool:
         return False  # they are estimates of zeros and ones
 
     @torch.no_grad()

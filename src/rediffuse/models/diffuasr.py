@@ -45,7 +45,7 @@ from rediffuse.diffusion.schedule import NoiseSchedule
 from rediffuse.diffusion.solvers import Network
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models import model_class
-from rediffuse.models.backbone import backbone_class, backbone_config, without_prior
+from rediffuse.models.backbone import backbone_class, backbone_config, refuse_prior
 from rediffuse.models.base import TrainingData, Validation
 from rediffuse.models.composite import Composite
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
@@ -126,12 +126,13 @@ class DiffuASRConfig(NeuralConfig):
         """The options of the classifier.
 
         Raises:
-            ConfigError: ``classifier`` has options that the classifier does not have.
+            ConfigError: ``classifier`` has options that the classifier does not have, or a prior.
         """
         defaults = {"embedding_size": 64, "metric": self.metric, "precision": self.precision}
         config = model_class(self.classifier_model).Config.build(None, defaults | self.classifier)
         assert isinstance(config, SequenceConfig)
-        return without_prior("DiffuASR", "classifier", config)
+        refuse_prior("DiffuASR", "classifier", config)
+        return config
 
     def generator_config(self) -> ModelConfig:
         """The options of the training loop for the generator."""

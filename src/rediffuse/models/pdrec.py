@@ -29,7 +29,7 @@ from rediffuse.batching.rows import RowBatch, RowBatches
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, rank_rows
 from rediffuse.config import ModelConfig, NeuralConfig, Range
 from rediffuse.data.histories import Histories
-from rediffuse.models.backbone import backbone_class, backbone_config, without_prior
+from rediffuse.models.backbone import backbone_class, backbone_config, refuse_prior
 from rediffuse.models.base import Model, TrainingData, Validation
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffrec import TI_DIFFREC, TDiffRec, TDiffRecConfig
@@ -114,11 +114,13 @@ class PDRecConfig(NeuralConfig):
         """The options of TI-DiffRec: ``diffusion``, on top of weighting by time and PDRec's own values.
 
         Raises:
-            ConfigError: ``diffusion`` has options that tdiffrec does not have.
+            ConfigError: ``diffusion`` has options that tdiffrec does not have, or a prior.
         """
         defaults = {"weighting": "interval", "weight_min": 0.3, "fidelity": self.fidelity}
         defaults |= {"metric": self.metric, "precision": self.precision}
-        return without_prior("PDRec", "diffusion", TDiffRecConfig.build(None, defaults | self.diffusion))
+        config = TDiffRecConfig.build(None, defaults | self.diffusion)
+        refuse_prior("PDRec", "diffusion", config)
+        return config
 
     def backbone_class(self) -> type[SequenceModel]:
         """The class of the backbone.

@@ -202,7 +202,7 @@ class NeuralModel(Model):
             known = torch.from_numpy((own.lengths > 0) | self.has_user_state(users))
             return self.score(histories, users=users), known
 
-        return {"prior": self.prior.calibrate(validate, network, self.scores_are_logits)}
+        return {"prior": self.prior.calibrate(validate, network, self.network_gives_logits)}
 
     def resolve(self, resolved: dict[str, Any]) -> None:
         if self.prior is not None:
@@ -216,6 +216,15 @@ class NeuralModel(Model):
         """Fit the graph of the prior again; the network stays as it is."""
         if self.prior is not None:
             self.prior.fit(data)
+
+    @property
+    def network_gives_logits(self) -> bool:
+        """Whether the scores of the network are logits, see `rediffuse.models.base.Model.scores_are_logits`."""
+        return True
+
+    @property
+    def scores_are_logits(self) -> bool:
+        return self.network_gives_logits or (self.prior is not None and self.prior.on)
 
     @property
     def ranks_by_vectors(self) -> bool:
@@ -233,5 +242,5 @@ class NeuralModel(Model):
         return super().score_with_fallback(
             histories,
             users,
-            lambda rows, users: prior.combine(score(rows, users), rows, self.scores_are_logits),
+            lambda rows, users: prior.combine(score(rows, users), rows, self.network_gives_logits),
         )

@@ -163,9 +163,7 @@ class GraphResidual(nn.Module):
         return _values(graph, shared, followers, known, device)
 
 
-def _mass(
-    graph: TemporalHeat, recent: Histories
-) -> tuple[sparse.csr_array, sparse.csr_array, NDArray[np.float64]]:
+def _mass(graph: TemporalHeat, recent: Histories) -> tuple[sparse.csr_array, sparse.csr_array, NDArray[np.float64]]:
     """The two terms of s (n, num_items), without the scale of recommended items; and the mass that left the history of
     each row (n,)."""
     inputs = graph.inputs(recent, graph.settings | {"half_life": HALF_LIFE})

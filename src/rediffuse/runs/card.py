@@ -32,7 +32,7 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         f"- Split: {split['name']} {split['params'] or ''}".rstrip(),
         f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test subset.'}",
         f"- Selected by {options['metric']} on the validation subset, best at epoch {training['best_epoch']}.",
-        *(["- Refitted with the validation interactions, after all choices."] if training.get("refitted") else []),
+        *_refit_line(training.get("refitted")),
         f"- {training['minutes']:.1f} minutes on {environment['processor']} with {environment['threads']} threads, "
         f"{training['precision']}, {training['parameters']:,} parameters, seed {run_config['seed']}.",
         *(f"- {name}: {value}" for name, value in run_config["resolved"].items()),
@@ -49,6 +49,14 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         ]
     lines += ["## Options", "", "```yaml", *(f"{name}: {value}" for name, value in options.items()), "```", ""]
     return "\n".join(lines)
+
+
+def _refit_line(refitted: bool | str | None) -> list[str]:
+    """A line on what was refitted: the model (True), a part of it (its name), or nothing."""
+    if not refitted:
+        return []
+    what = "Refitted" if refitted is True else f"The {refitted} was refitted"
+    return [f"- {what} with the validation interactions, after all choices."]
 
 
 def _class_line(run_config: dict[str, Any]) -> list[str]:
