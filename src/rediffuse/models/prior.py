@@ -29,13 +29,13 @@ from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError
 from rediffuse.models.base import Model, TrainingData, Validation
 from rediffuse.models.residual import GraphResidual
-from rediffuse.models.theat import TemporalHeat
+from rediffuse.models.theat import TemporalHeat, TemporalHeatConfig
 
 # Added before a logarithm, to amounts whose largest is 1.
 FLOOR = 1e-3
 # The weights a of the recent popularity and b of the graph that are tried, all combinations.
 POPULARITY_WEIGHTS = (0.0, 0.1, 0.3, 0.6, 1.0)
-GRAPH_WEIGHTS = (0.0, 0.1, 0.3, 0.6, 1.0, 1.5)
+GRAPH_WEIGHTS = (0.0, 0.1, 0.3, 0.6, 1.0, 1.5, 3.0)
 # Both item graphs keep at most so many entries, so many per item that is, but never fewer than the second number.
 GRAPH_ENTRIES, LEAST_NEIGHBOURS = 50_000_000, 200
 
@@ -73,11 +73,11 @@ class GraphPrior(nn.Module):
     def __init__(self, num_items: int, metric: str, residual: bool) -> None:
         super().__init__()
         neighbours = max(LEAST_NEIGHBOURS, GRAPH_ENTRIES // max(num_items, 1))
-        options = {
+        options: dict[str, Any] = {
             "metric": f"{metric.removesuffix('/unseen')}/unseen",
             "neighbours": neighbours if neighbours < num_items else None,
         }
-        self.graph = TemporalHeat(TemporalHeat.Config.build(None, options), num_items)
+        self.graph = TemporalHeat(TemporalHeatConfig(**options), num_items)
         self.residual = GraphResidual() if residual else None
         self.metric = metric
         self.weights = (0.0, 0.0)

@@ -16,7 +16,7 @@ from rediffuse.data.split import Split, by_name
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.memory import PeakMemory
-from rediffuse.models.blend import Blend
+from rediffuse.models.blend import Blend, BlendConfig
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 from rediffuse.training.loop import Trainer
@@ -64,7 +64,7 @@ def blend(
     split = _common_split(parts, dataset)
     began, memory = time.monotonic(), PeakMemory()
     described = [{name: part.config[name] for name in ("model", "class", "distribution", "config")} for part in parts]
-    options = Blend.Config.build(None, {"parts": described} | ({"metric": metric} if metric else {}))
+    options = BlendConfig.build(None, {"parts": described} | ({"metric": metric} if metric else {}))
     seed = parts[0].config["seed"]
     run_config = describe_run(Blend, None, options, seed, split, {})
     run_config["blended"] = [
