@@ -23,6 +23,7 @@ _LAZY = {
     "evaluate_lists": ("rediffuse.evaluation", "evaluate_lists"),
     "compare": ("rediffuse.comparison", "compare"),
     "tune": ("rediffuse.tuning", "tune"),
+    "update": ("rediffuse.training", "update"),
     "augment": ("rediffuse.augmentation", "augment"),
     "split": ("rediffuse.data.split", None),
     "data": ("rediffuse.data", None),
@@ -55,6 +56,7 @@ __all__ = [
     "testing",
     "train",
     "tune",
+    "update",
 ]
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ if TYPE_CHECKING:
     from rediffuse.readers.public_datasets import public_dataset
     from rediffuse.readers.recbole import read_atomic
     from rediffuse.recommender import Recommender
-    from rediffuse.training import train
+    from rediffuse.training import train, update
     from rediffuse.training.blend import blend
     from rediffuse.tuning import tune
 

@@ -13,8 +13,8 @@ from tests.fitting import steps, training_data
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
-from rediffuse.errors import ConfigError
-from rediffuse.models.diffrec import DiffRec, TDiffRec, interaction_weights
+from rediffuse.errors import ConfigError, DataError
+from rediffuse.models.diffrec import DiffRec, TDiffRec
 from rediffuse.models.ldiffrec import LDiffRec, cluster_items, split_width
 from rediffuse.models.sampling import Sampling
 from rediffuse.readers.public_datasets import public_dataset
@@ -42,40 +42,7 @@ def train(model, rows: Histories, epochs: int, learning_rate: float = 0.005) -> 
     model.prepare()
 
 
-# --- weights of interactions --------------------------------------------------------------------------------
-
-
-def timed(rows: list[list[int]], times: list[list[int]]) -> Histories:
-    return dataclasses.replace(Histories.from_lists(rows), times=np.concatenate(times).astype(np.int64))
-
-
-def test_weights_by_order():
-    rows = Histories.from_lists([[1, 2, 3, 4], [], [5]])
-    assert interaction_weights(rows, "order", 0.1, 1.0) == pytest.approx([0.1, 0.4, 0.7, 1.0, 1.0])
-    assert interaction_weights(rows, "none", 0.1, 1.0).tolist() == [1.0] * 5
-
-
-DAY, LATE = 86_400, 1_700_000_000  # seconds
-
-
-@pytest.mark.parametrize(
-    ("times", "low", "expected"),
-    [
-        ([0, 210 * DAY, 587 * DAY], 0.5, [0.5, 0.5 + 0.5 * 210 / 587, 1]),
-        ([LATE, LATE + 1, LATE + 4], 0.0, [0, 0.25, 1]),  # seconds are not rounded
-        ([7, 7, 7], 0.3, [1, 1, 1]),  # all at once: all recent
-        ([9], 0.3, [1]),
-        ([0, 10], 0.3, [0.3, 1]),
-    ],
-)
-def test_weights_by_time(times, low, expected):
-    rows = timed([list(range(len(times))), []], [times, []])
-    assert interaction_weights(rows, "interval", low, 1.0) == pytest.approx(expected)
-
-
-def test_without_times_weights_are_by_order():
-    rows = Histories.from_lists([[1, 2, 3]])
-    assert (interaction_weights(rows, "interval", 0.5, 1.0) == interaction_weights(rows, "order", 0.5, 1.0)).all()
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fidelity", "expected"), [("corrected", 0.9), ("released", 0.2)])
@@ -91,6 +58,18 @@ def test_a_repeated_item_has_its_latest_weight():
     found = model.rows(Histories.from_lists([[3, 5, 3, 7]])).toarray()[0]
     assert found[[3, 5, 7]] == pytest.approx([0.7, 0.4, 1.0])
     assert np.count_nonzero(found) == 3
+
+
+@pytest.mark.parametrize("kind", [DiffRec, TDiffRec, LDiffRec])
+def test_weights_with_a_half_life(kind):
+    model = build(kind, weighting="half_life_events", half_life=2.0, weight_max=0.8)
+    assert not model.reads_times
+    found = model.rows(Histories.from_lists([[3, 5, 7]])).toarray()[0]
+    assert found[[3, 5, 7]] == pytest.approx([0.4, 0.8 * 2**-0.5, 0.8])
+    by_days = build(kind, weighting="half_life_days")
+    assert by_days.reads_times
+    with pytest.raises(DataError, match="weighting=half_life_days needs the times"):
+        by_days.check(training_data(some_rows(), ITEMS))
 
 
 # --- the loss ------------------------------------------------------------------------------------------------

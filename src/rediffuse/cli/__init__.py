@@ -20,6 +20,7 @@ from rediffuse.cli import (  # noqa: F401 (importing a module registers its comm
     serve,
     train,
     tune,
+    update,
 )
 from rediffuse.cli.app import app
 from rediffuse.cli.output import fail, print_warning

@@ -18,6 +18,8 @@ from rediffuse.evaluation.rank import block_of_users, distinct, true_ranks
 # Settings are compared on at most so many users, spread evenly over the task. The standard error of a hit rate of 10 %
 # is then half a percentage point, and smaller for differences, since all settings see the same users.
 MAX_USERS = 4096
+# Fewer users where the catalogue is so large that their scores would be more than this.
+MAX_SCORES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class SubsetValidation:
     def users(self) -> NDArray[np.int64]:
         """Rows of the task on which settings are compared."""
         count = len(self.task.users)
-        return np.unique(np.linspace(0, count - 1, min(count, MAX_USERS)).astype(np.int64))
+        wanted = min(count, MAX_USERS, max(MAX_SCORES // self.num_items, 1))
+        return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))
 
     @torch.inference_mode()
     def compare(

@@ -6,15 +6,24 @@ neighbours alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.sparse.linalg import svds
+
+from rediffuse.errors import RediffuseWarning
 
 # Entries of the matrix of one block, before truncation.
 BLOCK_ENTRIES = 1 << 25
+# A matrix that may have more entries (2 GiB) is truncated, and a warning says so.
+MAX_ENTRIES = 1 << 28
+NEIGHBOURS = 200
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,15 @@ def cooccurrence(
         neighbours: entries kept per row, the largest by value times ``column_weights``; None: all.
         column_weights: (I,); None: ones.
     """
-    weighted = sparse.csr_array(sparse.diags_array(user_weights.astype(np.float32)) @ matrix)
     transposed = sparse.csr_array(matrix.T)
-    work = transposed @ np.diff(matrix.indptr).astype(np.float64)  # entries of each row, at most
+    work = np.asarray(transposed @ np.diff(matrix.indptr).astype(np.float64))
+    transposed.data *= user_weights.astype(np.float32)[transposed.indices]
     return _in_blocks(
-        work, matrix.shape[1], lambda first, last: transposed[first:last] @ weighted, neighbours, column_weights
+        work,
+        transposed.shape[0],  # pyright: ignore
+        lambda first, last: sparse.csr_array(transposed[first:last] @ matrix),
+        neighbours,
+        column_weights,
     )
 
 
@@ -75,33 +88,36 @@ def transitions(
         num_items: size of the catalogue.
         neighbours, column_weights: as for `cooccurrence`.
     """
-    count = len(items)
-    begins = np.repeat(offsets[:-1], np.diff(offsets))
-    ends = np.repeat(offsets[1:], np.diff(offsets))
-    # Positions by item: a counting sort.
-    positions = np.argsort(items, kind="stable")
-    starts = np.concatenate(([0], np.cumsum(np.bincount(items, minlength=num_items))))
+    owners = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
+    positions, starts = _positions_by_item(items, num_items)
     lags = [lag for lag in range(-window if back else 1, window + 1) if lag]
 
     def block(first: int, last: int) -> sparse.csr_array:
         at = positions[starts[first] : starts[last]]
+        begins, ends = offsets[owners[at]], offsets[owners[at] + 1]
         total = sparse.csr_array((last - first, num_items), dtype=np.float32)
-        batch: list[tuple[NDArray, NDArray, NDArray]] = []
         for lag in lags:
             other = at + lag
-            inside = (other >= begins[at]) & (other < ends[at])
-            weight = decay ** (abs(lag) - 1) * (1.0 if lag > 0 else back)
+            inside = np.flatnonzero((other >= begins) & (other < ends))
             rows, columns = items[at[inside]] - first, items[other[inside]]
             apart = rows + first != columns
-            batch.append((rows[apart], columns[apart], np.full(int(apart.sum()), weight, dtype=np.float32)))
-            if lag == lags[-1] or sum(len(rows) for rows, _, _ in batch) > BLOCK_ENTRIES:
-                rows, columns, values = (np.concatenate(parts) for parts in zip(*batch, strict=True))
-                total = total + sparse.csr_array(sparse.coo_array((values, (rows, columns)), shape=total.shape))
-                batch = []
+            weight = decay ** (abs(lag) - 1) * (1.0 if lag > 0 else back)
+            values = np.full(int(apart.sum()), weight, dtype=np.float32)
+            total = total + sparse.csr_array(
+                sparse.coo_array((values, (rows[apart], columns[apart])), shape=total.shape)
+            )
         return sparse.csr_array(total)
 
-    work = np.diff(starts).astype(np.float64) * (len(lags) if count else 0)
+    work = np.diff(starts).astype(np.float64) * len(lags)
     return _in_blocks(work, num_items, block, neighbours, column_weights)
+
+
+def _positions_by_item(items: NDArray[np.int32], num_items: int) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+    """(n,) the positions of each item in ``items``, ascending; and (num_items + 1,) where those of each item begin."""
+    count = len(items)
+    one_a_row = sparse.csr_array((np.ones(count, dtype=np.int8), items, np.arange(count + 1)), shape=(count, num_items))
+    by_item = one_a_row.tocsc()  # a counting sort
+    return by_item.indices, by_item.indptr.astype(np.int64)
 
 
 def _in_blocks(
@@ -111,46 +127,81 @@ def _in_blocks(
     neighbours: int | None,
     column_weights: NDArray[np.floating] | None,
 ) -> ItemGraph:
-    """Build a matrix block by block, and truncate each block."""
-    kept, mass, left = [], 0.0, 0.0
-    for first, last in _blocks(work):
-        rows = sparse.csr_array(block(first, last))
-        rows.sort_indices()
-        if neighbours is not None and np.diff(rows.indptr).max(initial=0) > neighbours:
-            weights = (
-                rows.data if column_weights is None else rows.data * column_weights[rows.indices].astype(np.float32)
-            )
-            chosen = strongest(weights, rows.indptr, neighbours)
-            mass += float(weights.sum(dtype=np.float64))
-            left += float(weights[chosen].sum(dtype=np.float64))
-            counts = np.add.reduceat(np.append(chosen, False), rows.indptr[:-1]) * (np.diff(rows.indptr) > 0)
-            indptr = np.concatenate(([0], np.cumsum(counts)))
+    """Build a matrix block by block, and truncate each block.
+
+    Args:
+        work: (I,) an upper bound of the entries of each row, counted before equal columns are summed.
+        block: builds the rows ``first:last``.
+
+    Warns:
+        RediffuseWarning: the matrix may be too large for memory, and ``neighbours`` was not given.
+    """
+    entries = float(np.minimum(work, num_items).sum())
+    if neighbours is None and entries > MAX_ENTRIES:
+        neighbours = NEIGHBOURS
+        warnings.warn(
+            f"The graph of {num_items:,} items could have {entries:,.0f} entries ({entries * 8 / 2**30:.1f} GiB), so "
+            f"each item keeps its {neighbours} strongest neighbours. Set neighbours to choose how many.",
+            RediffuseWarning,
+            stacklevel=4,
+        )
+
+    def part(bounds: tuple[int, int]) -> tuple[sparse.csr_array, float, float]:
+        """The rows of a block; their mass before truncation, and after."""
+        rows, mass, left = block(*bounds), 0.0, 0.0
+        if neighbours is not None:
+            weights = rows.data.astype(np.float32)
+            if column_weights is not None:
+                weights *= column_weights[rows.indices].astype(np.float32)
+            chosen = strongest(weights, rows.indices, rows.indptr, neighbours)
+            mass, left = (float(part.sum(dtype=np.float64)) for part in (weights, weights[chosen]))
+            indptr = np.concatenate(([0], np.cumsum(chosen)))[rows.indptr]
             rows = sparse.csr_array((rows.data[chosen], rows.indices[chosen], indptr), shape=rows.shape)
-        kept.append(rows)
-    matrix = sparse.csr_array(sparse.vstack(kept, format="csr")) if kept else sparse.csr_array((num_items, num_items))
-    return ItemGraph(matrix.astype(np.float32), 1 - left / mass if mass else 0.0)
+        rows.sort_indices()
+        return rows, mass, left
+
+    # SciPy's products run without the lock of the interpreter.
+    threads = max(1, min(torch.get_num_threads(), 8))
+    with ThreadPoolExecutor(threads) as pool:
+        parts, masses, kept = zip(*pool.map(part, _blocks(work, BLOCK_ENTRIES // threads)), strict=True)
+    return ItemGraph(_stacked(list(parts), num_items), 1 - sum(kept) / sum(masses) if sum(masses) else 0.0)
 
 
-def _blocks(work: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
-    """Runs of items ``first:last`` with about `BLOCK_ENTRIES` entries."""
+def _stacked(parts: list[sparse.csr_array], num_items: int) -> sparse.csr_array:
+    """Blocks of rows as one matrix. Parts are released one by one, so that memory does not hold all of it twice."""
+    entries = sum(part.nnz for part in parts)
+    values, columns = np.empty(entries, dtype=np.float32), np.empty(entries, dtype=np.int32)
+    indptr, at = [np.zeros(1, dtype=np.int64)], 0
+    while parts:
+        part = parts.pop(0)
+        values[at : at + part.nnz], columns[at : at + part.nnz] = part.data, part.indices
+        indptr.append(part.indptr[1:].astype(np.int64) + at)
+        at += part.nnz
+    return sparse.csr_array((values, columns, np.concatenate(indptr)), shape=(num_items, num_items))
+
+
+def _blocks(work: NDArray[np.float64], entries: int) -> Iterator[tuple[int, int]]:
+    """Runs of items ``first:last`` with about so many entries."""
     total = np.concatenate(([0], np.cumsum(work)))
     first = 0
     while first < len(work):
-        last = int(np.searchsorted(total, total[first] + BLOCK_ENTRIES, side="right")) - 1
+        last = int(np.searchsorted(total, total[first] + entries, side="right")) - 1
         last = max(last, first + 1)
         yield first, last
         first = last
 
 
-def strongest(values: NDArray[np.floating], indptr: NDArray, count: int) -> NDArray[np.bool_]:
-    """(n,) whether an entry is among the ``count`` largest of its row; of equal ones, the first are kept."""
+def strongest(values: NDArray[np.floating], columns: NDArray, indptr: NDArray, count: int) -> NDArray[np.bool_]:
+    """(n,) whether an entry is among the ``count`` largest of its row; of equal ones, the smallest columns are kept."""
     chosen = np.ones(len(values), dtype=bool)
     for row in np.flatnonzero(np.diff(indptr) > count):
-        inside = values[indptr[row] : indptr[row + 1]]
-        bound = np.partition(inside, len(inside) - count)[len(inside) - count]
-        keep = inside > bound
-        keep[np.flatnonzero(inside == bound)[: count - int(keep.sum())]] = True
-        chosen[indptr[row] : indptr[row + 1]] = keep
+        inside = slice(indptr[row], indptr[row + 1])
+        part = values[inside]
+        bound = np.partition(part, len(part) - count)[len(part) - count]
+        keep, ties = part > bound, np.flatnonzero(part == bound)
+        order = np.argsort(columns[inside][ties], kind="stable")
+        keep[ties[order[: count - int(keep.sum())]]] = True
+        chosen[inside] = keep
     return chosen
 
 
@@ -164,3 +215,17 @@ def power(degrees: NDArray, exponent: float) -> NDArray[np.float64]:
     """degrees ^ exponent, and 0 where the degree is 0."""
     degrees = np.asarray(degrees, dtype=np.float64)
     return np.power(degrees, exponent, out=np.zeros_like(degrees), where=degrees > 0)
+
+
+def singular_vectors(matrix: sparse.csr_array, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The largest singular values (n,), in descending order, and their right singular vectors (columns, n).
+
+    Args:
+        matrix: (rows, columns).
+        count: n; fewer if the matrix is too small.
+    """
+    smaller = min(matrix.shape)  # pyright: ignore
+    start = np.random.default_rng(0).random(smaller)
+    _, values, vectors = svds(matrix.astype(np.float64), k=max(1, min(count, smaller - 1)), v0=start)  # pyright: ignore
+    order = np.argsort(-values)
+    return values[order].astype(np.float32), np.ascontiguousarray(vectors[order].T.astype(np.float32))  # pyright: ignore

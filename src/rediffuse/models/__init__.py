@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from rediffuse.models.baselines.itemknn import ItemKNN
     from rediffuse.models.baselines.lightgcn import LightGCN
     from rediffuse.models.baselines.popularity import Popularity
+    from rediffuse.models.baselines.recentpop import RecentPopularity
     from rediffuse.models.baselines.s3rec import S3Rec
     from rediffuse.models.baselines.sasrec import SASRec
+    from rediffuse.models.baselines.slist import SLIST
     from rediffuse.models.blend import Blend
     from rediffuse.models.diffkg import DiffKG
     from rediffuse.models.diffnet import DiffNet
@@ -59,11 +61,13 @@ _MODELS = {
     "ldiffrec": ("rediffuse.models.ldiffrec", "LDiffRec"),
     "pdrec": ("rediffuse.models.pdrec", "PDRec"),
     "popularity": ("rediffuse.models.baselines.popularity", "Popularity"),
+    "recentpop": ("rediffuse.models.baselines.recentpop", "RecentPopularity"),
     "s3rec": ("rediffuse.models.baselines.s3rec", "S3Rec"),
     "sasrec": ("rediffuse.models.baselines.sasrec", "SASRec"),
     "theat": ("rediffuse.models.theat", "TemporalHeat"),
     "transition": ("rediffuse.models.transition", "Transition"),
     "heat": ("rediffuse.models.heat", "Heat"),
+    "slist": ("rediffuse.models.baselines.slist", "SLIST"),
     "tdiffrec": ("rediffuse.models.diffrec", "TDiffRec"),
 }
 
@@ -133,6 +137,7 @@ def model_class(model: str | type[Model]) -> type[Model]:
 __all__ = [
     "BPRMF",
     "EASE",
+    "SLIST",
     "BERT4Rec",
     "Blend",
     "DiffKG",
@@ -155,6 +160,7 @@ __all__ = [
     "PDRec",
     "Popularity",
     "Range",
+    "RecentPopularity",
     "S3Rec",
     "SASRec",
     "Sampling",

@@ -166,6 +166,19 @@ class Model(nn.Module):
             recent = recent_popularity(data.train.without_synthetic(), self.num_items, FALLBACK_HALF_LIFE)
             self.fallback.copy_(torch.from_numpy(recent.astype(np.float32)))
 
+    def update(self, data: TrainingData, earlier: Model, before: Histories, changed: NDArray[np.int64]) -> None:
+        """Learn from new interactions, for models in closed form. The result is that of `fit`, to rounding.
+
+        The base class fits again; models that are sums over users change the sums.
+
+        Args:
+            data: all interactions, old and new.
+            earlier: the model that was fitted to the old ones; its users and items have the same numbers.
+            before: the old interactions, with one row for each user of ``data``.
+            changed: numbers of the users with new interactions.
+        """
+        self.fit(data)
+
     def begin_phase(self, phase: str, data: TrainingData) -> None:
         """Prepare a phase: select what is trained. Called before each phase of `phases`.
 

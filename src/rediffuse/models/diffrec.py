@@ -4,7 +4,8 @@ In training, a row x_0 of the users x items matrix is noised and a multilayer pe
 reverse chain starts from the row itself, and the values in its empty cells rank the items. Nothing is drawn, and the
 chain runs in the network's hidden space (`rediffuse.nn.RowDenoiser.reverse`).
 
-T-DiffRec gives recent interactions more weight in the row: by their order, or by time as PDRec's TI-DiffRec does.
+T-DiffRec gives recent interactions more weight in the row (`rediffuse.batching.recency`): by their order, by time as
+PDRec's TI-DiffRec does, or by a half-life.
 
 Ablation (no diffusion): with ``diffusion=false`` the row goes through the same network once, without noise. That is a
 denoising autoencoder.
@@ -22,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rediffuse.batching.matrix import weighted_matrix
+from rediffuse.batching.recency import BY_TIME, InputWeighting, check_weighting, interaction_weights
 from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
 from rediffuse.batching.sequences import rank_rows
 from rediffuse.config import NeuralConfig, Range
@@ -40,39 +42,7 @@ from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
 from rediffuse.nn import Folded, RowDenoiser
 
-Weighting = Literal["none", "order", "interval"]
-
-
-def interaction_weights(
-    histories: Histories, weighting: Weighting, low: float, high: float, *, released: bool = False
-) -> NDArray[np.float32]:
-    """(interactions,) the weight of each interaction in its user's row, from ``low`` (oldest) to ``high`` (latest).
-
-    - none: 1.
-    - order: spread evenly over the user's interactions (T-DiffRec, section 3.3).
-    - interval: in proportion to time (TI-DiffRec; Ma et al., AAAI 2024). Interactions that all happened at once have
-      ``high``. Without times, it is the order.
-
-    Args:
-        released: under ``order``, give a user's only interaction ``low`` as the released T-DiffRec does, not ``high``.
-    """
-    if weighting == "none":
-        return np.ones(len(histories.items), dtype=np.float32)
-    owners, lengths = histories.owners, histories.lengths
-    if weighting == "interval" and histories.times is not None:
-        # Differences first: single precision holds seconds since 1970 to two minutes.
-        since = (histories.times - histories.times[histories.offsets[owners]]).astype(np.float64)
-        without_span = 1.0
-    else:
-        since = histories.positions.astype(np.float64)
-        without_span = 0.0 if released else 1.0
-    last = np.zeros(len(lengths))
-    last[lengths > 0] = since[histories.offsets[1:][lengths > 0] - 1]
-    span = last[owners]
-    recency = np.divide(since, span, out=np.full(len(owners), without_span), where=span > 0)
-    return (low + recency * (high - low)).astype(np.float32)
-
-
+WEIGHTING = "Weight recent interactions more: none, order, interval, half_life_events or half_life_days."
 # Released options that are the same for all data sets.
 _RELEASED = {"metric": "recall@20/unseen", "patience": 4, "validate_every": 5, "weight_decay": 0.0}
 
@@ -117,8 +87,11 @@ class DiffRecConfig(NeuralConfig):
     time_size: int = Field(10, ge=1, description="Width of the embedding of the timestep.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout on the input row.")
     normalize: bool = Field(False, description="Scale the input row to length one; makes inference slower.")
-    weighting: Weighting = Field("none", description="Weight recent interactions more: none, order or interval.")
-    weight_min: float = Field(0.1, ge=0, le=1, description="Weight of a user's oldest interaction.")
+    weighting: InputWeighting = Field("none", description=WEIGHTING)
+    half_life: float = Field(10.0, gt=0, description="Of the weight, in interactions or days, by weighting.")
+    weight_min: float = Field(
+        0.1, ge=0, le=1, description="Weight of a user's oldest interaction; half-lives ignore it."
+    )
     weight_max: float = Field(1.0, gt=0, description="Weight of a user's latest interaction.")
     diffusion: bool = Field(True, description="False: the ablation (no diffusion).")
     diffusion_steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
@@ -152,7 +125,7 @@ class TDiffRecConfig(DiffRecConfig):
         | {"weight_min": 0.3, "hidden_sizes": (256,), "time_size": 8, "noise_max": 0.01},
     }
 
-    weighting: Weighting = Field("order", description="Weight recent interactions more: none, order or interval.")
+    weighting: InputWeighting = Field("order", description=WEIGHTING)
 
 
 class DiffRec(NeuralModel):
@@ -185,7 +158,7 @@ class DiffRec(NeuralModel):
 
     @property
     def reads_times(self) -> bool:  # type: ignore[override]
-        return self.config.weighting == "interval"
+        return self.config.weighting in BY_TIME
 
     def row_width(self) -> int:
         """Width of the rows that are noised."""
@@ -197,13 +170,17 @@ class DiffRec(NeuralModel):
         weights = interaction_weights(
             histories,
             config.weighting,
-            config.weight_min,
-            config.weight_max,
+            weight_min=config.weight_min,
+            weight_max=config.weight_max,
+            half_life=config.half_life,
             released=config.fidelity == "released",
         )
         return weighted_matrix(histories, self.num_items, weights)
 
     # --- training ------------------------------------------------------------------------------------------
+
+    def check(self, data: TrainingData) -> None:
+        check_weighting(self.config.weighting, data.train, data.has_timestamps, "weighting")
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> RowBatches:
         return RowBatches(self.rows(data.train), batch_size=self.config.batch_size, rng=rng)

@@ -18,17 +18,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from scipy import sparse
-from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from rediffuse.batching.matrix import binary_matrix
 from rediffuse.data.histories import Histories
 from rediffuse.graphs import filters
-from rediffuse.graphs.item_graph import cooccurrence, power, scaled
-from rediffuse.models.base import TrainingData, Validation
+from rediffuse.graphs.item_graph import cooccurrence, power, scaled, singular_vectors
+from rediffuse.models.base import TrainingData
 from rediffuse.models.propagation import Inputs, PropagationConfig, PropagationModel, Settings
 from rediffuse.nn.sized import SizedByData
 from rediffuse.nn.sparse import SparseMatrix
@@ -100,13 +98,11 @@ class Heat(PropagationModel):
 
     # --- fitting -------------------------------------------------------------------------------------------
 
-    def fit(self, data: TrainingData) -> None:
-        super().fit(data)
+    def derive(self, data: TrainingData) -> None:
         config = self.config
         matrix = binary_matrix(data.train, self.num_items)
         of_users, of_items = np.diff(matrix.indptr), np.ravel(matrix.sum(axis=0))
         self.degrees.copy_(torch.from_numpy(of_items.astype(np.float32)))
-        self.dropped = {}
         if self.stores_graph:
             graph = cooccurrence(
                 matrix,
@@ -116,20 +112,20 @@ class Heat(PropagationModel):
             )
             item_scale = power(of_items, -config.item_exponent)
             self.item_graph.set(scaled(graph.matrix, item_scale, item_scale))
-            self.dropped = {"shared users": graph.dropped}
+            self.dropped = {"item_graph": graph.dropped}
         normalised = scaled(matrix, power(of_users, -config.user_exponent), power(of_items, -config.item_exponent))
         if self.filter != "turbo" and (config.user_exponent, config.item_exponent) != (0.5, 0.5):
-            largest = _singular_vectors(normalised, 1)[0][0]
+            largest = singular_vectors(normalised, 1)[0][0]
             normalised = normalised / np.float32(largest)
             if self.stores_graph:
                 self.item_graph.set(self.item_graph.csr / np.float32(largest**2))
         if not self.stores_graph:
             self.interactions.set(normalised)
         if self.filter in LOW_PASS:
-            self.low_pass.set(torch.from_numpy(_singular_vectors(normalised, config.rank)[1]))
+            self.low_pass.set(torch.from_numpy(singular_vectors(normalised, config.rank)[1]))
 
-    def calibrate(self, validate: Validation) -> dict[str, Any]:
-        return super().calibrate(validate) | {"dropped": self.dropped}
+    def map_matrix(self) -> sparse.csr_array:
+        return self.item_graph.csr if self.stores_graph else self.interactions.csr
 
     # --- scoring -------------------------------------------------------------------------------------------
 
@@ -190,11 +186,3 @@ class Heat(PropagationModel):
         vectors, degrees = self.low_pass.value.cpu().numpy(), self.degrees.cpu().numpy()
         before, after = (power(degrees, e).astype(np.float32) for e in (exponent, -exponent))
         return lambda x: (((x * before) @ vectors) @ vectors.T) * after
-
-
-def _singular_vectors(matrix: sparse.csr_array, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The largest singular values (n,) and the right singular vectors (I, n), n <= count."""
-    count = min(count, min(matrix.shape) - 1)
-    start = np.random.default_rng(0).random(min(matrix.shape))
-    _, values, vectors = svds(matrix.astype(np.float64), k=count, v0=start)
-    return values[::-1].astype(np.float32), np.ascontiguousarray(vectors[::-1].T.astype(np.float32))

@@ -20,11 +20,16 @@ from torch import Tensor
 
 from rediffuse.config import ClosedFormConfig
 from rediffuse.data.histories import Histories
-from rediffuse.models.base import Contribution, Model, Validation
+from rediffuse.graphs.item_graph import ItemGraph, singular_vectors
+from rediffuse.models.base import Contribution, Model, TrainingData, Validation
 from rediffuse.models.sampling import Sampling
 
 # The options of a model, with a value for each that was null.
 Settings = dict[str, Any]
+# Scores held at once where each item of a history has a row of its own.
+BLOCK_SCORES = 4_000_000
+# Item vectors for similar items and the item map have so many dimensions.
+MAP_DIMENSIONS = 32
 # Rows of weights of items, by the way in which they enter the graph.
 Inputs = Mapping[str, sparse.csr_array]
 
@@ -47,10 +52,12 @@ class PropagationConfig(ClosedFormConfig):
 class PropagationModel(Model):
     """A model whose scores are sums over the history, times a prior.
 
-    Subclasses implement `stages`, `fit`, `inputs`, `terms` and, if they have one, `prior`.
+    Subclasses implement `stages`, `item_graphs` and `derive`, `inputs`, `terms`, `map_matrix` and, if they have one,
+    `prior`.
 
     Attributes:
         settings: the options in use.
+        dropped: share of the mass of each graph that truncation left out; known after `fit`.
     """
 
     Config = PropagationConfig
@@ -58,6 +65,7 @@ class PropagationModel(Model):
     trained_by_gradient = False
     explains_scores = True
     settings: Settings
+    dropped: dict[str, float]
 
     def __init__(self, config: PropagationConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
@@ -84,6 +92,42 @@ class PropagationModel(Model):
         """(num_items,) what the sum of the terms is multiplied by, and what is added to the product."""
         return 1.0, 0.0
 
+    # --- fitting -------------------------------------------------------------------------------------------
+
+    def item_graphs(self, train: Histories) -> dict[str, ItemGraph]:
+        """The graphs that are sums over users: name of a `SparseMatrix` of this model -> its graph of ``train``."""
+        return {}
+
+    def derive(self, data: TrainingData) -> None:
+        """Store what follows from the data and from the graphs, which are stored already."""
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        self._store(self.item_graphs(data.train), data)
+
+    def update(self, data: TrainingData, earlier: Model, before: Histories, changed: NDArray[np.int64]) -> None:
+        """Fit from the graphs of an earlier model: what the changed users gave is taken out, what they give is added.
+
+        Graphs that were truncated are built again.
+        """
+        assert isinstance(earlier, PropagationModel)
+        if any(earlier.dropped.values()) or getattr(self.config, "neighbours", None) is not None:
+            return self.fit(data)
+        super().fit(data)
+        removed, added = self.item_graphs(before.take(changed)), self.item_graphs(data.train.take(changed))
+        graphs = {}
+        for name, graph in added.items():
+            total = resized(getattr(earlier, name).csr, self.num_items) - removed[name].matrix + graph.matrix
+            graphs[name] = ItemGraph(sparse.csr_array(total), 0.0)
+        self._store(graphs, data)
+        return None
+
+    def _store(self, graphs: dict[str, ItemGraph], data: TrainingData) -> None:
+        self.dropped = {name: graph.dropped for name, graph in graphs.items()}
+        for name, graph in graphs.items():
+            getattr(self, name).set(graph.matrix)
+        self.derive(data)
+
     # --- choices -------------------------------------------------------------------------------------------
 
     def calibrate(self, validate: Validation) -> dict[str, Any]:
@@ -97,7 +141,8 @@ class PropagationModel(Model):
             curve += self._choose(stage, validate, self.config.metric)
         if self.config.seen_weight is None:
             curve += self._choose({"seen_weight": (1.0, 0.0)}, validate, self.config.metric.removesuffix("/unseen"))
-        return {"settings": {option: self.settings[option] for option in self.null_options()}, "curve": curve}
+        chosen = {option: self.settings[option] for option in self.null_options()}
+        return {"settings": chosen, "curve": curve, "dropped": self.dropped}
 
     def _choose(self, stage: dict[str, tuple[Any, ...]], validate: Validation, metric: str) -> list[dict[str, Any]]:
         """Try all combinations of a stage and keep the best; returns one record per combination."""
@@ -132,6 +177,7 @@ class PropagationModel(Model):
             start |= {option: values[0] for option, values in stage.items()}
         options = self.config.model_dump()
         given = {option: value for option, value in options.items() if value is not None or option not in start}
+        self.dropped = resolved.get("dropped", {})
         self.settings = start | resolved.get("settings", {}) | given
 
     def scores_of(self, histories: Histories, users: NDArray[np.int64], tried: list[Settings]) -> Iterator[Tensor]:
@@ -183,6 +229,17 @@ class PropagationModel(Model):
             scores[entries // self.num_items, entries % self.num_items] *= np.float32(settings["seen_weight"])
         return scores
 
+    # --- vectors -------------------------------------------------------------------------------------------
+
+    def map_matrix(self) -> sparse.csr_array:
+        """A matrix (rows, num_items) whose right singular vectors relate items."""
+        raise NotImplementedError
+
+    def map_vectors(self) -> Tensor:
+        """(num_items, d) the top right singular vectors of `map_matrix`, each times the root of its singular value."""
+        values, vectors = singular_vectors(self.map_matrix(), MAP_DIMENSIONS)
+        return torch.from_numpy(vectors * np.sqrt(values))
+
     # --- explanations --------------------------------------------------------------------------------------
 
     def contributions(
@@ -192,18 +249,19 @@ class PropagationModel(Model):
         if not len(histories.items):
             return [Contribution(-1, self.fallback_name, self.fallback.cpu().numpy()[items].astype(np.float64))]
         inputs = self.inputs(histories, settings)
-        sources = np.unique(histories.items)
-        apart = {name: _one_item_a_row(row, sources) for name, row in inputs.items()}
+        sources = np.unique(histories.items).astype(np.int64)
         factor, added = (np.broadcast_to(part, self.num_items)[items] for part in self.prior(settings))
         seen = np.where(np.isin(items, sources), settings["seen_weight"], 1.0)
         found = []
-        for label, term in self.terms(apart, settings):
-            values = term[:, items]
-            values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float64)
-            values = values * factor * seen
-            found += [
-                Contribution(int(source), label, row) for source, row in zip(sources, values, strict=True) if row.any()
-            ]
+        at_once = max(1, BLOCK_SCORES // self.num_items)
+        for some in np.split(sources, range(at_once, len(sources), at_once)):
+            apart = {name: _one_item_a_row(row, some) for name, row in inputs.items()}
+            for label, term in self.terms(apart, settings):
+                values = term[:, items]
+                values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float64)
+                values = values * factor * seen
+                reached = np.flatnonzero(values.any(axis=1))
+                found += [Contribution(int(some[row]), label, values[row]) for row in reached]
         if added.any():
             found.append(Contribution(-1, self.fallback_name, added.astype(np.float64) * seen))
         return found
@@ -224,6 +282,12 @@ class PropagationModel(Model):
         return [*steps, ("scores", self.score(histories, users=users)[0])]
 
 
+def resized(matrix: sparse.csr_array, size: int) -> sparse.csr_array:
+    """The matrix with empty rows and columns behind, up to ``size`` of each."""
+    grown = np.append(matrix.indptr, np.full(size - len(matrix.indptr) + 1, matrix.nnz, dtype=matrix.indptr.dtype))
+    return sparse.csr_array((matrix.data, matrix.indices, grown), shape=(size, size))
+
+
 def weight_rows(histories: Histories, num_items: int, weights: NDArray[np.floating]) -> sparse.csr_array:
     """(B, num_items) float32: the sum of the weights (interactions,) of each item of a history."""
     arrays = (weights.astype(np.float32), histories.items.astype(np.int32), histories.offsets.copy())
@@ -241,4 +305,4 @@ def scale_columns(rows: sparse.csr_array, factors: NDArray[np.floating]) -> spar
 def _one_item_a_row(row: sparse.csr_array, items: NDArray[np.int64]) -> sparse.csr_array:
     """(n, I) row i has the weight of ``items[i]`` (n,) in a row (1, I), and nothing else."""
     weights = np.asarray(row.toarray()[0])[items]
-    return sparse.csr_array((weights, items, np.arange(len(items) + 1)), shape=(len(items), row.shape[1]))
+    return sparse.csr_array((weights, items, np.arange(len(items) + 1)), shape=(len(items), row.shape[1]))  # pyright: ignore

@@ -189,24 +189,25 @@ def _values(
     total = sparse.csr_array(shared + followers)
     total.data[total.data < SMALLEST] = 0
     total.eliminate_zeros()
-    chosen = strongest(total.data, total.indptr, KEPT)
+    scores, columns = np.asarray(total.data, dtype=np.float32), total.indices
+    chosen = strongest(scores, columns, total.indptr, KEPT)
     rows = np.repeat(known, np.diff(total.indptr))[chosen]
-    found = rows, total.indices[chosen].astype(np.int64), np.log1p(total.data[chosen] / np.float32(FLOOR))
+    found = rows, columns[chosen].astype(np.int64), np.log1p(scores[chosen] / np.float32(FLOOR))
     rows, items, values = (torch.from_numpy(part).to(device) for part in found)
     return rows, items, values
 
 
 def _keys(matrix: sparse.csr_array) -> NDArray[np.int64]:
     """One ascending number per entry of a matrix whose rows are in order of columns."""
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)) * matrix.shape[1] + matrix.indices
+    height, width = matrix.shape  # pyright: ignore
+    return np.repeat(np.arange(height), np.diff(matrix.indptr)) * width + matrix.indices
 
 
 def _find(matrix: sparse.csr_array, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the entries ``keys`` are in a matrix, and which of them are there at all."""
-    present = _keys(matrix)
-    at = np.searchsorted(present, keys)
-    found = np.flatnonzero(present[np.minimum(at, max(len(present) - 1, 0))] == keys) if len(present) else np.empty(0)
-    found = found.astype(np.int64)
+    present = np.append(_keys(matrix), -1)  # no key is -1, and none is past the end
+    at = np.searchsorted(present[:-1], keys)
+    found = np.flatnonzero(present[at] == keys)
     return at[found], found
 
 

@@ -28,7 +28,7 @@ from rediffuse.batching.matrix import binary_matrix
 from rediffuse.batching.recency import events_since, recent_popularity
 from rediffuse.data.histories import Histories
 from rediffuse.errors import RediffuseWarning
-from rediffuse.graphs.item_graph import cooccurrence, power, transitions
+from rediffuse.graphs.item_graph import ItemGraph, cooccurrence, power, scaled, transitions
 from rediffuse.models.base import TrainingData
 from rediffuse.models.propagation import (
     Inputs,
@@ -74,10 +74,11 @@ class TemporalHeat(PropagationModel):
     config: TemporalHeatConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     reads_times = True
     degrees: Tensor
+    timed: Tensor
 
     def __init__(self, config: TemporalHeatConfig, num_items: int, num_users: int = 0) -> None:
-        self.timed = True
         super().__init__(config, num_items, num_users)
+        self.register_buffer("timed", torch.tensor(True))  # whether interactions have times
         self.shared_users = SparseMatrix(num_items, num_items)  # R' D_u^-y R
         self.following = SparseMatrix(num_items, num_items)  # N
         self.register_buffer("degrees", torch.zeros(num_items))  # users of each item
@@ -94,34 +95,39 @@ class TemporalHeat(PropagationModel):
             )
 
     def stages(self) -> list[dict[str, tuple[Any, ...]]]:
-        half_lives = (30.0, 10.0, 100.0, 1000.0) if self.timed else (30.0,)
         return [
             {"half_life": (5.0, 2.0, 10.0, 100.0), "transition_weight": (0.3, 0.0, 1.0, 3.0)},
-            {"prior_half_life": half_lives, "prior_exponent": (0.5, 0.0, 0.25, 0.75, 1.0)},
+            {"prior_half_life": (30.0, 10.0, 100.0, 1000.0), "prior_exponent": (0.5, 0.0, 0.25, 0.75, 1.0)},
             {"item_exponent": (0.6, 0.4, 0.5, 0.7)},
+        ]
+
+    def open_stages(self) -> list[dict[str, tuple[Any, ...]]]:
+        # Without times, all half-lives are the same.
+        return [
+            stage if self.timed or "prior_half_life" not in stage else stage | {"prior_half_life": (30.0,)}
+            for stage in super().open_stages()
         ]
 
     # --- fitting -------------------------------------------------------------------------------------------
 
-    def fit(self, data: TrainingData) -> None:
-        super().fit(data)
-        self.timed = data.has_timestamps
-        matrix = binary_matrix(data.train, self.num_items)
-        degrees = np.ravel(matrix.sum(axis=0)).astype(np.float32)
-        self.degrees.copy_(torch.from_numpy(degrees))
-        truncation = {"neighbours": self.config.neighbours, "column_weights": power(degrees, -0.5)}
-        users = power(np.diff(matrix.indptr), -self.config.user_exponent)
-        shared = cooccurrence(matrix, users, **truncation)
-        del matrix
-        self.shared_users.set(shared.matrix)
-        train = data.train
-        following = transitions(train.items, train.offsets, self.num_items, window=WINDOW, decay=DECAY, **truncation)
-        self.following.set(following.matrix)
-        self.dropped = {"shared users": shared.dropped, "transitions": following.dropped}
-        self._fit_recent(data)
+    def item_graphs(self, train: Histories) -> dict[str, ItemGraph]:
+        matrix = binary_matrix(train, self.num_items)
+        truncation = {
+            "neighbours": self.config.neighbours,
+            "column_weights": power(self.popularity.cpu().numpy(), -0.5),
+        }
+        of_users = power(np.diff(matrix.indptr), -self.config.user_exponent)
+        return {
+            "shared_users": cooccurrence(matrix, of_users, **truncation),
+            "following": transitions(
+                train.items, train.offsets, self.num_items, window=WINDOW, decay=DECAY, **truncation
+            ),
+        }
 
-    def _fit_recent(self, data: TrainingData) -> None:
-        """Recent popularity at every half-life that may be chosen."""
+    def derive(self, data: TrainingData) -> None:
+        self.timed.fill_(data.has_timestamps)
+        degrees = np.ravel(binary_matrix(data.train, self.num_items).sum(axis=0))
+        self.degrees.copy_(torch.from_numpy(degrees.astype(np.float32)))
         choices = {self.settings["prior_half_life"]}
         for stage in self.open_stages():
             choices |= set(stage.get("prior_half_life", ()))
@@ -129,9 +135,6 @@ class TemporalHeat(PropagationModel):
             self._recent = {days: recent_popularity(data.train, self.num_items, days) for days in choices}
         else:
             self._recent = dict.fromkeys(choices, self.popularity.cpu().numpy().astype(np.float64))
-
-    def calibrate(self, validate: Any) -> dict[str, Any]:
-        return super().calibrate(validate) | {"dropped": self.dropped}
 
     # --- scoring -------------------------------------------------------------------------------------------
 
@@ -165,6 +168,10 @@ class TemporalHeat(PropagationModel):
         if weight := settings["transition_weight"]:
             yield "transitions", scale_columns(self.follower_mass(inputs["last"]), self._item_scale(0.5) * weight)
 
+    def map_matrix(self) -> sparse.csr_array:
+        scale = self._item_scale(0.5)
+        return scaled(self.shared_users.csr, scale, scale)
+
     def shared_mass(self, rows: sparse.csr_array) -> sparse.csr_array:
         """Rows through the graph of shared users, without the scale of recommended items."""
         return sparse.csr_array(scale_columns(rows, self._item_scale(0.5)) @ self.shared_users.csr)
@@ -195,7 +202,7 @@ class TemporalHeat(PropagationModel):
                 if followers is None:
                     rows = self.inputs(histories, settings)["last"]
                     followers = scale_columns(self.follower_mass(rows), self._item_scale(0.5)).toarray()
-                scores += np.float32(weight) * followers
+                scores += weight * followers
             factor, added = self.prior(settings)
             scores *= factor
             scores += added

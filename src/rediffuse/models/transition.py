@@ -23,8 +23,8 @@ from torch import Tensor
 
 from rediffuse.batching.recency import events_since
 from rediffuse.data.histories import Histories
-from rediffuse.graphs.item_graph import power, transitions
-from rediffuse.models.base import TrainingData, Validation
+from rediffuse.graphs.item_graph import ItemGraph, power, scaled, transitions
+from rediffuse.models.base import TrainingData
 from rediffuse.models.propagation import (
     Inputs,
     PropagationConfig,
@@ -77,18 +77,16 @@ class Transition(PropagationModel):
         # The second hop costs most of the time, so the first stage does without.
         return [first | {"second_hop": (0.0,)}, {"second_hop": (1.0, 0.3, 3.0)}]
 
-    def fit(self, data: TrainingData) -> None:
-        super().fit(data)
-        config, train = self.config, data.train
+    def item_graphs(self, train: Histories) -> dict[str, ItemGraph]:
+        config = self.config
         options = {"window": config.window, "decay": config.decay, "back": config.back}
         graph = transitions(train.items, train.offsets, self.num_items, **options, neighbours=config.neighbours)
-        self.transitions.set(graph.matrix)
-        for buffer, axis in ((self.row_sums, 1), (self.column_sums, 0)):
-            buffer.copy_(torch.from_numpy(np.ravel(graph.matrix.sum(axis=axis, dtype=np.float64))))
-        self.dropped = {"transitions": graph.dropped}
+        return {"transitions": graph}
 
-    def calibrate(self, validate: Validation) -> dict[str, Any]:
-        return super().calibrate(validate) | {"dropped": self.dropped}
+    def derive(self, data: TrainingData) -> None:
+        for buffer, axis in ((self.row_sums, 1), (self.column_sums, 0)):
+            sums = self.transitions.csr.sum(axis=axis, dtype=np.float64)
+            buffer.copy_(torch.from_numpy(np.ravel(sums)))
 
     # --- scoring -------------------------------------------------------------------------------------------
 
@@ -102,6 +100,11 @@ class Transition(PropagationModel):
         yield "hop 1", once
         if weight := self._second_hop(settings):
             yield "hop 2", self._step(once, exponent) * np.float32(weight)
+
+    def map_matrix(self) -> sparse.csr_array:
+        exponent = self.settings["row_exponent"]
+        matrix = self.transitions.csr
+        return scaled(matrix, power(self.row_sums.numpy(), -exponent), power(self.column_sums.numpy(), exponent - 1))
 
     def _second_hop(self, settings: Settings) -> float:
         return settings["second_hop"] if self.config.diffusion else 0.0
@@ -123,5 +126,7 @@ class Transition(PropagationModel):
                 terms = self.terms(inputs, settings | {"second_hop": float(weight > 0)})
                 hops = {key: [term.toarray() for _, term in terms]}
             first, *second = hops[key]
-            scores = first + np.float32(weight) * second[0] if second else first.copy()
+            scores = first.copy()
+            if second:
+                scores += weight * second[0]
             yield self.weigh_seen(scores, histories, settings)

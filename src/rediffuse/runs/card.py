@@ -35,8 +35,9 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         *_refit_line(training.get("refitted")),
         f"- {training['minutes']:.1f} minutes on {environment['processor']} with {environment['threads']} threads, "
         f"{training['precision']}, {training['parameters']:,} parameters, seed {run_config['seed']}.",
-        *(f"- {name}: {value}" for name, value in run_config["resolved"].items()),
+        *_resolved(run_config["resolved"]),
         "",
+        *_curve(run_config["resolved"].get("curve") or run_config["resolved"].get("prior", {}).get("curve") or []),
     ]
     if validation := run_config["validation"]:
         lines += ["## Validation", "", "| metric | seen items kept | seen items filtered |", "|---|--:|--:|"]
@@ -57,6 +58,43 @@ def _refit_line(refitted: bool | str | None) -> list[str]:
         return []
     what = "Refitted" if refitted is True else f"The {refitted} was refitted"
     return [f"- {what} with the validation interactions, after all choices."]
+
+
+def _resolved(resolved: dict[str, Any]) -> list[str]:
+    """Lines on what was chosen on validation data, and on what truncation left out."""
+    lines = []
+    for name, value in resolved.items():
+        if name == "settings":
+            lines.append("- Chosen on validation data: " + ", ".join(f"{k} = {v}" for k, v in value.items()) + ".")
+        elif name == "dropped":
+            for graph, share in value.items():
+                if share:
+                    lines.append(f"- {share:.1%} of the mass of {graph} was left out (`neighbours`).")
+        elif name == "prior":
+            for part, choices in (("weights of the prior", value), ("theat", value["theat"])):
+                chosen = ", ".join(f"{k} = {v}" for k, v in choices["settings"].items())
+                lines.append(f"- Chosen on validation data, {part}: {chosen}.")
+        elif name not in ("curve", "parts"):
+            lines.append(f"- {name}: {value}")
+    return lines
+
+
+def _curve(curve: Any) -> list[str]:
+    """Tables of the settings that were tried, one per group of options; the chosen row is bold."""
+    if not isinstance(curve, list):
+        return []
+    lines: list[str] = []
+    names: list[str] = []
+    for record in curve:
+        if [name for name in record if name != "chosen"] != names:
+            names = [name for name in record if name != "chosen"]
+            heading = [] if lines else ["## Choices on validation data"]
+            lines += [*heading, "", f"| {' | '.join(names)} |", "|" + "--:|" * len(names)]
+        mark = "**" if record.get("chosen") else ""
+        values = (record[name] for name in names)
+        cells = [mark + (f"{value:.4g}" if isinstance(value, float) else str(value)) + mark for value in values]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""] if lines else []
 
 
 def _class_line(run_config: dict[str, Any]) -> list[str]:

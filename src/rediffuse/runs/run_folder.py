@@ -115,7 +115,8 @@ def write_run(
         StorageError: the folder cannot be written; it is unchanged.
     """
     users = pl.DataFrame({"user_id": user_ids, "history": _as_lists(histories, histories.items)})
-    if model.reads_times and histories.times is not None:
+    # A model in closed form can be updated with later interactions, which needs the times of the earlier ones.
+    if (model.reads_times or not model.trained_by_gradient) and histories.times is not None:
         users = users.with_columns(times=_as_lists(histories, histories.times))
     if histories.synthetic is not None:
         users = users.with_columns(synthetic=_as_lists(histories, histories.synthetic).list.sum())

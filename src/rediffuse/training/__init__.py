@@ -1,5 +1,6 @@
 """Training: from a split to a run folder."""
 
 from rediffuse.training.train import train
+from rediffuse.training.update import update
 
-__all__ = ["train"]
+__all__ = ["train", "update"]

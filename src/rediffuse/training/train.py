@@ -170,6 +170,7 @@ def describe_run(
             "users": split.dataset.num_users,
             "items": split.dataset.num_items,
             "interactions": split.dataset.num_interactions,
+            "has_timestamps": split.dataset.has_timestamps,
         },
     }
 

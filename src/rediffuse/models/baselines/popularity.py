@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rediffuse.config import ClosedFormConfig
 from rediffuse.data.histories import Histories
-from rediffuse.models.base import Model
+from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sampling import Sampling
 
 
@@ -18,6 +18,10 @@ class Popularity(Model):
     name = "popularity"
     Config = ClosedFormConfig
     trained_by_gradient = False
+
+    def fit(self, data: TrainingData) -> None:
+        super().fit(data)
+        self.fallback.copy_(self.popularity)  # users without a history get the same list; recent items: `recentpop`
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return self.popularity.repeat(len(histories), 1)

@@ -1,0 +1,216 @@
+"""`update`: add new interactions to a run of a model in closed form."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from rediffuse.arguments import require_path
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.histories import Histories
+from rediffuse.data.loading import as_dataset
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning, RunError
+from rediffuse.memory import PeakMemory
+from rediffuse.models.base import TrainingData
+from rediffuse.runs.card import model_card
+from rediffuse.runs.environment import environment
+from rediffuse.runs.identity import open_run_folder
+from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path, write_run
+
+
+def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -> Run:
+    """Add new interactions to a run of a model in closed form, and write the result as a run of its own.
+
+    Options stay as they were chosen. Models that are sums over users (theat, transition) take out what the changed
+    users gave and add what they give now; other models are fitted again. Both give what a fit to all interactions
+    gives, to rounding. New users and new items are added.
+
+    The new run has no split: its interactions may include those that the old one was tested on, so it cannot be
+    evaluated.
+
+    Args:
+        run: a run that has learned from all its interactions (option ``refit``).
+        data: the new interactions, as a dataset or its folder. It may hold the old ones too; an interaction of the same
+            user with the same item at the same time counts once. Without times, all interactions count as new.
+        out: the new run folder.
+
+    Raises:
+        ConfigError: the model is trained by gradient, or an argument has the wrong type.
+        RunError: the run cannot be read, or has not learned from its validation interactions; ``out`` is not empty.
+        DataError: ids are of another type, times are missing, or nothing is new.
+        StorageError: ``out`` cannot be written.
+
+    Warns:
+        RediffuseWarning: interactions that the run knows already were left out.
+    """
+    began, memory = time.monotonic(), PeakMemory()
+    folder = require_path("out", out, 'Name a folder for the new run: out="runs/updated".')
+    source = run_path("run", run)
+    new = as_dataset("data", data)
+    contents = read_run(source)
+    _check(contents, new)
+    merged = _merge(contents, new)
+    kind, earlier = type(contents.model), contents.model
+    model = kind(earlier.config, len(merged.item_ids), len(merged.user_ids))
+    model.resolve(contents.config["resolved"])
+    popularity = np.bincount(merged.after.items, minlength=len(merged.item_ids))
+    training_data = TrainingData(
+        merged.after,
+        len(merged.user_ids),
+        len(merged.item_ids),
+        popularity,
+        seed=contents.config["seed"],
+        has_timestamps=merged.after.times is not None and contents.config["data"].get("has_timestamps", False),
+    )
+    model.check(training_data)
+    model.update(training_data, earlier, merged.before, merged.changed)
+    model.eval()
+    model.prepare()
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    minutes = (time.monotonic() - began) / 60
+    run_config = contents.config | {
+        "created": now,
+        "split": {"name": "none", "params": {}, "fingerprint": None, "leak": None},
+        "data": contents.config["data"]
+        | {
+            "fingerprint": None,
+            "users": len(merged.user_ids),
+            "items": len(merged.item_ids),
+            "interactions": len(merged.after.items),
+        },
+        "training": contents.config["training"] | {"minutes": minutes, "peak_memory_mib": memory.mib()},
+        "validation": None,
+        "updated_from": {"run": str(source), "weights": contents.weights, "interactions": merged.added},
+    }
+    made_in = environment()
+    with contextlib.ExitStack() as stack:
+        open_run_folder(folder, run_config, resume=False, stack=stack)
+        write_run(
+            folder,
+            run_config,
+            made_in,
+            model,
+            _item_table(contents, new, merged, popularity),
+            merged.user_ids,
+            merged.after,
+            model_card(run_config, made_in),
+            model.artifacts(merged.user_ids, merged.item_ids),
+        )
+    return Run(folder, run_config, None, minutes)
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """Old and new interactions in one numbering; old users and items keep their numbers."""
+
+    user_ids: pl.Series
+    item_ids: pl.Series
+    before: Histories
+    after: Histories
+    changed: NDArray[np.int64]
+    added: int
+
+
+def _check(contents: RunContents, new: Dataset) -> None:
+    name, folder = contents.config["model"], contents.path
+    if contents.model.trained_by_gradient:
+        raise ConfigError(
+            f"{name} is trained by gradient, so new interactions cannot be added to {folder}.",
+            "Train it again, or use a run of theat, transition, heat or another model in closed form.",
+        )
+    if contents.config["validation"] is not None and not contents.config["training"].get("refitted"):
+        raise RunError(
+            f"{folder} has not learned from its validation interactions.", "Train it with refit=true, then update it."
+        )
+    for what, old, ids in (
+        ("user", contents.user_ids, new.user_ids),
+        ("item", contents.items["item_id"], new.item_ids),
+    ):
+        if old.dtype != ids.dtype:
+            raise DataError(
+                f"The {what} ids of {folder} are {_type(old)}, and those of the new interactions are {_type(ids)}.",
+                "Read both tables with ids of the same type.",
+            )
+    if contents.histories.times is not None and (new.interactions.times is None or not new.has_timestamps):
+        raise DataError(
+            f"{folder} was fitted to interactions with times, and the new interactions have none.",
+            "Name their time column when reading them.",
+        )
+
+
+def _type(ids: pl.Series) -> str:
+    return "text" if ids.dtype == pl.String else "integers"
+
+
+def _merge(contents: RunContents, new: Dataset) -> _Merged:
+    old = contents.histories
+    interactions = new.interactions.without_synthetic()
+    user_ids, users = _extended(contents.user_ids, new.user_ids)
+    item_ids, items = _extended(contents.items["item_id"], new.item_ids)
+    columns: dict[str, Any] = {
+        "user": np.concatenate((old.owners, users[interactions.owners])),
+        "item": np.concatenate((old.items, items[interactions.items])).astype(np.int32),
+        "new": np.repeat([False, True], [len(old.items), len(interactions.items)]),
+    }
+    if old.times is not None:
+        assert interactions.times is not None
+        columns["time"] = np.concatenate((old.times, interactions.times))
+    table = pl.DataFrame(columns)
+    total = len(interactions.items)
+    if old.times is not None:
+        known = table.filter(~pl.col("new")).select("user", "item", "time").unique()
+        repeated = pl.DataFrame(table.filter("new").join(known, on=["user", "item", "time"], how="semi"))
+        if len(repeated):
+            warnings.warn(
+                f"{len(repeated):,} of {total:,} interactions are in the run already and were left out, for example "
+                f"user {user_ids[repeated['user'][0]]!r} with item {item_ids[repeated['item'][0]]!r}.",
+                RediffuseWarning,
+                stacklevel=3,
+            )
+            fresh = table.filter("new").join(known, on=["user", "item", "time"], how="anti", maintain_order="left")
+            table = pl.concat([table.filter(~pl.col("new")), fresh.select(table.columns)])
+    if not table["new"].any():
+        raise DataError(f"None of the {total:,} interactions is new to {contents.path}.", "Give later interactions.")
+    order = ["user", "time"] if "time" in table.columns else ["user"]
+    table = table.sort(order, maintain_order=True)
+    after = _histories(table, len(user_ids))
+    before = _histories(table.filter(~pl.col("new")), len(user_ids))
+    changed = np.unique(table.filter("new")["user"].to_numpy()).astype(np.int64)
+    return _Merged(user_ids, item_ids, before, after, changed, int(table["new"].sum()))
+
+
+def _extended(old: pl.Series, new: pl.Series) -> tuple[pl.Series, NDArray[np.int64]]:
+    """The old ids, then those that are new; and the number of each of ``new`` among them."""
+    added = new.filter(~new.is_in(old.implode()))
+    ids = pl.concat([old, added.alias(old.name)])
+    numbers = pl.DataFrame({"id": ids, "number": np.arange(len(ids))})
+    found = pl.DataFrame({"id": new}).join(numbers, on="id", how="left", maintain_order="left")["number"]
+    return ids, found.to_numpy().astype(np.int64)
+
+
+def _histories(table: pl.DataFrame, num_users: int) -> Histories:
+    """From a table of user, item and maybe time, sorted by user."""
+    counts = np.bincount(table["user"].to_numpy(), minlength=num_users)
+    times = table["time"].to_numpy() if "time" in table.columns else None
+    return Histories(np.concatenate(([0], np.cumsum(counts))), table["item"].to_numpy(), times)
+
+
+def _item_table(contents: RunContents, new: Dataset, merged: _Merged, popularity: NDArray[np.int64]) -> pl.DataFrame:
+    """items.parquet of the new run; titles of new items come from the new dataset, if it has any."""
+    table = pl.DataFrame({"item_id": merged.item_ids, "train_count": popularity})
+    if "title" not in contents.items.columns:
+        return table
+    titles = contents.items.select("item_id", "title")
+    if new.items is not None and new.title is not None:
+        described = pl.DataFrame({"item_id": new.item_ids, "title": new.items[new.title].cast(pl.String)})
+        titles = pl.concat([titles, described.join(titles, on="item_id", how="anti")])
+    return table.join(titles, on="item_id", how="left", maintain_order="left")
