@@ -70,7 +70,9 @@ def refit_note(facts: dict[str, Any]) -> str | None:
     others = [label for label in facts["variants"] if label not in refitted]
     if not refitted:
         return None
-    note = f"Learned from the validation interactions too, after all choices (refit): {', '.join(refitted)}."
+    parts = facts.get("refitted_parts", {})
+    named = [f"{label} (only the {parts[label]})" if label in parts else label for label in refitted]
+    note = f"Learned from the validation interactions too, after all choices (refit): {', '.join(named)}."
     if others:
         note += f" Learned from the training interactions alone, which is a handicap: {', '.join(others)}."
     return note

@@ -199,7 +199,7 @@ def strongest(
     """
     scale = None if column_weights is None else column_weights.astype(np.float32)
     kept, total, left = [np.empty(0, dtype=np.int64)], 0.0, 0.0
-    bounds = rows.indptr.tolist()
+    bounds: list[int] = np.asarray(rows.indptr).tolist()
     for first, last in itertools.pairwise(bounds):
         columns, values = rows.indices[first:last], rows.data[first:last]
         if scale is not None:

@@ -313,7 +313,7 @@ class Trainer:
         )
 
     def refit(self, histories: Histories) -> None:
-        """Fit a model in closed form again, with the options that were chosen on validation data.
+        """Learn again what `Model.refits` names, with the options that were chosen on validation data.
 
         Args:
             histories: the training and validation interactions, one row per user.
@@ -324,7 +324,7 @@ class Trainer:
         popularity = np.bincount(own.items, minlength=self.view.num_items)
         self.data = replace(self.data, train=histories, popularity=popularity)
         seed_torch(self.seed, "fit")
-        self.model.fit(self.data)
+        self.model.refit(self.data)
         self.model.eval()
         self.model.prepare()
 

@@ -108,7 +108,7 @@ def train(
         problem = f"Both options and a run were given for {phase!r}."
         raise ConfigError(problem, "Leave out the options: the run has its own.")
     options = kind.Config.build(preset, {**(config or {}), **phase_options}, model=kind.name)
-    run_config = _describe_run(kind, preset, options, seed, split, phase_runs)
+    run_config = describe_run(kind, preset, options, seed, split, phase_runs)
     if not external.is_importable(kind):
         warnings.warn(
             f"{run_config['class']} is defined in a script, a notebook or a function, so the run can be used only "
@@ -143,7 +143,7 @@ def train(
         return _train(trainer, split, folder, run_config, resume, memory)
 
 
-def _describe_run(
+def describe_run(
     kind: type[Model],
     preset: str | None,
     options: ModelConfig,
@@ -201,7 +201,7 @@ def _train(
     resolved = trainer.calibrate()
     network.resolve(resolved)
     validation = trainer.validate() if len(trainer.view.valid.users) else None
-    refitted = validation is not None and getattr(network.config, "refit", False)
+    refitted = validation is not None and network.refits
     if refitted:  # the metrics above are those of the model that has not seen the validation interactions
         trainer.refit(split.before_test())
     minutes = state.seconds / 60
@@ -222,11 +222,11 @@ def _train(
         },
         "validation": validation,
     }
-    distributed.main_process_first(lambda: _write_files(trainer, split, folder, run_config))
+    distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
     return Run(folder, run_config, validation, minutes)
 
 
-def _write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any]) -> None:
+def write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any]) -> None:
     """Write the files of the finished run."""
     data = split.dataset
     # The histories hold everything before the test subset, as a system in production would know it.
