@@ -1,4 +1,4 @@
-"""`make demo`: load real data, compare five recommenders, recommend films and say why. A few minutes on two cores."""
+"""`make demo`: load real data, compare six recommenders, recommend films and say why. A few minutes on two cores."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from rediffuse.readers.public_datasets import public_dataset
 
 DATA, RUNS = Path("data/ml-100k"), Path("runs/demo")
 PRIOR = {"prior": "head", "metric": "ndcg@10/unseen"}
-# Folder -> what it is called, its model, and its options. All but popularity rest on theat: the networks add their logits
-# to its scores, with weights chosen on validation data.
+# Folder -> what it is called, its model, and its options. The networks add their logits to the scores of theat, with
+# weights chosen on validation data.
 COMPARED = {
-    "popularity": ("popularity", "popularity", {}),
+    "popularity": ("popularity", "popularity", {"refit": True}),
+    "recentpop": ("recent popularity", "recentpop", {}),
     "theat": ("theat", "theat", {}),
     "sasrec": ("SASRec + theat", "sasrec", PRIOR),
     "no-diffusion": ("no diffusion + theat", "diffurec", PRIOR | {"diffusion": False}),
@@ -86,7 +87,9 @@ def main() -> None:
     console.print(listing)
     console.print("   theat: heat that spreads from the films of a user to others, times recent popularity.")
     console.print("   no diffusion: the ablation. The same network as DiffuRec, trained the same way, without noise.")
-    console.print("   theat, alone and in the networks, has also learned from the validation part, after all choices.")
+    console.print(
+        "   The first three, and theat in the others, also learned from the validation part, after all choices."
+    )
     error = standard_error(result)
     console.print(f"   The standard error of hr@10 is about {error:.3f}: smaller differences mean little.")
 
@@ -98,7 +101,7 @@ def main() -> None:
     watched = titles.gather(task.histories.row(row)[-5:]).to_list()
     top = recommender.recommend(users=[user], k=10, explain=True)
     console.print(f"\n[bold]4. Ten films for user {user}[/]  What each score is made of adds up to 100 %.")
-    side_by_side = Table("last five watched", "", "theat recommends", "because of", "then watched")
+    side_by_side = Table("last five watched", "", "theat recommends", "most of all because of", "then watched")
     for place, (film, because) in enumerate(top.select("title", "because").iter_rows()):
         past = watched[place] if place < len(watched) else ""
         side_by_side.add_row(past, str(place + 1), film, reasons(because), "yes" if film in later else "")
@@ -119,7 +122,7 @@ def main() -> None:
         arguments.svg.write_text(picture, encoding="utf-8")
 
 
-def reasons(because: list[dict[str, Any]], most: int = 2) -> str:
+def reasons(because: list[dict[str, Any]], most: int = 1) -> str:
     """The films that gave most of a score, with their shares; a film's parts are added up."""
     shares: dict[str, float] = {}
     for part in because:
