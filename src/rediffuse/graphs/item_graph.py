@@ -6,6 +6,7 @@ neighbours alone.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -150,13 +151,9 @@ def _in_blocks(
         """The rows of a block; their mass before truncation, and after."""
         rows, mass, left = block(*bounds), 0.0, 0.0
         if neighbours is not None:
-            weights = rows.data.astype(np.float32)
-            if column_weights is not None:
-                weights *= column_weights[rows.indices].astype(np.float32)
-            chosen = strongest(weights, rows.indices, rows.indptr, neighbours)
-            mass, left = (float(part.sum(dtype=np.float64)) for part in (weights, weights[chosen]))
-            indptr = np.concatenate(([0], np.cumsum(chosen)))[rows.indptr]
-            rows = sparse.csr_array((rows.data[chosen], rows.indices[chosen], indptr), shape=rows.shape)
+            kept, mass, left = strongest(rows, neighbours, column_weights)
+            indptr = np.searchsorted(kept, rows.indptr)
+            rows = sparse.csr_array((rows.data[kept], rows.indices[kept], indptr), shape=rows.shape)
         rows.sort_indices()
         return rows, mass, left
 
@@ -191,18 +188,34 @@ def _blocks(work: NDArray[np.float64], entries: int) -> Iterator[tuple[int, int]
         first = last
 
 
-def strongest(values: NDArray[np.floating], columns: NDArray, indptr: NDArray, count: int) -> NDArray[np.bool_]:
-    """(n,) whether an entry is among the ``count`` largest of its row; of equal ones, the smallest columns are kept."""
-    chosen = np.ones(len(values), dtype=bool)
-    for row in np.flatnonzero(np.diff(indptr) > count):
-        inside = slice(indptr[row], indptr[row + 1])
-        part = values[inside]
-        bound = np.partition(part, len(part) - count)[len(part) - count]
-        keep, ties = part > bound, np.flatnonzero(part == bound)
-        order = np.argsort(columns[inside][ties], kind="stable")
-        keep[ties[order[: count - int(keep.sum())]]] = True
-        chosen[inside] = keep
-    return chosen
+def strongest(
+    rows: sparse.csr_array, count: int, column_weights: NDArray[np.floating] | None = None
+) -> tuple[NDArray[np.int64], float, float]:
+    """The ``count`` largest entries of each row, by value times the weight of the column; of equal ones, the smallest
+    columns.
+
+    Returns:
+        Their positions among the entries, ascending; and the sum of all entries, and of those that are kept.
+    """
+    scale = None if column_weights is None else column_weights.astype(np.float32)
+    kept, total, left = [np.empty(0, dtype=np.int64)], 0.0, 0.0
+    bounds: list[int] = np.asarray(rows.indptr).tolist()
+    for first, last in itertools.pairwise(bounds):
+        columns, values = rows.indices[first:last], rows.data[first:last]
+        if scale is not None:
+            values = values * scale[columns]
+        total += float(values.sum(dtype=np.float64))
+        if last - first > count:
+            bound = np.partition(values, len(values) - count)[len(values) - count]
+            above, ties = np.flatnonzero(values > bound), np.flatnonzero(values == bound)
+            ties = ties[np.argsort(columns[ties], kind="stable")[: count - len(above)]]
+            inside = np.sort(np.concatenate((above, ties)))
+            values = values[inside]
+        else:
+            inside = np.arange(last - first)
+        left += float(values.sum(dtype=np.float64))
+        kept.append(first + inside)
+    return np.concatenate(kept), total, left
 
 
 def scaled(matrix: sparse.csr_array, left: NDArray, right: NDArray) -> sparse.csr_array:

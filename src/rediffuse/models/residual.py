@@ -190,7 +190,7 @@ def _values(
     total.data[total.data < SMALLEST] = 0
     total.eliminate_zeros()
     scores, columns = np.asarray(total.data, dtype=np.float32), total.indices
-    chosen = strongest(scores, columns, total.indptr, KEPT)
+    chosen, _, _ = strongest(total, KEPT)
     rows = np.repeat(known, np.diff(total.indptr))[chosen]
     found = rows, columns[chosen].astype(np.int64), np.log1p(scores[chosen] / np.float32(FLOOR))
     rows, items, values = (torch.from_numpy(part).to(device) for part in found)

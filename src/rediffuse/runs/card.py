@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def duration(minutes: float) -> str:
+    """A time as text: in seconds below two minutes."""
+    return f"{60 * minutes:.1f} seconds" if minutes < 2 else f"{minutes:.1f} minutes"
+
+
 def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
     """Describe a run in Markdown: what it is, how it was trained and selected, and how to use it.
 
@@ -31,10 +36,12 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         *_class_line(run_config),
         f"- Split: {split['name']} {split['params'] or ''}".rstrip(),
         f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test subset.'}",
-        f"- Selected by {options['metric']} on the validation subset, best at epoch {training['best_epoch']}.",
+        f"- Selected by {options['metric']} on the validation subset"
+        + (f", best at epoch {training['best_epoch']}." if training["best_epoch"] else "."),
         *_refit_line(training.get("refitted")),
-        f"- {training['minutes']:.1f} minutes on {environment['processor']} with {environment['threads']} threads, "
-        f"{training['precision']}, {training['parameters']:,} parameters, seed {run_config['seed']}.",
+        f"- {duration(training['minutes'])} on {environment['processor']} with {environment['threads']} threads"
+        + (f", {training['precision']}, {training['parameters']:,} parameters" if training["parameters"] else "")
+        + f", seed {run_config['seed']}.",
         *_resolved(run_config["resolved"]),
         "",
         *_curve(run_config["resolved"].get("curve") or run_config["resolved"].get("prior", {}).get("curve") or []),

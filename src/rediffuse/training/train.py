@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def _train(
     """Train, choose on validation data, and write the run into its folder, which the main process has locked."""
     network = trainer.model
     state = trainer.run(resume)
+    trained = time.monotonic()
     remaining = trainer.phases[state.phase + 1 :]
     if remaining:
         raise TrainingError(
@@ -202,6 +204,9 @@ def _train(
     refitted = validation is not None and network.refits
     if refitted:  # the metrics above are those of the model that has not seen the validation interactions
         trainer.refit(split.before_test())
+    minutes = state.seconds / 60
+    if not network.trained_by_gradient:
+        minutes += (time.monotonic() - trained) / 60  # the choices are its training
     run_config |= {
         "resolved": resolved,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -209,7 +214,7 @@ def _train(
             "best_epoch": state.best_epoch,
             "finished": state.done,
             "refitted": refitted,
-            "minutes": state.seconds / 60,
+            "minutes": minutes,
             "precision": state.precision,
             "processes": distributed.world_size(),
             "parameters": sum(p.numel() for p in network.parameters()),
@@ -218,7 +223,7 @@ def _train(
         "validation": validation,
     }
     distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
-    return Run(folder, run_config, validation, state.seconds / 60)
+    return Run(folder, run_config, validation, minutes)
 
 
 def write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any]) -> None:
