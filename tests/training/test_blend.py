@@ -112,6 +112,8 @@ def test_it_needs_no_other_folder_and_is_evaluated_compared_and_served(parts, da
     rd.evaluate(other, data)
     labels = set(rd.compare([run.path, other.path], out=tmp_path / "report").facts["variants"])
     assert labels == {"blend", "ease"}
+    text = (tmp_path / "report/report.html").read_text()
+    assert "blend (only the prior of gru4rec and transition)" in text
     again = rd.blend([other, parts["popularity"]], data, tmp_path / "again")
     rd.evaluate(again, data)
     labels = set(rd.compare([run.path, again.path], out=tmp_path / "two").facts["variants"])
