@@ -116,7 +116,8 @@ def transitions(
 def _positions_by_item(items: NDArray[np.int32], num_items: int) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
     """(n,) the positions of each item in ``items``, ascending; and (num_items + 1,) where those of each item begin."""
     count = len(items)
-    one_a_row = sparse.csr_array((np.ones(count, dtype=np.int8), items, np.arange(count + 1)), shape=(count, num_items))
+    rows = np.arange(count + 1, dtype=np.int32 if count < 2**31 - 1 else np.int64)
+    one_a_row = sparse.csr_array((np.ones(count, dtype=np.int8), items, rows), shape=(count, num_items))
     by_item = one_a_row.tocsc()  # a counting sort
     return by_item.indices, by_item.indptr.astype(np.int64)
 
@@ -160,8 +161,12 @@ def _in_blocks(
     # SciPy's products run without the lock of the interpreter.
     threads = max(1, min(torch.get_num_threads(), 8))
     with ThreadPoolExecutor(threads) as pool:
-        parts, masses, kept = zip(*pool.map(part, _blocks(work, BLOCK_ENTRIES // threads)), strict=True)
-    return ItemGraph(_stacked(list(parts), num_items), 1 - sum(kept) / sum(masses) if sum(masses) else 0.0)
+        parts: list[sparse.csr_array] = []
+        total = kept = 0.0
+        for rows, mass, left in pool.map(part, _blocks(work, BLOCK_ENTRIES // threads)):
+            parts.append(rows)
+            total, kept = total + mass, kept + left
+    return ItemGraph(_stacked(parts, num_items), 1 - kept / total if total else 0.0)
 
 
 def _stacked(parts: list[sparse.csr_array], num_items: int) -> sparse.csr_array:

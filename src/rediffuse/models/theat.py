@@ -117,12 +117,10 @@ class TemporalHeat(PropagationModel):
             "column_weights": power(self.popularity.cpu().numpy(), -0.5),
         }
         of_users = power(np.diff(matrix.indptr), -self.config.user_exponent)
-        return {
-            "shared_users": cooccurrence(matrix, of_users, **truncation),
-            "following": transitions(
-                train.items, train.offsets, self.num_items, window=WINDOW, decay=DECAY, **truncation
-            ),
-        }
+        shared = cooccurrence(matrix, of_users, **truncation)
+        del matrix  # memory for the other graph
+        following = transitions(train.items, train.offsets, self.num_items, window=WINDOW, decay=DECAY, **truncation)
+        return {"shared_users": shared, "following": following}
 
     def derive(self, data: TrainingData) -> None:
         self.timed.fill_(data.has_timestamps)
