@@ -160,26 +160,17 @@ def _in_blocks(
 
     # SciPy's products run without the lock of the interpreter.
     threads = max(1, min(torch.get_num_threads(), 8))
+    # Room for all entries that there can be. The system gives memory to what is written alone.
+    room = int(np.minimum(work, min(num_items, neighbours or num_items)).sum())
+    values, columns, indptr = np.empty(room, np.float32), np.empty(room, np.int32), [np.zeros(1, np.int64)]
+    end, total, kept = 0, 0.0, 0.0
     with ThreadPoolExecutor(threads) as pool:
-        parts: list[sparse.csr_array] = []
-        total = kept = 0.0
         for rows, mass, left in pool.map(part, _blocks(work, BLOCK_ENTRIES // threads)):
-            parts.append(rows)
-            total, kept = total + mass, kept + left
-    return ItemGraph(_stacked(parts, num_items), 1 - kept / total if total else 0.0)
-
-
-def _stacked(parts: list[sparse.csr_array], num_items: int) -> sparse.csr_array:
-    """Blocks of rows as one matrix. Parts are released one by one, so that memory does not hold all of it twice."""
-    entries = sum(part.nnz for part in parts)
-    values, columns = np.empty(entries, dtype=np.float32), np.empty(entries, dtype=np.int32)
-    indptr, at = [np.zeros(1, dtype=np.int64)], 0
-    while parts:
-        part = parts.pop(0)
-        values[at : at + part.nnz], columns[at : at + part.nnz] = part.data, part.indices
-        indptr.append(part.indptr[1:].astype(np.int64) + at)
-        at += part.nnz
-    return sparse.csr_array((values, columns, np.concatenate(indptr)), shape=(num_items, num_items))
+            values[end : end + rows.nnz], columns[end : end + rows.nnz] = rows.data, rows.indices
+            indptr.append(rows.indptr[1:].astype(np.int64) + end)
+            end, total, kept = end + rows.nnz, total + mass, kept + left
+    arrays = values[:end], columns[:end], np.concatenate(indptr)
+    return ItemGraph(sparse.csr_array(arrays, shape=(num_items, num_items)), 1 - kept / total if total else 0.0)
 
 
 def _blocks(work: NDArray[np.float64], entries: int) -> Iterator[tuple[int, int]]:
