@@ -21,7 +21,7 @@ from benchmarks.tables.variants import FLOORS
 from rediffuse.readers.public_datasets import public_dataset
 
 # Items up to which dense item x item matrices are inverted; EASE has 200 neighbours per item in larger catalogues.
-DENSE = 20_000
+DENSE = 13_000
 # Data sets whose interactions are in no order that means anything.
 UNORDERED = ("book-crossing-kg", "lastfm-hetrec", "lastfm-kgat-partial", "diffnet-yelp", "recdiff-ciao")
 
