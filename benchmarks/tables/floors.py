@@ -50,8 +50,10 @@ def main() -> None:
 def suitable(name: str, data: rd.Dataset) -> list[str]:
     """The floors that suit a data set, by its times, its order and the size of its catalogue."""
     dense = data.num_items <= DENSE
-    floors = ["popularity", "itemknn", "ease" if dense else "ease-200", "one_hop", "heat", "theat"]
-    if name not in UNORDERED:
+    floors = ["popularity", "itemknn", "ease" if dense else "ease-200", "one_hop", "theat"]
+    if name in UNORDERED:
+        floors.append("heat")
+    else:
         floors += ["ease-recent" if dense else "ease-200-recent", "transition", "transition-one-hop"]
         floors += ["slist"] if dense else []
     if data.has_timestamps:
