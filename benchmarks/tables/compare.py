@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,14 @@ def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs
     print(f"{runs.name} {name} seed {seed}: {run.minutes:.1f} min, {metric} {value:.2f}", flush=True)
 
 
-def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None, results: Path) -> Comparison:
+def report(
+    folder: Path,
+    data: rd.Dataset,
+    metric: str,
+    protocol: str | None,
+    results: Path,
+    relabelled: Callable[[Comparison], Comparison] = lambda found: found,
+) -> Comparison:
     """Evaluate what is trained and not evaluated yet, then compare all of it and write the result file."""
     runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
     suffix = Path(evaluation_file("test.json", protocol)).stem.removeprefix("test")
@@ -114,7 +122,7 @@ def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None, re
     memory, began = PeakMemory(), time.perf_counter()
     name = folder.name if folder.parent.name == "benchmark" else f"{folder.parent.name}-{folder.name}"
     out, published = folder.parent / f"report-{folder.name}{suffix}", PUBLISHED.get(name + suffix)
-    found = rd.compare(runs, out, metric=metric, published=published, protocol=protocol)
+    found = relabelled(rd.compare(runs, out, metric=metric, published=published, protocol=protocol))
     print(f"Compared in {time.perf_counter() - began:.1f} s, {memory.mib()} MiB at most.\n")
     precision = ", ".join(sorted({read_config(run)["training"]["precision"] for run in runs}))
     write_result(results / f"compare-{name}{suffix}.json", condensed(found, metric), precision=precision)

@@ -11,17 +11,22 @@ What is trained already is not trained again, so that a second call with another
 from __future__ import annotations
 
 import argparse
-import re
+import dataclasses
 from pathlib import Path
+
+import polars as pl
 
 import rediffuse as rd
 from benchmarks.common import RESULTS
 from benchmarks.tables import compare
 from benchmarks.tables.variants import FLOORS
+from rediffuse.comparison import Comparison
 from rediffuse.readers.public_datasets import public_dataset
 
 # Items up to which dense item x item matrices are inverted; EASE has 200 neighbours per item in larger catalogues.
 DENSE = 13_000
+# Columns of a comparison that hold labels of variants.
+LABELS = {"variant", "first", "second", "ablation"}
 # Data sets whose interactions are in no order that means anything.
 UNORDERED = ("book-crossing-kg", "lastfm-hetrec", "lastfm-kgat-partial", "diffnet-yelp", "recdiff-ciao")
 
@@ -41,10 +46,8 @@ def main() -> None:
     folder = arguments.runs / f"{arguments.data}-{split.name}"
     for name in arguments.models or suitable(arguments.data, data):
         compare.train(name, split, folder, 0, minutes=60, epochs=1, metric=arguments.metric)
-    found = compare.report(folder, data, arguments.metric, arguments.protocol, arguments.results)
-    for line in compare.table(found, arguments.metric.partition("/")[0]).splitlines():
-        label = line.removeprefix("| ").partition(" | ")[0]
-        print(line.replace(label, shown(label, label in found.facts["refitted"]), 1))
+    found = compare.report(folder, data, arguments.metric, arguments.protocol, arguments.results, relabelled)
+    print(compare.table(found, arguments.metric.partition("/")[0]))
 
 
 def suitable(name: str, data: rd.Dataset) -> list[str]:
@@ -61,10 +64,25 @@ def suitable(name: str, data: rd.Dataset) -> list[str]:
     return [floor + suffix for floor in floors for suffix in ("", "-refit")]
 
 
-def shown(label: str, refitted: bool) -> str:
-    """The label of a row: that of the comparison, with ", refitted" in place of the option refit."""
-    label = re.sub(r"refit=\w+(, )?|, refit=\w+", "", label).replace(" ()", "")
-    return f"{label}, refitted" if refitted else label
+def relabelled(found: Comparison) -> Comparison:
+    """The same comparison with the labels of `label`. Each floor has one run, so runs and variants are in one order."""
+    names = [Path(run).name.rpartition("-")[0] for run in found.facts["runs"]]
+    labels = dict(zip(found.facts["variants"], map(label, names), strict=True))
+    tables = {
+        name: table.with_columns(pl.col(sorted(LABELS & set(table.columns))).replace(labels))
+        for name, table in vars(found).items()
+        if isinstance(table, pl.DataFrame)
+    }
+    renamed = {name: [labels[old] for old in found.facts[name]] for name in ("variants", "refitted")}
+    return dataclasses.replace(found, facts=found.facts | renamed, **tables)
+
+
+def label(name: str) -> str:
+    """The model of a floor and what it changes; ", refitted" in place of the option refit."""
+    floor = FLOORS[name]
+    options = {option: value for option, value in floor.options.items() if option != "refit"}
+    words = ", ".join("no diffusion" if option == "diffusion" else f"{option}={options[option]}" for option in options)
+    return floor.model + (f" ({words})" if words else "") + (", refitted" if floor.options["refit"] else "")
 
 
 if __name__ == "__main__":
