@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def main() -> None:
     split = rd.split.by_name(arguments.split, data)
     folder = arguments.runs / f"{arguments.data}-{split.name}"
     if arguments.report:
-        report(folder, data, arguments.metric, arguments.protocol, arguments.results)
+        found = report(folder, data, arguments.metric, arguments.protocol, arguments.results)
+        print(table(found, arguments.metric.partition("/")[0]))
         return
     wanted = [(variant, seed) for seed in arguments.seeds for variant in arguments.models]
     if len(wanted) == 1:
@@ -103,8 +105,15 @@ def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs
     print(f"{runs.name} {name} seed {seed}: {run.minutes:.1f} min, {metric} {value:.2f}", flush=True)
 
 
-def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None, results: Path) -> None:
-    """Evaluate what is trained and not evaluated yet, then compare all of it."""
+def report(
+    folder: Path,
+    data: rd.Dataset,
+    metric: str,
+    protocol: str | None,
+    results: Path,
+    relabelled: Callable[[Comparison], Comparison] = lambda found: found,
+) -> Comparison:
+    """Evaluate what is trained and not evaluated yet, then compare all of it and write the result file."""
     runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
     suffix = Path(evaluation_file("test.json", protocol)).stem.removeprefix("test")
     for run in runs:
@@ -113,11 +122,11 @@ def report(folder: Path, data: rd.Dataset, metric: str, protocol: str | None, re
     memory, began = PeakMemory(), time.perf_counter()
     name = folder.name if folder.parent.name == "benchmark" else f"{folder.parent.name}-{folder.name}"
     out, published = folder.parent / f"report-{folder.name}{suffix}", PUBLISHED.get(name + suffix)
-    found = rd.compare(runs, out, metric=metric, published=published, protocol=protocol)
+    found = relabelled(rd.compare(runs, out, metric=metric, published=published, protocol=protocol))
     print(f"Compared in {time.perf_counter() - began:.1f} s, {memory.mib()} MiB at most.\n")
-    print(table(found, metric.partition("/")[0]))
     precision = ", ".join(sorted({read_config(run)["training"]["precision"] for run in runs}))
     write_result(results / f"compare-{name}{suffix}.json", condensed(found, metric), precision=precision)
+    return found
 
 
 def evaluate(run: Path, data: rd.Dataset, protocol: str | None) -> None:

@@ -48,6 +48,30 @@ TEN_MODELS = {
     "bprmf": Variant("bprmf"),
 }
 
+# In closed form, in seconds: what every trained model has to beat. `floors.py` trains them.
+_FLOORS = {
+    "popularity": Variant("popularity"),
+    "recentpop": Variant("recentpop"),
+    "itemknn": Variant("itemknn"),
+    "ease": Variant("ease"),
+    "ease-recent": Variant("ease", {"input_weighting": "half_life_events", "half_life": 5.0}),
+    "ease-200": Variant("ease", {"neighbours": 200}),
+    "ease-200-recent": Variant("ease", {"neighbours": 200, "input_weighting": "half_life_events", "half_life": 5.0}),
+    "slist": Variant("slist"),
+    "one_hop": Variant("heat", {"filter": "one_hop"}),
+    "heat": Variant("heat"),
+    "transition": Variant("transition"),
+    "transition-one-hop": Variant("transition", NO_DIFFUSION),
+    "theat": Variant("theat"),
+}
+# Each twice: fitted to the training interactions alone, as models trained by gradient are, and to those of validation
+# too (``-refit``).
+FLOORS = {
+    name + suffix: Variant(floor.model, floor.options | {"refit": bool(suffix)})
+    for name, floor in _FLOORS.items()
+    for suffix in ("", "-refit")
+}
+
 # One option of DiffuRec or SASRec changed.
 ONE_OPTION = {
     "diffurec-norepeat": Variant("diffurec", {"repeat_bias": False}),
@@ -124,4 +148,4 @@ def augmentation() -> dict[str, Variant]:
     }
 
 
-VARIANTS = TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation()
+VARIANTS = FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation()
