@@ -1,4 +1,4 @@
-"""`make demo`: load real data, compare three recommenders, recommend films. A few minutes on two cores."""
+"""`make demo`: load real data, compare six recommenders, recommend films and say why. A few minutes on two cores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.console import Console
@@ -17,22 +18,27 @@ from rediffuse.evaluation import TaskResult, evaluate_task, model_scores
 from rediffuse.readers.public_datasets import public_dataset
 
 DATA, RUNS = Path("data/ml-100k"), Path("runs/demo")
+PRIOR = {"prior": "head", "metric": "ndcg@10/unseen"}
+# Folder -> what it is called, its model, and its options. The networks add their logits to the scores of theat, with
+# weights chosen on validation data.
 COMPARED = {
-    "popularity": ("popularity", {}),
-    "no-diffusion": ("diffurec", {"diffusion": False}),
-    "diffurec": ("diffurec", {}),
+    "popularity": ("popularity", "popularity", {"refit": True}),
+    "recentpop": ("recent popularity", "recentpop", {}),
+    "theat": ("theat", "theat", {}),
+    "sasrec": ("SASRec + theat", "sasrec", PRIOR),
+    "no-diffusion": ("no diffusion + theat", "diffurec", PRIOR | {"diffusion": False}),
+    "diffurec": ("DiffuRec + theat", "diffurec", PRIOR),
 }
 SHOWN = ("hr@10", "ndcg@10", "coverage@10")
-NAMES = {"popularity": "popularity", "no-diffusion": "no diffusion", "diffurec": "DiffuRec"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1.5, help="of training, per model")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of training, per network")
     parser.add_argument("--split", default="default", help="default (here: global-time), leave-one-out, ratio")
     parser.add_argument("--svg", type=Path, help="also save the output as a picture, and as text beside it")
     arguments = parser.parse_args()
-    console = Console(record=arguments.svg is not None, width=100, highlight=False)
+    console = Console(record=arguments.svg is not None, width=120, highlight=False)
 
     console.print("[bold]1. Data[/]  MovieLens-100K: who rated which film, and when.")
     dataset = rd.load_dataset(DATA) if (DATA / "manifest.json").exists() else public_dataset("ml-100k", DATA)
@@ -46,14 +52,16 @@ def main() -> None:
     new = int((task.histories.lengths == 0).sum())
     console.print(
         f"   {len(task.users)} users are tested"
-        + (f"; {new} of them are new and get popular films from every model." if new else ".")
+        + (f"; {new} of them are new and get recently popular films." if new else ".")
     )
 
-    console.print(f"\n[bold]2. Training[/]  up to {arguments.minutes:g} min each, selected on validation only.")
-    listing = Table("", "films seen before", *SHOWN, "best epoch", "minutes")
+    console.print(
+        f"\n[bold]2. Training[/]  up to {arguments.minutes:g} min for each network, selected on validation only."
+    )
+    listing = Table("", "films seen before", *SHOWN, "best epoch", "training")
     for column in listing.columns[2:]:
         column.justify = "right"
-    for name, (model, options) in COMPARED.items():
+    for name, (label, model, options) in COMPARED.items():
         shutil.rmtree(RUNS / name, ignore_errors=True)
         run = rd.train(
             model,
@@ -65,39 +73,46 @@ def main() -> None:
         )
         model_in_use = rd.Recommender.load(run.path).model
         result = evaluate_task(model_scores(model_in_use, task), task, num_items=dataset.num_items)
-        best = str(run.config["training"]["best_epoch"] or "none ended")
-        trained = (best, f"{run.minutes:.1f}") if model != "popularity" else ()
-        for policy, label in (("all", "kept"), ("unseen", "filtered")):
+        neural = model_in_use.trained_by_gradient
+        best = str(run.config["training"]["best_epoch"] or "none ended") if neural else ""
+        spent = f"{run.minutes:.1f} min" if run.minutes > 0.5 else f"{60 * run.minutes:.1f} s"
+        for policy, seen in (("all", "kept"), ("unseen", "filtered")):
             values = (f"{result.metrics[policy][metric]:.4f}" for metric in SHOWN)
             first = policy == "all"
-            listing.add_row(NAMES[name] if first else "", label, *values, *(trained if first else ()))
+            listing.add_row(label if first else "", seen, *values, *((best, spent) if first else ()))
         listing.add_section()
-        console.print(f"   {NAMES[name]}: done.")
+        console.print(f"   {label}: done.")
 
     console.print("\n[bold]3. Test[/]  All films are ranked for each user; ties count against the model.")
     console.print(listing)
-    console.print("   no diffusion: the ablation. The same network, trained the same way, without diffusion.")
+    console.print("   theat: heat that spreads from the films of a user to others, times recent popularity.")
+    console.print("   no diffusion: the ablation. The same network as DiffuRec, trained the same way, without noise.")
+    console.print(
+        "   The first three, and theat in the others, also learned from the validation part, after all choices."
+    )
     error = standard_error(result)
     console.print(f"   The standard error of hr@10 is about {error:.3f}: smaller differences mean little.")
 
-    recommender = rd.Recommender.load(RUNS / "diffurec")
+    recommender = rd.Recommender.load(RUNS / "theat")
     row = next(row for row in range(len(task.users)) if task.histories.lengths[row] >= 5)
     user = dataset.user_ids[int(task.users[row])]
     titles = recommender.items["title"]
     later = set(titles.gather(task.truth.row(row)).to_list())
     watched = titles.gather(task.histories.row(row)[-5:]).to_list()
-    top = recommender.recommend(users=[user], k=10).join(recommender.items, on="item_id", maintain_order="left")
-    console.print(f"\n[bold]4. Ten films for user {user}[/]")
-    side_by_side = Table("last five watched", "", "DiffuRec recommends", "then watched")
-    for place, film in enumerate(top["title"]):
+    top = recommender.recommend(users=[user], k=10, explain=True)
+    console.print(f"\n[bold]4. Ten films for user {user}[/]  What each score is made of adds up to 100 %.")
+    side_by_side = Table("last five watched", "", "theat recommends", "most of all because of", "then watched")
+    for place, (film, because) in enumerate(top.select("title", "because").iter_rows()):
         past = watched[place] if place < len(watched) else ""
-        side_by_side.add_row(past, str(place + 1), film, "yes" if film in later else "")
+        side_by_side.add_row(past, str(place + 1), film, reasons(because), "yes" if film in later else "")
     console.print(side_by_side)
 
     console.print(
-        "\nThe run is in runs/demo/diffurec; its README.md says how it was made. Recommend for any history, by titles:"
+        "\nThe run is in runs/demo/theat; its README.md says how it was made. Recommend for any history, by titles:"
     )
-    console.print('   .venv/bin/rediffuse recommend runs/demo/diffurec --history "Toy Story (1995)|Fargo (1996)"')
+    console.print(
+        '   .venv/bin/rediffuse recommend runs/demo/theat --history "Toy Story (1995)|Fargo (1996)" --explain'
+    )
     if arguments.svg:
         arguments.svg.parent.mkdir(parents=True, exist_ok=True)
         arguments.svg.with_suffix(".txt").write_text(console.export_text(clear=False), encoding="utf-8")
@@ -105,6 +120,17 @@ def main() -> None:
         # The picture must not load fonts from the network.
         picture = re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL)
         arguments.svg.write_text(picture, encoding="utf-8")
+
+
+def reasons(because: list[dict[str, Any]], most: int = 1) -> str:
+    """The films that gave most of a score, with their shares; a film's parts are added up."""
+    shares: dict[str, float] = {}
+    for part in because:
+        name = part["history_title"] or part["part"]
+        shares[name] = shares.get(name, 0.0) + part["share"]
+    shares.pop("other", None)
+    best = sorted(shares, key=lambda name: -shares[name])[:most]
+    return ", ".join(f"{name} {shares[name]:.0%}" for name in best)
 
 
 def standard_error(result: TaskResult) -> float:

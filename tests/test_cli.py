@@ -179,6 +179,25 @@ def test_train_prints_json_and_the_leak(dataset, tmp_path):
     assert "leaks the future" in err
 
 
+def test_theat_chooses_and_is_updated(dataset, tables, tmp_path):
+    code, out, err = command("train", "theat", dataset, "-o", tmp_path / "run", "--split", "leave-one-out")
+    assert code == 0, err
+    assert "Chosen on validation data: half_life = " in out
+    assert "Then fitted again, with the validation interactions." in out
+    known = rd.load_dataset(dataset)
+    latest = int(known.interactions.times.max())
+    later = pl.DataFrame({"user": ["u1", "new"], "item": ["i3", "fresh"], "time": [latest + 60, latest + 120]})
+    later.write_csv(tmp_path / "later.csv")
+    columns = ("--user", "user", "--item", "item", "--time", "time")
+    succeeds("prepare", tmp_path / "later.csv", *columns, "-o", tmp_path / "later")
+    facts = json.loads(succeeds("update", tmp_path / "run", tmp_path / "later", "-o", tmp_path / "today", "--json"))
+    assert facts["added"] == 2
+    assert (facts["users"], facts["items"]) == (known.num_users + 1, known.num_items + 1)
+    rows = json.loads(succeeds("recommend", tmp_path / "today", "--user", "new", "-k", "3", "--json"))
+    assert len(rows["recommendations"]) == 3
+    assert "fresh" not in {row["item_id"] for row in rows["recommendations"]}
+
+
 def test_models_data_and_doctor_in_json():
     _, out, _ = command("models", "--json")
     assert json.loads(out)["diffurec"]["presets"] == ["default", "paper", "released"]

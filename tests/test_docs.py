@@ -88,7 +88,7 @@ def shown(value: object) -> str:
     return "null" if value is None else str(value).lower()
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [*models.names(), "blend"])
 def test_every_option_is_on_the_page_with_its_default(name):
     page = options_on_the_page()
     for option, field in models.model_class(name).Config.model_fields.items():

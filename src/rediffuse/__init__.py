@@ -18,6 +18,7 @@ _LAZY = {
     "load_dataset": ("rediffuse.data.loading", "load_dataset"),
     "public_dataset": ("rediffuse.readers.public_datasets", "public_dataset"),
     "train": ("rediffuse.training", "train"),
+    "blend": ("rediffuse.training.blend", "blend"),
     "evaluate": ("rediffuse.comparison", "evaluate"),
     "evaluate_lists": ("rediffuse.evaluation", "evaluate_lists"),
     "compare": ("rediffuse.comparison", "compare"),
@@ -38,6 +39,7 @@ __all__ = [
     "Recommender",
     "__version__",
     "augment",
+    "blend",
     "compare",
     "data",
     "diffusion",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from rediffuse.readers.recbole import read_atomic
     from rediffuse.recommender import Recommender
     from rediffuse.training import train, update
+    from rediffuse.training.blend import blend
     from rediffuse.tuning import tune
 
 

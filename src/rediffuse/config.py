@@ -122,6 +122,16 @@ class ModelConfig(BaseModel):
         )
 
 
+class NeuralConfig(ModelConfig):
+    """Options of a model that is trained by gradient: it can answer with a prior from the item graph."""
+
+    prior: Literal["none", "head", "residual"] = Field(
+        "none",
+        description="head: add the logarithms of theat and of recent popularity to the scores, weighted on validation "
+        "data. residual: also train with theat in the loss, so that the network learns what the graph does not know.",
+    )
+
+
 class ClosedFormConfig(ModelConfig):
     """Options of a model in closed form, which is cheap enough to be fitted twice."""
 

@@ -192,7 +192,7 @@ def vectors_rank_as_the_model_does(trained: TrainedModel) -> None:
     model = trained.recommender.model
     with torch.inference_mode():
         items = model.index_vectors()
-        if items is None:
+        if items is None or not model.ranks_by_vectors:
             raise NotApplicable("It does not rank by item vectors.")
         rows, users = Histories.from_lists([[0], [3] * 70, [5, 6, 7, 5]]), np.array([-1, 2, -1])
         queries = model.query_vectors(rows, users, Sampling(seed=4))

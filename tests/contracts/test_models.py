@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import pytest
 
+import rediffuse as rd
 from rediffuse import models
+from rediffuse.runs.run_folder import Run
 from rediffuse.testing import CONTRACTS, NotApplicable, TrainedModel, train_small
 
 # Small sizes of built-in models, beside those of `rediffuse.testing`; options that a model does not have are left out.
@@ -13,15 +17,46 @@ TINY = {
     **{"n": 2, "generator_epochs": 2, "pretrain_epochs": 2, "classifier": {"epochs": 2}},
 }
 
+# Beside the models that are trained by their name: networks with a prior, and a blend.
+OTHERS = {
+    "bprmf-head": {"prior": "head"},
+    "gru4rec-head": {"prior": "head"},
+    "gru4rec-residual": {"prior": "residual"},
+    "diffurec-residual": {"prior": "residual"},
+}
+BLENDED = ("gru4rec", "transition")
+
 # One of the users has friends and no interactions.
 pytestmark = pytest.mark.filterwarnings("ignore:1 of 61 histories are empty")
 
 
-@pytest.fixture(scope="module", params=models.names(installed=False))
+@dataclass
+class TrainedBlend(TrainedModel):
+    """A blend: it is trained again by training its parts again."""
+
+    parts: list[TrainedModel] = field(default_factory=list)
+
+    def train_again(self, name: str, seed: int) -> Run:
+        runs = [part.train_again(f"{name}-part", seed) for part in self.parts]
+        return rd.blend(runs, self.split.dataset, self.folder / name)
+
+
+def small(name: str, folder) -> TrainedModel:
+    """A small run of a model, or of a model with an option (`OTHERS`)."""
+    kind = name.partition("-")[0]
+    known = models.model_class(kind).Config.model_fields
+    options = {name: value for name, value in TINY.items() if name in known} | OTHERS.get(name, {})
+    return train_small(kind, folder, options)
+
+
+@pytest.fixture(scope="module", params=[*models.names(installed=False), *OTHERS, "blend"])
 def trained(request, tmp_path_factory) -> TrainedModel:
-    known = models.model_class(request.param).Config.model_fields
-    options = {name: value for name, value in TINY.items() if name in known}
-    return train_small(request.param, tmp_path_factory.mktemp(request.param), options)
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param != "blend":
+        return small(request.param, folder)
+    parts = [small(name, folder / name) for name in BLENDED]
+    run = rd.blend([part.run for part in parts], parts[0].split.dataset, folder / "run")
+    return TrainedBlend(models.Blend, parts[0].split, run, folder, parts)
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)

@@ -24,6 +24,7 @@ OPTIONS = {
     **{"embedding_size": 16, "batch_size": 59, "epochs": 3, "blocks": 1, "precision": "fp32", "patience": 9},
     **{"n": 2, "generator_epochs": 2, "pretrain_epochs": 2, "generator_batch": 32},
     **{"dropout": 0.0, "embedding_dropout": 0.0, "denoiser_batch": 59},
+    "refit": False,  # the recorded validation metrics are then those of the weights in the run
 }
 ABLATION = {"diffusion": False}
 DRAWN = {"timestep_sampler": "lossaware", "diffusion_steps": 3}

@@ -12,7 +12,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.split import Task
 from rediffuse.errors import ConfigError, DataError, TrainingError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, rank_task
-from rediffuse.evaluation.rank import true_ranks
+from rediffuse.evaluation.rank import ranks_up_to, true_ranks
 from rediffuse.topk import exact_top_k
 
 
@@ -246,3 +246,16 @@ def test_ranks_are_exact_beyond_the_integers_of_single_precision():
     scores[0, 5] = 0.0
     truth = Histories.from_lists([[items - 1]])
     assert true_ranks(scores, truth, torch.empty_like(scores)).tolist() == [items - 1]
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 40])
+def test_ranks_up_to_k_are_the_ranks(k):
+    rng = np.random.default_rng(k)
+    for items in (12, 400):
+        scores = torch.from_numpy(rng.random((30, items)).astype(np.float32).round(2))  # with ties
+        scores[torch.from_numpy(rng.random((30, items)) < 0.1)] = -torch.inf
+        rows = [np.unique(rng.integers(0, items, rng.integers(1, 6))).tolist() for _ in range(30)]
+        truth = Histories.from_lists(rows)
+        expected = true_ranks(scores, truth, torch.empty_like(scores))
+        expected = np.where(expected > k, NOT_RANKED, expected)
+        np.testing.assert_array_equal(ranks_up_to(k, scores, truth), expected)

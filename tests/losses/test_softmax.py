@@ -23,9 +23,15 @@ def case(n: int, items: int = 37, d: int = 5, seed: int = 0, dtype: torch.dtype 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
 @pytest.mark.parametrize("items", [37, 300])
 @pytest.mark.parametrize("elements", [1, 64 * 37, 64 * 300, 10**9])  # by items, by rows, all at once
-def test_value_and_gradients_are_those_of_the_dense_form(n, items, elements, monkeypatch):
+@pytest.mark.parametrize("each", [False, True])  # one bias for all pairs, or one for each
+def test_value_and_gradients_are_those_of_the_dense_form(n, items, elements, each, monkeypatch):
     monkeypatch.setitem(softmax.SLICE_ELEMENTS, "cpu", elements)
     hidden, table, targets, weights, biased = case(n, items)
+    if each:
+        rows, columns, _ = biased
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))  # pairs may be in any order
+        values = torch.linspace(-2, 3, len(rows), dtype=torch.float64).requires_grad_()
+        biased = rows[order], columns[order], values
     loss, per_row = softmax_cross_entropy(hidden, table, targets, weights, biased)
     inputs = (hidden, table, biased[2])
     ours = torch.autograd.grad(loss, inputs)

@@ -8,6 +8,7 @@ import warnings
 
 from rediffuse.cli import (  # noqa: F401 (importing a module registers its command)
     augment,
+    blend,
     compare,
     data,
     doctor,

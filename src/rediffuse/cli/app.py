@@ -11,7 +11,7 @@ from rediffuse import distributed
 from rediffuse.errors import ConfigError
 
 # In the order of their use.
-COMMANDS = ("data", "prepare", "models", "train", "evaluate", "compare", "tune", "augment", "recommend")
+COMMANDS = ("data", "prepare", "models", "train", "evaluate", "compare", "blend", "tune", "augment", "recommend")
 COMMANDS += ("update", "serve", "index", "export", "doctor")
 
 

@@ -31,7 +31,7 @@ def compare(
 ) -> None:
     """Compare evaluated runs: intervals, paired tests, slices and costs, as a page that works offline."""
     from rediffuse.comparison import compare as run_comparison
-    from rediffuse.comparison.markdown import POLICY_NAMES, sentences
+    from rediffuse.comparison.markdown import POLICY_NAMES, refit_note, sentences
     from rediffuse.config import read_settings
 
     figures = read_settings(published) if published else None
@@ -54,6 +54,8 @@ def compare(
         if len(found.pairs):
             for sentence in sentences(found.pairs.filter(policy=found.policy)):
                 print_rich(sentence)
+        if note := refit_note(found.facts):
+            print_rich(note)
         if not found.facts["protocol"]["comparable"]:
             print_rich(f"NOT COMPARABLE with other protocols. {found.facts['protocol']['note']}")
         if out is not None:

@@ -18,6 +18,7 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """List all models, built-in and from installed packages, with their presets and options; or one of them."""
+    from rediffuse.config import ModelConfig
     from rediffuse.models import model_class, names
     from rediffuse.models.external import class_path
 
@@ -31,12 +32,15 @@ def models(
             warnings.warn(str(error), RediffuseWarning, stacklevel=1)
             continue
         defaults = kind.Config.build().model_dump(mode="json")
+        # Options of the training loop have no effect on a model in closed form.
+        ignored = set() if kind.trained_by_gradient else set(ModelConfig.model_fields) - {"metric"}
         described[listed] = {
             "class": class_path(kind),
             "presets": kind.Config.preset_names(),
             "options": {
                 option: {"default": defaults[option], "description": field.description}
                 for option, field in kind.Config.model_fields.items()
+                if option not in ignored
             },
         }
 

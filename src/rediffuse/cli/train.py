@@ -37,6 +37,7 @@ def train(
 ) -> None:
     """Train a model and write its run folder."""
     from rediffuse.config import parse_settings, read_settings
+    from rediffuse.runs.card import duration
     from rediffuse.training import train as run_training
 
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
@@ -65,7 +66,11 @@ def train(
             print_rich(listing)
         # 0: the model is not trained in epochs, or was never validated.
         best = f", best epoch {result['best_epoch']}" if result["best_epoch"] else ""
-        print_rich(f"{run.minutes:.1f} minutes{best}. Next: rediffuse evaluate {out} {dataset}")
+        if settings := run.config["resolved"].get("settings"):
+            print_rich("Chosen on validation data: " + ", ".join(f"{k} = {v}" for k, v in settings.items()) + ".")
+        if run.config["training"]["refitted"]:
+            print_rich("Then fitted again, with the validation interactions.")
+        print_rich(f"{duration(run.minutes)}{best}. Next: rediffuse evaluate {out} {dataset}")
 
     if rank() == 0:
         emit(result, as_json, print_summary)

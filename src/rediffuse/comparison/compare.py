@@ -138,6 +138,12 @@ def _facts(groups: list[Variant]) -> dict[str, Any]:
         "counts": run.test["counts"],
         "selected_by": sorted({run.config["config"]["metric"] for group in groups for run in group.runs}),
         "refitted": [group.label for group in groups if any(_refitted(run.config) for run in group.runs)],
+        "refitted_parts": {
+            group.label: part
+            for group in groups
+            for run in group.runs
+            if isinstance(part := run.config["training"].get("refitted"), str)
+        },
         "variants": [group.label for group in groups],
         "dates": sorted({run.test["date"] for group in groups for run in group.runs}),
         "hardware": sorted({_hardware(run.test["environment"]) for group in groups for run in group.runs}),
@@ -147,8 +153,8 @@ def _facts(groups: list[Variant]) -> dict[str, Any]:
 
 
 def _refitted(config: dict[str, Any]) -> bool:
-    """Whether a run learned from the validation interactions too, after all choices."""
-    return config["training"].get("refitted", False)
+    """Whether a run, or a part of it, learned from the validation interactions too, after all choices."""
+    return bool(config["training"].get("refitted", False))
 
 
 def _hardware(environment: dict[str, Any]) -> str:

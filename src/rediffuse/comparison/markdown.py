@@ -64,16 +64,18 @@ def p_value(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
-def _refits(facts: dict[str, Any]) -> list[str]:
-    """A line on which variants learned from the validation interactions too, if any did."""
+def refit_note(facts: dict[str, Any]) -> str | None:
+    """Which variants learned from the validation interactions too, and which did not; None if none did."""
     refitted = facts["refitted"]
     others = [label for label in facts["variants"] if label not in refitted]
     if not refitted:
-        return []
-    line = f"- Learned from the validation interactions too, after all choices (`refit`): {', '.join(refitted)}."
+        return None
+    parts = facts.get("refitted_parts", {})
+    named = [f"{label} (only the {parts[label]})" if label in parts else label for label in refitted]
+    note = f"Learned from the validation interactions too, after all choices (refit): {', '.join(named)}."
     if others:
-        line += f" Learned from training interactions alone, which is a handicap: {', '.join(others)}."
-    return [line]
+        note += f" Learned from the training interactions alone, which is a handicap: {', '.join(others)}."
+    return note
 
 
 def _protocol(facts: dict[str, Any]) -> list[str]:
@@ -88,7 +90,7 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
         "the histories at test time.",
         f"- Leaks: {leak}",
         f"- Selected on validation by {', '.join(facts['selected_by'])}.",
-        *_refits(facts),
+        *(f"- {note}" for note in [refit_note(facts)] if note),
         f"- Evaluated on {', '.join(facts['dates'])}; {'; '.join(facts['hardware'])}.",
     ]
     return lines if rules["comparable"] else [*lines, f"- **Not comparable.** {rules['note']}"]

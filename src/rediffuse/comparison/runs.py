@@ -231,6 +231,8 @@ def _differ(other: dict[str, Any], options: dict[str, Any], option: str) -> bool
 
 
 def _label(option: str, value: Any) -> str:
+    if option == "parts":  # of a blend
+        return " + ".join(part["model"] for part in value)
     return "no diffusion" if option == "diffusion" and value is False else f"{option}={value}"
 
 

@@ -151,6 +151,20 @@ def true_ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.
     return np.where(true_scores == -np.inf, NOT_RANKED, ranks)
 
 
+def ranks_up_to(k: int, scores: Tensor, truth: Histories) -> NDArray[np.int64]:
+    """(t,) as `true_ranks` where a rank is at most ``k``, otherwise `NOT_RANKED`: what a metric at k needs, faster."""
+    best, _ = exact_top_k(scores, min(k, scores.shape[1]))
+    owners, items = torch.from_numpy(truth.owners), torch.from_numpy(truth.items.astype(np.int64))
+    own, worst = scores[owners, items], best[owners, -1]
+    at_least = (best[owners] >= own[:, None]).sum(1)
+    tied = torch.nonzero(own == worst).squeeze(1)  # with items beyond the k-th, perhaps
+    at_least[tied] = (scores[owners[tied]] >= own[tied, None]).sum(1)
+    true_scores, ranks = own.numpy(), at_least.numpy()
+    if len(owners) > len(truth):
+        ranks -= _tied_later(true_scores, truth.owners)
+    return np.where((own < worst).numpy() | (true_scores == -np.inf) | (ranks > k), NOT_RANKED, ranks)
+
+
 def rank_task(
     score: Score,
     task: RankingTask,

@@ -13,7 +13,7 @@ from torch import Tensor
 from rediffuse.data.histories import Histories
 from rediffuse.data.subsets import Task
 from rediffuse.evaluation.metrics import accuracy_values, parse_metric
-from rediffuse.evaluation.rank import block_of_users, distinct, true_ranks
+from rediffuse.evaluation.rank import block_of_users, distinct, ranks_up_to
 
 # Settings are compared on at most so many users, spread evenly over the task. The standard error of a hit rate of 10 %
 # is then half a percentage point, and smaller for differences, since all settings see the same users.
@@ -57,8 +57,8 @@ class SubsetValidation:
         task, rows = self.task, self.users()
         name, _, policy = (metric or self.metric).partition("/")
         parsed = parse_metric(name)
-        truth = distinct(task.truth, self.num_items, "true").take(rows)
-        seen = distinct(task.histories if task.seen is None else task.seen, self.num_items, "history").take(rows)
+        truth = distinct(task.truth.take(rows), self.num_items, "true")
+        seen = distinct((task.histories if task.seen is None else task.seen).take(rows), self.num_items, "history")
         ranks: list[list[NDArray[np.int64]]] = []
         block = block_of_users(self.num_items)
         for start in range(0, len(rows), block):
@@ -71,7 +71,7 @@ class SubsetValidation:
                     scores[where] = -torch.inf
                 if setting == len(ranks):
                     ranks.append([])
-                ranks[setting].append(true_ranks(scores, true, torch.empty_like(scores)))
+                ranks[setting].append(ranks_up_to(parsed.k, scores, true))
         values = []
         for of_setting in ranks:
             joined = np.concatenate(of_setting)

@@ -107,6 +107,11 @@ def _next_item_model(contents: RunContents) -> SequenceModel:
         ConfigError: the model or its solver cannot be exported.
     """
     name, model = contents.config["model"], contents.model
+    if not model.ranks_by_vectors:
+        raise ConfigError(
+            f"{name} cannot be exported from this run: a prior from the item graph is added to its scores.",
+            "Train with prior=none.",
+        )
     if isinstance(model, Composite):
         model = model.active_model
     if not isinstance(model, SequenceModel):

@@ -6,6 +6,7 @@ neighbours alone.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,8 @@ def transitions(
 def _positions_by_item(items: NDArray[np.int32], num_items: int) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
     """(n,) the positions of each item in ``items``, ascending; and (num_items + 1,) where those of each item begin."""
     count = len(items)
-    one_a_row = sparse.csr_array((np.ones(count, dtype=np.int8), items, np.arange(count + 1)), shape=(count, num_items))
+    rows = np.arange(count + 1, dtype=np.int32 if count < 2**31 - 1 else np.int64)
+    one_a_row = sparse.csr_array((np.ones(count, dtype=np.int8), items, rows), shape=(count, num_items))
     by_item = one_a_row.tocsc()  # a counting sort
     return by_item.indices, by_item.indptr.astype(np.int64)
 
@@ -150,34 +152,25 @@ def _in_blocks(
         """The rows of a block; their mass before truncation, and after."""
         rows, mass, left = block(*bounds), 0.0, 0.0
         if neighbours is not None:
-            weights = rows.data.astype(np.float32)
-            if column_weights is not None:
-                weights *= column_weights[rows.indices].astype(np.float32)
-            chosen = strongest(weights, rows.indices, rows.indptr, neighbours)
-            mass, left = (float(part.sum(dtype=np.float64)) for part in (weights, weights[chosen]))
-            indptr = np.concatenate(([0], np.cumsum(chosen)))[rows.indptr]
-            rows = sparse.csr_array((rows.data[chosen], rows.indices[chosen], indptr), shape=rows.shape)
+            kept, mass, left = strongest(rows, neighbours, column_weights)
+            indptr = np.searchsorted(kept, rows.indptr)
+            rows = sparse.csr_array((rows.data[kept], rows.indices[kept], indptr), shape=rows.shape)
         rows.sort_indices()
         return rows, mass, left
 
     # SciPy's products run without the lock of the interpreter.
     threads = max(1, min(torch.get_num_threads(), 8))
+    # Room for all entries that there can be. The system gives memory to what is written alone.
+    room = int(np.minimum(work, min(num_items, neighbours or num_items)).sum())
+    values, columns, indptr = np.empty(room, np.float32), np.empty(room, np.int32), [np.zeros(1, np.int64)]
+    end, total, kept = 0, 0.0, 0.0
     with ThreadPoolExecutor(threads) as pool:
-        parts, masses, kept = zip(*pool.map(part, _blocks(work, BLOCK_ENTRIES // threads)), strict=True)
-    return ItemGraph(_stacked(list(parts), num_items), 1 - sum(kept) / sum(masses) if sum(masses) else 0.0)
-
-
-def _stacked(parts: list[sparse.csr_array], num_items: int) -> sparse.csr_array:
-    """Blocks of rows as one matrix. Parts are released one by one, so that memory does not hold all of it twice."""
-    entries = sum(part.nnz for part in parts)
-    values, columns = np.empty(entries, dtype=np.float32), np.empty(entries, dtype=np.int32)
-    indptr, at = [np.zeros(1, dtype=np.int64)], 0
-    while parts:
-        part = parts.pop(0)
-        values[at : at + part.nnz], columns[at : at + part.nnz] = part.data, part.indices
-        indptr.append(part.indptr[1:].astype(np.int64) + at)
-        at += part.nnz
-    return sparse.csr_array((values, columns, np.concatenate(indptr)), shape=(num_items, num_items))
+        for rows, mass, left in pool.map(part, _blocks(work, BLOCK_ENTRIES // threads)):
+            values[end : end + rows.nnz], columns[end : end + rows.nnz] = rows.data, rows.indices
+            indptr.append(rows.indptr[1:].astype(np.int64) + end)
+            end, total, kept = end + rows.nnz, total + mass, kept + left
+    arrays = values[:end], columns[:end], np.concatenate(indptr)
+    return ItemGraph(sparse.csr_array(arrays, shape=(num_items, num_items)), 1 - kept / total if total else 0.0)
 
 
 def _blocks(work: NDArray[np.float64], entries: int) -> Iterator[tuple[int, int]]:
@@ -191,18 +184,34 @@ def _blocks(work: NDArray[np.float64], entries: int) -> Iterator[tuple[int, int]
         first = last
 
 
-def strongest(values: NDArray[np.floating], columns: NDArray, indptr: NDArray, count: int) -> NDArray[np.bool_]:
-    """(n,) whether an entry is among the ``count`` largest of its row; of equal ones, the smallest columns are kept."""
-    chosen = np.ones(len(values), dtype=bool)
-    for row in np.flatnonzero(np.diff(indptr) > count):
-        inside = slice(indptr[row], indptr[row + 1])
-        part = values[inside]
-        bound = np.partition(part, len(part) - count)[len(part) - count]
-        keep, ties = part > bound, np.flatnonzero(part == bound)
-        order = np.argsort(columns[inside][ties], kind="stable")
-        keep[ties[order[: count - int(keep.sum())]]] = True
-        chosen[inside] = keep
-    return chosen
+def strongest(
+    rows: sparse.csr_array, count: int, column_weights: NDArray[np.floating] | None = None
+) -> tuple[NDArray[np.int64], float, float]:
+    """The ``count`` largest entries of each row, by value times the weight of the column; of equal ones, the smallest
+    columns.
+
+    Returns:
+        Their positions among the entries, ascending; and the sum of all entries, and of those that are kept.
+    """
+    scale = None if column_weights is None else column_weights.astype(np.float32)
+    kept, total, left = [np.empty(0, dtype=np.int64)], 0.0, 0.0
+    bounds: list[int] = np.asarray(rows.indptr).tolist()
+    for first, last in itertools.pairwise(bounds):
+        columns, values = rows.indices[first:last], rows.data[first:last]
+        if scale is not None:
+            values = values * scale[columns]
+        total += float(values.sum(dtype=np.float64))
+        if last - first > count:
+            bound = np.partition(values, len(values) - count)[len(values) - count]
+            above, ties = np.flatnonzero(values > bound), np.flatnonzero(values == bound)
+            ties = ties[np.argsort(columns[ties], kind="stable")[: count - len(above)]]
+            inside = np.sort(np.concatenate((above, ties)))
+            values = values[inside]
+        else:
+            inside = np.arange(last - first)
+        left += float(values.sum(dtype=np.float64))
+        kept.append(first + inside)
+    return np.concatenate(kept), total, left
 
 
 def scaled(matrix: sparse.csr_array, left: NDArray, right: NDArray) -> sparse.csr_array:

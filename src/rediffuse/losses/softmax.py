@@ -15,7 +15,7 @@ SLICE_ELEMENTS = {"cpu": 4_000_000, "cuda": 256_000_000}
 # Rows of a product are a multiple of this.
 ROWS = 64
 
-# An additive bias on some logits: row numbers, item numbers, and the scalar bias.
+# An additive bias on some logits: row numbers, item numbers, and the bias, one for all (a scalar) or one for each.
 Biased = tuple[Tensor, Tensor, Tensor]
 
 
@@ -38,7 +38,8 @@ def softmax_cross_entropy(
         items: (items, d) item table.
         targets: (n,) int64 item numbers.
         weights: (n,) importance weights, or None for ones. Not differentiated.
-        biased: (rows, columns, bias): the scalar ``bias`` is added to the logits at these pairs, which are distinct.
+        biased: (rows, columns, bias): ``bias``, a scalar or one value per pair, is added to the logits at these pairs,
+            which are distinct.
 
     Returns:
         The scalar loss, which is the mean over rows of weight * cross entropy; and the (n,) unweighted cross entropies,
@@ -100,11 +101,11 @@ class _SlicedByRows(torch.autograd.Function):
             logits = queries[chosen] @ table.T
             target = targets[chosen]
             own = torch.arange(len(target), device=target.device)
-            pair = None
+            pair = inside = None
             if rows is not None and bias is not None:
                 inside = (rows >= start) & (rows < start + step)
                 pair = (rows[inside] - start, columns[inside])  # type: ignore[index]
-                logits[pair] += bias.to(dtype)
+                logits[pair] += (bias if bias.dim() == 0 else bias[inside]).to(dtype)
             probabilities = torch.softmax(logits, dim=-1)
             at_target = probabilities[own, target].to(per_row.dtype)
             per_row[chosen] = -at_target.log()
@@ -114,7 +115,11 @@ class _SlicedByRows(torch.autograd.Function):
                 per_row[chosen][tiny] = torch.logsumexp(full, dim=-1) - full[own[: len(full)], target[tiny]]
             probabilities[own, target] -= 1
             if pair is not None and grad_bias is not None:
-                grad_bias += (probabilities[pair].to(scale.dtype) * scale[chosen][pair[0]]).sum()
+                of_pairs = probabilities[pair].to(scale.dtype) * scale[chosen][pair[0]]
+                if grad_bias.dim():
+                    grad_bias[inside] = of_pairs.to(grad_bias.dtype)
+                else:
+                    grad_bias += of_pairs.sum()
             # Rows are weighted on the narrow side of each product, not in the wide matrix of probabilities.
             grad_hidden[chosen] = (probabilities @ table) * scale[chosen][:, None]
             grad_items += probabilities.T @ (hidden[chosen] * scale[chosen][:, None]).to(dtype)
@@ -154,11 +159,14 @@ class _SlicedByItems(torch.autograd.Function):
         if rows is not None and columns is not None:  # in order of items, so that each slice takes a range of them
             order = torch.argsort(columns, stable=True)
             rows, columns = rows[order], columns[order]
+            ctx.order = order
+            if bias is not None and bias.dim():
+                bias = bias[order]
         queries = hidden.to(dtype)
         ctx.dtype = dtype
         log_total = torch.full((len(hidden),), -torch.inf, dtype=wide, device=hidden.device)
         at_target = torch.empty_like(log_total)
-        for _, _, logits, own, target, _ in _slices(queries, items, bias, targets, rows, columns, wide):
+        for _, _, logits, own, target, _, _ in _slices(queries, items, bias, targets, rows, columns, wide):
             log_total = torch.logaddexp(log_total, torch.logsumexp(logits, dim=1))
             at_target[own] = logits[own, target]
         per_row = log_total - at_target
@@ -174,13 +182,17 @@ class _SlicedByItems(torch.autograd.Function):
         weighted = (hidden * scale[:, None]).to(ctx.dtype)
         grad_hidden, grad_items = torch.zeros_like(hidden), torch.empty_like(items)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        for chosen, table, logits, own, target, pair in _slices(
+        for chosen, table, logits, own, target, pair, inside in _slices(
             queries, items, bias, targets, rows, columns, log_total.dtype
         ):
             probabilities = logits.sub_(log_total[:, None]).exp_()
             probabilities[own, target] -= 1
             if pair is not None and grad_bias is not None:
-                grad_bias += (probabilities[pair] * scale[pair[0]]).sum()
+                of_pairs = probabilities[pair] * scale[pair[0]]
+                if grad_bias.dim():
+                    grad_bias[ctx.order[inside]] = of_pairs.to(grad_bias.dtype)
+                else:
+                    grad_bias += of_pairs.sum()
             probabilities = probabilities.to(ctx.dtype)
             # Rows are weighted on the narrow side of each product, not in the wide matrix of probabilities.
             grad_hidden += probabilities @ table
@@ -196,11 +208,12 @@ def _slices(
     rows: Tensor | None,
     columns: Tensor | None,
     wide: torch.dtype,
-) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None, slice]]:
     """Yield slices of items.
 
     Each has: the slice, its rows of the table (m, d), its logits (n, m), the rows whose target is in it, these targets
-    as columns of the slice, and the biased pairs (row, column of the slice). ``columns`` must ascend.
+    as columns of the slice, the biased pairs (row, column of the slice), and which pairs they are. ``columns`` must
+    ascend.
     """
     # A quarter of the size, because each slice is read several times: measured fastest on a CPU.
     width = max(1, _slice_elements(queries) // 4 // len(queries) // ROWS) * ROWS
@@ -213,10 +226,9 @@ def _slices(
         chosen = slice(start, min(start + width, len(items)))
         table = items[chosen].to(queries.dtype)
         logits = (queries @ table.T).to(wide)
-        pair = None
+        pair, inside = None, slice(bounds[number], bounds[number + 1])
         if rows is not None and columns is not None and bias is not None:
-            inside = slice(bounds[number], bounds[number + 1])
             pair = (rows[inside], columns[inside] - start)
-            logits[pair] += bias.to(wide)
+            logits[pair] += (bias if bias.dim() == 0 else bias[inside]).to(wide)
         own = torch.nonzero((targets >= chosen.start) & (targets < chosen.stop)).squeeze(1)
-        yield chosen, table, logits, own, targets[own] - start, pair
+        yield chosen, table, logits, own, targets[own] - start, pair, inside

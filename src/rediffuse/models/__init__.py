@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rediffuse.models.baselines.s3rec import S3Rec
     from rediffuse.models.baselines.sasrec import SASRec
     from rediffuse.models.baselines.slist import SLIST
+    from rediffuse.models.blend import Blend
     from rediffuse.models.diffkg import DiffKG
     from rediffuse.models.diffnet import DiffNet
     from rediffuse.models.diffnetpp import DiffNetPP
@@ -70,6 +71,9 @@ _MODELS = {
     "tdiffrec": ("rediffuse.models.diffrec", "TDiffRec"),
 }
 
+# Not trained, but made of finished runs.
+_MADE_OF_RUNS = {"blend": ("rediffuse.models.blend", "Blend")}
+
 _FOR_AUTHORS = {
     "Encoded": "rediffuse.models.sequence",
     "FactorConfig": "rediffuse.models.factors",
@@ -82,11 +86,11 @@ _FOR_AUTHORS = {
     "SequenceModel": "rediffuse.models.sequence",
     "TrainingData": "rediffuse.models.base",
 }
-_CLASSES = {attribute: module for module, attribute in _MODELS.values()} | _FOR_AUTHORS
+_CLASSES = {attribute: module for module, attribute in (*_MODELS.values(), *_MADE_OF_RUNS.values())} | _FOR_AUTHORS
 
 
 def names(*, installed: bool = True) -> list[str]:
-    """Names of the models that `model_class` finds.
+    """Names of the models that can be trained. `model_class` finds ``blend`` too, which is made of finished runs.
 
     Args:
         installed: include the models of other installed packages (entry point group ``rediffuse.models``).
@@ -107,9 +111,10 @@ def model_class(model: str | type[Model]) -> type[Model]:
     Warns:
         RediffuseWarning: another package offers a model with the name of a built-in one, which is the one that is used.
     """
-    if isinstance(model, str) and model in _MODELS:
+    built_in = _MODELS | _MADE_OF_RUNS
+    if isinstance(model, str) and model in built_in:
         external.warn_about_namesakes(model)
-        module, attribute = _MODELS[model]
+        module, attribute = built_in[model]
         return getattr(importlib.import_module(module), attribute)
     if not isinstance(model, str):
         found = model
@@ -121,7 +126,7 @@ def model_class(model: str | type[Model]) -> type[Model]:
             remedy = did_you_mean(model, names())
             raise ConfigError(f"There is no model {model!r}.", external.as_import_path(model) or remedy)
     kind = external.checked(found)
-    if (built_in := _MODELS.get(kind.name)) and external.class_path(kind) != ":".join(built_in):
+    if (own := built_in.get(kind.name)) and external.class_path(kind) != ":".join(own):
         raise ConfigError(
             f"{external.class_path(kind)} has the name of a built-in model, {kind.name!r}.",
             "Give the class another `name`: results are compared by it.",
@@ -134,6 +139,7 @@ __all__ = [
     "EASE",
     "SLIST",
     "BERT4Rec",
+    "Blend",
     "DiffKG",
     "DiffNet",
     "DiffNetPP",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rediffuse.config import NeuralConfig
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.models import model_class
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
@@ -33,7 +34,7 @@ def backbone_config(
     """The options of a backbone: its own ``options``, and those ``shared`` with its owner.
 
     Raises:
-        ConfigError: ``options`` has shared or unknown options, or a row-wise optimiser.
+        ConfigError: ``options`` has shared or unknown options, a row-wise optimiser, or a prior.
     """
     for option in shared:
         if option in options:
@@ -46,4 +47,18 @@ def backbone_config(
             f"backbone_options.item_optimizer is {config.item_optimizer!r}, and {owner} reads the whole item table.",
             "Leave it out, or train the backbone alone.",
         )
+    refuse_prior(owner, "backbone_options", config)
     return config
+
+
+def refuse_prior(owner: str, option: str, config: NeuralConfig) -> None:
+    """Check the options that ``option`` of ``owner`` gives to one of its models.
+
+    Raises:
+        ConfigError: they ask for a prior, which only the whole model can have.
+    """
+    if config.prior != "none":
+        raise ConfigError(
+            f"{option}.prior is {config.prior!r}, and a prior belongs to the whole model.",
+            f"Set prior=head of {owner.lower()} itself.",
+        )

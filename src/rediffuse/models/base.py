@@ -227,6 +227,16 @@ class Model(nn.Module):
     def resolve(self, resolved: dict[str, Any]) -> None:
         """Apply the choices of `calibrate`. Called after it, and whenever a run is loaded."""
 
+    @property
+    def refits(self) -> bool | str:
+        """What learns from the validation interactions too, after all choices: the model, a part of it (its name), or
+        nothing."""
+        return getattr(self.config, "refit", False)
+
+    def refit(self, data: TrainingData) -> None:
+        """Learn again what `refits` names. ``data`` has the validation interactions among those of training."""
+        self.fit(data)
+
     def artifacts(self, user_ids: pl.Series, item_ids: pl.Series) -> dict[str, pl.DataFrame]:
         """Extra files of the run: "name.parquet" -> table. Called after training."""
         return {}
@@ -332,7 +342,21 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def scores_are_logits(self) -> bool:
+        """Whether the softmax of the scores is a distribution; otherwise they are amounts, such as mass or counts.
+
+        It says how scores are put beside those of another model (`rediffuse.models.prior.log_scores`).
+        """
+        return self.trained_by_gradient
+
     # --- vectors, of models that rank by an inner product --------------------------------------------------
+
+    @property
+    def ranks_by_vectors(self) -> bool:
+        """Whether inner products of `query_vectors` and `index_vectors`, if it has them, rank unseen items as `score`
+        does. An index and an export need it."""
+        return True
 
     def map_vectors(self) -> Tensor | None:
         """(num_items, d) item vectors whose cosines relate items, for similar items and the item map, or None."""

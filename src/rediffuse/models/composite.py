@@ -8,11 +8,15 @@ from torch import Tensor
 
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import Model
+from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
 
 
-class Composite(Model):
-    """Several models, one of which is active in each phase. All inference goes to the active model."""
+class Composite(NeuralModel):
+    """Several models, one of which is active in each phase. All inference goes to the active model.
+
+    A prior is that of the whole; the models that it is made of have none.
+    """
 
     @property
     def active_model(self) -> Model:
@@ -35,6 +39,10 @@ class Composite(Model):
 
     def network_passes(self, sampling: Sampling) -> int:
         return self.active_model.network_passes(sampling)
+
+    @property
+    def network_gives_logits(self) -> bool:
+        return self.active_model.scores_are_logits
 
     def index_vectors(self) -> Tensor | None:
         return self.active_model.index_vectors()

@@ -26,7 +26,7 @@ from rediffuse.batching.matrix import weighted_matrix
 from rediffuse.batching.recency import BY_TIME, InputWeighting, check_weighting, interaction_weights
 from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
 from rediffuse.batching.sequences import rank_rows
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import NeuralConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion import (
     ancestral,
@@ -37,7 +37,8 @@ from rediffuse.diffusion import (
     snr_weights,
     timestep_sampler,
 )
-from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.base import TrainingData
+from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
 from rediffuse.nn import Folded, RowDenoiser
 
@@ -46,7 +47,7 @@ WEIGHTING = "Weight recent interactions more: none, order, interval, half_life_e
 _RELEASED = {"metric": "recall@20/unseen", "patience": 4, "validate_every": 5, "weight_decay": 0.0}
 
 
-class DiffRecConfig(ModelConfig):
+class DiffRecConfig(NeuralConfig):
     """Options of DiffRec; the defaults are chosen on validation data (docs/benchmarks.md).
 
     The presets ``paper:NAME`` hold the released options for a data set.
@@ -127,7 +128,7 @@ class TDiffRecConfig(DiffRecConfig):
     weighting: InputWeighting = Field("order", description=WEIGHTING)
 
 
-class DiffRec(Model):
+class DiffRec(NeuralModel):
     """DiffRec, or its ablation (no diffusion)."""
 
     name = "diffrec"
@@ -213,6 +214,10 @@ class DiffRec(Model):
         return errors * at_timesteps(snr_weights(self.schedule, prediction), t, errors)
 
     # --- scoring -------------------------------------------------------------------------------------------
+
+    @property
+    def network_gives_logits(self) -> bool:
+        return False  # they are estimates of zeros and ones
 
     @torch.no_grad()
     def prepare(self) -> None:

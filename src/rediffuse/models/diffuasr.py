@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from rediffuse.batching.continuations import Continuation, Continuations
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, pad_right
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import ModelConfig, NeuralConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.data.synthetic import prepend
 from rediffuse.diffusion import (
@@ -45,7 +45,7 @@ from rediffuse.diffusion.schedule import NoiseSchedule
 from rediffuse.diffusion.solvers import Network
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.models import model_class
-from rediffuse.models.backbone import backbone_class, backbone_config
+from rediffuse.models.backbone import backbone_class, backbone_config, refuse_prior
 from rediffuse.models.base import TrainingData, Validation
 from rediffuse.models.composite import Composite
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
@@ -57,7 +57,7 @@ BLOCK_SCORES = 4_000_000
 SAMPLED_ROWS = 512
 
 
-class DiffuASRConfig(ModelConfig):
+class DiffuASRConfig(NeuralConfig):
     """Options of the loop are those of the backbone's training; the classifier and the generator have their own."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -126,11 +126,12 @@ class DiffuASRConfig(ModelConfig):
         """The options of the classifier.
 
         Raises:
-            ConfigError: ``classifier`` has options that the classifier does not have.
+            ConfigError: ``classifier`` has options that the classifier does not have, or a prior.
         """
         defaults = {"embedding_size": 64, "metric": self.metric, "precision": self.precision}
         config = model_class(self.classifier_model).Config.build(None, defaults | self.classifier)
         assert isinstance(config, SequenceConfig)
+        refuse_prior("DiffuASR", "classifier", config)
         return config
 
     def generator_config(self) -> ModelConfig:
@@ -363,9 +364,12 @@ class DiffuASR(Composite):
     # --- scoring -------------------------------------------------------------------------------------------
 
     def calibrate(self, validate: Validation) -> dict[str, Any]:
-        return self.active_model.calibrate(validate)
+        found = self.active_model.calibrate(validate)
+        self.active_model.resolve(found)
+        return found | super().calibrate(validate)
 
     def resolve(self, resolved: dict[str, Any]) -> None:
+        super().resolve(resolved)
         self.active_model.resolve(resolved)
 
     def as_trained(self, histories: Histories, users: NDArray[np.int64]) -> Histories:

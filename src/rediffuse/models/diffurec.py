@@ -302,7 +302,7 @@ class DiffuRec(SequenceModel):
     def calibrate(self, validate: Validation) -> dict[str, Any]:
         """Choose `sampling_steps`: the fewest steps whose validation metric is within 0.5 % of that of all T steps."""
         if not self.config.diffusion or self.config.sampling_steps is not None or self.config.solver == "one_step":
-            return {}
+            return super().calibrate(validate)
         tried = sorted({1, 2, 4, 8, 16} & set(range(self.config.diffusion_steps)) | {self.config.diffusion_steps})
         curve: dict[int, float] = {}
         for steps in reversed(tried):
@@ -310,7 +310,10 @@ class DiffuRec(SequenceModel):
             curve[steps] = validate()
         enough = curve[self.config.diffusion_steps] * (1 - CALIBRATION_TOLERANCE)
         chosen = min(steps for steps in tried if curve[steps] >= enough)
-        return {"sampling_steps": chosen, "metric_by_steps": {str(n): curve[n] for n in tried}}
+        self.sampling_steps = chosen
+        found = {"sampling_steps": chosen, "metric_by_steps": {str(n): curve[n] for n in tried}}
+        return found | super().calibrate(validate)
 
     def resolve(self, resolved: dict[str, Any]) -> None:
+        super().resolve(resolved)
         self.sampling_steps = self.config.sampling_steps or resolved.get("sampling_steps", 1)

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rediffuse.batching.pairs import PairBatch, PairBatches
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import NeuralConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.losses import bpr
-from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.base import TrainingData
+from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
 
 
-class FactorConfig(ModelConfig):
+class FactorConfig(NeuralConfig):
     """Options of a model that ranks by the inner product of a user vector and an item vector."""
 
     search: ClassVar[dict[str, Any]] = {
@@ -37,7 +38,7 @@ class FactorConfig(ModelConfig):
     validate_every: int = Field(5, ge=1, description="Epochs between validations.")
 
 
-class FactorModel(Model):
+class FactorModel(NeuralModel):
     """User and item vectors, trained with BPR. Subclasses implement `vectors` and `fold_in`.
 
     Users without a training interaction, and users who were not in training, get a vector from their history

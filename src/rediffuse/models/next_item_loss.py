@@ -36,7 +36,7 @@ class ItemRanker(Protocol):
     def item_vectors(self, items: Tensor) -> Tensor: ...
     def catalogue(self) -> Tensor: ...
     def classes(self) -> Tensor: ...
-    def repeat_bias(self, batch: SequenceBatch) -> Biased | None: ...
+    def biased(self, batch: SequenceBatch) -> Biased | None: ...
 
 
 def negative_draws(loss: str, popularity: Tensor) -> Draws | None:
@@ -73,7 +73,7 @@ def next_item_loss(
 
         if loss == "softmax":
             items = model.metric_space(model.classes())
-            return softmax_cross_entropy(queries, items, targets, weights, model.repeat_bias(batch))
+            return softmax_cross_entropy(queries, items, targets, weights, model.biased(batch))
 
         positives = model.item_vectors(targets)
 

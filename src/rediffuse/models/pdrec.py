@@ -27,9 +27,9 @@ from rediffuse import distributed
 from rediffuse.batching.negatives import draw_negatives, interaction_keys
 from rediffuse.batching.rows import RowBatch, RowBatches
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, rank_rows
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import ModelConfig, NeuralConfig, Range
 from rediffuse.data.histories import Histories
-from rediffuse.models.backbone import backbone_class, backbone_config
+from rediffuse.models.backbone import backbone_class, backbone_config, refuse_prior
 from rediffuse.models.base import Model, TrainingData, Validation
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffrec import TI_DIFFREC, TDiffRec, TDiffRecConfig
@@ -45,7 +45,7 @@ _GRU4REC = {"embedding_size": 64, "dropout": 0.2, "max_length": 200}
 _RELEASED = {"backbone": "gru4rec", "backbone_options": _GRU4REC, "diffusion": TI_DIFFREC}
 
 
-class PDRecConfig(ModelConfig):
+class PDRecConfig(NeuralConfig):
     """Options of the training loop are those of the backbone's training; TI-DiffRec's are under ``diffusion``."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -114,11 +114,13 @@ class PDRecConfig(ModelConfig):
         """The options of TI-DiffRec: ``diffusion``, on top of weighting by time and PDRec's own values.
 
         Raises:
-            ConfigError: ``diffusion`` has options that tdiffrec does not have.
+            ConfigError: ``diffusion`` has options that tdiffrec does not have, or a prior.
         """
         defaults = {"weighting": "interval", "weight_min": 0.3, "fidelity": self.fidelity}
         defaults |= {"metric": self.metric, "precision": self.precision}
-        return TDiffRecConfig.build(None, defaults | self.diffusion)
+        config = TDiffRecConfig.build(None, defaults | self.diffusion)
+        refuse_prior("PDRec", "diffusion", config)
+        return config
 
     def backbone_class(self) -> type[SequenceModel]:
         """The class of the backbone.
@@ -307,9 +309,12 @@ class PDRec(Composite):
     # --- scoring -------------------------------------------------------------------------------------------
 
     def calibrate(self, validate: Validation) -> dict[str, Any]:
-        return self.backbone.calibrate(validate)
+        found = self.backbone.calibrate(validate)
+        self.backbone.resolve(found)
+        return found | super().calibrate(validate)
 
     def resolve(self, resolved: dict[str, Any]) -> None:
+        super().resolve(resolved)
         self.backbone.resolve(resolved)
 
 

@@ -12,12 +12,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, pad_right, rank_rows
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import NeuralConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.losses import Draws
 from rediffuse.losses.softmax import Biased
-from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.base import TrainingData
 from rediffuse.models.next_item_loss import negative_draws, next_item_loss
+from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
 
 # The repeat bias is this times a parameter, so Adam moves it this much faster than a weight: its values are large, and
@@ -27,7 +28,7 @@ REPEAT_RATE = 10.0
 SCORE_ROWS = 64
 
 
-class SequenceConfig(ModelConfig):
+class SequenceConfig(NeuralConfig):
     """Options of a model that reads a history and ranks the next item by an inner product."""
 
     search: ClassVar[dict[str, Range | tuple[Any, ...]]] = {
@@ -64,6 +65,14 @@ class SequenceConfig(ModelConfig):
     )
 
     @model_validator(mode="after")
+    def _residual_fits_the_loss(self) -> Self:
+        if self.prior == "residual" and self.loss != "softmax":
+            raise ValueError(
+                f"prior=residual is for loss=softmax, and loss is {self.loss}; take prior=head, or loss=softmax"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _item_optimizer_fits_the_loss(self) -> Self:
         if self.item_optimizer != "adamw" and self.loss == "softmax":
             raise ValueError(
@@ -88,7 +97,7 @@ class Encoded:
     timesteps: Tensor | None = None
 
 
-class SequenceModel(Model):
+class SequenceModel(NeuralModel):
     """A model that turns a history into a vector in item space; items are ranked by their inner product with it.
 
     Subclasses implement `encode` (training) and `represent` (scoring).
@@ -103,6 +112,7 @@ class SequenceModel(Model):
     Config = SequenceConfig
     config: SequenceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     reads_synthetic = True
+    learns_residual = True
     every_position = True
     draws: Draws
 
@@ -184,7 +194,23 @@ class SequenceModel(Model):
         """(..., d) vectors of items (...) in metric space."""
         return self.metric_space(self.item_embedding(items))
 
-    # --- the repeat bias -----------------------------------------------------------------------------------
+    # --- biases of logits ----------------------------------------------------------------------------------
+
+    def biased(self, batch: SequenceBatch) -> Biased | None:
+        """What is added to logits of a batch, in the loss softmax: the repeat bias, and the residual of the prior.
+
+        No pair of a target and an item has both: the first is for items of the history, the second for others.
+        """
+        repeat = self.repeat_bias(batch)
+        if self.prior is None or self.prior.residual is None:
+            return repeat
+        residual = self.prior.residual
+        targets, items, values = residual.training_values(self.prior.graph, batch.interactions)
+        bias = residual.beta * values
+        if repeat is None:
+            return targets, items, bias
+        rows, seen, same = repeat
+        return torch.cat((rows, targets)), torch.cat((seen, items)), torch.cat((same.expand(len(rows)), bias))
 
     def repeat_bias(self, batch: SequenceBatch) -> Biased | None:
         """The bias on the logits of items that a target's window already holds: (targets, items, bias).
@@ -216,6 +242,10 @@ class SequenceModel(Model):
             item = window[row, column]
             # All scores are read before any is written, so an item that occurs twice in the window is biased once.
             scores[row, item] = scores[row, item] + REPEAT_RATE * self.repeat
+        if self.prior is not None and (residual := self.prior.residual) is not None:
+            own = histories.without_synthetic()
+            row, item, values = residual.values(self.prior.graph, own, scores.device)
+            scores[row, item] += residual.beta * values
         return scores
 
     # --- scoring -------------------------------------------------------------------------------------------

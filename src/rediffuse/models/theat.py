@@ -117,12 +117,10 @@ class TemporalHeat(PropagationModel):
             "column_weights": power(self.popularity.cpu().numpy(), -0.5),
         }
         of_users = power(np.diff(matrix.indptr), -self.config.user_exponent)
-        return {
-            "shared_users": cooccurrence(matrix, of_users, **truncation),
-            "following": transitions(
-                train.items, train.offsets, self.num_items, window=WINDOW, decay=DECAY, **truncation
-            ),
-        }
+        shared = cooccurrence(matrix, of_users, **truncation)
+        del matrix  # memory for the other graph
+        following = transitions(train.items, train.offsets, self.num_items, window=WINDOW, decay=DECAY, **truncation)
+        return {"shared_users": shared, "following": following}
 
     def derive(self, data: TrainingData) -> None:
         self.timed.fill_(data.has_timestamps)
@@ -164,19 +162,19 @@ class TemporalHeat(PropagationModel):
 
     def terms(self, inputs: Inputs, settings: Settings) -> Iterator[tuple[str, Any]]:
         out = self._item_scale(settings["item_exponent"])
-        yield "shared users", scale_columns(self._shared(inputs["history"]), out)
+        yield "shared users", scale_columns(self.shared_mass(inputs["history"]), out)
         if weight := settings["transition_weight"]:
-            yield "transitions", scale_columns(self._followers(inputs["last"]), self._item_scale(0.5) * weight)
+            yield "transitions", scale_columns(self.follower_mass(inputs["last"]), self._item_scale(0.5) * weight)
 
     def map_matrix(self) -> sparse.csr_array:
         scale = self._item_scale(0.5)
         return scaled(self.shared_users.csr, scale, scale)
 
-    def _shared(self, rows: sparse.csr_array) -> sparse.csr_array:
+    def shared_mass(self, rows: sparse.csr_array) -> sparse.csr_array:
         """Rows through the graph of shared users, without the scale of recommended items."""
         return sparse.csr_array(scale_columns(rows, self._item_scale(0.5)) @ self.shared_users.csr)
 
-    def _followers(self, rows: sparse.csr_array) -> sparse.csr_array:
+    def follower_mass(self, rows: sparse.csr_array) -> sparse.csr_array:
         """Rows through the transitions, without the scale of recommended items."""
         return sparse.csr_array(scale_columns(rows, self._item_scale(0.5)) @ self.following.csr)
 
@@ -196,12 +194,12 @@ class TemporalHeat(PropagationModel):
         for settings in tried:
             half_life, weight = settings["half_life"], settings["transition_weight"]
             if half_life not in shared:
-                shared[half_life] = self._shared(self.inputs(histories, settings)["history"]).toarray()
+                shared[half_life] = self.shared_mass(self.inputs(histories, settings)["history"]).toarray()
             scores = shared[half_life] * self._item_scale(settings["item_exponent"])
             if weight:
                 if followers is None:
                     rows = self.inputs(histories, settings)["last"]
-                    followers = scale_columns(self._followers(rows), self._item_scale(0.5)).toarray()
+                    followers = scale_columns(self.follower_mass(rows), self._item_scale(0.5)).toarray()
                 scores += weight * followers
             factor, added = self.prior(settings)
             scores *= factor

@@ -28,10 +28,11 @@ class SparseMatrix(nn.Module):
         self._cached: tuple[int, sparse.csr_array] | None = None
 
     def set(self, matrix: sparse.csr_array) -> None:
-        """Store a matrix."""
-        self.offsets.set(torch.from_numpy(matrix.indptr.astype(np.int64)))
-        self.indices.set(torch.from_numpy(matrix.indices.astype(np.int32)))
-        self.values.set(torch.from_numpy(matrix.data.astype(np.float32)))
+        """Store a matrix. Arrays of the right type are shared, so the matrix must not be changed afterwards."""
+        arrays = (matrix.indptr, matrix.indices, matrix.data)
+        for buffer, array in zip((self.offsets, self.indices, self.values), arrays, strict=True):
+            dtype = {torch.int64: np.int64, torch.int32: np.int32, torch.float32: np.float32}[buffer.value.dtype]
+            buffer.value.data = torch.from_numpy(array.astype(dtype, copy=False)).to(buffer.value.device)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:  # pyright: ignore
         self._cached = None  # loading may write into the same arrays

@@ -157,6 +157,11 @@ def _vectors(contents: RunContents) -> tuple[Tensor, Tensor]:
             "vectors.",
             "Use retrieval='exact', or a model that ranks by inner products, such as diffurec, sasrec or lightgcn.",
         )
+    if not model.ranks_by_vectors:
+        raise ConfigError(
+            f"{name} cannot use an index in this run: a prior is added to the inner products of its vectors.",
+            "Use retrieval='exact', or train with prior=none.",
+        )
     rows = contents.histories if model.reads_synthetic else contents.histories.without_synthetic()
     users = np.arange(len(rows), dtype=np.int64)
     users = users[(rows.lengths > 0) | model.has_user_state(users)]

@@ -109,6 +109,8 @@ class Ranker:
     ) -> NDArray[np.bool_]:
         """(n,) whether an index can make the list of each user."""
         lengths = histories.without_synthetic().lengths
+        if not self.model.ranks_by_vectors:
+            return np.zeros(len(queries), dtype=np.bool_)
         # The index does not know how a model changes the scores of seen items; if they are left out, it need not.
         plain = np.asarray([query.filter_seen and query.candidates is None for query in queries], dtype=np.bool_)
         depths = lengths + [query.k + len(query.excluded) for query in queries]

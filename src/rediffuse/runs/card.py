@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def duration(minutes: float) -> str:
+    """A time as text: in seconds below two minutes."""
+    return f"{60 * minutes:.1f} seconds" if minutes < 2 else f"{minutes:.1f} minutes"
+
+
 def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
     """Describe a run in Markdown: what it is, how it was trained and selected, and how to use it.
 
@@ -31,13 +36,15 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         *_class_line(run_config),
         f"- Split: {split['name']} {split['params'] or ''}".rstrip(),
         f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test subset.'}",
-        f"- Selected by {options['metric']} on the validation subset, best at epoch {training['best_epoch']}.",
-        *(["- Refitted with the validation interactions, after all choices."] if training.get("refitted") else []),
-        f"- {training['minutes']:.1f} minutes on {environment['processor']} with {environment['threads']} threads, "
-        f"{training['precision']}, {training['parameters']:,} parameters, seed {run_config['seed']}.",
+        f"- Selected by {options['metric']} on the validation subset"
+        + (f", best at epoch {training['best_epoch']}." if training["best_epoch"] else "."),
+        *_refit_line(training.get("refitted")),
+        f"- {duration(training['minutes'])} on {environment['processor']} with {environment['threads']} threads"
+        + (f", {training['precision']}, {training['parameters']:,} parameters" if training["parameters"] else "")
+        + f", seed {run_config['seed']}.",
         *_resolved(run_config["resolved"]),
         "",
-        *_curve(run_config["resolved"].get("curve") or []),
+        *_curve(run_config["resolved"].get("curve") or run_config["resolved"].get("prior", {}).get("curve") or []),
     ]
     if validation := run_config["validation"]:
         lines += ["## Validation", "", "| metric | seen items kept | seen items filtered |", "|---|--:|--:|"]
@@ -52,6 +59,14 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _refit_line(refitted: bool | str | None) -> list[str]:
+    """A line on what was refitted: the model (True), a part of it (its name), or nothing."""
+    if not refitted:
+        return []
+    what = "Refitted" if refitted is True else f"The {refitted} was refitted"
+    return [f"- {what} with the validation interactions, after all choices."]
+
+
 def _resolved(resolved: dict[str, Any]) -> list[str]:
     """Lines on what was chosen on validation data, and on what truncation left out."""
     lines = []
@@ -62,7 +77,11 @@ def _resolved(resolved: dict[str, Any]) -> list[str]:
             for graph, share in value.items():
                 if share:
                     lines.append(f"- {share:.1%} of the mass of {graph} was left out (`neighbours`).")
-        elif name != "curve":
+        elif name == "prior":
+            for part, choices in (("weights of the prior", value), ("theat", value["theat"])):
+                chosen = ", ".join(f"{k} = {v}" for k, v in choices["settings"].items())
+                lines.append(f"- Chosen on validation data, {part}: {chosen}.")
+        elif name not in ("curve", "parts"):
             lines.append(f"- {name}: {value}")
     return lines
 

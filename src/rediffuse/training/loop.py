@@ -26,7 +26,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from rediffuse import distributed
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TrainingView
-from rediffuse.errors import RunError, TrainingError
+from rediffuse.errors import RediffuseWarning, RunError, TrainingError
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.evaluation.selection import SubsetValidation
 from rediffuse.files import atomic_write_bytes, writing
@@ -306,6 +306,13 @@ class Trainer:
     def calibrate(self) -> dict[str, Any]:
         """Let the model choose settings on validation data; returns its choices (see `Model.calibrate`)."""
         if not len(self.view.valid.users):
+            if type(self.model).calibrate is not Model.calibrate:
+                warnings.warn(
+                    f"This split has no validation subset, so {self.model.name} keeps its usual settings. With one, it "
+                    "would choose.",
+                    RediffuseWarning,
+                    stacklevel=3,
+                )
             return {}
         task, metric = self.view.valid, self.config.metric
         return self.model.calibrate(
@@ -313,7 +320,7 @@ class Trainer:
         )
 
     def refit(self, histories: Histories) -> None:
-        """Fit a model in closed form again, with the options that were chosen on validation data.
+        """Learn again what `Model.refits` names, with the options that were chosen on validation data.
 
         Args:
             histories: the training and validation interactions, one row per user.
@@ -324,7 +331,7 @@ class Trainer:
         popularity = np.bincount(own.items, minlength=self.view.num_items)
         self.data = replace(self.data, train=histories, popularity=popularity)
         seed_torch(self.seed, "fit")
-        self.model.fit(self.data)
+        self.model.refit(self.data)
         self.model.eval()
         self.model.prepare()
 

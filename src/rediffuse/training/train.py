@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def train(
         problem = f"Both options and a run were given for {phase!r}."
         raise ConfigError(problem, "Leave out the options: the run has its own.")
     options = kind.Config.build(preset, {**(config or {}), **phase_options}, model=kind.name)
-    run_config = _describe_run(kind, preset, options, seed, split, phase_runs)
+    run_config = describe_run(kind, preset, options, seed, split, phase_runs)
     if not external.is_importable(kind):
         warnings.warn(
             f"{run_config['class']} is defined in a script, a notebook or a function, so the run can be used only "
@@ -142,7 +143,7 @@ def train(
         return _train(trainer, split, folder, run_config, resume, memory)
 
 
-def _describe_run(
+def describe_run(
     kind: type[Model],
     preset: str | None,
     options: ModelConfig,
@@ -181,6 +182,7 @@ def _train(
     """Train, choose on validation data, and write the run into its folder, which the main process has locked."""
     network = trainer.model
     state = trainer.run(resume)
+    trained = time.monotonic()
     remaining = trainer.phases[state.phase + 1 :]
     if remaining:
         raise TrainingError(
@@ -199,9 +201,12 @@ def _train(
     resolved = trainer.calibrate()
     network.resolve(resolved)
     validation = trainer.validate() if len(trainer.view.valid.users) else None
-    refitted = validation is not None and getattr(network.config, "refit", False)
+    refitted = validation is not None and network.refits
     if refitted:  # the metrics above are those of the model that has not seen the validation interactions
         trainer.refit(split.before_test())
+    minutes = state.seconds / 60
+    if not network.trained_by_gradient:
+        minutes += (time.monotonic() - trained) / 60  # the choices are its training
     run_config |= {
         "resolved": resolved,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -209,7 +214,7 @@ def _train(
             "best_epoch": state.best_epoch,
             "finished": state.done,
             "refitted": refitted,
-            "minutes": state.seconds / 60,
+            "minutes": minutes,
             "precision": state.precision,
             "processes": distributed.world_size(),
             "parameters": sum(p.numel() for p in network.parameters()),
@@ -217,11 +222,11 @@ def _train(
         },
         "validation": validation,
     }
-    distributed.main_process_first(lambda: _write_files(trainer, split, folder, run_config))
-    return Run(folder, run_config, validation, state.seconds / 60)
+    distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
+    return Run(folder, run_config, validation, minutes)
 
 
-def _write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any]) -> None:
+def write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any]) -> None:
     """Write the files of the finished run."""
     data = split.dataset
     # The histories hold everything before the test subset, as a system in production would know it.

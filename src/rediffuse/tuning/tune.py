@@ -97,6 +97,8 @@ def tune(
             raise ConfigError(f"All searchable options of {kind.name} are fixed.", "Leave out at least one of them.")
         others = [name for name in names(installed=False) if model_class(name).Config.search]
         remedy = f"Models with options to search: {', '.join(others)}."
+        if not kind.trained_by_gradient and "refit" in kind.Config.model_fields:
+            remedy = f"Train it: options that are null are chosen on validation data then. {remedy}"
         raise ConfigError(f"{kind.name} has no options to search.", remedy)
     view = split.training_view()
     if not len(view.valid.users):

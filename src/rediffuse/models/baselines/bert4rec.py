@@ -42,6 +42,7 @@ class BERT4Rec(SequenceModel):
 
     name = "bert4rec"
     Config = BERT4RecConfig
+    learns_residual = False  # a masked item has no history: both of its sides are read
     config: BERT4RecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: BERT4RecConfig, num_items: int, num_users: int = 0) -> None:
