@@ -23,6 +23,14 @@ def binary_matrix(histories: Histories, num_items: int) -> sparse.csr_array:
     return matrix
 
 
+def users_of_items(histories: Histories, num_items: int) -> NDArray[np.int64]:
+    """(num_items,) how many rows hold each item: the column sums of `binary_matrix`, in little memory."""
+    counts = np.zeros(num_items, dtype=np.int64)
+    for _, rows in histories.blocks():
+        counts += np.bincount(np.unique(rows.owners * num_items + rows.items) % num_items, minlength=num_items)
+    return counts
+
+
 def weighted_matrix(histories: Histories, num_items: int, weights: NDArray[np.float32]) -> sparse.csr_array:
     """(rows, num_items) float32: the weight of the row's last interaction with the item.
 

@@ -21,7 +21,7 @@ from scipy.sparse.linalg import svds
 from rediffuse.errors import RediffuseWarning
 
 # Entries of the matrix of one block, before truncation.
-BLOCK_ENTRIES = 1 << 25
+BLOCK_ENTRIES = 1 << 24
 # A matrix that may have more entries (2 GiB) is truncated, and a warning says so.
 MAX_ENTRIES = 1 << 28
 NEIGHBOURS = 200

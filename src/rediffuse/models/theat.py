@@ -24,7 +24,7 @@ from pydantic import Field
 from scipy import sparse
 from torch import Tensor
 
-from rediffuse.batching.matrix import binary_matrix
+from rediffuse.batching.matrix import binary_matrix, users_of_items
 from rediffuse.batching.recency import events_since, recent_popularity
 from rediffuse.data.histories import Histories
 from rediffuse.errors import RediffuseWarning
@@ -124,8 +124,7 @@ class TemporalHeat(PropagationModel):
 
     def derive(self, data: TrainingData) -> None:
         self.timed.fill_(data.has_timestamps)
-        degrees = np.ravel(binary_matrix(data.train, self.num_items).sum(axis=0))
-        self.degrees.copy_(torch.from_numpy(degrees.astype(np.float32)))
+        self.degrees.copy_(torch.from_numpy(users_of_items(data.train, self.num_items).astype(np.float32)))
         choices = {self.settings["prior_half_life"]}
         for stage in self.open_stages():
             choices |= set(stage.get("prior_half_life", ()))
