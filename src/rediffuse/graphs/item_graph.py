@@ -160,9 +160,9 @@ def _in_blocks(
 
     # SciPy's products run without the lock of the interpreter.
     threads = max(1, min(torch.get_num_threads(), 8))
-    # Room for all entries that there can be. The system gives memory to what is written alone.
-    room = int(np.minimum(work, min(num_items, neighbours or num_items)).sum())
-    values, columns, indptr = np.empty(room, np.float32), np.empty(room, np.int32), [np.zeros(1, np.int64)]
+    # Arrays for all entries that there can be. The system gives memory to what is written alone.
+    most = int(np.minimum(work, min(num_items, neighbours or num_items)).sum())
+    values, columns, indptr = np.empty(most, np.float32), np.empty(most, np.int32), [np.zeros(1, np.int64)]
     end, total, kept = 0, 0.0, 0.0
     with ThreadPoolExecutor(threads) as pool:
         for rows, mass, left in pool.map(part, _blocks(work, BLOCK_ENTRIES // threads)):

@@ -212,6 +212,6 @@ def _find(matrix: sparse.csr_array, keys: NDArray[np.int64]) -> tuple[NDArray[np
 
 
 def _without_one(degrees: NDArray[np.floating]) -> NDArray[np.float64]:
-    """d / (d - 1): what a degree that counts one user fewer does to its reciprocal; 1 where nobody is left."""
+    """d / (d - 1): what a degree that counts one user fewer does to its reciprocal; 1 where no user is left."""
     degrees = degrees.astype(np.float64)
     return np.where(degrees > 1, degrees / np.maximum(degrees - 1, 1), 1.0)
