@@ -62,6 +62,16 @@ class Validation(Protocol):
         ...
 
 
+def is_clearly_better(values: NDArray[np.float64], than: NDArray[np.float64]) -> bool:
+    """Whether a metric of users (n,) is better by more than the standard error of the difference over users.
+
+    What is not clearly better than the usual setting does not replace it: among settings that are as good, the best on
+    validation data is often the luckiest.
+    """
+    gain = values - than
+    return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
+
+
 @dataclass(frozen=True)
 class Contribution:
     """A part of the scores of some items.

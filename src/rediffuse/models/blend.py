@@ -26,7 +26,7 @@ from rediffuse.config import ModelConfig
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError
 from rediffuse.models import external, model_class
-from rediffuse.models.base import Model, TrainingData, Validation
+from rediffuse.models.base import Model, TrainingData, Validation, is_clearly_better
 from rediffuse.models.prior import log_scores
 from rediffuse.models.sampling import Sampling
 
@@ -144,8 +144,7 @@ class Blend(Model):
             for _, k in itertools.product(range(ROUNDS), range(count)):
                 measure([with_share(best(list(measured)), k, share) for share in SHARES])
         start, found = best(alone), best(list(measured))
-        gain = measured[found] - measured[start]
-        chosen = found if gain.mean() > gain.std() / np.sqrt(len(gain)) else start
+        chosen = found if is_clearly_better(measured[found], measured[start]) else start
         curve = [
             {"weights": list(weights), self.config.metric: float(values.mean()), "chosen": weights == chosen}
             for weights, values in measured.items()

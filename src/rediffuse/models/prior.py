@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from rediffuse.config import NeuralConfig
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError
-from rediffuse.models.base import Model, TrainingData, Validation
+from rediffuse.models.base import Model, TrainingData, Validation, is_clearly_better
 from rediffuse.models.residual import GraphResidual
 from rediffuse.models.theat import TemporalHeat, TemporalHeatConfig
 
@@ -128,8 +128,7 @@ class GraphPrior(nn.Module):
         values = validate.compare(scores)
         means = [float(of_users.mean()) for of_users in values]
         best = int(np.argmax(means))
-        gain = values[best] - values[0]
-        chosen = best if gain.mean() > gain.std() / np.sqrt(len(gain)) else 0
+        chosen = best if is_clearly_better(values[best], values[0]) else 0
         self.weights = tried[chosen]
         curve = [
             {"popularity": a, "graph": b, self.metric: mean, "chosen": number == chosen}

@@ -21,7 +21,7 @@ from torch import Tensor
 from rediffuse.config import ClosedFormConfig
 from rediffuse.data.histories import Histories
 from rediffuse.graphs.item_graph import ItemGraph, singular_vectors
-from rediffuse.models.base import Contribution, Model, TrainingData, Validation
+from rediffuse.models.base import Contribution, Model, TrainingData, Validation, is_clearly_better
 from rediffuse.models.sampling import Sampling
 
 # The options of a model, with a value for each that was null.
@@ -150,11 +150,7 @@ class PropagationModel(Model):
         values = validate.compare(lambda rows, users: self.scores_of(rows, users, tried), metric)
         means = [float(of_users.mean()) for of_users in values]
         best = int(np.argmax(means))
-        gain = values[best] - values[0]
-        if gain.mean() > gain.std() / np.sqrt(len(gain)):
-            self.settings = tried[best]
-        else:
-            self.settings = tried[0]
+        self.settings = tried[best if is_clearly_better(values[best], values[0]) else 0]
         return [
             {**{option: settings[option] for option in stage}, metric: mean, "chosen": settings is self.settings}
             for settings, mean in zip(tried, means, strict=True)
