@@ -103,17 +103,17 @@ class Heat(PropagationModel):
         matrix = binary_matrix(data.train, self.num_items)
         of_users, of_items = np.diff(matrix.indptr), np.ravel(matrix.sum(axis=0))
         self.degrees.copy_(torch.from_numpy(of_items.astype(np.float32)))
+        item_scale = power(of_items, -config.item_exponent)
         if self.stores_graph:
             graph = cooccurrence(
                 matrix,
                 power(of_users, -2 * config.user_exponent),
                 neighbours=config.neighbours,
-                column_weights=power(of_items, -config.item_exponent),
+                column_weights=item_scale,
             )
-            item_scale = power(of_items, -config.item_exponent)
             self.item_graph.set(scaled(graph.matrix, item_scale, item_scale))
             self.dropped = {"item_graph": graph.dropped}
-        normalised = scaled(matrix, power(of_users, -config.user_exponent), power(of_items, -config.item_exponent))
+        normalised = scaled(matrix, power(of_users, -config.user_exponent), item_scale)
         if self.filter != "turbo" and (config.user_exponent, config.item_exponent) != (0.5, 0.5):
             largest = singular_vectors(normalised, 1)[0][0]
             normalised = normalised / np.float32(largest)
