@@ -26,13 +26,14 @@ from rediffuse.recommender.id_map import IdMap, columns_of_users, flatten_histor
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.inspector import Inspector
 from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
-from rediffuse.recommender.remarks import remarks
+from rediffuse.recommender.remarks import held_out_remark, remarks
 from rediffuse.recommender.titles import Titles
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 
 Retrieval = Literal["exact", "index"]
 # The files of a run that recommendations depend on. Others, such as test results, may be added later.
-FINGERPRINTED = ("config.json", "items.parquet", "users.parquet", "model.safetensors", "index.json", "index.faiss")
+FINGERPRINTED = ("config.json", "items.parquet", "users.parquet", "model.safetensors", "item_table.parquet")
+FINGERPRINTED += ("index.json", "index.faiss")
 
 
 class Recommender(Displayed):
@@ -41,6 +42,7 @@ class Recommender(Displayed):
     Attributes:
         config: content of the run's config.json.
         items: row i describes item number i: item_id, train_count and, if items have titles, title.
+        item_table: row i describes item number i, with the columns of the dataset's item table; None without one.
         user_ids: ids of the users in training, by user number.
         model: in evaluation mode.
         ranker: ranks in item numbers, without ids.
@@ -58,6 +60,7 @@ class Recommender(Displayed):
             raise ConfigError(f"There is no retrieval {retrieval!r}.", did_you_mean(retrieval, get_args(Retrieval)))
         self.config: dict[str, Any] = run.config
         self.items: pl.DataFrame = run.items
+        self.item_table: pl.DataFrame | None = run.item_table
         self.model: Model = run.model
         knowledge = run.path / "knowledge.parquet"
         self.knowledge = pl.read_parquet(knowledge) if knowledge.exists() else None
@@ -69,7 +72,9 @@ class Recommender(Displayed):
         index = read_index(run.path, table) if retrieval == "index" else None
         self.ranker = Ranker(self.model, self.item_vectors, index)
         self.inspector = Inspector(self.model, self.item_vectors)
-        self.user_ids, self._histories = run.user_ids, run.histories
+        self.user_ids, self._held_out = run.user_ids, run.held_out
+        # Times that the model does not read would only keep its requests apart from those without times.
+        self._histories = run.histories if self.model.reads_times else replace(run.histories, times=None)
         self._items, self._users = IdMap(run.items["item_id"]), IdMap(run.user_ids)
         names = [name for name in FINGERPRINTED if index is not None or not name.startswith("index.")]
         checksums = "".join(f"{name} {run.digests.get(name)}\n" for name in names)
@@ -142,13 +147,17 @@ class Recommender(Displayed):
                 is out of range; the model has no use for sampling_steps or noise; or its scores cannot be explained.
 
         Warns:
-            RediffuseWarning: unknown users, unknown items or empty histories, with their counts.
+            RediffuseWarning: unknown users, unknown items or empty histories, with their counts; once, that the model
+                has not learned from interactions that its split held out, which the histories of known users have.
         """
         k, samples = require_integer("k", k), require_integer("samples", samples)
         batch_size = require_integer("batch_size", batch_size)
         sampling = self.sampling(seed, sampling_steps, noise)
         labels, user_numbers, rows, counts = self.resolve_users(users, histories)
         query, unknown = self.build_query(k, exclude, candidates, filter_seen)
+        if histories is None and self._held_out is not None:
+            warnings.warn(held_out_remark(self._held_out), RediffuseWarning, stacklevel=2)
+            self._held_out = None  # said once
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         explain = require_flag("explain", explain)

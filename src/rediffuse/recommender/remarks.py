@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def remarks(counts: dict[str, int], answer: str = "they get popular items") -> list[str]:
     """Sentences about unknown ids and empty histories; ``answer`` says what users without a history get."""
@@ -19,3 +22,11 @@ def remarks(counts: dict[str, int], answer: str = "they get popular items") -> l
         if counts.get(name):
             found.append(f"{counts[name]} {argument} are not in the catalogue.")
     return found
+
+
+def held_out_remark(held_out: NDArray[np.bool_]) -> str:
+    """A sentence about the interactions (n,) bool that the split held out: histories have them, the model has not."""
+    return (
+        f"The split of this run held out {held_out.sum():,} of {len(held_out):,} interactions. They are part of the "
+        "histories that it recommends from, but the model has not learned from them."
+    )

@@ -28,6 +28,7 @@ from rediffuse.runs.tensors import load_tensors, load_weights
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOG = "metrics.jsonl"
+ITEM_TABLE = "item_table.parquet"
 # The files that every run has, and that `read_run` reads.
 CORE = ("config.json", "items.parquet", "users.parquet", "model.safetensors")
 
@@ -77,7 +78,9 @@ class RunContents:
         model: in evaluation mode.
         items: row i describes item number i: item_id, train_count and, if items have titles, title.
         user_ids: the id of each user number.
-        histories: training and validation interactions of all users in training.
+        histories: all interactions of all users in training, with times if the data have them.
+        held_out: (interactions,) True: held out of training and validation by the split; None: none was.
+        item_table: row i describes item number i, as in the dataset; None if it has no such table.
         digests: sha256 of every file that the manifest lists, by name.
     """
 
@@ -87,7 +90,14 @@ class RunContents:
     items: pl.DataFrame
     user_ids: pl.Series
     histories: Histories
+    held_out: NDArray[np.bool_] | None
+    item_table: pl.DataFrame | None
     digests: dict[str, str]
+
+    @property
+    def before_test(self) -> Histories:
+        """The interactions that were not held out: what the model may have learned from."""
+        return self.histories if self.held_out is None else self.histories.where(~self.held_out)
 
     @property
     def weights(self) -> str:
@@ -105,6 +115,8 @@ def write_run(
     histories: Histories,
     card: str,
     artifacts: dict[str, pl.DataFrame],
+    held_out: NDArray[np.bool_] | None = None,
+    item_table: pl.DataFrame | None = None,
 ) -> None:
     """Write the files of a finished run into its folder, which the caller has locked.
 
@@ -115,11 +127,13 @@ def write_run(
         StorageError: the folder cannot be written; it is unchanged.
     """
     users = pl.DataFrame({"user_id": user_ids, "history": _as_lists(histories, histories.items)})
-    # A model in closed form can be updated with later interactions, which needs the times of the earlier ones.
-    if (model.reads_times or not model.trained_by_gradient) and histories.times is not None:
+    # Later interactions are put in order after these by their times.
+    if histories.times is not None:
         users = users.with_columns(times=_as_lists(histories, histories.times))
     if histories.synthetic is not None:
         users = users.with_columns(synthetic=_as_lists(histories, histories.synthetic).list.sum())
+    if held_out is not None and held_out.any():
+        users = users.with_columns(held_out=_as_lists(histories, held_out))
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     files = {
         "config.json": json.dumps(config, indent=2).encode(),
@@ -130,6 +144,8 @@ def write_run(
         "README.md": card.encode(),
         **{name: parquet_bytes(table) for name, table in artifacts.items()},
     }
+    if item_table is not None:
+        files[ITEM_TABLE] = parquet_bytes(item_table)
     if (folder / LOG).exists():
         files[LOG] = (folder / LOG).read_bytes()
     _replace_files(folder, files, {})
@@ -220,10 +236,14 @@ def read_run(folder: str | Path) -> RunContents:
     if "synthetic" in users.columns:
         counts = np.repeat(users["synthetic"].to_numpy(), histories.lengths)  # they precede a user's own interactions
         histories = replace(histories, synthetic=histories.positions < counts)
+    held_out = users["held_out"].explode().drop_nulls().to_numpy() if "held_out" in users.columns else None
+    item_table = pl.read_parquet(folder / ITEM_TABLE) if ITEM_TABLE in digests else None
     now = read_manifest(folder)["files"]
-    if any(now.get(name) != digests[name] for name in CORE):  # the files read may be of two runs
+    if any(
+        now.get(name) != digests[name] for name in (*CORE, ITEM_TABLE) if name in digests
+    ):  # the files read may be of two runs
         raise RunError(f"{folder} was written to while it was read.", "Try again.")
-    return RunContents(folder, config, model, items, users["user_id"], histories, digests)
+    return RunContents(folder, config, model, items, users["user_id"], histories, held_out, item_table, digests)
 
 
 def _model_of(folder: Path, config: dict[str, Any]) -> tuple[type[Model], ModelConfig]:

@@ -218,6 +218,7 @@ class Trainer:
             record: dict[str, Any] = {
                 "phase": phase,
                 "epoch": state.epoch + 1,
+                "steps": state.step,
                 "loss": state.loss_sum / state.step,
                 "learning_rate": rate,
                 "seconds": time.monotonic() - epoch_start,

@@ -22,7 +22,8 @@ from rediffuse.arguments import (
 )
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import Dataset
-from rediffuse.data.split import Split, TrainingView, as_split
+from rediffuse.data.histories import Histories
+from rediffuse.data.split import TRAIN, VALID, Split, TrainingView, as_split
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.files import sha256_file
@@ -172,8 +173,17 @@ def describe_run(
             "items": split.dataset.num_items,
             "interactions": split.dataset.num_interactions,
             "has_timestamps": split.dataset.has_timestamps,
+            "histories_end": last_time(split.dataset.interactions, split.dataset.has_timestamps),
         },
     }
+
+
+def last_time(histories: Histories, has_timestamps: bool) -> str | None:
+    """The time of the last interaction, in UTC; None without timestamps."""
+    if not has_timestamps or histories.times is None or not len(histories.times):
+        return None
+    last = datetime.datetime.fromtimestamp(float(histories.times.max()), datetime.UTC)
+    return last.isoformat(timespec="seconds")
 
 
 def _train(
@@ -229,8 +239,7 @@ def _train(
 def write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any]) -> None:
     """Write the files of the finished run."""
     data = split.dataset
-    # The histories hold everything before the test subset, as a system in production would know it.
-    histories = split.before_test()
+    known = (split.subset == TRAIN) | (split.subset == VALID)
     columns = {"item_id": data.item_ids, "train_count": trainer.data.popularity}
     if data.items is not None and data.title is not None:
         columns["title"] = data.items[data.title].cast(pl.String)
@@ -242,9 +251,11 @@ def write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[s
         trainer.model,
         pl.DataFrame(columns),
         data.user_ids,
-        histories,
+        data.interactions,  # all of them: recommendations are for now, and evaluation makes histories of its own
         model_card(run_config, made_in),
         trainer.model.artifacts(data.user_ids, data.item_ids),
+        ~known,
+        data.items,
     )
 
 

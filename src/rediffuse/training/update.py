@@ -25,6 +25,7 @@ from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path, write_run
+from rediffuse.training.train import last_time
 
 
 def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -> Run:
@@ -86,6 +87,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
             "users": len(merged.user_ids),
             "items": len(merged.item_ids),
             "interactions": len(merged.after.items),
+            "histories_end": last_time(merged.after, contents.config["data"].get("has_timestamps", False)),
         },
         "training": contents.config["training"] | {"minutes": minutes, "peak_memory_mib": memory.mib()},
         "validation": None,
@@ -104,6 +106,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
             merged.after,
             model_card(run_config, made_in),
             model.artifacts(merged.user_ids, merged.item_ids),
+            item_table=_item_columns(contents, new, merged),
         )
     return Run(folder, run_config, None, minutes)
 
@@ -152,7 +155,7 @@ def _type(ids: pl.Series) -> str:
 
 
 def _merge(contents: RunContents, new: Dataset) -> _Merged:
-    old = contents.histories
+    old = contents.before_test
     interactions = new.interactions.without_synthetic()
     user_ids, users = _extended(contents.user_ids, new.user_ids)
     item_ids, items = _extended(contents.items["item_id"], new.item_ids)
@@ -214,3 +217,15 @@ def _item_table(contents: RunContents, new: Dataset, merged: _Merged, popularity
         described = pl.DataFrame({"item_id": new.item_ids, "title": new.items[new.title].cast(pl.String)})
         titles = pl.concat([titles, described.join(titles, on="item_id", how="anti")])
     return table.join(titles, on="item_id", how="left", maintain_order="left")
+
+
+def _item_columns(contents: RunContents, new: Dataset, merged: _Merged) -> pl.DataFrame | None:
+    """item_table.parquet of the new run: what the new dataset says of items wins over what the old run holds."""
+    tables = [
+        table.rename({table.columns[0]: "item_id"}) for table in (new.items, contents.item_table) if table is not None
+    ]
+    if not tables:
+        return None
+    described = pl.concat(tables, how="diagonal_relaxed").unique("item_id", keep="first", maintain_order=True)
+    ids = pl.DataFrame({"item_id": merged.item_ids})
+    return ids.join(described, on="item_id", how="left", maintain_order="left")
