@@ -45,7 +45,9 @@ def test_files_hold_the_result(run, data):
     assert truth["item_id"].to_list() == data.item_ids.gather(task.truth.items).to_list()
     assert (truth["rank"] <= 10).mean() == pytest.approx(facts["metrics"]["all"]["hr@10"])
     lists = pl.read_parquet(run / "lists_test.parquet").filter(pl.col("policy").cast(pl.String) == "unseen")
-    recommended = rd.Recommender.load(run).recommend(users=users["user_id"].to_list()[:5], k=20)
+    recommended = rd.Recommender.load(run).recommend(
+        histories=[data.item_ids.gather(task.histories.row(row)).to_list() for row in range(5)], k=20
+    )
     ours = lists.filter(pl.col("user_id").is_in(users["user_id"].head(5).to_list()))
     assert ours["item_id"].to_list() == recommended["item_id"].to_list()
     rd.Recommender.load(run)  # the manifest lists the new files

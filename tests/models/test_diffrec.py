@@ -265,6 +265,7 @@ def test_a_run_stores_the_times_of_known_users(tmp_path):
     run = rd.train("tdiffrec", split, tmp_path / "run", config=options, seed=1)
     recommender = rd.Recommender.load(run.path)
     known = split.task("test")
+    known = dataclasses.replace(known, histories=split.dataset.interactions.take(known.users))  # all of them
     users = split.dataset.user_ids.gather(known.users).to_list()
     found = recommender.recommend(users=users, k=5)
     scores = recommender.model.score(known.histories).clone()
@@ -281,10 +282,12 @@ def test_a_run_stores_the_times_of_known_users(tmp_path):
     assert listed == split.dataset.item_ids.gather(by_order.topk(5, dim=1).indices.numpy().ravel()).to_list()
 
 
-def test_models_that_do_not_read_times_do_not_store_them(tmp_path):
+def test_times_do_not_change_the_answers_of_models_that_do_not_read_them(tmp_path):
     split = rd.split.leave_one_out(synthetic_interactions())
     run = rd.train("diffrec", split, tmp_path / "run", config={"epochs": 1, "hidden_sizes": [8]})
-    assert pl.read_parquet(run.path / "users.parquet").columns == ["user_id", "history"]
+    assert pl.read_parquet(run.path / "users.parquet").columns == ["user_id", "history", "times", "held_out"]
+    recommender = rd.Recommender.load(run.path)
+    assert recommender.resolve_users([split.dataset.user_ids[0]], None)[2].times is None
 
 
 # --- L-DiffRec -----------------------------------------------------------------------------------------------
