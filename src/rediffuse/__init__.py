@@ -23,6 +23,7 @@ _LAZY = {
     "evaluate_lists": ("rediffuse.evaluation", "evaluate_lists"),
     "compare": ("rediffuse.comparison", "compare"),
     "tune": ("rediffuse.tuning", "tune"),
+    "refit": ("rediffuse.training", "refit"),
     "update": ("rediffuse.training", "update"),
     "augment": ("rediffuse.augmentation", "augment"),
     "split": ("rediffuse.data.split", None),
@@ -52,6 +53,7 @@ __all__ = [
     "public_dataset",
     "read_atomic",
     "read_interactions",
+    "refit",
     "split",
     "testing",
     "train",
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
     from rediffuse.readers.public_datasets import public_dataset
     from rediffuse.readers.recbole import read_atomic
     from rediffuse.recommender import Recommender
-    from rediffuse.training import train, update
+    from rediffuse.training import refit, train, update
     from rediffuse.training.blend import blend
     from rediffuse.tuning import tune
 

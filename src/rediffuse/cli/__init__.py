@@ -17,6 +17,7 @@ from rediffuse.cli import (  # noqa: F401 (importing a module registers its comm
     index,
     models,
     recommend,
+    refit,
     serve,
     train,
     tune,

@@ -12,7 +12,7 @@ from rediffuse.errors import ConfigError
 
 # In the order of their use.
 COMMANDS = ("data", "prepare", "models", "train", "evaluate", "compare", "blend", "tune", "augment", "recommend")
-COMMANDS += ("update", "serve", "index", "export", "doctor")
+COMMANDS += ("refit", "update", "serve", "index", "export", "doctor")
 
 
 class _Commands(TyperGroup):
@@ -46,7 +46,7 @@ def _version(wanted: bool) -> None:
 
 
 # Commands that divide their work among the processes of a launcher; the others would repeat it in each.
-DISTRIBUTED = ("train", "evaluate", "recommend")
+DISTRIBUTED = ("train", "refit", "evaluate", "recommend")
 
 
 @app.callback()

@@ -99,6 +99,11 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
     distributed.main_process_first(check_lock)
     made_with = contents.config["split"]
     trained_on = contents.config["data"]
+    if made_with["name"] == "none":
+        raise RunError(
+            f"{folder} has learned from all its interactions, so none is left to test it on.",
+            "Evaluate the run that it was made of, or train with a split.",
+        )
     if (trained_on["fingerprint"], trained_on.get("augmentation")) != (
         dataset.fingerprint_without_synthetic,
         augmentation(dataset),

@@ -39,6 +39,7 @@ __all__ = [
     "given",
     "global_time",
     "leave_one_out",
+    "none",
     "ratio",
 ]
 
@@ -230,6 +231,18 @@ def given(dataset: Dataset, scheme: str | None = None) -> Split:
     )
 
 
+def none(dataset: Dataset | str | PathLike[str]) -> Split:
+    """All interactions train; nothing validates and nothing is tested. For a model whose options are chosen already.
+
+    Raises:
+        DataError: the folder holds no dataset.
+    """
+    from rediffuse.data.loading import as_dataset
+
+    dataset = as_dataset("dataset", dataset)
+    return Split(dataset, "none", {}, np.full(dataset.num_interactions, TRAIN, dtype=np.int8))
+
+
 def default(dataset: Dataset | str | PathLike[str]) -> Split:
     """Global time where there are timestamps, else the given split (the first, by name), else ratio.
 
@@ -251,6 +264,7 @@ _BY_NAME: dict[str, Callable[..., Split]] = {
     "global-time": global_time,
     "ratio": ratio,
     "given": given,
+    "none": none,
     "default": default,
 }
 

@@ -80,7 +80,7 @@ class Split(Displayed):
     """A dataset and the subset of each of its interactions.
 
     Attributes:
-        name: "leave-one-out", "global-time", "ratio" or "given".
+        name: "leave-one-out", "global-time", "ratio", "given" or "none".
         params: what to pass to `rediffuse.data.split.by_name` to get the same split again.
         subset: (interactions,) int8: TRAIN=0, VALID=1, TEST=2, UNUSED=-1.
         leak: a sentence on what training sees that a system in use would not know, or None.

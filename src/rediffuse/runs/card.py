@@ -35,9 +35,9 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         "",
         *_class_line(run_config),
         f"- Split: {split['name']} {split['params'] or ''}".rstrip(),
+        *([f"- Histories end at {data['histories_end']}."] if data.get("histories_end") else []),
         f"- Leaks: {split['leak'] or 'none known; training is strictly earlier than the test subset.'}",
-        f"- Selected by {options['metric']} on the validation subset"
-        + (f", best at epoch {training['best_epoch']}." if training["best_epoch"] else "."),
+        *_selection(run_config),
         *_refit_line(training.get("refitted")),
         f"- {duration(training['minutes'])} on {environment['processor']} with {environment['threads']} threads"
         + (f", {training['precision']}, {training['parameters']:,} parameters" if training["parameters"] else "")
@@ -57,6 +57,22 @@ def model_card(run_config: dict[str, Any], environment: dict[str, Any]) -> str:
         ]
     lines += ["## Options", "", "```yaml", *(f"{name}: {value}" for name, value in options.items()), "```", ""]
     return "\n".join(lines)
+
+
+def _selection(run_config: dict[str, Any]) -> list[str]:
+    """Lines on what chose the weights, and on what learned from all interactions."""
+    metric, training = run_config["config"]["metric"], run_config["training"]
+    if (source := run_config.get("refit_of")) is not None:
+        value = (source["validation"] or {}).get(metric)
+        found = f" with {metric} {value:.4f} on validation data" if value is not None else ""
+        lines = [
+            f"- Chosen as {source['run']} (split {source['split']['name']}){found}, then trained on all interactions."
+        ]
+        return [*lines, "- It has no test figures of its own: those of the run that it was chosen as are an estimate."]
+    if run_config["validation"] is None:
+        return ["- Nothing was selected on validation data."]
+    best = f", best at epoch {training['best_epoch']}" if training["best_epoch"] else ""
+    return [f"- Selected by {metric} on the validation subset{best}."]
 
 
 def _refit_line(refitted: bool | str | None) -> list[str]:

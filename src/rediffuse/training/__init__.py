@@ -1,6 +1,7 @@
 """Training: from a split to a run folder."""
 
+from rediffuse.training.refit import refit
 from rediffuse.training.train import train
 from rediffuse.training.update import update
 
-__all__ = ["train", "update"]
+__all__ = ["refit", "train", "update"]

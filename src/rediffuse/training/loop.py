@@ -77,6 +77,7 @@ class Trainer:
         show_progress: draw a progress bar on stderr.
         on_validation: called with (epoch, value of the selection metric) after each validation of the last phase, once
             the epoch is logged and saved. An exception that it raises ends training and is passed on by `run`.
+        steps: phase -> optimiser steps, which replace its number of epochs; whole epochs are trained, at least one.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Trainer:
         tracker: str | None = None,
         show_progress: bool = False,
         on_validation: Callable[[int, float], None] | None = None,
+        steps: dict[str, int] | None = None,
     ) -> None:
         # A phase, a batch or an option can leave weights without a gradient. Buffers are functions of the weights, the
         # data and values that all ranks share, so they agree without a broadcast at every step.
@@ -127,6 +129,7 @@ class Trainer:
         self.optimizer_state: dict[int, dict[str, torch.Tensor]] = {}
         self.tracked = tracker is not None
         self.on_validation = on_validation
+        self.steps = steps or {}
 
     def take_phase(self, phase: str, trained: Model) -> None:
         """Skip a phase: copy the weights of ``trained`` into the model's component of that name."""
@@ -189,8 +192,9 @@ class Trainer:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             network, stepper = self.accelerator.prepare(self.model, optimizer)
         last_saved = time.monotonic()
-        self.progress.start(phase, self.config.epochs)
-        while state.epoch < self.config.epochs and state.stale < self.config.patience:
+        epochs = self._epochs(phase)
+        self.progress.start(phase, epochs)
+        while state.epoch < epochs and state.stale < self.config.patience:
             rng = np.random.default_rng(derive(self.seed, phase, state.epoch, "order"))
             batches = self.model.batches(self.data, rng)
             if not len(batches):
@@ -224,7 +228,7 @@ class Trainer:
                 "seconds": time.monotonic() - epoch_start,
             }
             state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-            validates = state.epoch % self.config.validate_every == 0 or state.epoch == self.config.epochs
+            validates = state.epoch % self.config.validate_every == 0 or state.epoch == epochs
             if validates and self.model.chosen_by_ranking(phase):
                 record["validation"] = self._validate_and_select()
             self._log(record)
@@ -236,6 +240,13 @@ class Trainer:
             if self._out_of_time():
                 return False
         return True
+
+    def _epochs(self, phase: str) -> int:
+        """How many epochs of a phase to train at most."""
+        if phase not in self.steps:
+            return self.config.epochs
+        rng = np.random.default_rng(derive(self.seed, phase, 0, "order"))
+        return max(1, round(self.steps[phase] / max(len(self.model.batches(self.data, rng)), 1)))
 
     def _step(self, network: Any, stepper: Any, batches: Any, phase: str) -> float:
         """One optimiser step; returns its loss."""

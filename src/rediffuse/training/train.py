@@ -178,6 +178,11 @@ def describe_run(
     }
 
 
+def now() -> str:
+    """The time as config.json has it, in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def last_time(histories: Histories, has_timestamps: bool) -> str | None:
     """The time of the last interaction, in UTC; None without timestamps."""
     if not has_timestamps or histories.times is None or not len(histories.times):
@@ -219,7 +224,7 @@ def _train(
         minutes += (time.monotonic() - trained) / 60  # the choices are its training
     run_config |= {
         "resolved": resolved,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "training": {
             "best_epoch": state.best_epoch,
             "finished": state.done,

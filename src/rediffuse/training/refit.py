@@ -1,0 +1,150 @@
+"""`refit`: train the model of a finished run again, on all interactions."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any
+
+from rediffuse import distributed
+from rediffuse.arguments import require_flag, require_number, require_path
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.loading import as_dataset
+from rediffuse.data.split import none
+from rediffuse.errors import ConfigError, RunError, TrainingError
+from rediffuse.memory import PeakMemory
+from rediffuse.models.blend import Blend
+from rediffuse.runs.identity import open_run_folder
+from rediffuse.runs.run_folder import Run, RunContents, read_log, read_run, run_path
+from rediffuse.training.train import describe_run, make_trainer, now, write_files
+
+
+def refit(
+    run: str | Path | Run,
+    data: Dataset | str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    progress: bool = False,
+) -> Run:
+    """Train the model of a finished run again on all interactions, and write it as a run of its own.
+
+    Nothing is held out and nothing is chosen: options, seed and choices on validation data are those of the run. A
+    model that is trained by gradient gets as many optimiser steps as the run took to its best weights, to whole epochs.
+
+    The new run has no validation or test figures of its own; those of the run that it was chosen by are an estimate.
+
+    Args:
+        run: the run that was chosen, by `rediffuse.evaluate` or `rediffuse.compare`.
+        data: the dataset that it was trained on, or a later one, or the path of its folder.
+        out: the new run folder.
+        resume: continue from the last checkpoint in ``out``.
+        max_minutes: limit of the wall time over all sessions.
+        progress: draw a progress bar on stderr.
+
+    Raises:
+        ConfigError: the run is a blend, or an argument has the wrong type.
+        RunError: the run cannot be read, or its log is missing; ``out`` is not empty.
+        StorageError: ``out`` cannot be written.
+        TrainingError: as `rediffuse.train`, or the time ran out. The checkpoint is kept.
+    """
+    distributed.init()
+    source = run_path("run", run)
+    dataset = as_dataset("data", data)
+    folder = require_path("out", out, 'Name a folder for the new run: out="runs/live".')
+    resume = require_flag("resume", resume)
+    if max_minutes is not None:
+        max_minutes = require_number("max_minutes", max_minutes)
+    contents = read_run(source)
+    kind, chosen = type(contents.model), contents.config
+    if issubclass(kind, Blend):
+        raise ConfigError(
+            f"{source} is a blend, whose weights are chosen on validation data.", "Refit one of the runs that it has."
+        )
+    split, memory = none(dataset), PeakMemory()
+    steps = _chosen_steps(contents)
+    run_config = describe_run(kind, chosen["preset"], contents.model.config, chosen["seed"], split, {})
+    run_config["refit_of"] = {
+        "run": str(source),
+        "weights": contents.weights,
+        "split": chosen["split"],
+        "metric": contents.model.config.metric,
+        "validation": chosen["validation"],
+        "steps": steps,
+    }
+    trainer = make_trainer(
+        kind,
+        contents.model.config,
+        split.training_view(),
+        folder,
+        seed=chosen["seed"],
+        user_ids=dataset.user_ids,
+        max_minutes=max_minutes,
+        show_progress=progress,
+        steps=steps,
+    )
+    network = trainer.model
+    resolved = copy.deepcopy(chosen["resolved"])
+    remedy = "The last checkpoint is kept: start the same command again with --resume."
+    with distributed.fail_together(remedy), contextlib.ExitStack() as stack:
+        distributed.main_process_first(lambda: open_run_folder(folder, run_config, resume, stack))
+        if not network.trained_by_gradient:
+            network.resolve(resolved)  # the choices are part of what is fitted
+        state = trainer.run(resume)
+        if not state.done:
+            raise TrainingError("The time ran out before the last step.", "Continue with --resume and more minutes.")
+        if network.trained_by_gradient:
+            network.resolve(resolved)
+            if network.refits:
+                trainer.refit(split.before_test())  # with the choices, as after a training
+        if hasattr(network, "dropped"):
+            resolved["dropped"] = network.dropped
+        run_config |= {
+            "resolved": resolved,
+            "created": now(),
+            "training": chosen["training"]
+            | {
+                "best_epoch": 0,
+                "epochs": {record["phase"]: record["epoch"] for record in read_log(folder)},
+                "finished": True,
+                "refitted": False,
+                "minutes": state.seconds / 60,
+                "precision": state.precision,
+                "processes": distributed.world_size(),
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "peak_memory_mib": memory.mib(),
+            },
+            "validation": None,
+        }
+        distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
+    return Run(folder, run_config, None, state.seconds / 60)
+
+
+def _chosen_steps(contents: RunContents) -> dict[str, int]:
+    """Phase -> the optimiser steps to its best weights, or all of them where no validation chose.
+
+    A phase that was taken from another run has no steps in the log, and is trained as its options say.
+
+    Raises:
+        RunError: the log of a model that is trained by gradient is missing.
+    """
+    model = contents.model
+    if not model.trained_by_gradient:
+        return {}
+    log = read_log(contents.path)
+    if not log:
+        raise RunError(
+            f"{contents.path} has no metrics.jsonl, so its number of epochs is unknown.",
+            "Restore it from a copy, or train with --split none and --set epochs=N.",
+        )
+    found: dict[str, int] = {}
+    for phase in dict.fromkeys(record["phase"] for record in log):
+        records = [record for record in log if record["phase"] == phase]
+        metric = model.training_options(phase).metric
+        validated: list[dict[str, Any]] = [record for record in records if record.get("validation")]
+        # The first of equal values, as the loop keeps it.
+        last = max(validated, key=lambda record: record["validation"][metric]) if validated else records[-1]
+        found[phase] = sum(record["steps"] for record in records[: last["epoch"]])
+    return found
