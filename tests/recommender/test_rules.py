@@ -313,3 +313,45 @@ def test_wrong_rules_over_http_are_problems(client, body, said):
     assert answer.status_code == 422
     assert answer.headers["content-type"].startswith("application/problem+json")
     assert said in answer.text
+
+
+# --- the cost in accuracy ----------------------------------------------------------------------------------
+
+
+def test_evaluate_measures_reranked_lists_beside_those_of_the_model(data, run):
+    plain = rd.evaluate(run, data)
+    found = rd.evaluate(run, data, max_per={"category": 2}, diversity=0.4)
+    assert found["metrics"] == plain["metrics"]
+    assert json.loads((run.path / "test.json").read_text()) == found
+    reranked = found["reranked"]
+    assert (reranked["max_per"], reranked["diversity"]) == ({"category": 2}, 0.4)
+    for policy, values in reranked["difference"].items():
+        for name, value in values.items():
+            assert value == pytest.approx(reranked["metrics"][policy][name] - plain["metrics"][policy][name])
+
+    # The lists are those of `recommend`, here measured by hand.
+    task = rd.split.leave_one_out(data).task("test")
+    recommender = rd.Recommender.load(run)
+    ranks = []
+    for row, user in enumerate(task.users.tolist()):
+        history = data.item_ids.gather(task.histories.row(row)).to_list()
+        numbers = np.asarray([user])
+        query, _ = recommender.build_query(20, history, None, True, None, recommender.reranking({"category": 2}, 0.4))
+        (ranked,) = recommender.ranker.rank(
+            task.histories.take(np.asarray([row])), numbers, [query], recommender.sampling()
+        )
+        places = np.flatnonzero(ranked.items == task.truth.row(row)[0])
+        ranks.append(places[0] + 1 if len(places) else 10**6)
+    for k in (5, 10, 20):
+        assert reranked["metrics"]["unseen"][f"hr@{k}"] == pytest.approx(np.mean(np.asarray(ranks) <= k))
+    assert reranked["metrics"]["unseen"]["mrr@20"] == pytest.approx(np.mean([1 / r if r <= 20 else 0 for r in ranks]))
+    assert "reranked" not in rd.evaluate(run, data)
+
+
+def test_the_command_evaluate(tmp_path, capsys, monkeypatch, data, run):
+    data.save(tmp_path / "data")
+    rules = ["--max-per", "category=2"]
+    code, out, _ = command(capsys, monkeypatch, "evaluate", run.path, tmp_path / "data", *rules)
+    assert code == 0
+    assert "Re-ranked lists" in out
+    assert "Difference" in out

@@ -107,10 +107,9 @@ class Ranker:
             depths = histories.without_synthetic().lengths + [self._depth(query) for query in queries]
             shallow = depths <= min(MAX_INDEX_DEPTH, self.model.num_items // 2)
             rank_rows(self._search_index, np.flatnonzero(by_vectors & shallow))
-            few = np.asarray([query.candidates is not None for query in queries], dtype=np.bool_) & by_vectors
-            rank_rows(
-                self._score_candidates, np.asarray([r for r in np.flatnonzero(few) if ranked.get(r) is None], int)
-            )
+            among = np.asarray([query.candidates is not None for query in queries], dtype=np.bool_) & by_vectors
+            rest = [row for row in range(len(queries)) if among[row] and ranked.get(row) is None]
+            rank_rows(self._score_candidates, np.asarray(rest, dtype=np.int64))
         # These include users for whom the index found too few items.
         remaining = [row for row in range(len(histories)) if ranked.get(row) is None]
         rank_rows(self._score_all, np.asarray(remaining, dtype=np.int64))
