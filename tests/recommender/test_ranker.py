@@ -105,3 +105,46 @@ def test_long_lists_do_not_use_the_index(pair, monkeypatch):
     indexed.rank(rows, user_numbers, queries, Sampling(1))
     assert depths
     assert max(depths) <= ranker.MAX_INDEX_DEPTH
+
+
+def filtered_requests():
+    """Candidates from none of the items to all of them, with seen and excluded items."""
+    rng = np.random.default_rng(1)
+    rows = Histories.from_lists([rng.choice(ITEMS, 30, replace=False).tolist() for _ in range(9)])
+    excluded = rng.choice(ITEMS, 100, replace=False)
+    sizes = (0, 1, 5, 40, 200, 1000, 2000, 2990, ITEMS)
+    chosen = [np.sort(rng.choice(ITEMS, size, replace=False)) for size in sizes]
+    return rows, np.full(len(rows), -1), [RankingQuery(10, excluded, candidates) for candidates in chosen]
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_an_index_ranks_candidates_as_all_scores_do(pair, samples, monkeypatch):
+    exact, indexed = pair
+    indexed.index.effort = indexed.index.efforts[-1]
+    rows, user_numbers, queries = filtered_requests()
+    searched, scored = [], []
+    search, score = indexed.index.search, indexed._score_candidates
+    monkeypatch.setattr(
+        indexed.index, "search", lambda vectors, k: searched.extend([k] * len(vectors)) or search(vectors, k)
+    )
+    monkeypatch.setattr(indexed, "_score_candidates", lambda *of: scored.extend(of[2]) or score(*of))
+    monkeypatch.setattr(indexed, "_score_all", lambda *of: pytest.fail("all items were scored"))
+    wanted = exact.rank(rows, user_numbers, queries, Sampling(3), samples)
+    for one, found, query in zip(
+        wanted, indexed.rank(rows, user_numbers, queries, Sampling(3), samples), queries, strict=True
+    ):
+        assert found.items.tolist() == one.items.tolist()
+        np.testing.assert_allclose(found.scores, one.scores, rtol=1e-4, atol=1e-4)
+        assert not np.isin(found.items, query.excluded).any()
+    assert len(searched) == 5  # more than an eighth of the catalogue may be recommended
+    assert [len(query.candidates) for query in scored] == [0, 1, 5, 40]
+
+
+def test_where_a_deep_search_finds_too_few_candidates_they_are_scored(pair):
+    """Candidates far from the user are missed by a search, whatever its depth."""
+    exact, indexed = pair
+    rows = Histories.from_lists([[0]])
+    order = exact.rank(rows, np.array([-1]), [RankingQuery(ITEMS, np.empty(0, np.int64))], Sampling(1))[0].items
+    query = RankingQuery(10, np.empty(0, np.int64), candidates=np.sort(order[-400:]))
+    (found,) = indexed.rank(rows, np.array([-1]), [query], Sampling(1))
+    assert found.items.tolist() == order[-400:-390].tolist()

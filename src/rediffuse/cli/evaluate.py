@@ -9,6 +9,7 @@ import typer
 
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import emit, print_rich, rank, table
+from rediffuse.cli.rules import parse_max_per
 
 SHOWN_METRICS = (
     *(f"{kind}@{k}" for kind in ("hr", "ndcg") for k in (5, 10, 20)),
@@ -26,6 +27,10 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling noise of a stochastic model.")] = 0,
     sampling_seeds: Annotated[int, typer.Option(min=1, help="Number of sampling seeds to average over.")] = 1,
+    max_per: Annotated[
+        list[str] | None, typer.Option(help="Also measure lists with at most N items of one value: category=2.")
+    ] = None,
+    diversity: Annotated[float, typer.Option(help="Also measure lists that are diversified, 0 to 1.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run on the test subset, and write the result into its folder."""
@@ -33,11 +38,15 @@ def evaluate(
     from rediffuse.data.loading import load_dataset
 
     seeds = range(seed, seed + sampling_seeds)
-    result = evaluate(run, load_dataset(dataset), protocol=protocol, seeds=seeds)
+    rules = {"max_per": parse_max_per(max_per), "diversity": diversity}
+    result = evaluate(run, load_dataset(dataset), protocol=protocol, seeds=seeds, **rules)
 
     def print_summary() -> None:
         rules, counts = result["protocol"], result["counts"]
         print_rich(_metrics_table(result["metrics"], f"Test of {run} ({result['split']}, protocol {rules['name']})"))
+        if (reranked := result.get("reranked")) is not None:
+            print_rich(_metrics_table(reranked["metrics"], "Re-ranked lists"))
+            print_rich(_metrics_table(reranked["difference"], "Difference"))
         inputs = "are" if rules["validation_is_input"] else "are not"
         print_rich(
             f"{counts['users']:,} users, {counts['items']:,} items; {counts['cold_users']:,} users without a history; "

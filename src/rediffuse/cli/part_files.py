@@ -5,18 +5,33 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rediffuse.cli.output import emit, print_note, print_rich
 
+if TYPE_CHECKING:
+    from rediffuse.recommender import Recommender
+
 
 def recommend_to_part_files(
-    run: Path, users: Path, out: Path, exclude: str | None, options: dict[str, Any], as_json: bool
+    run: Path,
+    users: Path,
+    out: Path,
+    choose: Callable[[Recommender], dict[str, Any]],
+    options: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Write recommendations for a user file as part files, and print a summary.
 
     Processes of a launcher share one terminal, so only the one that finishes the folder prints.
+
+    Args:
+        run, users, out: as given to the command.
+        choose: the options that depend on the run: items to exclude, and candidates.
+        options: the other options of `rediffuse.recommender.batch.recommend_to_folder`.
+        as_json: print one JSON object.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -36,7 +51,7 @@ def recommend_to_part_files(
             recommender,
             users,
             out,
-            exclude=recommender.find_items(exclude.split("|")) if exclude else None,
+            **choose(recommender),
             rank=rank,
             world_size=world_size,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,9 +11,12 @@ from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.explaining import because_as_text, find_paths, path_lines, share_lines
 from rediffuse.cli.output import emit, print_rich, table
 from rediffuse.cli.part_files import rank_and_world_size, recommend_to_part_files
+from rediffuse.cli.rules import chosen_items, parse_max_per
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from rediffuse.recommender import Recommender
 
 
 @app.command()
@@ -26,6 +29,22 @@ def recommend(
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Items per user.")] = 10,
     exclude: Annotated[str | None, typer.Option(help='Ids or titles not to recommend: "a|b".')] = None,
+    exclude_file: Annotated[
+        Path | None, typer.Option(help="Items not to recommend: a text, CSV or Parquet file with a column item_id.")
+    ] = None,
+    candidates: Annotated[Path | None, typer.Option(help="The only items to recommend: a file as above.")] = None,
+    item_filter: Annotated[
+        str | None,
+        typer.Option(
+            "--filter", help="Condition on columns of the item table: \"category == 'shoes' and price < 50\"."
+        ),
+    ] = None,
+    max_per: Annotated[
+        list[str] | None, typer.Option(help="The most items of one value per list: category=2; may be repeated.")
+    ] = None,
+    diversity: Annotated[float, typer.Option(help="0 to 1: how much an item loses by resembling others.")] = 0.0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: calibrated.")] = None,
+    noise: Annotated[float, typer.Option(help="Factor on the noise of a stochastic model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the noise of a stochastic model.")] = 0,
     samples: Annotated[int, typer.Option(help="Draws of a stochastic model to average.")] = 1,
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Do not filter items of the history.")] = False,
@@ -43,11 +62,28 @@ def recommend(
     from rediffuse.recommender import Recommender
     from rediffuse.recommender.user_files import UserFile
 
-    if sum(option is not None for option in (history, user, users)) != 1:
+    if (users is None) == (history is None and not user):
         raise ConfigError(
-            "Give exactly one of --history, --user and --users.",
-            'For example --history "a|b", --user ID or --users FILE.',
+            "Give either --users, or --user or --history.",
+            'For example --history "a|b", --user ID or --users FILE. --user ID --history "a|b" is that history for ID.',
         )
+    if history is not None and len(user or []) > 1:
+        raise ConfigError(f"--history is one history, and --user names {len(user or [])} users.", "Give one user.")
+    options = {
+        "k": k,
+        "seed": seed,
+        "samples": samples,
+        "filter_seen": not keep_seen,
+        "sampling_steps": steps,
+        "noise": noise,
+        "filter": item_filter,
+        "max_per": parse_max_per(max_per),
+        "diversity": diversity,
+    }
+
+    def choose(recommender: Recommender) -> dict[str, Any]:
+        return chosen_items(recommender, exclude, exclude_file, candidates)
+
     if out is not None and (out.is_dir() or out.suffix not in (".parquet", ".csv")):
         if out.suffix and not out.exists():
             raise ConfigError(
@@ -56,10 +92,10 @@ def recommend(
             )
         if users is None:
             raise ConfigError(f"{out} is a folder, which needs --users FILE.", "Give a .parquet or .csv file.")
-        options = {"k": k, "seed": seed, "samples": samples, "filter_seen": not keep_seen, "explain": explain}
+        options["explain"] = explain
         if rows_per_part is not None:
             options["rows_per_part"] = rows_per_part
-        recommend_to_part_files(run, users, out, exclude, options, as_json)
+        recommend_to_part_files(run, users, out, choose, options, as_json)
         return
     if rows_per_part is not None:
         raise ConfigError(
@@ -80,17 +116,14 @@ def recommend(
     ids, histories = user, None
     if users is not None:
         ids, histories = UserFile(users, recommender.is_known_user).read()
-    elif history is not None:
+    if history is not None:
         histories = [recommender.find_items(filter(str.strip, history.split("|")))]
     found = recommender.recommend(
         users=ids,
         histories=histories,
-        k=k,
-        exclude=recommender.find_items(exclude.split("|")) if exclude else None,
-        seed=seed,
-        samples=samples,
-        filter_seen=not keep_seen,
         explain=explain and not with_paths,
+        **choose(recommender),
+        **options,
     )
     if out is not None:
         _write(found, out)

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,16 @@ from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
 from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
+from rediffuse.evaluation.reranked import rerank
+from rediffuse.evaluation.task_evaluation import evaluate_ranking
 from rediffuse.files import parquet_bytes
 from rediffuse.graphs import social_adjacency
 from rediffuse.memory import PeakMemory, keep_freed_memory
+from rediffuse.models.directions import item_directions
+from rediffuse.reranking import Reranking, pool_size, require_diversity, require_max_per
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
-from rediffuse.runs.run_folder import Run, add_files, read_run, run_path
+from rediffuse.runs.run_folder import Run, RunContents, add_files, read_run, run_path
 
 # The metrics that `repr` shows.
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
@@ -55,6 +59,8 @@ def evaluate(
     *,
     protocol: str | None = None,
     seeds: Sequence[int] | int = (0,),
+    max_per: Mapping[str, int] | None = None,
+    diversity: float = 0.0,
 ) -> Evaluation:
     """Evaluate a run on the test subset of its split, and write the result into its folder.
 
@@ -76,7 +82,8 @@ def evaluate(
         RunError: the run was trained on other data or another split, or does not fit the protocol; another process
             is working in its folder; another process of a distributed job has failed.
         StorageError: the folder cannot be written.
-        ConfigError: the protocol is unknown; there is no seed, or one below 0.
+        ConfigError: the protocol is unknown; there is no seed, or one below 0; the run has no item table or no such
+            column for ``max_per``, or no item vectors for ``diversity``.
     """
     distributed.init()
     folder, dataset, protocol = run_path("run", run), as_dataset("data", data), require_text("protocol", protocol)
@@ -86,11 +93,14 @@ def evaluate(
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
     with distributed.fail_together("Start the same command again."):
-        return Evaluation(_evaluate(folder, dataset, protocol, seeds))
+        return Evaluation(_evaluate(folder, dataset, protocol, seeds, max_per, diversity))
 
 
-def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int]) -> dict[str, Any]:
+def _evaluate(
+    folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int], max_per: Any, diversity: Any
+) -> dict[str, Any]:
     contents = read_run(folder)
+    reranking = _reranking(contents, max_per, diversity)
 
     def check_lock() -> None:  # fail before the work, not after it
         with folder_lock(folder, "evaluating", PATIENCE):
@@ -116,7 +126,7 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
     task, features = rules.task(split), item_features(dataset.items)
     metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else [])]
     results: list[TaskResult] = []
-    memory, seconds = PeakMemory(), []
+    memory, seconds, reranked = PeakMemory(), [], []
     for seed in seeds if contents.model.stochastic else seeds[:1]:
         score = model_scores(contents.model, task, seed)
         if rules.negatives is not None:
@@ -124,10 +134,20 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
         with keep_freed_memory():
             began = time.perf_counter()
             result = evaluate_task(
-                score, task, num_items=dataset.num_items, metrics=metrics, features=features, shared=True
+                score,
+                task,
+                num_items=dataset.num_items,
+                metrics=metrics,
+                k_list=LIST_LENGTH if reranking is None else pool_size(LIST_LENGTH),
+                features=features,
+                shared=True,
             )
             results.append(result)
             seconds.append(time.perf_counter() - began)
+        if reranking is not None:
+            lists = rerank(result.ranking, reranking, LIST_LENGTH)
+            found = evaluate_ranking(lists, task, num_items=dataset.num_items, metrics=metrics, features=features)
+            reranked.append({policy: found.metrics[policy] for policy in rules.policies})
     by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
     test_result = {
         "run": str(folder),
@@ -137,10 +157,7 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
         "task_fingerprint": _fingerprint(made_with["fingerprint"], rules.to_dict()),
         "seed": seeds[0],
         "sampling_seeds": seeds[: len(results)],
-        "metrics": {
-            policy: {name: float(np.mean([draw[policy][name] for draw in by_seed])) for name in by_seed[0][policy]}
-            for policy in rules.policies
-        },
+        "metrics": _means(by_seed),
         "metrics_by_seed": by_seed,
         "counts": results[0].counts,
         "users_per_second": len(task.users) / seconds[0],
@@ -148,6 +165,17 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "environment": environment(),
     }
+    if reranked:
+        means, plain = _means(reranked), test_result["metrics"]
+        test_result["reranked"] = {
+            "max_per": dict(max_per or {}),
+            "diversity": float(diversity),
+            "metrics": means,
+            "difference": {
+                policy: {name: value - plain[policy][name] for name, value in values.items()}
+                for policy, values in means.items()
+            },
+        }
     other = None if rules.name == split.name else rules.name
     tables = {
         "per_user_test": _per_user(results, dataset, rules.policies),
@@ -158,6 +186,22 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
     files[evaluation_file("test.json", other)] = json.dumps(test_result, indent=2).encode()
     distributed.main_process_first(lambda: add_files(folder, files, made_of=contents.weights))
     return test_result
+
+
+def _reranking(contents: RunContents, max_per: Any, diversity: Any) -> Reranking | None:
+    """As `rediffuse.recommender.Recommender.reranking`."""
+    limits, diversity = require_max_per(max_per, contents.item_table), require_diversity(diversity)
+    if not limits and not diversity:
+        return None
+    return Reranking(limits, diversity, item_directions(contents.model).numpy() if diversity else None)
+
+
+def _means(draws: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Policy -> metric -> mean over draws."""
+    return {
+        policy: {name: float(np.mean([draw[policy][name] for draw in draws])) for name in values}
+        for policy, values in draws[0].items()
+    }
 
 
 def _fingerprint(split: str, rules: dict[str, Any]) -> str:

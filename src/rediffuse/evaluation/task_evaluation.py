@@ -149,11 +149,27 @@ def evaluate_task(
     if without or not len(task.truth):
         found = f"has {without} users without a true item" if without else "has no users"
         raise DataError(f"Task {task.name!r} {found}.", "Use a split that leaves something to predict.")
-    accuracy = [metric for metric in wanted if metric.kind in ACCURACY]
-    listed = [metric for metric in wanted if metric.kind in LIST_METRICS]
-    depth = max([k_list, *(metric.k for metric in listed)])
+    depth = max([k_list, *(metric.k for metric in wanted if metric.kind in LIST_METRICS)])
     ranking = rank_task(score, task, num_items=num_items, k=depth, user_block=user_block, shared=shared)
+    return evaluate_ranking(ranking, task, num_items=num_items, metrics=metrics, features=features)
 
+
+def evaluate_ranking(
+    ranking: Ranking,
+    task: RankingTask,
+    *,
+    num_items: int,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    features: sparse.csr_array | None = None,
+) -> TaskResult:
+    """Average the metrics of ranks and lists; arguments and errors are those of `evaluate_task`.
+
+    Args:
+        ranking: of the users of ``task``; its lists are at least as long as the list metrics need.
+        task, num_items, metrics, features: as for `evaluate_task`.
+    """
+    wanted = parse_metrics(metrics, (*ACCURACY, *LIST_METRICS))
+    accuracy = [metric for metric in wanted if metric.kind in ACCURACY]
     truth = ranking.truth
     columns: dict[str, Any] = {
         "user": ranking.users,

@@ -17,12 +17,14 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from rediffuse.arguments import require_flag, require_integer
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
@@ -36,11 +38,12 @@ from rediffuse.files import (
 )
 from rediffuse.memory import keep_freed_memory
 from rediffuse.recommender.id_map import as_text, cast_ids
+from rediffuse.recommender.item_filters import filter_text
 from rediffuse.recommender.recommender import Recommender
 from rediffuse.recommender.remarks import remarks
 from rediffuse.recommender.user_files import UserFile
 
-FORMAT, VERSION = "rediffuse-recommendations", 3
+FORMAT, VERSION = "rediffuse-recommendations", 4
 REQUEST, MANIFEST, DONE = "request.json", "manifest.json", "done"
 ROWS_PER_PART = 50_000
 _COUNTS = ("users", "rows", "unknown_users", "unknown_items", "empty_histories")
@@ -82,6 +85,12 @@ def recommend_to_folder(
     samples: int = 1,
     filter_seen: bool = True,
     explain: bool = False,
+    candidates: Iterable[Any] | None = None,
+    sampling_steps: int | None = None,
+    noise: float = 1.0,
+    filter: Any = None,
+    max_per: Mapping[str, int] | None = None,
+    diversity: float = 0.0,
     rows_per_part: int = ROWS_PER_PART,
     rank: int = 0,
     world_size: int = 1,
@@ -98,7 +107,8 @@ def recommend_to_folder(
         users: a CSV or Parquet file, a folder of such files, or a glob; see `UserFile`. It is read once for its
             checksum and, if the folder is new, once to count and check its rows, before the lists are made.
         folder: new, empty, or started with the same request.
-        k, exclude, seed, samples, filter_seen, explain: as for `Recommender.recommend`.
+        k, exclude, seed, samples, filter_seen, explain, candidates, sampling_steps, noise, filter, max_per, diversity:
+            as for `Recommender.recommend`.
         rows_per_part: users per part file: what is held in memory, and the most work that a kill loses.
         rank, world_size: this process writes every part file whose number modulo ``world_size`` is ``rank``.
         on_progress: called with the number of complete part files of this process and the number it has in all.
@@ -121,8 +131,9 @@ def recommend_to_folder(
         raise ConfigError(f"rank is {rank} of {world_size} processes.", f"Give 0 to {world_size - 1}.")
     if explain := require_flag("explain", explain):
         recommender.require_explained_scores()
-    sampling = recommender.sampling(seed)
-    query, unknown = recommender.build_query(k, exclude, None, filter_seen)
+    sampling = recommender.sampling(seed, sampling_steps, noise)
+    reranking = recommender.reranking(max_per, diversity)
+    query, unknown = recommender.build_query(k, exclude, candidates, filter_seen, filter, reranking)
     user_file = UserFile(users, recommender.is_known_user)
     options = {
         "k": k,
@@ -132,6 +143,12 @@ def recommend_to_folder(
         "filter_seen": filter_seen,
         "explain": explain,
         "retrieval": "exact" if recommender.ranker.index is None else "index",
+        "filter": filter_text(filter),
+        "allowed items": None if query.candidates is None else _identity_of(query.candidates),
+        "sampling_steps": sampling.sampling_steps,
+        "noise": sampling.noise,
+        "max_per": dict(max_per) if max_per else None,
+        "diversity": float(diversity),
         "rows_per_part": rows_per_part,
     }
     run = {"model": recommender.config["model"], "sha256": recommender.fingerprint}
@@ -306,6 +323,12 @@ class _PartFiles:
 
 def _sums(records: dict[int, dict[str, Any]]) -> dict[str, int]:
     return {name: sum(record[name] for record in records.values()) for name in _COUNTS}
+
+
+def _identity_of(items: NDArray[np.int64]) -> str:
+    """How many items these are, and a checksum of their numbers."""
+    digest = hashlib.sha256(np.ascontiguousarray(items, dtype=np.int64).tobytes()).hexdigest()
+    return f"{len(items):,} items (sha256 {digest[:16]})"
 
 
 def _size(path: Path) -> int | None:

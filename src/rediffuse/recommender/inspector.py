@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError
 from rediffuse.models.base import Model
+from rediffuse.models.directions import item_directions
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.item_map import ItemMap, item_map
 from rediffuse.topk import exact_top_k
@@ -70,16 +70,7 @@ class Inspector:
         Raises:
             ConfigError: the model has no item vectors.
         """
-        vectors = self.item_vectors
-        if vectors is None:
-            with torch.inference_mode():
-                vectors = self.model.map_vectors()
-        if vectors is None:
-            raise ConfigError(
-                f"{self.model.name} has no item vectors: it ranks in another way.",
-                "Use a model that learns them, such as diffurec, sasrec or lightgcn.",
-            )
-        return F.normalize(vectors.float(), dim=1)
+        return item_directions(self.model, self.item_vectors)
 
     @functools.cached_property
     def map(self) -> ItemMap:

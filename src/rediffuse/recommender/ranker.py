@@ -14,6 +14,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.index import ItemIndex
+from rediffuse.reranking import Reranking, pool_size
 from rediffuse.seeds import derive
 from rediffuse.topk import exact_top_k
 
@@ -25,14 +26,16 @@ class RankingQuery:
     Attributes:
         k: length of the list.
         excluded: items that must not be in it.
-        candidates: the only items that may be in it; None: all items.
+        candidates: the only items that may be in it, ascending; None: all items.
         filter_seen: leave out the items of the history.
+        reranking: makes the list of the items that the model ranks first; None: it is those items.
     """
 
     k: int
     excluded: NDArray[np.int64]
     candidates: NDArray[np.int64] | None = None
     filter_seen: bool = True
+    reranking: Reranking | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Ranker:
             sampling: options of the first draw; the seeds of the other draws are derived from its seed.
             samples: number of draws to average.
         """
+        asked = queries
+        queries = [query if query.reranking is None else replace(query, k=pool_size(query.k)) for query in asked]
         draws = [sampling]
         if self.model.stochastic:
             seeds = (derive(sampling.seed, "sample", draw) for draw in range(1, samples))
@@ -98,24 +103,40 @@ class Ranker:
                 ranked.update(zip(rows.tolist(), found, strict=True))
 
         if self.index is not None:
-            rank_rows(self._search_index, np.flatnonzero(self._suits_index(histories, user_numbers, queries)))
+            by_vectors = self._ranked_by_vectors(histories, user_numbers, queries)
+            depths = histories.without_synthetic().lengths + [self._depth(query) for query in queries]
+            shallow = depths <= min(MAX_INDEX_DEPTH, self.model.num_items // 2)
+            rank_rows(self._search_index, np.flatnonzero(by_vectors & shallow))
+            among = np.asarray([query.candidates is not None for query in queries], dtype=np.bool_) & by_vectors
+            rest = [row for row in range(len(queries)) if among[row] and ranked.get(row) is None]
+            rank_rows(self._score_candidates, np.asarray(rest, dtype=np.int64))
         # These include users for whom the index found too few items.
         remaining = [row for row in range(len(histories)) if ranked.get(row) is None]
         rank_rows(self._score_all, np.asarray(remaining, dtype=np.int64))
-        return [items for _, items in sorted(ranked.items()) if items is not None]
+        found = [items for _, items in sorted(ranked.items()) if items is not None]
+        return [_reranked(items, query) for items, query in zip(found, asked, strict=True)]
 
-    def _suits_index(
+    def _ranked_by_vectors(
         self, histories: Histories, user_numbers: NDArray[np.int64], queries: Sequence[RankingQuery]
     ) -> NDArray[np.bool_]:
-        """(n,) whether an index can make the list of each user."""
+        """(n,) whether inner products of vectors rank the items of each user."""
         lengths = histories.without_synthetic().lengths
         if not self.model.ranks_by_vectors:
             return np.zeros(len(queries), dtype=np.bool_)
-        # The index does not know how a model changes the scores of seen items; if they are left out, it need not.
-        plain = np.asarray([query.filter_seen and query.candidates is None for query in queries], dtype=np.bool_)
-        depths = lengths + [query.k + len(query.excluded) for query in queries]
-        personal = (lengths > 0) | self.model.has_user_state(user_numbers)
-        return plain & personal & (depths <= min(MAX_INDEX_DEPTH, self.model.num_items // 2))
+        # Vectors do not say how a model changes the scores of seen items; if they are left out, they need not.
+        plain = np.asarray([query.filter_seen for query in queries], dtype=np.bool_)
+        return plain & ((lengths > 0) | self.model.has_user_state(user_numbers))
+
+    def _depth(self, query: RankingQuery) -> int:
+        """How many items the index must find for a query, beside those of the history.
+
+        Where candidates are given, as many as hold twice the wanted number of them, if they are spread evenly.
+        """
+        if query.candidates is None:
+            return query.k + len(query.excluded)
+        if not len(query.candidates):
+            return self.model.num_items
+        return -(-2 * query.k * self.model.num_items // len(query.candidates)) + len(query.excluded)
 
     def _score_all(
         self,
@@ -171,7 +192,8 @@ class Ranker:
         left_out = [np.union1d(own.row(row), query.excluded) for row, query in enumerate(queries)]
         # What the index finds depends on the depth of the search, which must not depend on the other users. Depths are
         # powers of two, so that many users still share one.
-        depths = [1 << (query.k + len(items) - 1).bit_length() for query, items in zip(queries, left_out, strict=True)]
+        lengths = own.lengths.tolist()
+        depths = [1 << (self._depth(query) + lengths[row] - 1).bit_length() for row, query in enumerate(queries)]
         found: dict[int, NDArray[np.int64]] = {}
         mean_vectors = vectors.mean(0).numpy()  # the mean score over draws is the score of the mean vector
         for depth in set(depths):
@@ -181,7 +203,11 @@ class Ranker:
         ranked: list[RankedItems | None] = []
         for row, query in enumerate(queries):
             items = found[row][(found[row] >= 0) & ~np.isin(found[row], left_out[row])]
-            if len(items) < min(query.k, self.model.num_items - len(left_out[row])):
+            left = self.model.num_items - len(left_out[row])
+            if query.candidates is not None:
+                items = items[np.isin(items, query.candidates)]
+                left = len(np.setdiff1d(query.candidates, left_out[row]))
+            if len(items) < min(query.k, left):
                 ranked.append(None)
                 continue
             scores = vectors[:, row] @ self.item_vectors[torch.from_numpy(items)].T
@@ -191,6 +217,38 @@ class Ranker:
             ranking = items[order.numpy()], mean[order].numpy(), deviation[order].numpy()
             ranked.append(_ranked_items(*ranking, query.k, uncertain))
         return ranked
+
+    def _score_candidates(
+        self,
+        histories: Histories,
+        user_numbers: NDArray[np.int64],
+        queries: Sequence[RankingQuery],
+        draws: Sequence[Sampling],
+        uncertain: bool,
+    ) -> list[RankedItems]:
+        """Rank by the inner products of the candidates alone, for users that `_ranked_by_vectors` admits."""
+        assert self.item_vectors is not None
+        own = histories.without_synthetic()
+        vectors = torch.stack([self.model.query_vectors(histories, user_numbers, draw) for draw in draws])
+        ranked: list[RankedItems] = []
+        for row, query in enumerate(queries):
+            assert query.candidates is not None
+            items = np.setdiff1d(query.candidates, np.union1d(own.row(row), query.excluded))
+            mean, deviation = _mean_and_deviation(vectors[:, row] @ self.item_vectors[torch.from_numpy(items)].T)
+            order = torch.argsort(mean, descending=True, stable=True)[: query.k]
+            deviation = torch.zeros_like(mean) if deviation is None else deviation
+            ranking = items[order.numpy()], mean[order].numpy(), deviation[order].numpy()
+            ranked.append(_ranked_items(*ranking, query.k, uncertain))
+        return ranked
+
+
+def _reranked(ranked: RankedItems, query: RankingQuery) -> RankedItems:
+    """The list that a query asks for, of a pool of ranked items."""
+    if query.reranking is None:
+        return ranked
+    chosen = query.reranking.choose(ranked.items, ranked.scores, query.k)
+    deviation = None if ranked.uncertainty is None else ranked.uncertainty[chosen]
+    return RankedItems(ranked.items[chosen], ranked.scores[chosen], deviation)
 
 
 def _mean_and_deviation(scores: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:

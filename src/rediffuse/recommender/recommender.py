@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,9 +25,11 @@ from rediffuse.recommender import explanations
 from rediffuse.recommender.id_map import IdMap, columns_of_users, flatten_histories, require_list, user_labels
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.inspector import Inspector
+from rediffuse.recommender.item_filters import ItemFilters
 from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
 from rediffuse.recommender.remarks import held_out_remark, remarks
 from rediffuse.recommender.titles import Titles
+from rediffuse.reranking import Reranking, ValueLimit, require_diversity, require_max_per
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 
 Retrieval = Literal["exact", "index"]
@@ -50,6 +52,7 @@ class Recommender(Displayed):
         fingerprint: sha256 over the checksums of the files that recommendations depend on.
         knowledge: edges of the knowledge graph that the model learned from, or None.
         titles: finds items by title.
+        filters: finds items by the columns of the item table.
         item_vectors: (num_items, d), see `rediffuse.models.base.Model.index_vectors`, or None.
     """
 
@@ -65,6 +68,7 @@ class Recommender(Displayed):
         knowledge = run.path / "knowledge.parquet"
         self.knowledge = pl.read_parquet(knowledge) if knowledge.exists() else None
         self.titles = Titles(run.items)
+        self.filters, self._limited = ItemFilters(run.item_table), dict[str, ValueLimit]()
         with torch.no_grad():
             vectors = self.model.index_vectors()
         self.item_vectors = None if vectors is None else vectors.detach()
@@ -110,6 +114,9 @@ class Recommender(Displayed):
         sampling_steps: int | None = None,
         noise: float = 1.0,
         explain: bool = False,
+        filter: Any = None,
+        max_per: Mapping[str, int] | None = None,
+        diversity: float = 0.0,
     ) -> Frame:
         """Recommend to each user the k items that the model ranks first.
 
@@ -134,6 +141,14 @@ class Recommender(Displayed):
             noise: factor on the noise of a stochastic model.
             explain: add the column ``because``: for each recommendation, the rows of `explain` with ``top=5`` as a list
                 of structs.
+            filter: recommend only items that fulfil a condition on the item table: text such as
+                ``"category == 'shoes' and price < 50"``, a mapping, or an expression of polars or narwhals; see
+                `rediffuse.recommender.item_filters`.
+            max_per: column of the item table -> the most items of one value in a list: ``{"category": 2}``. In a column
+                of lists every value counts; missing values are not limited.
+            diversity: 0 to 1. Above 0, an item loses what it resembles the items before it; see
+                `rediffuse.reranking`. With this or ``max_per``, lists are made of the max(10 k, 100) items that the
+                model ranks first, and their scores need not descend.
 
         Returns:
             A frame: user_id, item_id, rank (from 1), score, uncertainty, title if items have titles, and because. It is
@@ -144,17 +159,22 @@ class Recommender(Displayed):
 
         Raises:
             ConfigError: neither users nor histories are given, or their lengths differ; ids are not in lists; a number
-                is out of range; the model has no use for sampling_steps or noise; or its scores cannot be explained.
+                is out of range; the model has no use for sampling_steps or noise; its scores cannot be explained;
+                it has no item vectors for ``diversity``; or the item table is missing or does not fit ``filter`` or
+                ``max_per``.
 
         Warns:
-            RediffuseWarning: unknown users, unknown items or empty histories, with their counts; once, that the model
+            RediffuseWarning: unknown users, unknown items or empty histories, with their counts; lists that a filter or
+                a limit leaves shorter than k; once, that the model
                 has not learned from interactions that its split held out, which the histories of known users have.
         """
         k, samples = require_integer("k", k), require_integer("samples", samples)
         batch_size = require_integer("batch_size", batch_size)
         sampling = self.sampling(seed, sampling_steps, noise)
         labels, user_numbers, rows, counts = self.resolve_users(users, histories)
-        query, unknown = self.build_query(k, exclude, candidates, filter_seen)
+        query, unknown = self.build_query(
+            k, exclude, candidates, filter_seen, filter, self.reranking(max_per, diversity)
+        )
         if histories is None and self._held_out is not None:
             warnings.warn(held_out_remark(self._held_out), RediffuseWarning, stacklevel=2)
             self._held_out = None  # said once
@@ -162,6 +182,13 @@ class Recommender(Displayed):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         explain = require_flag("explain", explain)
         found = self.lists(labels, user_numbers, rows, query, sampling, samples, batch_size, explain)
+        short = len(rows) - int((found["rank"] == k).sum())
+        if short and (filter is not None or max_per) and "filter_left" not in unknown:
+            warnings.warn(
+                f"{short:,} of {len(rows):,} users get fewer than k = {k} items: no more are left for them.",
+                RediffuseWarning,
+                stacklevel=2,
+            )
         return as_kind(found, kind_of(users, histories))
 
     def sampling(self, seed: Any = 0, sampling_steps: Any = None, noise: float = 1.0) -> Sampling:
@@ -235,15 +262,42 @@ class Recommender(Displayed):
         return user_labels(ids, self.user_ids.dtype), user_numbers, rows, counts
 
     def build_query(
-        self, k: int, exclude: Iterable[Any] | None, candidates: Iterable[Any] | None, filter_seen: bool
+        self,
+        k: int,
+        exclude: Iterable[Any] | None,
+        candidates: Iterable[Any] | None,
+        filter_seen: bool,
+        filter: Any = None,
+        reranking: Reranking | None = None,
     ) -> tuple[RankingQuery, dict[str, int]]:
-        """The query in item numbers, and counts of unknown ids for `remarks`; arguments as for `recommend`."""
+        """The query in item numbers, and counts of unknown ids and of filtered items for `remarks`.
+
+        Arguments are those of `recommend`, with what `reranking` made of ``max_per`` and ``diversity``.
+        """
         excluded = self.item_index([] if exclude is None else require_list("exclude", exclude))
         allowed = None if candidates is None else self.item_index(require_list("candidates", candidates))
         counts = {"unknown_excluded": int((excluded < 0).sum())}
         counts["unknown_candidates"] = 0 if allowed is None else int((allowed < 0).sum())
-        allowed = None if allowed is None else allowed[allowed >= 0]
-        return RankingQuery(k, excluded[excluded >= 0], allowed, require_flag("filter_seen", filter_seen)), counts
+        allowed = None if allowed is None else np.unique(allowed[allowed >= 0])
+        if filter is not None:
+            fulfil = self.filters.allowed(filter)
+            allowed = np.flatnonzero(fulfil) if allowed is None else allowed[fulfil[allowed]]
+            if len(allowed) < k:
+                counts |= {"filter_left": len(allowed), "filter_of": len(fulfil), "filter_k": k}
+        filter_seen = require_flag("filter_seen", filter_seen)
+        return RankingQuery(k, excluded[excluded >= 0], allowed, filter_seen, reranking), counts
+
+    def reranking(self, max_per: Any, diversity: Any) -> Reranking | None:
+        """How lists are made of what the model ranks first; arguments as for `recommend`.
+
+        Raises:
+            ConfigError: as `recommend`.
+        """
+        limits = require_max_per(max_per, self.item_table, self._limited)
+        diversity = require_diversity(diversity)
+        if not limits and not diversity:
+            return None
+        return Reranking(limits, diversity, self.inspector.directions.numpy() if diversity else None)
 
     def item_index(self, items: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def remarks(counts: dict[str, int], answer: str = "they get popular items") -> list[str]:
-    """Sentences about unknown ids and empty histories; ``answer`` says what users without a history get."""
+    """Sentences about unknown ids, empty histories and filters; ``answer`` says what users without a history get."""
     found = []
     if counts.get("unknown_users"):
         found.append(
@@ -21,6 +21,12 @@ def remarks(counts: dict[str, int], answer: str = "they get popular items") -> l
     for name, argument in arguments.items():
         if counts.get(name):
             found.append(f"{counts[name]} {argument} are not in the catalogue.")
+    if "filter_left" in counts:
+        left, of, k = (counts[name] for name in ("filter_left", "filter_of", "filter_k"))
+        rest = (
+            f"{left:,} of {of:,} items, fewer than k = {k:,}" if left else f"none of {of:,} items: all lists are empty"
+        )
+        found.append(f"The filter leaves {rest}.")
     return found
 
 

@@ -45,6 +45,23 @@ class RecommendRequest(_Request):
     candidates: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = Field(
         None, description="Recommend only these items."
     )
+    filter: dict[str, Any] | None = Field(
+        None,
+        description="Recommend only items whose columns in the item table fulfil a condition: "
+        '{"column": NAME, "eq": VALUE}, {"column": NAME, "in": [VALUE, ...]}, {"column": NAME, "range": {"gte": 10, '
+        '"lt": 50}} (gt, gte, lt, lte), or {"and": [...]}, {"or": [...]}, {"not": {...}} of such conditions. In a '
+        "column of lists, eq and in mean that the list contains the value. Missing values never match.",
+        examples=[{"and": [{"column": "category", "eq": "shoes"}, {"column": "price", "range": {"lt": 50}}]}],
+    )
+    max_per: dict[str, Annotated[StrictInt, Field(ge=1, le=MAX_K)]] | None = Field(
+        None,
+        max_length=8,
+        description='Column of the item table -> the most items of one value in a list, such as {"category": 2}.',
+        examples=[{"category": 2}],
+    )
+    diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        0.0, description="How much an item loses by resembling the items before it in the list. Needs item vectors."
+    )
     filter_seen: bool = Field(True, description="Do not recommend items of the history.")
     samples: Annotated[StrictInt, Field(ge=1, le=MAX_SAMPLES)] = Field(
         1, description="Draws to average. With more than one, every item has the standard deviation of its score."

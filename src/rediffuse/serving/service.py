@@ -18,7 +18,7 @@ from rediffuse.serving.explaining import explain
 from rediffuse.serving.hosted import HostedRun, RunSnapshot
 from rediffuse.serving.problems import Problem
 from rediffuse.serving.schemas import DenoiseRequest, RecommendRequest, SimilarRequest, SpreadRequest
-from rediffuse.serving.settings import MAX_EXPLAINED, MAX_INLINE_IDS, MAX_RECOMMENDED, Settings
+from rediffuse.serving.settings import MAX_EXPLAINED, MAX_INLINE_IDS, MAX_RECOMMENDED, MAX_RERANKED, Settings
 
 RETRY = {"Retry-After": "1"}
 Result = TypeVar("Result")
@@ -59,11 +59,14 @@ class Service:
 
         def resolve() -> tuple[Any, ...]:
             resolved = recommender.resolve_users(request.users, request.histories)
-            query = recommender.build_query(request.k, request.exclude, request.candidates, request.filter_seen)
+            reranking = recommender.reranking(request.max_per, request.diversity)
+            query = recommender.build_query(
+                request.k, request.exclude, request.candidates, request.filter_seen, request.filter, reranking
+            )
             return *resolved, *query
 
         lists = (*(request.histories or ()), request.users or (), request.exclude, request.candidates or ())
-        few = sum(map(len, lists)) <= MAX_INLINE_IDS
+        few = sum(map(len, lists)) <= MAX_INLINE_IDS and not (request.filter or request.max_per or request.diversity)
         labels, user_numbers, histories, counts, query, unknown = (
             resolve() if few else await self.run_in_worker(resolve)
         )
@@ -149,6 +152,8 @@ class Service:
         """Refuse a request that would take too long, or that would wait behind too many users."""
         users = len(request.histories if request.histories is not None else request.users or ())
         limit, explained = (MAX_EXPLAINED, " with explanations") if request.explain else (MAX_RECOMMENDED, "")
+        if request.max_per or request.diversity:  # every item is chosen from a pool of ten times as many
+            limit, explained = min(limit, MAX_RERANKED), " with max_per or diversity"
         remedy = "Send fewer users per request."
         if users * request.k > limit:
             detail = f"{users} users x k = {request.k} are more than {limit:,} items{explained}."

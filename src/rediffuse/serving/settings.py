@@ -43,5 +43,7 @@ MAX_SAMPLES = 64
 # Limits of users x k of a request, without and with explanations.
 MAX_RECOMMENDED = 20_000
 MAX_EXPLAINED = 1_000
+# The same with re-ranking.
+MAX_RERANKED = 2_000
 # A request with up to this many ids is resolved on the event loop, a larger one in a worker thread.
 MAX_INLINE_IDS = 2_000

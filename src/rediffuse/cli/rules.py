@@ -1,0 +1,49 @@
+"""Options of ``recommend`` that say which items may be recommended, and how many of a kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rediffuse.recommender import Recommender
+
+
+def parse_max_per(options: list[str] | None) -> dict[str, int] | None:
+    """Column -> number, of options such as ``category=2``.
+
+    Raises:
+        ConfigError: an option has another form, or names a column again.
+    """
+    from rediffuse.errors import ConfigError
+
+    found: dict[str, int] = {}
+    for option in options or []:
+        column, _, number = option.rpartition("=")
+        if not column or not number.strip().isdecimal():
+            raise ConfigError(f"--max-per is {option!r}.", "Give a column and a number, for example category=2.")
+        if column.strip() in found:
+            raise ConfigError(f"--max-per names column {column.strip()!r} twice.", "Give it once.")
+        found[column.strip()] = int(number)
+    return found or None
+
+
+def chosen_items(
+    recommender: Recommender, exclude: str | None, exclude_file: Path | None, candidates: Path | None
+) -> dict[str, Any]:
+    """The arguments ``exclude`` and ``candidates`` of `Recommender.recommend`.
+
+    Args:
+        recommender: of the run.
+        exclude: ids or titles, "a|b".
+        exclude_file, candidates: files of item ids.
+    """
+    from rediffuse.recommender.item_files import read_item_ids
+
+    def read(path: Path | None) -> list[Any] | None:
+        if path is None:
+            return None
+        return read_item_ids(path, lambda name: bool(recommender.item_index([name])[0] >= 0)).to_list()
+
+    excluded = [*(recommender.find_items(exclude.split("|")) if exclude else []), *(read(exclude_file) or [])]
+    return {"exclude": excluded or None, "candidates": read(candidates)}
