@@ -1,0 +1,170 @@
+"""Learning rates, averages of the weights and accumulated gradients: formulas, and exact resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import rediffuse as rd
+from rediffuse.config import ModelConfig
+from rediffuse.errors import ConfigError, RediffuseWarning, RunError
+from rediffuse.models.sequence import SequenceModel
+from rediffuse.testing import synthetic_interactions
+from rediffuse.training import loop
+from rediffuse.training.averaging import Averaging
+from rediffuse.training.schedule import Schedule
+from tests.dying import dies
+
+TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 4, "blocks": 1, "precision": "fp32", "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def split():
+    return rd.split.leave_one_out(synthetic_interactions())
+
+
+def rates(steps: int, per_epoch: int = 10, **options) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = Schedule(optimizer, ModelConfig(**options), per_epoch, steps // per_epoch)
+    found = []
+    for _ in range(steps):
+        found.append(schedule.rate)
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+FORMULAS = {
+    "constant": lambda i, n: 1.0,
+    "linear": lambda i, n: 1 - i / n,
+    "cosine": lambda i, n: (1 + math.cos(math.pi * i / n)) / 2,
+    "exponential": lambda i, n: 0.01 ** (i / n),
+}
+
+
+@pytest.mark.parametrize("warmup", [0, 7, 0.2])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_rates_follow_the_formula(name, warmup):
+    steps = 50
+    rise = warmup if warmup >= 1 else int(warmup * steps)
+    wanted = [0.5 * (i + 1) / (rise + 1) for i in range(rise)]
+    wanted += [0.5 * FORMULAS[name](i, steps - rise) for i in range(steps - rise)]
+    assert rates(steps, learning_rate_schedule=name, warmup=warmup) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_decays_in_steps_and_within_them():
+    assert rates(40, learning_rate_decay_every=2) == pytest.approx([0.5] * 20 + [0.05] * 20)
+    smooth = rates(40, learning_rate_decay_every=2, learning_rate_schedule="exponential")
+    assert smooth == pytest.approx([0.5 * 0.1 ** (i / 20) for i in range(40)])
+    with pytest.raises(ConfigError, match="does not go with learning_rate_schedule=cosine"):
+        ModelConfig.build(None, {"learning_rate_decay_every": 2, "learning_rate_schedule": "cosine"})
+    with pytest.warns(RediffuseWarning, match="longer than the training of 10 steps"):
+        rates(10, warmup=30)
+
+
+def test_the_average_is_that_of_the_formula():
+    model = nn.Linear(2, 1, bias=False)
+    averaging, values = Averaging(model, 0.9), []
+    for value in (1.0, 2.0, 5.0):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        averaging.update()
+        values.append(value)
+    wanted = (values[0] * 0.9 + values[1] * 0.1) * 0.9 + values[2] * 0.1
+    with averaging.applied():
+        assert model.weight[0, 0].item() == pytest.approx(wanted)
+    assert model.weight[0, 0].item() == 5.0
+
+
+OPTIONS = {
+    "cosine": {"learning_rate_schedule": "cosine", "warmup": 5},
+    "linear": {"learning_rate_schedule": "linear", "warmup": 0.3},
+    "exponential": {"learning_rate_schedule": "exponential"},
+    "ema": {"ema": 0.9},
+    "accumulate": {"accumulate": 3, "clip_norm": 1.0},
+    "rows": {"item_optimizer": "rowwise_adagrad", "loss": "bce", "ema": 0.9, "accumulate": 2, "warmup": 4},
+}
+
+
+def weights(run):
+    return load_file(run / "model.safetensors")
+
+
+def same(left, right) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_killed_run_resumes_to_the_same_weights(split, tmp_path, options):
+    config = TINY | options
+    whole = rd.train("sasrec", split, tmp_path / "whole", config=config)
+    dies("step", 17, rd.train, "sasrec", split, tmp_path / "run", config=config)
+    rd.train("sasrec", split, tmp_path / "run", config=config, resume=True)
+    assert same(weights(tmp_path / "run"), weights(whole.path))
+    lines = [[json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (whole.path, tmp_path / "run")]
+    kept = [[{k: v for k, v in line.items() if k != "seconds"} for line in run] for run in lines]
+    assert kept[0] == kept[1]
+    plain = rd.train("sasrec", split, tmp_path / "plain", config=TINY)
+    assert not same(weights(plain.path), weights(whole.path))
+
+
+def test_other_epochs_are_refused_where_the_rates_depend_on_them(split, tmp_path):
+    config = TINY | {"learning_rate_schedule": "cosine"}
+    rd.train("sasrec", split, tmp_path / "run", config=config | {"epochs": 2})
+    with pytest.raises(RunError, match="Resume with the same epochs"):
+        rd.train("sasrec", split, tmp_path / "run", config=config | {"epochs": 5}, resume=True)
+    rd.train("sasrec", split, tmp_path / "free", config=TINY | {"epochs": 2, "warmup": 3})
+    longer = rd.train("sasrec", split, tmp_path / "free", config=TINY | {"epochs": 3, "warmup": 3}, resume=True)
+    assert same(weights(longer.path), weights(rd.train("sasrec", split, tmp_path / "three", config=TINY | {"epochs": 3, "warmup": 3}).path))
+
+
+def test_gradients_of_two_halves_are_those_of_the_whole(split, tmp_path, monkeypatch):
+    """Accumulated over an epoch, the gradient is the mean of the batches' gradients, so one step follows per epoch."""
+    calls = []
+    step = loop.Optimizer.step
+
+    def counted(self, *args):
+        calls.append(1)
+        return step(self, *args)
+
+    monkeypatch.setattr(loop.Optimizer, "step", counted)
+    rd.train("sasrec", split, tmp_path / "run", config=TINY | {"accumulate": 1000})
+    assert len(calls) == TINY["epochs"]
+
+
+def test_the_average_answers(split, tmp_path):
+    """Without validation data the last average is kept: not the last weights, and the same after a refit of phases."""
+    none = rd.split.none(split.dataset)
+    averages = []
+    update = Averaging.update
+
+    def noted(self):
+        update(self)
+        averages.append([weight.detach().clone() for weight in self.averaged.module.parameters()])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Averaging, "update", noted)
+        run = rd.train("sasrec", none, tmp_path / "run", config=TINY | {"ema": 0.9, "epochs": 2})
+    kept = [p.detach() for p in rd.Recommender.load(run.path).model.parameters()] if hasattr(rd.Recommender, "model") else None
+    stored = weights(run.path)
+    flat = {tuple(tensor.shape): tensor for tensor in stored.values()}
+    assert kept is None or len(kept)
+    assert all(any(torch.equal(average, tensor) for tensor in stored.values()) for average in averages[-1])
+    assert flat
+
+
+def test_phases_and_refit_with_an_average_and_a_schedule(split, tmp_path):
+    config = {"embedding_size": 16, "batch_size": 64, "epochs": 2, "pretrain_epochs": 2, "ema": 0.8, "warmup": 0.2}
+    config |= {"learning_rate_schedule": "cosine", "accumulate": 2, "precision": "fp32"}
+    run = rd.train("s3rec", split, tmp_path / "run", config=config)
+    dies("step", 30, rd.train, "s3rec", split, tmp_path / "killed", config=config)
+    rd.train("s3rec", split, tmp_path / "killed", config=config, resume=True)
+    assert same(weights(tmp_path / "killed"), weights(run.path))
+    again = rd.refit(run, split.dataset, tmp_path / "live")
+    assert "all" in again.config["training"]["stopped"]
+    assert SequenceModel is not None
