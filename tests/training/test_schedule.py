@@ -8,17 +8,16 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.dying import dies
 from torch import nn
 
 import rediffuse as rd
 from rediffuse.config import ModelConfig
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
-from rediffuse.models.sequence import SequenceModel
 from rediffuse.testing import synthetic_interactions
 from rediffuse.training import loop
 from rediffuse.training.averaging import Averaging
 from rediffuse.training.schedule import Schedule
-from tests.dying import dies
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 4, "blocks": 1, "precision": "fp32", "learning_rate": 0.01}
 
@@ -106,7 +105,10 @@ def test_a_killed_run_resumes_to_the_same_weights(split, tmp_path, options):
     dies("step", 17, rd.train, "sasrec", split, tmp_path / "run", config=config)
     rd.train("sasrec", split, tmp_path / "run", config=config, resume=True)
     assert same(weights(tmp_path / "run"), weights(whole.path))
-    lines = [[json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (whole.path, tmp_path / "run")]
+    lines = [
+        [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()]
+        for p in (whole.path, tmp_path / "run")
+    ]
     kept = [[{k: v for k, v in line.items() if k != "seconds"} for line in run] for run in lines]
     assert kept[0] == kept[1]
     plain = rd.train("sasrec", split, tmp_path / "plain", config=TINY)
@@ -120,7 +122,10 @@ def test_other_epochs_are_refused_where_the_rates_depend_on_them(split, tmp_path
         rd.train("sasrec", split, tmp_path / "run", config=config | {"epochs": 5}, resume=True)
     rd.train("sasrec", split, tmp_path / "free", config=TINY | {"epochs": 2, "warmup": 3})
     longer = rd.train("sasrec", split, tmp_path / "free", config=TINY | {"epochs": 3, "warmup": 3}, resume=True)
-    assert same(weights(longer.path), weights(rd.train("sasrec", split, tmp_path / "three", config=TINY | {"epochs": 3, "warmup": 3}).path))
+    assert same(
+        weights(longer.path),
+        weights(rd.train("sasrec", split, tmp_path / "three", config=TINY | {"epochs": 3, "warmup": 3}).path),
+    )
 
 
 def test_gradients_of_two_halves_are_those_of_the_whole(split, tmp_path, monkeypatch):
@@ -138,7 +143,7 @@ def test_gradients_of_two_halves_are_those_of_the_whole(split, tmp_path, monkeyp
 
 
 def test_the_average_answers(split, tmp_path):
-    """Without validation data the last average is kept: not the last weights, and the same after a refit of phases."""
+    """Without validation data, the last average is what the run keeps."""
     none = rd.split.none(split.dataset)
     averages = []
     update = Averaging.update
@@ -150,21 +155,19 @@ def test_the_average_answers(split, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Averaging, "update", noted)
         run = rd.train("sasrec", none, tmp_path / "run", config=TINY | {"ema": 0.9, "epochs": 2})
-    kept = [p.detach() for p in rd.Recommender.load(run.path).model.parameters()] if hasattr(rd.Recommender, "model") else None
     stored = weights(run.path)
-    flat = {tuple(tensor.shape): tensor for tensor in stored.values()}
-    assert kept is None or len(kept)
+    assert len(averages) > 2
     assert all(any(torch.equal(average, tensor) for tensor in stored.values()) for average in averages[-1])
-    assert flat
 
 
 def test_phases_and_refit_with_an_average_and_a_schedule(split, tmp_path):
     config = {"embedding_size": 16, "batch_size": 64, "epochs": 2, "pretrain_epochs": 2, "ema": 0.8, "warmup": 0.2}
     config |= {"learning_rate_schedule": "cosine", "accumulate": 2, "precision": "fp32"}
     run = rd.train("s3rec", split, tmp_path / "run", config=config)
-    dies("step", 30, rd.train, "s3rec", split, tmp_path / "killed", config=config)
-    rd.train("s3rec", split, tmp_path / "killed", config=config, resume=True)
-    assert same(weights(tmp_path / "killed"), weights(run.path))
+    for place, count in (("step", 1), ("checkpoint", 4), ("step", 6)):  # in the first phase, between them, in the last
+        folder = tmp_path / f"{place}{count}"
+        dies(place, count, rd.train, "s3rec", split, folder, config=config)
+        rd.train("s3rec", split, folder, config=config, resume=True)
+        assert same(weights(folder), weights(run.path))
     again = rd.refit(run, split.dataset, tmp_path / "live")
     assert "all" in again.config["training"]["stopped"]
-    assert SequenceModel is not None
