@@ -14,10 +14,12 @@ from torch import nn
 import rediffuse as rd
 from rediffuse.config import ModelConfig
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
+from rediffuse.models import model_class
 from rediffuse.testing import synthetic_interactions
 from rediffuse.training import loop
 from rediffuse.training.averaging import Averaging
 from rediffuse.training.schedule import Schedule
+from rediffuse.training.train import make_trainer
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 4, "blocks": 1, "precision": "fp32", "learning_rate": 0.01}
 
@@ -94,6 +96,11 @@ def weights(run):
     return load_file(run / "model.safetensors")
 
 
+def log(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
 def same(left, right) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
@@ -105,12 +112,7 @@ def test_a_killed_run_resumes_to_the_same_weights(split, tmp_path, options):
     dies("step", 17, rd.train, "sasrec", split, tmp_path / "run", config=config)
     rd.train("sasrec", split, tmp_path / "run", config=config, resume=True)
     assert same(weights(tmp_path / "run"), weights(whole.path))
-    lines = [
-        [json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()]
-        for p in (whole.path, tmp_path / "run")
-    ]
-    kept = [[{k: v for k, v in line.items() if k != "seconds"} for line in run] for run in lines]
-    assert kept[0] == kept[1]
+    assert log(tmp_path / "run") == log(whole.path)
     plain = rd.train("sasrec", split, tmp_path / "plain", config=TINY)
     assert not same(weights(plain.path), weights(whole.path))
 
@@ -120,16 +122,14 @@ def test_other_epochs_are_refused_where_the_rates_depend_on_them(split, tmp_path
     rd.train("sasrec", split, tmp_path / "run", config=config | {"epochs": 2})
     with pytest.raises(RunError, match="Resume with the same epochs"):
         rd.train("sasrec", split, tmp_path / "run", config=config | {"epochs": 5}, resume=True)
-    rd.train("sasrec", split, tmp_path / "free", config=TINY | {"epochs": 2, "warmup": 3})
-    longer = rd.train("sasrec", split, tmp_path / "free", config=TINY | {"epochs": 3, "warmup": 3}, resume=True)
-    assert same(
-        weights(longer.path),
-        weights(rd.train("sasrec", split, tmp_path / "three", config=TINY | {"epochs": 3, "warmup": 3}).path),
-    )
+    free = TINY | {"warmup": 3}
+    rd.train("sasrec", split, tmp_path / "free", config=free | {"epochs": 2})
+    longer = rd.train("sasrec", split, tmp_path / "free", config=free | {"epochs": 3}, resume=True)
+    at_once = rd.train("sasrec", split, tmp_path / "at_once", config=free | {"epochs": 3})
+    assert same(weights(longer.path), weights(at_once.path))
 
 
-def test_gradients_of_two_halves_are_those_of_the_whole(split, tmp_path, monkeypatch):
-    """Accumulated over an epoch, the gradient is the mean of the batches' gradients, so one step follows per epoch."""
+def test_a_group_longer_than_an_epoch_makes_one_step_per_epoch(split, tmp_path, monkeypatch):
     calls = []
     step = loop.Optimizer.step
 
@@ -140,6 +140,32 @@ def test_gradients_of_two_halves_are_those_of_the_whole(split, tmp_path, monkeyp
     monkeypatch.setattr(loop.Optimizer, "step", counted)
     rd.train("sasrec", split, tmp_path / "run", config=TINY | {"accumulate": 1000})
     assert len(calls) == TINY["epochs"]
+
+
+def test_accumulated_gradients_are_the_mean_of_the_group(split, tmp_path):
+    """Against the gradients of single batches at the same weights: a full group, and the smaller last one."""
+    kind = model_class("sasrec")
+    options = TINY | {"batch_size": 60, "accumulate": 4, "dropout": 0.0}
+    config = kind.Config.build(None, options)
+    trainer = make_trainer(kind, config, split.training_view(), tmp_path, seed=0, user_ids=split.dataset.user_ids)
+    trainer.model.fit(trainer.data)
+    _, _, network, stepper = trainer.begin_phase("fit")
+    batches = trainer.batches("fit", 0)
+    count = len(batches)
+    assert count > 4
+    assert count % 4
+    weight = trainer.model.item_embedding.weight
+    for group in (range(4), range(count // 4 * 4, count)):
+        wanted = torch.zeros_like(weight)
+        for index in group:
+            network.zero_grad()
+            trainer.model.loss(batches.get(index)).backward()
+            wanted += weight.grad / len(group)
+        network.zero_grad()
+        for index in group:
+            trainer.state.step = index
+            trainer._step(network, stepper, batches, "fit")
+        torch.testing.assert_close(weight.grad, wanted, rtol=1e-4, atol=1e-7)
 
 
 def test_the_average_answers(split, tmp_path):

@@ -171,7 +171,7 @@ def test_phases_have_names_and_steps_that_go_on(tmp_path):
 
 
 def test_an_unknown_or_missing_tracker_is_an_error_before_training(split, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="Unknown tracker 'ml-flow'.[\\s\\S]*Did you mean 'mlflow'"):
+    with pytest.raises(ConfigError, match=r"Unknown tracker 'ml-flow'\.[\s\S]*Did you mean 'mlflow'"):
         rd.train("sasrec", split, tmp_path / "run", config=TINY, tracker="ml-flow")
     with pytest.raises(ConfigError, match="track_artifacts needs a tracker"):
         rd.train("sasrec", split, tmp_path / "run", config=TINY, track_artifacts=True)

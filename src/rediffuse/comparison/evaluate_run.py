@@ -32,6 +32,7 @@ from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.run_folder import Run, add_files, read_run, run_path
+from rediffuse.runs.tracking import log_test_metrics
 
 # The metrics that `repr` shows.
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
@@ -157,6 +158,7 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
     files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
     files[evaluation_file("test.json", other)] = json.dumps(test_result, indent=2).encode()
     distributed.main_process_first(lambda: add_files(folder, files, made_of=contents.weights))
+    distributed.main_process_first(lambda: log_test_metrics(contents.config, folder, test_result))
     return test_result
 
 
