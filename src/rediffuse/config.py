@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
 
@@ -50,8 +50,20 @@ class ModelConfig(BaseModel):
     batch_size: int = Field(1024, ge=1, description="Prediction targets per optimiser step.")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="Decoupled (AdamW).")
-    learning_rate_decay_every: int | None = Field(None, ge=1, description="Epochs between decays by 0.1.")
+    learning_rate_schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
+        "constant", description="After the warm-up, to the end of all epochs; exponential: to a hundredth."
+    )
+    learning_rate_decay_every: int | None = Field(
+        None, ge=1, description="Epochs between decays by 0.1; with exponential, within them, step by step."
+    )
+    warmup: float = Field(
+        0.0, ge=0, description="Optimiser steps in which the learning rate rises; below 1: a share of all steps."
+    )
     clip_norm: float | None = Field(None, gt=0, description="Largest gradient norm.")
+    accumulate: int = Field(1, ge=1, description="Batches whose gradients make one optimiser step.")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Decay of a moving average of the weights, which is validated and answers."
+    )
     validate_every: int = Field(1, ge=1, description="Epochs between validations.")
     patience: int = Field(10, ge=1, description="Validations without improvement before stopping.")
     metric: str = Field(
@@ -60,6 +72,16 @@ class ModelConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="fp32, bf16; auto: by what the hardware supports."
     )
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.learning_rate_decay_every is not None and self.learning_rate_schedule in ("linear", "cosine"):
+            raise ConfigError(
+                f"learning_rate_decay_every does not go with learning_rate_schedule={self.learning_rate_schedule}, "
+                "which falls to the end of all epochs.",
+                "Set learning_rate_decay_every=null, or the schedule constant or exponential.",
+            )
+        return self
 
     @classmethod
     def build(

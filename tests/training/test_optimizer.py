@@ -80,9 +80,9 @@ def test_a_checkpoint_goes_on_to_the_same_weights(tmp_path):
     model, optimizer = trained(BATCHES[:2])
     save_training(tmp_path / "last.safetensors", model, optimizer, {})
     again = Tiny()
-    state, _ = load_training(tmp_path / "last.safetensors", again)
+    saved = load_training(tmp_path / "last.safetensors", again)
     optimizer = again.optimizer()
-    restore_optimizer(optimizer, state)
+    restore_optimizer(optimizer, saved.optimizer)
     for rows in BATCHES[2:]:
         again(rows).backward()
         optimizer.step()

@@ -255,6 +255,7 @@ def test_bad_trials_are_pruned(split, tmp_path, monkeypatch):
 def test_an_exception_of_on_validation_ends_training_and_restores_the_random_state(split, tmp_path):
     import torch
 
+    from rediffuse.training.callbacks import Callbacks
     from rediffuse.training.train import make_trainer
 
     class Stop(Exception):
@@ -262,10 +263,11 @@ def test_an_exception_of_on_validation_ends_training_and_restores_the_random_sta
 
     calls = []
 
-    def on_validation(epoch: int, value: float) -> None:
-        calls.append((epoch, value))
-        if epoch == 2:
-            raise Stop
+    class StopAtTwo:
+        def on_validation(self, event):
+            calls.append((event.epoch, event.metrics[event.metric]))
+            if event.epoch == 2:
+                raise Stop
 
     kind = model_class("sasrec")
     config = kind.Config.build(None, FIXED | {"epochs": 5})
@@ -273,8 +275,9 @@ def test_an_exception_of_on_validation_ends_training_and_restores_the_random_sta
     expected = torch.rand(3)
     torch.manual_seed(7)
     user_ids = split.dataset.user_ids
+    callbacks = Callbacks([StopAtTwo()])
     trainer = make_trainer(
-        kind, config, split.training_view(), tmp_path, seed=0, user_ids=user_ids, on_validation=on_validation
+        kind, config, split.training_view(), tmp_path, seed=0, user_ids=user_ids, callbacks=callbacks
     )
     with pytest.raises(Stop):
         trainer.run(resume=False)

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.estimates import print_estimates
 from rediffuse.cli.output import emit, print_rich, table
+from rediffuse.errors import ConfigError
 
+DEFAULT_MODELS = ("sasrec", "diffurec")  # whose training doctor estimates
 # Optional package -> the extra that installs it.
 EXTRAS = {
-    **{"tensorboard": "track", "plotly": "report", "jinja2": "report", "optuna": "tune"},
+    **{"tensorboard": "track", "wandb": "wandb", "mlflow": "mlflow"},
+    **{"plotly": "report", "jinja2": "report", "optuna": "tune"},
     **{"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "faiss": "ann"},
     **{"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
 }
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Print versions, hardware, numeric precision and missing extras."""
+def doctor(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of a dataset: say about how long models would train on it here.")
+    ] = None,
+    models: Annotated[list[str] | None, typer.Option("--model", help="With --data; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print versions, hardware, numeric precision and missing extras; with --data, about how long training takes."""
+    if models and data is None:
+        raise ConfigError("--model needs the data to measure it on.", "Add --data DATASET.")
+    if data is not None:
+        from rediffuse.cli.splits import read_split
+        from rediffuse.training import estimate
+
+        split = read_split("default", data)
+        print_estimates([estimate(model, split) for model in models or DEFAULT_MODELS], as_json)
+        return
+    _describe_machine(as_json)
+
+
+def _describe_machine(as_json: bool) -> None:
     import torch
 
     from rediffuse.runs.environment import environment

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.interrupts import says_how_to_resume
 from rediffuse.cli.output import emit, print_rich, rank
 
 
@@ -25,7 +25,8 @@ def refit(
     from rediffuse.runs.card import duration
     from rediffuse.training import refit as run_refit
 
-    made = run_refit(run, dataset, out, resume=resume, max_minutes=max_minutes, progress=sys.stderr.isatty())
+    with says_how_to_resume(out):
+        made = run_refit(run, dataset, out, resume=resume, max_minutes=max_minutes, progress=True)
     data, epochs = made.config["data"], made.config["training"]["epochs"]
     result = {"run": str(made.path), "refit_of": str(run), "minutes": made.minutes, "epochs": epochs}
     result |= {name: data[name] for name in ("users", "items", "interactions", "histories_end")}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rediffuse.cli.app import MODEL_HELP, AsJson, app
+from rediffuse.cli.estimates import print_estimates
+from rediffuse.cli.interrupts import says_how_to_resume
 from rediffuse.cli.output import emit, print_rich, rank, table
 from rediffuse.cli.splits import Quantile, Ratio, SplitName, ValidQuantile, read_split
+
+if TYPE_CHECKING:
+    from rediffuse.runs.run_folder import Run
 
 
 @app.command()
@@ -30,7 +34,13 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights, order of batches and noise.")] = 0,
     max_minutes: Annotated[float | None, typer.Option(help="Time limit of the training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
-    track: Annotated[str | None, typer.Option(help="Tracker of Accelerate, for example tensorboard.")] = None,
+    track: Annotated[str | None, typer.Option(help="Tracker: tensorboard, wandb or mlflow.")] = None,
+    track_artifacts: Annotated[
+        bool, typer.Option("--track-artifacts", help="Give the files of the run to the tracker.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say about how long it would take and how much memory.")
+    ] = False,
     phases: Annotated[
         list[str] | None, typer.Option("--phase", help="name=RUN: take a phase from a run instead of training it.")
     ] = None,
@@ -39,25 +49,32 @@ def train(
     """Train a model and write its run folder."""
     from rediffuse.config import parse_settings, read_settings
     from rediffuse.runs.card import duration
+    from rediffuse.training import estimate
     from rediffuse.training import train as run_training
 
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
     split = read_split(split_name, dataset, quantile, valid_quantile, ratio)
-    run = run_training(
-        model,
-        split,
-        out,
-        preset=preset,
-        config=options,
-        seed=seed,
-        resume=resume,
-        max_minutes=max_minutes,
-        tracker=track,
-        progress=sys.stderr.isatty(),
-        phases_from={name: str(path) for name, path in parse_settings(phases or []).items()},
-    )
+    taken: dict[str, str | Path | Run] = {name: str(path) for name, path in parse_settings(phases or []).items()}
+    chosen = {"preset": preset, "config": options, "seed": seed}
+    if dry_run:
+        print_estimates([estimate(model, split, max_minutes=max_minutes, phases_from=taken, **chosen)], as_json)
+        return
+    with says_how_to_resume(out):
+        run = run_training(
+            model,
+            split,
+            out,
+            **chosen,
+            resume=resume,
+            max_minutes=max_minutes,
+            tracker=track,
+            track_artifacts=track_artifacts,
+            progress=True,
+            phases_from=taken,
+        )
     result = {"run": str(run.path), "minutes": run.minutes, "split": split.name, "validation": run.validation}
-    result |= {"best_epoch": run.config["training"]["best_epoch"], "resolved": run.config["resolved"]}
+    result |= {name: run.config["training"][name] for name in ("best_epoch", "stopped")}
+    result |= {"resolved": run.config["resolved"]}
 
     def print_summary() -> None:
         if run.validation:

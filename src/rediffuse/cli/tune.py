@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +53,7 @@ def tune(
         config=fixed,
         preset=preset,
         seed=seed,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     ranking, states = study.ranking, study.trials["state"].to_list()
     command = ["rediffuse", "train", model, str(dataset), "--config", str(out / "best.yaml"), "-o", f"{out}-best"]

@@ -36,6 +36,7 @@ from rediffuse.reranking import Reranking, pool_size, require_diversity, require
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.run_folder import Run, RunContents, add_files, read_run, run_path
+from rediffuse.runs.tracking import log_test_metrics
 
 # The metrics that `repr` shows.
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
@@ -185,6 +186,7 @@ def _evaluate(
     files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
     files[evaluation_file("test.json", other)] = json.dumps(test_result, indent=2).encode()
     distributed.main_process_first(lambda: add_files(folder, files, made_of=contents.weights))
+    distributed.main_process_first(lambda: log_test_metrics(contents.config, folder, test_result))
     return test_result
 
 

@@ -1,7 +1,7 @@
 """The training loop of every model; read it from top to bottom.
 
-Accelerate handles devices, processes and trackers. The loop adds exact resuming, selection by one named validation
-metric, and errors that say what to try.
+Accelerate handles devices and processes. The loop adds exact resuming, selection by one named validation metric, and
+errors that say what to try.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import hashlib
 import json
 import math
 import os
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,19 +28,24 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from rediffuse import distributed
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TrainingView
+from rediffuse.data.subsets import Task
 from rediffuse.errors import RediffuseWarning, RunError, TrainingError
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.evaluation.selection import SubsetValidation
 from rediffuse.files import atomic_write_bytes, writing
 from rediffuse.memory import keep_freed_memory
-from rediffuse.models.base import Model, TrainingData
+from rediffuse.models.base import Batches, Model, TrainingData
 from rediffuse.runs.run_folder import LOG
 from rediffuse.runs.tensors import load_tensors, load_weights, save_tensors
+from rediffuse.runs.tracking import Tracking
 from rediffuse.seeds import derive, seed_torch
-from rediffuse.training.checkpoint import load_training, restore_optimizer, save_training
+from rediffuse.training.averaging import Averaging
+from rediffuse.training.callbacks import Callbacks, TrainingEvent
+from rediffuse.training.checkpoint import Checkpoint, load_training, restore_optimizer, save_training
 from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, resolve_precision
-from rediffuse.training.progress import Progress
+from rediffuse.training.progress import Pace, Progress, left_in_words, logger, short
+from rediffuse.training.schedule import Schedule
 
 # Within a long epoch, a checkpoint is written at this interval.
 CHECKPOINT_SECONDS = 300.0
@@ -51,16 +58,23 @@ class State:
 
     phase: int = 0
     epoch: int = 0  # epochs completed in this phase
-    step: int = 0  # steps completed in this epoch
+    step: int = 0  # batches completed in this epoch
     loss_sum: float = 0.0  # over these steps
     best: float | None = None  # best value of the selection metric in this phase
     best_epoch: int = 0
     stale: int = 0  # validations since the best one
     seconds: float = 0.0  # training time over all sessions
     precision: str = ""
+    epochs_before: int = 0  # epochs of the earlier phases, for trackers
+    learning_rate: float = 0.0  # of the last step
+    schedule: dict[str, Any] | None = None  # of the learning rate
     log_bytes: int | None = None  # size of metrics.jsonl at the checkpoint
     log_sha256: str = ""  # checksum of these bytes
     done: bool = False  # whether all phases are finished; never true in a checkpoint
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl+C during training: the checkpoint is saved. The message says how to continue."""
 
 
 class Trainer:
@@ -73,10 +87,9 @@ class Trainer:
         seed: seed of the run.
         user_ids: names users in errors.
         max_minutes: limit of the wall time over all sessions.
-        tracker: a tracker of Accelerate, for example "tensorboard".
-        show_progress: draw a progress bar on stderr.
-        on_validation: called with (epoch, value of the selection metric) after each validation of the last phase, once
-            the epoch is logged and saved. An exception that it raises ends training and is passed on by `run`.
+        show_progress: draw a progress bar, in a terminal or a notebook.
+        callbacks: called as `Callbacks` says, when what they are told is logged and saved. An exception that one raises
+            ends training and is passed on by `run`.
         steps: phase -> optimiser steps, which replace its number of epochs; whole epochs are trained, at least one.
     """
 
@@ -89,9 +102,8 @@ class Trainer:
         seed: int,
         user_ids: pl.Series,
         max_minutes: float | None = None,
-        tracker: str | None = None,
         show_progress: bool = False,
-        on_validation: Callable[[int, float], None] | None = None,
+        callbacks: Callbacks | None = None,
         steps: dict[str, int] | None = None,
     ) -> None:
         # A phase, a batch or an option can leave weights without a gradient. Buffers are functions of the weights, the
@@ -99,11 +111,9 @@ class Trainer:
         ddp_options = DistributedDataParallelKwargs(
             find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        self.accelerator = Accelerator(
-            cpu=distributed.cpu_only(), log_with=tracker, project_dir=str(folder), kwargs_handlers=[ddp_options]
-        )
+        self.accelerator = Accelerator(cpu=distributed.cpu_only(), kwargs_handlers=[ddp_options])
         self.model, self.view, self.folder, self.seed = model, view, folder, seed
-        self.phases = model.phases if model.trained_by_gradient else ()
+        self.phases: tuple[str, ...] = model.phases if model.trained_by_gradient else ()
         self.config = model.config
         self.user_ids = user_ids
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
@@ -126,10 +136,13 @@ class Trainer:
         )
         model.check(self.data)
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
-        self.optimizer_state: dict[int, dict[str, torch.Tensor]] = {}
-        self.tracked = tracker is not None
-        self.on_validation = on_validation
+        self.checkpoint: Checkpoint | None = None  # to restore what its phase makes
+        self.schedule: Schedule | None = None
+        self.averaging: Averaging | None = None
+        self.tracking: Tracking | None = None  # of the main process, if there is one
+        self.callbacks = callbacks or Callbacks([])
         self.steps = steps or {}
+        self.interrupted = False
 
     def take_phase(self, phase: str, trained: Model) -> None:
         """Skip a phase: copy the weights of ``trained`` into the model's component of that name."""
@@ -145,145 +158,307 @@ class Trainer:
             TrainingError: the loss is not finite, or there is nothing to train on.
             RunError: with ``resume``, the checkpoint is damaged or does not fit the model.
             StorageError: the folder cannot be written.
+            Interrupted: Ctrl+C; the checkpoint is saved.
         """
-        with torch.random.fork_rng(), keep_freed_memory(), self.progress, self._tracking():
+        with torch.random.fork_rng(), keep_freed_memory(), self.progress:
             self.model.to(self.accelerator.device)
             seed_torch(self.seed, "fit")
             self.model.fit(self.data)
             if resume:
                 self._restore()
             self.started = time.monotonic() - self.state.seconds
-            for index in range(self.state.phase, len(self.phases)):
-                if not self._train_phase(index, self.phases[index]):
-                    break
-            else:
-                self.state.done = True
+            with self._catch_interrupts():
+                for index in range(self.state.phase, len(self.phases)):
+                    if not self._train_phase(index, self.phases[index]):
+                        break
+                else:
+                    self.state.done = True
             self._load_best()
             self.state.seconds = time.monotonic() - self.started
+            if self.phases:
+                self._call("on_end", None, stopped=self.stopped())
         return self.state
-
-    @contextlib.contextmanager
-    def _tracking(self) -> Iterator[None]:
-        if self.tracked:
-            self.accelerator.init_trackers("rediffuse", config=_flat(self.config.model_dump()))
-        try:
-            yield
-        finally:
-            # Not Accelerator.end_training, which also destroys the process group.
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
 
     def _train_phase(self, index: int, phase: str) -> bool:
         """Train all epochs of a phase; False if the time ran out."""
         state = self.state
         if state.phase != index:
             self._load_best()
-            self.state = state = State(phase=index, seconds=state.seconds, precision=state.precision)
+            before = state.epochs_before + state.epoch
+            self.state = state = State(
+                phase=index, seconds=state.seconds, precision=state.precision, epochs_before=before
+            )
+            self.schedule = self.averaging = None
             # This phase replaces the best weights of the previous one, which a resumed run must not need any more.
             self._save(None)
-        self.model.begin_phase(phase, self.data)
-        self.config = self.model.training_options(phase)
-        optimizer = Optimizer(self.model.parameter_groups(), self.config.learning_rate, self.config.weight_decay)
-        if self.optimizer_state:
-            restore_optimizer(optimizer, self.optimizer_state)
-            self.optimizer_state = {}
-        with warnings.catch_warnings():
-            # torch 2.13 renames the option to forward_sync_buffers, which Accelerate does not support yet.
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            network, stepper = self.accelerator.prepare(self.model, optimizer)
+        optimizer, schedule, network, stepper = self.begin_phase(phase)
         last_saved = time.monotonic()
-        epochs = self._epochs(phase)
-        self.progress.start(phase, epochs)
-        while state.epoch < epochs and state.stale < self.config.patience:
-            rng = np.random.default_rng(derive(self.seed, phase, state.epoch, "order"))
-            batches = self.model.batches(self.data, rng)
-            if not len(batches):
-                raise TrainingError(
-                    "There is nothing to train on.",
-                    "Every training history has fewer than two interactions: use more data, or another split.",
-                )
-            rate = self.config.learning_rate
-            if self.config.learning_rate_decay_every:
-                rate *= 0.1 ** (state.epoch // self.config.learning_rate_decay_every)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("learning_rate_factor", 1.0)
+        self.progress.start(phase, self.epochs)
+        self.pace = Pace(self.epochs, state.epoch, self.config.patience * self.config.validate_every, last_saved)
+        while state.epoch < self.epochs and state.stale < self.config.patience:
+            batches = self.batches(phase, state.epoch)
             self.model.train()
             epoch_start = time.monotonic()
             while state.step < len(batches):
-                state.loss_sum += self._step(network, stepper, batches, phase)
+                state.learning_rate = schedule.rate
+                loss = self._step(network, stepper, batches, phase)
+                state.loss_sum += loss
                 state.step += 1
-                self.progress.step(state.epoch, state.step, len(batches), state.loss_sum / state.step, state.best)
+                done = state.epoch + state.step / len(batches)
+                self.progress.step(done, state.loss_sum / state.step, state.best, self._left(done))
+                if not self._ends_group(state.step - 1, len(batches)):
+                    continue  # a checkpoint would lose the gradients so far
+                self._update(network, stepper)
+                if self.callbacks.has("on_step"):
+                    self._call("on_step", optimizer, loss=loss)
                 if self._out_of_time():
                     self._save(optimizer)
-                    return False
-                if time.monotonic() - last_saved > CHECKPOINT_SECONDS:
+                    return self._stops(False)
+                if time.monotonic() - last_saved > CHECKPOINT_SECONDS or self.interrupted:
                     self._save(optimizer)
                     last_saved = time.monotonic()
+                    self._raise_if_interrupted()
             record: dict[str, Any] = {
                 "phase": phase,
                 "epoch": state.epoch + 1,
                 "steps": state.step,
                 "loss": state.loss_sum / state.step,
-                "learning_rate": rate,
+                "learning_rate": state.learning_rate,
                 "seconds": time.monotonic() - epoch_start,
             }
             state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-            validates = state.epoch % self.config.validate_every == 0 or state.epoch == epochs
+            validates = state.epoch % self.config.validate_every == 0 or state.epoch == self.epochs
             if validates and self.model.chosen_by_ranking(phase):
                 record["validation"] = self._validate_and_select()
             self._log(record)
             self._save(optimizer)
             last_saved = time.monotonic()
-            is_last_phase = index == len(self.phases) - 1
-            if self.on_validation is not None and is_last_phase and (metrics := record.get("validation")):
-                self.on_validation(state.epoch, metrics[self.config.metric])
+            if validates:
+                self._report(record, last_saved - epoch_start)
+            if metrics := record.get("validation"):
+                self._call("on_validation", None, loss=record["loss"], metrics=metrics)
+            self._raise_if_interrupted()
             if self._out_of_time():
-                return False
-        return True
+                return self._stops(False)
+        return self._stops(True)
+
+    def begin_phase(self, phase: str) -> tuple[Optimizer, Schedule, Any, Any]:
+        """Prepare a phase, or the rest of it after a checkpoint.
+
+        Returns:
+            The optimiser, its learning rates, and the network and the optimiser as Accelerate wraps them.
+        """
+        self.model.begin_phase(phase, self.data)
+        self.config = config = self.model.training_options(phase)
+        optimizer = Optimizer(self.model.parameter_groups(), config.learning_rate, config.weight_decay)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("learning_rate_factor", 1.0)
+        self.epochs = self._epochs(phase)
+        self.averaging = Averaging(self.model, config.ema) if config.ema is not None else None
+        saved, self.checkpoint = self.checkpoint, None
+        if saved is not None and saved.optimizer:
+            restore_optimizer(optimizer, saved.optimizer)
+        self.schedule = schedule = Schedule(optimizer, config, self._steps_per_epoch(phase), self.epochs)
+        if saved is not None and self.state.schedule is not None:
+            schedule.restore(self.state.schedule)
+        if saved is not None and saved.average and self.averaging is not None:
+            self.averaging.restore(saved.average)
+        with warnings.catch_warnings():
+            # torch 2.13 renames the option to forward_sync_buffers, which Accelerate does not support yet.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return optimizer, schedule, *self.accelerator.prepare(self.model, optimizer)
+
+    def batches(self, phase: str, epoch: int) -> Batches:
+        """The batches of an epoch.
+
+        Raises:
+            TrainingError: there are none.
+        """
+        rng = np.random.default_rng(derive(self.seed, phase, epoch, "order"))
+        batches = self.model.batches(self.data, rng)
+        if not len(batches):
+            raise TrainingError(
+                "There is nothing to train on.",
+                "Every training history has fewer than two interactions: use more data, or another split.",
+            )
+        return batches
 
     def _epochs(self, phase: str) -> int:
         """How many epochs of a phase to train at most."""
         if phase not in self.steps:
             return self.config.epochs
-        rng = np.random.default_rng(derive(self.seed, phase, 0, "order"))
-        return max(1, round(self.steps[phase] / max(len(self.model.batches(self.data, rng)), 1)))
+        return max(1, round(self.steps[phase] / len(self.batches(phase, 0))))
+
+    def _steps_per_epoch(self, phase: str) -> int:
+        """Optimiser steps of an epoch, where the learning rate depends on it."""
+        config = self.config
+        if config.learning_rate_schedule == "constant" and not config.warmup and not config.learning_rate_decay_every:
+            return 1
+        return -(-len(self.batches(phase, 0)) // self.config.accumulate)
+
+    def _ends_group(self, index: int, batches: int) -> bool:
+        """Whether the optimiser steps after this batch; the last batches of an epoch may be a smaller group."""
+        return (index + 1) % self.config.accumulate == 0 or index + 1 == batches
 
     def _step(self, network: Any, stepper: Any, batches: Any, phase: str) -> float:
-        """One optimiser step; returns its loss."""
+        """The gradients of one batch, added to those of its group; returns its loss."""
         state, accelerator = self.state, self.accelerator
         seed_torch(self.seed, phase, state.epoch, state.step, accelerator.process_index)
         batch = batches.get(state.step, accelerator.process_index, accelerator.num_processes)
-        with autocast(state.precision, accelerator.device):
-            loss = network(batch.to(accelerator.device))
-        value = distributed.all_reduce_mean(float(loss.detach()))
-        if not math.isfinite(value):
-            users = self.user_ids.gather(batches.users(state.step)[:5]).to_list()
-            raise TrainingError(
-                f"The loss is {value} at step {state.step + 1} of epoch {state.epoch + 1}, in a batch with users "
-                f"{', '.join(map(str, users))}, ...",
-                "Try a lower learning_rate, clip_norm=1.0, or precision=fp32. The last checkpoint is kept.",
-            )
-        accelerator.backward(loss)
+        every = self.config.accumulate
+        size = min(every, len(batches) - state.step // every * every)  # of the group
+        ends = self._ends_group(state.step, len(batches))
+        # Processes exchange gradients once per group.
+        with contextlib.nullcontext() if ends else accelerator.no_sync(network):
+            with autocast(state.precision, accelerator.device):
+                loss = network(batch.to(accelerator.device))
+            value = distributed.all_reduce_mean(float(loss.detach()))
+            if not math.isfinite(value):
+                users = self.user_ids.gather(batches.users(state.step)[:5]).to_list()
+                raise TrainingError(
+                    f"The loss is {value} at step {state.step + 1} of epoch {state.epoch + 1}, in a batch with users "
+                    f"{', '.join(map(str, users))}, ...",
+                    "Try a lower learning_rate, clip_norm=1.0, or precision=fp32. The last checkpoint is kept.",
+                )
+            accelerator.backward(loss if size == 1 else loss / size)
+        return value
+
+    def _update(self, network: Any, stepper: Any) -> None:
+        """One step of the optimiser, of the learning rate and of the average."""
         if self.config.clip_norm is not None:
-            accelerator.clip_grad_norm_(network.parameters(), self.config.clip_norm)
+            self.accelerator.clip_grad_norm_(network.parameters(), self.config.clip_norm)
         stepper.step()
         stepper.zero_grad()
-        return value
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.averaging is not None:
+            self.averaging.update()
+
+    def try_step(self, network: Any, stepper: Any, batches: Batches, phase: str, index: int) -> None:
+        """Train with one batch, to measure what it takes; nothing is written."""
+        self.state.step = index
+        self._step(network, stepper, batches, phase)
+        self._update(network, stepper)
 
     def _out_of_time(self) -> bool:
         self.state.seconds = time.monotonic() - self.started
         return self.max_seconds < math.inf and distributed.any_rank(self.state.seconds > self.max_seconds)
 
+    # --- what it says --------------------------------------------------------------------------------------
+
+    def _call(self, method: str, optimizer: Optimizer | None, **facts: Any) -> None:
+        """Call the callbacks; with ``optimizer``, an exception comes after a checkpoint."""
+        state = self.state
+        event = TrainingEvent(
+            phase=self.phases[state.phase],
+            epoch=state.epoch + (state.step > 0),
+            step=state.step,
+            metric=self.config.metric,
+            best=state.best,
+            best_epoch=state.best_epoch,
+            learning_rate=state.learning_rate,
+            model=self.model,
+            folder=self.folder,
+            **facts,
+        )
+        try:
+            self.callbacks(method, event)
+        except Exception:
+            if optimizer is not None:
+                self._save(optimizer)
+            raise
+
+    def _left(self, done: float) -> str:
+        """The time left in this phase, as text."""
+        state = self.state
+        waited = -math.inf if state.best is None else done - state.best_epoch  # without a best, patience ends nothing
+        return left_in_words(self.pace.left(done, waited, self.max_seconds - (time.monotonic() - self.started)))
+
+    def _report(self, record: dict[str, Any], seconds: float) -> None:
+        """Log a line about an epoch."""
+        if not self.accelerator.is_main_process:
+            return
+        state, metric, metrics = self.state, self.config.metric, record.get("validation")
+        parts = [f"epoch {state.epoch}/{self.epochs}", f"loss {record['loss']:.4f}"]
+        if len(self.phases) > 1:
+            parts[0] = f"{record['phase']}: {parts[0]}"
+        if metrics:
+            parts += [f"{metric} {metrics[metric]:.4f}", f"best {state.best:.4f} (epoch {state.best_epoch})"]
+        parts.append(f"{short(seconds)}/epoch" if self.config.validate_every == 1 else f"last epoch {short(seconds)}")
+        if state.epoch < self.epochs and state.stale < self.config.patience:
+            parts.append(self._left(state.epoch))
+        logger.info("  ".join(filter(None, parts)), extra={"on_bar": True})
+
+    def _stops(self, finished: bool) -> bool:
+        """Log why the phase stopped; returns whether it is finished."""
+        if self.accelerator.is_main_process and (why := self.stopped()):
+            logger.info(why)
+        return finished
+
+    def stopped(self) -> str | None:
+        """One sentence on why training stopped; None for a model that is not trained in epochs."""
+        if not self.phases:
+            return None
+        state, config = self.state, self.config
+        best = "" if state.best is None else f"; best at epoch {state.best_epoch} ({config.metric} {state.best:.4f})"
+        of = f" of {self.phases[state.phase]}" if len(self.phases) > 1 else ""
+        if state.stale >= config.patience:
+            why = f"no improvement for {state.stale} validations{of}{best}"
+        elif state.epoch >= self.epochs:
+            why = f"all {self.epochs} epochs{of} are done{best}"
+        else:
+            why = f"the time limit of {short(self.max_seconds)} was reached in epoch {state.epoch + 1}{of}{best}"
+        return f"Training stopped: {why}."
+
+    # --- interrupts ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _catch_interrupts(self) -> Iterator[None]:
+        """Within the context, the first Ctrl+C is only noted: the loop then saves a checkpoint and ends.
+
+        Not in several processes, which would have to agree on the step, nor where the caller handles the signal.
+        """
+        usual = signal.default_int_handler
+        if (
+            threading.current_thread() is not threading.main_thread()  # only the main thread may set handlers
+            or signal.getsignal(signal.SIGINT) is not usual
+            or distributed.world_size() > 1
+        ):
+            yield
+            return
+
+        def note(number: int, frame: Any) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, usual)
+            os.write(2, b"\nInterrupted: this step ends and a checkpoint is saved. Again Ctrl+C stops at once.\n")
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, usual)
+
+    def _raise_if_interrupted(self) -> None:
+        if self.interrupted:
+            state = self.state
+            where = f"in epoch {state.epoch + 1}" if state.step else f"after epoch {state.epoch}"
+            raise Interrupted(
+                f"Training was interrupted {where}. The checkpoint is saved: continue with resume=True (on the command "
+                "line, --resume)."
+            )
+
     # --- selection -----------------------------------------------------------------------------------------
 
-    def validate(self) -> dict[str, float]:
-        """Metrics on the validation subset, with seen items kept and with seen items filtered ("/unseen")."""
+    def validate(self, task: Task | None = None) -> dict[str, float]:
+        """Metrics on the validation subset, or on ``task``, with seen items kept and with seen items filtered
+        ("/unseen")."""
+        task = task or self.view.valid
         self.model.eval()
         self.model.prepare()
         metrics = dict.fromkeys((*VALIDATION_METRICS, self.config.metric.removesuffix("/unseen")))
         result = evaluate_task(
-            model_scores(self.model, self.view.valid, self.seed),
-            self.view.valid,
+            model_scores(self.model, task, self.seed),
+            task,
             num_items=self.view.num_items,
             metrics=list(metrics),
             shared=True,
@@ -292,10 +467,17 @@ class Trainer:
         return values | {f"{name}/unseen": float(value) for name, value in result.metrics["unseen"].items()}
 
     def _validate_and_select(self) -> dict[str, float] | None:
-        """Validate, and save the weights if they are the best of this phase; None without a validation subset."""
+        """Validate, and save the weights if they are the best of this phase; None without a validation subset.
+
+        With an average of the weights, it is validated and saved in their place.
+        """
         if not len(self.view.valid.users):
             return None
-        state, metrics = self.state, self.validate()
+        with self.averaging.applied() if self.averaging is not None else contextlib.nullcontext():
+            return self._select(self.validate())
+
+    def _select(self, metrics: dict[str, float]) -> dict[str, float]:
+        state = self.state
         value = metrics[self.config.metric]
         if state.best is None or value > state.best:
             state.best, state.best_epoch, state.stale = value, state.epoch, 0
@@ -307,10 +489,13 @@ class Trainer:
         return metrics
 
     def _load_best(self) -> None:
-        """Load the best weights of this phase, if it was validated, and prepare the model for scoring."""
+        """Load the best weights of this phase, or the average of the last if none was validated; then prepare the model
+        for scoring."""
         self.accelerator.wait_for_everyone()  # until the main process has written the file
         if self.state.best is not None:
             load_weights(self.best_path, self.model, load_tensors(self.best_path)[0])
+        elif self.averaging is not None:
+            self.averaging.apply()
         self.accelerator.wait_for_everyone()  # until all processes have read it
         self.model.eval()
         self.model.prepare()
@@ -354,16 +539,18 @@ class Trainer:
         if self.accelerator.is_main_process:
             log = self.log_file.read_bytes() if self.log_file.exists() else b""
             self.state.log_bytes, self.state.log_sha256 = len(log), hashlib.sha256(log).hexdigest()
-            save_training(self.last_path, self.model, optimizer, vars(self.state))
+            self.state.schedule = None if self.schedule is None else self.schedule.state()
+            average = None if self.averaging is None else self.averaging.state()
+            save_training(self.last_path, self.model, optimizer, vars(self.state), average)
 
     def _restore(self) -> None:
         if not self.last_path.exists():  # killed before the first checkpoint: start again
             if self.accelerator.is_main_process:
                 self.log_file.unlink(missing_ok=True)
             return
-        self.optimizer_state, progress = load_training(self.last_path, self.model)
+        self.checkpoint = load_training(self.last_path, self.model)
         try:
-            self.state = State(**progress)
+            self.state = State(**self.checkpoint.progress)
         except TypeError:
             problem = f"{self.last_path} was written by another version of Rediffuse."
             raise RunError(problem, "Resume with the version that wrote it.") from None
@@ -386,13 +573,9 @@ class Trainer:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if self.tracked:
-            values = {"loss": record["loss"], **(record.get("validation") or {})}
-            self.accelerator.log(values, step=record["epoch"])
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Options in the types that trackers accept."""
-    return {
-        name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in config.items()
-    }
+        if self.tracking is not None:
+            prefix = f"{record['phase']}/" if len(self.phases) > 1 else ""
+            values = {prefix + name: record[name] for name in ("loss", "learning_rate", "seconds")}
+            metrics = record.get("validation") or {}
+            values |= {f"{prefix}validation/{name}": value for name, value in metrics.items()}
+            self.tracking.log(values, step=self.state.epochs_before + record["epoch"])

@@ -17,6 +17,7 @@ from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import Run, RunContents, read_log, read_run, run_path
+from rediffuse.training.progress import reporting
 from rediffuse.training.train import describe_run, make_trainer, now, write_files
 
 
@@ -42,7 +43,7 @@ def refit(
         out: the new run folder.
         resume: continue from the last checkpoint in ``out``.
         max_minutes: limit of the wall time over all sessions.
-        progress: draw a progress bar on stderr.
+        progress: say on stderr how training goes, as `rediffuse.train`.
 
     Raises:
         ConfigError: the run is a blend, or an argument has the wrong type.
@@ -88,7 +89,7 @@ def refit(
     network = trainer.model
     resolved = copy.deepcopy(chosen["resolved"])
     remedy = "The last checkpoint is kept: start the same command again with --resume."
-    with distributed.fail_together(remedy), contextlib.ExitStack() as stack:
+    with distributed.fail_together(remedy), reporting(progress), contextlib.ExitStack() as stack:
         distributed.main_process_first(lambda: open_run_folder(folder, run_config, resume, stack))
         if not network.trained_by_gradient:
             network.resolve(resolved)  # the choices are part of what is fitted
@@ -107,6 +108,7 @@ def refit(
             "training": chosen["training"]
             | {
                 "best_epoch": 0,
+                "stopped": trainer.stopped(),
                 "epochs": {record["phase"]: record["epoch"] for record in read_log(folder)},
                 "finished": True,
                 "refitted": False,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import time
 import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 
 from rediffuse import distributed
 from rediffuse.arguments import (
+    require_flag,
     require_integer,
     require_number,
     require_options,
@@ -26,7 +30,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.split import TRAIN, VALID, Split, TrainingView, as_split
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
-from rediffuse.files import sha256_file
+from rediffuse.files import atomic_write_text, sha256_file
 from rediffuse.memory import PeakMemory
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
@@ -41,8 +45,11 @@ from rediffuse.runs.run_folder import (
     run_path,
     write_run,
 )
+from rediffuse.runs.tracking import Tracking, check_tracker
 from rediffuse.seeds import seed_torch
+from rediffuse.training.callbacks import Callbacks
 from rediffuse.training.loop import Trainer
+from rediffuse.training.progress import reporting
 
 
 def train(
@@ -56,7 +63,9 @@ def train(
     resume: bool = False,
     max_minutes: float | None = None,
     tracker: str | None = None,
+    track_artifacts: bool = False,
     progress: bool = False,
+    callbacks: Iterable[Any] = (),
     phases_from: dict[str, str | Path | Run] | None = None,
 ) -> Run:
     """Train a model and write its run folder.
@@ -72,13 +81,21 @@ def train(
         seed: seed of the weights, the order of batches and all noise.
         resume: continue from the last checkpoint in ``out``, to the same weights as without the interruption.
         max_minutes: limit of the wall time over all sessions.
-        tracker: a tracker of Accelerate, for example "tensorboard" (extra ``track``).
-        progress: draw a progress bar on stderr.
+        tracker: "tensorboard" (extra ``track``), "wandb" or "mlflow" (extras of these names); see docs/trackers.md.
+        track_artifacts: give the files of the finished run to the tracker; not to "tensorboard".
+        progress: say on stderr how training goes: by a bar in a terminal or a notebook, elsewhere by a line per
+            validation. Without it, the lines go to the logger "rediffuse.training".
+        callbacks: objects with any of the methods ``on_step(event)``, ``on_validation(event)`` and ``on_end(event)``,
+            which get a `rediffuse.training.TrainingEvent`. An exception that one raises ends training; the checkpoint
+            is kept. In a distributed training every process calls them.
         phases_from: phase -> run folder to take it from instead of training it, for models whose phases train models of
             their own, for example ``pdrec`` and ``{"diffusion": "runs/tdiffrec"}``.
 
     Raises:
-        ConfigError: an unknown model, preset or option, a value out of range, or a class that lacks what a model needs.
+        ConfigError: an unknown model, preset, option or tracker, a value out of range, a class that lacks what a model
+            needs, or a callback without a method to call.
+        MissingExtraError: the package of the tracker is not installed.
+        KeyboardInterrupt: Ctrl+C; the checkpoint is saved, and ``resume`` continues to the same weights.
         RunError: ``out`` is not empty, is in use by another process, or holds a damaged checkpoint or that of another
             run; a run in ``phases_from`` was trained on another split; another process of a distributed training has
             ended.
@@ -89,14 +106,88 @@ def train(
         RediffuseWarning: training ended before the first validation.
     """
     distributed.init()
-    kind = model_class(model)
-    split = as_split("data", data)
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
-    preset, tracker = require_text("preset", preset), require_text("tracker", tracker)
-    config = require_options("config", config, kind.Config)
+    tracker = require_text("tracker", tracker)
+    track_artifacts = require_flag("track_artifacts", track_artifacts)
+    check_tracker(tracker, track_artifacts)
+    called = Callbacks(callbacks)
     seed = require_integer("seed", seed, minimum=None)
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
+    planned = plan(model, data, preset, config, seed, phases_from)
+    split = planned.split
+    run_config = describe_run(planned.kind, planned.preset, planned.options, seed, split, planned.phase_runs)
+    if not external.is_importable(planned.kind):
+        warnings.warn(
+            f"{run_config['class']} is defined in a script, a notebook or a function, so the run can be used only "
+            "there. Move the class to a module to use the run elsewhere.",
+            RediffuseWarning,
+            stacklevel=2,
+        )
+    memory = PeakMemory()
+    trainer = planned.trainer(folder, max_minutes=max_minutes, show_progress=progress, callbacks=called)
+    # The folder is created only after a model could be built from the options.
+    remedy = "The last checkpoint is kept: start the same command again with --resume."
+    with distributed.fail_together(remedy), reporting(progress), contextlib.ExitStack() as stack:
+        distributed.main_process_first(lambda: open_run_folder(folder, run_config, resume, stack))
+        if tracker is not None and distributed.rank() == 0:
+            trainer.tracking = _start_tracking(tracker, folder, run_config, resume, stack)
+        run = _train(trainer, split, folder, run_config, resume, memory)
+        if track_artifacts and trainer.tracking is not None:
+            trainer.tracking.log_folder()
+        return run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is made of.
+
+    Attributes:
+        kind: class of the model.
+        split: what it is trained on.
+        preset: name of the preset, or None.
+        options: its options.
+        seed: seed of the run.
+        phase_runs: phase -> the run that it is taken from.
+    """
+
+    kind: type[Model]
+    split: Split
+    preset: str | None
+    options: ModelConfig
+    seed: int
+    phase_runs: dict[str, RunContents]
+
+    def trainer(self, folder: Path, **others: Any) -> Trainer:
+        """A `Trainer` of a new model, which gets ``others``.
+
+        Raises:
+            ConfigError: the model cannot use a run that a phase is to be taken from.
+        """
+        view, user_ids = self.split.training_view(), self.split.dataset.user_ids
+        trainer = make_trainer(self.kind, self.options, view, folder, seed=self.seed, user_ids=user_ids, **others)
+        network = trainer.model
+        for phase, run in self.phase_runs.items():
+            if phase not in network.phases or getattr(network, phase).name != run.config["model"]:
+                raise ConfigError(
+                    f"{run.path} is a run of {run.config['model']}, which {self.kind.name} cannot use in phase "
+                    f"{phase!r}.",
+                    "Give a run of the model that the phase trains, or let this run train the phase.",
+                )
+            trainer.take_phase(phase, run.model)
+        return trainer
+
+
+def plan(model: Any, data: Any, preset: Any, config: Any, seed: int, phases_from: Any) -> Plan:
+    """Check the arguments of `train`, which has the same, and read what they name.
+
+    Raises:
+        ConfigError, RunError: as `train`.
+    """
+    kind = model_class(model)
+    split = as_split("data", data)
+    preset = require_text("preset", preset)
+    config = require_options("config", config, kind.Config)
     phases_from = require_options("phases_from", phases_from, example='{"diffusion": "runs/tdiffrec"}')
     phase_runs = {
         phase: _read_phase_run(phase, run_path("phases_from", path), split) for phase, path in phases_from.items()
@@ -105,43 +196,36 @@ def train(
     for phase in phase_options:
         if phase not in kind.Config.model_fields:
             raise ConfigError(f"{kind.name} has no phase {phase!r} that could be taken from a run.", "Leave it out.")
-    for phase in phase_options.keys() & (config or {}).keys():
+    for phase in phase_options.keys() & config.keys():
         problem = f"Both options and a run were given for {phase!r}."
         raise ConfigError(problem, "Leave out the options: the run has its own.")
-    options = kind.Config.build(preset, {**(config or {}), **phase_options}, model=kind.name)
-    run_config = describe_run(kind, preset, options, seed, split, phase_runs)
-    if not external.is_importable(kind):
-        warnings.warn(
-            f"{run_config['class']} is defined in a script, a notebook or a function, so the run can be used only "
-            "there. Move the class to a module to use the run elsewhere.",
-            RediffuseWarning,
-            stacklevel=2,
+    options = kind.Config.build(preset, {**config, **phase_options}, model=kind.name)
+    return Plan(kind, split, preset, options, seed, phase_runs)
+
+
+def _start_tracking(
+    name: str, folder: Path, run_config: dict[str, Any], resume: bool, stack: contextlib.ExitStack
+) -> Tracking:
+    """Start a run of the tracker, or with ``resume`` continue it, until ``stack`` closes."""
+    path = folder / "checkpoints" / "tracker.json"
+    recorded = json.loads(path.read_text(encoding="utf-8")) if resume and path.exists() else {}
+    tracking = Tracking(name, folder, recorded if recorded.get("tracker") == name else None)
+    stack.enter_context(tracking.open())
+    run_config["tracking"] = tracking.record()
+    atomic_write_text(path, json.dumps(run_config["tracking"]))
+    if not recorded:  # MLflow refuses to change them
+        made_in = environment()
+        tracking.describe(
+            {
+                **{entry: run_config[entry] for entry in ("model", "class", "preset", "seed", "split")},
+                "options": run_config["config"],
+                "data": run_config["data"],
+                "run_folder": str(folder),
+                "versions": made_in["packages"],
+                "hardware": {entry: made_in[entry] for entry in ("processor", "cores", "cuda")},
+            }
         )
-    memory = PeakMemory()
-    trainer = make_trainer(
-        kind,
-        options,
-        split.training_view(),
-        folder,
-        seed=seed,
-        user_ids=split.dataset.user_ids,
-        max_minutes=max_minutes,
-        tracker=tracker,
-        show_progress=progress,
-    )
-    network = trainer.model
-    for phase, run in phase_runs.items():
-        if phase not in network.phases or getattr(network, phase).name != run.config["model"]:
-            raise ConfigError(
-                f"{run.path} is a run of {run.config['model']}, which {kind.name} cannot use in phase {phase!r}.",
-                "Give a run of the model that the phase trains, or let this run train the phase.",
-            )
-        trainer.take_phase(phase, run.model)
-    # The folder is created only after a model could be built from the options.
-    remedy = "The last checkpoint is kept: start the same command again with --resume."
-    with distributed.fail_together(remedy), contextlib.ExitStack() as stack:
-        distributed.main_process_first(lambda: open_run_folder(folder, run_config, resume, stack))
-        return _train(trainer, split, folder, run_config, resume, memory)
+    return tracking
 
 
 def describe_run(
@@ -228,6 +312,7 @@ def _train(
         "training": {
             "best_epoch": state.best_epoch,
             "finished": state.done,
+            "stopped": trainer.stopped(),
             "refitted": refitted,
             "minutes": minutes,
             "precision": state.precision,

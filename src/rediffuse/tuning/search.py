@@ -21,6 +21,7 @@ from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.files import atomic_write_parquet, atomic_write_text
 from rediffuse.models.base import Model
 from rediffuse.seeds import derive
+from rediffuse.training.callbacks import Callbacks, TrainingEvent
 from rediffuse.training.train import make_trainer
 from rediffuse.tuning.study import Study, rank_trials, read_study
 
@@ -95,10 +96,12 @@ class Search:
         folder, start = self._trial_folder(trial.number), time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
 
-        def on_validation(epoch: int, value: float) -> None:
-            trial.report(value, epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
+        class Prune:
+            def on_validation(self, event: TrainingEvent) -> None:
+                if event.phase == trainer.phases[-1]:
+                    trial.report(event.metrics[event.metric], event.epoch)
+                    if trial.should_prune():
+                        raise optuna.TrialPruned
 
         value = None
         try:
@@ -111,7 +114,7 @@ class Search:
                 user_ids=self.user_ids,
                 max_minutes=max_minutes,
                 show_progress=self.progress,
-                on_validation=on_validation,
+                callbacks=Callbacks([Prune()]),
             )
             result = trainer.run(resume=False)
             if not result.done:
