@@ -25,7 +25,7 @@ from rediffuse.data.synthetic import augmentation
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
-from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
+from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, flat_name, parse_metrics
 from rediffuse.files import parquet_bytes
 from rediffuse.graphs import social_adjacency
 from rediffuse.memory import PeakMemory, keep_freed_memory
@@ -55,6 +55,7 @@ def evaluate(
     *,
     protocol: str | None = None,
     seeds: Sequence[int] | int = (0,),
+    metrics: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a run on the test subset of its split, and write the result into its folder.
 
@@ -68,6 +69,7 @@ def evaluate(
         protocol: see `rediffuse.evaluation.protocols`; None: that of the run's split.
         seeds: seeds of the sampling noise, at least 0. A stochastic model is evaluated once per seed, other models with
             the first only. They also determine the items that ``sampled-N`` draws.
+        metrics: metrics to compute besides the usual ones, for example ``["ndcg@50"]``.
 
     Returns:
         A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; counts, protocol, costs, environment.
@@ -76,7 +78,7 @@ def evaluate(
         RunError: the run was trained on other data or another split, or does not fit the protocol; another process
             is working in its folder; another process of a distributed job has failed.
         StorageError: the folder cannot be written.
-        ConfigError: the protocol is unknown; there is no seed, or one below 0.
+        ConfigError: the protocol or a metric is unknown; there is no seed, or one below 0.
     """
     distributed.init()
     folder, dataset, protocol = run_path("run", run), as_dataset("data", data), require_text("protocol", protocol)
@@ -85,11 +87,14 @@ def evaluate(
     seeds = [require_integer("seeds", seed, minimum=None) for seed in several]
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
+    more = [str(metric) for metric in parse_metrics(metrics, (*ACCURACY, *LIST_METRICS))] if metrics else []
     with distributed.fail_together("Start the same command again."):
-        return Evaluation(_evaluate(folder, dataset, protocol, seeds))
+        return Evaluation(_evaluate(folder, dataset, protocol, seeds, more))
 
 
-def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int]) -> dict[str, Any]:
+def _evaluate(
+    folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int], more: list[str]
+) -> dict[str, Any]:
     contents = read_run(folder)
 
     def check_lock() -> None:  # fail before the work, not after it
@@ -114,7 +119,7 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
         raise RunError(f"The split {made_with['name']} of these data differs from that of {folder}.", "Train again.")
     rules = protocols.protocol(protocol or split.name)
     task, features = rules.task(split), item_features(dataset.items)
-    metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else [])]
+    metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else []), *more]
     results: list[TaskResult] = []
     memory, seconds = PeakMemory(), []
     for seed in seeds if contents.model.stochastic else seeds[:1]:
