@@ -48,7 +48,7 @@ _ENTRIES = {
     "sasrec": Entry("neural", (), "Causal transformer over histories."),
     "slist": Entry("closed form", (), "Linear map from the past of a history to its future."),
     "tdiffrec": Entry("diffusion", (), "DiffRec with more weight for recent interactions."),
-    "theat": Entry("diffusion, closed form", ("timestamps",), "Heat over two item graphs that forget, and recency."),
+    "theat": Entry("diffusion, closed form", (), "Heat over two item graphs that forget, and recent popularity."),
     "transition": Entry("diffusion, closed form", (), "Random walk over what followed what."),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.output import emit, print_rich, rank, table
+from rediffuse.cli.overwriting import Overwrite, overwriting
 from rediffuse.cli.splits import Quantile, Ratio, SplitName, ValidQuantile, read_split
 
 
@@ -30,6 +32,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights, order of batches and noise.")] = 0,
     max_minutes: Annotated[float | None, typer.Option(help="Time limit of the training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    overwrite: Overwrite = False,
     track: Annotated[str | None, typer.Option(help="Tracker of Accelerate, for example tensorboard.")] = None,
     phases: Annotated[
         list[str] | None, typer.Option("--phase", help="name=RUN: take a phase from a run instead of training it.")
@@ -43,19 +46,21 @@ def train(
 
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
     split = read_split(split_name, dataset, quantile, valid_quantile, ratio)
-    run = run_training(
-        model,
-        split,
-        out,
-        preset=preset,
-        config=options,
-        seed=seed,
-        resume=resume,
-        max_minutes=max_minutes,
-        tracker=track,
-        progress=sys.stderr.isatty(),
-        phases_from={name: str(path) for name, path in parse_settings(phases or []).items()},
-    )
+    with overwriting(out, overwrite, resume) as folder:
+        run = run_training(
+            model,
+            split,
+            folder,
+            preset=preset,
+            config=options,
+            seed=seed,
+            resume=resume,
+            max_minutes=max_minutes,
+            tracker=track,
+            progress=sys.stderr.isatty(),
+            phases_from={name: str(path) for name, path in parse_settings(phases or []).items()},
+        )
+    run = replace(run, path=out)
     result = {"run": str(run.path), "minutes": run.minutes, "split": split.name, "validation": run.validation}
     result |= {"best_epoch": run.config["training"]["best_epoch"], "resolved": run.config["resolved"]}
 
