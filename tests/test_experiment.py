@@ -57,9 +57,9 @@ def test_it_trains_evaluates_compares_and_skips_what_is_finished(folder, tmp_pat
     out = tmp_path / "out"
     file = write(tmp_path / "e.yaml", content(folder, out, evaluate={"metrics": ["ndcg@7"]}))
     assert not out.exists()
-    plan = json.loads(succeeds("run", file, "--dry-run", "--json"))
-    assert [(run["label"], run["seed"]) for run in plan["runs"]] == [("popularity", 0), ("small", 0), ("small", 1)]
-    assert "in closed form" in plan["notes"][0]
+    planned = json.loads(succeeds("run", file, "--dry-run", "--json"))
+    assert [(run["label"], run["seed"]) for run in planned["runs"]] == [("popularity", 0), ("small", 0), ("small", 1)]
+    assert "in closed form" in planned["notes"][0]
     assert not out.exists()
     code, said, err = command("run", file, "--json")
     assert code == 0, err
@@ -73,7 +73,7 @@ def test_it_trains_evaluates_compares_and_skips_what_is_finished(folder, tmp_pat
     assert {row["variant"] for row in report["costs"]} == {"popularity", "sasrec"}
     # The same by hand.
     by_hand = rd.train(
-        "sasrec", rd.split.leave_one_out(folder / "data"), tmp_path / "hand", seed=1, config=plan["runs"][2]["options"]
+        "sasrec", rd.split.leave_one_out(folder / "data"), tmp_path / "hand", seed=1, config=planned["runs"][2]["options"]
     )
     assert (by_hand.path / "model.safetensors").read_bytes() == weights(out)["runs/small/seed-1/model.safetensors"]
 
@@ -198,8 +198,8 @@ def test_wrong_yaml(tmp_path, text, says):
 
 
 def test_the_example_runs_on_tiny_data(folder, tmp_path, monkeypatch):
-    plan = read_experiment(EXAMPLE)  # as it is
-    assert plan.file.data.public == "ml-100k"
+    planned = read_experiment(EXAMPLE)  # as it is
+    assert planned.file.data.public == "ml-100k"
     monkeypatch.chdir(tmp_path)
     value = yaml.safe_load(EXAMPLE.read_text())
     value["data"] = {"folder": str(folder / "data")}

@@ -20,7 +20,7 @@ SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 @app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="A YAML file: data, split, models, seeds, budgets, report.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and print the plan.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and print what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate and compare the models of an experiment file; started again, only what is left."""
