@@ -72,9 +72,8 @@ def test_it_trains_evaluates_compares_and_skips_what_is_finished(folder, tmp_pat
     report = json.loads((out / "report/report.json").read_text())
     assert {row["variant"] for row in report["costs"]} == {"popularity", "sasrec"}
     # The same by hand.
-    by_hand = rd.train(
-        "sasrec", rd.split.leave_one_out(folder / "data"), tmp_path / "hand", seed=1, config=planned["runs"][2]["options"]
-    )
+    split, options = rd.split.leave_one_out(folder / "data"), planned["runs"][2]["options"]
+    by_hand = rd.train("sasrec", split, tmp_path / "hand", seed=1, config=options)
     assert (by_hand.path / "model.safetensors").read_bytes() == weights(out)["runs/small/seed-1/model.safetensors"]
 
     before = weights(out)
