@@ -1,4 +1,4 @@
-"""Trackers, each really used: an event file, W&B offline, MLflow with files and with SQLite. Nothing needs a network."""
+"""Trackers, each really used: an event file, W&B offline, MLflow with files and with SQLite. No network is needed."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from rediffuse.cli import (  # noqa: F401 (importing a module registers its comm
     data,
     doctor,
     evaluate,
+    experiment,
     export,
     index,
     models,

@@ -11,8 +11,8 @@ from rediffuse import distributed
 from rediffuse.errors import ConfigError
 
 # In the order of their use.
-COMMANDS = ("data", "prepare", "models", "train", "evaluate", "compare", "blend", "tune", "augment", "recommend")
-COMMANDS += ("refit", "update", "serve", "index", "export", "doctor")
+COMMANDS = ("data", "prepare", "models", "train", "evaluate", "compare", "run", "blend", "tune", "augment")
+COMMANDS += ("recommend", "refit", "update", "serve", "index", "export", "doctor")
 
 
 class _Commands(TyperGroup):
@@ -26,7 +26,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Train, evaluate, compare and serve diffusion recommenders and baselines.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -1,7 +1,8 @@
-"""The command that evaluates a run on the test subset."""
+"""The command that evaluates runs on the test subset."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import emit, print_rich, rank, table
 from rediffuse.cli.rules import parse_max_per
 
+# Of several runs side by side.
+HEADLINE = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 SHOWN_METRICS = (
     *(f"{kind}@{k}" for kind in ("hr", "ndcg") for k in (5, 10, 20)),
     *("recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "diversity@10"),
@@ -20,10 +23,16 @@ SHOWN_METRICS = (
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    dataset: Annotated[Path, typer.Argument(help="Folder of the dataset it was trained on.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    dataset: Annotated[Path, typer.Argument(help="Folder of the dataset they were trained on.")],
     protocol: Annotated[
-        str | None, typer.Option(help="Such as paper:diffrec or sampled-100; default: that of the run's split.")
+        str | None, typer.Option(help="Such as paper:diffrec or sampled-100; default: that of each run's split.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="What to show, and compute besides the usual metrics: ndcg@10,recall@50.")
+    ] = None,
+    k: Annotated[
+        str | None, typer.Option("--k", help="Cut-offs of metrics named without one (hr, ndcg, recall, mrr): 5,10,50.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling noise of a stochastic model.")] = 0,
     sampling_seeds: Annotated[int, typer.Option(min=1, help="Number of sampling seeds to average over.")] = 1,
@@ -33,40 +42,96 @@ def evaluate(
     diversity: Annotated[float, typer.Option(help="Also measure lists that are diversified, 0 to 1.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run on the test subset, and write the result into its folder."""
+    """Evaluate runs on the test subset, and write the results into their folders."""
     from rediffuse.comparison import evaluate
     from rediffuse.data.loading import load_dataset
+    from rediffuse.runs.run_folder import read_config
 
-    seeds = range(seed, seed + sampling_seeds)
+    wanted = _metric_names(metrics, k)
+    for run in runs:  # refuse a wrong folder before the work
+        read_config(run)
+    seeds, data = range(seed, seed + sampling_seeds), load_dataset(dataset)
     rules = {"max_per": parse_max_per(max_per), "diversity": diversity}
-    result = evaluate(run, load_dataset(dataset), protocol=protocol, seeds=seeds, **rules)
+    results = [evaluate(run, data, protocol=protocol, seeds=seeds, metrics=wanted, **rules) for run in runs]
 
     def print_summary() -> None:
-        rules, counts = result["protocol"], result["counts"]
-        print_rich(_metrics_table(result["metrics"], f"Test of {run} ({result['split']}, protocol {rules['name']})"))
-        if (reranked := result.get("reranked")) is not None:
-            print_rich(_metrics_table(reranked["metrics"], "Re-ranked lists"))
-            print_rich(_metrics_table(reranked["difference"], "Difference"))
-        inputs = "are" if rules["validation_is_input"] else "are not"
-        print_rich(
-            f"{counts['users']:,} users, {counts['items']:,} items; {counts['cold_users']:,} users without a history; "
-            f"{counts['truth_never_trained_share']:.1%} of the true items were never in training; "
-            f"{result['users_per_second']:,.0f} users/s. Validation interactions {inputs} part of the histories."
-        )
-        if not rules["comparable"]:
-            print_rich("NOT COMPARABLE with figures of other protocols.")
-        for remark in (rules["note"], result["leak"]):
-            if remark:
-                print_rich(f"Note: {remark}")
+        if len(results) > 1:
+            print_rich(_side_by_side(results, wanted or HEADLINE))
+        for run, result in zip(runs, results, strict=True):
+            rules = result["protocol"]
+            if len(results) == 1:
+                title = f"Test of {run} ({result['split']}, protocol {rules['name']})"
+                print_rich(_metrics_table(result["metrics"], title, wanted or SHOWN_METRICS))
+            if (reranked := result.get("reranked")) is not None:
+                shown = wanted or (SHOWN_METRICS if len(results) == 1 else HEADLINE)
+                print_rich(_metrics_table(reranked["metrics"], f"Re-ranked lists of {run}", shown))
+                print_rich(_metrics_table(reranked["difference"], "Difference", shown))
+            _print_facts(result, "" if len(results) == 1 else f"{run}: ")
 
     if rank() == 0:
-        emit(result, as_json, print_summary)
+        emit(results[0] if len(results) == 1 else {"evaluations": results}, as_json, print_summary)
 
 
-def _metrics_table(metrics: dict[str, dict[str, float]], title: str) -> Any:
-    labels = {"all": "seen items kept", "unseen": "seen items filtered"}
-    listing = table(title, "metric", *(labels[policy] for policy in metrics))
-    for name in (name for name in SHOWN_METRICS if all(name in values for values in metrics.values())):
-        shown = ".1f" if name.startswith("popularity@") else ".4f"
-        listing.add_row(name, *(format(values[name], shown) for values in metrics.values()))
+def _metric_names(metrics: str | None, k: str | None) -> list[str]:
+    """The metrics that were asked for; none if the usual ones are shown.
+
+    Raises:
+        ConfigError: a metric is unknown, or has no cut-off.
+    """
+    from rediffuse.errors import ConfigError
+    from rediffuse.evaluation.metrics import ACCURACY, LIST_METRICS, parse_metrics
+
+    if metrics is None and k is None:
+        return []
+    names = [name.strip() for name in (metrics or "hr,ndcg,recall,mrr").split(",") if name.strip()]
+    cuts = [cut.strip() for cut in (k or "").split(",") if cut.strip()]
+    if cuts and all("@" in name for name in names):
+        raise ConfigError(f"--k {k} has no effect, as all metrics have a cut-off.", "Name one without: --metrics ndcg")
+    named = [full for name in names for full in ([name] if "@" in name or not cuts else [f"{name}@{c}" for c in cuts])]
+    return [str(metric) for metric in parse_metrics(named, (*ACCURACY, *LIST_METRICS))]
+
+
+def _print_facts(result: dict[str, Any], about: str) -> None:
+    rules, counts = result["protocol"], result["counts"]
+    inputs = "are" if rules["validation_is_input"] else "are not"
+    print_rich(
+        f"{about}{counts['users']:,} users, {counts['items']:,} items; "
+        f"{counts['cold_users']:,} users without a history; "
+        f"{counts['truth_never_trained_share']:.1%} of the true items were never in training; "
+        f"{result['users_per_second']:,.0f} users/s. Validation interactions {inputs} part of the histories."
+    )
+    if seen := counts["truth_in_history"]:
+        print_rich(
+            f"{seen / counts['truth_items']:.1%} of the true items are in the user's history: "
+            "with seen items filtered, these cannot be predicted."
+        )
+    if not rules["comparable"]:
+        print_rich("NOT COMPARABLE with figures of other protocols.")
+    for remark in (rules["note"], result["leak"]):
+        if remark:
+            print_rich(f"Note: {remark}")
+
+
+LABELS = {"all": "seen items kept", "unseen": "seen items filtered"}
+
+
+def _side_by_side(results: list[Any], names: Sequence[str]) -> Any:
+    """One table of several evaluations: a row per run and policy."""
+    listing = table("Test", "run", "protocol", "seen items", *names)
+    for result in results:
+        for policy, values in result["metrics"].items():
+            shown = (_shown(name, values[name]) if name in values else "" for name in names)
+            seen = LABELS[policy].removeprefix("seen items ")
+            listing.add_row(result["run"], result["protocol"]["name"], seen, *shown)
     return listing
+
+
+def _metrics_table(metrics: dict[str, dict[str, float]], title: str, names: Sequence[str]) -> Any:
+    listing = table(title, "metric", *(LABELS[policy] for policy in metrics))
+    for name in (name for name in names if all(name in values for values in metrics.values())):
+        listing.add_row(name, *(_shown(name, values[name]) for values in metrics.values()))
+    return listing
+
+
+def _shown(name: str, value: float) -> str:
+    return format(value, ".1f" if name.startswith("popularity@") else ".4f")

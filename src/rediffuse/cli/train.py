@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.estimates import print_estimates
 from rediffuse.cli.interrupts import says_how_to_resume
 from rediffuse.cli.output import emit, print_rich, rank, table
+from rediffuse.cli.overwriting import Overwrite, overwriting
 from rediffuse.cli.splits import Quantile, Ratio, SplitName, ValidQuantile, read_split
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights, order of batches and noise.")] = 0,
     max_minutes: Annotated[float | None, typer.Option(help="Time limit of the training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    overwrite: Overwrite = False,
     track: Annotated[str | None, typer.Option(help="Tracker: tensorboard, wandb or mlflow.")] = None,
     track_artifacts: Annotated[
         bool, typer.Option("--track-artifacts", help="Give the files of the run to the tracker.")
@@ -59,11 +63,13 @@ def train(
     if dry_run:
         print_estimates([estimate(model, split, max_minutes=max_minutes, phases_from=taken, **chosen)], as_json)
         return
-    with says_how_to_resume(out):
+    # An interrupted replacement is discarded, so there is nothing to resume.
+    resumable = contextlib.nullcontext() if overwrite else says_how_to_resume(out)
+    with resumable, overwriting(out, overwrite, resume) as folder:
         run = run_training(
             model,
             split,
-            out,
+            folder,
             **chosen,
             resume=resume,
             max_minutes=max_minutes,
@@ -72,6 +78,7 @@ def train(
             progress=True,
             phases_from=taken,
         )
+    run = replace(run, path=out)
     result = {"run": str(run.path), "minutes": run.minutes, "split": split.name, "validation": run.validation}
     result |= {name: run.config["training"][name] for name in ("best_epoch", "stopped")}
     result |= {"resolved": run.config["resolved"]}

@@ -25,7 +25,7 @@ from rediffuse.data.synthetic import augmentation
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
-from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
+from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, flat_name, parse_metrics
 from rediffuse.evaluation.reranked import rerank
 from rediffuse.evaluation.task_evaluation import evaluate_ranking
 from rediffuse.files import parquet_bytes
@@ -60,6 +60,7 @@ def evaluate(
     *,
     protocol: str | None = None,
     seeds: Sequence[int] | int = (0,),
+    metrics: Sequence[str] = (),
     max_per: Mapping[str, int] | None = None,
     diversity: float = 0.0,
 ) -> Evaluation:
@@ -75,6 +76,7 @@ def evaluate(
         protocol: see `rediffuse.evaluation.protocols`; None: that of the run's split.
         seeds: seeds of the sampling noise, at least 0. A stochastic model is evaluated once per seed, other models with
             the first only. They also determine the items that ``sampled-N`` draws.
+        metrics: metrics to compute besides the usual ones, for example ``["ndcg@50"]``.
 
     Returns:
         A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; counts, protocol, costs, environment.
@@ -83,8 +85,8 @@ def evaluate(
         RunError: the run was trained on other data or another split, or does not fit the protocol; another process
             is working in its folder; another process of a distributed job has failed.
         StorageError: the folder cannot be written.
-        ConfigError: the protocol is unknown; there is no seed, or one below 0; the run has no item table or no such
-            column for ``max_per``, or no item vectors for ``diversity``.
+        ConfigError: the protocol or a metric is unknown; there is no seed, or one below 0; the run has no item table or
+            no such column for ``max_per``, or no item vectors for ``diversity``.
     """
     distributed.init()
     folder, dataset, protocol = run_path("run", run), as_dataset("data", data), require_text("protocol", protocol)
@@ -93,12 +95,19 @@ def evaluate(
     seeds = [require_integer("seeds", seed, minimum=None) for seed in several]
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
+    more = [str(metric) for metric in parse_metrics(metrics, (*ACCURACY, *LIST_METRICS))] if metrics else []
     with distributed.fail_together("Start the same command again."):
-        return Evaluation(_evaluate(folder, dataset, protocol, seeds, max_per, diversity))
+        return Evaluation(_evaluate(folder, dataset, protocol, seeds, more, max_per, diversity))
 
 
 def _evaluate(
-    folder: Path, dataset: Dataset, protocol: str | None, seeds: list[int], max_per: Any, diversity: Any
+    folder: Path,
+    dataset: Dataset,
+    protocol: str | None,
+    seeds: list[int],
+    more: list[str],
+    max_per: Any,
+    diversity: Any,
 ) -> dict[str, Any]:
     contents = read_run(folder)
     reranking = _reranking(contents, max_per, diversity)
@@ -125,7 +134,7 @@ def _evaluate(
         raise RunError(f"The split {made_with['name']} of these data differs from that of {folder}.", "Train again.")
     rules = protocols.protocol(protocol or split.name)
     task, features = rules.task(split), item_features(dataset.items)
-    metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else [])]
+    metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else []), *more]
     results: list[TaskResult] = []
     memory, seconds, reranked = PeakMemory(), [], []
     for seed in seeds if contents.model.stochastic else seeds[:1]:

@@ -297,15 +297,24 @@ def by_name(name: str, dataset: Dataset | str | PathLike[str], **params: Any) ->
         ConfigError: unknown name or parameter.
         DataError: the dataset does not allow that split.
     """
+    function = by_name_function(name)
+    known = list(inspect.signature(function).parameters)[1:]
+    refuse_unknown(f"Split {name.replace('_', '-')!r}", params, known, "It has no parameters.")
+    return function(dataset, **params)
+
+
+def by_name_function(name: str) -> Callable[..., Split]:
+    """The function that makes the split called ``name``; its first parameter is the dataset.
+
+    Raises:
+        ConfigError: unknown name.
+    """
     if not isinstance(name, str):
         raise wrong_type("name", name, "the name of a split", did_you_mean("", _BY_NAME))
     key = name.replace("_", "-")
     if key not in _BY_NAME:
         raise ConfigError(f"There is no split {name!r}.", did_you_mean(key, _BY_NAME))
-    function = _BY_NAME[key]
-    known = list(inspect.signature(function).parameters)[1:]
-    refuse_unknown(f"Split {key!r}", params, known, "It has no parameters.")
-    return function(dataset, **params)
+    return _BY_NAME[key]
 
 
 def as_split(name: str, value: Any) -> Split:

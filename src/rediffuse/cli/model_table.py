@@ -1,0 +1,61 @@
+"""What `rediffuse models` says of each built-in model: its kind, what data it needs, and one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rediffuse.models.base import Model
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+        kind: "diffusion", "neural" or "closed form", or "diffusion, closed form".
+        needs: what a dataset must have beside interactions: "timestamps", "social graph", "knowledge graph".
+        line: what the model does.
+    """
+
+    kind: str
+    needs: tuple[str, ...]
+    line: str
+
+
+_ENTRIES = {
+    "bert4rec": Entry("neural", (), "Bidirectional transformer over histories with masked items."),
+    "blend": Entry("made of runs", (), "Weighted sum of finished runs; made by `rediffuse blend`."),
+    "bprmf": Entry("neural", (), "Matrix factorisation with the BPR loss."),
+    "diffkg": Entry("diffusion", ("knowledge graph",), "Denoised knowledge graph beside the interaction graph."),
+    "diffnet": Entry("diffusion", ("social graph",), "Influence that spreads along social links."),
+    "diffnetpp": Entry("diffusion", ("social graph",), "Influence and interest that spread along both graphs."),
+    "diffrec": Entry("diffusion", (), "Denoises each user's whole row of items."),
+    "diffuasr": Entry("diffusion", (), "Generates items before short histories, then trains a sequence model."),
+    "diffurec": Entry("diffusion", (), "Denoises the next item's vector, given the history."),
+    "ease": Entry("closed form", (), "Item-item ridge regression."),
+    "friends": Entry("closed form", ("social graph",), "Number of friends with the item."),
+    "gru4rec": Entry("neural", (), "Recurrent network over histories."),
+    "heat": Entry("diffusion, closed form", (), "Heat that spreads over the item graph."),
+    "itemknn": Entry("closed form", (), "Cosine similarity of items."),
+    "ldiffrec": Entry("diffusion", (), "DiffRec in the space of clusters of items."),
+    "lightgcn": Entry("neural", (), "Linear graph convolution of users and items."),
+    "pdrec": Entry("diffusion", (), "Sequence model with weights and positives from a TI-DiffRec."),
+    "popularity": Entry("closed form", (), "Number of training interactions."),
+    "recentpop": Entry("closed form", ("timestamps",), "Number of recent interactions."),
+    "s3rec": Entry("neural", (), "SASRec after a self-supervised phase, with item columns if there are any."),
+    "sasrec": Entry("neural", (), "Causal transformer over histories."),
+    "slist": Entry("closed form", (), "Linear map from the past of a history to its future."),
+    "tdiffrec": Entry("diffusion", (), "DiffRec with more weight for recent interactions."),
+    "theat": Entry("diffusion, closed form", (), "Heat over two item graphs that forget, and recent popularity."),
+    "transition": Entry("diffusion, closed form", (), "Random walk over what followed what."),
+}
+
+
+def entry(kind: type[Model]) -> Entry:
+    """The row of a model; of another package's, what its class says."""
+    if kind.name in _ENTRIES:
+        return _ENTRIES[kind.name]
+    summary = (kind.__doc__ or "").strip().partition("\n")[0]
+    return Entry("neural" if kind.trained_by_gradient else "closed form", (), summary)

@@ -1,0 +1,58 @@
+"""A YAML file with the line of every key, for errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rediffuse.errors import ConfigError
+
+Key = tuple[str | int, ...]
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    """The content of a YAML file that is a mapping; and the line (from 1) of each key in it.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, repeats a key, or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Name an experiment file.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8.", "Save it as UTF-8.") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}", "Correct it.") from None
+    if node is None or not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a mapping.", "Write keys such as data, split and models; see the example.")
+    lines: dict[Key, int] = {}
+    _collect(node, (), lines, path)
+    return content, lines
+
+
+def _collect(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            own = (*key, str(name.value))
+            if own in lines:
+                raise ConfigError(
+                    f"{path}, line {name.start_mark.line + 1}: {dotted(own)} is given in line {lines[own]} already.",
+                    "Leave out one of them.",
+                )
+            lines[own] = name.start_mark.line + 1
+            _collect(value, own, lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            lines[*key, position] = value.start_mark.line + 1
+            _collect(value, (*key, position), lines, path)
+
+
+def dotted(key: Key) -> str:
+    """A key as text: ``models[1].options.epochs``."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
