@@ -231,7 +231,7 @@ def test_models_data_and_doctor_in_json():
         (["tune", "popularity", "DATA", "-o", "X"], "no options to search"),
         (["data", "ml-100"], "-o"),
         (["recommend", "RUN"], "exactly one of --history, --user and --users"),
-        (["recommend", "RUN", "--history", "i1", "--user", "u1"], "exactly one of"),
+        (["recommend", "RUN", "--history", "i1", "--users", "X"], "exactly one of"),
         (["recommend", "RUN", "--history", "Film i99"], "Did you mean 'Film i"),
         (["recommend", "RUN", "--user", "u1", "-o", "x.txt"], ".parquet"),
         (["recommend", "nowhere", "--user", "u1"], "nowhere"),

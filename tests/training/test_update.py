@@ -129,5 +129,5 @@ def test_what_cannot_be_updated_is_refused(whole, later, tmp_path):
         rd.update(neural, dataset(later), tmp_path / "out")
     with pytest.raises(RunError, match="is not empty"):
         rd.update(run, dataset(later), kept.path)
-    with pytest.raises(RunError, match="was trained on other data"):
+    with pytest.raises(RunError, match="has learned from all its interactions"):
         rd.evaluate(rd.update(run, dataset(later), tmp_path / "out"), split.dataset)

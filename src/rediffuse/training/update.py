@@ -6,9 +6,8 @@ import contextlib
 import datetime
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +17,7 @@ from rediffuse.arguments import require_path
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.loading import as_dataset
+from rediffuse.data.merging import extended_ids, merge
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, RunError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.base import TrainingData
@@ -130,6 +130,11 @@ def _check(contents: RunContents, new: Dataset) -> None:
             f"{name} is trained by gradient, so new interactions cannot be added to {folder}.",
             "Train it again, or use a run of theat, transition, heat or another model in closed form.",
         )
+    if (source := contents.config.get("histories_updated_from")) is not None:
+        raise RunError(
+            f"The histories of {folder} were updated, and its model has not learned from the newer interactions.",
+            f"Update {source['run']} instead, with those interactions and the new ones.",
+        )
     if contents.config["validation"] is not None and not contents.config["training"].get("refitted"):
         raise RunError(
             f"{folder} has not learned from its validation interactions.", "Train it with refit=true, then update it."
@@ -155,56 +160,26 @@ def _type(ids: pl.Series) -> str:
 
 
 def _merge(contents: RunContents, new: Dataset) -> _Merged:
-    old = contents.before_test
+    old = replace(contents.before_test, synthetic=None)
     interactions = new.interactions.without_synthetic()
-    user_ids, users = _extended(contents.user_ids, new.user_ids)
-    item_ids, items = _extended(contents.items["item_id"], new.item_ids)
-    columns: dict[str, Any] = {
-        "user": np.concatenate((old.owners, users[interactions.owners])),
-        "item": np.concatenate((old.items, items[interactions.items])).astype(np.int32),
-        "new": np.repeat([False, True], [len(old.items), len(interactions.items)]),
-    }
-    if old.times is not None:
-        assert interactions.times is not None
-        columns["time"] = np.concatenate((old.times, interactions.times))
-    table = pl.DataFrame(columns)
+    user_ids, users = extended_ids(contents.user_ids, new.user_ids)
+    item_ids, items = extended_ids(contents.items["item_id"], new.item_ids)
+    merged = merge(old, interactions, users, items, len(user_ids))
     total = len(interactions.items)
-    if old.times is not None:
-        known = table.filter(~pl.col("new")).select("user", "item", "time").unique()
-        repeated = pl.DataFrame(table.filter("new").join(known, on=["user", "item", "time"], how="semi"))
-        if len(repeated):
-            warnings.warn(
-                f"{len(repeated):,} of {total:,} interactions are in the run already and were left out, for example "
-                f"user {user_ids[repeated['user'][0]]!r} with item {item_ids[repeated['item'][0]]!r}.",
-                RediffuseWarning,
-                stacklevel=3,
-            )
-            fresh = table.filter("new").join(known, on=["user", "item", "time"], how="anti", maintain_order="left")
-            table = pl.concat([table.filter(~pl.col("new")), fresh.select(table.columns)])
-    if not table["new"].any():
+    if merged.example is not None:
+        user, item = merged.example
+        warnings.warn(
+            f"{merged.repeated:,} of {total:,} interactions are in the run already and were left out, for example "
+            f"user {user_ids[user]!r} with item {item_ids[item]!r}.",
+            RediffuseWarning,
+            stacklevel=3,
+        )
+    is_new = merged.source < 0
+    if not is_new.any():
         raise DataError(f"None of the {total:,} interactions is new to {contents.path}.", "Give later interactions.")
-    order = ["user", "time"] if "time" in table.columns else ["user"]
-    table = table.sort(order, maintain_order=True)
-    after = _histories(table, len(user_ids))
-    before = _histories(table.filter(~pl.col("new")), len(user_ids))
-    changed = np.unique(table.filter("new")["user"].to_numpy()).astype(np.int64)
-    return _Merged(user_ids, item_ids, before, after, changed, int(table["new"].sum()))
-
-
-def _extended(old: pl.Series, new: pl.Series) -> tuple[pl.Series, NDArray[np.int64]]:
-    """The old ids, then those that are new; and the number of each of ``new`` among them."""
-    added = new.filter(~new.is_in(old.implode()))
-    ids = pl.concat([old, added.alias(old.name)])
-    numbers = pl.DataFrame({"id": ids, "number": np.arange(len(ids))})
-    found = pl.DataFrame({"id": new}).join(numbers, on="id", how="left", maintain_order="left")["number"]
-    return ids, found.to_numpy().astype(np.int64)
-
-
-def _histories(table: pl.DataFrame, num_users: int) -> Histories:
-    """From a table of user, item and maybe time, sorted by user."""
-    counts = np.bincount(table["user"].to_numpy(), minlength=num_users)
-    times = table["time"].to_numpy() if "time" in table.columns else None
-    return Histories(np.concatenate(([0], np.cumsum(counts))), table["item"].to_numpy(), times)
+    changed = np.unique(merged.histories.owners[is_new])
+    before = merged.histories.where(~is_new)
+    return _Merged(user_ids, item_ids, before, merged.histories, changed, int(is_new.sum()))
 
 
 def _item_table(contents: RunContents, new: Dataset, merged: _Merged, popularity: NDArray[np.int64]) -> pl.DataFrame:
