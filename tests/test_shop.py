@@ -14,6 +14,8 @@ import pytest
 
 import rediffuse as rd
 from tests.test_cli import succeeds
+from tests.test_docs import ROOT, examples
+from tests.test_docs import run as run_example
 
 CUSTOMERS, ITEMS, DAY = 60, 80, 86_400
 OPTIONS = {"sasrec": {"epochs": 2, "embedding_size": 16, "blocks": 1}, "bprmf": {"epochs": 2, "embedding_size": 8}}
@@ -100,3 +102,18 @@ def test_in_python(model, tmp_path):
             check(recommender.recommend(users=CUSTOMER_IDS, k=5, filter=condition))
         rules = {"max_per": {"category": 3}, "diversity": 0.2 if recommender.inspector.has_vectors else 0}
         check(recommender.recommend(users=CUSTOMER_IDS, k=5, filter=FILTER, **rules))
+
+
+@pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
+def test_the_page_about_production(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    BEFORE.write_csv("events.csv")
+    AFTER.write_csv("yesterday.csv")
+    items().write_csv("items.csv")
+    names: dict[str, object] = {}
+    page = ROOT / "docs/production.md"
+    for example in examples(page):
+        run_example(example.replace('"epochs": 20', '"epochs": 1'), page, names)
+    some, same = (names[name] for name in ("some", "same"))
+    assert some["item_id"].to_list() != []
+    assert len(some) == len(same) == 5

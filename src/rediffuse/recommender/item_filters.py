@@ -261,7 +261,7 @@ def _selected(table: Any, expression: Any) -> pl.Series:
         frame = table.select(expression)
         frame = frame if isinstance(frame, pl.DataFrame) else frame.to_native()
     except Exception as error:  # whatever the library raises, the cause is the expression
-        problem = f"The filter cannot be evaluated on the item table: {first_line(error)}."
+        problem = f"The filter cannot be evaluated on the item table: {first_line(error).rstrip('.')}."
         raise ConfigError(problem, f"The columns are {', '.join(table.columns)}.") from None
     if frame.width != 1 or len(frame) != len(table) or frame.dtypes[0] not in (pl.Boolean, pl.Null):
         shown = ", ".join(f"{name} ({kind})" for name, kind in frame.schema.items())
