@@ -185,8 +185,13 @@ class ItemFilters:
                 return series.cast(pl.Float64), pl.Series([float(value) for value in values], dtype=pl.Float64)
         elif dtype == pl.String and all(isinstance(value, str) for value in values):
             return series, pl.Series(values, dtype=pl.String)
-        elif dtype == pl.Boolean and all(isinstance(value, bool) for value in values):
-            return series, pl.Series(values, dtype=pl.Boolean)
+        elif values and all(isinstance(value, bool) for value in values):
+            if dtype == pl.String:  # text files have no types
+                series = series.str.to_lowercase()
+                if series.drop_nulls().is_in(["true", "false"]).all() and series.null_count() < len(series):
+                    return series, pl.Series(["true" if value else "false" for value in values])
+            elif dtype == pl.Boolean:
+                return series, pl.Series(values, dtype=pl.Boolean)
         elif dtype == pl.Date or isinstance(dtype, pl.Datetime):
             moments = [_moment(value) for value in values]
             if all(moment is not None for moment in moments):
