@@ -163,11 +163,22 @@ def test_a_run_with_a_split_is_evaluated_as_before(tmp_path):
         rd.Recommender.load(updated).recommend(users=["u1"])
 
 
-def test_update_refuses_fresh_histories(tmp_path):
-    made = rd.train("theat", rd.split.none(dataset(events())), tmp_path / "a")
-    updated, _ = update_histories(made, fresh(), tmp_path / "b")
-    with pytest.raises(RunError, match=r"histories of .* were updated"):
-        rd.update(updated, dataset(fresh()), tmp_path / "c")
+@pytest.mark.parametrize("model", ["theat", "ease", "transition"])
+def test_update_learns_from_fresh_histories_too(model, tmp_path, quiet):
+    known = fresh().filter(~pl.col("item_id").str.starts_with("x")).unique(maintain_order=True)
+    later = pl.DataFrame({"user_id": ["u7", "new"], "item_id": ["i1", "i9"], "timestamp": [110 * DAY] * 2})
+    made = rd.train(model, rd.split.none(dataset(events())), tmp_path / "a")
+    updated, _ = update_histories(made, known, tmp_path / "b")
+    by_steps = rd.update(updated, dataset(later), tmp_path / "c")
+    at_once = rd.update(made, dataset(pl.concat([known, later])), tmp_path / "d")
+    one, other = (read_run(run.path) for run in (by_steps, at_once))
+    assert "histories_updated_from" not in one.config
+    assert one.held_out is None
+    for user in ("u0", "u7", "new"):
+        lists = [rd.Recommender.load(run).recommend(users=[user], k=8) for run in (by_steps, at_once)]
+        assert lists[0]["item_id"].to_list() == lists[1]["item_id"].to_list()
+        np.testing.assert_allclose(lists[0]["score"], lists[1]["score"], rtol=1e-4)
+    assert sorted(one.user_ids) == sorted(other.user_ids)
 
 
 def test_tables_folders_and_other_columns(run, tmp_path, quiet):
@@ -273,3 +284,10 @@ def test_the_index_is_kept(tmp_path, quiet):
     updated, _ = update_histories(made, fresh(), tmp_path / "b")
     indexed = rd.Recommender.load(updated, retrieval="index")
     assert indexed.recommend(users=["new"], k=3).equals(rd.Recommender.load(updated).recommend(users=["new"], k=3))
+
+
+def test_the_form_of_times(run, quiet):
+    frame = pl.DataFrame({"user_id": ["u1", "u1"], "item_id": ["i5", "i2"], "at": ["01/03/2024", "02/01/2024"]})
+    now = rd.Recommender.load(run).with_histories(frame, time="at", time_format="%d/%m/%Y")
+    assert history(now, "u1")[-2:] == ["i2", "i5"]
+    assert now.config["data"]["histories_end"] == "2024-03-01T00:00:00+00:00"

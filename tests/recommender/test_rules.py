@@ -253,8 +253,8 @@ def test_a_history_for_a_user(capsys, monkeypatch, run, recommender):
     ("arguments", "said"),
     [
         (["--user", "u1", "--user", "u2", "--history", "i1"], "names 2 users"),
-        (["--users", "users.csv", "--user", "u1"], "exactly one of"),
-        ([], "exactly one of"),
+        (["--users", "users.csv", "--user", "u1"], "Give either --users"),
+        ([], "Give either --users"),
         (["--user", "u1", "--max-per", "category"], "--max-per is 'category'"),
         (["--user", "u1", "--max-per", "tags=1", "--max-per", "tags=2"], "twice"),
         (["--user", "u1", "--filter", "colour == 'red'"], "no column 'colour'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import emit, print_rich
+from rediffuse.cli.splits import Quantile, Ratio, SplitName, ValidQuantile, read_split, split_options
 
 augment = typer.Typer(help="Generate synthetic interactions, or export the signals of pdrec.", no_args_is_help=True)
 app.add_typer(augment, name="augment")
@@ -62,9 +64,6 @@ Data = Annotated[Path, typer.Argument(help="Folder made by prepare or data.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the augmented dataset.")]
 Number = Annotated[int, typer.Option("--n", help="Synthetic interactions before each history.")]
 Shorter = Annotated[int | None, typer.Option(help="Augment only histories with fewer training interactions.")]
-SplitName = Annotated[
-    str, typer.Option("--split", help="The split whose training subset is read; see: rediffuse train --help.")
-]
 Seed = Annotated[int, typer.Option(help="Seed of the training and of the generation.")]
 RunFolder = Annotated[
     Path | None,
@@ -82,6 +81,9 @@ def diffuasr(
     n: Number = 10,
     only_shorter_than: Shorter = None,
     split: SplitName = "default",
+    quantile: Quantile = None,
+    valid_quantile: ValidQuantile = None,
+    ratio: Ratio = None,
     run: RunFolder = None,
     preset: Annotated[str | None, typer.Option(help="Preset of diffuasr.")] = None,
     settings: Settings = None,
@@ -97,7 +99,7 @@ def diffuasr(
         "diffuasr",
         dataset,
         out,
-        split,
+        (split, quantile, valid_quantile, ratio),
         as_json,
         n=n,
         only_shorter_than=only_shorter_than,
@@ -116,6 +118,9 @@ def asrep(
     n: Number = 10,
     only_shorter_than: Shorter = None,
     split: SplitName = "default",
+    quantile: Quantile = None,
+    valid_quantile: ValidQuantile = None,
+    ratio: Ratio = None,
     run: RunFolder = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -129,7 +134,7 @@ def asrep(
         "asrep",
         dataset,
         out,
-        split,
+        (split, quantile, valid_quantile, ratio),
         as_json,
         n=n,
         only_shorter_than=only_shorter_than,
@@ -147,11 +152,15 @@ def random_items(
     n: Number = 10,
     only_shorter_than: Shorter = None,
     split: SplitName = "default",
+    quantile: Quantile = None,
+    valid_quantile: ValidQuantile = None,
+    ratio: Ratio = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Put random items of the catalogue before each history: a control."""
-    _generate("random", dataset, out, split, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
+    chosen = (split, quantile, valid_quantile, ratio)
+    _generate("random", dataset, out, chosen, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
 
 
 @augment.command(name="random-seq")
@@ -161,28 +170,40 @@ def random_seq(
     n: Number = 10,
     only_shorter_than: Shorter = None,
     split: SplitName = "default",
+    quantile: Quantile = None,
+    valid_quantile: ValidQuantile = None,
+    ratio: Ratio = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Put random items of the user's own history before it: a control."""
-    _generate("random-seq", dataset, out, split, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
+    chosen = (split, quantile, valid_quantile, ratio)
+    _generate("random-seq", dataset, out, chosen, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
 
 
-def _generate(method: str, dataset: Path, out: Path, split: str, as_json: bool, **options: Any) -> None:
+def _generate(
+    method: str,
+    dataset: Path,
+    out: Path,
+    split: tuple[str, float | None, float | None, str | None],
+    as_json: bool,
+    **options: Any,
+) -> None:
     from rediffuse.augmentation import augment as run_augmentation
-    from rediffuse.cli.splits import read_split
     from rediffuse.data.store import refuse_foreign
 
     refuse_foreign(out)  # before the work
-    chosen = read_split(split, dataset)
+    chosen = read_split(split[0], dataset, *split[1:])
     augmented = run_augmentation(chosen, method, progress=sys.stderr.isatty(), **options)
     augmented.save(out)
     report = {"out": str(out), **augmented.report["augmentation"]}
 
+    again = split_options(chosen.name, *split[1:])
+
     def as_text() -> None:
         print_rich(
             f"Generated {report['interactions']:,} interactions for {report['users']:,} users. Saved to {out}. "
-            f"Next: rediffuse train sasrec {out} -o RUN --split {chosen.name}"
+            f"Next: rediffuse train sasrec {out} -o RUN {shlex.join(again)}"
         )
 
     emit(report, as_json, as_text)

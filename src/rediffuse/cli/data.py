@@ -41,8 +41,21 @@ def prepare(
     user: Annotated[str, typer.Option(help="Column of user ids.")] = "user_id",
     item: Annotated[str, typer.Option(help="Column of item ids.")] = "item_id",
     time: Annotated[str | None, typer.Option(help="Column of times.")] = None,
+    time_format: Annotated[
+        str | None, typer.Option(help='Form of times that are not ISO text, for example "%d/%m/%Y %H:%M".')
+    ] = None,
     order: Annotated[str | None, typer.Option(help="Column that orders each user's interactions.")] = None,
     rating: Annotated[str | None, typer.Option(help="Column of ratings or weights.")] = None,
+    event_type: Annotated[
+        str | None, typer.Option(help="Column of types of interactions, for --weights and --target-event.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help='Weight of each type, read as the rating; 0 drops: "view=1,purchase=5,error=0".')
+    ] = None,
+    target_events: Annotated[
+        list[str] | None,
+        typer.Option("--target-event", help="Only this type is truth in validation and test; may be repeated."),
+    ] = None,
     min_rating: Annotated[float | None, typer.Option(help="Drop interactions rated lower.")] = None,
     k_core: Annotated[
         int | None, typer.Option(help="Keep users and items with at least this many interactions.")
@@ -71,10 +84,29 @@ def prepare(
     options = {
         name: value for name, value in context.params.items() if name not in others and _was_given(context, name)
     }
+    if weights is not None:
+        options["weights"] = _parse_weights(weights)
     is_atomic = source.endswith(".inter") or (Path(source).is_dir() and any(Path(source).glob("*.inter")))
     made = (read_atomic if is_atomic else read_interactions)(source, **options)
     made.save(out)
     _report(made, out, as_json)
+
+
+def _parse_weights(text: str) -> dict[str, float]:
+    from rediffuse.errors import ConfigError
+
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = (piece.strip() for piece in part.rpartition("="))
+        try:
+            value = float(weight)
+        except ValueError:
+            value = None
+        if not name or value is None or name in weights:
+            problem = "is named twice" if name in weights else "is not of the form type=number"
+            raise ConfigError(f"--weights {text!r}: {part.strip()!r} {problem}.", 'For example: "view=1,purchase=5".')
+        weights[name] = value
+    return weights
 
 
 def _was_given(context: typer.Context, name: str) -> bool:
@@ -89,6 +121,7 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
         "users": made.num_users,
         "items": made.num_items,
         "interactions": made.num_interactions,
+        "target_interactions": made.num_targets,
         "timestamps": made.has_timestamps,
         "median_history": float(sorted(lengths)[len(lengths) // 2]),
         "given_splits": sorted(made.given),

@@ -64,7 +64,7 @@ def recommend(
 
     if (users is None) == (history is None and not user):
         raise ConfigError(
-            "Give exactly one of --history, --user and --users.",
+            "Give either --users, or --user or --history.",
             'For example --history "a|b", --user ID or --users FILE. --user ID --history "a|b" is that history for ID.',
         )
     if history is not None and len(user or []) > 1:

@@ -10,7 +10,7 @@ import typer
 
 from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.output import emit, print_rich, rank, table
-from rediffuse.cli.splits import read_split
+from rediffuse.cli.splits import Quantile, Ratio, SplitName, ValidQuantile, read_split
 
 
 @app.command()
@@ -23,9 +23,10 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="option=value; may be repeated.")] = None,
-    split_name: Annotated[
-        str, typer.Option("--split", help="default, global-time, leave-one-out, ratio, given or paper:diffrec.")
-    ] = "default",
+    split_name: SplitName = "default",
+    quantile: Quantile = None,
+    valid_quantile: ValidQuantile = None,
+    ratio: Ratio = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order of batches and noise.")] = 0,
     max_minutes: Annotated[float | None, typer.Option(help="Time limit of the training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
@@ -41,7 +42,7 @@ def train(
     from rediffuse.training import train as run_training
 
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
-    split = read_split(split_name, dataset)
+    split = read_split(split_name, dataset, quantile, valid_quantile, ratio)
     run = run_training(
         model,
         split,

@@ -11,7 +11,7 @@ import typer
 
 from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.output import emit, print_rich, table
-from rediffuse.cli.splits import read_split
+from rediffuse.cli.splits import Quantile, Ratio, SplitName, ValidQuantile, read_split, split_options
 
 SHOWN_TRIALS = 5
 
@@ -31,9 +31,10 @@ def tune(
     metric: Annotated[
         str | None, typer.Option(help="Validation metric to maximise; the same as --set metric=NAME.")
     ] = None,
-    split_name: Annotated[
-        str, typer.Option("--split", help="default, global-time, leave-one-out, ratio, given or paper:diffrec.")
-    ] = "default",
+    split_name: SplitName = "default",
+    quantile: Quantile = None,
+    valid_quantile: ValidQuantile = None,
+    ratio: Ratio = None,
     seed: Annotated[int, typer.Option(help="Seed of the search and of every training.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +44,7 @@ def tune(
 
     fixed = parse_settings(settings or [])
     fixed |= {name: value for name, value in (("epochs", epochs), ("metric", metric)) if value is not None}
-    split = read_split(split_name, dataset)
+    split = read_split(split_name, dataset, quantile, valid_quantile, ratio)
     study = search(
         model,
         split,
@@ -57,7 +58,7 @@ def tune(
     )
     ranking, states = study.ranking, study.trials["state"].to_list()
     command = ["rediffuse", "train", model, str(dataset), "--config", str(out / "best.yaml"), "-o", f"{out}-best"]
-    command += ["--split", split_name] if split_name != "default" else []
+    command += split_options(split_name, quantile, valid_quantile, ratio)
     command += ["--seed", str(seed)] if seed else []
     best = ranking.head(SHOWN_TRIALS)
     result = {

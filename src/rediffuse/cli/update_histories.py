@@ -20,13 +20,14 @@ def update_histories(
     user: Annotated[str, typer.Option(help="Column of user ids.")] = "user_id",
     item: Annotated[str, typer.Option(help="Column of item ids.")] = "item_id",
     time: Annotated[str | None, typer.Option(help="Column of times; default: timestamp, if there is one.")] = None,
+    time_format: Annotated[str | None, typer.Option(help='Form of times in text, for example "%d/%m/%Y".')] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add newer interactions to the histories of a run, without training."""
     from rediffuse.errors import RediffuseWarning
     from rediffuse.recommender.fresh_histories import update_histories as run_update
 
-    made, found = run_update(run, interactions, out, user=user, item=item, time=time)
+    made, found = run_update(run, interactions, out, user=user, item=item, time=time, time_format=time_format)
     for message in found.remarks():
         warnings.warn(message, RediffuseWarning, stacklevel=2)
     end = made.config["data"].get("histories_end")

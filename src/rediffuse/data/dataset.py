@@ -108,13 +108,21 @@ class Dataset(Displayed):
     def num_interactions(self) -> int:
         return len(self.interactions.items)
 
+    @property
+    def num_targets(self) -> int:
+        """How many interactions may be truth in validation and test; all, unless target events were named."""
+        target = self.interactions.target
+        return self.num_interactions if target is None else int(target.sum())
+
     @cached_property
     def interactions_fingerprint(self) -> str:
-        """sha256 over ids and interactions alone."""
+        """sha256 over ids and interactions alone, and which of these are targets."""
         rows = self.interactions
         arrays: tuple[Any, ...] = (rows.offsets, rows.items, rows.times, rows.ratings)
         if rows.synthetic is not None:
             arrays += (rows.synthetic,)
+        if rows.target is not None:
+            arrays += ("target", rows.target)
         return _digest("interactions", self.has_timestamps, self.user_ids, self.item_ids, *arrays)
 
     @cached_property
@@ -192,6 +200,7 @@ class Dataset(Displayed):
             "items": self.num_items,
             "interactions": f"{self.num_interactions:,} ({self.num_interactions / pairs:.2%} of all pairs)",
             "with": ", ".join(kept) or None,
+            "target interactions": None if self.interactions.target is None else f"{self.num_targets:,}",
             "item table": _columns(self.items),
             "user table": _columns(self.users),
             "social graph": None if self.social is None else f"{len(self.social):,} links",

@@ -44,6 +44,8 @@ class Histories(Displayed):
         ratings: (interactions,) float32, or None.
         synthetic: (interactions,) bool, True for synthetic interactions (`rediffuse.data.synthetic`), or None. They
             come before the real interactions of a user.
+        target: (interactions,) bool, True for interactions that may be truth in validation and test, for example
+            purchases; None: all of them may.
     """
 
     offsets: NDArray[np.int64]
@@ -51,6 +53,7 @@ class Histories(Displayed):
     times: NDArray[np.int64] | NDArray[np.float64] | None = None
     ratings: NDArray[np.float32] | None = None
     synthetic: NDArray[np.bool_] | None = None
+    target: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -102,7 +105,8 @@ class Histories(Displayed):
         def of(array: Any) -> Any:
             return None if array is None else array[selected]
 
-        return Histories(offsets, self.items[selected], of(self.times), of(self.ratings), of(self.synthetic))
+        others = (of(array) for array in (self.times, self.ratings, self.synthetic, self.target))
+        return Histories(offsets, self.items[selected], *others)
 
     def without_synthetic(self) -> Histories:
         """Without synthetic interactions."""
@@ -114,7 +118,10 @@ class Histories(Displayed):
 
     @staticmethod
     def joined(several: Sequence[Histories]) -> Histories:
-        """The rows of ``several`` (at least one), in order; all of them or none have times, and so on."""
+        """The rows of ``several`` (at least one), in order; all of them or none have times, and so on.
+
+        Where only some have targets, all interactions of the others are targets, as without the array.
+        """
         if len(several) == 1:
             return several[0]
 
@@ -124,7 +131,15 @@ class Histories(Displayed):
 
         lengths = np.concatenate([histories.lengths for histories in several])
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        return Histories(offsets, column("items"), column("times"), column("ratings"), column("synthetic"))
+        if any(histories.target is not None for histories in several):
+            several = [
+                histories
+                if histories.target is not None
+                else dataclasses.replace(histories, target=np.ones(len(histories.items), dtype=bool))
+                for histories in several
+            ]
+        names = ("items", "times", "ratings", "synthetic", "target")
+        return Histories(offsets, *(column(name) for name in names))
 
     @staticmethod
     def from_lists(rows: list[list[int]]) -> Histories:
@@ -134,7 +149,7 @@ class Histories(Displayed):
         return Histories(offsets, np.asarray(flat, dtype=np.int32))
 
     def _display(self) -> tuple[str, dict[str, Any]]:
-        columns = [name for name in ("times", "ratings", "synthetic") if getattr(self, name) is not None]
+        columns = [name for name in ("times", "ratings", "synthetic", "target") if getattr(self, name) is not None]
         shown = self.row(0)[:10].tolist() if len(self) else []
         return "Histories", {
             "rows": len(self),

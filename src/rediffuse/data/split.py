@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rediffuse.arguments import require_integer, require_number, wrong_type
 from rediffuse.data.subsets import SUBSETS, TEST, TRAIN, UNUSED, VALID, Split, Task, TrainingView, split_label
+from rediffuse.data.targets import last_targets, remark
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean, refuse_unknown
 
 if TYPE_CHECKING:
@@ -77,14 +78,24 @@ def leave_one_out(dataset: Dataset) -> Split:
 
     Users with fewer than three interactions stay wholly in training.
 
+    Where the data name target events, the last target interaction of a user is tested and the last one before it
+    validates, if at least two interactions come before the one and one before the other. The subsets are cut there:
+    what follows a target, up to the next, is in its subset, but only the target is truth.
+
     Raises:
-        DataError: no user has three interactions.
+        DataError: no user has three interactions, or two before a target interaction.
     """
     interactions = dataset.interactions
     subset = np.full(len(interactions.items), TRAIN, dtype=np.int8)
-    ends = interactions.offsets[1:][interactions.lengths >= 3]
-    subset[ends - 1] = TEST
-    subset[ends - 2] = VALID
+    tested = last_targets(interactions)
+    tested[tested < 2] = -1
+    validated = last_targets(interactions, before=tested)
+    validated[validated < 1] = -1
+    for first, rows in interactions.blocks():
+        last, earlier = (places[first + rows.owners] for places in (tested, validated))
+        here = subset[interactions.offsets[first] : interactions.offsets[first + len(rows)]]
+        here[(earlier >= 0) & (rows.positions >= earlier)] = VALID
+        here[(last >= 0) & (rows.positions >= last)] = TEST
     leak = (
         "Leave-one-out leaks the future: training sees interactions of other users that happened after the "
         "interactions it is tested on"
@@ -94,7 +105,8 @@ def leave_one_out(dataset: Dataset) -> Split:
         leak += f" (on average {share:.0%} of the training interactions are later than a test interaction)"
     return _checked(
         Split(dataset, "leave-one-out", {}, subset, leak + "."),
-        "Leave-one-out needs users with at least three interactions. Use split.ratio, or bring more data.",
+        "Leave-one-out needs users with at least three interactions, and two before a target interaction where target "
+        "events were named. Use split.ratio, or bring more data.",
     )
 
 
@@ -204,15 +216,24 @@ def given(dataset: Dataset, scheme: str | None = None) -> Split:
     interactions = dataset.interactions
     if not (subset == VALID).any():
         train = np.flatnonzero(subset == TRAIN)
-        which = "the last"
+        trained = interactions.where(subset == TRAIN)
         if interactions.times is None:  # the last row of a user is often that of the item with the largest number
-            train, which = np.random.default_rng(0).permutation(train), "a random"
+            which = "a random"
+            train = np.random.default_rng(0).permutation(train)
+            if interactions.target is not None:
+                train = train[interactions.target[train]]
             train = train[np.argsort(interactions.owners[train], kind="stable")]
-        owners = interactions.owners[train]
-        last = np.ones(len(train), dtype=bool)
-        last[:-1] = owners[1:] != owners[:-1]
-        several = np.bincount(owners, minlength=len(interactions))[owners] >= 2
-        subset[train[last & several]] = VALID
+            owners = interactions.owners[train]
+            last = np.ones(len(train), dtype=bool)
+            last[:-1] = owners[1:] != owners[:-1]
+            subset[train[last & (trained.lengths[owners] >= 2)]] = VALID
+        else:
+            which = "the last"
+            validated = last_targets(trained)
+            validated[validated < 1] = -1
+            start = np.repeat(validated, trained.lengths)
+            # What follows the last target must not train.
+            subset[train[(start >= 0) & (trained.positions >= start)]] = VALID
         note = (
             f"The given split {scheme!r} has no validation subset; {which} training interaction of each user with "
             f"at least two was taken for it ({int((subset == VALID).sum()):,} interactions)."
@@ -306,7 +327,7 @@ def as_split(name: str, value: Any) -> Split:
     from rediffuse.data.loading import as_dataset
 
     split = default(as_dataset(name, value, "a Split, a Dataset or a dataset folder"))
-    leak = f" {split.leak}" if split.leak else ""
+    leak = "".join(f" {sentence}" for sentence in (split.leak, split.note) if sentence)
     warnings.warn(
         f"No split was given, so the default split of this dataset is used: {split_label(split.name, split.params)}."
         f"{leak} To choose one, pass a split, for example rd.split.leave_one_out(data).",
@@ -329,4 +350,10 @@ def _checked(split: Split, remedy: str) -> Split:
     for name in ("train", "test"):
         if not (split.subset == SUBSETS[name]).any():
             raise DataError(f"The {split.name} split leaves the {name} subset empty.", remedy)
-    return split
+    if not split.is_truth("test").any():
+        raise DataError(
+            f"The {split.name} split leaves no target interaction in the test subset.",
+            "Name more target events when reading the data, or use another split.",
+        )
+    remarks = [sentence for sentence in (split.note, remark(split)) if sentence]
+    return dataclasses.replace(split, note=" ".join(remarks) or None)

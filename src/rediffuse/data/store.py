@@ -19,7 +19,7 @@ from rediffuse.files import atomic_folder, sha256_file, sha256_json
 
 FORMAT, VERSION = "rediffuse-dataset", 3
 MANIFEST = "manifest.json"
-HISTORY_ARRAYS = ("offsets", "items", "times", "ratings", "synthetic")
+HISTORY_ARRAYS = ("offsets", "items", "times", "ratings", "synthetic", "target")
 
 
 def write_dataset(

@@ -36,7 +36,7 @@ class Task:
         name: "valid" or "test".
         users: (n,) int64 numbers of the users with at least one interaction in the subset.
         histories: n rows, the interactions before the subset; empty for users who are new in it.
-        truth: n rows, the interactions in the subset.
+        truth: n rows, the interactions in the subset; the target interactions alone, where the data name some.
         seen: n rows, the interactions that the policy "unseen" filters, where they are not ``histories``.
         popularity: (num_items,) int64 training interactions per item.
     """
@@ -110,6 +110,11 @@ class Split(Displayed):
         """Number of interactions in each subset."""
         return {name: int((self.subset == subset).sum()) for name, subset in SUBSETS.items()}
 
+    def is_truth(self, name: str) -> NDArray[np.bool_]:
+        """(interactions,) whether an interaction is to be predicted in the subset ``name``."""
+        inside, target = self.subset == SUBSETS[name], self.dataset.interactions.target
+        return inside if target is None else inside & target
+
     def training_view(self) -> TrainingView:
         """The training and validation interactions, copied, and what describes users and items."""
         data = self.dataset
@@ -132,7 +137,7 @@ class Split(Displayed):
         return self.dataset.interactions.where((self.subset == TRAIN) | (self.subset == VALID))
 
     def task(self, name: Literal["valid", "test"]) -> Task:
-        """The users with an interaction in the subset, their earlier interactions and those to predict.
+        """The users with a (target) interaction in the subset, their earlier interactions and those to predict.
 
         Validation histories are training interactions; test histories are training and validation interactions.
 
@@ -146,7 +151,7 @@ class Split(Displayed):
     def _task(self, name: str, train: Histories | None = None) -> Task:
         """As `task`; arrays of ``train``, the training interactions, are shared if all their users are in the task."""
         interactions = self.dataset.interactions
-        truth = interactions.where(self.subset == SUBSETS[name])
+        truth = interactions.where(self.is_truth(name))
         chosen = truth.lengths > 0
         users = np.flatnonzero(chosen).astype(np.int64)
         trains = self.subset == TRAIN

@@ -20,8 +20,8 @@ from rediffuse.data.split import TRAIN, Split
 def prepend(histories: Histories, synthetic: NDArray[np.int64]) -> Histories:
     """Put the items of ``synthetic`` (rows, n; -1: none) before each history, in place of earlier synthetic ones.
 
-    Synthetic interactions have the time of the user's first own interaction and no rating (NaN). An empty history stays
-    empty.
+    Synthetic interactions have the time of the user's first own interaction and no rating (NaN), and are no targets. An
+    empty history stays empty.
     """
     histories = histories.without_synthetic()
     kept = (synthetic >= 0) & (histories.lengths > 0)[:, None]
@@ -41,7 +41,11 @@ def prepend(histories: Histories, synthetic: NDArray[np.int64]) -> Histories:
     if histories.ratings is not None:
         ratings = np.full(len(own), np.nan, dtype=np.float32)
         ratings[own] = histories.ratings
-    return Histories(offsets, items, times, ratings, ~own)
+    target = None
+    if histories.target is not None:
+        target = np.zeros(len(own), dtype=bool)
+        target[own] = histories.target
+    return Histories(offsets, items, times, ratings, ~own, target)
 
 
 def with_synthetic(split: Split, synthetic: NDArray[np.int64], name: str, details: dict[str, Any]) -> Dataset:

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.errors import DataError
-from rediffuse.readers import tables
+from rediffuse.errors import ConfigError, DataError
+from rediffuse.readers import tables, time_formats
 from rediffuse.readers.tables import Table
 
 # Numbers from 1e11 on cannot be seconds (the year 5138); each thousand more is the next finer unit.
@@ -36,7 +36,7 @@ _ISO = (
 )
 _TIME_REMEDY = (
     "Times may be numbers since 1970 (seconds, milliseconds, ...) or ISO text such as 2024-03-01 12:30:00, "
-    "all of one form. Fix or remove the row."
+    'all of one form; of another form with time_format="%d/%m/%Y". Fix or remove the row.'
 )
 
 
@@ -328,14 +328,28 @@ class Times:
     unit: str
 
 
-def times(column: Column | Pieces) -> Times:
+def times(column: Column | Pieces, time_format: str | None = None) -> Times:
     """Numbers since 1970 in any usual unit, ISO text, dates or datetimes; the first piece decides which.
+
+    Args:
+        column: the times.
+        time_format: the form of text, for example "%d/%m/%Y"; None: as above.
 
     Raises:
         DataError: missing, unparsable or mixed values.
+        ConfigError: ``time_format`` is not a format of dates, or the column holds no text.
     """
     first = next(iter(column))
     dtype: Any = first.complete().dtype
+    if time_format is not None:
+        if dtype != pl.String and not dtype.is_integer():
+            raise ConfigError(
+                f"time_format={time_format!r} was given, and column {first.values.name!r} of {first.table.name} holds "
+                f"{dtype} values.",
+                "Leave it out: these need no format.",
+            )
+        key = joined(column, lambda piece: _parse(piece, time_format, column), np.int64)
+        return _in_seconds(key, 10**6, f"text of the form {time_format}")
     if dtype == pl.Date:
         days = joined(column, lambda piece: piece.complete().cast(pl.Int32).cast(pl.Int64).to_numpy())
         return _in_seconds(days * 86_400, 1, "dates")
@@ -343,8 +357,8 @@ def times(column: Column | Pieces) -> Times:
         key = joined(column, lambda piece: piece.complete().to_physical().to_numpy())
         return _in_seconds(key, {"ms": 10**3, "us": 10**6, "ns": 10**9}[dtype.time_unit], "dates and times")
     if dtype == pl.String and 2 * parse_numbers(first.values).null_count() > len(first):
-        form = _iso_form(first)
-        return _in_seconds(joined(column, lambda piece: _parse_iso(piece, form)), 10**6, "ISO text")
+        form = _iso_form(first, column)
+        return _in_seconds(joined(column, lambda piece: _parse(piece, form, column)), 10**6, "ISO text")
     return _from_numbers(column, joined(column, _time_numbers))
 
 
@@ -386,21 +400,26 @@ def _in_seconds(key: NDArray[Any], per_second: int, unit: str) -> Times:
     return Times(key, seconds.astype(np.int64) if (seconds == np.floor(seconds)).all() else seconds, unit)
 
 
-def _iso_form(column: Column) -> str:
+def _iso_form(first: Column, column: Column | Pieces) -> str:
     """The form of most of the first values."""
-    sample = column.values.head(1000)
+    sample = first.values.head(1000)
     missed = {form: sample.str.to_datetime(form, strict=False).null_count() for form in _ISO}
     form = min(missed, key=lambda form: missed[form])
     if missed[form] == len(sample):
-        raise column.refuse(0, f"is {sample[0]!r}, which is not a known form of time", _TIME_REMEDY)
+        raise first.refuse(0, f"is {sample[0]!r}, which is not a known form of time", _time_remedy(column))
     return form
 
 
-def _parse_iso(column: Column, form: str) -> NDArray[np.int64]:
-    """(rows,) microseconds since the epoch."""
-    datetimes = column.complete().str.to_datetime(form, time_unit="us", strict=False)
+def _parse(piece: Column, form: str, column: Column | Pieces) -> NDArray[np.int64]:
+    """(rows,) microseconds since the epoch, of a piece of ``column``."""
+    text = piece.complete().cast(pl.String)
+    datetimes = time_formats.parsed(text, form)
     if datetimes.null_count():
-        example = column.values.filter(datetimes.is_not_null()).head(1).to_list()
+        example = text.filter(datetimes.is_not_null()).head(1).to_list()
         others = f", and others look like {example[0]!r}" if example else f", which is not of the form {form}"
-        column.refuse_first(datetimes.is_null(), f"is {{}}{others}", _TIME_REMEDY)
+        piece.refuse_first(datetimes.is_null(), f"is {{}}{others}", _time_remedy(column))
     return datetimes.to_physical().to_numpy()
+
+
+def _time_remedy(column: Column | Pieces) -> str:
+    return time_formats.remedy(piece.values for piece in column) or _TIME_REMEDY

@@ -27,8 +27,8 @@ class Filters:
     duplicates: Literal["keep", "first", "last"] = "keep"
     k_core: int | None = None
 
-    def check(self, rating: str | None) -> None:
-        """Raise unless they are in range, and there is a ``rating`` column if one is needed.
+    def check(self, rated: bool) -> None:
+        """Raise unless they are in range, and interactions are ``rated`` if that is needed.
 
         Raises:
             ConfigError: they are not, or there is none.
@@ -41,7 +41,7 @@ class Filters:
             require_integer("k_core", self.k_core)
         if self.min_rating is not None:
             require_number("min_rating", self.min_rating)
-            if rating is None:
+            if not rated:
                 raise ConfigError("min_rating was given without a rating column.", 'Name the column: rating="rating".')
 
     def apply(self, rows: InteractionRows, report: ReadReport) -> None:
@@ -50,6 +50,10 @@ class Filters:
         Raises:
             DataError: no row is left.
         """
+        targets = _count(rows.targets)
+        if rows.weighted is not None:
+            rows.keep(rows.weighted)  # those that were dropped are in the report already
+            rows.weighted = None
         if self.min_rating is not None and rows.ratings is not None:
             highest = float(rows.ratings.max())
             dropped = rows.keep(at_least(rows.ratings, self.min_rating))
@@ -78,6 +82,17 @@ class Filters:
             report.note(
                 f"The {self.k_core}-core dropped {dropped:,} interactions, {users:,} users and {items:,} items."
             )
+        if rows.targets is not None:
+            left = _count(rows.targets)
+            report.values["target_interactions"] = left
+            if dropped := targets - left:
+                report.note(f"{dropped:,} of {targets:,} target interactions were among those that were dropped.")
+            if not left:
+                raise DataError("No target interaction is left after filtering.", "Filter less, or name more targets.")
+
+
+def _count(mask: Mask | None) -> int:
+    return 0 if mask is None else int(mask.sum())
 
 
 def _refuse_empty(rows: InteractionRows, filter_: str, remedy: str) -> None:

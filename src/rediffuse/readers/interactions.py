@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 from rediffuse.arguments import require_text
 from rediffuse.data.dataset import Dataset
+from rediffuse.data.histories import Histories
+from rediffuse.data.targets import seen_before
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.readers import side_tables
+from rediffuse.readers.events import Events
 from rediffuse.readers.filters import Filters
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.rows import Columns, InteractionRows
 from rediffuse.readers.tables import Table, read_table
+from rediffuse.readers.text_files import TextFile
 
 
 def read_interactions(
@@ -22,8 +27,12 @@ def read_interactions(
     user: str = "user_id",
     item: str = "item_id",
     time: str | None = None,
+    time_format: str | None = None,
     order: str | None = None,
     rating: str | None = None,
+    event_type: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    target_events: str | Iterable[str] | None = None,
     items: Any = None,
     title: str | None = None,
     users: Any = None,
@@ -48,9 +57,13 @@ def read_interactions(
         user, item: columns of ids, integers or strings.
         time: column of timestamps. None: a column called ``timestamp`` is used if there is one, with a
             warning.
+        time_format: form of times that are text but not ISO text, for example "%d/%m/%Y" or "%d/%m/%Y %H:%M".
         order: column of numbers that order the interactions of a user, instead of ``time``, or beside it to
             break ties. Where both are equal, and where neither is given, the order of rows counts.
         rating: column of numbers >= 0.
+        event_type: column of types of interactions, such as view and purchase, for the next two arguments.
+        weights: type -> weight, which is stored as the rating. All types need one; 0 drops the interactions.
+        target_events: types that are truth in validation and test; histories keep all. None: all are truth.
         items, users: tables that describe items and users, with the id column named as in the
             interactions.
         title: column of ``items`` with a readable name; a column called ``title`` is used by default.
@@ -70,29 +83,47 @@ def read_interactions(
         DataError: a table cannot be used; the error names file, column, first bad row and remedy.
         ConfigError: an argument has the wrong type or is out of range, or arguments do not go together.
     """
-    columns, filters = Columns(user, item, time, order, rating), Filters(min_rating, duplicates, k_core)
+    columns, filters = Columns(user, item, time, order, rating, event_type), Filters(min_rating, duplicates, k_core)
     columns.check()
-    filters.check(rating)
+    events = Events.of(event_type, weights, target_events, rating)
+    filters.check(rating is not None or weights is not None)
     _check_tables(items, title, kg, item_entity, encoding, separator)
+    require_text("time_format", time_format)
+    opened: list[Table] = []
 
     def open_table(source: Any, what: str, *wanted: str, insist: bool = False) -> Table:
         # Tables beside the interactions need not have the same separator.
-        return read_table(source, what, wanted=wanted, separator=separator, encoding=encoding, insist=insist)
+        opened.append(read_table(source, what, wanted=wanted, separator=separator, encoding=encoding, insist=insist))
+        return opened[-1]
 
     table = open_table(source, "interactions", *columns.by_role().values(), insist=True)
+    beside = {
+        what: open_table(given, what, *wanted)
+        for what, given, wanted in (
+            ("items", items, (item,)),
+            ("users", users, (user,)),
+            ("social", social, ()),
+            ("kg", kg, ()),
+            ("item_entity", item_entity, (item,)),
+            ("splits", splits, (user, item, "split")),
+        )
+        if given is not None
+    }
+    _refuse_unused(opened, separator, encoding)
     report = ReadReport()
     if time is None and order is None and "timestamp" in table.columns:
         columns = replace(columns, time="timestamp")
         note = "The column 'timestamp' was used as the time of interactions, as no time or order column was named."
         report.note(note)
         warnings.warn(f"{note} Pass time='timestamp' to say so.", RediffuseWarning, stacklevel=2)
-    rows = InteractionRows(table, columns, report)
+    if time_format is not None and columns.time is None:
+        raise ConfigError(f"time_format={time_format!r} was given without a time column.", 'Name it: time="date".')
+    rows = InteractionRows(table, columns, report, events, time_format)
     if rows.sort():
         by = " and ".join(filter(None, ("by user", columns.time, columns.order)))
         report.note(f"Rows were sorted {by}; rows that are equal in this keep their order.")
-    if splits is not None:
-        given = open_table(splits, "splits", user, item, "split")
-        rows.subsets = side_tables.match_splits(given, columns, rows, report)
+    if "splits" in beside:
+        rows.subsets = side_tables.match_splits(beside["splits"], columns, rows, report)
     filters.apply(rows, report)
     rows.drop_unused_ids()
     user_ids, item_ids = rows.user_ids, rows.item_ids
@@ -103,26 +134,26 @@ def read_interactions(
         )
 
     graph = item_table = user_table = knowledge = None
-    if social is not None:
-        graph, user_ids = side_tables.read_social(open_table(social, "social"), user_ids, report)
-    if items is not None:
-        described = open_table(items, "items", item)
-        item_table = side_tables.describe(described, item, "item_id", item_ids, report)
+    if "social" in beside:
+        graph, user_ids = side_tables.read_social(beside["social"], user_ids, report)
+    if "items" in beside:
+        item_table = side_tables.describe(beside["items"], item, "item_id", item_ids, report)
         if title is None and "title" in item_table.columns:
             title = "title"
         if title is not None:
-            item_table = side_tables.with_title(described, item_table, title)
-    if users is not None:
-        user_table = side_tables.describe(open_table(users, "users", user), user, "user_id", user_ids, report)
-    if kg is not None:
-        links = open_table(item_entity, "item_entity", item)
-        knowledge = side_tables.read_knowledge(open_table(kg, "kg"), links, item, item_ids, report)
+            item_table = side_tables.with_title(beside["items"], item_table, title)
+    if "users" in beside:
+        user_table = side_tables.describe(beside["users"], user, "user_id", user_ids, report)
+    if "kg" in beside:
+        knowledge = side_tables.read_knowledge(beside["kg"], beside["item_entity"], item, item_ids, report)
 
+    interactions = rows.histories(len(user_ids))
+    _note_targets(interactions, report)
     report.values.update(interactions=len(rows), users=len(user_ids), items=len(item_ids))
     if len(user_ids) == 1:
         report.note("There is a single user.")
     return Dataset(
-        interactions=rows.histories(len(user_ids)),
+        interactions=interactions,
         user_ids=user_ids.rename("user_id"),
         item_ids=item_ids.rename("item_id"),
         has_timestamps=columns.time is not None,
@@ -148,3 +179,35 @@ def _check_tables(
             "A knowledge graph has two tables: kg (head, relation, tail), item_entity (item_id, entity_id).",
             "Pass the one that is missing, or neither.",
         )
+
+
+def _refuse_unused(tables: list[Table], separator: str | None, encoding: str | None) -> None:
+    """Raise if no table is a text file that has the separator or encoding that was given."""
+    text = [file for table in tables for file in table.files if isinstance(file, TextFile)]
+    if encoding is not None and not text:
+        raise ConfigError(
+            f"encoding={encoding!r} was given, and none of the tables is a text file.",
+            "Leave it out: only text files have an encoding.",
+        )
+    if separator is not None and not any(file.separator == separator for file in text):
+        found = ", ".join(sorted({repr(file.separator) for file in text}))
+        raise ConfigError(
+            f"separator={separator!r} was given, and "
+            + (f"the text files are separated by {found}." if text else "none of the tables is a text file."),
+            "Leave it out: separators are detected, and only text files have one.",
+        )
+
+
+def _note_targets(interactions: Histories, report: ReadReport) -> None:
+    target = interactions.target
+    if target is None:
+        return
+    seen, total = int((seen_before(interactions) & target).sum()), int(target.sum())
+    report.values["target_interactions_seen"] = seen
+    note = f"{total:,} of {len(target):,} interactions are targets: only these are truth in validation and test."
+    if seen:
+        note += (
+            f" {seen:,} of them ({seen / total:.0%}) are about an item that the user had an earlier interaction with; "
+            "where seen items are filtered, these cannot be predicted."
+        )
+    report.note(note)

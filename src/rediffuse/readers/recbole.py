@@ -41,7 +41,8 @@ def read_atomic(path: str | PathLike[str], **options: Any) -> Dataset:
         "user": _only(interactions, "user_id", 0),
         "item": _only(interactions, "item_id", 1),
         "time": "timestamp" if "timestamp" in interactions.columns else None,
-        "rating": "rating" if "rating" in interactions.columns else None,
+        # Weights of interaction types, if given, are the ratings.
+        "rating": "rating" if "rating" in interactions.columns and options.get("weights") is None else None,
     }
     files = {"items": ".item", "users": ".user", "social": ".net", "kg": ".kg", "item_entity": ".link"}
     beside = {name: file for name, ending in files.items() if (file := inter.with_suffix(ending)).is_file()}

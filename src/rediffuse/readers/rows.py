@@ -15,6 +15,7 @@ from rediffuse.data.histories import BLOCK, Histories, index_type, row_blocks
 from rediffuse.errors import ConfigError
 from rediffuse.readers import columns as read
 from rediffuse.readers.columns import Pieces
+from rediffuse.readers.events import Events
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table
 
@@ -28,6 +29,7 @@ class Columns:
     time: str | None = None
     order: str | None = None
     rating: str | None = None
+    event_type: str | None = None
 
     def check(self) -> None:
         """Raise unless they are names, and users and items have a column each.
@@ -36,7 +38,7 @@ class Columns:
             ConfigError: they are not.
         """
         for role, name in asdict(self).items():
-            if not isinstance(name, str) and not (name is None and role in ("time", "order", "rating")):
+            if not isinstance(name, str) and not (name is None and role in ("time", "order", "rating", "event_type")):
                 raise wrong_type(
                     role,
                     name,
@@ -59,11 +61,15 @@ class InteractionRows:
         users, items: int32 numbers, positions in ``user_ids`` and ``item_ids``.
         times: seconds since the epoch or an order column, or None.
         ratings: float32, or None.
+        targets: whether each may be truth in validation and test; None: all may.
+        weighted: whether each has a weight above 0; None: there are no weights.
         keys: what orders the interactions of a user, most significant first.
         subsets: scheme -> int8 subset, of given splits.
     """
 
-    def __init__(self, table: Table, columns: Columns, report: ReadReport) -> None:
+    def __init__(
+        self, table: Table, columns: Columns, report: ReadReport, events: Events, time_format: str | None
+    ) -> None:
         """Read and check the columns.
 
         Raises:
@@ -79,7 +85,7 @@ class InteractionRows:
         self.subsets: dict[str, NDArray[np.int8]] = {}
         report.values["rows"] = len(self)
         if "time" in named:
-            parsed = read.times(Pieces(named["time"], table, "time"))
+            parsed = read.times(Pieces(named["time"], table, "time"), time_format)
             self.times, self.keys = parsed.seconds, [parsed.key]
             report.values["time_unit"] = parsed.unit
             if parsed.unit != "seconds":
@@ -89,6 +95,11 @@ class InteractionRows:
             self.times = self.keys[-1] if self.times is None else self.times
         if "rating" in named:
             self.ratings = read.ratings(Pieces(named["rating"], table, "rating"))
+        self.targets: NDArray[np.bool_] | None = None
+        self.weighted: NDArray[np.bool_] | None = None
+        if "event_type" in named:
+            weights, self.targets, self.weighted = events.read(Pieces(named["event_type"], table, "event_type"), report)
+            self.ratings = self.ratings if weights is None else weights
 
     def __len__(self) -> int:
         return len(self.users)
@@ -118,6 +129,8 @@ class InteractionRows:
         self.items = _taken(self.items, index)
         self.times = None if self.times is None else _taken(self.times, index)
         self.ratings = None if self.ratings is None else _taken(self.ratings, index)
+        self.targets = None if self.targets is None else _taken(self.targets, index)
+        self.weighted = None if self.weighted is None else _taken(self.weighted, index)
         self.subsets = {scheme: _taken(subset, index) for scheme, subset in self.subsets.items()}
 
     def drop_unused_ids(self) -> None:
@@ -139,7 +152,7 @@ class InteractionRows:
         return int(np.count_nonzero(np.bincount(getattr(self, which))))
 
     def histories(self, num_users: int) -> Histories:
-        return Histories(self.offsets(num_users), self.items, self.times, self.ratings)
+        return Histories(self.offsets(num_users), self.items, self.times, self.ratings, target=self.targets)
 
 
 def _order(users: NDArray[np.int32], keys: list[NDArray[Any]]) -> NDArray[np.int64]:

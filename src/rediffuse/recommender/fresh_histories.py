@@ -26,6 +26,7 @@ from rediffuse.data.merging import Merged, extended_ids, merge
 from rediffuse.data.store import MANIFEST as DATASET_MANIFEST
 from rediffuse.errors import DataError
 from rediffuse.files import atomic_write_bytes
+from rediffuse.readers.events import Events
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.rows import Columns, InteractionRows
 from rediffuse.readers.tables import read_table
@@ -86,7 +87,13 @@ class FreshHistories:
 
 
 def fresh_histories(
-    contents: RunContents, interactions: Any, *, user: str = "user_id", item: str = "item_id", time: str | None = None
+    contents: RunContents,
+    interactions: Any,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    time: str | None = None,
+    time_format: str | None = None,
 ) -> FreshHistories:
     """Add interactions to the histories of a run; nothing is written.
 
@@ -94,12 +101,13 @@ def fresh_histories(
         contents: the run.
         interactions: a `Dataset`, the folder of one, or a table: a path or a dataframe.
         user, item, time: columns of a table. None: a column ``timestamp`` is the time, if there is one.
+        time_format: form of times in text, as for `rediffuse.read_interactions`.
 
     Raises:
         DataError: the table cannot be read; its ids or times do not fit those of the run; or the model knows none of
             its items.
     """
-    new = _read(interactions, user, item, time)
+    new = _read(interactions, user, item, time, time_format)
     old, data = contents.histories, contents.config["data"]
     with_times = data.get("has_timestamps", False)
     if old.times is not None and (new.histories.times is None or new.has_timestamps != with_times):
@@ -159,6 +167,7 @@ def update_histories(
     user: str = "user_id",
     item: str = "item_id",
     time: str | None = None,
+    time_format: str | None = None,
 ) -> tuple[Run, FreshHistories]:
     """Add interactions to the histories of a run, and write the result as a run of its own.
 
@@ -167,7 +176,7 @@ def update_histories(
 
     Args:
         run: the old run.
-        interactions, user, item, time: as for `fresh_histories`.
+        interactions, user, item, time, time_format: as for `fresh_histories`.
         out: the new run folder.
 
     Raises:
@@ -178,7 +187,7 @@ def update_histories(
     folder = require_path("out", out, 'Name a folder for the new run: out="runs/today".')
     source = run_path("run", run)
     old = read_run(source)
-    found = fresh_histories(old, interactions, user=user, item=item, time=time)
+    found = fresh_histories(old, interactions, user=user, item=item, time=time, time_format=time_format)
     contents, made_in = found.contents, _environment(source)
     with contextlib.ExitStack() as stack:
         open_run_folder(folder, contents.config, resume=False, stack=stack)
@@ -212,7 +221,7 @@ class _New:
     has_timestamps: bool
 
 
-def _read(source: Any, user: str, item: str, time: str | None) -> _New:
+def _read(source: Any, user: str, item: str, time: str | None, time_format: str | None) -> _New:
     if isinstance(source, str | Path) and (Path(source) / DATASET_MANIFEST).is_file():
         source = load_dataset(source)
     if isinstance(source, Dataset):
@@ -222,7 +231,7 @@ def _read(source: Any, user: str, item: str, time: str | None) -> _New:
     table = read_table(source, "interactions", wanted=tuple(columns.by_role().values()))
     if time is None and "timestamp" in table.columns:
         columns = replace(columns, time="timestamp")
-    rows = InteractionRows(table, columns, ReadReport())
+    rows = InteractionRows(table, columns, ReadReport(), Events(), time_format)
     rows.sort()
     return _New(rows.histories(len(rows.user_ids)), rows.user_ids, rows.item_ids, columns.time is not None)
 

@@ -110,7 +110,13 @@ class Recommender(Displayed):
         return cls(read_run(run_path("run", run)), retrieval)
 
     def with_histories(
-        self, interactions: Any, *, user: str = "user_id", item: str = "item_id", time: str | None = None
+        self,
+        interactions: Any,
+        *,
+        user: str = "user_id",
+        item: str = "item_id",
+        time: str | None = None,
+        time_format: str | None = None,
     ) -> Recommender:
         """A recommender with the same model, and with newer interactions in the histories of its users.
 
@@ -122,6 +128,7 @@ class Recommender(Displayed):
             interactions: a dataframe, a `rediffuse.Dataset`, or the path of a table or a dataset.
             user, item, time: columns of a dataframe or a table. None: a column ``timestamp`` is the time, if there is
                 one.
+            time_format: form of times in text, as for `rediffuse.read_interactions`.
 
         Raises:
             DataError: the table cannot be read, its ids or times do not fit those of the run, or the model knows none
@@ -130,7 +137,7 @@ class Recommender(Displayed):
         Warns:
             RediffuseWarning: items that the model does not know, and repeated interactions, with their counts.
         """
-        found = fresh_histories(self._run, interactions, user=user, item=item, time=time)
+        found = fresh_histories(self._run, interactions, user=user, item=item, time=time, time_format=time_format)
         for message in found.remarks():
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         other = copy.copy(self)

@@ -35,8 +35,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
     users gave and add what they give now; other models are fitted again. Both give what a fit to all interactions
     gives, to rounding. New users and new items are added.
 
-    The new run has no split: its interactions may include those that the old one was tested on, so it cannot be
-    evaluated.
+    The new run has no split: it also learns from what the split of the old one held out, so it cannot be evaluated.
 
     Args:
         run: a run that has learned from all its interactions (option ``refit``).
@@ -51,7 +50,8 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
         StorageError: ``out`` cannot be written.
 
     Warns:
-        RediffuseWarning: interactions that the run knows already were left out.
+        RediffuseWarning: interactions that the run knows already were left out; interactions that its split held out
+            are learned too.
     """
     began, memory = time.monotonic(), PeakMemory()
     folder = require_path("out", out, 'Name a folder for the new run: out="runs/updated".')
@@ -78,7 +78,8 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
     model.prepare()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     minutes = (time.monotonic() - began) / 60
-    run_config = contents.config | {
+    earlier_config = {name: value for name, value in contents.config.items() if name != "histories_updated_from"}
+    run_config = earlier_config | {
         "created": now,
         "split": {"name": "none", "params": {}, "fingerprint": None, "leak": None},
         "data": contents.config["data"]
@@ -130,11 +131,6 @@ def _check(contents: RunContents, new: Dataset) -> None:
             f"{name} is trained by gradient, so new interactions cannot be added to {folder}.",
             "Train it again, or use a run of theat, transition, heat or another model in closed form.",
         )
-    if (source := contents.config.get("histories_updated_from")) is not None:
-        raise RunError(
-            f"The histories of {folder} were updated, and its model has not learned from the newer interactions.",
-            f"Update {source['run']} instead, with those interactions and the new ones.",
-        )
     if contents.config["validation"] is not None and not contents.config["training"].get("refitted"):
         raise RunError(
             f"{folder} has not learned from its validation interactions.", "Train it with refit=true, then update it."
@@ -160,7 +156,8 @@ def _type(ids: pl.Series) -> str:
 
 
 def _merge(contents: RunContents, new: Dataset) -> _Merged:
-    old = replace(contents.before_test, synthetic=None)
+    old = replace(contents.histories, synthetic=None)
+    held_out = np.zeros(len(old.items), dtype=np.bool_) if contents.held_out is None else contents.held_out
     interactions = new.interactions.without_synthetic()
     user_ids, users = extended_ids(contents.user_ids, new.user_ids)
     item_ids, items = extended_ids(contents.items["item_id"], new.item_ids)
@@ -174,12 +171,19 @@ def _merge(contents: RunContents, new: Dataset) -> _Merged:
             RediffuseWarning,
             stacklevel=3,
         )
-    is_new = merged.source < 0
-    if not is_new.any():
+    added = int((merged.source < 0).sum())
+    if not added:
         raise DataError(f"None of the {total:,} interactions is new to {contents.path}.", "Give later interactions.")
-    changed = np.unique(merged.histories.owners[is_new])
-    before = merged.histories.where(~is_new)
-    return _Merged(user_ids, item_ids, before, merged.histories, changed, int(is_new.sum()))
+    if held_out.any():
+        fresh = " or that were added to its histories" if "histories_updated_from" in contents.config else ""
+        warnings.warn(
+            f"{held_out.sum():,} interactions that the split of {contents.path} held out{fresh} are learned too.",
+            RediffuseWarning,
+            stacklevel=3,
+        )
+    learned = np.where(merged.source < 0, False, ~held_out[merged.source])
+    changed = np.unique(merged.histories.owners[~learned])
+    return _Merged(user_ids, item_ids, merged.histories.where(learned), merged.histories, changed, added)
 
 
 def _item_table(contents: RunContents, new: Dataset, merged: _Merged, popularity: NDArray[np.int64]) -> pl.DataFrame:
