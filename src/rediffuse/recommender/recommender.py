@@ -23,7 +23,6 @@ from rediffuse.frames import Frame, as_kind, kind_of
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender import explanations
-from rediffuse.recommender.fresh_histories import fresh_histories
 from rediffuse.recommender.id_map import IdMap, columns_of_users, flatten_histories, require_list, user_labels
 from rediffuse.recommender.index import read_index
 from rediffuse.recommender.inspector import Inspector
@@ -137,6 +136,8 @@ class Recommender(Displayed):
         Warns:
             RediffuseWarning: items that the model does not know, and repeated interactions, with their counts.
         """
+        from rediffuse.recommender.fresh_histories import fresh_histories  # imports the readers
+
         found = fresh_histories(self._run, interactions, user=user, item=item, time=time, time_format=time_format)
         for message in found.remarks():
             warnings.warn(message, RediffuseWarning, stacklevel=2)
