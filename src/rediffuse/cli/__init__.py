@@ -23,6 +23,7 @@ from rediffuse.cli import (  # noqa: F401 (importing a module registers its comm
     train,
     tune,
     update,
+    update_histories,
 )
 from rediffuse.cli.app import app
 from rediffuse.cli.output import fail, print_warning

@@ -28,8 +28,6 @@ from numpy.typing import NDArray
 
 from rediffuse.arguments import described, wrong_type
 from rediffuse.errors import ConfigError, did_you_mean
-from rediffuse.readers.columns import parse_numbers
-from rediffuse.readers.text_files import first_line
 from rediffuse.recommender.filter_text import HOW, parse_filter
 
 MAX_DEPTH, MAX_NODES, MAX_VALUES = 16, 256, 10_000
@@ -185,8 +183,13 @@ class ItemFilters:
                 return series.cast(pl.Float64), pl.Series([float(value) for value in values], dtype=pl.Float64)
         elif dtype == pl.String and all(isinstance(value, str) for value in values):
             return series, pl.Series(values, dtype=pl.String)
-        elif dtype == pl.Boolean and all(isinstance(value, bool) for value in values):
-            return series, pl.Series(values, dtype=pl.Boolean)
+        elif values and all(isinstance(value, bool) for value in values):
+            if dtype == pl.String:  # text files have no types
+                series = series.str.to_lowercase()
+                if series.drop_nulls().is_in(["true", "false"]).all() and series.null_count() < len(series):
+                    return series, pl.Series(["true" if value else "false" for value in values])
+            elif dtype == pl.Boolean:
+                return series, pl.Series(values, dtype=pl.Boolean)
         elif dtype == pl.Date or isinstance(dtype, pl.Datetime):
             moments = [_moment(value) for value in values]
             if all(moment is not None for moment in moments):
@@ -199,7 +202,7 @@ class ItemFilters:
         wrong = next((v for v in values if not _fits(v, dtype)), values[0])
         remedy = "Compare it with values of its type."
         if dtype == pl.String and _is_number(wrong):
-            other = series.filter(series.is_not_null() & parse_numbers(series).is_null()).head(1).to_list()
+            other = series.filter(series.is_not_null() & _parsed(series).is_null()).head(1).to_list()
             remedy = f"Quote the value: not all values are numbers, for example {other[0]!r}." if other else remedy
         raise ConfigError(
             f"Column {column!r} holds {_kind(dtype)}, and the filter compares it with {described(wrong)}.", remedy
@@ -211,7 +214,7 @@ class ItemFilters:
             return None
         if column in self._numbers:
             return self._numbers[column]
-        numbers = parse_numbers(series).cast(pl.Float64)
+        numbers = _parsed(series)
         if numbers.null_count() != series.null_count() or numbers.null_count() == len(numbers):
             return None
         self._numbers[column] = numbers.fill_nan(None)
@@ -251,6 +254,13 @@ def filter_text(condition: Any) -> str | None:
     return str(dict(condition) if isinstance(condition, Mapping) else condition)
 
 
+def _parsed(text: pl.Series) -> pl.Series:
+    """Float64 with null for values that are not numbers."""
+    from rediffuse.readers.columns import parse_numbers  # few recommendations need the readers
+
+    return parse_numbers(text).cast(pl.Float64)
+
+
 def _selected(table: Any, expression: Any) -> pl.Series:
     """The truth values (num_items,) of an expression over the item table.
 
@@ -261,7 +271,7 @@ def _selected(table: Any, expression: Any) -> pl.Series:
         frame = table.select(expression)
         frame = frame if isinstance(frame, pl.DataFrame) else frame.to_native()
     except Exception as error:  # whatever the library raises, the cause is the expression
-        problem = f"The filter cannot be evaluated on the item table: {first_line(error)}."
+        problem = f"The filter cannot be evaluated on the item table: {str(error).partition(chr(10))[0].rstrip('.')}."
         raise ConfigError(problem, f"The columns are {', '.join(table.columns)}.") from None
     if frame.width != 1 or len(frame) != len(table) or frame.dtypes[0] not in (pl.Boolean, pl.Null):
         shown = ", ".join(f"{name} ({kind})" for name, kind in frame.schema.items())

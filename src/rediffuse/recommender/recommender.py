@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +46,7 @@ class Recommender(Displayed):
         config: content of the run's config.json.
         items: row i describes item number i: item_id, train_count and, if items have titles, title.
         item_table: row i describes item number i, with the columns of the dataset's item table; None without one.
-        user_ids: ids of the users in training, by user number.
+        user_ids: ids of the users in training, by user number, then of those with fresh histories alone.
         model: in evaluation mode.
         ranker: ranks in item numbers, without ids.
         inspector: similar items, item map and denoising trajectories, in item numbers.
@@ -61,7 +62,6 @@ class Recommender(Displayed):
             raise wrong_type("run", run, "the content of a run", "Create it with Recommender.load(run).")
         if retrieval not in get_args(Retrieval):
             raise ConfigError(f"There is no retrieval {retrieval!r}.", did_you_mean(retrieval, get_args(Retrieval)))
-        self.config: dict[str, Any] = run.config
         self.items: pl.DataFrame = run.items
         self.item_table: pl.DataFrame | None = run.item_table
         self.model: Model = run.model
@@ -76,13 +76,21 @@ class Recommender(Displayed):
         index = read_index(run.path, table) if retrieval == "index" else None
         self.ranker = Ranker(self.model, self.item_vectors, index)
         self.inspector = Inspector(self.model, self.item_vectors)
-        self.user_ids, self._held_out = run.user_ids, run.held_out
-        # Times that the model does not read would only keep its requests apart from those without times.
-        self._histories = run.histories if self.model.reads_times else replace(run.histories, times=None)
-        self._items, self._users = IdMap(run.items["item_id"]), IdMap(run.user_ids)
+        self._items = IdMap(run.items["item_id"])
+        self._use_histories(run)
         names = [name for name in FINGERPRINTED if index is not None or not name.startswith("index.")]
         checksums = "".join(f"{name} {run.digests.get(name)}\n" for name in names)
         self.fingerprint = hashlib.sha256(checksums.encode()).hexdigest()
+
+    def _use_histories(self, run: RunContents) -> None:
+        """Recommend from the histories of these contents of the run."""
+        self._run, self.config = run, run.config
+        self.user_ids, self._users = run.user_ids, IdMap(run.user_ids)
+        # Times that the model does not read would only keep its requests apart from those without times.
+        self._histories = run.histories if self.model.reads_times else replace(run.histories, times=None)
+        # Fresh histories are newer than the training: no split held them out.
+        fresh = "histories_updated_from" in run.config and run.config["split"]["name"] == "none"
+        self._held_out = None if fresh else run.held_out
 
     @classmethod
     def load(cls, run: str | Path | Run, retrieval: Retrieval = "exact") -> Recommender:
@@ -99,6 +107,48 @@ class Recommender(Displayed):
             ConfigError: ``run`` is neither a path nor a run.
         """
         return cls(read_run(run_path("run", run)), retrieval)
+
+    def with_histories(
+        self,
+        interactions: Any,
+        *,
+        user: str = "user_id",
+        item: str = "item_id",
+        time: str | None = None,
+        time_format: str | None = None,
+    ) -> Recommender:
+        """A recommender with the same model, and with newer interactions in the histories of its users.
+
+        New users become known users. Nothing is trained: models that have learned a vector per user rank their known
+        users as before, without the new items of their histories. The order is by time; if the run has no times, new
+        interactions come last. An interaction of the same user with the same item at the same time counts once.
+
+        Args:
+            interactions: a dataframe, a `rediffuse.Dataset`, or the path of a table or a dataset.
+            user, item, time: columns of a dataframe or a table. None: a column ``timestamp`` is the time, if there is
+                one.
+            time_format: form of times in text, as for `rediffuse.read_interactions`.
+
+        Raises:
+            DataError: the table cannot be read, its ids or times do not fit those of the run, or the model knows none
+                of its items.
+
+        Warns:
+            RediffuseWarning: items that the model does not know, and repeated interactions, with their counts.
+        """
+        from rediffuse.recommender.fresh_histories import fresh_histories  # imports the readers
+
+        found = fresh_histories(self._run, interactions, user=user, item=item, time=time, time_format=time_format)
+        for message in found.remarks():
+            warnings.warn(message, RediffuseWarning, stacklevel=2)
+        other = copy.copy(self)
+        other._use_histories(found.contents)
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for part in ("offsets", "items", "times"):
+            digest.update(b"" if (array := getattr(found.contents.histories, part)) is None else array.tobytes())
+        digest.update("\n".join(map(str, other.user_ids)).encode())
+        other.fingerprint = digest.hexdigest()
+        return other
 
     def recommend(
         self,
@@ -176,7 +226,11 @@ class Recommender(Displayed):
             k, exclude, candidates, filter_seen, filter, self.reranking(max_per, diversity)
         )
         if histories is None and self._held_out is not None:
-            warnings.warn(held_out_remark(self._held_out), RediffuseWarning, stacklevel=2)
+            warnings.warn(
+                held_out_remark(self._held_out, updated="histories_updated_from" in self.config),
+                RediffuseWarning,
+                stacklevel=2,
+            )
             self._held_out = None  # said once
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
@@ -216,7 +270,7 @@ class Recommender(Displayed):
         return Sampling(seed, sampling_steps, float(noise))
 
     def is_known_user(self, user: Any) -> bool:
-        """Whether a user of this id was in the training data."""
+        """Whether the run holds a history of a user of this id."""
         return bool(self._users.find([user])[0] >= 0)
 
     # --- from ids to numbers -------------------------------------------------------------------------------
@@ -227,8 +281,8 @@ class Recommender(Displayed):
         """Turn users and histories, as given to `recommend`, into numbers.
 
         Returns:
-            Labels (n,) for the column user_id; user numbers (n,), -1 for unknown users and where histories are given;
-            histories (n rows) of item numbers; and counts for `remarks`.
+            Labels (n,) for the column user_id; user numbers (n,), -1 for users who were not in training and where
+            histories are given; histories (n rows) of item numbers; and counts for `remarks`.
         """
         if users is None and histories is None:
             raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
@@ -243,6 +297,8 @@ class Recommender(Displayed):
             offsets = np.append(self._histories.offsets, self._histories.offsets[-1])
             padded = replace(self._histories, offsets=offsets)
             rows = padded.take(np.where(user_numbers < 0, len(self._histories), user_numbers))
+            # The model knows nothing of users who came later.
+            user_numbers = np.where(user_numbers < self.model.num_users, user_numbers, -1)
         else:
             lengths, items = flatten_histories(histories)
             if ids is not None and len(ids) != len(lengths):

@@ -30,8 +30,17 @@ def remarks(counts: dict[str, int], answer: str = "they get popular items") -> l
     return found
 
 
-def held_out_remark(held_out: NDArray[np.bool_]) -> str:
-    """A sentence about the interactions (n,) bool that the split held out: histories have them, the model has not."""
+def held_out_remark(held_out: NDArray[np.bool_], updated: bool) -> str:
+    """A sentence about the interactions (n,) bool that histories have, and the model has not learned from.
+
+    Args:
+        held_out: those that the split held out, and, if ``updated``, those that were added after the training.
+    """
+    if updated:
+        return (
+            f"Of the {len(held_out):,} interactions in the histories of this run, its split held out some and others "
+            f"were added later: the model has not learned from {held_out.sum():,}."
+        )
     return (
         f"The split of this run held out {held_out.sum():,} of {len(held_out):,} interactions. They are part of the "
         "histories that it recommends from, but the model has not learned from them."

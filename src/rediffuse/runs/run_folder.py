@@ -77,9 +77,10 @@ class RunContents:
         config: content of config.json.
         model: in evaluation mode.
         items: row i describes item number i: item_id, train_count and, if items have titles, title.
-        user_ids: the id of each user number.
-        histories: all interactions of all users in training, with times if the data have them.
-        held_out: (interactions,) True: held out of training and validation by the split; None: none was.
+        user_ids: the id of each user number; first the users in training, then those of fresh histories.
+        histories: all interactions of all users, with times if the data have them.
+        held_out: (interactions,) True: held out of training and validation by the split, or added to the histories
+            after the training; None: none was.
         item_table: row i describes item number i, as in the dataset; None if it has no such table.
         digests: sha256 of every file that the manifest lists, by name.
     """
@@ -224,7 +225,8 @@ def read_run(folder: str | Path) -> RunContents:
     kind, options = _model_of(folder, config)
     items = pl.read_parquet(folder / "items.parquet")
     users = pl.read_parquet(folder / "users.parquet")
-    model = kind(options, len(items), len(users))
+    # Users whose histories were added later are not among those that the model was trained on.
+    model = kind(options, len(items), config["data"]["users"])
     load_weights(folder / "model.safetensors", model, load_tensors(folder / "model.safetensors")[0])
     model.resolve(config["resolved"])
     model.eval()

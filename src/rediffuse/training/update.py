@@ -6,9 +6,8 @@ import contextlib
 import datetime
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +17,7 @@ from rediffuse.arguments import require_path
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.loading import as_dataset
+from rediffuse.data.merging import extended_ids, merge
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, RunError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.base import TrainingData
@@ -78,7 +78,8 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
     model.prepare()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     minutes = (time.monotonic() - began) / 60
-    run_config = contents.config | {
+    earlier_config = {name: value for name, value in contents.config.items() if name != "histories_updated_from"}
+    run_config = earlier_config | {
         "created": now,
         "split": {"name": "none", "params": {}, "fingerprint": None, "leak": None},
         "data": contents.config["data"]
@@ -155,65 +156,34 @@ def _type(ids: pl.Series) -> str:
 
 
 def _merge(contents: RunContents, new: Dataset) -> _Merged:
-    old = contents.histories
-    held_out = np.zeros(len(old.items), dtype=bool) if contents.held_out is None else contents.held_out
+    old = replace(contents.histories, synthetic=None)
+    held_out = np.zeros(len(old.items), dtype=np.bool_) if contents.held_out is None else contents.held_out
     interactions = new.interactions.without_synthetic()
-    user_ids, users = _extended(contents.user_ids, new.user_ids)
-    item_ids, items = _extended(contents.items["item_id"], new.item_ids)
-    columns: dict[str, Any] = {
-        "user": np.concatenate((old.owners, users[interactions.owners])),
-        "item": np.concatenate((old.items, items[interactions.items])).astype(np.int32),
-        "given": np.repeat([False, True], [len(old.items), len(interactions.items)]),
-        "learned": np.concatenate((~held_out, np.zeros(len(interactions.items), dtype=bool))),
-    }
-    if old.times is not None:
-        assert interactions.times is not None
-        columns["time"] = np.concatenate((old.times, interactions.times))
-    table = pl.DataFrame(columns)
+    user_ids, users = extended_ids(contents.user_ids, new.user_ids)
+    item_ids, items = extended_ids(contents.items["item_id"], new.item_ids)
+    merged = merge(old, interactions, users, items, len(user_ids))
     total = len(interactions.items)
-    if old.times is not None:
-        known = table.filter(~pl.col("given")).select("user", "item", "time").unique()
-        repeated = pl.DataFrame(table.filter("given").join(known, on=["user", "item", "time"], how="semi"))
-        if len(repeated):
-            warnings.warn(
-                f"{len(repeated):,} of {total:,} interactions are in the run already and were left out, for example "
-                f"user {user_ids[repeated['user'][0]]!r} with item {item_ids[repeated['item'][0]]!r}.",
-                RediffuseWarning,
-                stacklevel=3,
-            )
-            fresh = table.filter("given").join(known, on=["user", "item", "time"], how="anti", maintain_order="left")
-            table = pl.concat([table.filter(~pl.col("given")), fresh.select(table.columns)])
-    added = int(table["given"].sum())
-    if not added:
-        raise DataError(f"None of the {total:,} interactions is new to {contents.path}.", "Give later interactions.")
-    if held_out.any():
+    if merged.example is not None:
+        user, item = merged.example
         warnings.warn(
-            f"{held_out.sum():,} interactions that the split of {contents.path} held out are learned too.",
+            f"{merged.repeated:,} of {total:,} interactions are in the run already and were left out, for example "
+            f"user {user_ids[user]!r} with item {item_ids[item]!r}.",
             RediffuseWarning,
             stacklevel=3,
         )
-    order = ["user", "time"] if "time" in table.columns else ["user"]
-    table = table.sort(order, maintain_order=True)
-    after = _histories(table, len(user_ids))
-    before = _histories(table.filter("learned"), len(user_ids))
-    changed = np.unique(table.filter(~pl.col("learned"))["user"].to_numpy()).astype(np.int64)
-    return _Merged(user_ids, item_ids, before, after, changed, added)
-
-
-def _extended(old: pl.Series, new: pl.Series) -> tuple[pl.Series, NDArray[np.int64]]:
-    """The old ids, then those that are new; and the number of each of ``new`` among them."""
-    added = new.filter(~new.is_in(old.implode()))
-    ids = pl.concat([old, added.alias(old.name)])
-    numbers = pl.DataFrame({"id": ids, "number": np.arange(len(ids))})
-    found = pl.DataFrame({"id": new}).join(numbers, on="id", how="left", maintain_order="left")["number"]
-    return ids, found.to_numpy().astype(np.int64)
-
-
-def _histories(table: pl.DataFrame, num_users: int) -> Histories:
-    """From a table of user, item and maybe time, sorted by user."""
-    counts = np.bincount(table["user"].to_numpy(), minlength=num_users)
-    times = table["time"].to_numpy() if "time" in table.columns else None
-    return Histories(np.concatenate(([0], np.cumsum(counts))), table["item"].to_numpy(), times)
+    added = int((merged.source < 0).sum())
+    if not added:
+        raise DataError(f"None of the {total:,} interactions is new to {contents.path}.", "Give later interactions.")
+    if held_out.any():
+        fresh = " or that were added to its histories" if "histories_updated_from" in contents.config else ""
+        warnings.warn(
+            f"{held_out.sum():,} interactions that the split of {contents.path} held out{fresh} are learned too.",
+            RediffuseWarning,
+            stacklevel=3,
+        )
+    learned = np.where(merged.source < 0, False, ~held_out[merged.source])
+    changed = np.unique(merged.histories.owners[~learned])
+    return _Merged(user_ids, item_ids, merged.histories.where(learned), merged.histories, changed, added)
 
 
 def _item_table(contents: RunContents, new: Dataset, merged: _Merged, popularity: NDArray[np.int64]) -> pl.DataFrame:

@@ -1,0 +1,271 @@
+"""Fresh histories: newer interactions of known and new users are added to those of a run, without training.
+
+The model stays as it is. Users get lists for what they did last, and nothing that they have just bought. A model that
+has learned a vector per user ranks its known users by that vector, whatever their histories are; new users are ranked
+by their histories, or, if the model cannot do that, as users without a history are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from rediffuse.arguments import require_path
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.histories import Histories
+from rediffuse.data.loading import load_dataset
+from rediffuse.data.merging import Merged, extended_ids, merge
+from rediffuse.data.store import MANIFEST as DATASET_MANIFEST
+from rediffuse.errors import DataError
+from rediffuse.files import atomic_write_bytes
+from rediffuse.readers.events import Events
+from rediffuse.readers.report import ReadReport
+from rediffuse.readers.rows import Columns, InteractionRows
+from rediffuse.readers.tables import read_table
+from rediffuse.recommender.id_map import cast_ids
+from rediffuse.runs.card import model_card
+from rediffuse.runs.identity import open_run_folder
+from rediffuse.runs.run_folder import (
+    CORE,
+    ITEM_TABLE,
+    LOG,
+    Run,
+    RunContents,
+    add_files,
+    read_run,
+    run_path,
+    write_run,
+)
+
+# How many unknown items a warning names.
+_NAMED = 3
+_INDEX = ("index.json", "index.faiss")
+
+
+@dataclass(frozen=True)
+class FreshHistories:
+    """A run with fresh histories.
+
+    Attributes:
+        contents: the run, with the histories, users and configuration that it has now.
+        added: interactions that were added.
+        repeated: interactions that the run has already, or that repeat each other.
+        dropped: interactions with items that the model does not know.
+        new_users: users who were added.
+        unknown_items: ids of items that the model does not know.
+    """
+
+    contents: RunContents
+    added: int
+    repeated: int
+    dropped: int
+    new_users: int
+    unknown_items: pl.Series
+
+    def remarks(self) -> list[str]:
+        """Sentences about what was left out."""
+        found = []
+        if self.dropped:
+            count = len(self.unknown_items)
+            named = ", ".join(repr(item) for item in self.unknown_items.head(_NAMED).to_list())
+            items, more = ("item", "") if count == 1 else ("items", f", and {count - _NAMED:,} more")
+            found.append(
+                f"{self.dropped:,} interactions with {count:,} {items} that the model does not know were left out: "
+                f"{named}{more if count > _NAMED else ''}. Refit it to recommend them."
+            )
+        if self.repeated:
+            found.append(f"{self.repeated:,} interactions are in the histories already, and count once.")
+        return found
+
+
+def fresh_histories(
+    contents: RunContents,
+    interactions: Any,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    time: str | None = None,
+    time_format: str | None = None,
+) -> FreshHistories:
+    """Add interactions to the histories of a run; nothing is written.
+
+    Args:
+        contents: the run.
+        interactions: a `Dataset`, the folder of one, or a table: a path or a dataframe.
+        user, item, time: columns of a table. None: a column ``timestamp`` is the time, if there is one.
+        time_format: form of times in text, as for `rediffuse.read_interactions`.
+
+    Raises:
+        DataError: the table cannot be read; its ids or times do not fit those of the run; or the model knows none of
+            its items.
+    """
+    new = _read(interactions, user, item, time, time_format)
+    old, data = contents.histories, contents.config["data"]
+    with_times = data.get("has_timestamps", False)
+    if old.times is not None and (new.histories.times is None or new.has_timestamps != with_times):
+        if with_times:
+            problem, remedy = "have times, and the new ones have none", "Name their time column."
+        else:
+            problem = "have an order column that is no time, and the new ones have none"
+            remedy = "Prepare them as a dataset with the same order column."
+        raise DataError(f"The interactions of {contents.path} {problem}.", remedy)
+    items = _numbers(cast_ids(new.item_ids, contents.items["item_id"].dtype), contents.items["item_id"])
+    known = new.histories.where(items[new.histories.items] >= 0)
+    unknown = new.item_ids.filter(pl.Series(items < 0))
+    if not len(known.items):
+        raise DataError(
+            f"{contents.path} knows none of the {len(unknown):,} items of the new interactions, "
+            f"for example {unknown[0]!r}.",
+            f"Its item ids are like {contents.items['item_id'][0]!r}; name the right column, or refit the run.",
+        )
+    rows = np.flatnonzero(known.lengths > 0)
+    ids = cast_ids(new.user_ids.gather(rows), contents.user_ids.dtype)
+    if ids.null_count():
+        odd = new.user_ids.gather(rows).filter(ids.is_null())[0]
+        raise DataError(
+            f"The user ids of {contents.path} are integers, and the new interactions have user {odd!r}.",
+            "Give ids of the same type.",
+        )
+    user_ids, users = extended_ids(contents.user_ids, ids)
+    merged = merge(old, known.take(rows), users, items, len(user_ids), distinct=True)
+    added = int((merged.source < 0).sum())
+    config = contents.config | {
+        "data": data | {"histories_end": _end(merged.histories) if with_times else data.get("histories_end")},
+        "histories_updated_from": {
+            "run": str(contents.path),
+            "weights": contents.weights,
+            "interactions": added,
+            "new_users": len(user_ids) - len(contents.user_ids),
+            "unknown_items": len(unknown),
+        },
+    }
+    updated = replace(
+        contents,
+        config=config,
+        user_ids=user_ids,
+        histories=merged.histories,
+        held_out=_held_out(contents, merged),
+    )
+    dropped = len(new.histories.items) - len(known.items)
+    new_users = len(user_ids) - len(contents.user_ids)
+    return FreshHistories(updated, added, merged.repeated, dropped, new_users, unknown)
+
+
+def update_histories(
+    run: str | Path | Run,
+    interactions: Any,
+    out: str | Path,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    time: str | None = None,
+    time_format: str | None = None,
+) -> tuple[Run, FreshHistories]:
+    """Add interactions to the histories of a run, and write the result as a run of its own.
+
+    It has the weights, the index and the training log of the old one, and no test results: `rediffuse.evaluate` gives
+    the same ones again.
+
+    Args:
+        run: the old run.
+        interactions, user, item, time, time_format: as for `fresh_histories`.
+        out: the new run folder.
+
+    Raises:
+        DataError: as `fresh_histories`.
+        RunError: the run cannot be read; ``out`` is not empty.
+        StorageError: ``out`` cannot be written.
+    """
+    folder = require_path("out", out, 'Name a folder for the new run: out="runs/today".')
+    source = run_path("run", run)
+    old = read_run(source)
+    found = fresh_histories(old, interactions, user=user, item=item, time=time, time_format=time_format)
+    contents, made_in = found.contents, _environment(source)
+    with contextlib.ExitStack() as stack:
+        open_run_folder(folder, contents.config, resume=False, stack=stack)
+        if (source / LOG).exists():
+            atomic_write_bytes(folder / LOG, (source / LOG).read_bytes())
+        write_run(
+            folder,
+            contents.config,
+            made_in,
+            contents.model,
+            contents.items,
+            contents.user_ids,
+            contents.histories,
+            model_card(contents.config, made_in),
+            {name: pl.read_parquet(source / name) for name in _artifacts(old)},
+            held_out=contents.held_out,
+            item_table=contents.item_table,
+        )
+    if all(name in old.digests for name in _INDEX):
+        add_files(folder, {name: (source / name).read_bytes() for name in _INDEX})
+    return Run(folder, contents.config, contents.config["validation"], contents.config["training"]["minutes"]), found
+
+
+@dataclass(frozen=True)
+class _New:
+    """Interactions in numbers of their own."""
+
+    histories: Histories
+    user_ids: pl.Series
+    item_ids: pl.Series
+    has_timestamps: bool
+
+
+def _read(source: Any, user: str, item: str, time: str | None, time_format: str | None) -> _New:
+    if isinstance(source, str | Path) and (Path(source) / DATASET_MANIFEST).is_file():
+        source = load_dataset(source)
+    if isinstance(source, Dataset):
+        return _New(source.interactions.without_synthetic(), source.user_ids, source.item_ids, source.has_timestamps)
+    columns = Columns(user, item, time)
+    columns.check()
+    table = read_table(source, "interactions", wanted=tuple(columns.by_role().values()))
+    if time is None and "timestamp" in table.columns:
+        columns = replace(columns, time="timestamp")
+    rows = InteractionRows(table, columns, ReadReport(), Events(), time_format)
+    rows.sort()
+    return _New(rows.histories(len(rows.user_ids)), rows.user_ids, rows.item_ids, columns.time is not None)
+
+
+def _numbers(values: pl.Series, ids: pl.Series) -> NDArray[np.int64]:
+    """(n,) number of each value among ``ids``, -1 where it is not among them."""
+    table = pl.DataFrame({"id": ids, "number": np.arange(len(ids))})
+    found = pl.DataFrame({"id": values}).join(table, on="id", how="left", maintain_order="left")
+    return found["number"].fill_null(-1).to_numpy()
+
+
+def _held_out(contents: RunContents, merged: Merged) -> NDArray[np.bool_]:
+    """What the model has not learned from: what was held out before, and what is new."""
+    before = np.zeros(len(contents.histories.items), dtype=np.bool_) if contents.held_out is None else contents.held_out
+    return np.where(merged.source < 0, True, before[merged.source])
+
+
+def _end(histories: Histories) -> str | None:
+    """The time of the last interaction, in UTC."""
+    if histories.times is None or not len(histories.times):
+        return None
+    last = datetime.datetime.fromtimestamp(float(histories.times.max()), datetime.UTC)
+    return last.isoformat(timespec="seconds")
+
+
+def _artifacts(run: RunContents) -> list[str]:
+    """The tables that the model has written into its run; test results are not among them."""
+    return [
+        name
+        for name in run.digests
+        if name.endswith(".parquet") and name not in (*CORE, ITEM_TABLE) and "_test" not in name
+    ]
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """Where the model was trained."""
+    return json.loads((folder / "environment.json").read_text(encoding="utf-8"))
