@@ -35,8 +35,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
     users gave and add what they give now; other models are fitted again. Both give what a fit to all interactions
     gives, to rounding. New users and new items are added.
 
-    The new run has no split: its interactions may include those that the old one was tested on, so it cannot be
-    evaluated.
+    The new run has no split: it also learns from what the split of the old one held out, so it cannot be evaluated.
 
     Args:
         run: a run that has learned from all its interactions (option ``refit``).
@@ -51,7 +50,8 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
         StorageError: ``out`` cannot be written.
 
     Warns:
-        RediffuseWarning: interactions that the run knows already were left out.
+        RediffuseWarning: interactions that the run knows already were left out; interactions that its split held out
+            are learned too.
     """
     began, memory = time.monotonic(), PeakMemory()
     folder = require_path("out", out, 'Name a folder for the new run: out="runs/updated".')
@@ -155,14 +155,16 @@ def _type(ids: pl.Series) -> str:
 
 
 def _merge(contents: RunContents, new: Dataset) -> _Merged:
-    old = contents.before_test
+    old = contents.histories
+    held_out = np.zeros(len(old.items), dtype=bool) if contents.held_out is None else contents.held_out
     interactions = new.interactions.without_synthetic()
     user_ids, users = _extended(contents.user_ids, new.user_ids)
     item_ids, items = _extended(contents.items["item_id"], new.item_ids)
     columns: dict[str, Any] = {
         "user": np.concatenate((old.owners, users[interactions.owners])),
         "item": np.concatenate((old.items, items[interactions.items])).astype(np.int32),
-        "new": np.repeat([False, True], [len(old.items), len(interactions.items)]),
+        "given": np.repeat([False, True], [len(old.items), len(interactions.items)]),
+        "learned": np.concatenate((~held_out, np.zeros(len(interactions.items), dtype=bool))),
     }
     if old.times is not None:
         assert interactions.times is not None
@@ -170,8 +172,8 @@ def _merge(contents: RunContents, new: Dataset) -> _Merged:
     table = pl.DataFrame(columns)
     total = len(interactions.items)
     if old.times is not None:
-        known = table.filter(~pl.col("new")).select("user", "item", "time").unique()
-        repeated = pl.DataFrame(table.filter("new").join(known, on=["user", "item", "time"], how="semi"))
+        known = table.filter(~pl.col("given")).select("user", "item", "time").unique()
+        repeated = pl.DataFrame(table.filter("given").join(known, on=["user", "item", "time"], how="semi"))
         if len(repeated):
             warnings.warn(
                 f"{len(repeated):,} of {total:,} interactions are in the run already and were left out, for example "
@@ -179,16 +181,23 @@ def _merge(contents: RunContents, new: Dataset) -> _Merged:
                 RediffuseWarning,
                 stacklevel=3,
             )
-            fresh = table.filter("new").join(known, on=["user", "item", "time"], how="anti", maintain_order="left")
-            table = pl.concat([table.filter(~pl.col("new")), fresh.select(table.columns)])
-    if not table["new"].any():
+            fresh = table.filter("given").join(known, on=["user", "item", "time"], how="anti", maintain_order="left")
+            table = pl.concat([table.filter(~pl.col("given")), fresh.select(table.columns)])
+    added = int(table["given"].sum())
+    if not added:
         raise DataError(f"None of the {total:,} interactions is new to {contents.path}.", "Give later interactions.")
+    if held_out.any():
+        warnings.warn(
+            f"{held_out.sum():,} interactions that the split of {contents.path} held out are learned too.",
+            RediffuseWarning,
+            stacklevel=3,
+        )
     order = ["user", "time"] if "time" in table.columns else ["user"]
     table = table.sort(order, maintain_order=True)
     after = _histories(table, len(user_ids))
-    before = _histories(table.filter(~pl.col("new")), len(user_ids))
-    changed = np.unique(table.filter("new")["user"].to_numpy()).astype(np.int64)
-    return _Merged(user_ids, item_ids, before, after, changed, int(table["new"].sum()))
+    before = _histories(table.filter("learned"), len(user_ids))
+    changed = np.unique(table.filter(~pl.col("learned"))["user"].to_numpy()).astype(np.int64)
+    return _Merged(user_ids, item_ids, before, after, changed, added)
 
 
 def _extended(old: pl.Series, new: pl.Series) -> tuple[pl.Series, NDArray[np.int64]]:
