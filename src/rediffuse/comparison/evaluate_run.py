@@ -29,6 +29,7 @@ from rediffuse.evaluation.metrics import DEFAULT_METRICS, flat_name
 from rediffuse.files import parquet_bytes
 from rediffuse.graphs import social_adjacency
 from rediffuse.memory import PeakMemory, keep_freed_memory
+from rediffuse.runs.card import with_test
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.run_folder import Run, add_files, read_run, run_path
@@ -156,6 +157,10 @@ def _evaluate(folder: Path, dataset: Dataset, protocol: str | None, seeds: list[
     }
     files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
     files[evaluation_file("test.json", other)] = json.dumps(test_result, indent=2).encode()
+    card = folder / "README.md"
+    if other is None and card.exists():
+        text = card.read_text(encoding="utf-8")
+        files["README.md"] = with_test(text, contents.config, test_result).encode()
     distributed.main_process_first(lambda: add_files(folder, files, made_of=contents.weights))
     return test_result
 
