@@ -12,7 +12,7 @@ from rediffuse.errors import ConfigError
 
 # In the order of their use.
 COMMANDS = ("data", "prepare", "models", "train", "evaluate", "compare", "blend", "tune", "augment", "recommend")
-COMMANDS += ("refit", "update", "serve", "index", "export", "doctor")
+COMMANDS += ("refit", "update", "push", "serve", "index", "export", "doctor")
 
 
 class _Commands(TyperGroup):

@@ -80,7 +80,11 @@ def evaluate(
         ConfigError: the protocol is unknown; there is no seed, or one below 0.
     """
     distributed.init()
-    folder, dataset, protocol = run_path("run", run), as_dataset("data", data), require_text("protocol", protocol)
+    folder, dataset, protocol = (
+        run_path("run", run, writes=True),
+        as_dataset("data", data),
+        require_text("protocol", protocol),
+    )
     several = seeds if isinstance(seeds, Iterable) else (seeds,)
     # Python integers, because those of NumPy cannot be written as JSON.
     seeds = [require_integer("seeds", seed, minimum=None) for seed in several]

@@ -20,7 +20,7 @@ from rediffuse.recommender.index_recall import exact_thresholds, median_millisec
 from rediffuse.runs.card import THIS_RUN, with_section
 from rediffuse.runs.environment import processor
 from rediffuse.runs.lock import PATIENCE, folder_lock
-from rediffuse.runs.run_folder import RunContents, add_files, forget_files, read_manifest, read_run
+from rediffuse.runs.run_folder import RunContents, add_files, forget_files, read_manifest, read_run, run_path
 from rediffuse.seeds import derive
 from rediffuse.topk import exact_top_k
 
@@ -63,7 +63,7 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
         raise ConfigError(f"k is {k}.", "Give at least 1.")
     if not 0 < recall <= 1:
         raise ConfigError(f"recall is {recall}.", "Give a share of more than 0 and at most 1, for example 0.95.")
-    run = Path(run)
+    run = run_path("run", run, writes=True)
     try:
         contents = read_run(run)
     except RunError:

@@ -286,7 +286,7 @@ def _options(kind: type[Model], run_config: dict[str, Any]) -> list[str]:
         # Options of the training loop have no effect on a model in closed form.
         unchanged = {
             name
-            for name, default in kind.Config().model_dump(mode="json").items()
+            for name, default in kind.Config.build().model_dump(mode="json").items()
             if name in ModelConfig.model_fields and name != "metric" and options.get(name) == default
         }
         options = {name: value for name, value in options.items() if name not in unchanged}
