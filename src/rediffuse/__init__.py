@@ -26,6 +26,7 @@ _LAZY = {
     "refit": ("rediffuse.training", "refit"),
     "update": ("rediffuse.training", "update"),
     "augment": ("rediffuse.augmentation", "augment"),
+    "push": ("rediffuse.runs.push", "push"),
     "split": ("rediffuse.data.split", None),
     "data": ("rediffuse.data", None),
     "diffusion": ("rediffuse.diffusion", None),
@@ -51,6 +52,7 @@ __all__ = [
     "load_dataset",
     "models",
     "public_dataset",
+    "push",
     "read_atomic",
     "read_interactions",
     "refit",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from rediffuse.readers.public_datasets import public_dataset
     from rediffuse.readers.recbole import read_atomic
     from rediffuse.recommender import Recommender
+    from rediffuse.runs.push import push
     from rediffuse.training import refit, train, update
     from rediffuse.training.blend import blend
     from rediffuse.tuning import tune

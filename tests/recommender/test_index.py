@@ -167,12 +167,13 @@ def test_building_again_replaces_the_index_and_its_section(run):
 
 
 def test_other_sections_of_the_model_card_stay():
-    from rediffuse.recommender.index_building import with_section
+    from rediffuse.recommender.index_building import index_section
+    from rediffuse.runs.card import with_section
 
     facts = {"kind": "ivf", "items": 3, "bytes": 9, "effort": 1, "date": "today", "faiss": "1", "recall": 1.0, "k": 2}
     facts |= {"queries": 4, "ms_per_query": 0.1, "exact_ms_per_query": 0.1, "processor": "a", "reached": False}
     facts |= {"wanted_recall": 0.9}
-    card = with_section("# A\n\n## Index\n\n- stale\n\n## B\n\nLast.\n", facts)
+    card = with_section("# A\n\n## Index\n\n- stale\n\n## B\n\nLast.\n", "Index", index_section(facts))
     assert card.startswith("# A\n\n## B\n\nLast.\n\n## Index\n")
     assert "stale" not in card
     assert "No effort reached the wanted 0.9" in card

@@ -17,6 +17,7 @@ from rediffuse.cli import (  # noqa: F401 (importing a module registers its comm
     export,
     index,
     models,
+    push,
     recommend,
     refit,
     serve,

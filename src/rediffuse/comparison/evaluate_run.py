@@ -33,6 +33,7 @@ from rediffuse.graphs import social_adjacency
 from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.models.directions import item_directions
 from rediffuse.reranking import Reranking, pool_size, require_diversity, require_max_per
+from rediffuse.runs.card import with_test
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.run_folder import Run, RunContents, add_files, read_run, run_path
@@ -89,7 +90,11 @@ def evaluate(
             no such column for ``max_per``, or no item vectors for ``diversity``.
     """
     distributed.init()
-    folder, dataset, protocol = run_path("run", run), as_dataset("data", data), require_text("protocol", protocol)
+    folder, dataset, protocol = (
+        run_path("run", run, writes=True),
+        as_dataset("data", data),
+        require_text("protocol", protocol),
+    )
     several = seeds if isinstance(seeds, Iterable) else (seeds,)
     # Python integers, because those of NumPy cannot be written as JSON.
     seeds = [require_integer("seeds", seed, minimum=None) for seed in several]
@@ -194,6 +199,10 @@ def _evaluate(
     }
     files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
     files[evaluation_file("test.json", other)] = json.dumps(test_result, indent=2).encode()
+    card = folder / "README.md"
+    if other is None and card.exists():
+        text = card.read_text(encoding="utf-8")
+        files["README.md"] = with_test(text, contents.config, test_result).encode()
     distributed.main_process_first(lambda: add_files(folder, files, made_of=contents.weights))
     distributed.main_process_first(lambda: log_test_metrics(contents.config, folder, test_result))
     return test_result

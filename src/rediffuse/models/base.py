@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -133,6 +134,8 @@ class Model(nn.Module):
     - ``reads_synthetic``: whether synthetic interactions train it and remain in the histories that it scores.
     - ``reads_tables``: whether it learns from ``item_table`` or ``user_table``.
     - ``reads_times``: whether scores depend on the times of interactions, not only on their order.
+    - ``holds_users``: whether its weights hold users: their vectors or their interactions. `rediffuse.push` publishes
+      such weights only together with the histories.
 
     The buffer ``fallback`` (num_items,) scores users without history: by recent popularity where interactions have
     times, otherwise by popularity. The buffer ``popularity`` (num_items,) holds the training interactions of each item.
@@ -146,6 +149,7 @@ class Model(nn.Module):
     reads_synthetic: ClassVar[bool] = False
     reads_tables: ClassVar[bool] = False
     reads_times: ClassVar[bool] = False
+    holds_users: ClassVar[bool] = True
     popularity: Tensor
     fallback: Tensor
 
@@ -155,6 +159,12 @@ class Model(nn.Module):
         self.num_items, self.num_users = num_items, num_users
         self.register_buffer("popularity", torch.zeros(num_items))
         self.register_buffer("fallback", torch.zeros(num_items))
+
+    @classmethod
+    def summary(cls) -> str:
+        """What the model is, in a sentence or two: the first paragraph of the docstring of the class."""
+        paragraph, _, _ = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")
+        return " ".join(paragraph.replace("``", "`").split())
 
     # --- training, in the order of the calls ---------------------------------------------------------------
 

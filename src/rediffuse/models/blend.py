@@ -101,6 +101,10 @@ class Blend(Model):
         return any(part.reads_times for part in self.models)
 
     @property
+    def holds_users(self) -> bool:  # type: ignore[override]
+        return any(part.holds_users for part in self.models)
+
+    @property
     def max_sampling_steps(self) -> int | None:
         return min((part.max_sampling_steps for part in self.models if part.max_sampling_steps), default=None)
 

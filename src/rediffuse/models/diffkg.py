@@ -140,7 +140,10 @@ class ChainedBatches:
 
 
 class DiffKG(FactorModel):
-    """DiffKG. The first rows of its table of entities are the items."""
+    """User and item vectors from the interactions, taught by a knowledge graph that diffusion has pruned.
+
+    The first rows of its table of entities are the items.
+    """
 
     name = "diffkg"
     Config = DiffKGConfig

@@ -51,7 +51,10 @@ class DiffNetConfig(SocialConfig):
 
 
 class DiffNet(SocialModel):
-    """DiffNet. A training batch computes the last hop and the mean over items for its own users only."""
+    """Vectors of users spread over the social graph, and are compared with item vectors.
+
+    A training batch computes the last hop and the mean over items for its own users only.
+    """
 
     name = "diffnet"
     Config = DiffNetConfig

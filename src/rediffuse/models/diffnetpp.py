@@ -188,7 +188,10 @@ class Layer(nn.Module):
 
 
 class DiffNetPP(SocialModel):
-    """DiffNet++. A training batch computes the last layer for its own users and items only."""
+    """Vectors of users and items spread over friends and interactions, weighted by attention.
+
+    A training batch computes the last layer for its own users and items only.
+    """
 
     name = "diffnetpp"
     Config = DiffNetPPConfig

@@ -129,10 +129,14 @@ class TDiffRecConfig(DiffRecConfig):
 
 
 class DiffRec(NeuralModel):
-    """DiffRec, or its ablation (no diffusion)."""
+    """A network that removes noise from a user's whole row of interactions, and scores all items by what it restores.
+
+    With ``diffusion=False`` it is the ablation, an autoencoder without noise steps.
+    """
 
     name = "diffrec"
     Config = DiffRecConfig
+    holds_users = False
     config: DiffRecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     folded_weight: Tensor
     folded_bias: Tensor
@@ -278,7 +282,7 @@ def _with_one(g: Tensor) -> Tensor:
 
 
 class TDiffRec(DiffRec):
-    """T-DiffRec and TI-DiffRec: DiffRec on rows with more weight for recent interactions."""
+    """DiffRec on rows that give recent interactions more weight: T-DiffRec and TI-DiffRec."""
 
     name = "tdiffrec"
     Config = TDiffRecConfig

@@ -159,7 +159,7 @@ class DiffuASRConfig(NeuralConfig):
 
 
 class DiffuASR(Composite):
-    """A generator of synthetic interactions, and a sequence model that is trained on the augmented histories."""
+    """A sequence model that is trained on histories to which a diffusion model has added synthetic interactions."""
 
     name = "diffuasr"
     Config = DiffuASRConfig

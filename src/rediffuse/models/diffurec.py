@@ -167,7 +167,10 @@ class Approximator(nn.Module):
 
 
 class DiffuRec(SequenceModel):
-    """DiffuRec in either form, or its ablation (no diffusion)."""
+    """A transformer that denoises the vector of the next item, given the latest items of the user.
+
+    Both forms, and the ablation (no diffusion).
+    """
 
     name = "diffurec"
     Config = DiffuRecConfig

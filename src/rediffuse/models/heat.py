@@ -59,7 +59,10 @@ class HeatConfig(PropagationConfig):
 
 
 class Heat(PropagationModel):
-    """The training interactions as a sparse matrix, and singular vectors for filters with a low-pass part."""
+    """A filter on the graph of users and items: the history spreads from item to item over shared users, untrained.
+
+    It holds the training interactions as a sparse matrix, and singular vectors for filters with a low-pass part.
+    """
 
     name = "heat"
     Config = HeatConfig

@@ -84,7 +84,10 @@ class LDiffRecConfig(DiffRecConfig):
 
 
 class LDiffRec(DiffRec):
-    """L-DiffRec, or LT-DiffRec with weighted rows. Its ablation (no diffusion) is a variational autoencoder."""
+    """DiffRec in a latent space: clusters of items are compressed, and noise is removed there.
+
+    With weighted rows it is LT-DiffRec. Its ablation (no diffusion) is a variational autoencoder.
+    """
 
     name = "ldiffrec"
     Config = LDiffRecConfig

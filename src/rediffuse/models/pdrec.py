@@ -141,10 +141,11 @@ class PDRecConfig(NeuralConfig):
 
 
 class PDRec(Composite):
-    """A sequence model that is trained with signals of a TI-DiffRec."""
+    """A sequence model whose training is reweighted and extended by what a TI-DiffRec expects of each user."""
 
     name = "pdrec"
     Config = PDRecConfig
+    holds_users = False
     config: PDRecConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: PDRecConfig, num_items: int, num_users: int = 0) -> None:

@@ -112,6 +112,7 @@ class SequenceModel(NeuralModel):
     Config = SequenceConfig
     config: SequenceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     reads_synthetic = True
+    holds_users = False
     learns_residual = True
     every_position = True
     draws: Draws

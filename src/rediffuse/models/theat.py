@@ -67,12 +67,16 @@ class TemporalHeatConfig(PropagationConfig):
 
 
 class TemporalHeat(PropagationModel):
-    """Two sparse item graphs and the recent popularity of items."""
+    """Heat in time: the history spreads to items that share users or follow, weighted by age and recent popularity.
+
+    It holds two sparse item graphs and the recent popularity of items.
+    """
 
     name = "theat"
     Config = TemporalHeatConfig
     config: TemporalHeatConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     reads_times = True
+    holds_users = False
     degrees: Tensor
     timed: Tensor
 

@@ -56,10 +56,14 @@ class TransitionConfig(PropagationConfig):
 
 
 class Transition(PropagationModel):
-    """A sparse matrix of transitions."""
+    """A random walk from the latest items along what users took next.
+
+    It holds a sparse matrix of transitions.
+    """
 
     name = "transition"
     Config = TransitionConfig
+    holds_users = False
     config: TransitionConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     row_sums: Tensor
     column_sums: Tensor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 import time
 import warnings
 from pathlib import Path
@@ -18,9 +17,10 @@ from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.index import METADATA_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
 from rediffuse.recommender.index_recall import exact_thresholds, median_milliseconds, recall_of
+from rediffuse.runs.card import THIS_RUN, with_section
 from rediffuse.runs.environment import processor
 from rediffuse.runs.lock import PATIENCE, folder_lock
-from rediffuse.runs.run_folder import RunContents, add_files, forget_files, read_manifest, read_run
+from rediffuse.runs.run_folder import RunContents, add_files, forget_files, read_manifest, read_run, run_path
 from rediffuse.seeds import derive
 from rediffuse.topk import exact_top_k
 
@@ -63,7 +63,7 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
         raise ConfigError(f"k is {k}.", "Give at least 1.")
     if not 0 < recall <= 1:
         raise ConfigError(f"recall is {recall}.", "Give a share of more than 0 and at most 1, for example 0.95.")
-    run = Path(run)
+    run = run_path("run", run, writes=True)
     try:
         contents = read_run(run)
     except RunError:
@@ -122,28 +122,24 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
     files = {
         METADATA_FILE: (json.dumps(report, indent=2) + "\n").encode(),
         VECTORS_FILE: content,
-        "README.md": with_section(text, report).encode(),
+        "README.md": with_section(text, "Index", index_section(report)).encode(),
     }
     add_files(contents.path, files, made_of=contents.weights)
     return report
 
 
-def with_section(card: str, report: dict[str, Any]) -> str:
-    """The model card with a section about the index, which replaces an older one."""
-    others = re.sub(r"\n*^## Index\n.*?(?=^## |\Z)", "\n\n", card, flags=re.MULTILINE | re.DOTALL).strip()
+def index_section(report: dict[str, Any]) -> list[str]:
+    """What the model card says about the index."""
     missed = "" if report["reached"] else f" No effort reached the wanted {report['wanted_recall']}."
-    lines = [
-        "## Index",
-        "",
+    return [
         f"- {report['kind']} over {report['items']:,} items, {report['bytes'] / 2**20:,.1f} MiB, "
         f"effort {report['effort']}. Built on {report['date']} with faiss {report['faiss']}.",
         f"- It finds {report['recall']:.4f} of the exact best {report['k']}, measured on {report['queries']:,} "
         f"users; the effort was chosen on other users.{missed}",
         f"- {report['ms_per_query']} ms per user; exact search: {report['exact_ms_per_query']} ms. Both are medians, "
         f"one user at a time, without the model, on {report['processor']}.",
-        '- Use it: `rd.Recommender.load("this folder", retrieval="index")`.',
+        f'- Use it: `rd.Recommender.load("{THIS_RUN}", retrieval="index")`.',
     ]
-    return f"{others}\n\n" + "\n".join(lines) + "\n"
 
 
 @torch.inference_mode()

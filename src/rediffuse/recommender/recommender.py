@@ -97,7 +97,8 @@ class Recommender(Displayed):
         """Load a run folder; the training data is not needed.
 
         Args:
-            run: the folder, or what `rediffuse.train` returned.
+            run: the folder, what `rediffuse.train` returned, or a run on the Hugging Face hub: "hf://user/name",
+                "hf://user/name@revision".
             retrieval: ``exact`` scores all items, ``index`` only those that the run's index finds
                 (`rediffuse.recommender.index`). Queries that an index does not support, such as those that keep seen
                 items or give candidates, are still answered exactly.

@@ -22,6 +22,7 @@ from rediffuse.errors import ConfigError, RunError
 from rediffuse.files import atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
+from rediffuse.runs import hub
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.tensors import load_tensors, load_weights
 
@@ -180,24 +181,25 @@ def forget_files(folder: Path, names: Iterable[str]) -> None:
     listed = read_manifest(folder)["files"] if (folder / MANIFEST).exists() else {}
     kept = {name: digest for name, digest in listed.items() if name not in set(names)}
     if kept != listed:
-        atomic_write_text(folder / MANIFEST, _manifest(kept))
+        atomic_write_text(folder / MANIFEST, manifest_text(kept))
 
 
 def _replace_files(folder: Path, files: dict[str, bytes], listed: dict[str, str]) -> None:
     """Write ``files`` and a manifest of these and of the files in ``listed`` (sha256 by name)."""
     kept = {name: digest for name, digest in listed.items() if name not in files}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    with staged_files(folder, files | {MANIFEST: _manifest(kept | digests).encode()}) as put:
+    with staged_files(folder, files | {MANIFEST: manifest_text(kept | digests).encode()}) as put:
         # After a kill in between, the manifest lists none of the replaced files, rather than wrong checksums.
         if not kept:
             (folder / MANIFEST).unlink(missing_ok=True)
         elif kept != listed:
-            atomic_write_text(folder / MANIFEST, _manifest(kept))
+            atomic_write_text(folder / MANIFEST, manifest_text(kept))
         for name in (*files, MANIFEST):
             put(name)
 
 
-def _manifest(files: dict[str, str]) -> str:
+def manifest_text(files: dict[str, str]) -> str:
+    """The content of a manifest of ``files``: the sha256 of each, by name."""
     content = {"format": FORMAT, "files": files}
     return json.dumps(content | {"sha256": sha256_json(content)}, indent=2) + "\n"
 
@@ -213,13 +215,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_run(folder: str | Path) -> RunContents:
-    """Read a run folder and verify every file against the manifest.
+    """Read a run folder, or a run on the Hugging Face hub, and verify every file against the manifest.
 
     Raises:
         RunError: the folder is not a run; a file, which the error names, is missing or damaged; the class of the model
             cannot be imported; or the run was replaced while it was read.
     """
-    folder = Path(folder)
+    folder = hub.download(folder) if hub.is_address(folder) else Path(folder)
     digests = _verify(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind, options = _model_of(folder, config)
@@ -338,16 +340,25 @@ def _as_lists(histories: Histories, values: NDArray[Any]) -> pl.Series:
     return users["value"].fill_null([]).cast(pl.List(frame["value"].dtype))
 
 
-def run_path(name: str, value: Any) -> Path:
-    """The folder of a run that is passed as a path, or as the `Run` that `rediffuse.train` returned.
+def run_path(name: str, value: Any, *, writes: bool = False) -> Path:
+    """The folder of a run that is passed as a path, as ``hf://user/name``, or as the `Run` that training returned.
 
     Args:
         name: name of the argument, for errors.
         value: what was passed for it.
+        writes: whether files are to be added to the folder, which those of the hub's cache do not allow.
 
     Raises:
         ConfigError: it is something else.
+        RunError: it is on the hub and cannot be downloaded, see `rediffuse.runs.hub.download`.
     """
     if isinstance(value, Run):
         return value.path
+    if hub.is_address(value):
+        if writes:
+            raise ConfigError(
+                f"{value} is on the hub, and results are written into the folder of a run.",
+                "Download it into a folder of your own: hf download user/name --local-dir runs/mine",
+            )
+        return hub.download(value)
     return require_path(name, value, "Give the folder of a run, or what rediffuse.train returned.")

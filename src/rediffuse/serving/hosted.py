@@ -12,7 +12,7 @@ from typing import Any
 from rediffuse.errors import ConfigError, RediffuseError
 from rediffuse.recommender import Recommender
 from rediffuse.recommender.recommender import Retrieval
-from rediffuse.runs.run_folder import MANIFEST
+from rediffuse.runs.run_folder import MANIFEST, run_path
 from rediffuse.serving.batcher import DynamicBatcher
 from rediffuse.serving.telemetry import Telemetry
 
@@ -40,9 +40,9 @@ class HostedRun:
     """A run that is served under the name of its folder, with its current snapshot and its batcher."""
 
     def __init__(self, folder: Path, retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> None:
-        self.folder, self.name = folder, _name(folder)
+        self.folder, self.name = run_path("run", folder), _name(folder)
         self.retrieval: Retrieval = retrieval
-        self.snapshot = RunSnapshot(folder, retrieval)
+        self.snapshot = RunSnapshot(self.folder, retrieval)
         self.telemetry, self.reloading = telemetry, threading.Lock()
         self.failed_state: object = None  # state of the folder at the last failed reload
         self.batcher = DynamicBatcher(max_batch, telemetry.batch_size.labels(self.name).observe)

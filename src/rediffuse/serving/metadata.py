@@ -10,6 +10,7 @@ import polars as pl
 
 from rediffuse.comparison.compare import groups_of_equal_size
 from rediffuse.comparison.runs import BY_USER
+from rediffuse.runs.card import without_front_matter
 from rediffuse.serving.hosted import HostedRun
 from rediffuse.serving.problems import Problem
 
@@ -78,7 +79,7 @@ def training(run: HostedRun) -> dict[str, Any]:
     epochs = [_parse(line) for line in _read(folder / "metrics.jsonl").splitlines()]
     test = _parse(_read(folder / "test.json")) or {}
     return {
-        "card": _read(folder / "README.md"),
+        "card": without_front_matter(_read(folder / "README.md")),
         "epochs": [epoch for epoch in epochs if epoch is not None],
         "best_epoch": config["training"]["best_epoch"],
         "metric": config["config"].get("metric", ""),

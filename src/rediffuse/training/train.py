@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -27,7 +28,7 @@ from rediffuse.arguments import (
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
-from rediffuse.data.split import TRAIN, VALID, Split, TrainingView, as_split
+from rediffuse.data.split import TEST, TRAIN, VALID, Split, TrainingView, as_split
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.files import atomic_write_text, sha256_file
@@ -258,7 +259,26 @@ def describe_run(
             "interactions": split.dataset.num_interactions,
             "has_timestamps": split.dataset.has_timestamps,
             "histories_end": last_time(split.dataset.interactions, split.dataset.has_timestamps),
+            "subsets": _subsets(split),
         },
+    }
+
+
+def _subsets(split: Split) -> dict[str, dict[str, int]]:
+    """The counts of each subset, and of training and validation together."""
+    train, valid, test = (split.subset == subset for subset in (TRAIN, VALID, TEST))
+    masks = {"train": train, "valid": valid, "before_test": train | valid, "test": test}
+    return {name: counts(split.dataset.interactions.where(mask)) for name, mask in masks.items()}
+
+
+def counts(histories: Histories) -> dict[str, int]:
+    """How many interactions there are, of how many users with how many items; and how many synthetic ones beside."""
+    own = histories.without_synthetic()
+    return {
+        "interactions": len(own.items),
+        "users": int((own.lengths > 0).sum()),
+        "items": len(np.unique(own.items)),
+        "synthetic": len(histories.items) - len(own.items),
     }
 
 
@@ -342,7 +362,7 @@ def write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[s
         pl.DataFrame(columns),
         data.user_ids,
         data.interactions,  # all of them: recommendations are for now, and evaluation makes histories of its own
-        model_card(run_config, made_in),
+        model_card(type(trainer.model), run_config, made_in),
         trainer.model.artifacts(data.user_ids, data.item_ids),
         ~known,
         data.items,

@@ -25,7 +25,7 @@ from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path, write_run
-from rediffuse.training.train import last_time
+from rediffuse.training.train import counts, last_time
 
 
 def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -> Run:
@@ -88,6 +88,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
             "users": len(merged.user_ids),
             "items": len(merged.item_ids),
             "interactions": len(merged.after.items),
+            "subsets": _all_in_training(merged.after),
             "histories_end": last_time(merged.after, contents.config["data"].get("has_timestamps", False)),
         },
         "training": contents.config["training"] | {"minutes": minutes, "peak_memory_mib": memory.mib()},
@@ -105,11 +106,16 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
             _item_table(contents, new, merged, popularity),
             merged.user_ids,
             merged.after,
-            model_card(run_config, made_in),
+            model_card(kind, run_config, made_in),
             model.artifacts(merged.user_ids, merged.item_ids),
             item_table=_item_columns(contents, new, merged),
         )
     return Run(folder, run_config, None, minutes)
+
+
+def _all_in_training(histories: Histories) -> dict[str, dict[str, int]]:
+    everything, nothing = counts(histories), {"interactions": 0, "users": 0, "items": 0, "synthetic": 0}
+    return {"train": everything, "valid": nothing, "before_test": everything, "test": nothing}
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,10 @@ class BERT4RecConfig(SequenceConfig):
 
 
 class BERT4Rec(SequenceModel):
-    """Items plus positions -> bidirectional transformer -> linear, GELU, norm -> inner product with all items."""
+    """A bidirectional transformer reads the latest items, with a mask in place of the next, and scores what it hides.
+
+    Items plus positions -> bidirectional transformer -> linear, GELU, norm -> inner product with all items.
+    """
 
     name = "bert4rec"
     Config = BERT4RecConfig

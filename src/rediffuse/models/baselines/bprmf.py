@@ -12,7 +12,10 @@ from rediffuse.models.factors import FactorConfig, FactorModel
 
 
 class BPRMF(FactorModel):
-    """score(u, i) = p_u q_i + b_i."""
+    """Matrix factorisation: a vector per user, and a vector and a bias per item, learned from pairs of items.
+
+    score(u, i) = p_u q_i + b_i.
+    """
 
     name = "bprmf"
 

@@ -72,7 +72,9 @@ class EASEConfig(ItemItemConfig):
 
 
 class EASE(ItemItemModel):
-    """Item-item weights: dense ``weight`` (num_items, num_items) float32, or sparse as compressed rows.
+    """A linear item-item model in closed form: a ridge regression of every item on all others.
+
+    Its weights: dense ``weight`` (num_items, num_items) float32, or sparse as compressed rows.
 
     Sparse weights are in ``weight`` (n,), with their columns ``near`` (n,) int32 and ``offsets`` (num_items + 1,)
     int64. The last two are empty where the weights are dense.

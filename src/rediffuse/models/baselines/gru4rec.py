@@ -27,7 +27,10 @@ class GRU4RecConfig(SequenceConfig):
 
 
 class GRU4Rec(SequenceModel):
-    """Item embeddings -> GRU -> linear -> inner product with all items."""
+    """A recurrent network reads the latest items in order, and scores the next.
+
+    Item embeddings -> GRU -> linear -> inner product with all items.
+    """
 
     name = "gru4rec"
     Config = GRU4RecConfig

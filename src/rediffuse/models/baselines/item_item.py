@@ -41,6 +41,7 @@ class ItemItemModel(Model):
     Config = ItemItemConfig
     config: ItemItemConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     trained_by_gradient = False
+    holds_users = False
 
     @property
     def reads_times(self) -> bool:  # type: ignore[override]

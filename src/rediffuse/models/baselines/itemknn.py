@@ -39,7 +39,10 @@ class ItemKNNConfig(ItemItemConfig):
 
 
 class ItemKNN(ItemItemModel):
-    """Sparse item-item similarities, stored as item numbers and weights (num_items, neighbours)."""
+    """Items that are similar to those of the history, by the users that they share.
+
+    The similarities are sparse, stored as item numbers and weights (num_items, neighbours).
+    """
 
     name = "itemknn"
     Config = ItemKNNConfig

@@ -29,7 +29,10 @@ class LightGCNConfig(FactorConfig):
 
 
 class LightGCN(FactorModel):
-    """User and item vectors from the graph. The propagated vectors are stored with the weights, the graph is not."""
+    """User and item vectors, averaged over a few steps along the graph of interactions.
+
+    The propagated vectors are stored with the weights, the graph is not.
+    """
 
     name = "lightgcn"
     Config = LightGCNConfig

@@ -13,11 +13,12 @@ from rediffuse.models.sampling import Sampling
 
 
 class Popularity(Model):
-    """Scores items by their number of training interactions."""
+    """The same list for all users: the items with the most training interactions."""
 
     name = "popularity"
     Config = ClosedFormConfig
     trained_by_gradient = False
+    holds_users = False
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)

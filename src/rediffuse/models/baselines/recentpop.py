@@ -41,7 +41,9 @@ class RecentPopularityConfig(ClosedFormConfig):
 
 
 class RecentPopularity(Model):
-    """Scores items by their recent interactions. ``recent`` is (half-lives, num_items) float32.
+    """The same list for all users: the items with the most interactions of late.
+
+    ``recent`` is (half-lives, num_items) float32.
 
     Raises:
         DataError: the data have no timestamps; in `check`.
@@ -51,6 +53,7 @@ class RecentPopularity(Model):
     Config = RecentPopularityConfig
     config: RecentPopularityConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     trained_by_gradient = False
+    holds_users = False
     recent: Tensor
 
     def __init__(self, config: RecentPopularityConfig, num_items: int, num_users: int = 0) -> None:

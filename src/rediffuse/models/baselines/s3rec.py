@@ -48,7 +48,7 @@ class S3RecConfig(SASRecConfig):
 
 
 class S3Rec(SASRec):
-    """SASRec with a self-supervised first phase."""
+    """SASRec after a self-supervised phase, which predicts masked items, segments and the attributes of items."""
 
     name = "s3rec"
     reads_tables = True

@@ -34,7 +34,10 @@ class SASRecConfig(SequenceConfig):
 
 
 class SASRec(SequenceModel):
-    """Item embeddings plus positions -> causal transformer -> inner product with all items."""
+    """A causal transformer reads the latest items in order, and scores the next.
+
+    Item embeddings plus positions -> causal transformer -> inner product with all items.
+    """
 
     name = "sasrec"
     Config = SASRecConfig

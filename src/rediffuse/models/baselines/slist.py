@@ -70,7 +70,9 @@ class SLISTConfig(ClosedFormConfig):
 
 
 class SLIST(Model):
-    """Dense item-item weights (num_items, num_items) float32, from the past (rows) to the future (columns).
+    """A linear item-item model in closed form of what goes together and of what follows.
+
+    Dense weights (num_items, num_items) float32, from the past (rows) to the future (columns).
 
     Raises:
         ConfigError: the weights do not fit into memory; at construction, with the gibibytes that they need.
@@ -80,6 +82,7 @@ class SLIST(Model):
     Config = SLISTConfig
     config: SLISTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     trained_by_gradient = False
+    holds_users = False
     weight: Tensor
 
     def __init__(self, config: SLISTConfig, num_items: int, num_users: int = 0) -> None:
