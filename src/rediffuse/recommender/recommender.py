@@ -47,6 +47,7 @@ class Recommender(Displayed):
         model: in evaluation mode.
         ranker: ranks in item numbers, without ids.
         inspector: similar items, item map and denoising trajectories, in item numbers.
+        held_out_remark: a sentence about the interactions that the split held out; None if it held out none.
         fingerprint: sha256 over the checksums of the files that recommendations depend on.
         knowledge: edges of the knowledge graph that the model learned from, or None.
         titles: finds items by title.
@@ -73,6 +74,7 @@ class Recommender(Displayed):
         self.ranker = Ranker(self.model, self.item_vectors, index)
         self.inspector = Inspector(self.model, self.item_vectors)
         self.user_ids, self._held_out = run.user_ids, run.held_out
+        self.held_out_remark = None if run.held_out is None else held_out_remark(run.held_out)
         # Times that the model does not read would only keep its requests apart from those without times.
         self._histories = run.histories if self.model.reads_times else replace(run.histories, times=None)
         self._items, self._users = IdMap(run.items["item_id"]), IdMap(run.user_ids)
@@ -300,7 +302,7 @@ class Recommender(Displayed):
             "stochastic": self.model.stochastic,
             "sampling steps": self.model.max_sampling_steps and f"up to {self.model.max_sampling_steps}",
             "retrieval": "exact" if self.ranker.index is None else "index",
-            "similar items": self.inspector.has_vectors,
+            "similar items": self.inspector.has_similar,
             "explains scores": self.model.explains_scores,
         }
 
@@ -325,14 +327,18 @@ class Recommender(Displayed):
     # --- similar items, denoising trajectories, explanations -----------------------------------------------
 
     def similar(self, items: Iterable[Any], k: int = 10) -> Frame:
-        """The k items most similar to each of ``items``, by the cosine of the model's item vectors.
+        """The k items most similar to each of ``items``.
+
+        Models with an item-item matrix (itemknn, ease, slist, heat, transition, theat) rank by the weights in the row
+        of the item, from large to small, where they are positive. Others rank by the cosine of their item vectors.
 
         Returns:
-            A frame: item_id, similar_id, rank (from 1), cosine, and the title of the similar item if items have titles.
-            It is of the library of ``items``, as in `recommend`. Items that are not in the catalogue have no row.
+            A frame: item_id, similar_id, rank (from 1), ``weight`` or ``cosine``, and the title of the similar item if
+            items have titles. It is of the library of ``items``, as in `recommend`. Items that are not in the catalogue
+            have no row.
 
         Raises:
-            ConfigError: the model has no item vectors.
+            ConfigError: the model has neither an item-item matrix nor item vectors.
 
         Warns:
             RediffuseWarning: unknown items.
@@ -341,16 +347,17 @@ class Recommender(Displayed):
         for message in remarks({"unknown_asked": int((numbers < 0).sum())}):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         numbers = numbers[numbers >= 0]
-        cosines, near = self.inspector.nearest(numbers, require_integer("k", k))
-        owners = np.repeat(np.arange(len(numbers)), near.shape[1])
+        found = self.inspector.similar(numbers, require_integer("k", k))
+        lengths = [len(near) for _, near in found]
+        near = np.concatenate([np.empty(0, np.int64), *(near for _, near in found)])
         ids = self.items["item_id"]
         columns = {
-            "item_id": ids.gather(numbers[owners]),
-            "similar_id": ids.gather(near.ravel()),
-            "rank": np.tile(np.arange(1, near.shape[1] + 1, dtype=np.int32), len(numbers)),
-            "cosine": cosines.ravel(),
+            "item_id": ids.gather(np.repeat(numbers, lengths)),
+            "similar_id": ids.gather(near),
+            "rank": np.concatenate([np.empty(0, np.int32), *(np.arange(1, n + 1, dtype=np.int32) for n in lengths)]),
+            self.inspector.measure: np.concatenate([np.empty(0, np.float32), *(values for values, _ in found)]),
         }
-        return as_kind(pl.DataFrame(columns | self._titles_of(near.ravel())), kind_of(items))
+        return as_kind(pl.DataFrame(columns | self._titles_of(near)), kind_of(items))
 
     def denoise(
         self,

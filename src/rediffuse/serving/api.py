@@ -56,7 +56,8 @@ async def recommend(request: schemas.RecommendRequest, service: ServiceDependenc
 
 @api.post("/similar", response_model=schemas.SimilarResponse, summary="Find similar items")
 async def similar(request: schemas.SimilarRequest, service: ServiceDependency) -> Response:
-    """Find the nearest items by the cosine of the model's item vectors. Models without item vectors are refused."""
+    """Find similar items: those with the largest positive weights in the row of the model's item-item matrix, or else
+    with the largest cosines of item vectors. Models that have neither are refused."""
     return _json(await service.run_in_worker(service.similar, request))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import polars as pl
@@ -32,13 +32,45 @@ def describe(run: HostedRun) -> dict[str, Any]:
         "retrieval": run.retrieval,
         "max_sampling_steps": recommender.model.max_sampling_steps,
         "calibrated_sampling_steps": config["resolved"].get("sampling_steps"),
+        "fingerprint": recommender.fingerprint,
+        "split": config["split"]["name"],
+        "held_out": recommender.held_out_remark,
+        "histories_end": config["data"].get("histories_end"),
+        "refit_of": _refit_of(config),
+        "item_columns": _item_columns(recommender.item_table),
         "has_titles": snapshot.titles is not None,
+        "has_similar": recommender.inspector.has_similar,
         "has_vectors": recommender.inspector.has_vectors,
         "explains_scores": recommender.model.explains_scores,
         "has_paths": recommender.has_paths,
         "metric": metric,
         "validation": (config["validation"] or {}).get(metric),
     }
+
+
+def _refit_of(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run was refitted from, with the name of the folder only: its path is of another machine."""
+    source = config.get("refit_of")
+    return None if source is None else source | {"run": PurePath(source["run"]).name}
+
+
+def _item_columns(table: pl.DataFrame | None) -> list[dict[str, str]]:
+    """Names and types of the columns of the item table, without the id."""
+    if table is None:
+        return []
+    return [{"name": name, "type": _type(kind)} for name, kind in table.schema.items() if name != "item_id"]
+
+
+def _type(kind: pl.DataType) -> str:
+    if kind.is_numeric():
+        return "number"
+    if kind.is_temporal():
+        return "time"
+    if kind == pl.Boolean:
+        return "boolean"
+    if kind == pl.String or isinstance(kind, pl.Categorical | pl.Enum):
+        return "text"
+    return "list" if kind.is_nested() else "other"
 
 
 def items(run: HostedRun, query: str, limit: int) -> dict[str, Any]:
