@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import shutil
 import socket
@@ -412,7 +413,7 @@ def test_files_are_compressed_and_cached(site):
 
 def test_modules_import_each_other_and_every_module_is_used(site):
     (folder,) = re.findall(r"static/[0-9a-f]+(?=/explorer.js)", fetch(site + "/").read().decode())
-    found, left = set(), ["explorer.js", "training.js"]
+    found, left = set(), ["explorer.js", "training.js", "docs.js"]
     while left:
         name = left.pop()
         found.add(name)
@@ -436,3 +437,18 @@ def test_pages_run_only_their_own_scripts(site):
         assert not re.search(r"<script(?![^>]* src=)| on[a-z]+=|https?://", text)
     for name in ("../app.py", "x/../../app.py", "x/..%2fapp.py", "x/base.html.j2", "x/none.js", "explorer.js"):
         assert fetch(f"{site}/static/{name}").status == 404, name
+
+
+def test_the_description_of_the_api_renders_from_local_files(context, site):
+    tab = opened(context, f"{site}/docs")
+    tab.wait_for_selector(".opblock")
+    described = json.load(urllib.request.urlopen(f"{site}/openapi.json"))["paths"]
+    assert tab.locator(".opblock").count() == sum(map(len, described.values()))
+    tab.click("#operations-default-models_v1_models_get .opblock-summary-control")
+    tab.click("text=Try it out")
+    with tab.expect_response(lambda response: response.url.endswith("/v1/models")) as answered:
+        tab.click("button.execute")
+    assert answered.value.status == 200
+    tab.wait_for_selector(".live-responses-table")
+    check_clean(tab, site)
+    tab.close()

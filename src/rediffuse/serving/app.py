@@ -57,7 +57,7 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
         watcher.cancel()
         await asyncio.gather(*(asyncio.to_thread(run.batcher.close) for run in runs.values()))
 
-    # FastAPI's own documentation pages load scripts from another server, so they are off.
+    # FastAPI's own documentation pages load scripts from another server; `explorer` serves /docs from local files.
     app = FastAPI(title="Rediffuse", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = Service(runs, settings)
     problems.install(app)
