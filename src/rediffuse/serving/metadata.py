@@ -78,10 +78,27 @@ def items(run: HostedRun, query: str, limit: int) -> dict[str, Any]:
     return _listed(run, run.snapshot.recommender.titles.search(query, limit))
 
 
-def users(run: HostedRun, query: str, limit: int) -> dict[str, Any]:
-    """Return users whose ids begin with ``query``: the content of `UsersResponse`."""
+def users(run: HostedRun, query: str, limit: int, random: bool) -> dict[str, Any]:
+    """Return the first or random users whose ids begin with ``query``: the content of `UsersResponse`."""
     ids = run.snapshot.recommender.user_ids
-    return {"users": ids.filter(ids.cast(pl.String).str.starts_with(query.strip())).head(limit).to_list()}
+    found = ids.filter(ids.cast(pl.String).str.starts_with(query.strip()))
+    return {"users": (found.sample(min(limit, len(found))) if random else found.head(limit)).to_list()}
+
+
+def columns(run: HostedRun, items: list[str]) -> dict[str, Any]:
+    """Return the content of `ColumnsResponse`."""
+    recommender = run.snapshot.recommender
+    if (table := recommender.item_table) is None:
+        return {"items": []}
+    numbers = recommender.item_index(items)
+    numbers = numbers[numbers >= 0]
+    rows = table.drop("item_id", strict=False)[numbers].to_dicts()
+    return {
+        "items": [
+            {"item_id": run.snapshot.item_ids[number], "columns": row}
+            for number, row in zip(numbers.tolist(), rows, strict=True)
+        ]
+    }
 
 
 def history(run: HostedRun, user: str) -> dict[str, Any]:

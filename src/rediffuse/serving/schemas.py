@@ -275,6 +275,15 @@ class ItemsResponse(BaseModel):
     items: list[Item]
 
 
+class ItemRow(BaseModel):
+    item_id: int | str
+    columns: dict[str, Any] = Field(description="Columns of the item table, without the id.")
+
+
+class ColumnsResponse(BaseModel):
+    items: list[ItemRow] = Field(description="In the order of the request; empty if the run has no item table.")
+
+
 class UsersResponse(BaseModel):
     users: list[int | str]
 
