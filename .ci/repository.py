@@ -73,6 +73,7 @@ ALLOWED = (
     ("*", r"\b(?:os|ast)\.walk\b|\.walk\(", "Python's API"),
     ("*", r"\b[Pp]seudo-?(?:code|random\w*)\b", "words of computer science"),
     ("*", r"\bOpenAPI [Ss]pecification\b", "a public document"),
+    ("src/rediffuse/serving/pages/swagger/*", r"\b[Pp]ersons?\b", "licences of Swagger UI"),
     ("constraints.txt", r"^jsonschema-specifications\b", "a package"),
     ("docs/architecture.md", r"\|[^|]*\|\s*$", "the last column of the glossary: what not to write"),
     ("docs/models/diffurec.md", r"\b[Tt]wins?\b", "the nickname is explained there"),

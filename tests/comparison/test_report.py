@@ -11,7 +11,7 @@ from tests.comparison.folders import made_up_run
 
 import rediffuse as rd
 from rediffuse.comparison import report
-from rediffuse.comparison.markdown import sentences
+from rediffuse.comparison.markdown import sentences, split_text
 from rediffuse.errors import MissingExtraError, RunError
 
 PUBLISHED = {"A </script> paper": {"source": "arXiv 1", "ndcg@10/unseen": 0.5}}
@@ -168,3 +168,30 @@ def test_sentences_name_the_better_variant():
         "b is better than a (by 0.0200, p = 0.001).",
         "No significant difference: a and c.",
     ]
+
+
+def test_pairs_are_grouped_by_the_better_variant(page, written):
+    lines = page.locator("#pairs tbody tr").all_inner_texts()
+    shown = written[0].pairs.filter(policy=page.get_attribute("[data-policy][aria-pressed=true]", "data-policy"))
+    better = {a if d >= 0 else b for a, b, d in shown.select("first", "second", "difference").iter_rows()}
+    assert set(page.locator("#pairs tr.group td:first-child").all_inner_texts()) == better
+    assert len(lines) == len(shown) + len(better)
+    assert all(re.match(r"(better than|no significant difference from) ", line) for line in lines if "\t0." in line)
+
+
+def test_plots_and_tables_have_names(page):
+    assert page.evaluate("[...document.querySelectorAll('.plot, .scroll')].filter((e) => !e.ariaLabel).length") == 0
+
+
+@pytest.mark.parametrize(
+    ("split", "text"),
+    [
+        ({"name": "leave-one-out", "params": {}}, "leave-one-out"),
+        (
+            {"name": "ratio", "params": {"test": 0.1, "by_user": True, "seed": None}},
+            "ratio: test 0.1, by user yes, seed default",
+        ),
+    ],
+)
+def test_splits_are_printed_as_text(split, text):
+    assert split_text(split) == text

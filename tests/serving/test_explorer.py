@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import json
 import re
 import shutil
 import socket
@@ -12,6 +14,7 @@ import urllib.request
 from pathlib import Path
 from urllib.error import HTTPError
 
+import polars as pl
 import pytest
 
 import rediffuse as rd
@@ -220,7 +223,7 @@ def test_settings_without_effect_on_a_run_say_so(page):
 def test_explanations_have_near_items_and_knowledge_paths(page):
     box = page.locator(".column:nth-child(2) li details").first
     box.locator("summary").click()
-    box.locator("text=Nearest in the catalogue").wait_for()
+    box.locator("text=Most similar in the catalogue").wait_for()
     text = box.inner_text()
     assert "Nearest in the history" in text
     texts = page.locator(".column:nth-child(2) details").all_text_contents()
@@ -322,7 +325,7 @@ def test_a_user_is_loaded_by_id_and_an_unknown_user_is_refused(page):
     page.fill("#user", "unknown")
     page.press("#user", "Enter")
     page.wait_for_selector("#error:not([hidden])")
-    assert "no user with this id" in page.inner_text("#error")
+    assert "no user with the id “unknown”" in page.inner_text("#error")
     page.errors.clear()  # the browser logs the 404
 
 
@@ -412,7 +415,7 @@ def test_files_are_compressed_and_cached(site):
 
 def test_modules_import_each_other_and_every_module_is_used(site):
     (folder,) = re.findall(r"static/[0-9a-f]+(?=/explorer.js)", fetch(site + "/").read().decode())
-    found, left = set(), ["explorer.js", "training.js"]
+    found, left = set(), ["explorer.js", "training.js", "docs.js"]
     while left:
         name = left.pop()
         found.add(name)
@@ -436,3 +439,101 @@ def test_pages_run_only_their_own_scripts(site):
         assert not re.search(r"<script(?![^>]* src=)| on[a-z]+=|https?://", text)
     for name in ("../app.py", "x/../../app.py", "x/..%2fapp.py", "x/base.html.j2", "x/none.js", "explorer.js"):
         assert fetch(f"{site}/static/{name}").status == 404, name
+
+
+def test_the_description_of_the_api_renders_from_local_files(context, site):
+    tab = opened(context, f"{site}/docs")
+    tab.wait_for_selector(".opblock")
+    described = json.load(urllib.request.urlopen(f"{site}/openapi.json"))["paths"]
+    assert tab.locator(".opblock").count() == sum(map(len, described.values()))
+    tab.click("#operations-default-models_v1_models_get .opblock-summary-control")
+    tab.click("text=Try it out")
+    with tab.expect_response(lambda response: response.url.endswith("/v1/models")) as answered:
+        tab.click("button.execute")
+    assert answered.value.status == 200
+    tab.wait_for_selector(".live-responses-table")
+    check_clean(tab, site)
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def shop(split, tmp_path_factory):
+    """The address of a run whose items have a category and a price."""
+    data = split.dataset
+    ids = data.item_ids
+    table = pl.DataFrame(
+        {
+            "item_id": ids,
+            "category": [("shoes", "hats")[n % 2] for n in range(len(ids))],
+            "price": [float(n) for n in range(len(ids))],
+        }
+    )
+    priced = rd.split.leave_one_out(dataclasses.replace(data, items=table))
+    folder = rd.train("itemknn", priced, tmp_path_factory.mktemp("shop") / "shop").path
+    address, stop = served([folder])
+    yield address
+    stop()
+
+
+def test_item_columns_are_shown_and_filters_are_sent(context, shop):
+    tab = opened(context, f"{shop}/#run=shop&user=u1")
+    tab.wait_for_selector(".item-columns")
+    assert re.fullmatch(r"category: (shoes|hats) · price: \d+", tab.locator(".item-columns").first.inner_text())
+    bodies = []
+
+    def answer(route):
+        bodies.append(json.loads(route.request.post_data))
+        route.fulfill(json={"version": "x", "notes": [], "results": [{"user": 0, "items": []}]})
+
+    tab.route("**/v1/recommend", answer)
+    tab.select_option("#filter-column", "category")
+    tab.fill("#filter-values", "shoes, hats")
+    updated(tab, lambda: tab.click("text=Add the filter"))
+    assert bodies[-1]["filter"] == {"column": "category", "in": ["shoes", "hats"]}
+    tab.select_option("#filter-column", "price")
+    tab.fill("#filter-from", "3")
+    tab.fill("#filter-below", "20")
+    updated(tab, lambda: tab.click("text=Add the filter"))
+    last = {"column": "price", "range": {"gte": 3, "lt": 20}}
+    assert bodies[-1]["filter"] == {"and": [{"column": "category", "in": ["shoes", "hats"]}, last]}
+    assert "No item is left to recommend after the filters" in tab.inner_text(".column")
+    assert tab.locator("#filter-list li > span").all_inner_texts() == ["category is shoes or hats", "3 ≤ price < 20"]
+    other = opened(context, tab.url)  # a link keeps the filters
+    until(other, "document.querySelectorAll('#filter-list li').length === 2")
+    other.close()
+    updated(tab, lambda: tab.click("#filter-list li:first-child button"))
+    assert bodies[-1]["filter"] == last
+    for width in (1280, 390):
+        tab.set_viewport_size({"width": width, "height": 900})
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+    tab.close()
+
+
+def test_filters_are_hidden_without_columns(page):
+    assert not page.is_visible("#filters")
+
+
+def test_a_random_user_is_loaded(page):
+    updated(page, lambda: page.click("#random-user"))
+    assert re.search(r"interactions of user u\d+", page.inner_text("#history-summary"))
+
+
+def test_an_unknown_user_gets_a_message_without_routes(page):
+    page.fill("#user", "stranger")
+    page.click("#user-form [type=submit]")
+    until(page, "!document.getElementById('error').hidden")
+    message = page.inner_text("#error")
+    assert "noisy knows no user with the id “stranger”" in message
+    assert "/v1" not in message
+    page.evaluate("document.getElementById('error').hidden = true")
+    page.errors.clear()  # the browser logs the 404
+
+
+def test_images_have_names(context, site):
+    for address in ("/", "/training"):
+        tab = opened(context, site + address)
+        until(tab, "document.querySelectorAll('.main-svg').length > 0")
+        unnamed = "[...document.querySelectorAll('[role=img]')].filter((one) => !one.getAttribute('aria-label')).length"
+        assert tab.locator("[role=img]").count() >= 1
+        assert tab.evaluate(unnamed) == 0
+        tab.close()

@@ -48,6 +48,8 @@ def test_bad_tokens_and_options_are_refused(tmp_path):
     assert "not ASCII" in str(error_of("--token-file", str(short)))
     assert "cannot be read" in str(error_of("--token-file", str(tmp_path / "none")))
     assert "--retrieval is 'best'" in str(error_of("--retrieval", "best"))
+    assert "Give debug or info or warning or error." in str(error_of("--log-level", "loud"))
+    assert "--log-format is 'xml'" in str(error_of("--log-format", "xml"))
 
 
 def test_a_port_in_use_is_refused(folders):
@@ -69,6 +71,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 def test_a_shutdown_finishes_requests_in_progress(folders):
     command = [sys.executable, "-m", "rediffuse", "serve", str(folders[0]), "--port", "0", "--timeout", "60"]
+    command += ["--access-log", "--log-format", "json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 60
@@ -101,4 +104,9 @@ def test_a_shutdown_finishes_requests_in_progress(folders):
         process.wait(30)
     finally:
         process.kill()
-    assert "Traceback" not in process.stderr.read()
+    logged = process.stderr.read()
+    assert "Traceback" not in logged
+    entries = [json.loads(line) for line in logged.splitlines()]
+    # What the split held out is said once, at the start; then there is one line for each request.
+    assert [n for n, one in enumerate(entries) if "held out 60 of 450 interactions" in one["message"]] == [0]
+    assert {one["status"] for one in entries if one.get("route") == "/v1/recommend"} == {200}

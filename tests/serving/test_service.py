@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import shutil
 import threading
@@ -149,13 +150,85 @@ def test_similar_items_and_the_denoising_trajectory(client, recommenders):
     assert [step["t"] for step in steps] == expected.filter(expected["rank"] == 1)["t"].to_list()
     assert all(len(step["state"]) == len(step["x0_hat"]) == 2 for step in steps)
     assert post(client, "/v1/denoise", model="sasrec", history=HISTORY)["steps"] == []
-    details = problem(client.post("/v1/similar", json={"model": "itemknn", "items": ["i7"]}), 422, "invalid-request")
+    details = problem(client.post("/v1/denoise", json={"model": "itemknn", "history": ["i7"]}), 422, "invalid-request")
     assert re.match(r"itemknn has no (item )?vectors", details["detail"])
-    problem(client.post("/v1/denoise", json={"model": "itemknn", "history": ["i7"]}), 422, "invalid-request")
+
+
+def test_similar_items_of_an_item_item_matrix_have_weights(client, recommenders):
+    found = post(client, "/v1/similar", model="itemknn", items=["i7"], k=4)["results"][0]["items"]
+    expected = recommenders["itemknn"].similar(["i7"], k=4)
+    assert [item["item_id"] for item in found] == expected["similar_id"].to_list()
+    assert [item["weight"] for item in found] == pytest.approx(expected["weight"].to_list())
+    assert all(item["cosine"] is None for item in found)
+
+
+def test_ignored_items_are_named(client):
+    histories = [["i3", "x", "y"], ["x", "i4"], []]
+    found = post(client, histories=histories, k=2)
+    assert found["ignored_items"] == ["x", "y"]
+    assert any("3 items in the histories" in note for note in found["notes"])
+    assert post(client, users=["u1"])["ignored_items"] == []
+    assert post(client, "/v1/similar", items=["i7", "z"])["ignored_items"] == ["z"]
+    assert post(client, "/v1/denoise", history=["i3", "x"])["ignored_items"] == ["x"]
+    assert post(client, "/v1/spread", model="hops", history=["i3", 7])["ignored_items"] == [7]
+    many = post(client, histories=[[f"x{n}" for n in range(300)]], k=1)["ignored_items"]
+    assert many == [f"x{n}" for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "meant"),
+    [
+        ("recommend", {"user": ["u1"]}, "users"),
+        ("recommend", {"users": ["u1"], "filterSeen": False}, "filter_seen"),
+        ("similar", {"item": ["i1"]}, "items"),
+        ("denoise", {"users": "u1"}, "user"),
+    ],
+)
+def test_misspelt_fields_get_the_closest_one(client, path, content, meant):
+    details = problem(client.post(f"/v1/{path}", json=content), 422, "invalid-request")
+    messages = [error["message"] for error in details["errors"]]
+    assert any(f"Did you mean {meant!r}?" in message for message in messages), messages
+
+
+def test_models_say_where_their_histories_end_and_what_they_come_from(split, folders, tmp_path, recommenders):
+    live = rd.refit(folders[3], split.dataset, tmp_path / "live").path
+    with TestClient(create_app([folders[3], live])) as client:
+        held, refitted = client.get("/v1/models").json()["models"]
+        metrics = client.get("/metrics").text
+    assert (held["split"], held["refit_of"]) == ("leave-one-out", None)
+    assert held["held_out"] == recommenders["itemknn"].held_out_remark
+    assert held["fingerprint"] == recommenders["itemknn"].fingerprint
+    assert (refitted["split"], refitted["held_out"]) == ("none", None)
+    assert refitted["refit_of"]["run"] == "itemknn"
+    times = split.dataset.interactions.times
+    end = datetime.datetime.fromisoformat(refitted["histories_end"]).replace(tzinfo=datetime.UTC).timestamp()
+    assert end == times.max()
+    assert f'rediffuse_histories_end_seconds{{model="live"}} {end:.0f}'[:45] in metrics
+    line = f'fingerprint="{held["fingerprint"]}",model="itemknn",version="{held["version"]}"}} 1.0'
+    assert f'rediffuse_model_info{{architecture="itemknn",{line}' in metrics
+
+
+def test_requests_have_ids(folders, monkeypatch, caplog):
+    with TestClient(create_app(folders[3:4]), raise_server_exceptions=False) as client:
+        assert client.get("/health", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+        made = {client.get("/health").headers["x-request-id"] for _ in range(3)}
+        assert len(made) == 3
+        for bad in ("a b", "x" * 129, "é".encode(), "a\tb"):
+            assert re.fullmatch(
+                r"[0-9a-f]{16}", client.get("/health", headers={"X-Request-ID": bad}).headers["x-request-id"]
+            )
+        refused = client.post("/v1/recommend", json={}, headers={"X-Request-ID": "abc-2"})
+        assert refused.json()["request_id"] == refused.headers["x-request-id"] == "abc-2"
+        monkeypatch.setattr("rediffuse.serving.metadata.describe", lambda run: 1 / 0)
+        failed = client.get("/v1/models", headers={"X-Request-ID": "abc-3"})
+        assert failed.status_code == 500
+        assert failed.headers.get_list("x-request-id") == ["abc-3"]
+        assert failed.json()["request_id"] == "abc-3"
 
 
 def test_served_models_are_described(client, recommenders):
     models = client.get("/v1/models").json()["models"]
+    assert [one["has_similar"] for one in models] == [True, True, True, True, True]
     assert [one["model"] for one in models] == list(recommenders)
     assert [one["max_sampling_steps"] for one in models] == [32, None, None, None, None]
     assert [one["has_paths"] for one in models] == [False, False, True, False, False]
@@ -460,8 +533,8 @@ def test_health_and_metrics(folders):
         post(client, users=["u1", "u2", "u3"])
         lines = client.get("/metrics").text.splitlines()
     for line in (
-        'rediffuse_requests_total{method="POST",route="/v1/recommend",status="200"} 1.0',
-        'rediffuse_request_latency_seconds_count{route="/v1/recommend"} 1.0',
+        'rediffuse_requests_total{method="POST",model="diffurec",route="/v1/recommend",status="200"} 1.0',
+        'rediffuse_request_latency_seconds_count{model="diffurec",route="/v1/recommend"} 1.0',
         'rediffuse_batch_size_count{model="diffurec"} 1.0',
         'rediffuse_batch_size_sum{model="diffurec"} 3.0',
         'rediffuse_waiting_users{model="diffurec"} 0.0',

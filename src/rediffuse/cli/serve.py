@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import importlib.util
 import ipaddress
+import logging
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 import typer
 
 from rediffuse.cli.app import app
 from rediffuse.cli.output import print_rich
 
+log = logging.getLogger("rediffuse.serving")
 TOKEN = "REDIFFUSE_TOKEN"
 MAX_CONNECTIONS = 1024
 
@@ -32,15 +34,22 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="The most users in a batch; 1: no dynamic batching.")] = 64,
     timeout: Annotated[float, typer.Option(min=0.1, help="The most seconds that a request may take.")] = 10.0,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch uses to score.")] = 1,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(help="text, or json: one object per line. Logs go to stderr.")] = "text",
 ) -> None:
     """Serve runs over HTTP, with pages to explore them in a browser."""
     from rediffuse.errors import ConfigError, MissingExtraError
+    from rediffuse.serving.logs import LogFormat, LogLevel, configure_logging
 
     for package in ("fastapi", "uvicorn", "jinja2", "plotly", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "serve")
     if retrieval not in ("exact", "index"):
         raise ConfigError(f"--retrieval is {retrieval!r}.", "Give exact or index.")
+    for option, value, known in (("log-level", log_level, LogLevel), ("log-format", log_format, LogFormat)):
+        if value not in get_args(known):
+            raise ConfigError(f"--{option} is {value!r}.", f"Give {' or '.join(get_args(known))}.")
     token = _token(token_file)
     if token is None and not allow_public and not _is_local(host):
         raise ConfigError(
@@ -53,19 +62,23 @@ def serve(
     from rediffuse.serving.app import create_app
     from rediffuse.serving.settings import Settings
 
+    configure_logging(cast(LogLevel, log_level), cast(LogFormat, log_format))
     torch.set_num_threads(threads)
     listener = _listen(host, port)
     # Without a token, requests must name this machine. Other host names may be an attack by DNS rebinding.
     hosts = frozenset({"localhost", "127.0.0.1", "::1", host}) if token is None and not allow_public else None
-    settings = Settings(max_batch=max_batch, timeout=timeout, token=token, hosts=hosts)
+    settings = Settings(max_batch=max_batch, timeout=timeout, token=token, hosts=hosts, access_log=access_log)
     kind: Literal["exact", "index"] = "index" if retrieval == "index" else "exact"
     application = create_app(runs, settings, kind)
     address = f"[{host}]" if ":" in host else host
     names = ", ".join(application.state.service.runs)
     print_rich(f"Serving {names} at http://{address}:{listener.getsockname()[1]} (stop with Ctrl+C)")
+    for run in application.state.service.runs.values():
+        if remark := run.snapshot.recommender.held_out_remark:
+            log.warning("%s: %s", run.name, remark)
     config = uvicorn.Config(
         application,
-        log_level="warning",
+        log_config=None,  # `configure_logging` is in charge
         access_log=False,
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,

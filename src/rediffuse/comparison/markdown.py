@@ -78,6 +78,16 @@ def refit_note(facts: dict[str, Any]) -> str | None:
     return note
 
 
+def split_text(split: dict[str, Any]) -> str:
+    """A split and its options, for example ``ratio: test 0.1, seed 3``."""
+    options = [f"{name.replace('_', ' ')} {_option_text(value)}" for name, value in (split.get("params") or {}).items()]
+    return f"{split['name']}: {', '.join(options)}" if options else split["name"]
+
+
+def _option_text(value: Any) -> str:
+    return "default" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
 def _protocol(facts: dict[str, Any]) -> list[str]:
     data, rules, counts = facts["data"], facts["protocol"], facts["counts"]
     inputs = "are" if rules["validation_is_input"] else "are not"
@@ -85,7 +95,7 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"- Data: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
         f"{counts['users']:,} test users.",
-        f"- Protocol: {rules['name']} (split {facts['split']['name']}), candidates: {rules['candidates']}; "
+        f"- Protocol: {rules['name']} (split {split_text(facts['split'])}), candidates: {rules['candidates']}; "
         f"{' and '.join(POLICY_NAMES[policy] for policy in rules['seen'])}; validation interactions {inputs} part of "
         "the histories at test time.",
         f"- Leaks: {leak}",

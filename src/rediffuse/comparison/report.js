@@ -95,17 +95,26 @@ function spread() {
   })));
 }
 
+/** Each pair once, under the variant with the larger mean; variants from the best mean to the worst. */
 function pairs() {
-  const rows = of(D.pairs, { policy: state.policy });
-  fill(byId("pairs"), ["", `difference in ${D.metric}`, "95 % interval", "effect d_z", "p (Holm)"], rows.map((row) => {
+  const groups = new Map();
+  for (const row of of(D.pairs, { policy: state.policy })) {
     const [first, second, sign] = row.difference >= 0 ? [row.first, row.second, 1] : [row.second, row.first, -1];
-    const ends = [sign * row.low, sign * row.high].sort((a, b) => a - b);
-    const significant = row.p_holm < SIGNIFICANT;
-    return { cells: [
-      { text: significant ? `${first} is better than ${second}` : `${first} and ${second}: no significant difference`, best: significant },
-      digits(sign * row.difference), `${digits(ends[0])} to ${digits(ends[1])}`, digits(sign * row.effect, 3), probability(row.p_holm),
-    ] };
-  }));
+    if (!groups.has(first)) groups.set(first, []);
+    groups.get(first).push({ second, row, sign });
+  }
+  const order = [...groups].sort(([, a], [, b]) => b.length - a.length);
+  fill(byId("pairs"), ["", `difference in ${D.metric}`, "95 % interval", "effect d_z", "p (Holm)"], order.flatMap(([first, found]) => [
+    { kind: "group", cells: [first, "", "", "", ""] },
+    ...found.map(({ second, row, sign }) => {
+      const ends = [sign * row.low, sign * row.high].sort((a, b) => a - b);
+      const significant = row.p_holm < SIGNIFICANT;
+      return { cells: [
+        { text: significant ? `better than ${second}` : `no significant difference from ${second}`, best: significant },
+        digits(sign * row.difference), `${digits(ends[0])} to ${digits(ends[1])}`, digits(sign * row.effect, 3), probability(row.p_holm),
+      ] };
+    }),
+  ]));
 }
 
 function costs() {

@@ -7,7 +7,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from rediffuse.comparison.markdown import POLICY_NAMES, SIGNIFICANT, markdown
+from rediffuse.comparison.markdown import POLICY_NAMES, SIGNIFICANT, markdown, split_text
 from rediffuse.comparison.result import Comparison
 from rediffuse.errors import MissingExtraError, RunError
 from rediffuse.files import atomic_write_parquet, atomic_write_text
@@ -60,6 +60,7 @@ def page(comparison: Comparison, content: str) -> str:
     return environment.from_string(template).render(
         facts=comparison.facts,
         policy_names=POLICY_NAMES,
+        split=split_text(comparison.facts["split"]),
         significant=SIGNIFICANT,
         # "</script>" in a string would end the script.
         content=content.replace("<", "\\u003c"),

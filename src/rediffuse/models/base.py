@@ -370,6 +370,21 @@ class Model(nn.Module):
         """
         return self.trained_by_gradient
 
+    # --- similar items -------------------------------------------------------------------------------------
+
+    def item_neighbours(self, items: NDArray[np.int64]) -> Tensor:
+        """(n, num_items) weights from each of ``items`` (n,) to all items: rows of the model's item-item matrix.
+
+        Implemented by models that have one; 0 is no relation. Similar items of other models are those with the largest
+        cosines of `map_vectors`.
+        """
+        raise NotImplementedError
+
+    @property
+    def has_item_neighbours(self) -> bool:
+        """Whether `item_neighbours` is implemented."""
+        return type(self).item_neighbours is not Model.item_neighbours
+
     # --- vectors, of models that rank by an inner product --------------------------------------------------
 
     @property

@@ -236,6 +236,13 @@ class PropagationModel(Model):
         values, vectors = singular_vectors(self.map_matrix(), MAP_DIMENSIONS)
         return torch.from_numpy(vectors * np.sqrt(values))
 
+    def item_neighbours(self, items: NDArray[np.int64]) -> Tensor:
+        """The mass that reaches every item from one of ``items`` alone, before the prior."""
+        alone = Histories(np.arange(len(items) + 1), items.astype(np.int32))
+        total = sum(term for _, term in self.terms(self.inputs(alone, self.settings), self.settings))
+        dense = total.toarray() if sparse.issparse(total) else total  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.from_numpy(np.asarray(dense, dtype=np.float32))
+
     # --- explanations --------------------------------------------------------------------------------------
 
     def contributions(

@@ -39,7 +39,7 @@ class Inspector:
 
     Args:
         model: in evaluation mode.
-        item_vectors: (num_items, d) that rank items, or None. Similar items and the map then use the model's
+        item_vectors: (num_items, d) that rank items, or None. The map and nearest items then use the model's
             `rediffuse.models.base.Model.map_vectors`, computed when they are first needed.
     """
 
@@ -48,8 +48,33 @@ class Inspector:
 
     @property
     def has_vectors(self) -> bool:
-        """Whether there are similar items and an item map. It computes nothing."""
+        """Whether there is an item map. It computes nothing."""
         return self.item_vectors is not None or type(self.model).map_vectors is not Model.map_vectors
+
+    @property
+    def measure(self) -> str:
+        """What `similar` ranks by: ``weight`` (a row of the item-item matrix) or ``cosine`` (of item vectors)."""
+        return "weight" if self.model.has_item_neighbours else "cosine"
+
+    @torch.inference_mode()
+    def similar(self, items: NDArray[np.int64], k: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """Values by `measure` and numbers of up to k items that are most similar to each of ``items`` (n,), best first.
+
+        Of an item-item matrix, these are items with a positive weight, so there may be fewer than k.
+
+        Raises:
+            ConfigError: the model has neither an item-item matrix nor item vectors.
+        """
+        if not self.model.has_item_neighbours:
+            return list(zip(*self.nearest(items, k), strict=True))
+        weights = self.model.item_neighbours(items).float().cpu()
+        weights[torch.arange(len(items)), torch.from_numpy(items)] = 0
+        found = []
+        for row in weights:
+            values, near = exact_top_k(row[None], min(k, self.model.num_items))
+            kept = values[0] > 0
+            found.append((values[0][kept].numpy(), near[0][kept].numpy()))
+        return found
 
     def nearest(self, items: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Cosines (n, k) and numbers (n, k) of the items nearest to ``items`` (n,), without themselves.
@@ -62,6 +87,11 @@ class Inspector:
         others = min(k, self.model.num_items - 1)
         values, near = exact_top_k(cosines, others) if len(items) else (cosines, cosines.long())
         return values[:, :k].numpy(), near[:, :k].numpy()
+
+    @property
+    def has_similar(self) -> bool:
+        """Whether there are similar items. It computes nothing."""
+        return self.has_vectors or self.model.has_item_neighbours
 
     @functools.cached_property
     def directions(self) -> Tensor:

@@ -50,6 +50,7 @@ class Recommender(Displayed):
         model: in evaluation mode.
         ranker: ranks in item numbers, without ids.
         inspector: similar items, item map and denoising trajectories, in item numbers.
+        held_out_remark: a sentence about the interactions that the split held out; None if it held out none.
         fingerprint: sha256 over the checksums of the files that recommendations depend on.
         knowledge: edges of the knowledge graph that the model learned from, or None.
         titles: finds items by title.
@@ -90,7 +91,10 @@ class Recommender(Displayed):
         self._histories = run.histories if self.model.reads_times else replace(run.histories, times=None)
         # Fresh histories are newer than the training: no split held them out.
         fresh = "histories_updated_from" in run.config and run.config["split"]["name"] == "none"
-        self._held_out = None if fresh else run.held_out
+        held_out = None if fresh else run.held_out
+        updated = "histories_updated_from" in run.config
+        self.held_out_remark = None if held_out is None else held_out_remark(held_out, updated=updated)
+        self._remark_due = self.held_out_remark is not None
 
     @classmethod
     def load(cls, run: str | Path | Run, retrieval: Retrieval = "exact") -> Recommender:
@@ -226,13 +230,9 @@ class Recommender(Displayed):
         query, unknown = self.build_query(
             k, exclude, candidates, filter_seen, filter, self.reranking(max_per, diversity)
         )
-        if histories is None and self._held_out is not None:
-            warnings.warn(
-                held_out_remark(self._held_out, updated="histories_updated_from" in self.config),
-                RediffuseWarning,
-                stacklevel=2,
-            )
-            self._held_out = None  # said once
+        if histories is None and self.held_out_remark is not None and self._remark_due:
+            warnings.warn(self.held_out_remark, RediffuseWarning, stacklevel=2)
+            self._remark_due = False  # said once
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         explain = require_flag("explain", explain)
@@ -411,7 +411,7 @@ class Recommender(Displayed):
             "stochastic": self.model.stochastic,
             "sampling steps": self.model.max_sampling_steps and f"up to {self.model.max_sampling_steps}",
             "retrieval": "exact" if self.ranker.index is None else "index",
-            "similar items": self.inspector.has_vectors,
+            "similar items": self.inspector.has_similar,
             "explains scores": self.model.explains_scores,
         }
 
@@ -436,14 +436,18 @@ class Recommender(Displayed):
     # --- similar items, denoising trajectories, explanations -----------------------------------------------
 
     def similar(self, items: Iterable[Any], k: int = 10) -> Frame:
-        """The k items most similar to each of ``items``, by the cosine of the model's item vectors.
+        """The k items most similar to each of ``items``.
+
+        Models with an item-item matrix (itemknn, ease, slist, heat, transition, theat) rank by the weights in the row
+        of the item, from large to small, where they are positive. Others rank by the cosine of their item vectors.
 
         Returns:
-            A frame: item_id, similar_id, rank (from 1), cosine, and the title of the similar item if items have titles.
-            It is of the library of ``items``, as in `recommend`. Items that are not in the catalogue have no row.
+            A frame: item_id, similar_id, rank (from 1), ``weight`` or ``cosine``, and the title of the similar item if
+            items have titles. It is of the library of ``items``, as in `recommend`. Items that are not in the catalogue
+            have no row.
 
         Raises:
-            ConfigError: the model has no item vectors.
+            ConfigError: the model has neither an item-item matrix nor item vectors.
 
         Warns:
             RediffuseWarning: unknown items.
@@ -452,16 +456,17 @@ class Recommender(Displayed):
         for message in remarks({"unknown_asked": int((numbers < 0).sum())}):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
         numbers = numbers[numbers >= 0]
-        cosines, near = self.inspector.nearest(numbers, require_integer("k", k))
-        owners = np.repeat(np.arange(len(numbers)), near.shape[1])
+        found = self.inspector.similar(numbers, require_integer("k", k))
+        lengths = [len(near) for _, near in found]
+        near = np.concatenate([np.empty(0, np.int64), *(near for _, near in found)])
         ids = self.items["item_id"]
         columns = {
-            "item_id": ids.gather(numbers[owners]),
-            "similar_id": ids.gather(near.ravel()),
-            "rank": np.tile(np.arange(1, near.shape[1] + 1, dtype=np.int32), len(numbers)),
-            "cosine": cosines.ravel(),
+            "item_id": ids.gather(np.repeat(numbers, lengths)),
+            "similar_id": ids.gather(near),
+            "rank": np.concatenate([np.empty(0, np.int32), *(np.arange(1, n + 1, dtype=np.int32) for n in lengths)]),
+            self.inspector.measure: np.concatenate([np.empty(0, np.float32), *(values for values, _ in found)]),
         }
-        return as_kind(pl.DataFrame(columns | self._titles_of(near.ravel())), kind_of(items))
+        return as_kind(pl.DataFrame(columns | self._titles_of(near)), kind_of(items))
 
     def denoise(
         self,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPBearer
+from pydantic import Field
 from pydantic_core import to_json
 
 from rediffuse.serving import metadata, schemas
@@ -14,6 +15,7 @@ from rediffuse.serving.service import Service
 
 bearer = HTTPBearer(auto_error=False, description="Required only if the service was started with a token.")
 Text = Annotated[str, Query(max_length=200)]
+Items = Annotated[list[Annotated[str, Field(max_length=256)]], Query(min_length=1, max_length=50)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 MapLimit = Annotated[int, Query(ge=1, le=20_000)]
 
@@ -56,7 +58,8 @@ async def recommend(request: schemas.RecommendRequest, service: ServiceDependenc
 
 @api.post("/similar", response_model=schemas.SimilarResponse, summary="Find similar items")
 async def similar(request: schemas.SimilarRequest, service: ServiceDependency) -> Response:
-    """Find the nearest items by the cosine of the model's item vectors. Models without item vectors are refused."""
+    """Find similar items: those with the largest positive weights in the row of the model's item-item matrix, or else
+    with the largest cosines of item vectors. Models that have neither are refused."""
     return _json(await service.run_in_worker(service.similar, request))
 
 
@@ -94,9 +97,17 @@ def items(name: str, service: ServiceDependency, q: Text = "", limit: Limit = 20
 
 
 @api.get("/models/{name}/users", response_model=schemas.UsersResponse, summary="Search users by id")
-def users(name: str, service: ServiceDependency, q: Text = "", limit: Limit = 20) -> Response:
-    """List known users whose id begins with q."""
-    return _json(metadata.users(service.run(name), q, limit))
+def users(
+    name: str, service: ServiceDependency, q: Text = "", limit: Limit = 20, random: Annotated[bool, Query()] = False
+) -> Response:
+    """List known users whose id begins with q: the first ones, or random ones."""
+    return _json(metadata.users(service.run(name), q, limit, random))
+
+
+@api.get("/models/{name}/columns", response_model=schemas.ColumnsResponse, summary="Get what the item table says")
+def columns(name: str, service: ServiceDependency, item: Items) -> Response:
+    """Return the columns of the item table for up to 50 items; unknown items are left out."""
+    return _json(metadata.columns(service.run(name), item))
 
 
 @api.get("/models/{name}/history", response_model=schemas.ItemsResponse, summary="Get a user's history")

@@ -17,7 +17,7 @@ from rediffuse.recommender.recommender import Retrieval
 from rediffuse.serving import explorer, problems
 from rediffuse.serving.api import PROBLEMS, api, bearer
 from rediffuse.serving.hosted import host
-from rediffuse.serving.middleware import AuthMiddleware, BodySizeLimitMiddleware, MetricsMiddleware
+from rediffuse.serving.middleware import AuthMiddleware, BodySizeLimitMiddleware, RequestMiddleware
 from rediffuse.serving.problems import ProblemDetails, problem_response
 from rediffuse.serving.service import Service
 from rediffuse.serving.settings import Settings
@@ -57,7 +57,7 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
         watcher.cancel()
         await asyncio.gather(*(asyncio.to_thread(run.batcher.close) for run in runs.values()))
 
-    # FastAPI's own documentation pages load scripts from another server, so they are off.
+    # FastAPI's own documentation pages load scripts from another server; `explorer` serves /docs from local files.
     app = FastAPI(title="Rediffuse", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = Service(runs, settings)
     problems.install(app)
@@ -92,7 +92,7 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
     app.openapi = openapi
     app.add_middleware(BodySizeLimitMiddleware, limit=settings.max_body)
     app.add_middleware(AuthMiddleware, settings=settings)
-    app.add_middleware(MetricsMiddleware, telemetry=telemetry)
+    app.add_middleware(RequestMiddleware, telemetry=telemetry, access_log=settings.access_log)
     return app
 
 

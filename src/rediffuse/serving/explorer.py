@@ -1,4 +1,4 @@
-"""The pages: the explorer at ``/`` and the training curves at ``/training``.
+"""The pages: the explorer at ``/``, the training curves at ``/training``, and the API's description at ``/docs``.
 
 The pages and their files hold no data and need no token. They request data from ``/v1``.
 """
@@ -31,8 +31,12 @@ HEADERS = {
 }
 FOLDER = resources.files("rediffuse.serving") / "pages"
 MEDIA_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
-# The static files by name. Plotly is in its own package.
-NAMES = frozenset({"plotly.js"} | {file.name for file in FOLDER.iterdir() if file.name.endswith((".css", ".js"))})
+# Swagger UI is stored compressed, beside its licence. Plotly is in its own package.
+COMPRESSED = {name: FOLDER / "swagger" / f"{name}.gz" for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
+# The static files by name.
+NAMES = frozenset(
+    {"plotly.js", *COMPRESSED} | {file.name for file in FOLDER.iterdir() if file.name.endswith((".css", ".js"))}
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class StaticFile:
 @functools.cache
 def static_file(name: str) -> StaticFile:
     """Read one of the files of `NAMES`, once."""
+    if name in COMPRESSED:
+        gzipped = COMPRESSED[name].read_bytes()
+        return StaticFile(gzip.decompress(gzipped), gzipped)
     plain = get_plotlyjs().encode() if name == "plotly.js" else (FOLDER / name).read_bytes()
     return StaticFile(plain, gzip.compress(plain, mtime=0))
 
@@ -84,6 +91,10 @@ def router() -> APIRouter:
     @routes.get("/training")
     def training() -> Response:
         return HTMLResponse(page("training"), headers=HEADERS | {"Cache-Control": "no-cache"})
+
+    @routes.get("/docs")
+    def docs() -> Response:
+        return HTMLResponse(page("docs"), headers=HEADERS | {"Cache-Control": "no-cache"})
 
     @routes.get("/static/{digest}/{name}")
     def static(request: Request, digest: str, name: str) -> Response:

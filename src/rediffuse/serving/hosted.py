@@ -47,6 +47,12 @@ class HostedRun:
         self.failed_state: object = None  # state of the folder at the last failed reload
         self.batcher = DynamicBatcher(max_batch, telemetry.batch_size.labels(self.name).observe)
         telemetry.waiting_users.labels(self.name).set_function(lambda: self.batcher.users_waiting)
+        self._describe()
+
+    def _describe(self) -> None:
+        snapshot, config = self.snapshot, self.snapshot.recommender.config
+        fingerprint, end = snapshot.recommender.fingerprint, config["data"].get("histories_end")
+        self.telemetry.describe_model(self.name, config["model"], snapshot.version, fingerprint, end)
 
     def reload_if_changed(self) -> None:
         """Read the folder again if it has changed. If that fails, log it once and keep the old snapshot."""
@@ -58,6 +64,7 @@ class HostedRun:
             # A copied folder may get its manifest before other files, so any change of the folder is a reason to retry.
             if version == self.snapshot.version or state == self.failed_state:
                 return
+            old = self.snapshot
             try:
                 self.snapshot = RunSnapshot(self.folder, self.retrieval)
             except Exception as error:  # files that change while they are read can raise any error
@@ -73,7 +80,16 @@ class HostedRun:
                 return
             self.failed_state = None
             self.telemetry.reloads.labels(self.name, "succeeded").inc()
-            log.info("%s was reloaded, version %s", self.name, self.snapshot.version)
+            self._describe()
+            versions = old.version, self.snapshot.version
+            prints = old.recommender.fingerprint[:12], self.snapshot.recommender.fingerprint[:12]
+            log.info(
+                "%s was reloaded: version %s -> %s, fingerprint %s -> %s",
+                self.name,
+                *versions,
+                *prints,
+                extra={"fields": {"model": self.name, "version": versions, "fingerprint": prints}},
+            )
 
 
 def host(folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> dict[str, HostedRun]:

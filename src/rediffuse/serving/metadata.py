@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import polars as pl
@@ -33,7 +33,14 @@ def describe(run: HostedRun) -> dict[str, Any]:
         "retrieval": run.retrieval,
         "max_sampling_steps": recommender.model.max_sampling_steps,
         "calibrated_sampling_steps": config["resolved"].get("sampling_steps"),
+        "fingerprint": recommender.fingerprint,
+        "split": config["split"]["name"],
+        "held_out": recommender.held_out_remark,
+        "histories_end": config["data"].get("histories_end"),
+        "refit_of": _refit_of(config),
+        "item_columns": _item_columns(recommender.item_table),
         "has_titles": snapshot.titles is not None,
+        "has_similar": recommender.inspector.has_similar,
         "has_vectors": recommender.inspector.has_vectors,
         "explains_scores": recommender.model.explains_scores,
         "has_paths": recommender.has_paths,
@@ -42,15 +49,57 @@ def describe(run: HostedRun) -> dict[str, Any]:
     }
 
 
+def _refit_of(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run was refitted from, with the name of the folder only: its path is of another machine."""
+    source = config.get("refit_of")
+    return None if source is None else source | {"run": PurePath(source["run"]).name}
+
+
+def _item_columns(table: pl.DataFrame | None) -> list[dict[str, str]]:
+    """Names and types of the columns of the item table, without the id."""
+    if table is None:
+        return []
+    return [{"name": name, "type": _type(kind)} for name, kind in table.schema.items() if name != "item_id"]
+
+
+def _type(kind: pl.DataType) -> str:
+    if kind.is_numeric():
+        return "number"
+    if kind.is_temporal():
+        return "time"
+    if kind == pl.Boolean:
+        return "boolean"
+    if kind == pl.String or isinstance(kind, pl.Categorical | pl.Enum):
+        return "text"
+    return "list" if kind.is_nested() else "other"
+
+
 def items(run: HostedRun, query: str, limit: int) -> dict[str, Any]:
     """Return items whose titles contain ``query``: the content of `ItemsResponse`."""
     return _listed(run, run.snapshot.recommender.titles.search(query, limit))
 
 
-def users(run: HostedRun, query: str, limit: int) -> dict[str, Any]:
-    """Return users whose ids begin with ``query``: the content of `UsersResponse`."""
+def users(run: HostedRun, query: str, limit: int, random: bool) -> dict[str, Any]:
+    """Return the first or random users whose ids begin with ``query``: the content of `UsersResponse`."""
     ids = run.snapshot.recommender.user_ids
-    return {"users": ids.filter(ids.cast(pl.String).str.starts_with(query.strip())).head(limit).to_list()}
+    found = ids.filter(ids.cast(pl.String).str.starts_with(query.strip()))
+    return {"users": (found.sample(min(limit, len(found))) if random else found.head(limit)).to_list()}
+
+
+def columns(run: HostedRun, items: list[str]) -> dict[str, Any]:
+    """Return the content of `ColumnsResponse`."""
+    recommender = run.snapshot.recommender
+    if (table := recommender.item_table) is None:
+        return {"items": []}
+    numbers = recommender.item_index(items)
+    numbers = numbers[numbers >= 0]
+    rows = table.drop("item_id", strict=False)[numbers].to_dicts()
+    return {
+        "items": [
+            {"item_id": run.snapshot.item_ids[number], "columns": row}
+            for number, row in zip(numbers.tolist(), rows, strict=True)
+        ]
+    }
 
 
 def history(run: HostedRun, user: str) -> dict[str, Any]:

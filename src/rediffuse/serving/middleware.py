@@ -1,34 +1,46 @@
-"""ASGI middleware around every request: metrics, authentication, and the size limit of bodies."""
+"""ASGI middleware around every request: its id, metrics, the access log, authentication, and the size of bodies."""
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rediffuse.serving import logs
 from rediffuse.serving.problems import problem_response
 from rediffuse.serving.settings import Settings
 from rediffuse.serving.telemetry import Telemetry
 
 
-class MetricsMiddleware:
-    """Counts requests and measures their latency, by route template, so that ids in paths create no new time series."""
+class RequestMiddleware:
+    """Gives requests an id, counts them, measures their latency, and logs them.
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
-        self.app, self.telemetry = app, telemetry
+    Metrics have the route template, so that ids in paths create no new time series. The access log has the path without
+    the query, which may hold ids of users.
+    """
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, access_log: bool) -> None:
+        self.app, self.telemetry, self.access_log = app, telemetry, access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         began, status = time.perf_counter(), 499  # the client disconnected before the response
+        record = logs.RequestRecord(logs.request_id(dict(scope["headers"]).get(b"x-request-id")))
+        # Each request runs in a context of its own, so this is not reset: handlers of errors outside still read it.
+        logs.current.set(record)
 
         async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = list(message.get("headers", []))
+                if not any(name.lower() == b"x-request-id" for name, _ in headers):
+                    message = {**message, "headers": [*headers, (b"x-request-id", record.id.encode())]}
             await send(message)
 
         try:
@@ -40,8 +52,30 @@ class MetricsMiddleware:
             route = getattr(scope.get("route"), "path", "none")
             # Clients choose the method, so only known methods become labels.
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD") else "other"
-            self.telemetry.requests.labels(route, method, str(status)).inc()
-            self.telemetry.latency.labels(route).observe(time.perf_counter() - began)
+            run, seconds = record.run or "", time.perf_counter() - began
+            self.telemetry.requests.labels(route, method, str(status), run).inc()
+            self.telemetry.latency.labels(route, run).observe(seconds)
+            if self.access_log:
+                _log_access(scope, record, method, route, status, seconds)
+
+
+def _log_access(scope: Scope, record: logs.RequestRecord, method: str, route: str, status: int, seconds: float) -> None:
+    client, milliseconds = (scope.get("client") or ("",))[0], round(1000 * seconds, 1)
+    fields = {"method": method, "path": scope["path"], "route": route, "status": status}
+    fields |= {"milliseconds": milliseconds, "model": record.run, "client": client, "request_id": record.id}
+    # Quoted, because clients choose the path: a line break in it would forge a line of the log.
+    path = json.dumps(scope["path"])
+    logs.access.info(
+        "%s %s %s %d %s ms %s %s",
+        client,
+        method,
+        path,
+        status,
+        milliseconds,
+        record.run or "-",
+        record.id,
+        extra={"fields": fields},
+    )
 
 
 class AuthMiddleware:

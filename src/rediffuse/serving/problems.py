@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from rediffuse.errors import RediffuseError
+from rediffuse.errors import RediffuseError, did_you_mean
+from rediffuse.serving.logs import current
 
 MEDIA_TYPE = "application/problem+json"
 # Of responses that may contain users' data: caches must not store them, and browsers must not sniff their type.
@@ -34,6 +35,7 @@ class ProblemDetails(BaseModel):
     detail: str | None = None
     remedy: str | None = Field(None, description="What to do about it.")
     errors: list[FieldProblem] | None = Field(None, description="One entry per invalid field.")
+    request_id: str | None = Field(None, description="The id of the request in the log, also in X-Request-ID.")
 
 
 class Problem(Exception):
@@ -71,6 +73,9 @@ def problem_response(
         "remedy": remedy,
         "errors": errors,
     }
+    if (request := current.get()) is not None:
+        content["request_id"] = request.id
+        headers = (headers or {}) | {"X-Request-ID": request.id}
     content = {name: value for name, value in content.items() if value is not None}
     return Response(to_json(content), status, PRIVATE_HEADERS | (headers or {}), media_type=MEDIA_TYPE)
 
@@ -92,13 +97,18 @@ def install(app: FastAPI) -> None:
         errors = [
             {
                 "field": ".".join(map(str, one["loc"]))[:200],
-                "message": str(one["msg"]).removeprefix("Value error, ")[:500],
+                "message": _message(request, one)[:500],
             }
             for one in error.errors()[:20]
         ]
         return problem_response(
             422, "invalid-request", "The request is invalid.", "See /openapi.json for the format of requests.", errors
         )
+
+    def _message(request: Request, one: dict[str, Any]) -> str:
+        if one["type"] == "extra_forbidden" and len(one["loc"]) == 2:
+            return f"There is no such field. {did_you_mean(one['loc'][1], _fields(request))}"
+        return str(one["msg"]).removeprefix("Value error, ")
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -110,3 +120,10 @@ def install(app: FastAPI) -> None:
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem_response(500, "internal-error", "The server failed to answer; its log has the details.")
+
+
+def _fields(request: Request) -> list[str]:
+    """Names of the fields in the body that the route of a request expects."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    kind = None if body is None else body.field_info.annotation
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []

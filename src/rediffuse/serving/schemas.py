@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
-from rediffuse.serving.settings import MAX_HISTORY, MAX_ITEMS, MAX_K, MAX_SAMPLES, MAX_USERS
+from rediffuse.serving.settings import MAX_HISTORY, MAX_IGNORED, MAX_ITEMS, MAX_K, MAX_SAMPLES, MAX_USERS
 
 MAX_INTEGER = 2**63 - 1
 Id = Annotated[StrictInt, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)] | Annotated[StrictStr, Field(max_length=256)]
@@ -143,6 +143,10 @@ class _Response(BaseModel):
     model: str = Field(description="Name that the run is served under.")
     version: str = Field(description="Changes whenever the run folder changes.")
     notes: list[str] = Field(description="Unknown users and items, with counts.")
+    ignored_items: list[int | str] = Field(
+        description=f"Distinct items of the histories (of /v1/similar: of `items`) that the catalogue does not have, "
+        f"and that were ignored: the first {MAX_IGNORED}. The notes count all."
+    )
 
 
 class RecommendResponse(_Response):
@@ -158,9 +162,14 @@ class SimilarRequest(_Request):
     k: K = Field(10, description="Similar items per item.")
 
 
+class SimilarItem(Item):
+    cosine: float | None = Field(description="Cosine of the item vectors; null for models with an item-item matrix.")
+    weight: float | None = Field(description="Weight in the item-item matrix, from the asked item; else null.")
+
+
 class SimilarItems(BaseModel):
     item_id: int | str
-    items: list[NearItem]
+    items: list[SimilarItem] = Field(description="Of an item-item matrix, only items with a positive weight.")
 
 
 class SimilarResponse(_Response):
@@ -236,6 +245,11 @@ class SpreadResponse(_Response):
     steps: list[SpreadStep] = Field(description="Hop by hop, from the history to the scores.")
 
 
+class ItemColumn(BaseModel):
+    name: str
+    type: str = Field(description="`number`, `text`, `boolean`, `time`, `list` or `other`.")
+
+
 class ModelInfo(BaseModel):
     """A served run."""
 
@@ -251,8 +265,17 @@ class ModelInfo(BaseModel):
     retrieval: str = Field(description="`exact` or `index`.")
     max_sampling_steps: int | None = Field(description="The most that a request may ask for; null: no choice.")
     calibrated_sampling_steps: int | None = Field(description="The default, calibrated on validation data.")
+    fingerprint: str = Field(description="sha256 over the files of the run that recommendations depend on.")
+    split: str = Field(description="The split that the run was trained on; `none` held nothing out.")
+    held_out: str | None = Field(description="What the split held out and the model has not learned from, or null.")
+    histories_end: str | None = Field(description="Time of the last interaction that the run holds, in UTC, or null.")
+    refit_of: dict[str, Any] | None = Field(
+        description="The run that this one was refitted from: its name, split, metric and validation metrics, or null."
+    )
+    item_columns: list[ItemColumn] = Field(description="Columns of the item table; empty without one.")
     has_titles: bool
-    has_vectors: bool = Field(description="Whether similar items and an item map exist.")
+    has_similar: bool = Field(description="Whether /v1/similar answers.")
+    has_vectors: bool = Field(description="Whether an item map exists.")
     explains_scores: bool = Field(
         description="Whether explanations contain contributions, which add up to the score, and /v1/spread exists."
     )
@@ -267,6 +290,15 @@ class ModelsResponse(BaseModel):
 
 class ItemsResponse(BaseModel):
     items: list[Item]
+
+
+class ItemRow(BaseModel):
+    item_id: int | str
+    columns: dict[str, Any] = Field(description="Columns of the item table, without the id.")
+
+
+class ColumnsResponse(BaseModel):
+    items: list[ItemRow] = Field(description="In the order of the request; empty if the run has no item table.")
 
 
 class UsersResponse(BaseModel):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextvars
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -16,9 +18,17 @@ from rediffuse.recommender.remarks import remarks
 from rediffuse.serving.batcher import ScoringJob
 from rediffuse.serving.explaining import explain
 from rediffuse.serving.hosted import HostedRun, RunSnapshot
+from rediffuse.serving.logs import current
 from rediffuse.serving.problems import Problem
 from rediffuse.serving.schemas import DenoiseRequest, RecommendRequest, SimilarRequest, SpreadRequest
-from rediffuse.serving.settings import MAX_EXPLAINED, MAX_INLINE_IDS, MAX_RECOMMENDED, MAX_RERANKED, Settings
+from rediffuse.serving.settings import (
+    MAX_EXPLAINED,
+    MAX_IGNORED,
+    MAX_INLINE_IDS,
+    MAX_RECOMMENDED,
+    MAX_RERANKED,
+    Settings,
+)
 
 RETRY = {"Retry-After": "1"}
 Result = TypeVar("Result")
@@ -42,11 +52,12 @@ class Service:
         Raises:
             Problem: no run has this name.
         """
-        if name is None:
-            return next(iter(self.runs.values()))
+        name = next(iter(self.runs)) if name is None else name
         if name not in self.runs:
             known = f"Served: {', '.join(self.runs)}."
             raise Problem(404, "unknown-model", "No model is served under this name.", known)
+        if (request := current.get()) is not None:
+            request.run = name  # for the log and the metrics
         return self.runs[name]
 
     async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
@@ -84,7 +95,9 @@ class Service:
             for result, explained in zip(results, explanations, strict=True):
                 for item, explanation in zip(result["items"], explained, strict=True):
                     item["explanation"] = explanation
-        return _identity(run, snapshot) | {"notes": remarks(counts | unknown), "results": results}
+        ignored = _ignored(snapshot, counts, request.histories or ())
+        notes = remarks(counts | unknown)
+        return _identity(run, snapshot) | {"notes": notes, "ignored_items": ignored, "results": results}
 
     def similar(self, request: SimilarRequest) -> dict[str, Any]:
         """Return the content of a `SimilarResponse`."""
@@ -92,19 +105,21 @@ class Service:
         snapshot = run.snapshot
         numbers = snapshot.recommender.item_index(request.items)
         known = numbers[numbers >= 0]
-        cosines, near = snapshot.recommender.inspector.nearest(known, request.k)
+        inspector = snapshot.recommender.inspector
+        values = {"cosine": None, "weight": None}
         results = [
             {
                 "item_id": snapshot.item_ids[item],
                 "items": [
-                    snapshot.item(other) | {"cosine": round(cosine, 4)}
-                    for other, cosine in zip(near[row].tolist(), cosines[row].tolist(), strict=True)
+                    snapshot.item(other) | values | {inspector.measure: value}
+                    for other, value in zip(near.tolist(), similarities.tolist(), strict=True)
                 ],
             }
-            for row, item in enumerate(known.tolist())
+            for item, (similarities, near) in zip(known.tolist(), inspector.similar(known, request.k), strict=True)
         ]
-        notes = remarks({"unknown_asked": len(numbers) - len(known)})
-        return _identity(run, snapshot) | {"notes": notes, "results": results}
+        counts = {"unknown_asked": len(numbers) - len(known)}
+        ignored = _ignored(snapshot, {"unknown_items": counts["unknown_asked"]}, [request.items])
+        return _identity(run, snapshot) | {"notes": remarks(counts), "ignored_items": ignored, "results": results}
 
     def denoise(self, request: DenoiseRequest) -> dict[str, Any]:
         """Return the content of a `DenoiseResponse`."""
@@ -130,7 +145,8 @@ class Service:
                 }
             )
         notes = remarks(counts, "there is nothing to denoise for them")
-        return _identity(run, snapshot) | {"notes": notes, "steps": steps}
+        ignored = _ignored(snapshot, counts, [request.history or ()])
+        return _identity(run, snapshot) | {"notes": notes, "ignored_items": ignored, "steps": steps}
 
     def spread(self, request: SpreadRequest) -> dict[str, Any]:
         """Return the content of a `SpreadResponse`."""
@@ -146,7 +162,8 @@ class Service:
             total, reached = float(mass.double().sum()), int(torch.count_nonzero(mass))
             steps.append({"hop": hop, "total": total, "reached": reached, "items": items})
         notes = remarks(counts, "there is no mass to spread for them")
-        return _identity(run, snapshot) | {"notes": notes, "steps": steps}
+        ignored = _ignored(snapshot, counts, [request.history or ()])
+        return _identity(run, snapshot) | {"notes": notes, "ignored_items": ignored, "steps": steps}
 
     def _check_limits(self, run: HostedRun, request: RecommendRequest, model: Model, sampling: Sampling) -> None:
         """Refuse a request that would take too long, or that would wait behind too many users."""
@@ -175,7 +192,7 @@ class Service:
         if self.worker_requests >= self.settings.max_worker_requests:
             raise Problem(503, "overloaded", "Too many requests are waiting.", "Try again in a second.", RETRY)
         self.worker_requests += 1
-        future = self.workers.submit(function, *arguments)
+        future = self.workers.submit(contextvars.copy_context().run, function, *arguments)
         try:
             return await self._in_time(asyncio.wrap_future(future))
         finally:
@@ -191,6 +208,15 @@ class Service:
 
 def _identity(run: HostedRun, snapshot: RunSnapshot) -> dict[str, Any]:
     return {"model": run.name, "version": snapshot.version}
+
+
+def _ignored(snapshot: RunSnapshot, counts: dict[str, int], histories: Iterable[Sequence[Any]]) -> list[Any]:
+    """The first distinct ids of histories that the catalogue does not have, at most `MAX_IGNORED`."""
+    if not counts["unknown_items"]:
+        return []
+    ids = [item for history in histories for item in history]
+    unknown = snapshot.recommender.item_index(ids) < 0
+    return list(dict.fromkeys(itertools.compress(ids, unknown)))[:MAX_IGNORED]
 
 
 def _items(snapshot: RunSnapshot, ranked: RankedItems) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ class Settings:
         hosts: host names that requests may use; None allows any. This protects against DNS rebinding: a page of
             another site whose name was made to resolve to this machine.
         reload_every: seconds between two checks of the run folders.
+        access_log: whether every request is logged.
     """
 
     max_batch: int = 64
@@ -32,6 +33,7 @@ class Settings:
     token: str | None = None
     hosts: frozenset[str] | None = None
     reload_every: float = 1.0
+    access_log: bool = False
 
 
 # Limits of single fields, which the OpenAPI description contains as well.
@@ -40,6 +42,8 @@ MAX_K = 1000
 MAX_HISTORY = 1000
 MAX_ITEMS = 10_000
 MAX_SAMPLES = 64
+# Ids of unknown items that a response names.
+MAX_IGNORED = 100
 # Limits of users x k of a request, without and with explanations.
 MAX_RECOMMENDED = 20_000
 MAX_EXPLAINED = 1_000

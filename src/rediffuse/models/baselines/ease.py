@@ -175,6 +175,13 @@ class EASE(ItemItemModel):
         plain = self.config.input_weighting == "none"
         return F.embedding_bag(items, self.weight, offsets, mode="sum", per_sample_weights=None if plain else values)
 
+    def item_neighbours(self, items: NDArray[np.int64]) -> Tensor:
+        chosen = torch.from_numpy(items).to(self.weight.device)
+        if not len(self.offsets):
+            return self.weight[chosen]
+        one_each = chosen, torch.arange(len(items)), torch.ones_like(chosen), torch.ones(len(items))
+        return sparse_scores(one_each, self.offsets, self.near, self.weight, self.num_items)
+
 
 def restricted_weights(matrix: sparse.csr_array, penalty: NDArray[np.float32], neighbours: int) -> sparse.csr_array:
     """EASE with at most ``neighbours`` weights in each column.

@@ -74,3 +74,9 @@ class ItemKNN(ItemItemModel):
         scores = torch.zeros(len(histories) * self.num_items, device=device)
         scores.index_add_(0, at.flatten(), (self.weight[items] * values[:, None]).flatten())
         return scores.view(len(histories), self.num_items)
+
+    def item_neighbours(self, items: NDArray[np.int64]) -> Tensor:
+        chosen = torch.from_numpy(items).to(self.weight.device)
+        # Places without a neighbour hold item 0 with weight 0, so weights are added.
+        rows = torch.zeros(len(items), self.num_items, device=self.weight.device)
+        return rows.scatter_add_(1, self.near[chosen].long(), self.weight[chosen])

@@ -146,3 +146,6 @@ class SLIST(Model):
         weights = interaction_weights(histories, "half_life_events", half_life=half_life)
         items, offsets, _, values = weighted_bags(histories, self.num_items, weights, self.weight.device)
         return F.embedding_bag(items, self.weight, offsets, mode="sum", per_sample_weights=values)
+
+    def item_neighbours(self, items: NDArray[np.int64]) -> Tensor:
+        return self.weight[torch.from_numpy(items).to(self.weight.device)]

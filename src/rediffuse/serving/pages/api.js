@@ -19,7 +19,8 @@ export async function api(path, body, signal) {
   const content = await response.json();
   if (response.ok) return content;
   const fields = (content.errors ?? []).map((error) => `${error.field}: ${error.message}`).join("; ");
-  throw new Error([content.detail ?? content.title, fields, content.remedy].filter(Boolean).join(" "));
+  const error = new Error([content.detail ?? content.title, fields, content.remedy].filter(Boolean).join(" "));
+  throw Object.assign(error, { kind: content.type });
 }
 
 /** GET /v1/models/{model}/{resource}. */

@@ -1,6 +1,7 @@
 // The explorer: connects its parts and requests new results whenever the state changes.
 
 import { byId, debounced, guarded, showError } from "./dom.js";
+import { initFilters, renderFilters } from "./filters.js";
 import { initHistory, renderHistory } from "./history.js";
 import { recommend, renderRecommendations } from "./recommendations.js";
 import { renderRunPicker } from "./runs.js";
@@ -35,8 +36,9 @@ async function openAddress() {
 start(async () => {
   initHistory();
   initSettings();
+  initFilters();
   initTrajectory();
-  onUpdate((focus) => { renderHistory(focus); renderSettings(); refresh(); });
+  onUpdate((focus) => { renderHistory(focus); renderSettings(); renderFilters(); refresh(); });
   window.addEventListener("hashchange", guarded(openAddress));
   if (innerWidth < 900) byId("settings").open = false;
   await openAddress();

@@ -110,6 +110,13 @@ export function initHistory() {
     await loadHistory(byId("user").value.trim());
     update({ step: null });
   }));
+  byId("random-user").addEventListener("click", guarded(async () => {
+    const [user] = (await modelApi(state.runs[0], "users", { limit: 1, random: true })).users;
+    if (user === undefined) throw new Error("This run holds no users.");
+    byId("user").value = "";
+    await loadHistory(String(user));
+    update({ step: null });
+  }));
   byId("clear").addEventListener("click", () => { editHistory([]); byId("search").focus(); });
   byId("earlier").addEventListener("click", () => { unfolded = !unfolded; renderHistory(); });
   byId("history-list").addEventListener("focusin", (event) => {

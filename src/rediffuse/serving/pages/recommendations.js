@@ -1,7 +1,8 @@
 // The recommendations of the runs, side by side.
 
-import { api } from "./api.js";
+import { api, modelApi } from "./api.js";
 import { announce, byId, clamp, el, guarded, plural, titleOf } from "./dom.js";
+import { filterFor } from "./filters.js";
 import { colourOf } from "./runs.js";
 import { shareBar, shareLegend, shareList } from "./shares.js";
 import { editHistory, historyIds, MAX_HISTORY, shownRuns, state } from "./state.js";
@@ -24,21 +25,40 @@ export async function recommend(signal) {
   const results = [];
   // One after the other: requests at the same time would wait for each other, which would add to their latency.
   for (const run of shownRuns()) {
+    const { filter, notes } = filterFor(run);
     const body = {
-      ...optionsFor(run), ...(history ? { histories: [history] } : { users: [user] }),
+      ...optionsFor(run), ...filter, ...(history ? { histories: [history] } : { users: [user] }),
       filter_seen: state.filter_seen, samples: run.stochastic ? state.samples : 1, explain: true,
     };
     const began = performance.now();
     try {
       const response = await api("recommend", body, signal);
       run.version = response.version; // after a reload the run has another map, too
-      results.push({ run, latency: performance.now() - began, notes: response.notes, items: response.results[0].items });
+      const latency = performance.now() - began, { items } = response.results[0];
+      await addColumns(run, items);
+      results.push({ run, latency, notes: [...notes, ...response.notes], items });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       results.push({ run, failure: error.message, notes: [], items: [] });
     }
   }
   return results;
+}
+
+/** Add what the item table says about each item. */
+async function addColumns(run, items) {
+  if (!run.item_columns.some(({ name }) => name !== "title") || !items.length) return;
+  const query = new URLSearchParams(items.slice(0, 50).map(({ item_id }) => ["item", item_id]));
+  const rows = (await modelApi(run.model, "columns", query)).items;
+  const found = new Map(rows.map(({ item_id, columns }) => [String(item_id), columns]));
+  for (const item of items) item.columns = found.get(String(item.item_id));
+}
+
+/** The columns of an item as a line; the title is shown above it. */
+function columnLine(item) {
+  const shown = Object.entries(item.columns ?? {}).filter(([, value]) => value !== null && value !== item.title);
+  const text = shown.map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(", ") : value}`).join(" · ");
+  return text ? el("div", { className: "soft small item-columns" }, text) : null;
 }
 
 export function renderRecommendations(results) {
@@ -73,6 +93,9 @@ function column({ run, latency, notes, items, failure }, occurrences, lists) {
     const whiskers = items[0].uncertainty === null ? "" : ` Whiskers: ± one standard deviation over ${state.samples} samples.`;
     box.append(el("p", { className: "soft small" }, `Bars run from the lowest to the highest score of this list. Scores of different models are not comparable.${whiskers}`));
     if (run.explains_scores) box.append(shareLegend());
+  } else {
+    const causes = [state.filters.length ? "the filters" : "", state.filter_seen ? "leaving out seen items" : ""].filter(Boolean);
+    box.append(el("p", { className: "soft" }, `No item is left to recommend${causes.length ? ` after ${causes.join(" and ")}` : ""}.`));
   }
   return box;
 }
@@ -98,7 +121,7 @@ function row(run, item, n, { percent, decimals }, occurrences, lists) {
   const tag = occurrences > 1 ? el("span", { className: "tag" }, lists === 2 ? "both" : `${occurrences} of ${lists}`) : null;
   return el("li", {},
     el("span", { className: "rank", ariaHidden: "true" }, n + 1),
-    el("div", { className: "title" }, el("span", {}, titleOf(item)), " ", tag),
+    el("div", { className: "title" }, el("span", {}, titleOf(item)), " ", tag, columnLine(item)),
     el("button", {
       type: "button", className: "tiny", title: "Add to the history", ariaLabel: `Add ${titleOf(item)} to the history`,
       click: () => editHistory([...state.history, item]),
@@ -112,7 +135,7 @@ function explanation(run, item) {
   const { contributions, nearest, paths } = item.explanation;
   const list = (heading, items) => (!items.length ? [] : [
     el("p", { className: "soft" }, heading),
-    el("ul", {}, items.map((one) => el("li", {}, titleOf(one), el("span", { className: "soft" }, ` ${one.cosine.toFixed(2)}`)))),
+    el("ul", {}, items.map((one) => el("li", {}, titleOf(one), el("span", { className: "soft" }, ` ${Number((one.cosine ?? one.weight).toPrecision(2))}`)))),
   ]);
   const content = shareList(contributions);
   content.push(...list("Nearest in the history, by cosine", nearest));
@@ -123,9 +146,9 @@ function explanation(run, item) {
   }
   const box = el("details", { className: "explanation small" }, el("summary", { ariaLabel: `Why ${titleOf(item)}` }, "Why"), content);
   // Similar items are requested when the explanation is opened.
-  if (run.has_vectors) box.addEventListener("toggle", guarded(async () => {
+  if (run.has_similar) box.addEventListener("toggle", guarded(async () => {
     const similar = (await api("similar", { model: run.model, items: [item.item_id], k: 4 })).results[0];
-    if (similar) box.append(...list("Nearest in the catalogue, by cosine", similar.items));
+    if (similar) box.append(...list(`Most similar in the catalogue, by ${similar.items[0]?.weight == null ? "cosine" : "weight"}`, similar.items));
   }), { once: true });
   return box;
 }

@@ -12,7 +12,7 @@ export const RANGES = {
 };
 
 /** `user` is an id, or null for an edited history; `trajectory` the run whose trajectory is shown, or null. */
-export const state = { ...DEFAULTS, runs: [], user: null, history: [], trajectory: null, step: null };
+export const state = { ...DEFAULTS, runs: [], filters: [], user: null, history: [], trajectory: null, step: null };
 
 export const shownRuns = () => runs.filter((run) => state.runs.includes(run.model));
 export const historyIds = () => state.history.map((item) => item.item_id);
@@ -36,7 +36,10 @@ export function update(changes, focus) {
 export const editHistory = (history, focus) => update({ history, user: null, step: null }, focus);
 
 export async function loadHistory(user) {
-  const { items } = await modelApi(state.runs[0], "history", { user });
+  const { items } = await modelApi(state.runs[0], "history", { user }).catch((error) => {
+    if (error.kind !== "urn:rediffuse:unknown-user") throw error;
+    throw new Error(`${state.runs[0]} knows no user with the id “${user}”. Type the beginning of an id and choose from the list, or press Random.`);
+  });
   Object.assign(state, { history: items, user });
 }
 
@@ -45,8 +48,17 @@ export function writeAddress() {
   if (state.user !== null) query.set("user", state.user);
   else for (const id of state.history.length ? historyIds() : [""]) query.append("item", id);
   for (const [name, value] of Object.entries(DEFAULTS)) if (state[name] !== value) query.set(name, state[name]);
+  if (state.filters.length) query.set("filters", JSON.stringify(state.filters));
   for (const name of ["trajectory", "step"]) if (state[name] !== null) query.set(name, state[name]);
   window.history.replaceState(null, "", `#${query}`);
+}
+
+/** The filters of an address; those that are no clauses are left out. */
+function readFilters(text) {
+  let found = [];
+  try { found = JSON.parse(text ?? "[]"); } catch { return []; }
+  const valid = (one) => typeof one?.column === "string" && (one.eq !== undefined || Array.isArray(one.in) || typeof one.range === "object" && one.range !== null);
+  return Array.isArray(found) ? found.filter(valid) : [];
 }
 
 export async function readAddress() {
@@ -57,6 +69,7 @@ export async function readAddress() {
   };
   Object.assign(state, Object.fromEntries(Object.keys(RANGES).map((name) => [name, number(name)])), {
     runs: namesOf(query), filter_seen: query.get("filter_seen") !== "false", trajectory: query.get("trajectory"), user: null, history: [],
+    filters: readFilters(query.get("filters")),
   });
   if (query.has("item")) {
     const ids = query.getAll("item").filter(Boolean).slice(0, MAX_HISTORY);
