@@ -1,9 +1,10 @@
-"""Trackers, each really used: an event file, W&B offline, MLflow with files and with SQLite. No network is needed."""
+"""Trackers, each really used: an event file, W&B offline, MLflow with files and SQLite. Nothing needs a network."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,15 +124,19 @@ def test_wandb_offline(split, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = rd.train("sasrec", split, tmp_path / "run", config=TINY, tracker="wandb")
+    run = rd.train("sasrec", split, tmp_path / "run", config=TINY, tracker="wandb", track_artifacts=True)
     tracked = run.config["tracking"]
     (file,) = (tmp_path / "wandb").glob(f"offline-run-*-{tracked['run']}/*.wandb")
     content = file.read_bytes()
     for name in ("validation/ndcg_at_10_unseen", "loss", "learning_rate", "embedding_size", "leave-one-out"):
         assert name.encode() in content
     assert b"@10" not in content.replace(b'"ndcg@10"', b"")  # the option metric keeps its value
+    assert b"model.safetensors" in content
+    while time.strftime("%Y%m%d_%H%M%S") in file.parent.name:  # W&B names folders by the second
+        time.sleep(0.05)
     rd.evaluate(run, split.dataset)
     later = [path.read_bytes() for path in (tmp_path / "wandb").glob(f"offline-run-*-{tracked['run']}/*.wandb")]
+    assert len(later) == 2
     assert any(b"test/ndcg_at_10" in content for content in later)
 
 

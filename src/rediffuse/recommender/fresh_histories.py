@@ -201,7 +201,7 @@ def update_histories(
             contents.items,
             contents.user_ids,
             contents.histories,
-            model_card(contents.config, made_in),
+            model_card(type(contents.model), contents.config, made_in),
             {name: pl.read_parquet(source / name) for name in _artifacts(old)},
             held_out=contents.held_out,
             item_table=contents.item_table,

@@ -45,7 +45,7 @@ def check_tracker(name: str | None, artifacts: bool) -> None:
 def legal_name(name: str, tracker: str) -> str:
     """The name of a metric as a tracker takes it: ``hr@10/unseen`` becomes ``hr_at_10_unseen``, except in TensorBoard.
 
-    MLflow refuses ``@``, W&B cannot use it in a formula, and MLflow's file store has no room for ``hr@10`` and a name
+    MLflow refuses ``@``, W&B cannot use it in a formula, and MLflow's file store cannot hold ``hr@10`` and a name
     below it.
     """
     if tracker == "tensorboard":

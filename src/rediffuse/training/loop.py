@@ -88,7 +88,7 @@ class Trainer:
         user_ids: names users in errors.
         max_minutes: limit of the wall time over all sessions.
         show_progress: draw a progress bar, in a terminal or a notebook.
-        callbacks: called as `Callbacks` says, when what they are told is logged and saved. An exception that one raises
+        callbacks: called as `Callbacks` says, once it is logged and saved. An exception that one raises
             ends training and is passed on by `run`.
         steps: phase -> optimiser steps, which replace its number of epochs; whole epochs are trained, at least one.
     """
