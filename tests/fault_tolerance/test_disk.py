@@ -16,11 +16,11 @@ from tests.dying import start
 import rediffuse as rd
 from rediffuse import files
 from rediffuse.cli import main
-from rediffuse.data import loading
 from rediffuse.data.loading import load_dataset
 from rediffuse.errors import DataError, StorageError
 from rediffuse.files import is_leftover
 from rediffuse.recommender.index_building import build_index
+from rediffuse.runs import run_folder
 from rediffuse.testing import synthetic_interactions
 
 PLENTY = 64 * 2**20
@@ -232,7 +232,7 @@ def test_other_errors_of_the_system_give_no_traceback(monkeypatch, capsys, tmp_p
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied", "secret.parquet")
 
-    monkeypatch.setattr(loading, "load_dataset", refuse)
+    monkeypatch.setattr(run_folder, "read_config", refuse)
     monkeypatch.setattr(sys, "argv", ["rediffuse", "evaluate", str(tmp_path), str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rediffuse as rd
-from rediffuse.errors import ConfigError, RunError
+from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.runs.run_folder import read_log, read_run
 
 OPTIONS = {"embedding_size": 8, "epochs": 3, "batch_size": 32, "patience": 1, "precision": "fp32"}
@@ -136,3 +136,12 @@ def test_the_command(chosen, tmp_path, capsys, monkeypatch):
     printed = json.loads(capsys.readouterr().out)
     assert printed["interactions"] == len(events())
     assert printed["refit_of"] == str(chosen.path)
+
+
+def test_without_validation_nothing_is_chosen_and_that_is_said(tmp_path):
+    split = rd.split.none(dataset())
+    with pytest.warns(RediffuseWarning, match="all 3 epochs are trained and the last weights are kept"):
+        run = rd.train("gru4rec", split, tmp_path / "gru4rec", config=OPTIONS)
+    assert [record["epoch"] for record in read_log(run.path)] == [1, 2, 3]
+    with pytest.warns(RediffuseWarning, match="theat keeps its usual settings"):
+        rd.train("theat", split, tmp_path / "theat")

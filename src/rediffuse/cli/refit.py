@@ -38,7 +38,8 @@ def refit(
         print_rich(
             f"{made.config['model']} learned from all {data['interactions']:,} interactions in {duration(made.minutes)}"
             + (f" ({trained})" if trained else "")
-            + f". It has no test figures of its own: those of {run} are an estimate. Next: rediffuse recommend {out}"
+            + f". It has no test figures of its own: those of {run} are an estimate. "
+            + f"Next: rediffuse recommend {out} --user ID"
         )
 
     if rank() == 0:

@@ -89,13 +89,14 @@ def train(
             for name in (n for n in run.validation if not n.endswith("/unseen")):
                 listing.add_row(name, f"{run.validation[name]:.4f}", f"{run.validation[name + '/unseen']:.4f}")
             print_rich(listing)
+        following = f"recommend {out} --user ID" if split.name == "none" else f"evaluate {out} {dataset}"
         # 0: the model is not trained in epochs, or was never validated.
         best = f", best epoch {result['best_epoch']}" if result["best_epoch"] else ""
         if settings := run.config["resolved"].get("settings"):
             print_rich("Chosen on validation data: " + ", ".join(f"{k} = {v}" for k, v in settings.items()) + ".")
         if run.config["training"]["refitted"]:
             print_rich("Then fitted again, with the validation interactions.")
-        print_rich(f"{duration(run.minutes)}{best}. Next: rediffuse evaluate {out} {dataset}")
+        print_rich(f"{duration(run.minutes)}{best}. Next: rediffuse {following}")
 
     if rank() == 0:
         emit(result, as_json, print_summary)

@@ -14,9 +14,10 @@ from rediffuse import distributed
 from rediffuse.arguments import require_integer, require_number
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import Dataset
-from rediffuse.data.split import Split
+from rediffuse.data.split import Split, as_split
 from rediffuse.data.subsets import Task
 from rediffuse.memory import PeakMemory, keep_freed_memory
+from rediffuse.models import model_class
 from rediffuse.models.base import Model
 from rediffuse.runs.run_folder import Run
 from rediffuse.seeds import seed_torch
@@ -115,7 +116,7 @@ def estimate(
     seed = require_integer("seed", seed, minimum=None)
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
-    planned = plan(model, data, preset, config, seed, phases_from)
+    planned = plan(model_class(model), as_split("data", data), preset, config, seed, phases_from)
     memory = PeakMemory()
     trainer = planned.trainer(Path(), max_minutes=max_minutes)
     network, device = trainer.model, trainer.accelerator.device

@@ -29,7 +29,7 @@ from rediffuse import distributed
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TrainingView
 from rediffuse.data.subsets import Task
-from rediffuse.errors import RediffuseWarning, RunError, TrainingError
+from rediffuse.errors import RunError, TrainingError
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.evaluation.selection import SubsetValidation
 from rediffuse.files import atomic_write_bytes, writing
@@ -503,13 +503,6 @@ class Trainer:
     def calibrate(self) -> dict[str, Any]:
         """Let the model choose settings on validation data; returns its choices (see `Model.calibrate`)."""
         if not len(self.view.valid.users):
-            if type(self.model).calibrate is not Model.calibrate:
-                warnings.warn(
-                    f"This split has no validation subset, so {self.model.name} keeps its usual settings. With one, it "
-                    "would choose.",
-                    RediffuseWarning,
-                    stacklevel=3,
-                )
             return {}
         task, metric = self.view.valid, self.config.metric
         return self.model.calibrate(

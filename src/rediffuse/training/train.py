@@ -104,7 +104,7 @@ def train(
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
 
     Warns:
-        RediffuseWarning: training ended before the first validation.
+        RediffuseWarning: training ended before the first validation, or the split has no validation subset.
     """
     distributed.init()
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
@@ -115,8 +115,9 @@ def train(
     seed = require_integer("seed", seed, minimum=None)
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
-    planned = plan(model, data, preset, config, seed, phases_from)
-    split = planned.split
+    kind = model_class(model)
+    split = as_split("data", data)
+    planned = plan(kind, split, preset, config, seed, phases_from)
     run_config = describe_run(planned.kind, planned.preset, planned.options, seed, split, planned.phase_runs)
     if not external.is_importable(planned.kind):
         warnings.warn(
@@ -127,6 +128,8 @@ def train(
         )
     memory = PeakMemory()
     trainer = planned.trainer(folder, max_minutes=max_minutes, show_progress=progress, callbacks=called)
+    if not len(trainer.view.valid.users):
+        warnings.warn(_without_validation(trainer), RediffuseWarning, stacklevel=2)
     # The folder is created only after a model could be built from the options.
     remedy = "The last checkpoint is kept: start the same command again with --resume."
     with distributed.fail_together(remedy), reporting(progress), contextlib.ExitStack() as stack:
@@ -179,14 +182,12 @@ class Plan:
         return trainer
 
 
-def plan(model: Any, data: Any, preset: Any, config: Any, seed: int, phases_from: Any) -> Plan:
-    """Check the arguments of `train`, which has the same, and read what they name.
+def plan(kind: type[Model], split: Split, preset: Any, config: Any, seed: int, phases_from: Any) -> Plan:
+    """Check the arguments of `train`, and read what they name.
 
     Raises:
         ConfigError, RunError: as `train`.
     """
-    kind = model_class(model)
-    split = as_split("data", data)
     preset = require_text("preset", preset)
     config = require_options("config", config, kind.Config)
     phases_from = require_options("phases_from", phases_from, example='{"diffusion": "runs/tdiffrec"}')
@@ -202,6 +203,16 @@ def plan(model: Any, data: Any, preset: Any, config: Any, seed: int, phases_from
         raise ConfigError(problem, "Leave out the options: the run has its own.")
     options = kind.Config.build(preset, {**config, **phase_options}, model=kind.name)
     return Plan(kind, split, preset, options, seed, phase_runs)
+
+
+def _without_validation(trainer: Trainer) -> str:
+    """A sentence on what is not chosen without a validation subset."""
+    if not trainer.model.trained_by_gradient:
+        return f"This split has no validation subset, so {trainer.model.name} keeps its usual settings."
+    return (
+        f"This split has no validation subset, so all {trainer.config.epochs} epochs are trained and the last weights "
+        "are kept; patience and metric have no effect."
+    )
 
 
 def _start_tracking(
