@@ -74,6 +74,17 @@ def test_data_examples_run(tables):
         run(example.replace("k_core=5", "k_core=2"), page, names)
 
 
+@pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
+def test_cold_start_examples_run(tables):
+    page = ROOT / "docs/cold_start.md"
+    names: dict[str, object] = {}
+    for example in examples(page):
+        run(example, page, names)
+    assert (tables / "runs/live/model.safetensors").exists()
+    rd = names["rd"]
+    assert 900 in rd.Recommender.load("runs/today").items["item_id"]  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def options_on_the_page() -> dict[tuple[str, str], list[str]]:
     """(option, model or "" for all) -> default, values in DiffuRec's presets, as docs/models.md says."""
     text = (ROOT / "docs/models.md").read_text(encoding="utf-8").split("## Options")[1]
