@@ -50,8 +50,8 @@ def test_what_is_read_otherwise_than_by_python_is_noticed(
 ) -> None:
     case, real = fuzz.seeds()[0], getattr(columns, what)
 
-    def wrong(column: Any) -> Any:
-        found = real(column)
+    def wrong(column: Any, *options: Any) -> Any:
+        found = real(column, *options)
         return found[::-1].copy() if what == "ratings" else dataclasses.replace(found, seconds=found.seconds + 1)
 
     monkeypatch.setattr(columns, what, wrong)
