@@ -13,7 +13,7 @@ import pytest
 import rediffuse as rd
 from rediffuse.data.split import TEST, TRAIN, VALID
 from rediffuse.data.synthetic import with_synthetic
-from rediffuse.errors import ConfigError, DataError
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.readers.time_formats import remedy
 
 
@@ -256,3 +256,14 @@ def test_a_format_for_dates_is_refused() -> None:
     table = table.with_columns(pl.col("when").str.to_date())
     with pytest.raises(ConfigError, match="holds Date values"):
         rd.read_interactions(table, time="when", time_format="%d/%m/%Y")
+
+
+def test_dates_without_separators_are_noticed(tmp_path: Path) -> None:
+    path = dated(["20240301", "20231225"], tmp_path)
+    with pytest.warns(RediffuseWarning, match="all look like dates such as 20240301"):
+        rd.read_interactions(path, time="when")
+    data = rd.read_interactions(path, time="when", time_format="%Y%m%d")
+    assert data.interactions.times.tolist() == [1703462400, 1709251200]
+    as_integers = pl.read_csv(path)
+    assert as_integers["when"].dtype.is_integer()
+    assert rd.read_interactions(as_integers, time="when", time_format="%Y%m%d").fingerprint == data.fingerprint

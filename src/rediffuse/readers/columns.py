@@ -362,6 +362,16 @@ def times(column: Column | Pieces, time_format: str | None = None) -> Times:
     return _from_numbers(column, joined(column, _time_numbers))
 
 
+def look_like_dates(times: Times) -> bool:
+    """Whether all numbers that were read as seconds could be dates of 1900 to 2100 without separators: 20240301."""
+    if times.unit != "seconds" or times.seconds.dtype.kind != "i":
+        return False
+    if times.seconds.min() < 19000101 or times.seconds.max() > 21001231:
+        return False
+    month, day = times.seconds // 100 % 100, times.seconds % 100
+    return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all())
+
+
 def _time_numbers(column: Column) -> NDArray[Any]:
     if column.values.dtype != pl.String:
         numbers = _numbers(column, "a time")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from scipy import sparse
 
 from rediffuse.arguments import wrong_type
 from rediffuse.data.histories import BLOCK, Histories, index_type, row_blocks
-from rediffuse.errors import ConfigError
+from rediffuse.errors import ConfigError, RediffuseWarning
 from rediffuse.readers import columns as read
 from rediffuse.readers.columns import Pieces
 from rediffuse.readers.events import Events
@@ -88,6 +89,14 @@ class InteractionRows:
             parsed = read.times(Pieces(named["time"], table, "time"), time_format)
             self.times, self.keys = parsed.seconds, [parsed.key]
             report.values["time_unit"] = parsed.unit
+            if time_format is None and read.look_like_dates(parsed):
+                problem = (
+                    f"Times in column {named['time']!r} were read as seconds since 1970, but all look like dates "
+                    f"such as {int(parsed.seconds[0])}."
+                )
+                report.note(problem)
+                remedy = 'If they are, pass time_format="%Y%m%d" (--time-format "%Y%m%d").'
+                warnings.warn(f"{problem} {remedy}", RediffuseWarning, stacklevel=3)
             if parsed.unit != "seconds":
                 report.note(f"Times in column {named['time']!r} were read as {parsed.unit}.")
         if "order" in named:
