@@ -216,3 +216,10 @@ def test_filters_as_text():
     assert filter_text(None) is None
     assert filter_text({"column": "a", "eq": 1}) == "{'column': 'a', 'eq': 1}"
     assert "price" in str(filter_text(pl.col("price") < 3))
+
+
+def test_text_that_holds_numbers_alone_counts_as_numbers():
+    filters = ItemFilters(
+        pl.DataFrame({"item_id": ["a", "b"], "price": ["1", "2.5"], "size": ["1", "XL"], "stock": [3, None]})
+    )
+    assert [filters.holds_numbers(name) for name in ("price", "size", "stock")] == [True, False, True]

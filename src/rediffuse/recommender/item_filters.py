@@ -61,6 +61,11 @@ class ItemFilters:
             )
         return self._table
 
+    def holds_numbers(self, column: str) -> bool:
+        """Whether a column can be compared with numbers: it has a numeric type, or is text that holds numbers alone."""
+        series = self.table[column]
+        return series.dtype.is_numeric() or self._as_numbers(column, series) is not None
+
     def allowed(self, condition: Any) -> NDArray[np.bool_]:
         """(num_items,) whether each item fulfils a condition.
 

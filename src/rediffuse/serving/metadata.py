@@ -10,6 +10,7 @@ import polars as pl
 
 from rediffuse.comparison.compare import groups_of_equal_size
 from rediffuse.comparison.runs import BY_USER
+from rediffuse.recommender import Recommender
 from rediffuse.runs.card import without_front_matter
 from rediffuse.serving.hosted import HostedRun
 from rediffuse.serving.problems import Problem
@@ -38,7 +39,7 @@ def describe(run: HostedRun) -> dict[str, Any]:
         "held_out": recommender.held_out_remark,
         "histories_end": config["data"].get("histories_end"),
         "refit_of": _refit_of(config),
-        "item_columns": _item_columns(recommender.item_table),
+        "item_columns": _item_columns(recommender),
         "has_titles": snapshot.titles is not None,
         "has_similar": recommender.inspector.has_similar,
         "has_vectors": recommender.inspector.has_vectors,
@@ -55,16 +56,18 @@ def _refit_of(config: dict[str, Any]) -> dict[str, Any] | None:
     return None if source is None else source | {"run": PurePath(source["run"]).name}
 
 
-def _item_columns(table: pl.DataFrame | None) -> list[dict[str, str]]:
-    """Names and types of the columns of the item table, without the id."""
-    if table is None:
+def _item_columns(recommender: Recommender) -> list[dict[str, str]]:
+    """Names and types of the columns of the item table, without the id; types as filters read them."""
+    if recommender.item_table is None:
         return []
-    return [{"name": name, "type": _type(kind)} for name, kind in table.schema.items() if name != "item_id"]
+    return [
+        {"name": name, "type": "number" if recommender.filters.holds_numbers(name) else _type(kind)}
+        for name, kind in recommender.item_table.schema.items()
+        if name != "item_id"
+    ]
 
 
 def _type(kind: pl.DataType) -> str:
-    if kind.is_numeric():
-        return "number"
     if kind.is_temporal():
         return "time"
     if kind == pl.Boolean:
