@@ -468,7 +468,7 @@ def shop(split, tmp_path_factory):
             "price": [float(n) for n in range(len(ids))],
         }
     )
-    priced = rd.split.leave_one_out(dataclasses.replace(data, items=table))
+    priced = rd.split.leave_one_out(dataclasses.replace(data, items=table, title=None))
     folder = rd.train("itemknn", priced, tmp_path_factory.mktemp("shop") / "shop").path
     address, stop = served([folder])
     yield address
