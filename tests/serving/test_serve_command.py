@@ -69,10 +69,13 @@ def test_a_missing_extra_is_named(monkeypatch):
     assert "rediffuse[serve]" in str(error)
 
 
-def test_a_shutdown_finishes_requests_in_progress(folders):
+def test_a_shutdown_finishes_requests_in_progress(folders, tmp_path):
     command = [sys.executable, "-m", "rediffuse", "serve", str(folders[0]), "--port", "0", "--timeout", "60"]
     command += ["--access-log", "--log-format", "json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "log"
+    # The log goes to a file: a pipe that is not read would fill, and the service would wait for it.
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
         until = time.monotonic() + 60
         address = re.search(r"http://\S+", process.stdout.readline()).group()
@@ -81,7 +84,7 @@ def test_a_shutdown_finishes_requests_in_progress(folders):
                 urllib.request.urlopen(f"{address}/ready")
                 break
             except OSError:
-                assert process.poll() is None, process.communicate()
+                assert process.poll() is None, log.read_text()
                 assert time.monotonic() < until
                 time.sleep(0.05)
         statuses = []
@@ -104,7 +107,7 @@ def test_a_shutdown_finishes_requests_in_progress(folders):
         process.wait(30)
     finally:
         process.kill()
-    logged = process.stderr.read()
+    logged = log.read_text()
     assert "Traceback" not in logged
     entries = [json.loads(line) for line in logged.splitlines()]
     # What the split held out is said once, at the start; then there is one line for each request.
