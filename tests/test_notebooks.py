@@ -59,6 +59,33 @@ def test_what_denoising_does(tmp_path, monkeypatch):
     assert max(quality["λ = 1"]) < knowable - 0.2  # and the result is worse
 
 
+def test_your_shop_with_pandas(tmp_path, monkeypatch):
+    pytest.importorskip("pandas")
+    found = executed(
+        "your_shop_with_pandas",
+        tmp_path,
+        monkeypatch,
+        "dict(zip(results['model'], results['NDCG@10 test'], strict=True))",
+        "best",
+        "checks",
+        "news",
+        "[str(warning.message) for warning in caught]",
+        "sorted({type(table).__module__.split('.')[0] for table in (lists, shoes, cheap, mixed, fresh)})",
+        "[len(table) for table in (lists, shoes, mixed, fresh)]",
+    )
+    quality, best, checks, news, said, kinds, lengths = found.values()
+    assert min(quality["theat"], quality["sasrec"]) > 0.05 > 0.03 > quality["popularity"]
+    assert best == "theat"
+    assert list(checks.values()) == [[0, 0, 0, 0], ["shoes"], ["hats", "socks"], checks["highest price of cheap"], 1]
+    assert checks["highest price of cheap"] < 50
+    assert news["known items in the fresh lists"] == 0 < news["known items in the lists of before"]
+    assert (news["customers since then"], news["of whom new"]) == (40, 20)
+    assert len(said) == 1
+    assert "'A100'" in said[0]
+    assert kinds == ["pandas"]
+    assert lengths == [2500, 1500, 2500, 200]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebooks_become_pages(path):
     pytest.importorskip("mkdocs")
