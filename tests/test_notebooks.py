@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 from pathlib import Path
@@ -84,6 +85,44 @@ def test_your_shop_with_pandas(tmp_path, monkeypatch):
     assert "'A100'" in said[0]
     assert kinds == ["pandas"]
     assert lengths == [2500, 1500, 2500, 200]
+
+
+def test_serve_and_monitor(tmp_path, monkeypatch):
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        pytest.importorskip(package)
+    monkeypatch.delenv("REDIFFUSE_TOKEN", raising=False)
+    found = executed(
+        "serve_and_monitor",
+        tmp_path,
+        monkeypatch,
+        "[[item['item_id'] for item in answer['results'][0]['items']] for answer in (known, elsewhere, socks, new)]",
+        "elsewhere['ignored_items']",
+        "refused['errors'][0]['message']",
+        "sorted(requests.values())",
+        "[before, after]",
+        "{name.split('{')[0]: value for name, value in monitored.items()}",
+        "[new['notes'], new['version']]",
+        "reloads",
+        "service.poll()",
+    )
+    lists, ignored, mistake, counts, (before, after), monitored, (notes, version), reloads, code = found.values()
+    assert [len(items) for items in lists] == [3, 3, 3, 3]
+    assert lists[1][0] == "A09"  # the next one of the category
+    assert {int(item[1:]) % 4 for item in lists[2]} == {1}  # socks
+    assert ignored == ["A99"]
+    assert "Did you mean 'users'?" in mistake
+    assert counts == [1, 3, 3]
+    assert before["version"] != after["version"] == version
+    assert before["histories_end"] < after["histories_end"]
+    assert notes == []  # nothing is said of an unknown user
+    end = datetime.datetime.fromisoformat(after["histories_end"]).timestamp()
+    assert monitored == {
+        "rediffuse_reloads_total": 1,
+        "rediffuse_model_info": 1,
+        "rediffuse_histories_end_seconds": end,
+    }
+    assert reloads == [f"current was reloaded: version {before['version']} -> {version}"]
+    assert code is not None  # the service has ended
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
