@@ -125,6 +125,36 @@ def test_serve_and_monitor(tmp_path, monkeypatch):
     assert code is not None  # the service has ended
 
 
+def test_reproduce_a_paper(tmp_path, monkeypatch):
+    found = executed(
+        "reproduce_a_paper",
+        tmp_path,
+        monkeypatch,
+        "[[row['state'] for row in outcome.rows] for outcome in outcomes.values()]",
+        "[outcome.comparison.facts['split']['name'] for outcome in outcomes.values()]",
+        "sorted(changed)",
+        "[results(name).select('variant', 'mean', 'low').to_dicts() for name in protocols]",
+        "diffusion.select('difference_low', 'difference_high').rows()",
+        "floor.select('low', 'high').rows()",
+        "planned",
+    )
+    states, splits, changed, tables, diffusion, floor, planned = found.values()
+    assert states == [["trained"] * 8] * 2
+    assert splits == ["leave_one_out", "global_time"]
+    # The network is the paper's but for the options that shrink it.
+    assert changed == ["batch_size", "blocks", "embedding_size", "epochs", "learning_rate", "max_length"]
+    for table in tables:
+        popularity, transition, *networks = (row["mean"] for row in table)
+        assert min(networks) > popularity + 0.05
+        assert transition > max(networks)
+        assert [row["low"] is None for row in table] == [True, True, False, False]  # one seed has no interval
+    assert all(high < 0.02 for _, high in diffusion)  # it does not help
+    assert floor[0][1] < 0  # by the paper's protocol, the network is behind the floor
+    assert floor[1][0] < 0 < floor[1][1]  # by the honest one, that is open
+    assert len(planned) == 8
+    assert planned[-1] == "ablation, seed 2"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebooks_become_pages(path):
     pytest.importorskip("mkdocs")
