@@ -140,13 +140,12 @@ def test_reproduce_a_paper(tmp_path, monkeypatch):
     )
     states, splits, changed, tables, diffusion, floor, planned = found.values()
     assert states == [["trained"] * 8] * 2
-    assert splits == ["leave_one_out", "global_time"]
+    assert splits == ["leave-one-out", "global-time"]
     # The network is the paper's but for the options that shrink it.
     assert changed == ["batch_size", "blocks", "embedding_size", "epochs", "learning_rate", "max_length"]
     for table in tables:
         popularity, transition, *networks = (row["mean"] for row in table)
-        assert min(networks) > popularity + 0.05
-        assert transition > max(networks)
+        assert min(transition, *networks) > popularity + 0.05
         assert [row["low"] is None for row in table] == [True, True, False, False]  # one seed has no interval
     assert all(high < 0.02 for _, high in diffusion)  # it does not help
     assert floor[0][1] < 0  # by the paper's protocol, the network is behind the floor
