@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 from pathlib import Path
@@ -57,6 +58,100 @@ def test_what_denoising_does(tmp_path, monkeypatch):
     assert max(quality["λ = 0.001"]) - min(quality["λ = 0.001"]) < 0.02  # steps change nothing
     assert quality["λ = 1"][-1] > quality["λ = 1"][0]  # if the network reads the state, they do
     assert max(quality["λ = 1"]) < knowable - 0.2  # and the result is worse
+
+
+def test_your_shop_with_pandas(tmp_path, monkeypatch):
+    pytest.importorskip("pandas")
+    found = executed(
+        "your_shop_with_pandas",
+        tmp_path,
+        monkeypatch,
+        "dict(zip(results['model'], results['NDCG@10 test'], strict=True))",
+        "best",
+        "checks",
+        "news",
+        "[str(warning.message) for warning in caught]",
+        "sorted({type(table).__module__.split('.')[0] for table in (lists, shoes, cheap, mixed, fresh)})",
+        "[len(table) for table in (lists, shoes, mixed, fresh)]",
+    )
+    quality, best, checks, news, said, kinds, lengths = found.values()
+    assert min(quality["theat"], quality["sasrec"]) > 0.05 > 0.03 > quality["popularity"]
+    assert best == "theat"
+    assert list(checks.values()) == [[0, 0, 0, 0], ["shoes"], ["hats", "socks"], checks["highest price of cheap"], 1]
+    assert checks["highest price of cheap"] < 50
+    assert news["known items in the fresh lists"] == 0 < news["known items in the lists of before"]
+    assert (news["customers since then"], news["of whom new"]) == (40, 20)
+    assert len(said) == 1
+    assert "'A100'" in said[0]
+    assert kinds == ["pandas"]
+    assert lengths == [2500, 1500, 2500, 200]
+
+
+def test_serve_and_monitor(tmp_path, monkeypatch):
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        pytest.importorskip(package)
+    monkeypatch.delenv("REDIFFUSE_TOKEN", raising=False)
+    found = executed(
+        "serve_and_monitor",
+        tmp_path,
+        monkeypatch,
+        "[[item['item_id'] for item in answer['results'][0]['items']] for answer in (known, elsewhere, socks, new)]",
+        "elsewhere['ignored_items']",
+        "refused['errors'][0]['message']",
+        "sorted(requests.values())",
+        "[before, after]",
+        "{name.split('{')[0]: value for name, value in monitored.items()}",
+        "[new['notes'], new['version']]",
+        "reloads",
+        "service.poll()",
+    )
+    lists, ignored, mistake, counts, (before, after), monitored, (notes, version), reloads, code = found.values()
+    assert [len(items) for items in lists] == [3, 3, 3, 3]
+    assert lists[1][0] == "A09"  # the next one of the category
+    assert {int(item[1:]) % 4 for item in lists[2]} == {1}  # socks
+    assert ignored == ["A99"]
+    assert "Did you mean 'users'?" in mistake
+    assert counts == [1, 3, 3]
+    assert before["version"] != after["version"] == version
+    assert before["histories_end"] < after["histories_end"]
+    assert notes == []  # nothing is said of an unknown user
+    end = datetime.datetime.fromisoformat(after["histories_end"]).timestamp()
+    assert monitored == {
+        "rediffuse_reloads_total": 1,
+        "rediffuse_model_info": 1,
+        "rediffuse_histories_end_seconds": end,
+    }
+    assert reloads == [f"current was reloaded: version {before['version']} -> {version}"]
+    assert code is not None  # the service has ended
+
+
+def test_reproduce_a_paper(tmp_path, monkeypatch):
+    found = executed(
+        "reproduce_a_paper",
+        tmp_path,
+        monkeypatch,
+        "[[row['state'] for row in outcome.rows] for outcome in outcomes.values()]",
+        "[outcome.comparison.facts['split']['name'] for outcome in outcomes.values()]",
+        "sorted(changed)",
+        "[results(name).select('variant', 'mean', 'low').to_dicts() for name in protocols]",
+        "diffusion.select('difference_low', 'difference_high').rows()",
+        "floor.select('low', 'high').rows()",
+        "planned",
+    )
+    states, splits, changed, tables, diffusion, floor, planned = found.values()
+    assert states == [["trained"] * 8] * 2
+    assert splits == ["leave-one-out", "global-time"]
+    # The network is the paper's but for the options that shrink it.
+    assert changed == ["batch_size", "blocks", "embedding_size", "epochs", "learning_rate", "max_length"]
+    for table in tables:
+        popularity, transition, *networks = (row["mean"] for row in table)
+        assert min(transition, *networks) > popularity + 0.05
+        assert [row["low"] is None for row in table] == [True, True, False, False]  # one seed has no interval
+    assert all(high < 0.02 for _, high in diffusion)  # it does not help
+    assert floor[0][1] < 0  # by the paper's protocol, the network is behind the floor
+    assert floor[1][0] < 0 < floor[1][1]  # by the honest one, that is open
+    assert len(planned) == 8
+    assert planned[-1] == "ablation, seed 2"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
