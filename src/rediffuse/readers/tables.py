@@ -18,6 +18,7 @@ from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import DataError, closest, did_you_mean
 from rediffuse.readers.text_files import TextFile, diagnose, first_line, inspect, is_number, listed, magic, scan
+from rediffuse.table_files import scan_parquet
 
 # Rows of a column that are read at once, so that memory does not grow with the table. Numbering strings builds a table
 # of all ids per piece, so pieces are not small.
@@ -168,7 +169,7 @@ class Table:
 
     def _schema(self, file: Path) -> dict[str, pl.DataType]:
         try:
-            return dict(pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema())
+            return dict(scan_parquet([file]).collect_schema())
         except UNREADABLE as error:
             self.refuse_changed()
             raise DataError(f"{file} cannot be read as Parquet: {first_line(error)}", _TRUNCATED) from None
@@ -203,7 +204,7 @@ class Table:
                     if number == row + 1:
                         return f"{file.path}, line {line}"
             else:
-                rows = pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
+                rows = scan_parquet([file]).select(pl.len()).collect().item()
                 if row < rows:
                     return f"{file}, row {row + 1}"
             row -= rows
@@ -308,7 +309,7 @@ def _from_files(
 
 def _scan(paths: list[Path]) -> pl.LazyFrame:
     # Folders named like date=2024-03-01 stand for a column, which polars ignores by default for lists of paths.
-    return pl.scan_parquet(paths, glob=False, hive_partitioning=any("=" in path.parent.name for path in paths))
+    return scan_parquet(paths, hive_partitioning=any("=" in path.parent.name for path in paths))
 
 
 def _refuse_other_folders(paths: list[Path]) -> None:

@@ -21,6 +21,7 @@ from typing import IO, Any
 import polars as pl
 
 from rediffuse.errors import DataError
+from rediffuse.table_files import scan_csv
 
 SEPARATORS = ("\t", ",", ";", "|", "::", " ")
 _TYPED = re.compile(r"^[^:]+:(token|token_seq|float|float_seq)$")
@@ -90,7 +91,7 @@ def scan(file: TextFile) -> pl.LazyFrame:
             separator = _UNIT_SEPARATOR
         source = content
     try:
-        return pl.scan_csv(
+        return scan_csv(
             source,
             separator=separator,
             # Tools that write separators of several characters do not quote.
