@@ -54,6 +54,21 @@ def scan_csv(source: str | PathLike[str] | bytes, **options: Any) -> pl.LazyFram
     return pl.scan_csv(source if isinstance(source, bytes) else _literal(source), glob=False, **options)
 
 
+def read_arrow(path: str | PathLike[str], *, stream: bool = False) -> pl.DataFrame:
+    """An Arrow IPC file (Feather), or a file of an Arrow ``stream``. Raises as `read_parquet`."""
+    with Path(path).open("rb") as file:
+        return pl.read_ipc_stream(file) if stream else pl.read_ipc(file)
+
+
+def json_lines(content: bytes) -> pl.DataFrame:
+    """A row per line of JSON; the types are those of all lines.
+
+    Raises:
+        polars.exceptions.PolarsError: it cannot be parsed.
+    """
+    return pl.read_ndjson(content, infer_schema_length=None)
+
+
 def _literal(path: str | PathLike[str]) -> str:
     # Only a relative path can begin with ~ or be taken for an address.
     absolute = Path(path).absolute()
