@@ -74,6 +74,13 @@ def prepare(
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of text files; default: UTF-8.")] = None,
     separator: Annotated[str | None, typer.Option(help="Separator of text files; default: detected.")] = None,
+    quoting: Annotated[
+        str, typer.Option(help="Quotes in text files: standard, or none: they are characters like any other.")
+    ] = "standard",
+    no_header: Annotated[
+        bool, typer.Option("--no-header", help="Text files have no header; columns are named by place: 0, 1, ...")
+    ] = False,
+    decimal: Annotated[str | None, typer.Option(help='Decimal sign of numbers in text files: "." or ",".')] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a table of interactions into a dataset."""
@@ -84,6 +91,8 @@ def prepare(
     options = {
         name: value for name, value in context.params.items() if name not in others and _was_given(context, name)
     }
+    if options.pop("no_header", False):
+        options["header"] = None
     if weights is not None:
         options["weights"] = _parse_weights(weights)
     is_atomic = source.endswith(".inter") or (Path(source).is_dir() and any(Path(source).glob("*.inter")))

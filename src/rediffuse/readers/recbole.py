@@ -12,6 +12,7 @@ from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.tables import Table, read_table
+from rediffuse.readers.text_files import TextOptions
 
 _TITLES = ("title", "movie_title", "name", "item_name")
 
@@ -35,8 +36,8 @@ def read_atomic(path: str | PathLike[str], **options: Any) -> Dataset:
         if option not in known:
             raise ConfigError(f"read_atomic has no option {option!r}.", did_you_mean(option, known))
     inter = _find_inter(require_path("path", path))
-    separator, encoding = options.get("separator"), options.get("encoding")
-    interactions = read_table(inter, "interactions", separator=separator, encoding=encoding)
+    text = TextOptions(options.get("separator"), options.get("encoding"), options.get("quoting", "standard"))
+    interactions = read_table(inter, "interactions", text=text)
     found: dict[str, Any] = {
         "user": _only(interactions, "user_id", 0),
         "item": _only(interactions, "item_id", 1),
@@ -51,7 +52,7 @@ def read_atomic(path: str | PathLike[str], **options: Any) -> Dataset:
         if name in beside and {**beside, **options}.get(other) is None:
             notes.append(f"{beside.pop(name)} was not read, as there is no {files[other]} file beside it.")
     if "items" in beside and not {"items", "title"} & options.keys():
-        columns = read_table(beside["items"], "items", separator=separator, encoding=encoding).columns
+        columns = read_table(beside["items"], "items", text=text).columns
         found["title"] = next((name for name in _TITLES if name in columns), None)
     dataset = read_interactions(inter, **{**found, **beside, **options})
     dataset.report["notes"] += notes

@@ -43,6 +43,7 @@ from rediffuse.runs.run_folder import (
     run_path,
     write_run,
 )
+from rediffuse.table_files import read_parquet
 
 # How many unknown items a warning names.
 _NAMED = 3
@@ -201,7 +202,7 @@ def update_histories(
             contents.user_ids,
             contents.histories,
             model_card(type(contents.model), contents.config, made_in),
-            {name: pl.read_parquet(source / name) for name in _artifacts(old)},
+            {name: read_parquet(source / name) for name in _artifacts(old)},
             held_out=contents.held_out,
             item_table=contents.item_table,
         )

@@ -14,6 +14,7 @@ from rediffuse.recommender import Recommender
 from rediffuse.runs.card import without_front_matter
 from rediffuse.serving.hosted import HostedRun
 from rediffuse.serving.problems import Problem
+from rediffuse.table_files import read_parquet
 
 
 def describe(run: HostedRun) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def _slices(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        table = pl.read_parquet(path)
+        table = read_parquet(path)
     except pl.exceptions.PolarsError:
         return []  # being written
     groups, names = groups_of_equal_size(table[BY_USER["history length"]].to_numpy())
