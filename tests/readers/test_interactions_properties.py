@@ -136,7 +136,9 @@ TIMES: dict[str, Any] = {
     "ISO with an offset": lambda s: datetime.fromtimestamp(s + 7200, UTC).strftime("%Y-%m-%dT%H:%M:%S+02:00"),
 }
 HALF = ("fractions", "ISO with a fraction")
+# Words such as "null" are ids here, and so is text with bars in it.
 OPTIONS: dict[str, Any] = {"user": "who", "item": "what", "time": "when", "rating": "stars"}
+OPTIONS |= {"missing_ids": "keep", "item_separator": "none"}
 HEADER = ["who", "what", "stars", "when"]
 
 
