@@ -99,7 +99,7 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--separator": (";", []),
 }
 # Options that may be refused for some kinds, as they cannot mean anything there or do not fit these data.
-REFUSED = {"--encoding", "--separator", "--rating", "--kg", "--item-entity", "--event-type"}
+REFUSED = {"--encoding", "--separator", "--rating", "--kg", "--item-entity", "--event-type", "--user", "--item"}
 
 
 def prepare(*arguments: object) -> tuple[int, str]:

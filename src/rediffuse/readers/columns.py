@@ -171,6 +171,16 @@ def as_integers(text: pl.Series) -> pl.Series:
     return pl.select(pl.when(integers.cast(pl.String) == text).then(integers)).to_series()
 
 
+def checked_ids_like(column: Column, ids: pl.Series) -> pl.Series:
+    """As `ids_like`, for a column that brings ids of its own.
+
+    Raises:
+        DataError: as `plain_ids` and `ids_like`.
+    """
+    plain_ids(column)
+    return ids_like(column, ids)
+
+
 def ids_like(column: Column, ids: pl.Series) -> pl.Series:
     """The column in the type of ``ids``; null where it cannot be one of them.
 

@@ -149,7 +149,7 @@ def read_interactions(
 
     graph = item_table = user_table = knowledge = None
     if "social" in beside:
-        graph, user_ids = side_tables.read_social(beside["social"], user_ids, report)
+        graph, user_ids = side_tables.read_social(beside["social"], user_ids, report, missing_ids)
     if "items" in beside:
         item_table = side_tables.describe(beside["items"], item, "item_id", item_ids, report)
         if title is None and "title" in item_table.columns:
@@ -159,7 +159,7 @@ def read_interactions(
     if "users" in beside:
         user_table = side_tables.describe(beside["users"], user, "user_id", user_ids, report)
     if "kg" in beside:
-        knowledge = side_tables.read_knowledge(beside["kg"], beside["item_entity"], item, item_ids, report)
+        knowledge = side_tables.read_knowledge(beside["kg"], beside["item_entity"], item, item_ids, report, missing_ids)
 
     interactions = rows.histories(len(user_ids))
     _note_targets(interactions, report)
