@@ -8,7 +8,6 @@ by their histories, or, if the model cannot do that, as users without a history 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +136,7 @@ def fresh_histories(
     merged = merge(old, known.take(rows), users, items, len(user_ids), distinct=True)
     added = int((merged.source < 0).sum())
     config = contents.config | {
-        "data": data | {"histories_end": _end(merged.histories) if with_times else data.get("histories_end")},
+        "data": data | {"histories_end": merged.histories.last_time() if with_times else data.get("histories_end")},
         "histories_updated_from": {
             "run": str(contents.path),
             "weights": contents.weights,
@@ -246,14 +245,6 @@ def _held_out(contents: RunContents, merged: Merged) -> NDArray[np.bool_]:
     """What the model has not learned from: what was held out before, and what is new."""
     before = np.zeros(len(contents.histories.items), dtype=np.bool_) if contents.held_out is None else contents.held_out
     return np.where(merged.source < 0, True, before[merged.source])
-
-
-def _end(histories: Histories) -> str | None:
-    """The time of the last interaction, in UTC."""
-    if histories.times is None or not len(histories.times):
-        return None
-    last = datetime.datetime.fromtimestamp(float(histories.times.max()), datetime.UTC)
-    return last.isoformat(timespec="seconds")
 
 
 def _artifacts(run: RunContents) -> list[str]:
