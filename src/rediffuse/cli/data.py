@@ -44,6 +44,12 @@ def prepare(
     time_format: Annotated[
         str | None, typer.Option(help='Form of times that are not ISO text, for example "%d/%m/%Y %H:%M".')
     ] = None,
+    time_unit: Annotated[
+        str | None,
+        typer.Option(
+            help="What times count since 1970: seconds, milliseconds, ..., days; default: inferred, and said."
+        ),
+    ] = None,
     order: Annotated[str | None, typer.Option(help="Column that orders each user's interactions.")] = None,
     rating: Annotated[str | None, typer.Option(help="Column of ratings or weights.")] = None,
     event_type: Annotated[
@@ -63,6 +69,16 @@ def prepare(
     duplicates: Annotated[
         str, typer.Option(help="What to do with repeated user-item pairs: keep all, or the first or last.")
     ] = "keep",
+    missing_ids: Annotated[
+        str,
+        typer.Option(help="Rows whose id is empty or a word such as NULL: refuse, drop, or keep the word as an id."),
+    ] = "refuse",
+    item_separator: Annotated[
+        str | None,
+        typer.Option(
+            help='What separates items where the item column holds lists in text, or "none" if these are ids.'
+        ),
+    ] = None,
     items: Annotated[str | None, typer.Option(help="Table that describes items.")] = None,
     title: Annotated[str | None, typer.Option(help="Column of the item table with a readable name.")] = None,
     users: Annotated[str | None, typer.Option(help="Table that describes users.")] = None,

@@ -644,3 +644,7 @@ class Recommender(Displayed):
                 have that title.
         """
         return self.titles.find(names)
+
+    def split_names(self, text: str) -> list[str]:
+        """Ids or titles of text such as "a|b|c". A known id or title that contains bars is not split."""
+        return self.titles.names_in_text.split(text)
