@@ -16,7 +16,6 @@ from rediffuse.runs.card import without_front_matter
 from rediffuse.serving.hosted import HostedRun
 from rediffuse.serving.problems import Problem
 
-
 # The largest integer that JavaScript does not round.
 MAX_EXACT = 2**53 - 1
 
