@@ -130,8 +130,9 @@ def recommend(
     ids, histories = user, None
     if users is not None:
         ids, histories = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text).read()
-    if history:
-        histories = [find_names(recommender, history)]
+    asked = find_names(recommender, history) if history else None
+    if asked is not None:
+        histories = [asked]
     found = recommender.recommend(
         users=ids,
         histories=histories,
@@ -145,7 +146,7 @@ def recommend(
     result = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
     lines: list[str] = []
     if with_paths:
-        paths = find_paths(recommender, found["item_id"], histories and histories[0], user)
+        paths = find_paths(recommender, found["item_id"], asked, user)
         result["paths"] = paths.to_dicts()
         lines = path_lines(recommender, paths)
     elif explain and out is None:
