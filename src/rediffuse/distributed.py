@@ -45,7 +45,7 @@ def _integer(name: str, default: int) -> int:
         return default
     if not (text.isascii() and text.isdecimal()):
         raise ConfigError(
-            f"The environment variable {name} is {text!r}.", f"Unset it, or give an integer; {name}={default} is usual."
+            f"The environment has {name}={text}.", "Unset it, or give an integer of at least 0; launchers set it."
         )
     return int(text)
 

@@ -340,7 +340,10 @@ class TrainingResponse(BaseModel):
     """The training results in a run folder."""
 
     card: str = Field(description="The model card, in Markdown.")
-    epochs: list[dict[str, Any]] = Field(description="The lines of metrics.jsonl.")
+    epochs: list[dict[str, Any]] = Field(
+        description="The lines of metrics.jsonl; of more than 4,000, a part at even distances, the best and the last."
+    )
+    epochs_total: int = Field(description="How many lines there are.")
     best_epoch: int | None = Field(description="The epoch whose weights are served.")
     metric: str = Field(description="The validation metric that selected the weights.")
     metric_by_steps: dict[str, float] | None = Field(
