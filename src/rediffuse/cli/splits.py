@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from rediffuse.cli.output import say
 
 if TYPE_CHECKING:
     from rediffuse.data.split import Split
@@ -44,7 +45,7 @@ def read_split(
     split = split_for(name, load_dataset(dataset), **params)
     for remark in (split.leak, split.note):
         if remark:
-            print(f"Note: {remark}", file=sys.stderr)
+            say(f"Note: {remark}")
     return split
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rediffuse import forks
 from rediffuse.arguments import require_path, wrong_type
 from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
@@ -38,6 +39,7 @@ def load_dataset(folder: str | PathLike[str]) -> Dataset:
         ConfigError: ``folder`` is not a path.
     """
     folder = require_path("folder", folder, "Give the folder of a dataset; read_interactions reads tables.")
+    forks.enter()
     for _ in range(_TRIES):
         before = manifest_bytes(folder)
         try:
