@@ -19,6 +19,7 @@ from rediffuse.comparison.report import check_folder, write_report
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_USER, EvaluatedRun, Variant, check_comparable, read_runs, variants
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
+from rediffuse.config import selected_value
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES, flat_name
 from rediffuse.runs.run_folder import Run, run_path
@@ -187,7 +188,19 @@ def _summary(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
             "sampling_std": float(np.mean([np.std(d, ddof=1) for d in draws])) if len(draws[0]) > 1 else None,
             "users_low": users and users.low,
             "users_high": users and users.high,
+            "with_history": _with_history(group, metric, policy),
         }
+
+
+def _with_history(group: Variant, metric: str, policy: str) -> float | None:
+    """The mean over the users with a history; None if there are none, or it was not measured."""
+    column, table = flat_name(metric, policy), group.runs[0].per_user
+    if column in table.columns and "history_length" in table.columns:
+        values = group.per_user(column)[table["history_length"].to_numpy() > 0]
+        known = values[~np.isnan(values)]
+        return float(known.mean()) if len(known) else None
+    found = [(run.test.get("metrics_with_history") or {}).get(policy, {}).get(metric) for run in group.runs]
+    return None if None in found else float(np.mean(found))
 
 
 def _pairs(groups: list[Variant], metric: str, policy: str, baseline: str | None) -> list[dict[str, Any]]:
@@ -334,5 +347,5 @@ def _curve(group: Variant) -> Iterable[dict[str, Any]]:
                 "epoch": record["epoch"],
                 "minutes": seconds / 60,
                 "metric": group.options["metric"],
-                "value": record["validation"][group.options["metric"]],
+                "value": selected_value(record["validation"], group.options["metric"]),
             }

@@ -17,6 +17,7 @@ from rediffuse import distributed
 from rediffuse.arguments import require_integer, require_text
 from rediffuse.comparison.markdown import POLICY_NAMES
 from rediffuse.comparison.runs import evaluation_file
+from rediffuse.data.cold_users import share
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
 from rediffuse.data.loading import as_dataset
@@ -52,6 +53,10 @@ class Evaluation(Displayed, dict[str, Any]):
         facts: dict[str, Any] = {"protocol": self["protocol"]["name"], "users": self["counts"]["users"]}
         for policy, metrics in self["metrics"].items():
             facts[POLICY_NAMES[policy]] = {name: metrics[name] for name in SHOWN if name in metrics}
+        if without := self["counts"]["cold_users"]:
+            facts["users without a history"] = f"{without:,} ({share(without, self['counts']['users'])})"
+            for policy, metrics in (self["metrics_with_history"] or {}).items():
+                facts[f"{POLICY_NAMES[policy]}, users with a history"] = {n: metrics[n] for n in SHOWN if n in metrics}
         return f"Evaluation of {self['run']}", facts
 
 
@@ -80,7 +85,8 @@ def evaluate(
         metrics: metrics to compute besides the usual ones, for example ``["ndcg@50"]``.
 
     Returns:
-        A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; counts, protocol, costs, environment.
+        A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; metrics over the users with a history
+        alone (``metrics_with_history``; None if no user has one); counts, protocol, costs, environment.
 
     Raises:
         RunError: the run was trained on other data or another split, or does not fit the protocol; another process
@@ -163,6 +169,9 @@ def _evaluate(
             lists = rerank(result.ranking, reranking, LIST_LENGTH)
             found = evaluate_ranking(lists, task, num_items=dataset.num_items, metrics=metrics, features=features)
             reranked.append({policy: found.metrics[policy] for policy in rules.policies})
+    known = [
+        {policy: result.with_history[policy] for policy in rules.policies} for result in results if result.with_history
+    ]
     by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
     test_result = {
         "run": str(folder),
@@ -174,6 +183,7 @@ def _evaluate(
         "sampling_seeds": seeds[: len(results)],
         "metrics": _means(by_seed),
         "metrics_by_seed": by_seed,
+        "metrics_with_history": _means(known) if known else None,
         "counts": results[0].counts,
         "users_per_second": len(task.users) / seconds[0],
         "peak_memory_mib": memory.mib(),

@@ -9,6 +9,7 @@ import polars as pl
 
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_USER
+from rediffuse.data.cold_users import share
 from rediffuse.evaluation.metrics import flat_name
 
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10")
@@ -23,6 +24,8 @@ def markdown(comparison: Comparison) -> str:
     lines = ["# Comparison", "", *_protocol(facts), ""]
     for policy in facts["protocol"]["seen"]:
         lines += [f"## {POLICY_NAMES[policy].capitalize()}", "", *_metrics(comparison, policy), ""]
+        if facts["counts"]["cold_users"]:
+            lines += [*_with_history(comparison, policy), ""]
     lines += ["## Cost", "", *_costs(comparison.costs), ""]
     chosen = flat_name(comparison.metric, comparison.policy)
     lines += [f"## Intervals of {chosen}", "", *_spread(comparison), ""]
@@ -94,7 +97,8 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
     leak = facts["split"]["leak"] or "none known: training is strictly earlier than the test subset."
     lines = [
         f"- Data: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
-        f"{counts['users']:,} test users.",
+        f"{counts['users']:,} test users, {counts['cold_users']:,} "
+        f"({share(counts['cold_users'], counts['users'])}) of them without a history.",
         f"- Protocol: {rules['name']} (split {split_text(facts['split'])}), candidates: {rules['candidates']}; "
         f"{' and '.join(POLICY_NAMES[policy] for policy in rules['seen'])}; validation interactions {inputs} part of "
         "the histories at test time.",
@@ -120,6 +124,21 @@ def _metrics(comparison: Comparison, policy: str) -> list[str]:
         if any(shown):
             table.append([f"{label} (published, not run here: {figures.get('source', 'no source')})", "", *shown])
     return [*_table(["", "seeds", *names], table), "", "± is half the 95 % interval over training seeds."]
+
+
+def _with_history(comparison: Comparison, policy: str) -> list[str]:
+    """The metrics over the users with a history alone."""
+    rows = comparison.summary.filter(policy=policy).drop_nulls("with_history")
+    counts = comparison.facts["counts"]
+    if not len(rows):
+        return ["No test user has a history: every model was measured by its list for new users alone."]
+    names = [name for name in SHOWN if name in set(rows["metric"])]
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows.iter_rows(named=True):
+        cells.setdefault(row["variant"], {})[row["metric"]] = f"{row['with_history']:.4f}"
+    table = [[label, *(values.get(name, "") for name in names)] for label, values in cells.items()]
+    known = counts["users"] - counts["cold_users"]
+    return [f"Over the {known:,} users with a history:", "", *_table(["", *names], table)]
 
 
 def _spread(comparison: Comparison) -> list[str]:

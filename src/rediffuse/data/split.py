@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rediffuse.arguments import require_integer, require_number, wrong_type
+from rediffuse.data import cold_users
 from rediffuse.data.subsets import SUBSETS, TEST, TRAIN, UNUSED, VALID, Split, Task, TrainingView, split_label
-from rediffuse.data.targets import last_targets, remark
+from rediffuse.data.targets import last_targets
+from rediffuse.data.targets import remark as remark_on_targets
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean, refuse_unknown
 
 if TYPE_CHECKING:
@@ -364,5 +366,5 @@ def _checked(split: Split, remedy: str) -> Split:
             f"The {split.name} split leaves no target interaction in the test subset.",
             "Name more target events when reading the data, or use another split.",
         )
-    remarks = [sentence for sentence in (split.note, remark(split)) if sentence]
+    remarks = [sentence for sentence in (split.note, remark_on_targets(split), cold_users.remark(split)) if sentence]
     return dataclasses.replace(split, note=" ".join(remarks) or None)

@@ -6,6 +6,7 @@ Everything that learns receives a `TrainingView`, which holds no reference to th
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -47,6 +48,26 @@ class Task:
     truth: Histories
     popularity: NDArray[np.int64]
     seen: Histories | None = None
+
+    @property
+    def has_history(self) -> NDArray[np.bool_]:
+        """(n,) whether there is an interaction before the subset; synthetic ones do not count."""
+        return self.histories.without_synthetic().lengths > 0
+
+    def with_history(self) -> Task:
+        """The rows with a history; the task itself if all have one."""
+        chosen = np.flatnonzero(self.has_history)
+        return self if len(chosen) == len(self.users) else self.take(chosen)
+
+    def take(self, rows: NDArray[np.int64]) -> Task:
+        """Some of its rows, in the order of ``rows``."""
+        return dataclasses.replace(
+            self,
+            users=self.users[rows],
+            histories=self.histories.take(rows),
+            truth=self.truth.take(rows),
+            seen=None if self.seen is None else self.seen.take(rows),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +136,11 @@ class Split(Displayed):
         inside, target = self.subset == SUBSETS[name], self.dataset.interactions.target
         return inside if target is None else inside & target
 
+    def is_known(self, name: str) -> NDArray[np.bool_]:
+        """(interactions,) whether an interaction may be in a history of the subset ``name``."""
+        trains = self.subset == TRAIN
+        return trains if name == "valid" else trains | (self.subset == VALID)
+
     def training_view(self) -> TrainingView:
         """The training and validation interactions, copied, and what describes users and items."""
         data = self.dataset
@@ -154,8 +180,7 @@ class Split(Displayed):
         truth = interactions.where(self.is_truth(name))
         chosen = truth.lengths > 0
         users = np.flatnonzero(chosen).astype(np.int64)
-        trains = self.subset == TRAIN
-        known = trains if name == "valid" else trains | (self.subset == VALID)
+        trains, known = self.subset == TRAIN, self.is_known(name)
         if train is not None and train.lengths[users].sum() == len(train.items):
             histories = train.take(users)
         else:
