@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from rediffuse import distributed
 from rediffuse.arguments import require_integer, require_text
 from rediffuse.comparison.markdown import POLICY_NAMES
 from rediffuse.comparison.runs import evaluation_file
-from rediffuse.data.cold_users import share
+from rediffuse.data.cold_users import without_text
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
 from rediffuse.data.loading import as_dataset
@@ -51,12 +52,14 @@ class Evaluation(Displayed, dict[str, Any]):
 
     def _display(self) -> tuple[str, dict[str, Any]]:
         facts: dict[str, Any] = {"protocol": self["protocol"]["name"], "users": self["counts"]["users"]}
+        if "targets" in self["counts"]:
+            facts["targets"] = self["counts"]["targets"]
         for policy, metrics in self["metrics"].items():
             facts[POLICY_NAMES[policy]] = {name: metrics[name] for name in SHOWN if name in metrics}
-        if without := self["counts"]["cold_users"]:
-            facts["users without a history"] = f"{without:,} ({share(without, self['counts']['users'])})"
+        if self["counts"]["cold_users"]:
+            facts["test"] = without_text(self["counts"])
             for policy, metrics in (self["metrics_with_history"] or {}).items():
-                facts[f"{POLICY_NAMES[policy]}, users with a history"] = {n: metrics[n] for n in SHOWN if n in metrics}
+                facts[f"{POLICY_NAMES[policy]}, with a history"] = {n: metrics[n] for n in SHOWN if n in metrics}
         return f"Evaluation of {self['run']}", facts
 
 
@@ -270,11 +273,17 @@ def _truth(result: TaskResult, task: Task, dataset: Dataset, policies: Sequence[
     return pl.DataFrame(
         {
             "user_id": dataset.user_ids.gather(task.users[truth.owners]),
+            **_target_of(result, truth.owners),
             "item_id": dataset.item_ids.gather(truth.items),
             "train_count": task.popularity[truth.items],
             **{name: column.set(column == NOT_RANKED, None) for name, column in ranks.items()},
         }
     )
+
+
+def _target_of(result: TaskResult, rows: NDArray[np.int64]) -> dict[str, pl.Series]:
+    """The column that tells the targets of a user apart: how much came before each; none where users have one row."""
+    return {"history_length": result.per_user["history_length"].gather(rows)} if "targets" in result.counts else {}
 
 
 def _lists(result: TaskResult, dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
@@ -286,6 +295,7 @@ def _lists(result: TaskResult, dataset: Dataset, policies: Sequence[str]) -> pl.
             pl.DataFrame(
                 {
                     "user_id": dataset.user_ids.gather(result.ranking.users[row]),
+                    **_target_of(result, row),
                     "policy": pl.Series([policy], dtype=pl.Categorical).gather(np.zeros(len(row), dtype=np.int64)),
                     "rank": (column + 1).astype(np.int32),
                     "item_id": dataset.item_ids.gather(items[row, column]),

@@ -6,6 +6,7 @@ model has learned. In session data, where every id is active once, a split by ti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,9 @@ def without_history(split: Split, name: str) -> tuple[int, int]:
     before = np.zeros(len(known) + 1, dtype=index_type(len(known)))
     np.cumsum(known, out=before[1:])
     starts, stops = interactions.offsets[:-1], interactions.offsets[1:]
+    if split.targets != "all":
+        places = np.flatnonzero(truth)
+        return int((before[places] == before[starts[interactions.owner_of(places)]]).sum()), len(places)
     targets = np.zeros(len(truth) + 1, dtype=index_type(len(truth)))
     np.cumsum(truth, out=targets[1:])
     chosen = targets[stops] > targets[starts]
@@ -45,14 +49,15 @@ def without_history(split: Split, name: str) -> tuple[int, int]:
 def remark(split: Split) -> str | None:
     """A sentence on the users without a history in the held-out subsets; None if all have one."""
     found = {word: without_history(split, name) for name, word in (("valid", "validation"), ("test", "test"))}
-    parts = [f"{count:,} of {total:,} {word} users ({share(count, total)})" for word, (count, total) in found.items()]
+    what = "targets" if split.targets == "successive" else "users"
+    parts = [f"{count:,} of {total:,} {word} {what} ({share(count, total)})" for word, (count, total) in found.items()]
     if not any(count for count, _ in found.values()):
         return None
     text = f"Without a history, and so with one list by popularity for all: {' and '.join(parts)}."
     count, total = found["validation"]
     if total and count == total:
         return f"{text} Nothing can be chosen on such a validation subset. {SPLITS_WITH_HISTORIES}"
-    return f"{text} Weights and options are chosen on the validation users with a history." if count else text
+    return f"{text} Weights and options are chosen on the validation {what} with a history." if count else text
 
 
 def share(count: int, total: int) -> str:
@@ -64,21 +69,34 @@ def share(count: int, total: int) -> str:
     )
 
 
+def users_text(counts: Mapping[str, int | float]) -> str:
+    """What the metrics of a test are means over: users, or targets that are predicted one after the other."""
+    users = f"{counts['users']:,} users"
+    return f"{counts['targets']:,} targets of {users}" if "targets" in counts else users
+
+
+def without_text(counts: Mapping[str, int | float]) -> str:
+    """How many of these have no history."""
+    total = int(counts.get("targets", counts["users"]))
+    return f"{counts['cold_users']:,} ({share(int(counts['cold_users']), total)}) without a history"
+
+
 def selection_remark(valid: Task) -> str | None:
     """A sentence on which users of a validation task select; None if all do, or there are none."""
     total = len(valid.users)
     count = total - int(valid.has_history.sum())
+    what = "targets" if valid.by_target else "users"
     if not count:
         return None
     if count == total:
         return (
-            f"None of the {total:,} validation users has a history, so nothing is chosen on them, and the "
+            f"None of the {total:,} validation {what} has a history, so nothing is chosen on them, and the "
             f"usual settings are kept. {SPLITS_WITH_HISTORIES}"
         )
     left = total - count
     few = f" So few decide little. {SPLITS_WITH_HISTORIES}" if left < FEW_USERS or left < FEW_SHARE * total else ""
     return (
-        f"{count:,} of {total:,} validation users ({share(count, total)}) have no history. Weights and options are "
+        f"{count:,} of {total:,} validation {what} ({share(count, total)}) have no history. Weights and options are "
         f"chosen on the other {left:,}; both values are reported.{few}"
     )
 

@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from rediffuse.data.cold_users import users_text, without_text
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.evaluation import beyond_accuracy
@@ -35,9 +36,10 @@ class TaskResult(Displayed):
         task: name of the task, "valid" or "test".
         metrics: policy -> metric -> mean over users. Policy "all": seen items kept; "unseen": seen items filtered.
         counts: users, items and true items behind the means; explained in `docs/evaluation.md`.
-        per_user: one row per user, in the order of the task: ``user`` (number), ``history_length`` (interactions),
-            ``truth_items``, then for each policy ``rank`` (of the best true item; null if none can be recommended)
-            and the user's metrics. Names of the policy "unseen" end in ``/unseen``.
+        per_user: one row per user, in the order of the task (or per target, see `rediffuse.data.subsets.Task`):
+            ``user`` (number), ``history_length`` (interactions), ``truth_items``, then for each policy ``rank`` (of the
+            best true item; null if none can be recommended) and the user's metrics. Names of the policy "unseen" end in
+            ``/unseen``.
         ranking: the ranks and lists.
         with_history: as ``metrics``, over the users with a history alone; empty if there are none. Equal to
             ``metrics`` where ``counts["cold_users"]`` is 0.
@@ -78,11 +80,11 @@ class TaskResult(Displayed):
         names = sorted(self.metrics[POLICIES[0]], key=lambda name: not name.endswith("@10"))
         rows = {name: ", ".join(f"{p} {means[name]:.4f}" for p, means in self.metrics.items()) for name in names}
         if self.counts["cold_users"]:
-            rows["without a history"] = f"{self.counts['cold_users']:,} users"
+            rows["without a history"] = without_text(self.counts)
             for name in names[:1] if self.with_history else []:
                 means = ", ".join(f"{p} {means[name]:.4f}" for p, means in self.with_history.items())
-                rows[f"{name}, users with a history"] = means
-        return f"TaskResult {self.task}, {self.counts['users']:,} users", rows
+                rows[f"{name}, with a history"] = means
+        return f"TaskResult {self.task}, {users_text(self.counts)}", rows
 
 
 def _best_ranks(offsets: NDArray[np.int64], ranks: NDArray[np.int64]) -> pl.Series:
@@ -114,8 +116,11 @@ def _counts(task: RankingTask, ranking: Ranking, num_items: int) -> dict[str, in
     filtered = history if task.seen is None else task.seen
     never_trained = int((np.asarray(task.popularity)[truth.items] == 0).sum())
     seen = np.isin(truth.owners * num_items + truth.items, filtered.owners * num_items + filtered.items)
+    users = np.asarray(ranking.users)
+    distinct = len(np.unique(users)) if len(users) and users.min() >= 0 else len(users)
     return {
-        "users": len(truth),
+        "users": distinct,
+        **({"targets": len(users)} if distinct < len(users) else {}),
         "items": num_items,
         "truth_items": len(truth.items),
         "cold_users": int((history.without_synthetic().lengths == 0).sum()),
