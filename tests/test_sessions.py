@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import rediffuse as rd
 from rediffuse.cli.app import app
 from rediffuse.cli.splits import split_options, split_params
-from rediffuse.errors import ConfigError
+from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.runs.run_folder import read_run
 
@@ -142,10 +142,10 @@ def test_the_usual_split_of_these_data_is_refused_and_the_command_takes_what_is_
         return run(app, ["train", "sasrec", str(tmp_path / "data"), "-o", str(tmp_path / "run"), *small, *options])
 
     refused = train("--split", "global-time", "--quantile", "0.75", "--valid-quantile", "0.8")
-    assert refused.exit_code == 2
-    assert "None of the" in refused.output
+    assert isinstance(refused.exception, DataError)
+    assert "None of the" in str(refused.exception)
     for options in (["--split", "global-time", "--targets", "successive"], ["--split", "sessions"]):
-        assert options[-1] in refused.output
+        assert " ".join(options) in str(refused.exception)
         found = train(*options, "--overwrite")
         assert found.exit_code == 0, found.output
         best = json.loads((tmp_path / "run" / "config.json").read_text())["training"]["best_epoch"]
