@@ -107,7 +107,7 @@ def test_all_models_go_all_the_way(split, runs, data, tmp_path):
     comparison = rd.compare(list(runs.values()), out=tmp_path / "report")
     assert len(comparison.facts["variants"]) == len(MODELS)
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "Targets of one user are not independent" in text
+    assert "clustered by user" in text
     assert (
         f"targets of {comparison.facts['counts']['users']} users" in (tmp_path / "report" / "report.html").read_text()
     )

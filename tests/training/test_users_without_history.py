@@ -106,7 +106,7 @@ def test_the_test_has_both_values_and_compare_shows_them(trained, tmp_path):
         for policy in ("all", "unseen"):
             for name in ("ndcg@10", "coverage@10"):
                 assert result[key][policy][name] == pytest.approx(found.metrics[policy][name], abs=1e-12)
-    assert "users without a history" in repr(result)
+    assert "with a history" in repr(result)
     comparison = rd.compare([run], out=tmp_path / "report")
     row = comparison.summary.filter(policy="all", metric="ndcg@10").row(0, named=True)
     assert row["mean"] == pytest.approx(result["metrics"]["all"]["ndcg@10"])
@@ -135,7 +135,8 @@ def test_a_model_in_closed_form_keeps_its_settings_and_says_so(tmp_path):
     split = rd.split.global_time(data, 0.75, 0.8)
     with pytest.warns(RediffuseWarning, match=r"None of the \d+ validation users has a history, so nothing is chosen"):
         run = rd.train("popularity", split, tmp_path / "popularity")
-    result = rd.evaluate(run, data)
+    with pytest.warns(RediffuseWarning, match=r"None of the \d+ test users has a history"):
+        result = rd.evaluate(run, data)
     assert result["metrics_with_history"] is None
     assert result["counts"]["cold_users"] == result["counts"]["users"]
     with pytest.warns(RediffuseWarning, match="nothing is chosen"):

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from rediffuse import distributed
 from rediffuse.arguments import require_integer, require_text
 from rediffuse.comparison.markdown import POLICY_NAMES
 from rediffuse.comparison.runs import evaluation_file
-from rediffuse.data.cold_users import without_text
+from rediffuse.data.cold_users import SPLITS_WITH_HISTORIES, without_text
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
 from rediffuse.data.loading import as_dataset
 from rediffuse.data.split import Task, by_name
 from rediffuse.data.synthetic import augmentation
 from rediffuse.display import Displayed
-from rediffuse.errors import ConfigError, RunError
+from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
 from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, flat_name, parse_metrics
 from rediffuse.evaluation.reranked import rerank
@@ -97,6 +98,9 @@ def evaluate(
         StorageError: the folder cannot be written.
         ConfigError: the protocol or a metric is unknown; there is no seed, or one below 0; the run has no item table or
             no such column for ``max_per``, or no item vectors for ``diversity``.
+
+    Warns:
+        RediffuseWarning: no test user has a history.
     """
     distributed.init()
     folder, dataset, protocol = (
@@ -175,6 +179,13 @@ def _evaluate(
     known = [
         {policy: result.with_history[policy] for policy in rules.policies} for result in results if result.with_history
     ]
+    if not known:
+        warnings.warn(
+            f"None of the {len(task.users):,} test users has a history, so all get one list by popularity, and these "
+            f"figures say nothing of models beyond it. {SPLITS_WITH_HISTORIES}",
+            RediffuseWarning,
+            stacklevel=4,
+        )
     by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
     test_result = {
         "run": str(folder),

@@ -16,10 +16,7 @@ SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "n
 POLICY_NAMES = {"all": "seen items kept", "unseen": "seen items filtered"}
 SIGNIFICANT = 0.05
 # Beside intervals and tests over targets that are predicted one after the other.
-DEPENDENT = (
-    "Targets of one user are not independent, so intervals over targets are too narrow, and p too small, where a user "
-    "has many."
-)
+DEPENDENT = "Intervals and p are clustered by user: they allow for targets of one user being alike."
 ITEM_METRICS = ("recall@10", "gain@10")
 
 

@@ -46,6 +46,14 @@ def without_history(split: Split, name: str) -> tuple[int, int]:
     return int((before[stops] == before[starts])[chosen].sum()), int(chosen.sum())
 
 
+def shares_text(split: Split) -> str | None:
+    """The share of each held-out subset without a history, for a display; None if all have one."""
+    found = {name: without_history(split, name) for name in ("valid", "test")}
+    if not any(count for count, _ in found.values()):
+        return None
+    return ", ".join(f"{name} {count:,} of {total:,} ({share(count, total)})" for name, (count, total) in found.items())
+
+
 def remark(split: Split) -> str | None:
     """A sentence on the users without a history in the held-out subsets; None if all have one."""
     found = {word: without_history(split, name) for name, word in (("valid", "validation"), ("test", "test"))}

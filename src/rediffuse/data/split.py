@@ -430,11 +430,11 @@ def _share_of_later_training(
         tested: (interactions,) which ones are test interactions; None: those of the test subset.
     """
     times = dataset.interactions.times
-    tested = subset == TEST if tested is None else tested
-    if not dataset.has_timestamps or times is None or not (tested.any() and (subset == TRAIN).any()):
+    chosen = subset == TEST if tested is None else tested
+    if not dataset.has_timestamps or times is None or not (chosen.any() and (subset == TRAIN).any()):
         return None
     train = np.sort(times[subset == TRAIN])
-    return float(1 - np.searchsorted(train, times[tested], side="right").mean() / len(train))
+    return float(1 - np.searchsorted(train, times[chosen], side="right").mean() / len(train))
 
 
 def _checked(split: Split, remedy: str) -> Split:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rediffuse.data import cold_users
 from rediffuse.data.histories import BLOCK, Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, did_you_mean
@@ -241,6 +242,7 @@ class Split(Displayed):
             "targets": None if self.targets == "all" else self._targets_text(),
             "unused": f"{sizes['unused']:,} interactions" if sizes["unused"] else None,
             "dataset": f"{self.dataset.num_users:,} users, {self.dataset.num_items:,} items",
+            "no history": cold_users.shares_text(self),
             "leak": self.leak,
             "note": self.note,
         }
