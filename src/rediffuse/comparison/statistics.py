@@ -34,25 +34,24 @@ def mean_interval(values: NDArray[np.float64], users: NDArray[np.int64] | None =
     """
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())
-    error, independent = _error(values, users)
+    spread, root, independent = _error(values, users)
     if independent < 2:
         return Interval(mean, None, None)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, independent - 1) * error)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, independent - 1) * spread / root)
     return Interval(mean, mean - half, mean + half)
 
 
-def _error(values: NDArray[np.float64], users: NDArray[np.int64] | None) -> tuple[float, int]:
-    """The standard error of the mean, and the number of independent users behind it."""
+def _error(values: NDArray[np.float64], users: NDArray[np.int64] | None) -> tuple[float, float, int]:
+    """What the standard error of the mean is a quotient of, and the number of independent users behind it."""
     n = len(values)
     if users is not None:
         _, groups = np.unique(users, return_inverse=True)
         count = int(groups.max(initial=-1)) + 1
-        if 1 < count < n:
-            sums = np.bincount(groups, weights=values - values.mean())
-            return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / n), count
         if count < n:
-            return 0.0, count
-    return (float(values.std(ddof=1) / np.sqrt(n)), n) if n > 1 else (0.0, n)
+            sums = np.bincount(groups, weights=values - values.mean())
+            spread = np.sqrt(count / (count - 1) * (sums**2).sum()) if count > 1 else 0.0
+            return float(spread), n, count
+    return float(values.std(ddof=1)) if n > 1 else 0.0, float(np.sqrt(n)), n
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,14 @@ def paired_test(
     difference, users = difference[known], None if users is None else users[known]
     interval = mean_interval(difference, users)
     spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
-    error, independent = _error(difference, users)
-    if spread == 0 or error == 0:
+    clustered, root, independent = _error(difference, users)
+    if spread == 0 or clustered == 0:
         # No user differs, all differ by the same amount, or there is one user.
         return PairedTest(interval, 0.0, 1.0, len(difference))
     if independent == len(difference):
         p = float(stats.ttest_1samp(difference, 0.0)[1])  # pyright: ignore[reportArgumentType]
     else:
-        p = float(2 * stats.t.sf(abs(interval.mean) / error, independent - 1))
+        p = float(2 * stats.t.sf(abs(interval.mean) * root / clustered, independent - 1))
     return PairedTest(interval, interval.mean / spread, p, len(difference))
 
 
