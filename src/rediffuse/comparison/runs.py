@@ -97,6 +97,14 @@ class Variant:
     def options(self) -> dict[str, Any]:
         return self.runs[0].config["config"]
 
+    @cached_property
+    def users(self) -> np.ndarray | None:
+        """(targets,) the number of the user of each row of `per_user`; None where a row is a user."""
+        run = self.runs[0]
+        if "targets" not in run.test["counts"]:
+            return None
+        return run.per_user["user_id"].rank("dense").to_numpy()
+
     def values(self, metric: str, policy: str) -> list[float] | None:
         """One value per seed; None if it was not measured."""
         found = [run.test["metrics"].get(policy, {}).get(metric) for run in self.runs]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from rediffuse.arguments import require_path
-from rediffuse.config import ModelConfig
+from rediffuse.config import WITH_HISTORY, ModelConfig
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RunError
@@ -58,7 +58,11 @@ class Run(Displayed):
     def _display(self) -> tuple[str, dict[str, Any]]:
         split, metrics = self.config.get("split", {}), self.validation or {}
         selected_by = self.config.get("config", {}).get("metric")
-        first = [name for name in (selected_by, "hr@10", "ndcg@10", "recall@20") if name in metrics]
+        first = [
+            name
+            for name in (f"{WITH_HISTORY}{selected_by}", selected_by, "hr@10", "ndcg@10", "recall@20")
+            if name in metrics
+        ]
         return f"Run {self.path}", {
             "model": self.config.get("model"),
             "preset": self.config.get("preset"),
