@@ -66,8 +66,7 @@ class Recommender(Displayed):
         self.items: pl.DataFrame = run.items
         self.item_table: pl.DataFrame | None = run.item_table
         self.model: Model = run.model
-        knowledge = run.path / "knowledge.parquet"
-        self.knowledge = pl.read_parquet(knowledge) if knowledge.exists() else None
+        self.knowledge = run.knowledge
         self.titles = Titles(run.items)
         self.filters, self._limited = ItemFilters(run.item_table), dict[str, ValueLimit]()
         with torch.no_grad():

@@ -43,6 +43,7 @@ from rediffuse.models.baselines.item_item import (
     sparse_scores,
 )
 from rediffuse.models.sampling import Sampling
+from rediffuse.nn.sparse import wrong_rows
 
 # Dense float32 matrices in memory at once, at most: the weights, and those that they are computed from.
 COPIES = 3
@@ -109,6 +110,14 @@ class EASE(ItemItemModel):
         self.register_buffer("offsets", torch.empty(0, dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        found = {name: state_dict.get(prefix + name) for name in ("weight", "near", "offsets")}
+        weight, near, offsets = found.values()
+        if weight is not None and near is not None and offsets is not None:
+            problem = wrong_rows(offsets, near, weight, self.num_items, self.num_items) if len(offsets) else None
+            if not len(offsets) and weight.shape != (self.num_items, self.num_items):
+                problem = f"weight has the shape {tuple(weight.shape)}, not one row and column per item"
+            if problem:
+                others[-1].append(f"{prefix}{problem}")
         for name in ("weight", "near", "offsets"):
             buffer = getattr(self, name)
             if (given := state_dict.get(prefix + name)) is not None and given.shape != buffer.shape:
