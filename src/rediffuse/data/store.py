@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.data.checks import require_keys, require_plain_names
+from rediffuse.data.checks import require, require_keys, require_plain_names
 from rediffuse.errors import DataError
 from rediffuse.files import atomic_folder, sha256_file, sha256_json
 
@@ -146,6 +146,8 @@ def parse_manifest(path: Path, content: bytes | None) -> dict[str, Any]:
         raise DataError(f"{path} was changed after it was written.", remedy)
     try:
         require_keys(manifest, _KEYS)
+        texts = [*manifest["schemes"], *(manifest["report"].get("notes") or [])]
+        require(all(isinstance(text, str) for text in texts), "a scheme or a note is not text")
         require_plain_names(manifest["files"])
         for name, known in manifest["files"].items():
             require_keys(known, {"bytes": int, "sha256": str}, f"{name}: ")

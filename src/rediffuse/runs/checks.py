@@ -32,8 +32,10 @@ CONFIG: dict[str, Any] = {
     **dict.fromkeys(("config", "data", "split", "training", "resolved"), dict),
     **{"model": str, "class": _TEXT, "distribution": _MAPPING, "preset": _TEXT, "seed": int, "validation": _MAPPING},
     **{f"data.{name}": int for name in ("users", "items", "interactions")},
-    **{"data.fingerprint": str, "data.augmentation": _MAPPING, "data.histories_end": _TEXT},
+    **{"data.fingerprint": _TEXT, "data.augmentation": _MAPPING, "data.histories_end": _TEXT},
     **{"split.name": str, "split.params": dict, "split.leak": _TEXT, "training.minutes": (int, float)},
+    **dict.fromkeys((f"training.{name}" for name in ("best_epoch", "parameters")), (int, type(None))),
+    "training.peak_memory_mib": (int, float, type(None)),
     **{"tracking": _MAPPING, "defaults": _MAPPING, "resolved.settings": _MAPPING, "created": _TEXT},
 }
 _KNOWLEDGE = ("item_id", "relation", "entity", "other_item", "weight", "kept")
@@ -66,6 +68,7 @@ def consistent(path: Path) -> Iterator[None]:
 def check_config(config: Any) -> None:
     """Check the content of config.json: that what is read later is there, with the right types."""
     require_keys(config, CONFIG)
+    require("preset" in config and "validation" in config, "preset or validation is missing")
     for name in ("users", "items", "interactions"):
         require(config["data"][name] >= 0, f"data.{name} is {config['data'][name]}")
 

@@ -308,13 +308,14 @@ def _model_of(folder: Path, config: dict[str, Any]) -> tuple[type[Model], ModelC
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The complete lines of metrics.jsonl; none if the manifest lists none: the model is not trained by gradient.
+    """The complete lines of metrics.jsonl; none if the model is not trained by gradient.
+
+    Of a finished run, read it only if the manifest lists it.
 
     Raises:
-        RunError: as `read_manifest`, or a line is not JSON.
+        RunError: a line is not JSON.
     """
-    listed = LOG in read_manifest(folder)["files"]
-    lines = (folder / LOG).read_bytes().split(b"\n")[:-1] if listed else []
+    lines = (folder / LOG).read_bytes().split(b"\n")[:-1] if (folder / LOG).exists() else []
     with checks.consistent(folder / LOG):
         return [json.loads(line) for line in lines]
 
