@@ -13,6 +13,7 @@ A failure is named by its index: ``--start INDEX --count 1 --keep FOLDER`` keeps
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import random
@@ -238,15 +239,11 @@ def use_run(folder: Path) -> None:
         lambda: recommender.similar(items[:2], k=3),
         lambda: recommender.explain(items[:2], history=items[2:5]),
     ):
-        try:
+        with contextlib.suppress(RediffuseError):
             ask()
-        except RediffuseError:
-            pass
-    try:
+    with contextlib.suppress(RediffuseError):
         rd.evaluate(folder, synthetic_interactions(friends=3, knowledge=True))
         rd.compare([folder])
-    except RediffuseError:
-        pass
 
 
 def _check(lists: Any, users: int, recommender: Any) -> None:
@@ -264,7 +261,7 @@ def change_dataset(rng: random.Random, folder: Path) -> str:
     path = rng.choice([path for path in sorted(folder.iterdir()) if not path.name.startswith(".")])
     manifest = json.loads((folder / "manifest.json").read_text())
     if path.suffix == ".json":
-        said = change_json(rng, manifest)
+        said = f"manifest: {change_json(rng, manifest)}"
     elif path.suffix == ".parquet":
         table, said = change_table(rng, pl.read_parquet(path, glob=False))
         table.write_parquet(path)
@@ -272,13 +269,14 @@ def change_dataset(rng: random.Random, folder: Path) -> str:
         array, said = change_array(rng, np.load(path))
         np.save(path, array)
     if path.suffix != ".json":
+        said = f"{path.name}: {said}"
         known = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         manifest["files"][path.name] = known
     manifest.pop("sha256", None)
     manifest["sha256"] = sha256_json(manifest)
     path = folder / "manifest.json"
     path.write_text(json.dumps(manifest))
-    return f"{path.name if path.suffix == '.json' else path.name}: {said}"
+    return said
 
 
 def use_dataset(folder: Path) -> None:

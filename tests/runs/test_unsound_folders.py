@@ -93,7 +93,7 @@ def test_shapes_are_compared_before_memory_is_taken(folder, monkeypatch):
     assert devices == ["meta"]
 
 
-@pytest.mark.parametrize("name", [name for name in models.names(installed=False)])
+@pytest.mark.parametrize("name", list(models.names(installed=False)))
 def test_every_model_can_be_built_without_memory(name):
     kind = models.model_class(name)
     with torch.device("meta"):
@@ -265,7 +265,7 @@ def test_unsound_manifests_are_refused(dataset, changes):
     manifest = json.loads((dataset / "manifest.json").read_text()) | changes
     del manifest["sha256"]
     (dataset / "manifest.json").write_text(json.dumps(manifest | {"sha256": sha256_json(manifest)}))
-    with pytest.raises(DataError, match="damaged|no sound dataset"):
+    with pytest.raises(DataError, match=r"damaged|no sound dataset"):
         rd.load_dataset(dataset)
 
 
