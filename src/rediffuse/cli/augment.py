@@ -30,13 +30,13 @@ def pdrec(
     """
     from rediffuse.errors import ConfigError, RunError
     from rediffuse.files import atomic_write_parquet
-    from rediffuse.runs.run_folder import read_config
+    from rediffuse.runs.run_folder import read_config, read_manifest
     from rediffuse.table_files import read_parquet
 
     if out.suffix != ".parquet":
         raise ConfigError(f"{out} is not a .parquet file.", "Lists need Parquet: -o signals.parquet")
     config = read_config(run)
-    if config["model"] != "pdrec" or not (run / "signals.parquet").exists():
+    if config["model"] != "pdrec" or "signals.parquet" not in read_manifest(run)["files"]:
         raise RunError(
             f"{run} is a run of {config['model']} and has no signals.",
             "Train one: rediffuse train pdrec DATASET -o RUN, with one of hbr, dpa and nns.",

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from rediffuse.errors import RediffuseWarning, RunError
-from rediffuse.runs.run_folder import read_config, read_log
+from rediffuse.runs.run_folder import LOG, read_config, read_log, read_manifest
 from rediffuse.table_files import read_parquet
 
 EVALUATION = ("test.json", "per_user_test.parquet", "truth_test.parquet")
@@ -70,7 +70,7 @@ class EvaluatedRun:
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; none if the model is not trained by gradient."""
-        return read_log(self.path)
+        return read_log(self.path) if LOG in read_manifest(self.path)["files"] else []
 
     @property
     def seed(self) -> int:

@@ -156,7 +156,7 @@ class DiffKG(FactorModel):
         size = config.embedding_size
         nn.init.xavier_uniform_(self.user_embedding.weight)
         del self.item_embedding  # items are entities, and only the data tell how many there are
-        self.entity_embedding, self.relation_embedding = SizedByData(), SizedByData()
+        self.entity_embedding, self.relation_embedding = SizedByData(columns=size), SizedByData(columns=size)
         self.encoder = RelationAttention(size, config.kg_hops, config.residual, config.message_dropout)
         self.schedule = noise_schedule(
             "linear_var",
@@ -171,7 +171,7 @@ class DiffKG(FactorModel):
         self.register_buffer("user_vectors", torch.zeros(num_users, size))
         self.register_buffer("item_vectors", torch.zeros(num_items, size))
         # What an item sends to a new neighbour in each step of propagation, side by side.
-        self.item_spread = SizedByData(trained=False)
+        self.item_spread = SizedByData(rows=num_items, trained=False)
 
     # --- data ------------------------------------------------------------------------------------------------
 

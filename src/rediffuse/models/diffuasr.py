@@ -185,6 +185,12 @@ class DiffuASR(Composite):
         self.register_buffer("synthetic", torch.full((num_users, config.n), -1, dtype=torch.int32))
         self.phase = self.phases[-1]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        items = state_dict.get(f"{prefix}synthetic")
+        if items is not None and items.numel() and not -1 <= int(items.min()) <= int(items.max()) < self.num_items:
+            others[-1].append(f"{prefix}synthetic: items are not -1 to {self.num_items - 1}")
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     @property
     def phases(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("classifier", "generator", *self._backbone_phases)

@@ -114,6 +114,13 @@ class LDiffRec(DiffRec):
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.int64))
         self.steps_per_epoch = 1
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        for name in ("item_cluster", "latent_cluster"):
+            found = state_dict.get(prefix + name)
+            if found is not None and not 0 <= int(found.min()) <= int(found.max()) < self.config.clusters:
+                others[-1].append(f"{prefix}{name}: clusters are not 0 to {self.config.clusters - 1}")
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     # --- training ------------------------------------------------------------------------------------------
 
     def fit(self, data: TrainingData) -> None:

@@ -80,7 +80,7 @@ class SocialModel(FactorModel):
             nn.init.eye_(layer.weight[:, :size])  # pyright: ignore
             nn.init.eye_(layer.weight[:, size:])  # pyright: ignore
         self.feature_vectors: dict[str, Tensor] = {}
-        self.user_vectors, self.item_vectors = SizedByData(trained=False), SizedByData(trained=False)
+        self.user_vectors, self.item_vectors = (SizedByData(rows=n, trained=False) for n in (num_users, num_items))
         # Means over trained users, for a user without a vector: of h^0, of embeddings, of projected features.
         self.register_buffer("cold_user_mean", torch.zeros(3, size))
 

@@ -17,7 +17,7 @@ from rediffuse.errors import ConfigError, RunError, TrainingError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend
 from rediffuse.runs.identity import open_run_folder
-from rediffuse.runs.run_folder import Run, RunContents, read_log, read_run, run_path
+from rediffuse.runs.run_folder import LOG, Run, RunContents, read_log, read_run, run_path
 from rediffuse.training.progress import reporting
 from rediffuse.training.train import describe_run, make_trainer, now, write_files
 
@@ -136,7 +136,7 @@ def _chosen_steps(contents: RunContents) -> dict[str, int]:
     model = contents.model
     if not model.trained_by_gradient:
         return {}
-    log = read_log(contents.path)
+    log = read_log(contents.path) if LOG in contents.digests else []
     if not log:
         raise RunError(
             f"{contents.path} has no metrics.jsonl, so its number of epochs is unknown.",

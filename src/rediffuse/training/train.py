@@ -33,9 +33,10 @@ from rediffuse.data.split import TEST, TRAIN, VALID, Split, TrainingView, as_spl
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.files import atomic_write_text, sha256_file
-from rediffuse.memory import PeakMemory
+from rediffuse.memory import LESS_MEMORY, PeakMemory, out_of_memory
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
+from rediffuse.models.sizes import check_size
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.identity import open_run_folder
@@ -312,7 +313,8 @@ def _train(
 ) -> Run:
     """Train, choose on validation data, and write the run into its folder, which the main process has locked."""
     network = trainer.model
-    state = trainer.run(resume)
+    with out_of_memory(f"The training of {network.name}", LESS_MEMORY):
+        state = trainer.run(resume)
     trained = time.monotonic()
     remaining = trainer.phases[state.phase + 1 :]
     if remaining:
@@ -398,7 +400,12 @@ def _read_phase_run(phase: str, path: str | Path, split: Split) -> RunContents:
 def make_trainer(
     kind: type[Model], options: ModelConfig, view: TrainingView, folder: Path, *, seed: int, **others: Any
 ) -> Trainer:
-    """A new model, whose weights depend on ``seed`` alone, and its `Trainer`, which gets ``others``."""
+    """A new model, whose weights depend on ``seed`` alone, and its `Trainer`, which gets ``others``.
+
+    Raises:
+        ConfigError: the model does not fit into memory.
+    """
+    check_size(kind, options, view.num_items, view.num_users)
     with torch.random.fork_rng():
         seed_torch(seed, "weights")
         network = kind(options, view.num_items, view.num_users)

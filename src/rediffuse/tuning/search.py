@@ -19,6 +19,7 @@ from rediffuse.config import ModelConfig, Range, selected_value
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.files import atomic_write_parquet, atomic_write_text
+from rediffuse.memory import LESS_MEMORY, out_of_memory
 from rediffuse.models.base import Model
 from rediffuse.seeds import derive
 from rediffuse.training.callbacks import Callbacks, TrainingEvent
@@ -116,7 +117,8 @@ class Search:
                 show_progress=self.progress,
                 callbacks=Callbacks([Prune()]),
             )
-            result = trainer.run(resume=False)
+            with out_of_memory("The trial", LESS_MEMORY):
+                result = trainer.run(resume=False)
             if not result.done:
                 state = TrialState.FAIL  # the time ran out; `recover` queues it again
             else:
