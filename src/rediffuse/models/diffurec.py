@@ -214,7 +214,11 @@ class DiffuRec(SequenceModel):
             return Encoded(self._at_targets(z, batch))
         t, weights = self.timesteps.sample(len(batch.targets), device=items.device)
         x_0 = self.item_embedding(batch.targets)
-        x_t = q_sample(self.schedule, x_0, t, torch.randn_like(x_0))
+        noise = torch.randn_like(x_0)
+        # Where no item follows (PDRec's open ends), there is no x_0: the state is that in which inference starts.
+        known = batch.targets < self.num_items
+        t, weights = torch.where(known, t, self.schedule.steps - 1), torch.where(known, weights, 1.0)
+        x_t = torch.where(known[:, None], q_sample(self.schedule, x_0, t, noise), noise)
         if self.causal:
             # Scatter the timesteps (n,) and noised embeddings (n, d) of the targets to the tokens before them.
             positions = (batch.rows, batch.positions)

@@ -252,7 +252,8 @@ class PDRec(Composite):
         known = batch.targets < self.num_items
         importance = torch.ones_like(batch.targets, dtype=torch.float32) if importance is None else importance
         weights = self.interaction_weights[batch.interactions]
-        per_target = torch.zeros(len(hidden), device=hidden.device)
+        # NaN at open ends: their timestep is fixed, so the sampler learns nothing from them.
+        per_target = torch.full((len(hidden),), torch.nan, device=hidden.device)
         loss, per_target[known] = self.losses(hidden[known], _only(batch, known), importance[known], weights[known])
         loss = loss * _rank_weight(int(known.sum()), batch)
         if self.config.dpa:
@@ -262,10 +263,8 @@ class PDRec(Composite):
             rank_weight = _rank_weight(len(rows), batch)
             if len(rows):
                 at_liked = dataclasses.replace(_only(at_ends, rows), targets=items)
-                liked_loss, per_liked = self.losses(ends[rows], at_liked, importance[~known][rows])
+                liked_loss, _ = self.losses(ends[rows], at_liked, importance[~known][rows])
                 loss = loss + self.config.positive_weight * rank_weight * liked_loss
-                total = torch.zeros(len(ends), device=hidden.device).index_add(0, rows, per_liked)
-                per_target[~known] = total / torch.bincount(rows, minlength=len(ends)).clamp(min=1)
         if encoded.timesteps is not None:
             counted = rank_rows(batch.rank_weight)
             self.backbone.update_timestep_sampler(encoded.timesteps[counted], per_target[counted])
