@@ -18,6 +18,7 @@ from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
 from rediffuse.data.subsets import Task
+from rediffuse.diffusion import NoiseLevels
 from rediffuse.models.sampling import Sampling
 
 
@@ -246,6 +247,14 @@ class Model(nn.Module):
 
     def resolve(self, resolved: dict[str, Any]) -> None:
         """Apply the choices of `calibrate`. Called after it, and whenever a run is loaded."""
+
+    def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
+        """How large what the model noises is beside the noise, one for each process. Called after training.
+
+        Args:
+            data: what the model has learned from.
+        """
+        return []
 
     @property
     def refits(self) -> bool | str:

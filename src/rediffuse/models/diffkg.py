@@ -30,7 +30,7 @@ from rediffuse.batching.pairs import PairBatch
 from rediffuse.config import Range
 from rediffuse.data.histories import Histories
 from rediffuse.data.knowledge import knowledge_edges, most_per_node
-from rediffuse.diffusion import noise_schedule
+from rediffuse.diffusion import NoiseLevels, noise_levels, noise_schedule
 from rediffuse.errors import DataError
 from rediffuse.graphs import Graph, bipartite_adjacency, propagate, symmetric_normalised
 from rediffuse.losses import bpr, softmax_cross_entropy
@@ -329,6 +329,12 @@ class DiffKG(FactorModel):
 
     def item_table(self) -> Tensor:
         return self.entity_embedding.value
+
+    def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
+        if self.config.pruning != "diffusion":
+            return []
+        density = len(self.edges) / self.edges.num_nodes**2
+        return [noise_levels(self.schedule, "rows of the graph", density, starts_from_noise=False)]
 
     # --- scoring ---------------------------------------------------------------------------------------------
 

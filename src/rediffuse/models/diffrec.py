@@ -29,8 +29,10 @@ from rediffuse.batching.sequences import rank_rows
 from rediffuse.config import NeuralConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion import (
+    NoiseLevels,
     ancestral,
     at_timesteps,
+    noise_levels,
     noise_schedule,
     predict_x0,
     q_sample,
@@ -216,6 +218,18 @@ class DiffRec(NeuralModel):
             x_0_hat = predict_x0(self.schedule, output, x_t, t, prediction)
             errors = torch.where(t == 0, (x_0 - x_0_hat).square().mean(1) / 2, errors)
         return errors * at_timesteps(snr_weights(self.schedule, prediction), t, errors)
+
+    @torch.no_grad()
+    def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
+        if not self.config.diffusion:
+            return []
+        what, mean_square = self.noised(data)
+        return [noise_levels(self.schedule, what, mean_square, starts_from_noise=False)]
+
+    def noised(self, data: TrainingData) -> tuple[str, float]:
+        """What is noised, and the mean square of its elements."""
+        rows = self.rows(data.train)
+        return "rows", float(np.square(rows.data, dtype=np.float64).sum() / max(rows.shape[0] * rows.shape[1], 1))
 
     # --- scoring -------------------------------------------------------------------------------------------
 

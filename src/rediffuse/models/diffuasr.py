@@ -32,10 +32,12 @@ from rediffuse.config import ModelConfig, NeuralConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.data.synthetic import prepend
 from rediffuse.diffusion import (
+    NoiseLevels,
     classifier_free,
     classifier_guided,
     condition_dropout,
     ddim,
+    noise_levels,
     noise_schedule,
     q_sample,
     space_timesteps,
@@ -288,6 +290,12 @@ class DiffuASR(Composite):
         """(B, d) the pooled item vectors of each history."""
         table = self.classifier.item_embedding.weight.detach()
         return F.embedding_bag(items, table, offsets, mode=self.config.pool) / self.scale().detach()
+
+    @torch.no_grad()
+    def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
+        mean_square = float(self.vectors(torch.arange(self.num_items, device=self.no_condition.device)).square().mean())
+        own = noise_levels(self.schedule, "scaled item vectors", mean_square, starts_from_noise=True)
+        return [own, *([] if self.backbone is None else self.backbone.noise_levels(data))]
 
     # --- generation ----------------------------------------------------------------------------------------
 

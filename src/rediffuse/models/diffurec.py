@@ -21,15 +21,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rediffuse.batching.sequences import SequenceBatch
+from rediffuse.batching.sequences import SequenceBatch, pad_right
 from rediffuse.config import Range
-from rediffuse.diffusion import ancestral, noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
+from rediffuse.diffusion import (
+    NoiseLevels,
+    ancestral,
+    noise_levels,
+    noise_schedule,
+    q_sample,
+    solver,
+    space_timesteps,
+    timestep_sampler,
+)
 from rediffuse.diffusion.noise import RowNoise, row_keys
-from rediffuse.models.base import Validation
+from rediffuse.models.base import TrainingData, Validation
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
@@ -55,6 +65,8 @@ PAPER: dict[str, Any] = {
 }
 # Calibration chooses the fewest steps whose validation metric is within this share of the metric at all steps.
 CALIBRATION_TOLERANCE = 0.005
+# Training histories whose x0_hat is measured after training.
+MEASURED_ROWS = 64
 
 
 class DiffuRecConfig(SequenceConfig):
@@ -241,6 +253,27 @@ class DiffuRec(SequenceModel):
         if not self.pads_are_keys:
             return items
         return nn.functional.pad(items, (0, self.config.max_length - items.shape[1]), value=self.pad)
+
+    @torch.no_grad()
+    def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
+        if not self.config.diffusion:
+            return []
+        rows = data.train.take(np.flatnonzero(data.train.lengths)[:MEASURED_ROWS])
+        estimate = None
+        if len(rows):
+            table = self.item_embedding.weight
+            items, lengths = (x.to(table.device) for x in pad_right(rows, self.config.max_length, self.pad))
+            estimate = float(self.represent(items, lengths, Sampling()).float().square().mean())
+        mean_square = float(self.catalogue().float().square().mean())
+        return [
+            noise_levels(
+                self.schedule,
+                "item vectors",
+                mean_square,
+                starts_from_noise=True,
+                estimate_mean_square=estimate,
+            )
+        ]
 
     def update_timestep_sampler(self, timesteps: Tensor, losses: Tensor) -> None:
         self.timesteps.update(timesteps, losses)

@@ -179,6 +179,12 @@ class LDiffRec(DiffRec):
         share = max((1 - step // self.steps_per_epoch / DIFFUSION_EPOCHS) * config.diffusion_share, DIFFUSION_FLOOR)
         return (reconstruction + annealed * divergence + share * denoising) * batch.rank_weight
 
+    def noised(self, data: TrainingData) -> tuple[str, float]:
+        chosen = np.flatnonzero(data.train.lengths)[: self.config.batch_size]
+        rows = row_batch(self.rows(data.train.take(chosen))).to(self.folded_bias.device)
+        mean, log_variance = self.encode(rows, rows.values)
+        return "latent vectors", float((mean.square() + log_variance.exp()).mean())
+
     # --- scoring -------------------------------------------------------------------------------------------
 
     def index_vectors(self) -> None:

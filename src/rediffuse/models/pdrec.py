@@ -29,6 +29,7 @@ from rediffuse.batching.rows import RowBatch, RowBatches
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, rank_rows
 from rediffuse.config import ModelConfig, NeuralConfig, Range
 from rediffuse.data.histories import Histories
+from rediffuse.diffusion import NoiseLevels
 from rediffuse.models.backbone import backbone_class, backbone_config, refuse_prior
 from rediffuse.models.base import Model, TrainingData, Validation
 from rediffuse.models.composite import Composite
@@ -305,6 +306,10 @@ class PDRec(Composite):
         best = logits.topk(min(self.config.liked, logits.shape[1]), dim=1)
         rows, places = torch.nonzero(best.values > -torch.inf, as_tuple=True)
         return rows, candidates[rows, best.indices[rows, places]]
+
+    def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
+        of_signals = [] if self.diffusion is None else self.diffusion.noise_levels(data)
+        return of_signals + self.backbone.noise_levels(data)
 
     # --- scoring -------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Largest error of a rounded rate, relative to the rate and to 1 - rate. The usual rates, from 0.1 to 0.9, are within it.
+# Largest error of a rounded rate, relative to the rate and to 1 - rate. All rates from 0.1 to 0.9 are within it.
 TOLERANCE = 0.02
 
 
