@@ -18,7 +18,7 @@ from rediffuse.diffusion.process import (
     rescale_timesteps,
     snr_weights,
 )
-from rediffuse.diffusion.respace import respace, space_timesteps
+from rediffuse.diffusion.respace import respace, space_log_snr, space_timesteps
 from rediffuse.diffusion.schedule import SCHEDULES, NoiseSchedule, Variance, from_betas, noise_schedule
 from rediffuse.diffusion.solvers import (
     SOLVERS,
@@ -77,6 +77,7 @@ __all__ = [
     "respace",
     "snr_weights",
     "solver",
+    "space_log_snr",
     "space_timesteps",
     "timestep_sampler",
 ]

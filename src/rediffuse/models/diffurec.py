@@ -35,6 +35,7 @@ from rediffuse.diffusion import (
     noise_schedule,
     q_sample,
     solver,
+    space_log_snr,
     space_timesteps,
     timestep_sampler,
 )
@@ -104,6 +105,9 @@ class DiffuRecConfig(SequenceConfig):
         "fixed_small", description="Variance of the ancestral solver."
     )
     sampling_steps: int | None = Field(None, ge=1, description="None: calibrated on validation data.")
+    spacing: Literal["even", "log_snr"] = Field(
+        "even", description="Which timesteps fewer steps visit: even in t, or in the logarithm of the SNR."
+    )
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",
         description="released: padding is attended to and is a class of the training loss, as in the authors' program.",
@@ -292,6 +296,12 @@ class DiffuRec(SequenceModel):
         steps = min(sampling.sampling_steps or self.sampling_steps, self.config.diffusion_steps)
         return steps if self.max_sampling_steps is not None else 1
 
+    def visited_timesteps(self, steps: int) -> list[int]:
+        """The timesteps of a chain of ``steps`` steps, ascending."""
+        if self.config.spacing == "log_snr":
+            return space_log_snr(self.schedule, steps)
+        return space_timesteps(self.schedule.steps, str(steps))
+
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         z = self.history(items)
         if not self.config.diffusion:
@@ -310,7 +320,7 @@ class DiffuRec(SequenceModel):
         steps = self.network_passes(sampling)
         if steps == 1:
             return solver("one_step")(predict, start, self.schedule, callback=on_step)
-        chain = self.schedule, space_timesteps(self.config.diffusion_steps, str(steps))
+        chain = self.schedule, self.visited_timesteps(steps)
         if self.config.solver == "ancestral":
             variance = self.config.variance
             return ancestral(predict, start, *chain, generator=noise, callback=on_step, variance=variance)
