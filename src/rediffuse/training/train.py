@@ -264,7 +264,7 @@ def describe_run(
         "data": {
             "fingerprint": split.dataset.fingerprint_without_synthetic,
             "augmentation": augmentation(split.dataset),
-            "tables": split.dataset.tables_fingerprint if kind.reads_tables else None,
+            "tables": split.dataset.tables_fingerprint if kind.reads_tables_with(options) else None,
             "users": split.dataset.num_users,
             "items": split.dataset.num_items,
             "interactions": split.dataset.num_interactions,
