@@ -133,7 +133,7 @@ class DiffNet(SocialModel):
             return super()._steps_from(adjacency, users)
         steps = [users.astype(np.float32)]  # a layer reads the mean over friends and the user's own vector
         for _ in range(self.config.hops):
-            steps.append((adjacency @ steps[-1] + steps[-1]) / 2)
+            steps.append((adjacency @ steps[-1] + steps[-1]) / np.float32(2))
         return steps
 
     def vectors(self) -> tuple[Tensor, Tensor]:
