@@ -127,8 +127,10 @@ class DiffRecConfig(NeuralConfig):
         return self
 
 
+# A learning rate that falls by 1 % an epoch: by 0.1 in 229 epochs, step by step.
+FALLS_BY_A_HUNDREDTH = {"learning_rate_schedule": "exponential", "learning_rate_decay_every": 229}
 # Released options of PDRec's TI-DiffRec that are the same for all data sets.
-TI_DIFFREC = {
+TI_DIFFREC = FALLS_BY_A_HUNDREDTH | {
     **{"weighting": "interval", "learning_rate": 5e-5, "weight_decay": 0.5, "validate_every": 1},
     **{"diffusion_steps": 10, "noise_scale": 0.01, "noise_min": 5e-4},
 }
