@@ -83,6 +83,7 @@ class ModelConfig(BaseModel):
     batch_size: int = Field(1024, ge=1, description="Prediction targets per optimiser step.")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="Decoupled (AdamW).")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's average of squared gradients.")
     learning_rate_schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
         "constant", description="After the warm-up, to the end of all epochs; exponential: to a hundredth."
     )

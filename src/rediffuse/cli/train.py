@@ -82,7 +82,7 @@ def train(
     run = replace(run, path=out)
     result = {"run": str(run.path), "minutes": run.minutes, "split": split.name, "validation": run.validation}
     result |= {name: run.config["training"][name] for name in ("best_epoch", "stopped")}
-    result |= {"resolved": run.config["resolved"]}
+    result |= {"resolved": run.config["resolved"], "noise": run.config["noise"]}
 
     def print_summary() -> None:
         if run.validation:
@@ -95,6 +95,12 @@ def train(
         best = f", best epoch {result['best_epoch']}" if result["best_epoch"] else ""
         if settings := run.config["resolved"].get("settings"):
             print_rich("Chosen on validation data: " + ", ".join(f"{k} = {v}" for k, v in settings.items()) + ".")
+        for levels in run.config["noise"]:
+            ratios = " / ".join(f"{ratio:.2g}" for ratio in levels["snr"])
+            print_rich(
+                f"Noised: {levels['what']}, root mean square {levels['rms']:.2g}; signal-to-noise ratio {ratios} "
+                "at the first, middle and last timestep."
+            )
         if run.config["training"]["refitted"]:
             print_rich("Then fitted again, with the validation interactions.")
         print_rich(f"{duration(run.minutes)}{best}. Next: rediffuse {following}")

@@ -59,6 +59,7 @@ def model_card(kind: type[Model], run_config: dict[str, Any], environment: dict[
         + (f", {training['precision']}, {training['parameters']:,} parameters" if training["parameters"] else "")
         + f", seed {run_config['seed']}.",
         *_resolved(resolved),
+        *_noise(run_config.get("noise", [])),
         "",
         *_curve(resolved.get("curve") or resolved.get("prior", {}).get("curve") or []),
         *_validation(run_config["validation"]),
@@ -250,6 +251,22 @@ def _resolved(resolved: dict[str, Any]) -> list[str]:
         elif name not in ("curve", "parts"):
             shown = _pairs(value) if isinstance(value, dict) else _number(value)
             lines.append(f"- {name.replace('_', ' ').capitalize()}: {shown}.")
+    return lines
+
+
+def _noise(noise: list[dict[str, Any]]) -> list[str]:
+    """Lines on how large what is noised is beside the noise."""
+    lines = []
+    for levels in noise:
+        ratios = ", ".join(
+            f"{_number(ratio)} at t = {t}" for t, ratio in zip(levels["timesteps"], levels["snr"], strict=True)
+        )
+        estimate = levels["estimate_rms"]
+        beside = f" (of the network's estimate: {_number(estimate)})" if estimate is not None else ""
+        lines.append(
+            f"- Noised: {levels['what']}, root mean square {_number(levels['rms'])}{beside}; signal-to-noise ratio "
+            f"{ratios}."
+        )
     return lines
 
 

@@ -251,7 +251,8 @@ class Trainer:
         """
         self.model.begin_phase(phase, self.data)
         self.config = config = self.model.training_options(phase)
-        optimizer = Optimizer(self.model.parameter_groups(), config.learning_rate, config.weight_decay)
+        groups = self.model.parameter_groups()
+        optimizer = Optimizer(groups, config.learning_rate, config.weight_decay, config.adam_beta2)
         for group in optimizer.param_groups:
             group["lr"] *= group.get("learning_rate_factor", 1.0)
         self.epochs = self._epochs(phase)

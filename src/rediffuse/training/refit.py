@@ -19,7 +19,7 @@ from rediffuse.models.blend import Blend
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import LOG, Run, RunContents, read_log, read_run, run_path
 from rediffuse.training.progress import reporting
-from rediffuse.training.train import describe_run, make_trainer, now, write_files
+from rediffuse.training.train import describe_run, make_trainer, noise_of, now, write_files
 
 
 def refit(
@@ -105,6 +105,7 @@ def refit(
             resolved["dropped"] = network.dropped
         run_config |= {
             "resolved": resolved,
+            "noise": noise_of(trainer),
             "created": now(),
             "training": chosen["training"]
             | {

@@ -273,7 +273,7 @@ def describe_run(
         "data": {
             "fingerprint": split.dataset.fingerprint_without_synthetic,
             "augmentation": augmentation(split.dataset),
-            "tables": split.dataset.tables_fingerprint if kind.reads_tables else None,
+            "tables": split.dataset.tables_fingerprint if kind.reads_tables_with(options) else None,
             "users": split.dataset.num_users,
             "items": split.dataset.num_items,
             "interactions": split.dataset.num_interactions,
@@ -342,6 +342,7 @@ def _train(
         minutes += (time.monotonic() - trained) / 60  # the choices are its training
     run_config |= {
         "resolved": resolved,
+        "noise": noise_of(trainer),
         "created": now(),
         "training": {
             "best_epoch": state.best_epoch,
@@ -358,6 +359,15 @@ def _train(
     }
     distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
     return Run(folder, run_config, validation, minutes)
+
+
+def noise_of(trainer: Trainer) -> list[dict[str, object]]:
+    """The records of the model's `rediffuse.diffusion.NoiseLevels`; warns where they do not fit the noise."""
+    found = trainer.model.noise_levels(trainer.data)
+    for levels in found:
+        if (remark := levels.remark()) is not None:
+            warnings.warn(f"{remark} See docs/diffusion.md.", RediffuseWarning, stacklevel=4)
+    return [levels.record() for levels in found]
 
 
 def write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any]) -> None:
