@@ -84,7 +84,7 @@ def public_dataset(
     if name not in known:
         more = "" if folder else " More are found in the folder that REDIFFUSE_DATA names."
         if name in (*SETS, *FORMS):
-            more = f" Released files of {name} are read from a folder: rediffuse data {name} --from FOLDER -o OUT"
+            more += f" Released files of {name} are read from a folder: rediffuse data {name} --from FOLDER -o OUT"
         raise ConfigError(f"There is no data set {name!r}.", did_you_mean(name, known) + more)
     if folder is not None and (folder / name / "interactions.parquet").is_file():
         dataset = load_prepared(folder / name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import polars as pl
-
 from rediffuse.data.dataset import Dataset
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.research.files import (
@@ -30,11 +28,10 @@ def read(folder: Path) -> Dataset:
         DataError: a file is missing, or holds something else.
     """
     parts = (
-        (subset, pl.DataFrame(integers(need(folder, name, purpose="pairs"), 2), ["user_id", "item_id"]))
-        for subset, name in _FILES.items()
+        (subset, integers(need(folder, name, purpose="pairs"), "user_id", "item_id")) for subset, name in _FILES.items()
     )
     pairs, note = without_repeats(labelled(parts))
-    links = integers(need(folder, "*.links", purpose="links between users"), 2)
+    links = integers(need(folder, "*.links", purpose="links between users"), "source", "target")
     users, items = (
         None if (path := find(folder, f"{side}_vector.npy")) is None else vector_table(path, f"{side}_id")
         for side in ("user", "item")
@@ -42,7 +39,7 @@ def read(folder: Path) -> Dataset:
     dataset = read_interactions(
         pairs.drop("split"),
         splits=pairs,
-        social=pl.DataFrame(links, ["source", "target"]),
+        social=links,
         users=users,
         items=items,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from rediffuse.data.dataset import Dataset
@@ -28,14 +29,12 @@ def read(folder: Path) -> Dataset:
     Raises:
         DataError: a file is missing, or holds something else.
     """
-    parts = (
-        (
-            subset,
-            pl.DataFrame(array(need(folder, f"{subset}_list.npy", purpose="pairs"), "iu", 2), ["user_id", "item_id"]),
-        )
-        for subset in SUBSETS
-    )
+    parts = ((subset, _pairs(need(folder, f"{subset}_list.npy", purpose="pairs"))) for subset in SUBSETS)
     pairs, note = without_repeats(labelled(parts))
     vectors = find(folder, "item_emb.npy")
     items = None if vectors is None else vector_table(vectors, "item_id")
     return with_notes(read_interactions(pairs.drop("split"), items=items, splits=pairs), note)
+
+
+def _pairs(path: Path) -> pl.DataFrame:
+    return pl.DataFrame(array(path, "iu", 2).astype(np.int64), ["user_id", "item_id"], orient="row")

@@ -91,12 +91,12 @@ def vector_table(path: Path, column: str) -> pl.DataFrame:
     return pl.DataFrame({column: np.arange(len(rows)), "vector": pl.Series(rows.tolist(), dtype=pl.List(pl.Float32))})
 
 
-def integers(path: Path, columns: int) -> NDArray[np.int64]:
+def integers(path: Path, *names: str) -> pl.DataFrame:
     """Rows of integers in text, separated by blanks or tabs, without a header.
 
     Args:
         path: the file.
-        columns: how many a row has at least; further ones are left out.
+        names: of the columns that a row has at least; further ones are left out.
 
     Raises:
         DataError: the file cannot be read, or a row has fewer; the error names the line.
@@ -109,17 +109,18 @@ def integers(path: Path, columns: int) -> NDArray[np.int64]:
     parts = pl.Series("parts", lines, dtype=pl.String).str.extract_all(r"\S+")
     frame = pl.DataFrame({"line": number, "parts": parts}).filter(pl.col("parts").list.len() > 0)
     fields = [
-        pl.col("parts").list.get(i, null_on_oob=True).cast(pl.Int64, strict=False).alias(str(i)) for i in range(columns)
+        pl.col("parts").list.get(i, null_on_oob=True).cast(pl.Int64, strict=False).alias(name)
+        for i, name in enumerate(names)
     ]
-    rows = frame.select("line", pl.col("parts").list.len().alias("length"), *fields)
-    wrong = rows.filter((pl.col("length") < columns) | pl.any_horizontal(pl.col("^\\d+$").is_null()))
+    rows = frame.select("line", *fields)
+    wrong = rows.filter(pl.any_horizontal(pl.col(names).is_null()))
     if len(wrong):
         line = wrong["line"][0]
         raise DataError(
-            f"{path}, line {line}: {lines[line - 1][:60]!r} is not a row of {columns} integers.",
+            f"{path}, line {line}: {lines[line - 1][:60]!r} is not a row of {len(names)} integers.",
             f"{len(wrong):,} of {len(rows):,} lines are not. Get the file again.",
         )
-    return rows.select([str(i) for i in range(columns)]).to_numpy()
+    return rows.select(names)
 
 
 def sequences(value: Any, where: str) -> pl.DataFrame:

@@ -54,8 +54,8 @@ def read_diffkg(folder: Path) -> Dataset:
     Raises:
         DataError: a file is missing, or holds something else.
     """
-    paths = {s: need(folder, f"{s[:2]}{s[-1]}Mat.pkl", purpose=f"{s} matrix") for s in ("train", "test")}
-    matrices = {subset: _matrix(path) for subset, path in paths.items()}
+    names = {"train": "trnMat.pkl", "test": "tstMat.pkl"}
+    matrices = {subset: _matrix(need(folder, name, purpose="pairs")) for subset, name in names.items()}
     shapes = {matrix.shape for matrix in matrices.values()}
     if len(shapes) > 1:
         raise DataError(f"The matrices in {folder} have different shapes: {sorted(shapes)}.", "Get both files again.")
@@ -109,7 +109,7 @@ def _matrix(path: Path) -> SparseMatrix:
 
 
 def _triples(path: Path) -> pl.DataFrame:
-    return pl.DataFrame(integers(path, 3), ["head", "relation", "tail"])
+    return integers(path, "head", "relation", "tail")
 
 
 def _first_entities(items: int) -> pl.DataFrame:
