@@ -4,8 +4,8 @@
     python -m benchmarks.parity.diffnet --released diffnet
 
 Compares the vectors of users and items, the loss and its gradients. Prints the largest relative differences, and fails
-above 1e-4. The released code is imported from its own folder; none of it is copied here. It needs TensorFlow 1, which no
-longer installs, so its lines run on an imitation of the few operations that they use (`tensorflow1.py`).
+above 1e-4. The released code is imported from its own folder; none of it is copied here. It needs TensorFlow 1, which
+no longer installs, so its lines run on an imitation of the few operations that they use (`tensorflow1.py`).
 """
 
 from __future__ import annotations
