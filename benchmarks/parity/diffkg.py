@@ -4,9 +4,9 @@
     python -m benchmarks.parity.diffkg --released DiffKG
 
 Compares the edges of a knowledge graph, both encoders, the losses of both phases, their gradients, the reverse chain
-and the edges that it keeps. Prints the largest relative differences, and fails above 1e-4. The released code is imported
-from its own folder; none of it is copied here. If torch_scatter, which it needs, is absent, two of its functions are
-replaced.
+and the edges that it keeps. Prints the largest relative differences, and fails above 1e-4. The released code is
+imported from its own folder; none of it is copied here. If torch_scatter, which it needs, is absent, two of its
+functions are replaced.
 """
 
 from __future__ import annotations
