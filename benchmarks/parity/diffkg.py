@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import rediffuse as rd
-from benchmarks.parity.released import add_folder, copy, finish, gap, load, module, replaced, stay_on_cpu
+from benchmarks.parity.released import add_folder, copy, finish, gap, gradient_gap, load, module, replaced, stay_on_cpu
 from rediffuse.batching.pairs import PairBatch
 from rediffuse.batching.rows import row_batch
 from rediffuse.models.base import TrainingData
@@ -124,8 +124,8 @@ def compare(
         their_loss = their_loss + config.contrast * contrast
         found[f"loss, {fidelity}"] = gap(loss, their_loss)
         mine, their = ([pair[side] for pair in weights.values()] for side in (0, 1))
-        gradients = zip(torch.autograd.grad(loss, mine), torch.autograd.grad(their_loss, their), strict=True)
-        found[f"gradients, {fidelity}"] = max(gap(*pair) for pair in gradients)
+        gradients = torch.autograd.grad(loss, mine), torch.autograd.grad(their_loss, their)
+        found[f"gradients, {fidelity}"] = gradient_gap(*gradients)
     ours.config = config
     return found | compare_denoiser(model, reader, ours, theirs, interactions)
 
@@ -158,9 +158,8 @@ def compare_denoiser(model: Any, reader: Any, ours: DiffKG, theirs: Any, interac
     their_loss = (1 - share) * bound.mean() + share * convolution.mean()
     mine = torch.autograd.grad(loss, [denoiser.first, denoiser.last.weight, denoiser.last.bias])
     their = torch.autograd.grad(their_loss, [first.weight, last.weight, last.bias])
-    gradients = [(mine[0].T, their[0][:, :nodes]), *zip(mine[1:], their[1:], strict=True)]
     found = {"loss of the denoiser": gap(loss, their_loss)}
-    found["gradients of the denoiser"] = max(gap(*pair) for pair in gradients)
+    found["gradients of the denoiser"] = gradient_gap((mine[0].T, *mine[1:]), (their[0][:, :nodes], *their[1:]))
     with torch.no_grad():
         denoised = diffusion.p_sample(network, x_0, 0)
         found["reverse chain"] = gap(denoiser.last(denoise_graph(denoiser, ours.schedule, ours.edges)), denoised)

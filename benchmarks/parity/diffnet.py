@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import rediffuse as rd
-from benchmarks.parity.released import add_folder, copy, finish, gap, load
+from benchmarks.parity.released import add_folder, copy, finish, gap, gradient_gap, load
 from benchmarks.parity.tensorflow1 import imitation
 from rediffuse.batching.pairs import PairBatch
 from rediffuse.models.base import TrainingData
@@ -84,14 +84,9 @@ def compare(name: str, kind: type[SocialModel], data: TrainingData, vectors: Any
     loss = BATCH * ours.pair_loss(*scores)  # ours is a mean over positives, theirs a sum
     yield "loss", gap(loss, theirs.loss)
     # One layer projects the features of users and of items there: its gradient is the sum of both.
-    mine = torch.autograd.grad(loss, [weight for group, _ in shared for weight in group])
-    their = iter(torch.autograd.grad(theirs.loss, [weight for _, weight in shared]))
-    gradients, place = [], 0
-    for group, weight in shared:
-        total = sum(mine[place : place + len(group)])
-        gradients.append(gap(total.reshape(weight.shape), next(their)))  # pyright: ignore[reportAttributeAccessIssue]
-        place += len(group)
-    yield "gradients", max(gradients)
+    mine = iter(torch.autograd.grad(loss, [weight for group, _ in shared for weight in group]))
+    totals = [sum(next(mine) for _ in group) for group, _ in shared]
+    yield "gradients", gradient_gap(totals, torch.autograd.grad(theirs.loss, [weight for _, weight in shared]))  # pyright: ignore[reportArgumentType]
 
 
 def training_data(rng: np.random.Generator) -> tuple[TrainingData, dict[str, Any]]:
@@ -134,7 +129,7 @@ def run(name: str, ours: SocialModel, vectors: dict[str, Any], folder: Path) -> 
 def share_weights(ours: SocialModel, theirs: Any, variables: list[Tensor]) -> list[tuple[list[Tensor], Tensor]]:
     """Give our model the released weights. Returns our weights beside the released one that they come from."""
     layer = theirs.reduce_dimension_layer.variables
-    projections: list[Any] = [ours.projections[side] for side in SIDES]
+    projections: list[Any] = [*ours.projections.values()]
     shared: list[tuple[list[Tensor], Tensor]] = [
         ([ours.user_embedding.weight], theirs.user_embedding),
         ([ours.item_embedding.weight], theirs.item_embedding),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.parity.released import add_folder, copy, finish, gap, load, module, replaced
+from benchmarks.parity.released import add_folder, copy, finish, gap, gradient_gap, load, module, replaced
 from rediffuse.batching.continuations import Continuation
 from rediffuse.diffusion import noise_schedule
 from rediffuse.models.diffuasr import DiffuASR
@@ -70,8 +71,7 @@ def compare(released: Any, guidance: str) -> dict[str, float]:
     if guidance == "cg":
         released.DiffusionModel_CG.load_classifier = lambda self, model: model
     theirs = getattr(released, kind)(1, ITEMS, "cpu", arguments()).eval()
-    shared = list(unet_weights(ours.generator, theirs.unet))
-    for mine, their in shared:
+    for mine, their in unet_weights(ours.generator, theirs.unet):
         copy(their, mine)
     # There 0 is the padding, items count from 1, and the mask comes last.
     vectors = ours.vectors(torch.arange(ITEMS))
@@ -86,12 +86,13 @@ def compare(released: Any, guidance: str) -> dict[str, float]:
     padded = torch.stack([F.pad(history + 1, (HISTORY - len(history), 0)) for history in histories])
     found = {}
     if guidance == "none":
-        found = compare_loss(ours, theirs, shared, Continuation(torch.empty(0), items, offsets), padded)
+        targets = torch.randint(ITEMS, (BATCH, LENGTH))
+        found = compare_loss(ours, theirs, Continuation(targets, items, offsets), padded)
     condition, first = ours.conditions(items, offsets), items[offsets]
     start = torch.randn(BATCH, LENGTH, SIZE)
     everything = torch.arange(1, ITEMS + 1).expand(BATCH, -1)
     if guidance == "cg":
-        ours.log_prob = lambda x, first: -released_loss(theirs, x, first)  # type: ignore[method-assign]
+        ours.log_prob = lambda x, *_: -released_loss(theirs, x, first)  # type: ignore[method-assign]
     with torch.no_grad(), replaced(torch, randn=lambda *_, **__: start[:, None]):
         logits = torch.stack(theirs.predict(padded, everything), dim=1)
         sampled = ours.sample(condition, first, lambda _: start)
@@ -99,24 +100,24 @@ def compare(released: Any, guidance: str) -> dict[str, float]:
     return found
 
 
-def compare_loss(
-    ours: DiffuASR, theirs: Any, shared: list[tuple[Tensor, Tensor]], batch: Any, padded: Tensor
-) -> dict[str, float]:
-    """The U-Net, and the loss with its gradients."""
-    targets = torch.randint(ITEMS, (BATCH, LENGTH))
-    batch = Continuation(targets, batch.items, batch.offsets)
-    half, noise = torch.randint(1000, (BATCH // 2 + 1,)), torch.randn(BATCH, LENGTH, SIZE)
-    with replaced(torch, randint=lambda *_, **__: half, randn_like=lambda x: noise.reshape(x.shape)):
-        loss, their_loss = ours.loss(batch), theirs(targets + 1, padded)
-    condition, t = ours.conditions(batch.items, batch.offsets), torch.arange(BATCH) * 100
-    found = {"U-Net": gap(ours.generator(noise, t, condition), theirs.unet(noise, t, condition))}
-    mine, their = ([pair[side] for pair in shared] for side in (0, 1))
-    gradients = list(zip(torch.autograd.grad(loss, mine), torch.autograd.grad(their_loss, their), strict=True))
-    # Relative to the largest: before a normalisation of two numbers, gradients are zero but for rounding.
-    largest = max(float(gradient.abs().max()) for _, gradient in gradients)
-    found["loss, guidance none"] = gap(loss, their_loss)
-    found["gradients, guidance none"] = max(float((a - b).abs().max()) for a, b in gradients) / largest
-    return found
+def compare_loss(ours: DiffuASR, theirs: Any, batch: Continuation, padded: Tensor) -> dict[str, float]:
+    """The U-Net, and the loss with its gradients.
+
+    In double precision: at the lowest level a normalisation has two numbers to go by, and multiplies rounding errors.
+    """
+    ours, theirs = deepcopy(ours).double(), deepcopy(theirs).double()
+    theirs.alpha_bar = ours.schedule.alphas_cumprod
+    for layer in (ours.generator.time[0], theirs.unet.temb.dense[0]):  # which read embeddings in single precision
+        layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    half, noise = torch.randint(1000, (BATCH // 2 + 1,)), torch.randn(BATCH, LENGTH, SIZE, dtype=torch.float64)
+    draws = {"randint": lambda *_, **__: half, "randn_like": lambda x: noise.reshape(x.shape)}
+    with replaced(torch, **draws), replaced(torch.Tensor, float=torch.Tensor.double):
+        loss, their_loss = ours.loss(batch), theirs(batch.targets + 1, padded)
+        condition, t = ours.conditions(batch.items, batch.offsets), torch.arange(BATCH) * 100
+        found = {"U-Net": gap(ours.generator(noise, t, condition), theirs.unet(noise, t, condition))}
+    shared = zip(*unet_weights(ours.generator, theirs.unet), strict=True)
+    gradients = [torch.autograd.grad(x, weights) for x, weights in zip((loss, their_loss), shared, strict=True)]
+    return found | {"loss, guidance none": gap(loss, their_loss), "gradients, guidance none": gradient_gap(*gradients)}
 
 
 def released_loss(theirs: Any, x: Tensor, first: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.parity.released import add_folder, copy, finish, gap, load, module, stay_on_cpu
+from benchmarks.parity.released import add_folder, copy, finish, gap, gradient_gap, load, module, stay_on_cpu
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import TrainingData
@@ -223,7 +223,7 @@ def compare_loss(names: dict[str, Any], ours: PDRec, data: TrainingData, rng: np
     return {
         "weights of interactions": gap(weights[target > 0], names["loss_reweight"]),
         "loss": gap(loss, names["loss"]),
-        "gradients": max(gap(a, b) for a, b in zip(mine, theirs, strict=True)),
+        "gradients": gradient_gap(mine, theirs),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -74,6 +74,13 @@ def gap(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         raise SystemExit(f"Shapes differ: {tuple(ours.shape)} here, {tuple(theirs.shape)} in the released program.")
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
+
+
+def gradient_gap(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
+    """As `gap`, of the gradients of several weights. Gradients that are small beside the others are mostly rounding."""
+    pairs = [(a.double().reshape(b.shape), b.double()) for a, b in zip(ours, theirs, strict=True)]
+    least = 1e-2 * max(float(b.abs().max()) for _, b in pairs)
+    return max(float((a - b).abs().max() / b.abs().max().clamp_min(least)) for a, b in pairs)
 
 
 def finish(found: Mapping[str, float]) -> None:
