@@ -32,6 +32,8 @@ def tables(tmp_path_factory) -> Path:
         day=pl.from_epoch("timestamp").dt.strftime("%d/%m/%Y"),
         other_user=pl.col("user_id") + "x",
         other_item=pl.col("item_id") + "x",
+        gappy=pl.when(pl.col("item_id") == "i0").then(pl.lit("NULL")).otherwise(pl.col("user_id")),
+        listed=pl.col("item_id") + "|z",
     )
     for name in ("csv", "parquet", "atomic"):
         (folder / name).mkdir()
@@ -75,6 +77,7 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--item": ("other_item", []),
     "--time": ("place", []),
     "--time-format": ("%d/%m/%Y", ["--time", "day"]),
+    "--time-unit": ("days", ["--time", "place"]),
     "--order": ("place", []),
     "--rating": ("place", []),
     "--event-type": ("event", ["--target-event", "buy"]),
@@ -83,6 +86,8 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--min-rating": ("2", ["--rating", "rating"]),
     "--k-core": ("10", []),
     "--duplicates": ("last", []),
+    "--missing-ids": ("drop", ["--user", "gappy"]),
+    "--item-separator": ("|", ["--item", "listed"]),
     "--items": ("items.parquet", []),
     "--title": ("name", ["--items", "items.parquet"]),
     "--users": ("users.parquet", []),
@@ -94,7 +99,7 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--separator": (";", []),
 }
 # Options that may be refused for some kinds, as they cannot mean anything there or do not fit these data.
-REFUSED = {"--encoding", "--separator", "--rating", "--kg", "--item-entity", "--event-type"}
+REFUSED = {"--encoding", "--separator", "--rating", "--kg", "--item-entity", "--event-type", "--user", "--item"}
 
 
 def prepare(*arguments: object) -> tuple[int, str]:

@@ -28,11 +28,10 @@ def pdrec(
     Columns: user_id; items, the training history, oldest first; weights, of the loss at each item (null for the first,
     which is not a target); positives, items to be taken as liked, best first.
     """
-    import polars as pl
-
     from rediffuse.errors import ConfigError, RunError
     from rediffuse.files import atomic_write_parquet
     from rediffuse.runs.run_folder import read_config
+    from rediffuse.table_files import read_parquet
 
     if out.suffix != ".parquet":
         raise ConfigError(f"{out} is not a .parquet file.", "Lists need Parquet: -o signals.parquet")
@@ -42,7 +41,7 @@ def pdrec(
             f"{run} is a run of {config['model']} and has no signals.",
             "Train one: rediffuse train pdrec DATASET -o RUN, with one of hbr, dpa and nns.",
         )
-    table = pl.read_parquet(run / "signals.parquet").drop("safe_negatives")
+    table = read_parquet(run / "signals.parquet").drop("safe_negatives")
     atomic_write_parquet(out, table)
     report = {
         "out": str(out),

@@ -11,7 +11,7 @@ from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.explaining import because_as_text, find_paths, path_lines, share_lines
 from rediffuse.cli.output import emit, print_rich, table
 from rediffuse.cli.part_files import rank_and_world_size, recommend_to_part_files
-from rediffuse.cli.rules import chosen_items, parse_max_per
+from rediffuse.cli.rules import chosen_items, find_names, parse_max_per
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 @app.command()
 def recommend(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    history: Annotated[str | None, typer.Option(help='Ids or titles, oldest first: "a|b|c".')] = None,
+    history: Annotated[
+        list[str] | None, typer.Option(help='Ids or titles, oldest first: "a|b|c"; may be repeated, oldest first.')
+    ] = None,
     user: Annotated[list[str] | None, typer.Option(help="Id of a known user; may be repeated.")] = None,
     users: Annotated[
         Path | None, typer.Option(help="User file: CSV or Parquet with a column user_id, and optionally history.")
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Items per user.")] = 10,
-    exclude: Annotated[str | None, typer.Option(help='Ids or titles not to recommend: "a|b".')] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help='Ids or titles not to recommend: "a|b"; may be repeated.')
+    ] = None,
     exclude_file: Annotated[
         Path | None, typer.Option(help="Items not to recommend: a text, CSV or Parquet file with a column item_id.")
     ] = None,
@@ -62,12 +66,12 @@ def recommend(
     from rediffuse.recommender import Recommender
     from rediffuse.recommender.user_files import UserFile
 
-    if (users is None) == (history is None and not user):
+    if (users is None) == (not history and not user):
         raise ConfigError(
             "Give either --users, or --user or --history.",
             'For example --history "a|b", --user ID or --users FILE. --user ID --history "a|b" is that history for ID.',
         )
-    if history is not None and len(user or []) > 1:
+    if history and len(user or []) > 1:
         raise ConfigError(f"--history is one history, and --user names {len(user or [])} users.", "Give one user.")
     options = {
         "k": k,
@@ -115,9 +119,9 @@ def recommend(
         )
     ids, histories = user, None
     if users is not None:
-        ids, histories = UserFile(users, recommender.is_known_user).read()
-    if history is not None:
-        histories = [recommender.find_items(filter(str.strip, history.split("|")))]
+        ids, histories = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text).read()
+    if history:
+        histories = [find_names(recommender, history)]
     found = recommender.recommend(
         users=ids,
         histories=histories,
@@ -131,7 +135,7 @@ def recommend(
     result = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
     lines: list[str] = []
     if with_paths:
-        paths = find_paths(recommender, found["item_id"], history, user)
+        paths = find_paths(recommender, found["item_id"], histories and histories[0], user)
         result["paths"] = paths.to_dicts()
         lines = path_lines(recommender, paths)
     elif explain and out is None:

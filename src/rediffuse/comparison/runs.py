@@ -16,6 +16,7 @@ import polars as pl
 
 from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.runs.run_folder import read_config, read_log
+from rediffuse.table_files import read_parquet
 
 EVALUATION = ("test.json", "per_user_test.parquet", "truth_test.parquet")
 
@@ -59,12 +60,12 @@ class EvaluatedRun:
     @cached_property
     def per_user(self) -> pl.DataFrame:
         """One row per user, in the order of the task."""
-        return pl.read_parquet(self.path / evaluation_file("per_user_test.parquet", self.protocol))
+        return read_parquet(self.path / evaluation_file("per_user_test.parquet", self.protocol))
 
     @cached_property
     def truth(self) -> pl.DataFrame:
         """One row per true item."""
-        return pl.read_parquet(self.path / evaluation_file("truth_test.parquet", self.protocol))
+        return read_parquet(self.path / evaluation_file("truth_test.parquet", self.protocol))
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:

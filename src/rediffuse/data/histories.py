@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,13 @@ class Histories(Displayed):
     def tail(self, length: int) -> Histories:
         """The last ``length`` interactions of every user."""
         return self.where(self.positions >= np.repeat(self.lengths - length, self.lengths))
+
+    def last_time(self) -> str | None:
+        """The time of the last interaction, ISO 8601 in UTC; None without times."""
+        if self.times is None or not len(self.times):
+            return None
+        last = datetime.datetime.fromtimestamp(float(self.times.max()), datetime.UTC)
+        return last.isoformat(timespec="seconds")
 
     @staticmethod
     def joined(several: Sequence[Histories]) -> Histories:

@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from rediffuse.errors import ConfigError, RediffuseError
 from rediffuse.recommender import Recommender
 from rediffuse.recommender.recommender import Retrieval
@@ -30,10 +32,11 @@ class RunSnapshot:
         items = self.recommender.items
         self.titles = items["title"].to_list() if "title" in items.columns else None
         self.item_ids = items["item_id"].to_list()
+        self.item_texts: list[str] = items["item_id"].cast(pl.String).to_list()
 
     def item(self, number: int) -> dict[str, Any]:
         """Return the content of an `Item` for an item number."""
-        return {"item_id": self.item_ids[number], "title": None if self.titles is None else self.titles[number]}
+        return {"item_id": self.item_texts[number], "title": None if self.titles is None else self.titles[number]}
 
 
 class HostedRun:

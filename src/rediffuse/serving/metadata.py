@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -14,6 +15,11 @@ from rediffuse.recommender import Recommender
 from rediffuse.runs.card import without_front_matter
 from rediffuse.serving.hosted import HostedRun
 from rediffuse.serving.problems import Problem
+from rediffuse.table_files import read_parquet
+
+
+# The largest integer that JavaScript does not round.
+MAX_EXACT = 2**53 - 1
 
 
 def describe(run: HostedRun) -> dict[str, Any]:
@@ -85,11 +91,12 @@ def items(run: HostedRun, query: str, limit: int) -> dict[str, Any]:
 def users(run: HostedRun, query: str, limit: int, random: bool) -> dict[str, Any]:
     """Return the first or random users whose ids begin with ``query``: the content of `UsersResponse`."""
     ids = run.snapshot.recommender.user_ids
-    found = ids.filter(ids.cast(pl.String).str.starts_with(query.strip()))
+    texts = ids.cast(pl.String)
+    found = texts.filter(texts.str.starts_with(query.strip()))
     return {"users": (found.sample(min(limit, len(found))) if random else found.head(limit)).to_list()}
 
 
-def columns(run: HostedRun, items: list[str]) -> dict[str, Any]:
+def columns(run: HostedRun, items: Sequence[int | str]) -> dict[str, Any]:
     """Return the content of `ColumnsResponse`."""
     recommender = run.snapshot.recommender
     if (table := recommender.item_table) is None:
@@ -99,13 +106,22 @@ def columns(run: HostedRun, items: list[str]) -> dict[str, Any]:
     rows = table.drop("item_id", strict=False)[numbers].to_dicts()
     return {
         "items": [
-            {"item_id": run.snapshot.item_ids[number], "columns": row}
+            {"item_id": run.snapshot.item_texts[number], "columns": _exact(row)}
             for number, row in zip(numbers.tolist(), rows, strict=True)
         ]
     }
 
 
-def history(run: HostedRun, user: str) -> dict[str, Any]:
+def _exact(value: Any) -> Any:
+    """The value with integers that JavaScript would round as text."""
+    if isinstance(value, dict):
+        return {name: _exact(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_exact(one) for one in value]
+    return str(value) if isinstance(value, int) and abs(value) > MAX_EXACT else value
+
+
+def history(run: HostedRun, user: int | str) -> dict[str, Any]:
     """Return the items of a user's interactions, oldest first: the content of `ItemsResponse`."""
     _, _, histories, counts = run.snapshot.recommender.resolve_users([user], None)
     if counts["unknown_users"]:
@@ -163,7 +179,7 @@ def _slices(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        table = pl.read_parquet(path)
+        table = read_parquet(path)
     except pl.exceptions.PolarsError:
         return []  # being written
     groups, names = groups_of_equal_size(table[BY_USER["history length"]].to_numpy())

@@ -269,7 +269,7 @@ def describe_run(
             "items": split.dataset.num_items,
             "interactions": split.dataset.num_interactions,
             "has_timestamps": split.dataset.has_timestamps,
-            "histories_end": last_time(split.dataset.interactions, split.dataset.has_timestamps),
+            "histories_end": split.dataset.interactions.last_time() if split.dataset.has_timestamps else None,
             "subsets": _subsets(split),
         },
     }
@@ -296,14 +296,6 @@ def counts(histories: Histories) -> dict[str, int]:
 def now() -> str:
     """The time as config.json has it, in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def last_time(histories: Histories, has_timestamps: bool) -> str | None:
-    """The time of the last interaction, in UTC; None without timestamps."""
-    if not has_timestamps or histories.times is None or not len(histories.times):
-        return None
-    last = datetime.datetime.fromtimestamp(float(histories.times.max()), datetime.UTC)
-    return last.isoformat(timespec="seconds")
 
 
 def _train(
