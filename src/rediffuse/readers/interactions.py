@@ -13,6 +13,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.targets import seen_before
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.readers import side_tables
+from rediffuse.readers.adjacency import expanded
 from rediffuse.readers.events import Events
 from rediffuse.readers.filters import Filters
 from rediffuse.readers.id_checks import MissingIds
@@ -53,6 +54,7 @@ def read_interactions(
     quoting: Literal["standard", "none"] = "standard",
     header: Literal[0] | None = 0,
     decimal: Literal[".", ","] | None = None,
+    format: Literal["table", "adjacency"] = "table",
 ) -> Dataset:
     """Read, check and number a table of interactions and the tables that go with it.
 
@@ -97,11 +99,14 @@ def read_interactions(
             their place, from "0" (or 0). Users and items are in columns 0 and 1 unless others are named.
         decimal: what numbers of text files have before their fraction; None: a point, or a comma in files separated by
             semicolons.
+        format: of ``source``; "adjacency": a text file of lines ``user item item ...``, as KGAT and LightGCN publish
+            them. Each pair is an interaction.
 
     Raises:
         DataError: a table cannot be used; the error names file, column, first bad row and remedy.
         ConfigError: an argument has the wrong type or is out of range, or arguments do not go together.
     """
+    source = expanded(source, format, user, item)
     text = TextOptions(separator, encoding, quoting, header, decimal)
     if header is None:
         user, item = (
