@@ -55,13 +55,21 @@ def recommend(
         Path | None, typer.Option("-o", "--out", help="A .parquet or .csv file, or a folder for part files.")
     ] = None,
     rows_per_part: Annotated[int | None, typer.Option(min=1, help="Users per part file; default: 50000.")] = None,
+    quoting: Annotated[
+        str, typer.Option(help="Quotes in files of text: standard, or none: they are characters like any other.")
+    ] = "standard",
+    no_header: Annotated[
+        bool, typer.Option("--no-header", help="Files of text have no header: ids come first, then histories.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Recommend items to known users, or for any history."""
     from rediffuse.errors import ConfigError
+    from rediffuse.readers.text_files import TextOptions
     from rediffuse.recommender import Recommender
     from rediffuse.recommender.user_files import UserFile
 
+    text = TextOptions(quoting=quoting, header=None if no_header else 0)
     if (users is None) == (history is None and not user):
         raise ConfigError(
             "Give either --users, or --user or --history.",
@@ -82,7 +90,7 @@ def recommend(
     }
 
     def choose(recommender: Recommender) -> dict[str, Any]:
-        return chosen_items(recommender, exclude, exclude_file, candidates)
+        return chosen_items(recommender, exclude, exclude_file, candidates, text)
 
     if out is not None and (out.is_dir() or out.suffix not in (".parquet", ".csv")):
         if out.suffix and not out.exists():
@@ -92,7 +100,7 @@ def recommend(
             )
         if users is None:
             raise ConfigError(f"{out} is a folder, which needs --users FILE.", "Give a .parquet or .csv file.")
-        options["explain"] = explain
+        options |= {"explain": explain, "text": text}
         if rows_per_part is not None:
             options["rows_per_part"] = rows_per_part
         recommend_to_part_files(run, users, out, choose, options, as_json)
@@ -115,7 +123,7 @@ def recommend(
         )
     ids, histories = user, None
     if users is not None:
-        ids, histories = UserFile(users, recommender.is_known_user).read()
+        ids, histories = UserFile(users, recommender.is_known_user, text).read()
     if history is not None:
         histories = [recommender.find_items(filter(str.strip, history.split("|")))]
     found = recommender.recommend(

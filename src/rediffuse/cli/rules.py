@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rediffuse.readers.text_files import TextOptions
     from rediffuse.recommender import Recommender
 
 
@@ -29,7 +30,7 @@ def parse_max_per(options: list[str] | None) -> dict[str, int] | None:
 
 
 def chosen_items(
-    recommender: Recommender, exclude: str | None, exclude_file: Path | None, candidates: Path | None
+    recommender: Recommender, exclude: str | None, exclude_file: Path | None, candidates: Path | None, text: TextOptions
 ) -> dict[str, Any]:
     """The arguments ``exclude`` and ``candidates`` of `Recommender.recommend`.
 
@@ -37,13 +38,14 @@ def chosen_items(
         recommender: of the run.
         exclude: ids or titles, "a|b".
         exclude_file, candidates: files of item ids.
+        text: how these are read, if they are text.
     """
     from rediffuse.recommender.item_files import read_item_ids
 
     def read(path: Path | None) -> list[Any] | None:
         if path is None:
             return None
-        return read_item_ids(path, lambda name: bool(recommender.item_index([name])[0] >= 0)).to_list()
+        return read_item_ids(path, lambda name: bool(recommender.item_index([name])[0] >= 0), text).to_list()
 
     excluded = [*(recommender.find_items(exclude.split("|")) if exclude else []), *(read(exclude_file) or [])]
     return {"exclude": excluded or None, "candidates": read(candidates)}

@@ -1,8 +1,8 @@
 """What a file is, by its first bytes, and its content unpacked.
 
 Names of files lie: a pickle is called ``.csv``, a CSV file packed with gzip has no ``.gz``. So only the first bytes
-count. Text packed with gzip, bzip2, xz or zstandard is unpacked, up to a limit; anything else that is no table is refused
-with what it is and how to convert it.
+count. Text packed with gzip, bzip2, xz or zstandard is unpacked, up to a limit; anything else that is no table is
+refused with what it is and how to convert it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -251,8 +251,11 @@ def _limit(variable: str) -> int | None:
 
 
 def _free_memory() -> int:
-    try:
-        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return int(found[1]) << 10 if found else 8 << 30
+    """Bytes that this process may still take, by the system and by the limit of its container."""
+    free = [8 << 30]
+    with suppress(OSError, ValueError, IndexError):
+        free = [int(Path("/proc/meminfo").read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0]) << 10]
+    with suppress(OSError, ValueError):  # "max": there is no limit
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
+        free.append(int(limit) - int(used))
+    return min(free)

@@ -221,6 +221,9 @@ def inspect(path: Path, wanted: Sequence[str], options: TextOptions, insist: boo
             f"It looks separated by {_named(likely)}: pass separator={likely!r}, or leave it out.",
         )
     has_header = options.header is not None
+    if not has_header and all(_TYPED.match(name) for name in header):
+        problem = f"header=None was given, and the first line of {path} is a header: {listed(header[:4])}."
+        raise DataError(problem, "Leave it out (--no-header).")
     if not has_header:
         header = [str(place) for place in range(len(header))]
     first_is_data = has_header and _looks_like_data(header, lines[1:], separator, quoted, wanted)
@@ -326,11 +329,11 @@ def diagnose(file: TextFile) -> None:
         DataError: the first fault; the function returns if it finds none.
     """
     _refuse_encoding(file.path, file.encoding)
-    width = len(file.header)
+    width, first = len(file.header), "header" if file.has_header else "first line"
     for line, fields in file.records(strict=True):
         if len(fields) > width:
             raise DataError(
-                f"{file.path}, line {line} has {len(fields)} fields and the header has {width}.",
+                f"{file.path}, line {line} has {len(fields)} fields and the {first} has {width}.",
                 "Fix the line: quote fields that contain the separator, or remove the extra fields.",
             )
 
