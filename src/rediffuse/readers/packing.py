@@ -63,8 +63,12 @@ _FOREIGN = {
 _WEB_PAGE = re.compile(rb"\s*<(!doctype html|html|\?xml)", re.IGNORECASE)
 _JSON = re.compile(rb"\s*(\{\s*(\"|\}|$)|\[\s*[\[{])")
 _PYTHON_DICT = re.compile(rb"\s*\[?\s*\{\s*u?'")
-# Protocol 0, which is text, of what tables are pickled as: objects of a module, dicts, lists and tuples.
-_PICKLE_TEXT = re.compile(rb"(c[\w.]+\n\w+\n|\(?[dl]p\d+\n|\((lp|dp)\d+\n|\(dp\d+\n)")
+# Protocols 0 and 1, which have no mark, of lists, dicts, tuples and objects.
+_PICKLE_TEXT = re.compile(
+    rb"\(*(\(?[dl]p\d+\n|[\]}]q.|c(__builtin__|builtins|copyreg|copy_reg|collections|os|posix|nt|subprocess)\n"
+    rb"|c(pandas|numpy|scipy|polars|torch)[\w.]*\n|c[\w.]+\n\w+\n(p\d+\n|q\x00))",
+    re.DOTALL,
+)
 
 
 def kind_of(path: Path) -> Kind:
@@ -97,9 +101,7 @@ def _foreign(start: bytes) -> tuple[str, str] | None:
     for magic, found in _FOREIGN.items():
         if start.startswith(magic):
             return found
-    if (start[:1] == b"\x80" and 2 <= start[1] <= 5) if len(start) > 1 else False:
-        return _PICKLE
-    if _PICKLE_TEXT.match(start):
+    if re.match(rb"\x80[\x02-\x05]", start) or _PICKLE_TEXT.match(start):
         return _PICKLE
     if packing(start):
         return f"packed with {packing(start)}", "Unpack it once."

@@ -137,8 +137,8 @@ class Table:
             return values
         if first.decimal is None:
             warnings.warn(
-                f"Numbers in column {values.name!r} of {self.name}, such as {values.filter(comma)[0]!r}, were read with "
-                "a decimal comma, as semicolons separate the fields. Pass decimal=',' (--decimal ,) to say so.",
+                f"Numbers in column {values.name!r} of {self.name}, such as {values.filter(comma)[0]!r}, were read "
+                "with a decimal comma, as semicolons separate the fields. Pass decimal=',' (--decimal ,) to say so.",
                 RediffuseWarning,
                 stacklevel=2,
             )
