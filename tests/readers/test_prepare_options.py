@@ -99,7 +99,7 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--separator": (";", []),
 }
 # How text is written: without effect where a table has no quotes, no commas in numbers, and names.
-TEXT_FORM = {"--quoting", "--decimal", "--no-header"}
+TEXT_FORM = {"--quoting", "--decimal", "--no-header", "--format"}
 # Options that may be refused for some kinds, as they cannot mean anything there or do not fit these data.
 REFUSED = {"--encoding", "--separator", "--rating", "--kg", "--item-entity", "--event-type", "--user", "--item"}
 

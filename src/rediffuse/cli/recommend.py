@@ -67,13 +67,21 @@ def recommend(
         typer.Option("--guard-formulas", help="Begin text in a .csv file that a spreadsheet would compute with a '."),
     ] = False,
     rows_per_part: Annotated[int | None, typer.Option(min=1, help="Users per part file; default: 50000.")] = None,
+    quoting: Annotated[
+        str, typer.Option(help="Quotes in files of text: standard, or none: they are characters like any other.")
+    ] = "standard",
+    no_header: Annotated[
+        bool, typer.Option("--no-header", help="Files of text have no header: ids come first, then histories.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Recommend items to known users, or for any history."""
     from rediffuse.errors import ConfigError
+    from rediffuse.readers.text_files import TextOptions
     from rediffuse.recommender import Recommender
     from rediffuse.recommender.user_files import UserFile
 
+    text = TextOptions(quoting=quoting, header=None if no_header else 0)
     if (users is None) == (not history and not user):
         raise ConfigError(
             "Give either --users, or --user or --history.",
@@ -94,7 +102,7 @@ def recommend(
     }
 
     def choose(recommender: Recommender) -> dict[str, Any]:
-        return chosen_items(recommender, exclude, exclude_file, candidates)
+        return chosen_items(recommender, exclude, exclude_file, candidates, text)
 
     if guard_formulas and (out is None or out.suffix != ".csv" or out.is_dir()):
         raise ConfigError("--guard-formulas is for a .csv file.", "Give one with -o, or leave the option out.")
@@ -106,7 +114,7 @@ def recommend(
             )
         if users is None:
             raise ConfigError(f"{out} is a folder, which needs --users FILE.", "Give a .parquet or .csv file.")
-        options["explain"] = explain
+        options |= {"explain": explain, "text": text}
         if rows_per_part is not None:
             options["rows_per_part"] = rows_per_part
         recommend_to_part_files(run, users, out, choose, options, as_json)
@@ -129,7 +137,7 @@ def recommend(
         )
     ids, histories = user, None
     if users is not None:
-        ids, histories = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text).read()
+        ids, histories = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text).read()
     asked = find_names(recommender, history) if history else None
     if asked is not None:
         histories = [asked]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rediffuse.readers.text_files import TextOptions
     from rediffuse.recommender import Recommender
 
 
@@ -38,7 +39,11 @@ def find_names(recommender: Recommender, options: list[str]) -> list[Any]:
 
 
 def chosen_items(
-    recommender: Recommender, exclude: list[str] | None, exclude_file: Path | None, candidates: Path | None
+    recommender: Recommender,
+    exclude: list[str] | None,
+    exclude_file: Path | None,
+    candidates: Path | None,
+    text: TextOptions,
 ) -> dict[str, Any]:
     """The arguments ``exclude`` and ``candidates`` of `Recommender.recommend`.
 
@@ -46,13 +51,14 @@ def chosen_items(
         recommender: of the run.
         exclude: ids or titles, as `find_names` reads them.
         exclude_file, candidates: files of item ids.
+        text: how these are read, if they are text.
     """
     from rediffuse.recommender.item_files import read_item_ids
 
     def read(path: Path | None) -> list[Any] | None:
         if path is None:
             return None
-        return read_item_ids(path, lambda name: bool(recommender.item_index([name])[0] >= 0)).to_list()
+        return read_item_ids(path, lambda name: bool(recommender.item_index([name])[0] >= 0), text).to_list()
 
     excluded = [*find_names(recommender, exclude or []), *(read(exclude_file) or [])]
     return {"exclude": excluded or None, "candidates": read(candidates)}

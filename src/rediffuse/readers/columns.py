@@ -325,6 +325,8 @@ def _numbers(column: Column, expected: str) -> pl.Series:
     values = column.complete()
     remedy = f"Expected {expected}. Fix or remove the row."
     if values.dtype == pl.String:
+        if values.str.contains(tables.DECIMAL_COMMA).any():
+            remedy += " Are these numbers with a decimal comma? Then pass decimal=',' (--decimal ,)."
         numbers = parse_numbers(values)
         column.refuse_first(numbers.is_null(), "is {}", remedy)
     elif values.dtype.is_integer():

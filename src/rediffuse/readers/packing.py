@@ -1,8 +1,8 @@
 """What a file is, by its first bytes, and its content unpacked.
 
 Names of files lie: a pickle is called ``.csv``, a CSV file packed with gzip has no ``.gz``. So only the first bytes
-count. Text packed with gzip, bzip2, xz or zstandard is unpacked, up to a limit; anything else that is no table is refused
-with what it is and how to convert it.
+count. Text packed with gzip, bzip2, xz or zstandard is unpacked, up to a limit; anything else that is no table is
+refused with what it is and how to convert it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -63,8 +63,12 @@ _FOREIGN = {
 _WEB_PAGE = re.compile(rb"\s*<(!doctype html|html|\?xml)", re.IGNORECASE)
 _JSON = re.compile(rb"\s*(\{\s*(\"|\}|$)|\[\s*[\[{])")
 _PYTHON_DICT = re.compile(rb"\s*\[?\s*\{\s*u?'")
-# Protocol 0, which is text, of what tables are pickled as: objects of a module, dicts, lists and tuples.
-_PICKLE_TEXT = re.compile(rb"(c[\w.]+\n\w+\n|\(?[dl]p\d+\n|\((lp|dp)\d+\n|\(dp\d+\n)")
+# Protocols 0 and 1, which have no mark, of lists, dicts, tuples and objects.
+_PICKLE_TEXT = re.compile(
+    rb"\(*(\(?[dl]p\d+\n|[\]}]q.|c(__builtin__|builtins|copyreg|copy_reg|collections|os|posix|nt|subprocess)\n"
+    rb"|c(pandas|numpy|scipy|polars|torch)[\w.]*\n|c[\w.]+\n\w+\n(p\d+\n|q\x00))",
+    re.DOTALL,
+)
 
 
 def kind_of(path: Path) -> Kind:
@@ -97,9 +101,7 @@ def _foreign(start: bytes) -> tuple[str, str] | None:
     for magic, found in _FOREIGN.items():
         if start.startswith(magic):
             return found
-    if (start[:1] == b"\x80" and 2 <= start[1] <= 5) if len(start) > 1 else False:
-        return _PICKLE
-    if _PICKLE_TEXT.match(start):
+    if re.match(rb"\x80[\x02-\x05]", start) or _PICKLE_TEXT.match(start):
         return _PICKLE
     if packing(start):
         return f"packed with {packing(start)}", "Unpack it once."
@@ -251,8 +253,11 @@ def _limit(variable: str) -> int | None:
 
 
 def _free_memory() -> int:
-    try:
-        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return int(found[1]) << 10 if found else 8 << 30
+    """Bytes that this process may still take, by the system and by the limit of its container."""
+    free = [8 << 30]
+    with suppress(OSError, ValueError, IndexError):
+        free = [int(Path("/proc/meminfo").read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0]) << 10]
+    with suppress(OSError, ValueError):  # "max": there is no limit
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
+        free.append(int(limit) - int(used))
+    return min(free)

@@ -15,6 +15,7 @@ from rediffuse.arguments import require_path
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean
 from rediffuse.readers.interactions import read_interactions
+from rediffuse.readers.packing import refuse_special
 from rediffuse.readers.tables import Table, read_table
 from rediffuse.readers.text_files import TextOptions
 
@@ -115,6 +116,7 @@ def _find_inter(path: Path) -> tuple[dict[str, Path], Path]:
     if path.is_file():
         return {"all": path}, _base(path)
     if not path.is_dir():
+        refuse_special(path)
         raise DataError(f"{path} does not exist.", "Name a folder of atomic files, or its .inter file.")
     found = sorted(path.glob("*.inter"))
     if len(found) == 1:

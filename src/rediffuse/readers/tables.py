@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ import polars as pl
 
 from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
-from rediffuse.errors import DataError, closest, did_you_mean
+from rediffuse.errors import DataError, RediffuseWarning, closest, did_you_mean
 from rediffuse.readers.json_tables import read_json
 from rediffuse.readers.packing import kind_of, refuse_special
 from rediffuse.readers.text_files import (
@@ -39,7 +40,7 @@ PIECE = 1 << 24
 # Size in bytes and modification time in ns of a file; None if it is missing.
 Stamp = tuple[int, int] | None
 
-_DECIMAL_COMMA = r"^[+-]?\d*,\d+([eE][+-]?\d+)?$"
+DECIMAL_COMMA = r"^[+-]?\d*,\d+([eE][+-]?\d+)?$"
 _TRUNCATED = "The file may be truncated: download or write it again."
 
 # What polars raises for damaged files. Its panics are not subclasses of Exception.
@@ -131,14 +132,18 @@ class Table:
             return values
         if first.decimal is None and (first.separator != ";" or values.str.contains(".", literal=True).any()):
             return values
-        comma = values.str.contains(_DECIMAL_COMMA)
-        return (
-            values
-            if not comma.any()
-            else pl.select(
-                pl.when(comma).then(values.str.replace(",", ".", literal=True)).otherwise(values).alias(values.name)
-            ).to_series()
-        )
+        comma = values.str.contains(DECIMAL_COMMA)
+        if not comma.any():
+            return values
+        if first.decimal is None:
+            warnings.warn(
+                f"Numbers in column {values.name!r} of {self.name}, such as {values.filter(comma)[0]!r}, were read "
+                "with a decimal comma, as semicolons separate the fields. Pass decimal=',' (--decimal ,) to say so.",
+                RediffuseWarning,
+                stacklevel=2,
+            )
+        pointed = pl.when(comma).then(values.str.replace(",", ".", literal=True)).otherwise(values)
+        return pl.select(pointed.alias(values.name)).to_series()
 
     def in_pieces(self, columns: Iterable[str]) -> Table:
         """The table with some columns, ready for `pieces`: text is parsed now, as a whole; Parquet is read later.

@@ -146,8 +146,15 @@ def _refuse_swallowed(file: TextFile, stream: IO[bytes]) -> None:
     pieces: list[str] = []
 
     def lines() -> Iterator[str]:
+        size, limit = 0, field_limit()
         for line in text:
+            size = size + len(line) if pieces else len(line)
             pieces.append(line)
+            if size > limit:
+                raise DataError(
+                    f"{file.path}, line {start} begins a quoted field that is longer than {limit:,} bytes.",
+                    f"{QUOTE_REMEDY} Set {FIELD} to the bytes that a field may have, if it is none of these.",
+                )
             yield line
 
     text = TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")

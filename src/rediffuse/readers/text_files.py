@@ -84,6 +84,7 @@ class TextFile:
         quoted: whether quotes enclose fields.
         decimal: what numbers have before their fraction; None: it was not said.
         first_is_data: the header looks like a row of data.
+        blank: blank lines at the beginning.
     """
 
     path: Path
@@ -95,6 +96,7 @@ class TextFile:
     has_header: bool = True
     decimal: str | None = None
     first_is_data: bool = False
+    blank: int = 0
 
     def open(self) -> IO[str]:
         return TextIOWrapper(open_unpacked(self.path), encoding=self.encoding, newline="")
@@ -160,7 +162,11 @@ def scan(file: TextFile) -> pl.LazyFrame:
             has_header=file.has_header,
             quote_char='"' if file.quoted else None,
             infer_schema=False,
-            **({"new_columns": names} if file.has_header else {"schema": dict.fromkeys(names, pl.String)}),
+            **(
+                {"new_columns": names}
+                if file.has_header
+                else {"schema": dict.fromkeys(names, pl.String), "skip_lines": file.blank}
+            ),
         )
     except pl.exceptions.PolarsError as error:
         diagnose(file)
@@ -221,6 +227,9 @@ def inspect(path: Path, wanted: Sequence[str], options: TextOptions, insist: boo
             f"It looks separated by {_named(likely)}: pass separator={likely!r}, or leave it out.",
         )
     has_header = options.header is not None
+    if not has_header and all(_TYPED.match(name) for name in header):
+        problem = f"header=None was given, and the first line of {path} is a header: {listed(header[:4])}."
+        raise DataError(problem, "Leave it out (--no-header).")
     if not has_header:
         header = [str(place) for place in range(len(header))]
     first_is_data = has_header and _looks_like_data(header, lines[1:], separator, quoted, wanted)
@@ -242,6 +251,7 @@ def inspect(path: Path, wanted: Sequence[str], options: TextOptions, insist: boo
         has_header=has_header,
         decimal=options.decimal,
         first_is_data=first_is_data,
+        blank=next(count for count, line in enumerate(text.split("\n")) if line.strip("\ufeff\r ")),
     )
 
 
@@ -326,13 +336,20 @@ def diagnose(file: TextFile) -> None:
         DataError: the first fault; the function returns if it finds none.
     """
     _refuse_encoding(file.path, file.encoding)
-    width = len(file.header)
+    width, first = len(file.header), "header" if file.has_header else "first line"
     for line, fields in file.records(strict=True):
         if len(fields) > width:
             raise DataError(
-                f"{file.path}, line {line} has {len(fields)} fields and the header has {width}.",
+                f"{file.path}, line {line} has {len(fields)} fields and the {first} has {width}.",
                 "Fix the line: quote fields that contain the separator, or remove the extra fields.",
             )
+    if file.quoted:
+        with file.open() as text:
+            for number, line in enumerate(text, start=1):
+                if line.count('"') % 2:
+                    raise DataError(
+                        f"{file.path}, line {number} has a quote that is not closed in this line.", QUOTE_REMEDY
+                    )
 
 
 def _refuse_encoding(path: Path, encoding: str) -> None:
