@@ -38,7 +38,9 @@ def because_as_text(found: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(because=pl.Series([sentence(one) for one in found["because"].to_list()], dtype=pl.String))
 
 
-def find_paths(recommender: Recommender, items: pl.Series, history: list[Any] | None, user: list[str] | None) -> pl.DataFrame:
+def find_paths(
+    recommender: Recommender, items: pl.Series, history: list[Any] | None, user: list[str] | None
+) -> pl.DataFrame:
     """Paths of the knowledge graph from the history of one user to the recommended ``items``.
 
     Args:

@@ -93,7 +93,7 @@ def _bare(token: str) -> str | int:
 
 def split_text(text: str, separator: str) -> list[str | int]:
     """The parts of text between separators, without spaces around them and without empty ones; or as in brackets."""
-    if re.match(_BRACKETED, text) is not None:
+    if looks_bracketed(text):
         return split_brackets(text)
     parts = text.split() if separator == " " else (part.strip() for part in text.split(separator))
     return [_bare(part) for part in parts if part]
@@ -198,6 +198,11 @@ def as_list_column(name: str, rows: Iterable[list[Any] | None]) -> pl.Series:
 def is_bracketed(values: pl.Series) -> pl.Series:
     """Whether each text has brackets around it."""
     return values.str.contains(_BRACKETED)
+
+
+def looks_bracketed(text: str) -> bool:
+    """Whether text has brackets around it."""
+    return re.match(_BRACKETED, text) is not None
 
 
 def _all_bracketed(values: pl.Series) -> bool:

@@ -89,9 +89,7 @@ class Service:
             ranked = await self._in_time(asyncio.wrap_future(run.batcher.submit(job)))
         # Ids are text. Without users, labels are the positions of the histories.
         users = labels.to_list() if request.users is None else labels.cast(pl.String).to_list()
-        results = [
-            {"user": user, "items": _items(snapshot, items)} for user, items in zip(users, ranked, strict=True)
-        ]
+        results = [{"user": user, "items": _items(snapshot, items)} for user, items in zip(users, ranked, strict=True)]
         if request.explain:
             explanations = await self.run_in_worker(explain, snapshot, histories, user_numbers, ranked)
             for result, explained in zip(results, explanations, strict=True):
