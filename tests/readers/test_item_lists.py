@@ -68,6 +68,19 @@ def test_list_columns_of_parquet(tmp_path: Path, inner: Any) -> None:
     assert histories(by_time) == [row[::-1] for row in rows]
 
 
+@pytest.mark.parametrize("mark", [" ", ",", "|", ";"])
+def test_times_in_text_beside_the_items(mark: str) -> None:
+    frame = pl.DataFrame(
+        {
+            "user_id": ["a", "b"],
+            "item_id": [mark.join("123"), "4"],
+            "when": [mark.join(["1600000300", "1600000200", "1600000100"]), "1600000000"],
+        }
+    )
+    assert histories(read_interactions(frame, time="when")) == [[3, 2, 1], [4]]
+    assert histories(read_interactions(frame.with_columns(when=pl.Series(["5", "6"])), time="when")) == [[1, 2, 3], [4]]
+
+
 def test_arrays_and_empty_lists() -> None:
     fixed = pl.DataFrame({"user_id": [1, 2], "item_id": pl.Series([[1, 2], [3, 1]], dtype=pl.Array(pl.Int64, 2))})
     assert histories(read_interactions(fixed)) == [[1, 2], [3, 1]]

@@ -131,7 +131,7 @@ def one_row_per_item(
         how = separator or ","
     frame = table.read(table.frame)
     lists: list[str] = []
-    for name in dict.fromkeys(named.values()):
+    for name in dict.fromkeys((item, *named.values())):
         values = frame[name]
         if isinstance(values.dtype, pl.Array):
             values = values.cast(pl.List(values.dtype.inner))  # pyright: ignore[reportArgumentType]
@@ -139,10 +139,22 @@ def one_row_per_item(
             name == item or declared.get(name) in _SEQUENCES or _all_bracketed(values.head(_SAMPLE))
         ):
             values = _as_lists(values, how if name == item else ",", table, name)
+        elif values.dtype == pl.String and name != named["user"] and how in _NUMBERS:
+            values = _parallel(values, how, frame[item].list.len())
         if isinstance(values.dtype, pl.List):
             lists.append(name)
             frame = frame.with_columns(values)
     return _exploded(table, frame, item, lists, report)
+
+
+def _parallel(values: pl.Series, separator: str, lengths: pl.Series) -> pl.Series:
+    """Lists of numbers, if every text has as many numbers between separators as the item list has items."""
+    number = r"[+-]?\d+(?:\.\d+)?"
+    several = values.str.contains(rf"^{number}(?:\s*{re.escape(separator)}\s*{number})*$")
+    if int(lengths.max() or 0) < 2 or not several.all():  # pyright: ignore[reportArgumentType]
+        return values
+    parts = values.str.split(separator).list.eval(pl.element().str.strip_chars())
+    return parts if (parts.list.len() == lengths).all() else values
 
 
 def _exploded(table: Table, frame: pl.DataFrame, item: str, lists: list[str], report: ReadReport) -> Table:
