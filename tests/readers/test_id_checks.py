@@ -136,6 +136,8 @@ def test_ids_that_look_alike_are_said(ids: list[str], says: str) -> None:
     assert data.num_items == len(ids)
 
 
-def test_letter_case_is_noted() -> None:
-    data = silent(pl.DataFrame({"user_id": ["u", "u", "u"], "item_id": ["tea", "Tea", "x"]}))
-    assert any("2 item ids are the same text in other case" in note for note in data.report["notes"])
+def test_letter_case_and_spacing_are_noted() -> None:
+    for ids in (["tea", "Tea", "x"], ["The  film", "The film", "x"]):
+        data = silent(pl.DataFrame({"user_id": ["u", "u", "u"], "item_id": ids}))
+        assert data.num_items == 3
+        assert any("2 item ids are the same text in other case or spacing" in note for note in data.report["notes"])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rediffuse.data.dataset import Dataset
-from rediffuse.errors import DataError
+from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.item_lists import NoListError, split_brackets, split_text
 
@@ -139,6 +139,19 @@ def test_json_and_integers_survive(items: list[str]) -> None:
     numbers = [len(item) * 10 ** len(item) for item in items]
     assert split_brackets(str(numbers)) == numbers
     assert split_text(" ".join(map(str, numbers)), " ") == numbers
+
+
+def test_a_separator_that_is_nowhere() -> None:
+    for items in (["a", "b"], [1, 2]):
+        with pytest.raises(ConfigError, match="has it nowhere"):
+            read_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": items}), item_separator=";")
+    with pytest.raises(ConfigError, match="item_separator is empty"):
+        read_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": ["a", "b"]}), item_separator="")
+
+
+def test_categories_in_brackets() -> None:
+    items = pl.Series(["[1, 2]", "[3]"], dtype=pl.Categorical)
+    assert histories(read_interactions(pl.DataFrame({"user_id": [1, 2], "item_id": items}))) == [[1, 2], [3]]
 
 
 def test_brackets_that_do_not_close() -> None:

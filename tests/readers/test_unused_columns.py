@@ -52,6 +52,13 @@ def test_times_that_were_not_named(name: str, form: str) -> None:
     assert "That is the same order." in sentence
 
 
+def test_columns_of_other_types_are_no_problem() -> None:
+    odd = {"label": [[1]] * 5, "date": [{"a": 1}] * 5, "time": [None] * 5, "click": [None] * 5, "history": [b"x"] * 5}
+    said(table(**odd))
+    lists = pl.DataFrame({"user_id": [["a"], ["b"]], "item_id": [["x"], ["y"]], "Timestamp": [[5], [6]]})
+    said(lists.with_columns(ts=pl.Series([1_600_000_000, 1_600_000_001])))
+
+
 def test_columns_that_are_no_times() -> None:
     assert said(table(runtime=[90, 80, 70, 60, 50], year=[2001, 1999, 1998, 1997, 1996], place=list("abcde"))) == []
     assert said(table(Timestamp=NEW), time="Timestamp") == []

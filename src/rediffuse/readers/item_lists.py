@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
-from rediffuse.errors import DataError
+from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers.derived import ROW, derived
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table
@@ -122,7 +123,15 @@ def one_row_per_item(
     schema = table.frame.collect_schema()
     nested = {name for name in named.values() if isinstance(schema[name], (pl.List, pl.Array))}
     if item not in nested:
-        if separator == NO_LISTS or schema[item] != pl.String:
+        if separator == NO_LISTS:
+            return table
+        if isinstance(schema[item], (pl.Categorical, pl.Enum)):
+            plain = replace(table, frame=table.frame.with_columns(pl.col(item).cast(pl.String)))
+            found = one_row_per_item(plain, named, separator, declared, report)
+            return table if found is plain else found
+        if separator is not None:
+            _require_separator(table, item, schema[item], separator)
+        if schema[item] != pl.String:
             return table
         how = separator or _SEQUENCES.get(declared.get(item, "")) or _found(table, named)
         if how is None:
@@ -155,6 +164,16 @@ def _parallel(values: pl.Series, separator: str, lengths: pl.Series) -> pl.Serie
         return values
     parts = values.str.split(separator).list.eval(pl.element().str.strip_chars())
     return parts if (parts.list.len() == lengths).all() else values
+
+
+def _require_separator(table: Table, item: str, dtype: pl.DataType, separator: str) -> None:
+    """Raise unless some text of the item column has the separator, or is in brackets."""
+    holds = pl.col(item).str.contains(separator, literal=True) | pl.col(item).str.contains(_BRACKETED)
+    if dtype != pl.String or not table.read(table.frame.select(holds.any())).item():
+        raise ConfigError(
+            f"item_separator={separator!r} was given, and column {item!r} of {table.name} has it nowhere.",
+            "Leave it out, or name what is between the items of a list.",
+        )
 
 
 def _exploded(table: Table, frame: pl.DataFrame, item: str, lists: list[str], report: ReadReport) -> Table:
