@@ -107,6 +107,8 @@ class Pieces:
 
     def __iter__(self) -> Iterator[Column]:
         for start, values in self.table.pieces(self.name):
+            if self.role in ("time", "order", "rating"):
+                values = self.table.pointed(values)
             yield Column(values, self.table, self.role, start, self.keep_words)
 
 

@@ -13,13 +13,14 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.targets import seen_before
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.readers import side_tables
+from rediffuse.readers.adjacency import expanded
 from rediffuse.readers.events import Events
 from rediffuse.readers.filters import Filters
 from rediffuse.readers.id_checks import MissingIds
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.rows import Columns, Forms, InteractionRows
 from rediffuse.readers.tables import Table, read_table
-from rediffuse.readers.text_files import TextFile
+from rediffuse.readers.text_files import TextFile, TextOptions
 from rediffuse.readers.unused_columns import note_unused
 
 
@@ -50,6 +51,10 @@ def read_interactions(
     item_separator: str | None = None,
     encoding: str | None = None,
     separator: str | None = None,
+    quoting: Literal["standard", "none"] = "standard",
+    header: Literal[0] | None = 0,
+    decimal: Literal[".", ","] | None = None,
+    format: Literal["table", "adjacency"] = "table",
 ) -> Dataset:
     """Read, check and number a table of interactions and the tables that go with it.
 
@@ -89,11 +94,25 @@ def read_interactions(
             text is an id. None: lists in brackets and lists of integers are found and read, and the report says so.
         encoding: encoding of text files, if it is not UTF-8.
         separator: separator of text files; detected if not given.
+        quoting: of text files; "none": quotes are characters like any other.
+        header: 0: the first line of text files names the columns; None: there is no header, and columns are named by
+            their place, from "0" (or 0). Users and items are in columns 0 and 1 unless others are named.
+        decimal: what numbers of text files have before their fraction; None: a point, or a comma in files separated by
+            semicolons.
+        format: of ``source``; "adjacency": a text file of lines ``user item item ...``, as KGAT and LightGCN publish
+            them. Each pair is an interaction.
 
     Raises:
         DataError: a table cannot be used; the error names file, column, first bad row and remedy.
         ConfigError: an argument has the wrong type or is out of range, or arguments do not go together.
     """
+    source = expanded(source, format, user, item)
+    text = TextOptions(separator, encoding, quoting, header, decimal)
+    if header is None:
+        user, item = (
+            str(i) if name == usual else name for i, name, usual in ((0, user, "user_id"), (1, item, "item_id"))
+        )
+        user, item, time, order, rating, event_type = map(_by_place, (user, item, time, order, rating, event_type))
     columns, filters = Columns(user, item, time, order, rating, event_type), Filters(min_rating, duplicates, k_core)
     columns.check()
     events = Events.of(event_type, weights, target_events, rating)
@@ -105,7 +124,7 @@ def read_interactions(
 
     def open_table(source: Any, what: str, *wanted: str, insist: bool = False) -> Table:
         # Tables beside the interactions need not have the same separator.
-        opened.append(read_table(source, what, wanted=wanted, separator=separator, encoding=encoding, insist=insist))
+        opened.append(read_table(source, what, wanted=wanted, text=text, insist=insist))
         return opened[-1]
 
     table = open_table(source, "interactions", *columns.by_role().values(), insist=True)
@@ -121,7 +140,7 @@ def read_interactions(
         )
         if given is not None
     }
-    _refuse_unused(opened, separator, encoding)
+    _refuse_unused(opened, text)
     report = ReadReport()
     if time is None and order is None and "timestamp" in table.columns:
         columns = replace(columns, time="timestamp")
@@ -195,14 +214,22 @@ def _check_tables(
         )
 
 
-def _refuse_unused(tables: list[Table], separator: str | None, encoding: str | None) -> None:
-    """Raise if no table is a text file that has the separator or encoding that was given."""
+def _by_place(name: Any) -> Any:
+    """The name of a column of a table without header; places may be integers."""
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+
+
+def _refuse_unused(tables: list[Table], options: TextOptions) -> None:
+    """Raise if no table is a text file, or none has the separator that was given."""
     text = [file for table in tables for file in table.files if isinstance(file, TextFile)]
-    if encoding is not None and not text:
-        raise ConfigError(
-            f"encoding={encoding!r} was given, and none of the tables is a text file.",
-            "Leave it out: only text files have an encoding.",
-        )
+    for name in ("encoding", "quoting", "header", "decimal"):
+        value = getattr(options, name)
+        if value != getattr(TextOptions(), name) and not text:
+            raise ConfigError(
+                f"{name}={value!r} was given, and none of the tables is a text file.",
+                "Leave it out: it is about text files.",
+            )
+    separator = options.separator
     if separator is not None and not any(file.separator == separator for file in text):
         found = ", ".join(sorted({repr(file.separator) for file in text}))
         raise ConfigError(

@@ -16,6 +16,7 @@ from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.tables import Table, read_table
+from rediffuse.readers.text_files import TextOptions
 
 # Subsets in names of files, in the order in which the files are read.
 _ORDER = {"train": 0, "valid": 1, "val": 1, "dev": 1, "validation": 1, "test": 2}
@@ -42,9 +43,9 @@ def read_atomic(path: str | PathLike[str], **options: Any) -> Dataset:
         if option not in known:
             raise ConfigError(f"read_atomic has no option {option!r}.", did_you_mean(option, known))
     parts, base = _find_inter(require_path("path", path))
-    separator, encoding = options.get("separator"), options.get("encoding")
+    text = TextOptions(options.get("separator"), options.get("encoding"), options.get("quoting", "standard"))
     source: Any = list(parts.values())
-    interactions = read_table(source, "interactions", separator=separator, encoding=encoding)
+    interactions = read_table(source, "interactions", text=text)
     found: dict[str, Any] = {
         "user": _only(interactions, "user_id", 0),
         "item": _only(interactions, "item_id", 1),
@@ -62,7 +63,7 @@ def read_atomic(path: str | PathLike[str], **options: Any) -> Dataset:
             f"list; or item={found['item']!r} (--item {found['item']}) for these alone.",
         )
     if len(parts) > 1 and "splits" not in options:
-        found["splits"] = _subsets(parts, {**found, **options}, separator, encoding)
+        found["splits"] = _subsets(parts, {**found, **options}, text)
         names = ", ".join(file.name for file in parts.values())
         notes.append(f"{names} were read as a ready split: split='given' (--split given) uses it.")
         warnings.warn(notes[-1], RediffuseWarning, stacklevel=2)
@@ -78,7 +79,7 @@ def read_atomic(path: str | PathLike[str], **options: Any) -> Dataset:
         if name in beside and {**beside, **options}.get(other) is None:
             notes.append(f"{beside.pop(name)} was not read, as there is no {files[other]} file beside it.")
     if "items" in beside and not {"items", "title"} & options.keys():
-        columns = read_table(beside["items"], "items", separator=separator, encoding=encoding).columns
+        columns = read_table(beside["items"], "items", text=text).columns
         found["title"] = next((name for name in _TITLES if name in columns), None)
     dataset = read_interactions(source, **{**found, **beside, **options})
     dataset.report["notes"] += notes
@@ -98,14 +99,12 @@ def _only(table: Table, usual: str, position: int) -> str:
     return usual if len(tokens) <= position else tokens[position]
 
 
-def _subsets(
-    parts: dict[str, Path], options: dict[str, Any], separator: str | None, encoding: str | None
-) -> pl.DataFrame:
+def _subsets(parts: dict[str, Path], options: dict[str, Any], text: TextOptions) -> pl.DataFrame:
     """A table of splits: the subset of each interaction is that of its file."""
     wanted = [options[role] for role in ("user", "item", "order", "time") if options.get(role)]
     frames = []
     for subset, file in parts.items():
-        table = read_table(file, "interactions", separator=separator, encoding=encoding)
+        table = read_table(file, "interactions", text=text)
         names = [table.need(name, name) for name in dict.fromkeys(wanted)]
         frames.append(table.collect(names).with_columns(split=pl.lit(subset)))
     return pl.concat(frames)

@@ -43,6 +43,7 @@ from rediffuse.runs.run_folder import (
     run_path,
     write_run,
 )
+from rediffuse.table_files import read_parquet
 
 # How many unknown items a warning names.
 _NAMED = 3
@@ -190,7 +191,7 @@ def update_histories(
     contents, made_in = found.contents, _environment(source)
     with contextlib.ExitStack() as stack:
         open_run_folder(folder, contents.config, resume=False, stack=stack)
-        if (source / LOG).exists():
+        if LOG in old.digests:
             atomic_write_bytes(folder / LOG, (source / LOG).read_bytes())
         write_run(
             folder,
@@ -201,7 +202,7 @@ def update_histories(
             contents.user_ids,
             contents.histories,
             model_card(type(contents.model), contents.config, made_in),
-            {name: pl.read_parquet(source / name) for name in _artifacts(old)},
+            {name: read_parquet(source / name) for name in _artifacts(old)},
             held_out=contents.held_out,
             item_table=contents.item_table,
         )
