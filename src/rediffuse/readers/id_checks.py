@@ -133,7 +133,7 @@ def note_alike(ids: pl.Series, kind: str, report: ReadReport) -> None:
         "the same text in another Unicode form, or with characters that are not shown": pl.col("id")
         .str.replace_all(_INVISIBLE, "")
         .str.normalize("NFKC"),
-        "the same text in other case": pl.col("id").str.to_lowercase(),
+        "the same text in other case or spacing": pl.col("id").str.to_lowercase().str.replace_all(r"\s+", " "),
     }
     for sentence, form in forms.items():
         groups = (
@@ -148,7 +148,7 @@ def note_alike(ids: pl.Series, kind: str, report: ReadReport) -> None:
             count = int(groups["count"].sum())
             report.values[f"{kind}_ids_alike"] = report.values.get(f"{kind}_ids_alike", 0) + count
             example = " and ".join(ascii(one) for one in groups["id"][0][:2])
-            say = report.note if sentence.endswith("case") else report.warn  # many kinds of ids have both cases
+            say = report.note if sentence.endswith("spacing") else report.warn  # many kinds of ids have both cases
             say(f"{count:,} {kind} ids are {sentence}, such as {example}. They were read as different {kind}s.")
             # What was said under one heading is not said again under the next.
             frame = frame.join(groups.select("form"), left_on=form, right_on="form", how="anti")

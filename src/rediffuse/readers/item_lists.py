@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
-from rediffuse.errors import DataError
+from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers.derived import ROW, derived
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table
@@ -93,7 +94,7 @@ def _bare(token: str) -> str | int:
 
 def split_text(text: str, separator: str) -> list[str | int]:
     """The parts of text between separators, without spaces around them and without empty ones; or as in brackets."""
-    if re.match(_BRACKETED, text) is not None:
+    if looks_bracketed(text):
         return split_brackets(text)
     parts = text.split() if separator == " " else (part.strip() for part in text.split(separator))
     return [_bare(part) for part in parts if part]
@@ -122,7 +123,15 @@ def one_row_per_item(
     schema = table.frame.collect_schema()
     nested = {name for name in named.values() if isinstance(schema[name], (pl.List, pl.Array))}
     if item not in nested:
-        if separator == NO_LISTS or schema[item] != pl.String:
+        if separator == NO_LISTS:
+            return table
+        if isinstance(schema[item], (pl.Categorical, pl.Enum)):
+            plain = replace(table, frame=table.frame.with_columns(pl.col(item).cast(pl.String)))
+            found = one_row_per_item(plain, named, separator, declared, report)
+            return table if found is plain else found
+        if separator is not None:
+            _require_separator(table, item, schema[item], separator)
+        if schema[item] != pl.String:
             return table
         how = separator or _SEQUENCES.get(declared.get(item, "")) or _found(table, named)
         if how is None:
@@ -131,7 +140,7 @@ def one_row_per_item(
         how = separator or ","
     frame = table.read(table.frame)
     lists: list[str] = []
-    for name in dict.fromkeys(named.values()):
+    for name in dict.fromkeys((item, *named.values())):
         values = frame[name]
         if isinstance(values.dtype, pl.Array):
             values = values.cast(pl.List(values.dtype.inner))  # pyright: ignore[reportArgumentType]
@@ -139,10 +148,32 @@ def one_row_per_item(
             name == item or declared.get(name) in _SEQUENCES or _all_bracketed(values.head(_SAMPLE))
         ):
             values = _as_lists(values, how if name == item else ",", table, name)
+        elif values.dtype == pl.String and name != named["user"] and how in _NUMBERS:
+            values = _parallel(values, how, frame[item].list.len())
         if isinstance(values.dtype, pl.List):
             lists.append(name)
             frame = frame.with_columns(values)
     return _exploded(table, frame, item, lists, report)
+
+
+def _parallel(values: pl.Series, separator: str, lengths: pl.Series) -> pl.Series:
+    """Lists of numbers, if every text has as many numbers between separators as the item list has items."""
+    number = r"[+-]?\d+(?:\.\d+)?"
+    several = values.str.contains(rf"^{number}(?:\s*{re.escape(separator)}\s*{number})*$")
+    if int(lengths.max() or 0) < 2 or not several.all():  # pyright: ignore[reportArgumentType]
+        return values
+    parts = values.str.split(separator).list.eval(pl.element().str.strip_chars())
+    return parts if (parts.list.len() == lengths).all() else values
+
+
+def _require_separator(table: Table, item: str, dtype: pl.DataType, separator: str) -> None:
+    """Raise unless some text of the item column has the separator, or is in brackets."""
+    holds = pl.col(item).str.contains(separator, literal=True) | pl.col(item).str.contains(_BRACKETED)
+    if dtype != pl.String or not table.read(table.frame.select(holds.any())).item():
+        raise ConfigError(
+            f"item_separator={separator!r} was given, and column {item!r} of {table.name} has it nowhere.",
+            "Leave it out, or name what is between the items of a list.",
+        )
 
 
 def _exploded(table: Table, frame: pl.DataFrame, item: str, lists: list[str], report: ReadReport) -> Table:
@@ -198,6 +229,11 @@ def as_list_column(name: str, rows: Iterable[list[Any] | None]) -> pl.Series:
 def is_bracketed(values: pl.Series) -> pl.Series:
     """Whether each text has brackets around it."""
     return values.str.contains(_BRACKETED)
+
+
+def looks_bracketed(text: str) -> bool:
+    """Whether text has brackets around it."""
+    return re.match(_BRACKETED, text) is not None
 
 
 def _all_bracketed(values: pl.Series) -> bool:

@@ -74,6 +74,8 @@ class Forms:
         """
         require_text("time_format", self.time_format)
         require_text("item_separator", self.item_separator)
+        if self.item_separator == "":
+            raise ConfigError("item_separator is empty.", 'Name what is between items, for example item_separator="|".')
         id_checks.check_missing_ids(self.missing_ids)
         if self.time_unit is not None and self.time_unit not in read.TIME_UNITS:
             raise ConfigError(f"time_unit was given {self.time_unit!r}.", did_you_mean(self.time_unit, read.TIME_UNITS))

@@ -53,7 +53,7 @@ def note_unused(table: Table, columns: Columns, filtered: bool, report: ReadRepo
     if columns.time is None and columns.order is None:
         _note_time(table, columns.user, [name for name in unused if _may_be_time(name, schema[name])], report)
     for name in unused:
-        if _FEEDBACK.match(name):
+        if _FEEDBACK.match(name) and not schema[name].is_nested():
             _note_feedback(table, name, report)
         elif isinstance(schema[name], (pl.List, pl.Array)) or _LISTS.search(name):
             _note_list(table, name, report)

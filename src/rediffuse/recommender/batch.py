@@ -206,6 +206,7 @@ class _PartFiles:
         run_id_type = recommender.user_ids.dtype
         if not (folder / REQUEST).exists():
             self._refuse_other_files(set())
+            user_file.require_known()
             rows, fits = 0, True
             for _, frame in user_file.blocks(ids_only=True):
                 rows += len(frame)

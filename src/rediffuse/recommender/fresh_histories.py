@@ -28,6 +28,7 @@ from rediffuse.files import atomic_write_bytes
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.rows import Columns, Forms, InteractionRows
 from rediffuse.readers.tables import read_table
+from rediffuse.readers.unused_columns import note_unused
 from rediffuse.recommender.id_map import cast_ids
 from rediffuse.runs.card import model_card
 from rediffuse.runs.identity import open_run_folder
@@ -230,7 +231,9 @@ def _read(source: Any, user: str, item: str, time: str | None, time_format: str 
     table = read_table(source, "interactions", wanted=tuple(columns.by_role().values()))
     if time is None and "timestamp" in table.columns:
         columns = replace(columns, time="timestamp")
-    rows = InteractionRows(table, columns, ReadReport(), forms=Forms(time_format))
+    report = ReadReport()
+    rows = InteractionRows(table, columns, report, forms=Forms(time_format))
+    note_unused(table, columns, False, report)
     rows.sort()
     return _New(rows.histories(len(rows.user_ids)), rows.user_ids, rows.item_ids, columns.time is not None)
 
