@@ -164,3 +164,20 @@ def test_options_of_the_command():
         split_params("sessions", targets="next")
     with pytest.raises(ConfigError, match=r"(?s)--quantile does not go with --split ratio.*Add --split global-time"):
         split_params("ratio", 0.8)
+
+
+def test_an_interrupted_training_is_resumed_to_the_same_weights_and_choice(split, tmp_path):
+    class Stop:
+        def on_validation(self, event):
+            if event.epoch == 2:
+                raise KeyError("stop")
+
+    config = SMALL["sasrec"] | {"epochs": 5}
+    whole = rd.train("sasrec", split, tmp_path / "whole", config=config)
+    with pytest.raises(KeyError):
+        rd.train("sasrec", split, tmp_path / "run", config=config, callbacks=[Stop()])
+    resumed = rd.train("sasrec", split, tmp_path / "run", config=config, resume=True)
+    weights = [(run.path / "model.safetensors").read_bytes() for run in (whole, resumed)]
+    assert weights[0] == weights[1]
+    assert whole.validation == resumed.validation
+    assert whole.config["training"]["best_epoch"] == resumed.config["training"]["best_epoch"]

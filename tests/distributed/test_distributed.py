@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -224,3 +225,22 @@ def test_a_single_process_needs_no_process_group():
 
 def refuse() -> None:
     raise RediffuseError("no")
+
+
+def test_successive_targets_and_users_without_a_history_are_the_same_for_two_processes(tmp_path):
+    command = str(HERE / "train_successive.py")
+    one, two, copy = tmp_path / "one", tmp_path / "two", tmp_path / "copy"
+    output(sys.executable, command, str(one), str(one))
+    shutil.copytree(one, copy)
+    output(*TORCHRUN, command, str(two), str(copy))
+    for first, second in zip(log(one), log(two), strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
+        assert "with_history/ndcg@10" in first["validation"]
+        assert first["validation"] == pytest.approx(second["validation"], abs=0.02)
+    best = [json.loads((folder / "config.json").read_text())["training"]["best_epoch"] for folder in (one, two)]
+    assert best[0] == best[1]
+    alone, together = (json.loads((folder / "test.json").read_text()) for folder in (one, copy))
+    for key in ("metrics", "metrics_with_history", "counts"):
+        assert alone[key] == together[key]
+    assert alone["counts"]["cold_users"] > 0
+    assert alone["users_per_second"] != together["users_per_second"]  # it was evaluated again
