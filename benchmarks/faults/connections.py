@@ -3,7 +3,7 @@
     python -m benchmarks.faults.connections RUN [--megabytes 200] [--idle 3000]
 
 It starts ``rediffuse serve`` with a token that the attacks do not have. After each attack it prints the growth of the
-server's memory, the longest time that /health took meanwhile, and what the attackers were answered.
+server's memory, the longest time that /health took meanwhile, and what the attackers were answered. It fails if these are large.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 HEAD = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\n"
+MAX_GROWTH, MAX_HEALTH = 100, 5.0  # MiB and seconds; the clients share the processors with the server
 Address = tuple[str, int]
 
 
@@ -134,6 +135,7 @@ def main() -> None:
     with server(options.run) as (process, address):
         memory = psutil.Process(process.pid).memory_info
         pipelined = b"GET /health HTTP/1.1\r\n\r\n" * 3000
+        failed: list[str] = []
         attacks: dict[str, Callable[[], Counter[str]]] = {
             "short headers": lambda: together(4, lambda: stream(address, HEAD, short, size)),
             "one header": lambda: together(4, lambda: stream(address, HEAD + b"X: ", b"a" * 65536, size)),
@@ -164,6 +166,7 @@ def main() -> None:
             ended.set()
             watcher.join()
             growth = (memory().rss - before) / 2**20
+            failed += [name] if growth > MAX_GROWTH or slowest > MAX_HEALTH else []
             print(f"{name:20} {growth:+8.1f} MiB  /health {slowest:.2f} s  {dict(answers)}", flush=True)
         for _ in range(100):
             connected(address, HEAD)
@@ -171,6 +174,8 @@ def main() -> None:
         process.send_signal(signal.SIGTERM)
         process.wait()
         print(f"stopped in {time.monotonic() - began:.1f} s with incomplete requests open")
+    if failed:
+        raise SystemExit(f"Beyond {MAX_GROWTH} MiB or {MAX_HEALTH} s: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
