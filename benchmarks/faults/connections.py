@@ -3,7 +3,8 @@
     python -m benchmarks.faults.connections RUN [--megabytes 200] [--idle 3000]
 
 It starts ``rediffuse serve`` with a token that the attacks do not have. After each attack it prints the growth of the
-server's memory, the longest time that /health took meanwhile, and what the attackers were answered. It fails if these are large.
+server's memory, the longest time that /health took meanwhile, and what the attackers were answered. It fails if these
+are large.
 """
 
 from __future__ import annotations

@@ -206,3 +206,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"Config file {path} has no options.", "Write one option per line, for example epochs: 20")
     return values
+
+
+# Before the names of validation metrics over the users with a history, where some have none.
+WITH_HISTORY = "with_history/"
+
+
+def selected_value(validation: dict[str, float], metric: str) -> float:
+    """The value that weights and options are chosen by: over the validation users with a history.
+
+    Users without one all get the same list, which training hardly changes; their share would only blur the choice.
+
+    Args:
+        validation: metrics by name, as in metrics.jsonl. Those over the users with a history begin with `WITH_HISTORY`;
+            they are missing where all users have one.
+        metric: name of the selection metric.
+    """
+    return validation.get(WITH_HISTORY + metric, validation[metric])

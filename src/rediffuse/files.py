@@ -82,7 +82,7 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
 
 def atomic_write_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write a frame as Parquet (zstd), as `atomic_write_bytes` does."""
-    _atomic(path, lambda temporary: frame.write_parquet(temporary, compression="zstd"))
+    _atomic(path, lambda temporary: frame.write_parquet(temporary.absolute(), compression="zstd"))
 
 
 def _atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -44,6 +44,12 @@ def prepare(
     time_format: Annotated[
         str | None, typer.Option(help='Form of times that are not ISO text, for example "%d/%m/%Y %H:%M".')
     ] = None,
+    time_unit: Annotated[
+        str | None,
+        typer.Option(
+            help="What times count since 1970: seconds, milliseconds, ..., days; default: inferred, and said."
+        ),
+    ] = None,
     order: Annotated[str | None, typer.Option(help="Column that orders each user's interactions.")] = None,
     rating: Annotated[str | None, typer.Option(help="Column of ratings or weights.")] = None,
     event_type: Annotated[
@@ -63,6 +69,16 @@ def prepare(
     duplicates: Annotated[
         str, typer.Option(help="What to do with repeated user-item pairs: keep all, or the first or last.")
     ] = "keep",
+    missing_ids: Annotated[
+        str,
+        typer.Option(help="Rows whose id is empty or a word such as NULL: refuse, drop, or keep the word as an id."),
+    ] = "refuse",
+    item_separator: Annotated[
+        str | None,
+        typer.Option(
+            help='What separates items where the item column holds lists in text, or "none" if these are ids.'
+        ),
+    ] = None,
     items: Annotated[str | None, typer.Option(help="Table that describes items.")] = None,
     title: Annotated[str | None, typer.Option(help="Column of the item table with a readable name.")] = None,
     users: Annotated[str | None, typer.Option(help="Table that describes users.")] = None,
@@ -74,6 +90,13 @@ def prepare(
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of text files; default: UTF-8.")] = None,
     separator: Annotated[str | None, typer.Option(help="Separator of text files; default: detected.")] = None,
+    quoting: Annotated[
+        str, typer.Option(help="Quotes in text files: standard, or none: they are characters like any other.")
+    ] = "standard",
+    no_header: Annotated[
+        bool, typer.Option("--no-header", help="Text files have no header; columns are named by place: 0, 1, ...")
+    ] = False,
+    decimal: Annotated[str | None, typer.Option(help='Decimal sign of numbers in text files: "." or ",".')] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a table of interactions into a dataset."""
@@ -84,6 +107,8 @@ def prepare(
     options = {
         name: value for name, value in context.params.items() if name not in others and _was_given(context, name)
     }
+    if options.pop("no_header", False):
+        options["header"] = None
     if weights is not None:
         options["weights"] = _parse_weights(weights)
     is_atomic = source.endswith(".inter") or (Path(source).is_dir() and any(Path(source).glob("*.inter")))

@@ -23,6 +23,7 @@ from rediffuse.data.store import (
     verify_file,
 )
 from rediffuse.errors import DataError
+from rediffuse.table_files import read_parquet
 
 # How often loading starts again when another dataset replaces the folder meanwhile.
 _TRIES = 3
@@ -81,7 +82,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> Dataset:
         verify_file(folder / name, known)
 
     def read(name: str) -> pl.DataFrame:
-        return pl.read_parquet(folder / name)
+        return read_parquet(folder / name)
 
     def mapped(name: str) -> Any:
         known = array_file(name) in manifest["files"]

@@ -26,6 +26,7 @@ from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.interactions import read_interactions
+from rediffuse.table_files import read_csv, read_parquet, scan_parquet
 
 # Seconds without an answer after which the next source is tried.
 TIMEOUT = 10
@@ -103,7 +104,7 @@ def load_prepared(folder: Path) -> Dataset:
     Raises:
         DataError: a file is missing or cannot be used.
     """
-    columns = pl.scan_parquet(folder / "interactions.parquet").collect_schema().names()
+    columns = scan_parquet([folder / "interactions.parquet"]).collect_schema().names()
 
     def column(*candidates: str) -> str | None:
         return next((name for name in candidates if name in columns), None)
@@ -132,9 +133,9 @@ def _named_triples(folder: Path) -> Any:
         return None
     if not (folder / "relations.parquet").is_file():
         return folder / "kg.parquet"
-    relations = pl.read_parquet(folder / "relations.parquet")
+    relations = read_parquet(folder / "relations.parquet")
     names = pl.col("relation").replace_strict(relations["relation_id"], relations["name"])
-    return pl.read_parquet(folder / "kg.parquet").with_columns(names)
+    return read_parquet(folder / "kg.parquet").with_columns(names)
 
 
 # --- publishers --------------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ def _table(
     if member is None:
         raise DataError(f"The archive holds no {name}.", "Its layout has changed; report this.")
     text = archive.read(member).decode(encoding).replace(separator, "\x1f").encode()
-    frame = pl.read_csv(
+    frame = read_csv(
         text, separator="\x1f", quote_char=None, has_header=header, new_columns=columns, infer_schema=False
     )
     return frame.with_columns(pl.col("^(user_id|item_id|source|target)$").cast(pl.Int64))
@@ -319,7 +320,7 @@ def _from_recbole_wheel() -> Dataset:
         _check(f"{name} in the wheel of {_WHEEL}", content[name], sha256)
 
     def frame(name: str) -> pl.DataFrame:
-        raw = pl.read_csv(content[name], separator="\t", quote_char=None, infer_schema=False)
+        raw = read_csv(content[name], separator="\t", quote_char=None, infer_schema=False)
         raw = raw.rename({column: column.partition(":")[0] for column in raw.columns})
         return raw.with_columns(pl.col("^(user_id|item_id)$").cast(pl.Int64))
 

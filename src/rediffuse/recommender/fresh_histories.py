@@ -25,9 +25,8 @@ from rediffuse.data.merging import Merged, extended_ids, merge
 from rediffuse.data.store import MANIFEST as DATASET_MANIFEST
 from rediffuse.errors import DataError
 from rediffuse.files import atomic_write_bytes
-from rediffuse.readers.events import Events
 from rediffuse.readers.report import ReadReport
-from rediffuse.readers.rows import Columns, InteractionRows
+from rediffuse.readers.rows import Columns, Forms, InteractionRows
 from rediffuse.readers.tables import read_table
 from rediffuse.recommender.id_map import cast_ids
 from rediffuse.runs.card import model_card
@@ -43,6 +42,7 @@ from rediffuse.runs.run_folder import (
     run_path,
     write_run,
 )
+from rediffuse.table_files import read_parquet
 
 # How many unknown items a warning names.
 _NAMED = 3
@@ -201,7 +201,7 @@ def update_histories(
             contents.user_ids,
             contents.histories,
             model_card(type(contents.model), contents.config, made_in),
-            {name: pl.read_parquet(source / name) for name in _artifacts(old)},
+            {name: read_parquet(source / name) for name in _artifacts(old)},
             held_out=contents.held_out,
             item_table=contents.item_table,
         )
@@ -230,7 +230,7 @@ def _read(source: Any, user: str, item: str, time: str | None, time_format: str 
     table = read_table(source, "interactions", wanted=tuple(columns.by_role().values()))
     if time is None and "timestamp" in table.columns:
         columns = replace(columns, time="timestamp")
-    rows = InteractionRows(table, columns, ReadReport(), Events(), time_format)
+    rows = InteractionRows(table, columns, ReadReport(), forms=Forms(time_format))
     rows.sort()
     return _New(rows.histories(len(rows.user_ids)), rows.user_ids, rows.item_ids, columns.time is not None)
 

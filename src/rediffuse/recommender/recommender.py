@@ -33,6 +33,7 @@ from rediffuse.recommender.remarks import held_out_remark, remarks
 from rediffuse.recommender.titles import Titles
 from rediffuse.reranking import Reranking, ValueLimit, require_diversity, require_max_per
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
+from rediffuse.table_files import read_parquet
 
 Retrieval = Literal["exact", "index"]
 # The files of a run that recommendations depend on. Others, such as test results, may be added later.
@@ -69,7 +70,7 @@ class Recommender(Displayed):
         self.item_table: pl.DataFrame | None = run.item_table
         self.model: Model = run.model
         knowledge = run.path / "knowledge.parquet"
-        self.knowledge = pl.read_parquet(knowledge) if knowledge.exists() else None
+        self.knowledge = read_parquet(knowledge) if knowledge.exists() else None
         self.titles = Titles(run.items)
         self.filters, self._limited = ItemFilters(run.item_table), dict[str, ValueLimit]()
         with torch.no_grad():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from rediffuse.arguments import require_path
-from rediffuse.config import ModelConfig
+from rediffuse.config import WITH_HISTORY, ModelConfig
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RunError
@@ -25,6 +25,7 @@ from rediffuse.models.base import Model
 from rediffuse.runs import hub
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.tensors import load_tensors, load_weights
+from rediffuse.table_files import read_parquet
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -57,7 +58,11 @@ class Run(Displayed):
     def _display(self) -> tuple[str, dict[str, Any]]:
         split, metrics = self.config.get("split", {}), self.validation or {}
         selected_by = self.config.get("config", {}).get("metric")
-        first = [name for name in (selected_by, "hr@10", "ndcg@10", "recall@20") if name in metrics]
+        first = [
+            name
+            for name in (f"{WITH_HISTORY}{selected_by}", selected_by, "hr@10", "ndcg@10", "recall@20")
+            if name in metrics
+        ]
         return f"Run {self.path}", {
             "model": self.config.get("model"),
             "preset": self.config.get("preset"),
@@ -225,8 +230,8 @@ def read_run(folder: str | Path) -> RunContents:
     digests = _verify(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind, options = _model_of(folder, config)
-    items = pl.read_parquet(folder / "items.parquet")
-    users = pl.read_parquet(folder / "users.parquet")
+    items = read_parquet(folder / "items.parquet")
+    users = read_parquet(folder / "users.parquet")
     # Users whose histories were added later are not among those that the model was trained on.
     model = kind(options, len(items), config["data"]["users"])
     load_weights(folder / "model.safetensors", model, load_tensors(folder / "model.safetensors")[0])
@@ -241,7 +246,7 @@ def read_run(folder: str | Path) -> RunContents:
         counts = np.repeat(users["synthetic"].to_numpy(), histories.lengths)  # they precede a user's own interactions
         histories = replace(histories, synthetic=histories.positions < counts)
     held_out = users["held_out"].explode().drop_nulls().to_numpy() if "held_out" in users.columns else None
-    item_table = pl.read_parquet(folder / ITEM_TABLE) if ITEM_TABLE in digests else None
+    item_table = read_parquet(folder / ITEM_TABLE) if ITEM_TABLE in digests else None
     now = read_manifest(folder)["files"]
     if any(
         now.get(name) != digests[name] for name in (*CORE, ITEM_TABLE) if name in digests

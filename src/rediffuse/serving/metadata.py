@@ -15,6 +15,7 @@ from rediffuse.recommender import Recommender
 from rediffuse.runs.card import without_front_matter
 from rediffuse.serving.hosted import HostedRun
 from rediffuse.serving.problems import Problem
+from rediffuse.table_files import scan_parquet
 
 # What `training` reads, and its limits: bytes of text and of a line, and epochs.
 TRAINING_FILES = ("metrics.jsonl", "test.json", "README.md", "per_user_test.parquet")
@@ -232,7 +233,7 @@ def _slices(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        table = pl.scan_parquet(path, glob=False)
+        table = scan_parquet([path])
         column = BY_USER["history length"]
         groups, names = groups_of_equal_size(table.select(column).collect()[column].to_numpy())
         by_slice = pl.Series("slice", groups)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rediffuse import distributed
 from rediffuse.arguments import require_flag, require_number, require_path
+from rediffuse.config import selected_value
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import as_dataset
 from rediffuse.data.split import none
@@ -147,6 +148,10 @@ def _chosen_steps(contents: RunContents) -> dict[str, int]:
         metric = model.training_options(phase).metric
         validated: list[dict[str, Any]] = [record for record in records if record.get("validation")]
         # The first of equal values, as the loop keeps it.
-        last = max(validated, key=lambda record: record["validation"][metric]) if validated else records[-1]
+        last = (
+            max(validated, key=lambda record: selected_value(record["validation"], metric))
+            if validated
+            else records[-1]
+        )
         found[phase] = sum(record["steps"] for record in records[: last["epoch"]])
     return found

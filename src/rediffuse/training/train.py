@@ -26,6 +26,7 @@ from rediffuse.arguments import (
     require_text,
 )
 from rediffuse.config import ModelConfig
+from rediffuse.data.cold_users import refuse_selection, selection_remark, without_history
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TEST, TRAIN, VALID, Split, TrainingView, as_split
@@ -102,9 +103,11 @@ def train(
             ended.
         StorageError: ``out`` cannot be written.
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
+        DataError: weights are chosen on validation data, and no validation user has a history.
 
     Warns:
-        RediffuseWarning: training ended before the first validation, or the split has no validation subset.
+        RediffuseWarning: training ended before the first validation; the split has no validation subset, or validation
+            users without a history, on whom nothing is chosen.
     """
     distributed.init()
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
@@ -130,6 +133,8 @@ def train(
     trainer = planned.trainer(folder, max_minutes=max_minutes, show_progress=progress, callbacks=called)
     if not len(trainer.view.valid.users):
         warnings.warn(_without_validation(trainer), RediffuseWarning, stacklevel=2)
+    elif remark := selection_remark(trainer.view.valid):
+        warnings.warn(remark, RediffuseWarning, stacklevel=2)
     # The folder is created only after a model could be built from the options.
     remedy = "The last checkpoint is kept: start the same command again with --resume."
     with distributed.fail_together(remedy), reporting(progress), contextlib.ExitStack() as stack:
@@ -166,6 +171,7 @@ class Plan:
         """A `Trainer` of a new model, which gets ``others``.
 
         Raises:
+            DataError: the weights would be chosen on validation data, where no user has a history.
             ConfigError: the model cannot use a run that a phase is to be taken from.
         """
         view, user_ids = self.split.training_view(), self.split.dataset.user_ids
@@ -179,6 +185,8 @@ class Plan:
                     "Give a run of the model that the phase trains, or let this run train the phase.",
                 )
             trainer.take_phase(phase, run.model)
+        if any(network.chosen_by_ranking(phase) for phase in trainer.phases):
+            refuse_selection(view.valid, "the weights")
         return trainer
 
 
@@ -271,6 +279,7 @@ def describe_run(
             "has_timestamps": split.dataset.has_timestamps,
             "histories_end": split.dataset.interactions.last_time() if split.dataset.has_timestamps else None,
             "subsets": _subsets(split),
+            "without_history": {name: without_history(split, name)[0] for name in ("valid", "test")},
         },
     }
 
