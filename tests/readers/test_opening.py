@@ -407,7 +407,7 @@ def test_user_and_item_files_without_header(tmp_path: Path) -> None:
         read_item_ids(path, lambda name: name == "bob")
     assert read_item_ids(path, lambda name: False, text).to_list() == ["alice", "bob"]
     path = put(tmp_path, "users.csv", "alice,a|b\nbob,c\n")
-    ids, histories = UserFile(path, lambda name: False, text=text).read()
+    ids, histories = UserFile(path, lambda name: name == "bob", text=text).read()
     assert ids.to_list() == ["alice", "bob"]
     assert histories is not None
     assert histories.to_list() == [["a", "b"], ["c"]]

@@ -76,7 +76,7 @@ def test_ids_and_titles_with_bars_are_found(recommender):
 
 def test_user_files_hold_ids_with_bars(recommender, tmp_path):
     pl.DataFrame(
-        {"user_id": ["new", "newer", "none"], "history": ["Books|SciFi|4", "Books|SciFi|1|Books|SciFi|2", ""]}
+        {"user_id": ["new", "newer", "newest"], "history": ["Books|SciFi|4", "Books|SciFi|1|Books|SciFi|2", ""]}
     ).write_csv(tmp_path / "users.csv")
     file = UserFile(tmp_path / "users.csv", recommender.is_known_user, recommender.titles.ids_in_text)
     assert file.read()[1].to_list() == [["Books|SciFi|4"], ["Books|SciFi|1", "Books|SciFi|2"], None]

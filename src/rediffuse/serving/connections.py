@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rediffuse.errors import ConfigError
 from rediffuse.serving.problems import problem_response
@@ -69,6 +69,7 @@ class Connection(HttpToolsProtocol):
         self.head_done = False
         # Of this message: bytes, bytes of its body, of its address and complete header fields, and the number of these.
         self.received = self.body_received = self.head_size = self.fields = 0
+        self.cycles: list[RequestResponseCycle] = []  # requests whose responses are not complete
         self.discarding = False
         self.closing_since: float | None = None
         self.unsent: tuple[int, float] | None = None  # bytes of responses, and when they were that many
@@ -84,7 +85,9 @@ class Connection(HttpToolsProtocol):
             one for one in self.connections if isinstance(one, Connection) and one.is_waiting() and one is not self
         ]
         if waiting:
-            min(waiting, key=lambda one: one.since or 0.0).transport.abort()
+            # Several at once, so that a flood of connections does not go through all of them for each.
+            for one in sorted(waiting, key=lambda one: one.since or 0.0)[: 1 + self.settings.max_connections // 50]:
+                one.abort()
         elif len(self.connections) > self.settings.max_connections + RESERVE:
             transport.abort()
         else:
@@ -134,6 +137,9 @@ class Connection(HttpToolsProtocol):
         too_large = self.head_size > MAX_HEAD or self.fields > MAX_HEADERS
         self.app = cast(Any, _headers_too_large if too_large else app)
         super().on_headers_complete()
+        self.cycles = [one for one in self.cycles if not one.response_complete]
+        if self.cycle is not None:
+            self.cycles.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self.body_received += len(body)
@@ -171,13 +177,12 @@ class Connection(HttpToolsProtocol):
             return
         started = self.head_done and self.cycle is not None and self.cycle.response_started
         if started and not self.cycle.response_complete:
-            self.transport.abort()
+            self.abort()
             return
         self.closing_since = self.loop.time()
         if not started:
             if self.head_done and self.cycle is not None:  # the application waits for the body
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
+                self._disconnect()
             response = problem_response(status, kind, detail, remedy, headers={"Connection": "close"})
             head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
             line = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n".encode()
@@ -186,11 +191,26 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
         self.flow.resume_reading()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disconnect()
+        super().connection_lost(exc)
+
+    def _disconnect(self) -> None:
+        """Have the application find that the client is gone; the base class tells only the last of several requests."""
+        for cycle in self.cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def abort(self) -> None:
+        """End the connection at once, without what was not sent yet."""
+        self._disconnect()
+        self.transport.abort()
+
     def check(self, now: float) -> None:
         """End the connection if its time is up. `Server` calls this several times per time-out."""
         if self.closing_since is not None:
             if now - self.closing_since > LINGER:
-                self.transport.abort()
+                self.abort()
             return
         size = self.transport.get_write_buffer_size()
         if not size:
@@ -199,7 +219,7 @@ class Connection(HttpToolsProtocol):
             self.unsent = size, now
         elif now - self.unsent[1] > self.settings.timeout:
             if size > self.unsent[0] - MIN_READ:
-                self.transport.abort()
+                self.abort()
                 return
             self.unsent = size, now
         if self.since is None or now - self.since <= self.settings.timeout or self.discarding:
@@ -274,7 +294,7 @@ class Server(uvicorn.Server):
                         connection.check(now)
                     except Exception:  # one connection must not keep the others from being checked
                         log.exception("A connection could not be checked, and was closed")
-                        connection.transport.abort()
+                        connection.abort()
 
 
 def allowed_connections(wanted: int) -> int:

@@ -229,7 +229,7 @@ def _parse(text: str | bytes) -> dict[str, Any] | None:
 
 
 def _slices(path: Path) -> list[dict[str, Any]]:
-    """Average the test metrics by history length, in the groups that comparisons use. One column is in memory at once."""
+    """Average the test metrics by history length, in the groups that comparisons use. It holds one column in memory."""
     if not path.is_file():
         return []
     try:

@@ -112,7 +112,7 @@ class AuthMiddleware:
 
 class BodySizeLimitMiddleware:
     """Refuses bodies of more than ``limit`` bytes, whether or not Content-Length says so, and bodies for which those of
-    the requests in progress leave no room in ``total`` bytes."""
+    the requests in progress leave no capacity in ``total`` bytes."""
 
     def __init__(self, app: ASGIApp, limit: int, total: int) -> None:
         self.app, self.limit, self.total, self.used = app, limit, total, 0
