@@ -83,6 +83,7 @@ class ModelConfig(BaseModel):
     batch_size: int = Field(1024, ge=1, description="Prediction targets per optimiser step.")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="Decoupled (AdamW).")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's average of squared gradients.")
     learning_rate_schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
         "constant", description="After the warm-up, to the end of all epochs; exponential: to a hundredth."
     )
@@ -231,3 +232,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"Config file {path} has no options.", "Write one option per line, for example epochs: 20")
     return values
+
+
+# Before the names of validation metrics over the users with a history, where some have none.
+WITH_HISTORY = "with_history/"
+
+
+def selected_value(validation: dict[str, float], metric: str) -> float:
+    """The value that weights and options are chosen by: over the validation users with a history.
+
+    Users without one all get the same list, which training hardly changes; their share would only blur the choice.
+
+    Args:
+        validation: metrics by name, as in metrics.jsonl. Those over the users with a history begin with `WITH_HISTORY`;
+            they are missing where all users have one.
+        metric: name of the selection metric.
+    """
+    return validation.get(WITH_HISTORY + metric, validation[metric])

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from rediffuse import forks
 from rediffuse.errors import ConfigError, RediffuseError, RunError
 
 if TYPE_CHECKING:
@@ -30,32 +31,21 @@ _GRACE_SECONDS = 5.0
 
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
-    return _number("WORLD_SIZE", 1) > 1
+    return _integer("WORLD_SIZE", 1) > 1
 
 
-# What launchers put into the environment, and torch and accelerate read as whole numbers.
-_NUMBERS = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_MAX_RESTARTS")
-_NUMBERS += (
-    "PMI_RANK",
-    "PMI_SIZE",
-    "OMPI_COMM_WORLD_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "MPI_LOCALRANKID",
-    "MPI_LOCALNRANKS",
-)
-
-
-def _number(name: str, default: int) -> int:
-    """A variable of the environment that launchers set.
+def _integer(name: str, default: int) -> int:
+    """A variable of the environment as an integer of at least 0.
 
     Raises:
-        ConfigError: it is no whole number of at least 0.
+        ConfigError: it is something else.
     """
-    text = os.environ.get(name, "").strip() or str(default)
+    text = os.environ.get(name, "")
+    if not text:
+        return default
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise ConfigError(
-            f"The environment has {name}={text[:40]!r}, which is not a whole number.",
-            f"Launchers such as torchrun set it; without one, run: unset {name}",
+            f"The environment has {name}={text[:40]}.", "Unset it, or give an integer of at least 0; launchers set it."
         )
     return int(text)
 
@@ -64,16 +54,8 @@ def check_launcher() -> None:
     """Refuse launches that cannot work.
 
     Raises:
-        ConfigError: ``accelerate launch`` started one process for several, or a launcher would restart processes; or
-            what launchers set is no number.
+        ConfigError: ``accelerate launch`` started one process for several, or a launcher would restart processes.
     """
-    for name in _NUMBERS:
-        _number(name, 0)
-    if "RANK" in os.environ and _number("RANK", 0) >= max(_number("WORLD_SIZE", 1), 1) and "WORLD_SIZE" in os.environ:
-        raise ConfigError(
-            f"The environment has RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}.",
-            "Ranks go from 0 to WORLD_SIZE - 1; without a launcher, run: unset RANK WORLD_SIZE",
-        )
     # Without GPUs, `accelerate launch` starts one process and leaves only a rendezvous port in its environment.
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
         raise ConfigError(
@@ -81,8 +63,16 @@ def check_launcher() -> None:
             "Use torchrun --nproc-per-node N -m rediffuse ..., or accelerate launch --multi_gpu, "
             "which works without GPUs too.",
         )
+    rank, size = _integer("RANK", 0), _integer("WORLD_SIZE", 1)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        _integer(name, 0)
+    if size < 1 or rank >= max(size, 1):
+        raise ConfigError(
+            f"The environment has RANK={rank} and WORLD_SIZE={size}.",
+            "Set RANK from 0 to WORLD_SIZE - 1, or unset both; launchers set them.",
+        )
     # After a restart, torch reads addresses of dead processes from the launcher's store (pytorch issue 135712).
-    if _number("TORCHELASTIC_MAX_RESTARTS", 0) > 0:
+    if _integer("TORCHELASTIC_MAX_RESTARTS", 0) > 0:
         raise ConfigError(
             "Restarts by the launcher (--max-restarts) are not supported.",
             "Leave the option out. If a process fails, run the same command again, a training with --resume.",
@@ -93,7 +83,7 @@ def init() -> None:
     """Join the process group, if a launcher started several processes. Collective.
 
     Raises:
-        ConfigError: as `check_launcher`; or the environment speaks of several processes, and not of all they need.
+        ConfigError: as `check_launcher`.
     """
     check_launcher()
     needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -101,8 +91,9 @@ def init() -> None:
     if launched() and not mpi and (missing := [name for name in needed if name not in os.environ]):
         raise ConfigError(
             f"The environment has WORLD_SIZE={os.environ['WORLD_SIZE']} and no {', '.join(missing)}.",
-            "Start several processes with torchrun; without a launcher, run: unset WORLD_SIZE",
+            "Start several processes with torchrun; without a launcher, unset WORLD_SIZE.",
         )
+    forks.enter()
     from accelerate import PartialState
 
     initialized = world_size() > 1

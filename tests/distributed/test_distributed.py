@@ -145,14 +145,14 @@ def test_restarts_by_a_launcher_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"WORLD_SIZE": "x"}, "WORLD_SIZE='x', which is not a whole number"),
-        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE='-1'"),
-        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE='999"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE=-1"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE=999"),
         ({"WORLD_SIZE": "\u0662"}, "WORLD_SIZE="),
-        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK='first'"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK=first"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2"),
-        ({"TORCHELASTIC_MAX_RESTARTS": "many"}, "TORCHELASTIC_MAX_RESTARTS='many'"),
-        ({"MASTER_PORT": "http"}, "MASTER_PORT='http'"),
+        ({"TORCHELASTIC_MAX_RESTARTS": "many"}, "TORCHELASTIC_MAX_RESTARTS=many"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no RANK, MASTER_ADDR, MASTER_PORT"),
     ],
 )
@@ -163,13 +163,13 @@ def test_an_environment_that_no_launcher_made_is_refused(monkeypatch, variables,
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said) as caught:
         distributed.init()
-    assert "unset" in str(caught.value.remedy)
+    assert "unset" in str(caught.value.remedy).lower()
 
 
 def test_the_command_refuses_such_an_environment():
     done = run(sys.executable, "-m", "rediffuse", "models", WORLD_SIZE="x")
     assert done.returncode == 2
-    assert "WORLD_SIZE='x'" in done.stderr
+    assert "WORLD_SIZE=x" in done.stderr
     assert "Traceback" not in done.stderr
 
 

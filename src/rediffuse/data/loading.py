@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rediffuse import forks
 from rediffuse.arguments import require_path, wrong_type
 from rediffuse.data.checks import check_histories, ids_of, numbers_of, require
 from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
@@ -24,6 +25,7 @@ from rediffuse.data.store import (
 )
 from rediffuse.errors import DataError
 from rediffuse.files import os_error
+from rediffuse.table_files import read_parquet
 
 # How often loading starts again when another dataset replaces the folder meanwhile.
 _TRIES = 3
@@ -39,6 +41,7 @@ def load_dataset(folder: str | PathLike[str]) -> Dataset:
         ConfigError: ``folder`` is not a path.
     """
     folder = require_path("folder", folder, "Give the folder of a dataset; read_interactions reads tables.")
+    forks.enter()
     for _ in range(_TRIES):
         before = manifest_bytes(folder)
         try:
@@ -97,7 +100,7 @@ def _read(folder: Path, manifest: dict[str, Any]) -> Dataset:
 
     def read(name: str) -> pl.DataFrame:
         require(name in manifest["files"], f"the manifest does not list {name}")
-        return pl.read_parquet(folder / name)
+        return read_parquet(folder / name)
 
     def mapped(name: str) -> Any:
         known = array_file(name) in manifest["files"]
@@ -133,6 +136,7 @@ def _read(folder: Path, manifest: dict[str, Any]) -> Dataset:
     given = {scheme: mapped(scheme_array(i)) for i, scheme in enumerate(manifest["schemes"])}
     for scheme, subset in given.items():
         require(subset is not None and subset.dtype == np.int8, f"the split {scheme!r} is missing")
+        assert subset is not None
         require(subset.shape == histories.items.shape, f"the split {scheme!r} has another number of interactions")
         numbers_of(subset, f"the split {scheme!r}", 3, low=-1)
     dataset = Dataset(

@@ -55,6 +55,7 @@ class DiffNetPPConfig(SocialConfig):
             "hops": 2,
             "attention": "link",
             "fusion": "add",
+            "shared_projection": True,
             "feature_scale": 0.1,
             "init": 0.01,
         },

@@ -100,7 +100,7 @@ class Encoded:
     Attributes:
         vectors: (n, d) predictions in item space: an item's logit is its inner product with the vector.
         weights: (n,) importance weights of the loss; None for ones.
-        timesteps: (n,) int64 timesteps that a diffusion model drew; None without diffusion.
+        timesteps: (n,) int64 timesteps of a diffusion model; None without diffusion.
     """
 
     vectors: Tensor

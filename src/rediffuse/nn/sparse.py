@@ -57,7 +57,7 @@ class SparseMatrix(nn.Module):
         self._cached = None  # loading may write into the same arrays
         arrays = [state_dict.get(f"{prefix}{name}.value") for name in ("offsets", "indices", "values")]
         given = [array for array in arrays if array is not None]
-        if len(given) == 3 and (problem := wrong_rows(*given, *self.shape)):
+        if len(given) == 3 and (problem := wrong_rows(given[0], given[1], given[2], *self.shape)):
             others[-1].append(f"{prefix}: {problem}")
         super()._load_from_state_dict(state_dict, prefix, *others)
 

@@ -13,13 +13,15 @@ from rediffuse.errors import DataError
 from rediffuse.files import sha256_file
 from rediffuse.readers.columns import Column, plain_ids
 from rediffuse.readers.tables import read_table
-from rediffuse.readers.text_files import TextFile, first_line, is_number, listed
+from rediffuse.readers.text_files import TextFile, TextOptions, first_line, listed
+from rediffuse.recommender.bars import BarSplitter
+from rediffuse.recommender.item_files import has_header, refuse_lost_row
 
 # Rows read at once if the caller does not set the size of a block.
 _ROWS = 100_000
 _REMEDY = (
     "Give a CSV or Parquet file with a column user_id, and a column history for users who were not in training. "
-    "The first line of a CSV file is a header that names them."
+    "The first line of a CSV file is a header that names them, unless header=None (--no-header)."
 )
 
 
@@ -32,6 +34,8 @@ class UserFile:
         source: a CSV or Parquet file, a folder of such files, or a glob. Parquet is read by row groups, text line by
             line (text compressed with gzip is decompressed into memory first).
         is_known_user: whether the run knows a user id. A file whose first line is a known id has no header.
+        item_ids: splits histories in text, where ids of items contain bars.
+        text: how text files are read. Without header, ids are in the first column, and histories in the second.
 
     Attributes:
         name: what to call the file in messages.
@@ -41,21 +45,32 @@ class UserFile:
         DataError: the source does not exist, is not a table, has no header, lacks these columns, or they hold no ids.
     """
 
-    def __init__(self, source: str | Path, is_known_user: Callable[[str], bool]) -> None:
-        self._table = table = read_table(source, "users", wanted=("user_id", "history"))
+    def __init__(
+        self,
+        source: str | Path,
+        is_known_user: Callable[[str], bool],
+        item_ids: BarSplitter | None = None,
+        text: TextOptions | None = None,
+    ) -> None:
+        self._item_ids = item_ids
+        self._table = table = read_table(source, "users", wanted=("user_id", "history"), text=text)
         self.name = table.name
-        self.has_histories = "history" in table.columns
-        self._user_column = "user_id"
-        if "user_id" not in table.columns:
+        self._user_column, self._history_column = "user_id", "history"
+        if table.is_text and not has_header(table):
+            if len(table.columns) > 2:
+                problem = f"{self.name} has {len(table.columns)} columns and no header."
+                raise DataError(problem, "Without header, give ids in the first column, and histories in the second.")
+            self._user_column, self._history_column = "0", "1"
+        self.has_histories = self._history_column in table.columns
+        if self._user_column not in table.columns:
             if len(table.columns) != 1 or self.has_histories:
                 problem = f"{self.name} has no column user_id; its columns are {listed(table.columns)}."
                 raise DataError(problem, _REMEDY)
             self._user_column = header = table.columns[0]
-            if table.is_text and (is_number(header) or is_known_user(header)):
-                raise DataError(f"The first line of {table.paths[0]} is {header!r}, which is not a header.", _REMEDY)
+            refuse_lost_row(table, header, is_known_user, _REMEDY)
         if not table.is_text:
             schema = table.frame.collect_schema()
-            user_type, history_type = schema[self._user_column], schema.get("history", pl.String)
+            user_type, history_type = schema[self._user_column], schema.get(self._history_column, pl.String)
             if not _holds_ids(user_type):
                 problem = f"The column {self._user_column!r} of {self.name} holds {user_type}."
                 raise DataError(problem, "Give ids, one per row: integers or strings.")
@@ -87,13 +102,17 @@ class UserFile:
         Raises:
             DataError: the file cannot be read to its end, has changed since it was opened, or lacks an id.
         """
-        columns = [self._user_column] if ids_only or not self.has_histories else [self._user_column, "history"]
+        columns = (
+            [self._user_column] if ids_only or not self.has_histories else [self._user_column, self._history_column]
+        )
         read_blocks = self._text_blocks if self._table.is_text else self._parquet_blocks
         for number, frame in read_blocks(columns, size, wanted):
             self._table.refuse_changed()
             ids = Column(frame[self._user_column], self._table, "user", number * size)
             ids.refuse_first(ids.values.is_null(), "is empty", "Fill in the id or remove the row.")
-            yield number, _split_histories(frame.with_columns(plain_ids(ids)).rename({self._user_column: "user_id"}))
+            names = {self._user_column: "user_id", self._history_column: "history"}
+            frame = frame.with_columns(plain_ids(ids)).rename(names, strict=False)
+            yield number, _split_histories(frame, self._item_ids)
 
     def read(self) -> tuple[pl.Series, pl.Series | None]:
         """The whole file: ids, and histories if it has any. Raises the errors of `blocks`."""
@@ -163,9 +182,12 @@ def _text_frame(rows: list[list[str | None]], columns: list[str]) -> pl.DataFram
     return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
 
 
-def _split_histories(frame: pl.DataFrame) -> pl.DataFrame:
+def _split_histories(frame: pl.DataFrame, item_ids: BarSplitter | None) -> pl.DataFrame:
     """Turn histories written as text "a|b|c" into lists."""
     if "history" not in frame.columns or frame["history"].dtype != pl.String:
         return frame
+    if item_ids is not None and item_ids.most_bars:
+        lists = [None if text is None else item_ids.split(text) for text in frame["history"]]
+        return frame.with_columns(history=pl.Series(lists, dtype=pl.List(pl.String)))
     items = pl.col("history").str.split("|").list.eval(pl.element().str.strip_chars())
     return frame.with_columns(items.list.eval(pl.element().filter(pl.element() != "")))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from rediffuse.arguments import require_path
-from rediffuse.config import ModelConfig
+from rediffuse.config import WITH_HISTORY, ModelConfig
 from rediffuse.data.checks import require_plain_names
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
@@ -26,6 +26,7 @@ from rediffuse.models.base import Model
 from rediffuse.runs import checks, hub
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.tensors import load_tensors, load_weights
+from rediffuse.table_files import read_parquet
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -59,7 +60,11 @@ class Run(Displayed):
     def _display(self) -> tuple[str, dict[str, Any]]:
         split, metrics = self.config.get("split", {}), self.validation or {}
         selected_by = self.config.get("config", {}).get("metric")
-        first = [name for name in (selected_by, "hr@10", "ndcg@10", "recall@20") if name in metrics]
+        first = [
+            name
+            for name in (f"{WITH_HISTORY}{selected_by}", selected_by, "hr@10", "ndcg@10", "recall@20")
+            if name in metrics
+        ]
         return f"Run {self.path}", {
             "model": self.config.get("model"),
             "preset": self.config.get("preset"),
@@ -233,7 +238,7 @@ def read_run(folder: str | Path) -> RunContents:
         kind, options = _model_of(folder, config)
 
     def table(name: str) -> pl.DataFrame:
-        return pl.read_parquet(folder / name)
+        return read_parquet(folder / name)
 
     with checks.consistent(folder / "items.parquet"):
         items = table("items.parquet")

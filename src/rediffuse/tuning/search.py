@@ -15,7 +15,7 @@ import polars as pl
 import torch
 import yaml
 
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import ModelConfig, Range, selected_value
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.files import atomic_write_parquet, atomic_write_text
@@ -108,7 +108,7 @@ class Search:
         class Prune:
             def on_validation(self, event: TrainingEvent) -> None:
                 if event.phase == trainer.phases[-1]:
-                    trial.report(event.metrics[event.metric], event.epoch)
+                    trial.report(selected_value(event.metrics, event.metric), event.epoch)
                     if trial.should_prune():
                         raise optuna.TrialPruned
 
@@ -133,7 +133,7 @@ class Search:
                 state, value = TrialState.COMPLETE, result.best
                 if value is None:  # a model in closed form is not validated by the loop
                     trainer.model.resolve(trainer.calibrate())
-                    value = trainer.validate()[self.default.metric]
+                    value = selected_value(trainer.validate(), self.default.metric)
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except (TrainingError, ConfigError, torch.OutOfMemoryError) as error:

@@ -40,7 +40,7 @@ class Friends(Model):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
         arrays = [state_dict.get(f"{prefix}{name}.value") for name in ("offsets", "items", "counts")]
         given = [array for array in arrays if array is not None]
-        if len(given) == 3 and (problem := wrong_rows(*given, self.num_users, self.num_items)):
+        if len(given) == 3 and (problem := wrong_rows(given[0], given[1], given[2], self.num_users, self.num_items)):
             others[-1].append(f"{prefix}{problem}")
         super()._load_from_state_dict(state_dict, prefix, *others)
 
