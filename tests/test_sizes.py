@@ -39,6 +39,7 @@ from rediffuse.testing import synthetic_interactions
         ("sasrec", {"dropout": False}, "'dropout' was given false"),
         ("diffrec", {"hidden_sizes": [True]}, "'hidden_sizes' was given true"),
         ("sasrec", {"learning_rate": float("inf")}, "'learning_rate' was given inf"),
+        ("sasrec", {"learning_rate": "inf"}, "'learning_rate' was given 'inf'"),
     ],
 )
 def test_sizes_are_refused_by_name(model, options, named):
@@ -135,6 +136,18 @@ def test_unusable_yaml_is_refused(tmp_path, text):
 def test_unusable_settings_are_refused(value):
     with pytest.raises(ConfigError, match=r"The value of setting .epochs="):
         parse_settings([f"epochs={value}"])
+
+
+def test_deep_settings_and_flags_in_experiments_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="more than 32 levels deep"):
+        parse_settings([".".join("a" * 10_000) + "=1"])
+    data = synthetic_interactions().save(tmp_path / "data")
+    start = f"data: {{folder: {data}}}\nmodels: [popularity]\nout: {tmp_path / 'out'}\n"
+    path = tmp_path / "experiment.yaml"
+    for line in ("seeds: [true]", "max_minutes: true", "evaluate: {sampling_seeds: true}"):
+        path.write_text(start + line)
+        with pytest.raises(ConfigError, match="is true or false, and takes a number"):
+            read_experiment(path)
 
 
 def test_aliases_are_read(tmp_path):

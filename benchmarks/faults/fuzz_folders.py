@@ -5,7 +5,7 @@ columns of Parquet files, shapes, types and values of arrays and tensors. Then a
 only the content is wrong. Loading the folder and recommending from it must end in an error of Rediffuse, or in full
 lists with finite scores; for a dataset, in a dataset that can be split and trained on.
 
-    python -m benchmarks.faults.fuzz_folders --count 2000 --seed 0 --out benchmarks/results/fuzz_folders.json
+    python -m benchmarks.faults.fuzz_folders --count 2000 --seed 0
 
 A failure is named by its index: ``--start INDEX --count 1 --keep FOLDER`` keeps its folder.
 """
@@ -35,7 +35,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rediffuse as rd
-from benchmarks.common import RESULTS, write_result
+from benchmarks.common import write_result
 from rediffuse import models
 from rediffuse.data.loading import load_dataset
 from rediffuse.errors import RediffuseError
@@ -355,7 +355,7 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--models", nargs="*", help="default: all")
     parser.add_argument("--keep", type=Path, help="folder for the changed folder")
-    parser.add_argument("--out", type=Path, default=RESULTS / "fuzz_folders.json")
+    parser.add_argument("--out", type=Path, help="result file; default: none")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     began = time.monotonic()
@@ -364,7 +364,8 @@ def main() -> None:
         print(f"{failure['index']} {failure['folder']}: {failure['change']}\n{failure['error']}")
     print(dict(outcomes))
     content = {"outcomes": dict(outcomes), "failures": failures, "seconds": round(time.monotonic() - began, 1)}
-    write_result(options.out, content, precision=None, device="cpu")
+    if options.out is not None:
+        write_result(options.out, content, precision=None, device="cpu")
 
 
 if __name__ == "__main__":

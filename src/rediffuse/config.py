@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
-from rediffuse.yaml_text import parse_yaml, read_text
+from rediffuse.yaml_text import MOST_DEPTH, parse_yaml, read_text
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ModelConfig(BaseModel):
     - ``search``: what `rediffuse tune` searches: an option and its `Range`, or a tuple of its choices.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -212,6 +212,8 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"Setting {setting!r} is not of the form option=value.", "For example: --set epochs=20")
         *parents, option = name.strip().split(".")
         target = values
+        if len(parents) > MOST_DEPTH:
+            raise ConfigError(f"Setting {setting[:60]!r} leads more than {MOST_DEPTH} levels deep.", "No option does.")
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):

@@ -43,9 +43,9 @@ def _integer(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     if not text:
         return default
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise ConfigError(
-            f"The environment has {name}={text}.", "Unset it, or give an integer of at least 0; launchers set it."
+            f"The environment has {name}={text[:40]}.", "Unset it, or give an integer of at least 0; launchers set it."
         )
     return int(text)
 
@@ -86,6 +86,13 @@ def init() -> None:
         ConfigError: as `check_launcher`.
     """
     check_launcher()
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    mpi = any(name in os.environ for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"))
+    if launched() and not mpi and (missing := [name for name in needed if name not in os.environ]):
+        raise ConfigError(
+            f"The environment has WORLD_SIZE={os.environ['WORLD_SIZE']} and no {', '.join(missing)}.",
+            "Start several processes with torchrun; without a launcher, unset WORLD_SIZE.",
+        )
     forks.enter()
     from accelerate import PartialState
 

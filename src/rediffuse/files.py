@@ -88,8 +88,11 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
 
 
 def atomic_write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """Write a frame as Parquet (zstd), as `atomic_write_bytes` does."""
-    _atomic(path, lambda temporary: frame.write_parquet(temporary.absolute(), compression="zstd"))
+    """Write a frame as Parquet (zstd), as `atomic_write_bytes` does.
+
+    Polars does not write the file itself: its errors on a full disk are of many kinds, and some abort.
+    """
+    atomic_write_bytes(path, parquet_bytes(frame))
 
 
 def _atomic(path: Path, write: Callable[[Path], object]) -> None:

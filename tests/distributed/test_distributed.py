@@ -143,6 +143,37 @@ def test_restarts_by_a_launcher_are_refused(monkeypatch):
         distributed.init()
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE=-1"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE=999"),
+        ({"WORLD_SIZE": "\u0662"}, "WORLD_SIZE="),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK=first"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2"),
+        ({"TORCHELASTIC_MAX_RESTARTS": "many"}, "TORCHELASTIC_MAX_RESTARTS=many"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no RANK, MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_an_environment_that_no_launcher_made_is_refused(monkeypatch, variables, said):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said) as caught:
+        distributed.init()
+    assert "unset" in str(caught.value.remedy).lower()
+
+
+def test_the_command_refuses_such_an_environment():
+    done = run(sys.executable, "-m", "rediffuse", "models", WORLD_SIZE="x")
+    assert done.returncode == 2
+    assert "WORLD_SIZE=x" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_tracker_does_not_destroy_the_process_group(tmp_path):
     printed = output(*TORCHRUN, TRAIN_ONE, str(tmp_path / "run"), "--track", "tensorboard")
     assert sorted(printed.splitlines()) == ["0 of 2", "1 of 2"]

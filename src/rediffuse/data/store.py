@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rediffuse.data.checks import require, require_keys, require_plain_names
 from rediffuse.errors import DataError
-from rediffuse.files import atomic_folder, sha256_file, sha256_json
+from rediffuse.files import atomic_folder, parquet_bytes, sha256_file, sha256_json
 
 FORMAT, VERSION = "rediffuse-dataset", 3
 MANIFEST = "manifest.json"
@@ -48,7 +48,7 @@ def write_dataset(
         refuse_foreign(folder)
         with atomic_folder(folder) as new:
             for name, frame in frames.items():
-                frame.write_parquet(new / name, compression="zstd")
+                (new / name).write_bytes(parquet_bytes(frame))
             for name, array in arrays.items():
                 np.save(new / name, array, allow_pickle=False)
             files = {

@@ -7,11 +7,14 @@ Nothing is redistributed here. A data set comes from the folder that REDIFFUSE_D
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -31,6 +34,8 @@ from rediffuse.table_files import read_csv, read_parquet, scan_parquet
 
 # Seconds without an answer after which the next source is tried.
 TIMEOUT = 10
+# Seconds and bytes that a download may take; the largest archive has 6 million bytes.
+DEADLINE, MOST_BYTES = 300.0, 256 << 20
 _MOVIELENS = "https://files.grouplens.org/datasets/movielens/"
 
 
@@ -217,11 +222,43 @@ def _from_archive(archive: Archive) -> Dataset:
 
 
 def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            return response.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise _UnreachableError(getattr(error, "reason", None) or error) from None
+    """The content at an address.
+
+    Raises:
+        _UnreachableError: there is no answer, it breaks off, it is larger than `MOST_BYTES`, or not complete after
+            `DEADLINE` seconds, however slowly it comes.
+    """
+    found: list[bytes] = []
+    problem: list[object] = [f"not complete after {DEADLINE:g} seconds"]
+    end = time.monotonic() + DEADLINE
+
+    def fetch() -> None:
+        try:
+            found.append(_read(url, end))
+        except (OSError, http.client.HTTPException, ValueError, _UnreachableError) as error:
+            problem[0] = getattr(error, "reason", None) or error
+
+    # Name servers and headers that drip have no time limit of their own, so another thread waits for them.
+    worker = threading.Thread(target=fetch, daemon=True)
+    worker.start()
+    worker.join(DEADLINE)
+    if not found:
+        raise _UnreachableError(problem[0])
+    return found[0]
+
+
+def _read(url: str, end: float) -> bytes:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        expected, content = response.length, bytearray()
+        while piece := response.read1(1 << 16):
+            content += piece
+            if len(content) > MOST_BYTES:
+                raise _UnreachableError(f"more than {MOST_BYTES:,} bytes")
+            if time.monotonic() > end:
+                raise _UnreachableError("the time is over")
+    if expected is not None and len(content) < expected:
+        raise _UnreachableError(f"broken off after {len(content):,} of {expected:,} bytes")
+    return bytes(content)
 
 
 def _check(what: str, content: bytes, sha256: str) -> None:

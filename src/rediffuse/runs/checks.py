@@ -94,9 +94,8 @@ def read_histories(users: pl.DataFrame, num_users: int, num_items: int) -> tuple
         users: the table.
         num_users, num_items: users that the model was trained on, and items.
     """
-    known = len(ids_of(users, "user_id"))
-    # A copy on the hub may hold no users at all.
-    require(known == 0 or known >= num_users, f"there are {known:,} users, and the model has {num_users:,}")
+    count = len(ids_of(users, "user_id"))  # a run that was published without its users has none
+    require(not count or count >= num_users, f"there are {count:,} users, and the model has {num_users:,}")
     lengths = users["history"].list.len().to_numpy().astype(np.int64)
     items = numbers_of(lists_of(users, "history"), "history", num_items)
     offsets = np.concatenate(([0], lengths.cumsum()))
@@ -154,11 +153,13 @@ def check_scores(model: Model, histories: Histories, num_users: int) -> None:
     users = np.flatnonzero(histories.lengths)[:_PROBED]
     empty = np.flatnonzero(histories.lengths == 0)[:1]
     chosen = np.concatenate((users, empty))
-    if not len(chosen):
-        return
-    numbers = np.where(chosen < num_users, chosen, -1)
-    scores = model.score(histories.take(chosen), users=numbers, sampling=Sampling(0))
-    require(scores.shape == (len(chosen), model.num_items), f"scores have the shape {tuple(scores.shape)}")
+    if len(chosen):
+        rows, numbers = histories.take(chosen), np.where(chosen < num_users, chosen, -1)
+    else:
+        times = np.zeros(1, dtype=np.int64) if model.reads_times else None
+        rows, numbers = Histories(np.asarray([0, 0, 1]), np.zeros(1, dtype=np.int32), times), np.asarray([-1, -1])
+    scores = model.score(rows, users=numbers, sampling=Sampling(0))
+    require(scores.shape == (len(rows), model.num_items), f"scores have the shape {tuple(scores.shape)}")
     require(not torch.isnan(scores).any(), "its scores are not numbers (NaN)")
 
 
