@@ -224,6 +224,13 @@ def test_joint_vectors_learn_from_the_generators_loss():
     )
 
 
+def test_few_steps_need_the_schedule_that_the_error_recommends():
+    few = {"diffusion_steps": 20, "sampling_steps": 5}
+    with pytest.raises(ConfigError, match="the schedule cosine, which ends in noise"):
+        build(**few)
+    assert build(**few, noise_schedule="cosine").schedule.sqrt_alphas_cumprod[-1] < 0.05
+
+
 def test_the_classifier_does_not_guide_vectors_it_does_not_know():
     with pytest.raises(ConfigError, match="does not know the vectors of item_vectors=own"):
         DiffuASR.Config.build(None, {"guidance": "cg", "item_vectors": "own"})

@@ -114,7 +114,7 @@ class DiffuASRConfig(NeuralConfig):
         "generator (trained), or new ones that are trained with it (own).",
     )
     anywhere: bool = Field(True, description="Learn from any M successive items; false: only from the first M.")
-    noise_schedule: Literal["linear", "quad", "sigmoid", "cosine_clip"] = "linear"
+    noise_schedule: Literal["linear", "quad", "sigmoid", "cosine", "cosine_clip"] = "linear"
     diffusion_steps: int = Field(1000, ge=1, description="T, the steps of the noise schedule.")
     sampling_steps: int = Field(5, ge=1, description="Number of DDIM steps.")
     generator_epochs: int = Field(200, ge=1, description="Epochs of the generator; its last weights are kept.")
