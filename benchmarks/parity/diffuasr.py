@@ -107,6 +107,7 @@ def compare_loss(ours: DiffuASR, theirs: Any, batch: Continuation, padded: Tenso
     """
     ours, theirs = deepcopy(ours).double(), deepcopy(theirs).double()
     theirs.alpha_bar = ours.schedule.alphas_cumprod
+    copy(theirs.item_emb.weight[1:-1], ours.vectors(torch.arange(ITEMS)))
     for layer in (ours.generator.time[0], theirs.unet.temb.dense[0]):  # which read embeddings in single precision
         layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
     half, noise = torch.randint(1000, (BATCH // 2 + 1,)), torch.randn(BATCH, LENGTH, SIZE, dtype=torch.float64)

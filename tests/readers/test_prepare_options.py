@@ -97,9 +97,20 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--splits": ("splits.parquet", []),
     "--encoding": ("utf-16", []),
     "--separator": (";", []),
+    "--format": ("adjacency", []),
 }
 # Options that may be refused for some kinds, as they cannot mean anything there or do not fit these data.
-REFUSED = {"--encoding", "--separator", "--rating", "--kg", "--item-entity", "--event-type", "--user", "--item"}
+REFUSED = {
+    "--encoding",
+    "--separator",
+    "--format",
+    "--rating",
+    "--kg",
+    "--item-entity",
+    "--event-type",
+    "--user",
+    "--item",
+}
 
 
 def prepare(*arguments: object) -> tuple[int, str]:
