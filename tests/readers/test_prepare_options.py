@@ -99,6 +99,8 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--separator": (";", []),
     "--format": ("adjacency", []),
 }
+# How text is written: without effect where a table has no quotes, no commas in numbers, and names.
+TEXT_FORM = {"--quoting", "--decimal", "--no-header"}
 # Options that may be refused for some kinds, as they cannot mean anything there or do not fit these data.
 REFUSED = {
     "--encoding",
@@ -136,7 +138,7 @@ def content(folder: Path) -> tuple:
 def test_every_option_is_enumerated() -> None:
     command = typer.main.get_command(cli.app).commands["prepare"]  # pyright: ignore[reportAttributeAccessIssue]
     flags = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
-    assert flags - {"--out", "--json"} == OPTIONS.keys()
+    assert flags - {"--out", "--json"} - TEXT_FORM == OPTIONS.keys()
 
 
 @pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
@@ -177,6 +179,13 @@ def test_text_options_need_a_text_file(tables: Path, tmp_path: Path) -> None:
         columns = ("--item", "item_id", "--items", items)
         code, said = prepare(tables / "parquet", "-o", tmp_path / "y", *columns, option, value.replace(",", "\t"))
         assert code == 0, said
+
+
+def test_the_form_of_text_needs_a_text_file(tables: Path, tmp_path: Path) -> None:
+    for option in (("--quoting", "none"), ("--decimal", ","), ("--no-header",)):
+        code, said = prepare(tables / "parquet", "-o", tmp_path / "x", *option)
+        assert code == 2, option
+        assert "none of the tables is a text file" in said
 
 
 def test_weights_are_parsed(tables: Path, tmp_path: Path) -> None:

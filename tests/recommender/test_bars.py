@@ -64,7 +64,9 @@ def recommender(tmp_path_factory):
     ]
     titles = pl.DataFrame({"item_id": ids, "title": [f"AC|DC {n}" for n in range(12)]})
     data = rd.read_interactions(pl.DataFrame(rows), time="timestamp", items=titles, title="title")
-    return rd.Recommender.load(rd.train("itemknn", rd.split.leave_one_out(data), tmp_path_factory.mktemp("bars") / "run"))
+    return rd.Recommender.load(
+        rd.train("itemknn", rd.split.leave_one_out(data), tmp_path_factory.mktemp("bars") / "run")
+    )
 
 
 def test_ids_and_titles_with_bars_are_found(recommender):
@@ -73,8 +75,8 @@ def test_ids_and_titles_with_bars_are_found(recommender):
 
 
 def test_user_files_hold_ids_with_bars(recommender, tmp_path):
-    pl.DataFrame({"user_id": ["new", "newer", "none"], "history": ["Books|SciFi|4", "Books|SciFi|1|Books|SciFi|2", ""]}).write_csv(
-        tmp_path / "users.csv"
-    )
+    pl.DataFrame(
+        {"user_id": ["new", "newer", "none"], "history": ["Books|SciFi|4", "Books|SciFi|1|Books|SciFi|2", ""]}
+    ).write_csv(tmp_path / "users.csv")
     file = UserFile(tmp_path / "users.csv", recommender.is_known_user, recommender.titles.ids_in_text)
     assert file.read()[1].to_list() == [["Books|SciFi|4"], ["Books|SciFi|1", "Books|SciFi|2"], None]

@@ -33,7 +33,9 @@ def client_of(ids, users, folder):
         for n, user in enumerate(users)
         for place, item in enumerate(ids[: n % len(ids)] + ids[n % len(ids) + 1 :])
     ]
-    table = pl.DataFrame({"item_id": ids, "title": [f"Title {n}" for n in range(len(ids))], "seller": [LARGE + 1] * len(ids)})
+    table = pl.DataFrame(
+        {"item_id": ids, "title": [f"Title {n}" for n in range(len(ids))], "seller": [LARGE + 1] * len(ids)}
+    )
     data = rd.read_interactions(pl.DataFrame(rows), time="timestamp", items=table, title="title")
     run = rd.train("itemknn", rd.split.leave_one_out(data), folder).path
     return TestClient(create_app([run])), run.name

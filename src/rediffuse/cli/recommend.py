@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rediffuse.recommender import Recommender
 
 
+# How text begins that spreadsheets compute.
+_FORMULA = "^[=+\\-@\t\r\n]"
+
+
 @app.command()
 def recommend(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -58,6 +62,10 @@ def recommend(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A .parquet or .csv file, or a folder for part files.")
     ] = None,
+    guard_formulas: Annotated[
+        bool,
+        typer.Option("--guard-formulas", help="Begin text in a .csv file that a spreadsheet would compute with a '."),
+    ] = False,
     rows_per_part: Annotated[int | None, typer.Option(min=1, help="Users per part file; default: 50000.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,6 +96,8 @@ def recommend(
     def choose(recommender: Recommender) -> dict[str, Any]:
         return chosen_items(recommender, exclude, exclude_file, candidates)
 
+    if guard_formulas and (out is None or out.suffix != ".csv" or out.is_dir()):
+        raise ConfigError("--guard-formulas is for a .csv file.", "Give one with -o, or leave the option out.")
     if out is not None and (out.is_dir() or out.suffix not in (".parquet", ".csv")):
         if out.suffix and not out.exists():
             raise ConfigError(
@@ -120,8 +130,9 @@ def recommend(
     ids, histories = user, None
     if users is not None:
         ids, histories = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text).read()
-    if history:
-        histories = [find_names(recommender, history)]
+    asked = find_names(recommender, history) if history else None
+    if asked is not None:
+        histories = [asked]
     found = recommender.recommend(
         users=ids,
         histories=histories,
@@ -130,12 +141,12 @@ def recommend(
         **options,
     )
     if out is not None:
-        _write(found, out)
+        _write(found, out, guard_formulas)
     written = {"rows": len(found), "out": str(out)}
     result = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
     lines: list[str] = []
     if with_paths:
-        paths = find_paths(recommender, found["item_id"], histories and histories[0], user)
+        paths = find_paths(recommender, found["item_id"], asked, user)
         result["paths"] = paths.to_dicts()
         lines = path_lines(recommender, paths)
     elif explain and out is None:
@@ -161,10 +172,18 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.1 else f"{value:.4g}"
 
 
-def _write(frame: pl.DataFrame, path: Path) -> None:
+def _write(frame: pl.DataFrame, path: Path, guard_formulas: bool) -> None:
+    import polars as pl
+
     from rediffuse.files import atomic_write_bytes, atomic_write_parquet
 
     if path.suffix == ".parquet":
         atomic_write_parquet(path, frame)
     else:
-        atomic_write_bytes(path, because_as_text(frame).write_csv().encode())
+        frame = because_as_text(frame)
+        if guard_formulas:
+            formula = pl.col(pl.String).str.contains(_FORMULA)
+            frame = frame.with_columns(
+                pl.when(formula).then("'" + pl.col(pl.String)).otherwise(pl.col(pl.String)).name.keep()
+            )
+        atomic_write_bytes(path, frame.write_csv().encode())

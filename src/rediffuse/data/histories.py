@@ -69,6 +69,10 @@ class Histories(Displayed):
         """(interactions,) the user of each interaction."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    def owner_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) the user of the interactions ``places`` (n,)."""
+        return np.searchsorted(self.offsets, places, side="right") - 1
+
     @property
     def positions(self) -> NDArray[np.int64]:
         """(interactions,) position of each interaction in its row, from 0."""
@@ -101,6 +105,17 @@ class Histories(Displayed):
         if offsets[-1] == len(self.items) and (users[1:] > users[:-1]).all():
             return dataclasses.replace(self, offsets=offsets)
         return self._with(offsets, np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths))
+
+    def beginnings(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> Histories:
+        """The first ``lengths`` (n,) interactions of ``rows`` (n,), in that order; a row may occur many times."""
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        places = np.arange(offsets[-1])
+        places += np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths)
+        return self._with(offsets, places)
+
+    def singles(self, places: NDArray[np.int64]) -> Histories:
+        """The interactions ``places`` (n,), each as a row of its own."""
+        return self._with(np.arange(len(places) + 1), places)
 
     def _with(self, offsets: NDArray[np.int64], selected: Any) -> Histories:
         def of(array: Any) -> Any:

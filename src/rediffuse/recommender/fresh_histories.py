@@ -190,7 +190,7 @@ def update_histories(
     contents, made_in = found.contents, _environment(source)
     with contextlib.ExitStack() as stack:
         open_run_folder(folder, contents.config, resume=False, stack=stack)
-        if (source / LOG).exists():
+        if LOG in old.digests:
             atomic_write_bytes(folder / LOG, (source / LOG).read_bytes())
         write_run(
             folder,

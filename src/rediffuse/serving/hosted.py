@@ -47,6 +47,10 @@ class HostedRun:
         self.retrieval: Retrieval = retrieval
         self.snapshot = RunSnapshot(self.folder, retrieval)
         self.telemetry, self.reloading = telemetry, threading.Lock()
+        self.training: tuple[object, dict[str, Any]] | None = (
+            None  # see `metadata.training`, with what it was read from
+        )
+        self.training_lock = threading.Lock()
         self.failed_state: object = None  # state of the folder at the last failed reload
         self.batcher = DynamicBatcher(max_batch, telemetry.batch_size.labels(self.name).observe)
         telemetry.waiting_users.labels(self.name).set_function(lambda: self.batcher.users_waiting)

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_v
 from rediffuse.serving.settings import MAX_HISTORY, MAX_IGNORED, MAX_ITEMS, MAX_K, MAX_SAMPLES, MAX_USERS
 
 MAX_INTEGER = 2**63 - 1
-# Ids are text in responses: JavaScript reads JSON numbers as doubles, and would round integers beyond 2**53. Requests may
-# hold text or integers. The size of the body alone limits the length of an id, so that every id of a response is accepted.
+# Ids are text in responses: JavaScript reads JSON numbers as doubles, and would round integers beyond 2**53. Requests
+# may hold text or integers. The size of the body alone limits the length of an id, so that every id is accepted.
 Id = Annotated[StrictInt, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)] | StrictStr
 History = Annotated[list[Id], Field(max_length=MAX_HISTORY)]
 K = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
@@ -301,7 +301,7 @@ class ItemsResponse(BaseModel):
 class ItemRow(BaseModel):
     item_id: str
     columns: dict[str, Any] = Field(
-        description="Columns of the item table, without the id. Integers beyond 2**53 are text, since JavaScript rounds them."
+        description="Columns of the item table, without the id. Integers beyond 2**53 are text: JavaScript rounds them."
     )
 
 
@@ -340,7 +340,10 @@ class TrainingResponse(BaseModel):
     """The training results in a run folder."""
 
     card: str = Field(description="The model card, in Markdown.")
-    epochs: list[dict[str, Any]] = Field(description="The lines of metrics.jsonl.")
+    epochs: list[dict[str, Any]] = Field(
+        description="The lines of metrics.jsonl; of more than 4,000, a part at even distances, the best and the last."
+    )
+    epochs_total: int = Field(description="How many lines there are.")
     best_epoch: int | None = Field(description="The epoch whose weights are served.")
     metric: str = Field(description="The validation metric that selected the weights.")
     metric_by_steps: dict[str, float] | None = Field(
