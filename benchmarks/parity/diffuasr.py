@@ -3,12 +3,11 @@
     git clone https://github.com/liuqidong07/DiffuASR
     python -m benchmarks.parity.diffuasr --released DiffuASR
 
-Compares the noise schedules, the U-Net, the loss without guidance with its gradients, and samples with all three
-guidances. Prints the largest relative differences, and fails above 1e-4. The released code is imported from its own
-folder; none of it is copied here. Modules that it imports and that were not released are replaced by empty ones.
+Compares the noise schedules and, with all three guidances, the U-Net, the loss with its gradients, and samples. Prints
+the largest relative differences, and fails above 1e-4. The released code is imported from its own folder; none of it is
+copied here. Modules that it imports and that were not released are replaced by empty ones.
 
-Ours divides item vectors by their root mean square, so the released program gets the divided ones. Our classifier is a
-sequence model of its own; here the released classifier guides both.
+Our classifier is a sequence model of its own; here the released classifier guides both.
 """
 
 from __future__ import annotations
@@ -84,15 +83,13 @@ def compare(released: Any, guidance: str) -> dict[str, float]:
     histories = [torch.randint(ITEMS, (int(length),)) for length in lengths]
     items, offsets = torch.cat(histories), F.pad(lengths.cumsum(0), (1, 0))[:-1]
     padded = torch.stack([F.pad(history + 1, (HISTORY - len(history), 0)) for history in histories])
-    found = {}
-    if guidance == "none":
-        targets = torch.randint(ITEMS, (BATCH, LENGTH))
-        found = compare_loss(ours, theirs, Continuation(targets, items, offsets), padded)
+    targets = torch.randint(ITEMS, (BATCH, LENGTH))
+    losses = compare_loss(ours, theirs, Continuation(targets, items, offsets), padded)
+    found = {f"{what}, guidance {guidance}": difference for what, difference in losses.items()}
     condition, first = ours.conditions(items, offsets), items[offsets]
     start = torch.randn(BATCH, LENGTH, SIZE)
     everything = torch.arange(1, ITEMS + 1).expand(BATCH, -1)
-    if guidance == "cg":
-        ours.log_prob = lambda x, *_: -released_loss(theirs, x, first)  # type: ignore[method-assign]
+    ours.log_prob = lambda x, *_: -released_loss(theirs, x, first)  # type: ignore[method-assign]
     with torch.no_grad(), replaced(torch, randn=lambda *_, **__: start[:, None]):
         logits = torch.stack(theirs.predict(padded, everything), dim=1)
         sampled = ours.sample(condition, first, lambda _: start)
@@ -107,17 +104,25 @@ def compare_loss(ours: DiffuASR, theirs: Any, batch: Continuation, padded: Tenso
     """
     ours, theirs = deepcopy(ours).double(), deepcopy(theirs).double()
     theirs.alpha_bar = ours.schedule.alphas_cumprod
+    copy(theirs.item_emb.weight[1:-1], ours.vectors(torch.arange(ITEMS)))
     for layer in (ours.generator.time[0], theirs.unet.temb.dense[0]):  # which read embeddings in single precision
         layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
     half, noise = torch.randint(1000, (BATCH // 2 + 1,)), torch.randn(BATCH, LENGTH, SIZE, dtype=torch.float64)
     draws = {"randint": lambda *_, **__: half, "randn_like": lambda x: noise.reshape(x.shape)}
+    first = batch.items[batch.offsets]
+    ours.log_prob = lambda x, *_: -released_loss(theirs, x, first)  # type: ignore[method-assign]
     with replaced(torch, **draws), replaced(torch.Tensor, float=torch.Tensor.double):
         loss, their_loss = ours.loss(batch), theirs(batch.targets + 1, padded)
         condition, t = ours.conditions(batch.items, batch.offsets), torch.arange(BATCH) * 100
         found = {"U-Net": gap(ours.generator(noise, t, condition), theirs.unet(noise, t, condition))}
-    shared = zip(*unet_weights(ours.generator, theirs.unet), strict=True)
-    gradients = [torch.autograd.grad(x, weights) for x, weights in zip((loss, their_loss), shared, strict=True)]
-    return found | {"loss, guidance none": gap(loss, their_loss), "gradients, guidance none": gradient_gap(*gradients)}
+    shared = [*unet_weights(ours.generator, theirs.unet), (ours.own_vectors, theirs.item_emb.weight)]
+    if ours.config.guidance == "cf":
+        shared.append((ours.no_condition, theirs.place_embedding.weight))
+    mine, their = (list(weights) for weights in zip(*shared, strict=True))
+    gradients, their_gradients = torch.autograd.grad(loss, mine), [*torch.autograd.grad(their_loss, their)]
+    place = len(list(unet_weights(ours.generator, theirs.unet)))
+    their_gradients[place] = their_gradients[place][1:-1]  # without the padding and the mask
+    return found | {"loss": gap(loss, their_loss), "gradients": gradient_gap(gradients, their_gradients)}
 
 
 def released_loss(theirs: Any, x: Tensor, first: Tensor) -> Tensor:

@@ -57,6 +57,11 @@ def test_what_cannot_be_read_is_said(path: Path) -> None:
         rd.read_interactions(path, format="adjacent")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="reads a text file"):
         rd.read_interactions(path.parent, format="adjacency")
+    with pytest.raises(ConfigError, match="a dataframe is none"):
+        rd.read_interactions(rd.data, format="adjacency")
+    path.write_text("user item\n1 2\n2 3\n")
+    with pytest.raises(DataError, match=r"train\.txt, line 1, holds items that are no integers"):
+        rd.read_interactions(path, format="adjacency")
     path.write_text("1\n2\n")
     with pytest.raises(DataError, match="holds no pair of user and item"):
         rd.read_interactions(path, format="adjacency")

@@ -180,9 +180,13 @@ def bombs() -> dict[str, bytes]:
     tuples = b"\x80\x02)q\x00"
     for level in range(1, 100):
         tuples += (b"h" + bytes([level - 1])) * 3 + b"\x87q" + bytes([level])
-    big = pickle.dumps("x" * 1_000_000, 2)[:-1]  # BINUNICODE, BINPUT 0
+    big = pickle.dumps("x" * 200_000, 2)[:-1]  # BINUNICODE, BINPUT 0
     call = b"c_codecs\nencode\n" + b"h\x00V" + b"latin1\n\x86R"
-    members = b"\x80\x02](" + b"".join(b"J" + n.to_bytes(4, "little") for n in range(200_000)) + b"eq\x00"
+    kind = b"cnumpy\ndtype\n(V<U250000\nI00\nI01\ntRq\x00"
+    content = b"B" + (1_000_000).to_bytes(4, "little") + b"x\0\0\0" * 250_000 + b"q\x01"
+    scalar = b"cnumpy.core.multiarray\nscalar\n"
+    text_of_numpy = b"\x80\x03" + kind + content + (scalar + b"(h\x00h\x01tR0") * 2_000 + b"."
+    members = b"\x80\x02](" + b"".join(b"J" + n.to_bytes(4, "little") for n in range(50_000)) + b"eq\x00"
     row = pickle.dumps(np.array([0, 2**60]), 2)[2:-1]
     one = pickle.dumps(np.array([0]), 2)[2:-1]
     state = b"}(V_shape\nK\x01K\x01\x86Vindptr\n" + row + b"Vindices\n" + one + b"Vdata\n" + one + b"u"
@@ -190,8 +194,10 @@ def bombs() -> dict[str, bytes]:
         "keys that are nested tuples": tuples + b"}h\x63Ns.",
         "sets of nested tuples": tuples + b"cbuiltins\nset\n(](h\x63etR.",
         "a deep tuple as a key": b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.",
-        "the same text encoded again and again": big + call * 20_000 + b".",
-        "the same members again and again": members + (b"cbuiltins\nset\n(h\x00tR0") * 20_000 + b"N.",
+        "the same text encoded again and again": big + call * 2_000 + b".",
+        "the same members again and again": members + (b"cbuiltins\nset\n(h\x00tR0") * 2_000 + b"N.",
+        "the characters of the same text": big + (b"cbuiltins\nset\n(h\x00tR0") * 2_000 + b".",
+        "the same text as a value of numpy": text_of_numpy,
         "a shape without content": pickle.dumps(np.zeros(4), 2).replace(b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"),
         "row pointers beyond the entries": b"\x80\x02cscipy.sparse._csr\ncsr_matrix\n)\x81" + state + b"b.",
         "a length beyond the file": b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.",
@@ -241,7 +247,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     ]
     known = [code.code.encode("latin-1") for code in pickletools.opcodes]
     refused = 0
-    for trial in range(3000):
+    for trial in range(1000):
         content = bytearray(originals[trial % len(originals)])
         for _ in range(rng.randint(1, 4)):
             at = rng.randrange(len(content))
@@ -258,7 +264,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             read_pickle(written(tmp_path, bytes(content)))
         except DataError:
             refused += 1
-    assert refused > 1000
+    assert refused > 300
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:

@@ -97,11 +97,22 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--splits": ("splits.parquet", []),
     "--encoding": ("utf-16", []),
     "--separator": (";", []),
+    "--format": ("adjacency", []),
 }
 # How text is written: without effect where a table has no quotes, no commas in numbers, and names.
 TEXT_FORM = {"--quoting", "--decimal", "--no-header", "--format"}
 # Options that may be refused for some kinds, as they cannot mean anything there or do not fit these data.
-REFUSED = {"--encoding", "--separator", "--rating", "--kg", "--item-entity", "--event-type", "--user", "--item"}
+REFUSED = {
+    "--encoding",
+    "--separator",
+    "--format",
+    "--rating",
+    "--kg",
+    "--item-entity",
+    "--event-type",
+    "--user",
+    "--item",
+}
 
 
 def prepare(*arguments: object) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from rediffuse.errors import ConfigError, DataError, did_you_mean
 
 # Bytes from which the form of a file is recognised.
 _SAMPLE = 1 << 16
+_FORM = 'Adjacency text (format="adjacency") is UTF-8; a line is a user, a blank, and the items of the user.'
 
 
 def expanded(source: Any, format: str, user: str, item: str) -> Any:
@@ -29,9 +30,11 @@ def expanded(source: Any, format: str, user: str, item: str) -> Any:
         raise ConfigError(f"There is no format {format!r}.", did_you_mean(format, ("table", "adjacency")))
     is_path = isinstance(source, str | PathLike)
     if format == "adjacency":
-        if not is_path or not Path(source).is_file():
-            raise ConfigError(f"format='adjacency' reads a text file, and {source} is none.", "Name a file.")
+        if not is_path or not Path(source).is_file() or Path(source).suffix == ".inter":
+            what = source if is_path else "a dataframe"
+            raise ConfigError(f"format='adjacency' reads a text file, and {what} is none.", "Name a text file.")
         pairs = read_adjacency(source)
+        _refuse_header(pairs, source)
         return pl.DataFrame([_integers(pairs["user_id"]).alias(user), _integers(pairs["item_id"]).alias(item)])
     if is_path and _looks_like_adjacency(Path(source)):
         raise DataError(
@@ -40,6 +43,22 @@ def expanded(source: Any, format: str, user: str, item: str) -> Any:
             'Pass format="adjacency" (--format adjacency), or give it a header if it is a table.',
         )
     return source
+
+
+def _refuse_header(pairs: pl.DataFrame, source: Any) -> None:
+    """Raise if the ids of the first line alone are no integers.
+
+    Raises:
+        DataError: they are not.
+    """
+    is_text = pairs["item_id"].cast(pl.Int64, strict=False).is_null()
+    first = pairs["line"] == pairs["line"][0]
+    if (first & is_text).any() and not (~first & is_text).any() and not first.all():
+        line = pairs["line"][0]
+        raise DataError(
+            f"{source}, line {line}, holds items that are no integers, and all other items are integers.",
+            "Adjacency text has no header: remove that line, or read the file as a table.",
+        )
 
 
 def _integers(ids: pl.Series) -> pl.Series:
@@ -77,7 +96,7 @@ def read_adjacency(path: str | PathLike[str]) -> pl.DataFrame:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start:,}).", "Save it as UTF-8.") from None
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start:,}).", _FORM) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from None
     parts = pl.Series("parts", lines, dtype=pl.String).str.extract_all(r"\S+")
@@ -88,5 +107,5 @@ def read_adjacency(path: str | PathLike[str]) -> pl.DataFrame:
         .explode("item_id")
     )
     if not len(pairs):
-        raise DataError(f"{path} holds no pair of user and item.", "A line is a user, a blank, and the user's items.")
+        raise DataError(f"{path} holds no pair of user and item.", _FORM)
     return pairs

@@ -119,7 +119,8 @@ class _Type:
 class _Machine:
     """The stack and the memo of a pickle.
 
-    ``budget`` bounds, in bytes, what calls may make: a file of a few kilobytes can ask for the same call for ever.
+    ``budget`` bounds, in bytes, what calls may read and make: a file of a few megabytes can ask for millions of calls
+    about the same long text.
     """
 
     def __init__(self, budget: int) -> None:
@@ -273,12 +274,16 @@ def _call(machine: _Machine, _: Any) -> None:
     arguments, made = machine.pop(), machine.pop()
     if type(made) is not _Name or type(arguments) is not tuple:
         raise ValueError
+    machine.spend(sum(map(_size, arguments)))
     value = made.make(*arguments)
-    if isinstance(value, np.ndarray):
-        machine.spend(value.nbytes)
-    elif isinstance(value, bytes | dict | set):
-        machine.spend(len(value))
+    machine.spend(_size(value))
     machine.push(value)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    return len(value) if isinstance(value, str | bytes | list | tuple | dict | set) else 0
 
 
 def _build(machine: _Machine, _: Any) -> None:
