@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rediffuse.diffusion import noise_schedule, respace, space_timesteps
+from rediffuse.diffusion import from_betas, noise_schedule, respace, space_log_snr, space_timesteps
 from rediffuse.errors import ConfigError
 
 
@@ -120,3 +120,32 @@ def test_respacing_twice_is_respacing_once():
 def test_respace_errors(timesteps, says):
     with pytest.raises(ConfigError, match=says):
         respace(noise_schedule("trunc_lin", 32), timesteps)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("trunc_lin", 32), ("cosine", 50), ("linear", 1000), ("sqrt", 7)])
+def test_spacing_even_in_log_snr(name, steps):
+    schedule = noise_schedule(name, steps)
+    log_snr = schedule.snr.log()
+    for count in range(2, min(steps, 40) + 1):
+        kept = space_log_snr(schedule, count)
+        assert len(kept) == count
+        assert (kept[0], kept[-1]) == (0, steps - 1)
+        assert all(a < b for a, b in pairwise(kept))
+        nearest = [
+            min(range(steps), key=lambda t: abs(log_snr[t] - aim).item())
+            for aim in torch.linspace(log_snr[0].item(), log_snr[-1].item(), count, dtype=torch.float64)
+        ]
+        if len(set(nearest)) == count:
+            assert kept == nearest
+    assert space_log_snr(schedule, 1) == [0]
+    assert space_log_snr(schedule, steps) == list(range(steps))
+
+
+def test_spacing_in_log_snr_where_no_signal_is_left():
+    assert space_log_snr(from_betas([0.1, 0.2, 0.3, 1.0]), 2) == [0, 3]
+
+
+@pytest.mark.parametrize("count", [0, -1, 33, 2.5, True])
+def test_spacing_in_log_snr_refuses_other_counts(count):
+    with pytest.raises(ConfigError, match="space_log_snr: cannot keep"):
+        space_log_snr(noise_schedule("trunc_lin", 32), count)

@@ -1,10 +1,11 @@
 import math
+import warnings
 
 import pytest
 import torch
 
 from rediffuse.diffusion import SCHEDULES, from_betas, noise_schedule, snr_weights
-from rediffuse.errors import ConfigError
+from rediffuse.errors import ConfigError, RediffuseWarning
 
 
 def numbers(values, *at):
@@ -141,6 +142,7 @@ def test_remaining_schedules_against_their_formulas():
     assert noise_schedule("cosine", 1000).betas[0].item() == pytest.approx(raw[0])
 
 
+@pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 21, 100])
 def test_every_schedule_is_sound_or_refused(name, steps):
@@ -166,6 +168,43 @@ def test_linear_needs_more_than_20_steps(steps):
     assert f"beta[{steps - 1}]" in error.value.problem
     assert "more than 20" in (error.value.remedy or "")
     assert noise_schedule("linear", 21).betas[-1] < 1
+
+
+@pytest.mark.parametrize("name", ["linear", "pw_lin", "quad", "sigmoid"])
+def test_only_a_schedule_that_ends_in_noise_is_recommended(name):
+    with pytest.raises(ConfigError) as error:
+        noise_schedule(name, 20)
+    recommended = [other for other in SCHEDULES if other in (error.value.remedy or "").replace(",", "").split()]
+    assert recommended == ["cosine"]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_that_does_not_end_in_noise_says_so(name):
+    """A chain that starts from noise is right only if nothing is left of x_0 at the last step."""
+    for steps in (*range(1, 41), 100, 1000):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                schedule = noise_schedule(name, steps)
+            except ConfigError:
+                continue
+        left = schedule.alphas_cumprod[-1].item() ** 0.5
+        rows_only = name in ("linear_var", "linear_scaled", "binomial")
+        assert len(caught) == (left > 0.1 and not rows_only), (name, steps, left)
+        for warning in caught:
+            assert issubclass(warning.category, RediffuseWarning)
+            said = str(warning.message)
+            assert f"{name!r} with steps={steps} " in said
+            assert f"{left:.2g} of the signal" in said
+            assert "schedule cosine" in said
+        if name == "cosine":
+            assert left < 0.04
+
+
+def test_trunc_lin_of_few_steps_warns():
+    for steps in (2, 10, 20):
+        with pytest.warns(RediffuseWarning, match=r"0\.[67]\d? of the signal is left"):
+            noise_schedule("trunc_lin", steps)
 
 
 def test_betas_out_of_range_name_schedule_and_step():

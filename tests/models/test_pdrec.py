@@ -174,6 +174,67 @@ def test_the_open_end_is_never_an_input():
     assert (masked.positions[ends] == masked.lengths[masked.rows[ends]] - 1).all()
 
 
+def noisy(form: str, **options) -> PDRec:
+    """A PDRec with DiffuRec, whose tokens show what is noised."""
+    torch.manual_seed(0)
+    own = {"embedding_size": 16, "blocks": 1, "dropout": 0.0, "embedding_dropout": 0.0, "repeat_bias": False}
+    own |= {"form": form, "lambda_uncertainty": 0.5} | options
+    return PDRec(PDRec.Config.build(None, tiny(backbone="diffurec", backbone_options=own)), ITEMS)
+
+
+@pytest.mark.parametrize("form", ["causal", "prefix"])
+def test_where_no_item_follows_there_is_noise_alone_at_the_last_timestep(form, monkeypatch):
+    """As in inference, which starts there. The vector of the padding is no item, and is not noised."""
+    model = noisy(form)
+    batch = begun(model, ring(50, 3)).get(0)
+    ends = batch.targets == ITEMS
+    assert 0 < int(ends.sum()) < len(ends)
+    torch.nn.init.constant_(model.backbone.item_embedding.weight, 1e3)
+    seen = {}
+
+    def condition(z, x_t, t, noise):
+        seen.update(x_t=x_t, t=t)
+        return z
+
+    monkeypatch.setattr(model.backbone.approximator, "condition", condition)
+    encoded = model.backbone.encode(batch)
+    at = (batch.rows, batch.positions) if form == "causal" else slice(None)
+    x_t, t = seen["x_t"][at].detach(), seen["t"][at]
+    last = model.backbone.config.diffusion_steps - 1
+    assert (t[ends] == last).all()
+    assert torch.equal(t, encoded.timesteps)
+    assert len(t[~ends].unique()) > 10
+    draws = x_t[ends].numel()
+    assert abs(x_t[ends].mean().item()) < 4 / draws**0.5
+    assert x_t[ends].square().mean().item() == pytest.approx(1, abs=4 * (2 / draws) ** 0.5)
+    signal = model.backbone.schedule.sqrt_alphas_cumprod[t[~ends]] * 1e3
+    assert (x_t[~ends] - signal[:, None]).abs().max().item() < 6
+
+
+@pytest.mark.parametrize("form", ["causal", "prefix"])
+def test_the_vector_of_the_padding_changes_no_loss_and_is_not_trained(form):
+    model = noisy(form)
+    batch, losses = begun(model, ring(20, 3)).get(0), []
+    for value in (0.0, 1e3):
+        with torch.no_grad():
+            model.backbone.item_embedding.weight[ITEMS] = value
+        torch.manual_seed(2)
+        loss = model.loss(batch)
+        loss.backward()
+        losses.append(loss.item())
+        assert (model.backbone.item_embedding.weight.grad[ITEMS] == 0).all()
+    assert losses[0] == losses[1]
+
+
+def test_the_timestep_sampler_learns_from_drawn_timesteps_only():
+    model = noisy("causal", timestep_sampler="lossaware", diffusion_steps=32)
+    batch = begun(model, ring(4, 3)).get(0)
+    known = int((batch.targets < ITEMS).sum())
+    assert known < len(batch.targets)
+    model.loss(batch)
+    assert int(model.backbone.timesteps.counts.sum()) == known
+
+
 # --- fidelity and presets ----------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from tests.fitting import steps, training_data
 
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.data.histories import Histories
-from rediffuse.diffusion import posterior_mean
+from rediffuse.diffusion import posterior_mean, space_log_snr, space_timesteps
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.models.baselines.bert4rec import BERT4Rec
 from rediffuse.models.baselines.gru4rec import GRU4Rec
@@ -197,3 +197,14 @@ def test_calibration_chooses_the_fewest_steps_within_the_tolerance():
     model.resolve(resolved)
     assert model.sampling_steps == 2
     assert build("ablation").calibrate(lambda: 1.0) == {}
+
+
+@pytest.mark.parametrize("spacing", ["even", "log_snr"])
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "dpmpp_2m"])
+def test_fewer_steps_visit_the_timesteps_of_the_spacing(spacing, name):
+    model = build("causal", spacing=spacing, solver=name, sampling_steps=5).eval()
+    visited = []
+    model.score(ring(3), sampling=Sampling(on_step=lambda t, *_: visited.append(t)))
+    expected = {"even": space_timesteps(32, "5"), "log_snr": space_log_snr(model.schedule, 5)}
+    assert visited[::-1] == expected[spacing]
+    assert expected["even"] != expected["log_snr"]

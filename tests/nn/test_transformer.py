@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
+from rediffuse.nn import Dropout, Encoder, dropout, sinusoidal_embedding
 
 
 def encoder(causal: bool, **options) -> Encoder:
@@ -98,6 +98,29 @@ def test_dropout_rate_scale_and_seed(rate):
     assert first.mean().item() == pytest.approx(1.0, abs=0.01)
     assert (first == 0).float().mean().item() == pytest.approx(round(rate * 256) / 256, abs=0.002)
     assert torch.equal(drop.eval()(x), x)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 0.001, 0.00195, 0.01, 0.02, 0.04, 0.96, 0.99, 0.998, 0.999, 0.9999])
+def test_rates_near_zero_and_one_are_exact(rate):
+    """A multiple of 1/256 would drop nothing at 0.001, and divide by zero at 0.999."""
+    torch.manual_seed(5)
+    size = 4_000_000
+    found = dropout(torch.ones(size), rate, True)
+    dropped = int((found == 0).sum())
+    deviation = math.sqrt(size * rate * (1 - rate))
+    assert abs(dropped - size * rate) < 4.5 * deviation
+    assert found.isfinite().all()
+    assert found[found != 0].unique().tolist() == pytest.approx([1 / (1 - rate)], rel=1e-5)
+    assert abs(found.double().mean().item() - 1) < 4.5 * deviation / (size * (1 - rate))
+
+
+@pytest.mark.parametrize("hundredths", range(1, 100))
+def test_no_rate_is_rounded_by_more_than_two_per_cent_of_itself(hundredths):
+    rate = hundredths / 100
+    torch.manual_seed(hundredths)
+    scale = dropout(torch.ones(20_000), rate, True).max().item()
+    used = 1 - 1 / scale
+    assert abs(used - rate) <= 0.02 * min(rate, 1 - rate) + 1e-6
 
 
 def test_sinusoidal_embedding_by_hand():

@@ -339,7 +339,7 @@ def test_user_and_item_files_with_stray_quotes(tmp_path: Path) -> None:
     text = rd.readers.text_files.TextOptions(quoting="none")
     with pytest.raises(DataError, match="lines 2 to 4"):
         UserFile(users, lambda name: False)
-    assert UserFile(users, lambda name: False, text).read()[0].to_list() == ["1", "8", "9"]
+    assert UserFile(users, lambda name: False, text=text).read()[0].to_list() == ["1", "8", "9"]
     with pytest.raises(DataError):
         read_item_ids(items, lambda name: False)
     items = put(tmp_path, "items.csv", 'item_id\n"1\n2\n3"\n4\n')
@@ -391,7 +391,7 @@ def test_no_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1\t1\t5\n2\t3\t5\n", "0\t2010-10-19T23:55:27Z\t3.5\n", "0 0 1 2 3\n1 2 4 5\n", "u1\t5\nu2\t6\n"]
+    "text", ["1\t1\t5\n2\t3\t5\n", "0\t2010-10-19T23:55:27Z\t3.5\n", "u1\t5\nu2\t6\n"]
 )
 def test_a_first_line_of_data_is_named(tmp_path: Path, text: str) -> None:
     assert "first line" in refusal(put(tmp_path, "t.txt", text)).lower()
@@ -403,12 +403,12 @@ def test_user_and_item_files_without_header(tmp_path: Path) -> None:
     path = put(tmp_path, "users.csv", "alice\nbob\n")
     with pytest.raises(DataError, match=r"first line of .* is 'alice'.*(?s:.*)--no-header"):
         UserFile(path, lambda name: False)
-    assert UserFile(path, lambda name: False, text).read()[0].to_list() == ["alice", "bob"]
+    assert UserFile(path, lambda name: False, text=text).read()[0].to_list() == ["alice", "bob"]
     with pytest.raises(DataError, match="first line of"):
         read_item_ids(path, lambda name: False)
     assert read_item_ids(path, lambda name: False, text).to_list() == ["alice", "bob"]
     path = put(tmp_path, "users.csv", "alice,a|b\nbob,c\n")
-    ids, histories = UserFile(path, lambda name: False, text).read()
+    ids, histories = UserFile(path, lambda name: False, text=text).read()
     assert ids.to_list() == ["alice", "bob"]
     assert histories is not None
     assert histories.to_list() == [["a", "b"], ["c"]]

@@ -7,8 +7,9 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from rediffuse.comparison.markdown import POLICY_NAMES, SIGNIFICANT, markdown, split_text
+from rediffuse.comparison.markdown import DEPENDENT, POLICY_NAMES, SIGNIFICANT, markdown, split_text
 from rediffuse.comparison.result import Comparison
+from rediffuse.data.cold_users import users_text, without_text
 from rediffuse.errors import MissingExtraError, RunError
 from rediffuse.files import atomic_write_parquet, atomic_write_text
 
@@ -59,6 +60,9 @@ def page(comparison: Comparison, content: str) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
         facts=comparison.facts,
+        tested=users_text(comparison.facts["counts"]),
+        without=without_text(comparison.facts["counts"]),
+        dependent=DEPENDENT,
         policy_names=POLICY_NAMES,
         split=split_text(comparison.facts["split"]),
         significant=SIGNIFICANT,

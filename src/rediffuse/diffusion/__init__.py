@@ -4,6 +4,7 @@ Pure functions on tensors and small frozen objects; see ``docs/diffusion.md``.
 """
 
 from rediffuse.diffusion.guidance import classifier_free, classifier_guided, condition_dropout
+from rediffuse.diffusion.levels import NoiseLevels, noise_levels
 from rediffuse.diffusion.process import (
     PREDICTIONS,
     Prediction,
@@ -17,7 +18,7 @@ from rediffuse.diffusion.process import (
     rescale_timesteps,
     snr_weights,
 )
-from rediffuse.diffusion.respace import respace, space_timesteps
+from rediffuse.diffusion.respace import respace, space_log_snr, space_timesteps
 from rediffuse.diffusion.schedule import SCHEDULES, NoiseSchedule, Variance, from_betas, noise_schedule
 from rediffuse.diffusion.solvers import (
     SOLVERS,
@@ -48,6 +49,7 @@ __all__ = [
     "FixStepSampler",
     "LossAwareSampler",
     "Network",
+    "NoiseLevels",
     "NoiseSchedule",
     "NoiseSource",
     "Prediction",
@@ -62,6 +64,7 @@ __all__ = [
     "ddim",
     "dpmpp_2m",
     "from_betas",
+    "noise_levels",
     "noise_schedule",
     "one_step",
     "posterior_mean",
@@ -74,6 +77,7 @@ __all__ = [
     "respace",
     "snr_weights",
     "solver",
+    "space_log_snr",
     "space_timesteps",
     "timestep_sampler",
 ]

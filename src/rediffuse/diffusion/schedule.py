@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +17,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rediffuse.errors import ConfigError, did_you_mean, refuse_unknown
+from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean, refuse_unknown
 
 Variance = Literal["fixed_small", "fixed_large"]
 
 # Largest beta of the schedules that are discretised from a function abar(u) (Nichol & Dhariwal 2021).
 _MAX_BETA = 0.999
+# A schedule ends in noise if sqrt(abar) is at most this at its last step.
+MOST_SIGNAL = 0.1
 # DiffRec replaces the first beta by this when `beta_fixed` is on.
 _FIXED_FIRST_BETA = 1e-5
 
@@ -150,6 +153,10 @@ def from_betas(betas: Tensor | Sequence[float], name: str = "from_betas") -> Noi
     return _checked(name, values, "Give betas above 0 and below 1; only the last may be 1.")
 
 
+# Each step takes memory and, in sampling without respacing, a pass through the network.
+MOST_STEPS = 100_000
+
+
 def noise_schedule(name: str, steps: int, **params: float | bool) -> NoiseSchedule:
     """A noise schedule by name.
 
@@ -160,6 +167,10 @@ def noise_schedule(name: str, steps: int, **params: float | bool) -> NoiseSchedu
 
     Raises:
         ConfigError: unknown name or parameter, steps below 1, or a beta that leaves (0, 1].
+
+    Warns:
+        RediffuseWarning: the schedule does not end in noise, where a chain that starts from noise starts. Schedules of
+            `NEED_NOT_END_IN_NOISE` are left out.
     """
     key = name.lower().replace("-", "_")
     if key not in SCHEDULES:
@@ -168,13 +179,26 @@ def noise_schedule(name: str, steps: int, **params: float | bool) -> NoiseSchedu
     build = SCHEDULES[key]
     known = [parameter for parameter in inspect.signature(build).parameters if parameter != "steps"]
     refuse_unknown(f"Noise schedule {key!r}", params, known, "It has no parameters besides steps.")
-    return _checked(key, build(steps, **params), _REMEDIES.get(key, "Use more steps."))
+    with torch.device("cpu"):  # also within a model that is built on the device "meta"
+        schedule = _checked(key, build(steps, **params), _REMEDIES.get(key, "Use more steps."))
+    left = float(schedule.sqrt_alphas_cumprod[-1])
+    if key not in NEED_NOT_END_IN_NOISE and left > MOST_SIGNAL:
+        warnings.warn(
+            f"Noise schedule {key!r} with steps={steps} does not end in noise: {left:.2g} of the signal is left at its "
+            "last step, and a chain that starts from noise starts there. Use more than 20 steps, or the schedule "
+            "cosine, which ends in noise with any number.",
+            RediffuseWarning,
+            stacklevel=2,
+        )
+    return schedule
 
 
 def check_steps(owner: str, steps: int) -> None:
     """Check that ``steps`` is a whole number of at least 1; raise a `ConfigError` otherwise."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ConfigError(f"{owner}: steps is {steps!r}.", "Give a whole number of at least 1.")
+    if steps > MOST_STEPS:
+        raise ConfigError(f"{owner}: steps is {steps:,}, more than {MOST_STEPS:,}.", "Give fewer; 1,000 are usual.")
 
 
 def _checked(name: str, betas: Tensor, remedy: str) -> NoiseSchedule:
@@ -213,7 +237,7 @@ def _ends(name: str, steps: int) -> tuple[float, float]:
     if end >= 1:
         raise ConfigError(
             f"Noise schedule {name!r} with steps={steps}: beta[{steps - 1}] would be {end:.6g}, not below 1.",
-            "Use more than 20 steps, or a schedule that allows fewer (trunc_lin, cosine, linear_var).",
+            "Use more than 20 steps, or the schedule cosine, which ends in noise with any number.",
         )
     return start, end
 
@@ -246,7 +270,10 @@ def trunc_cos(steps: int) -> Tensor:
 
 
 def trunc_lin(steps: int) -> Tensor:
-    """linspace(1e-4 s + .01, .02 s + .01), s = 1000 / T; where that end exceeds 1, .001 s + .01. DiffuRec."""
+    """linspace(1e-4 s + .01, .02 s + .01), s = 1000 / T; where that end exceeds 1, .001 s + .01. DiffuRec.
+
+    With T <= 20, where it does, about sqrt(abar) = .7 is left at the last step.
+    """
     scale = 1000 / steps
     end = 0.02 * scale + 0.01
     if end > 1:
@@ -331,6 +358,9 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
         binomial,
     )
 }
+
+# A chain of DiffRec starts from data, so its schedules may leave most of the signal.
+NEED_NOT_END_IN_NOISE = ("linear_var", "linear_scaled", "binomial")
 
 _NOISE_REMEDY = (
     "Keep 0 < noise_min < noise_max and noise_scale * noise_max at most 1. "

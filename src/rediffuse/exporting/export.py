@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 import polars as pl
 from safetensors.torch import save
 
-from rediffuse.diffusion import space_timesteps
 from rediffuse.diffusion.respace import respace
 from rediffuse.errors import ConfigError, MissingExtraError, RunError, did_you_mean
 from rediffuse.exporting.graphs import Graph, graphs_of, write_graph
@@ -187,7 +186,7 @@ def _denoising(model: DiffuRec) -> dict[str, Any]:
     if num_steps == 1:
         steps = [{"t": diffusion_steps - 1, **last}]
         return {"solver": "one_step", "diffusion_steps": diffusion_steps, "steps": steps}
-    schedule, timesteps = respace(model.schedule, space_timesteps(diffusion_steps, str(num_steps)))
+    schedule, timesteps = respace(model.schedule, model.visited_timesteps(num_steps))
     columns = (
         timesteps.tolist(),
         schedule.posterior_mean_coef1.tolist(),

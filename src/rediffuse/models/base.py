@@ -18,6 +18,7 @@ from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
 from rediffuse.data.subsets import Task
+from rediffuse.diffusion import NoiseLevels
 from rediffuse.models.sampling import Sampling
 
 
@@ -161,6 +162,11 @@ class Model(nn.Module):
         self.register_buffer("fallback", torch.zeros(num_items))
 
     @classmethod
+    def reads_tables_with(cls, config: ModelConfig) -> bool:
+        """Whether it learns from ``item_table`` or ``user_table`` with these options."""
+        return cls.reads_tables
+
+    @classmethod
     def summary(cls) -> str:
         """What the model is, in a sentence or two: the first paragraph of the docstring of the class."""
         paragraph, _, _ = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")
@@ -246,6 +252,14 @@ class Model(nn.Module):
 
     def resolve(self, resolved: dict[str, Any]) -> None:
         """Apply the choices of `calibrate`. Called after it, and whenever a run is loaded."""
+
+    def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
+        """How large what the model noises is beside the noise, one for each process. Called after training.
+
+        Args:
+            data: what the model has learned from.
+        """
+        return []
 
     @property
     def refits(self) -> bool | str:

@@ -21,15 +21,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rediffuse.batching.sequences import SequenceBatch
+from rediffuse.batching.sequences import SequenceBatch, pad_right
 from rediffuse.config import Range
-from rediffuse.diffusion import ancestral, noise_schedule, q_sample, solver, space_timesteps, timestep_sampler
+from rediffuse.diffusion import (
+    NoiseLevels,
+    ancestral,
+    noise_levels,
+    noise_schedule,
+    q_sample,
+    solver,
+    space_log_snr,
+    space_timesteps,
+    timestep_sampler,
+)
 from rediffuse.diffusion.noise import RowNoise, row_keys
-from rediffuse.models.base import Validation
+from rediffuse.models.base import TrainingData, Validation
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
@@ -55,6 +66,8 @@ PAPER: dict[str, Any] = {
 }
 # Calibration chooses the fewest steps whose validation metric is within this share of the metric at all steps.
 CALIBRATION_TOLERANCE = 0.005
+# Training histories whose x0_hat is measured after training.
+MEASURED_ROWS = 64
 
 
 class DiffuRecConfig(SequenceConfig):
@@ -92,9 +105,13 @@ class DiffuRecConfig(SequenceConfig):
         "fixed_small", description="Variance of the ancestral solver."
     )
     sampling_steps: int | None = Field(None, ge=1, description="None: calibrated on validation data.")
+    spacing: Literal["even", "log_snr"] = Field(
+        "even", description="Which timesteps fewer steps visit: even in t, or in the logarithm of the SNR."
+    )
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",
-        description="released: padding is attended to and is a class of the training loss, as in the authors' program.",
+        description="released: padding is attended to and is a class of the training loss, and the transformer begins "
+        "with Xavier's normal weights, as in the authors' program.",
     )
 
 
@@ -192,6 +209,10 @@ class DiffuRec(SequenceModel):
             pads_are_keys=self.pads_are_keys,
         )
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
+        if config.fidelity == "released":  # those layers of the transformer that the authors' program initialises
+            for block in self.approximator.encoder.blocks:
+                for layer in (block.out, block.expand, block.contract):
+                    nn.init.xavier_normal_(layer.weight)  # pyright: ignore
         self.schedule = noise_schedule(config.noise_schedule, steps=config.diffusion_steps)
         self.timesteps = timestep_sampler(config.timestep_sampler, steps=config.diffusion_steps)
         self.first_scale = self.schedule.alphas_cumprod[0].sqrt().item()  # of x_0 at the smallest timestep
@@ -214,7 +235,11 @@ class DiffuRec(SequenceModel):
             return Encoded(self._at_targets(z, batch))
         t, weights = self.timesteps.sample(len(batch.targets), device=items.device)
         x_0 = self.item_embedding(batch.targets)
-        x_t = q_sample(self.schedule, x_0, t, torch.randn_like(x_0))
+        noise = torch.randn_like(x_0)
+        # Where no item follows (PDRec's open ends), there is no x_0: the state is that in which inference starts.
+        known = batch.targets < self.num_items
+        t, weights = torch.where(known, t, self.schedule.steps - 1), torch.where(known, weights, 1.0)
+        x_t = torch.where(known[:, None], q_sample(self.schedule, x_0, t, noise), noise)
         if self.causal:
             # Scatter the timesteps (n,) and noised embeddings (n, d) of the targets to the tokens before them.
             positions = (batch.rows, batch.positions)
@@ -238,6 +263,27 @@ class DiffuRec(SequenceModel):
             return items
         return nn.functional.pad(items, (0, self.config.max_length - items.shape[1]), value=self.pad)
 
+    @torch.no_grad()
+    def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
+        if not self.config.diffusion:
+            return []
+        rows = data.train.take(np.flatnonzero(data.train.lengths)[:MEASURED_ROWS])
+        estimate = None
+        if len(rows):
+            table = self.item_embedding.weight
+            items, lengths = (x.to(table.device) for x in pad_right(rows, self.config.max_length, self.pad))
+            estimate = float(self.represent(items, lengths, Sampling()).float().square().mean())
+        mean_square = float(self.catalogue().float().square().mean())
+        return [
+            noise_levels(
+                self.schedule,
+                "item vectors",
+                mean_square,
+                starts_from_noise=True,
+                estimate_mean_square=estimate,
+            )
+        ]
+
     def update_timestep_sampler(self, timesteps: Tensor, losses: Tensor) -> None:
         self.timesteps.update(timesteps, losses)
 
@@ -254,6 +300,12 @@ class DiffuRec(SequenceModel):
     def network_passes(self, sampling: Sampling) -> int:
         steps = min(sampling.sampling_steps or self.sampling_steps, self.config.diffusion_steps)
         return steps if self.max_sampling_steps is not None else 1
+
+    def visited_timesteps(self, steps: int) -> list[int]:
+        """The timesteps of a chain of ``steps`` steps, ascending."""
+        if self.config.spacing == "log_snr":
+            return space_log_snr(self.schedule, steps)
+        return space_timesteps(self.schedule.steps, str(steps))
 
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         z = self.history(items)
@@ -273,7 +325,7 @@ class DiffuRec(SequenceModel):
         steps = self.network_passes(sampling)
         if steps == 1:
             return solver("one_step")(predict, start, self.schedule, callback=on_step)
-        chain = self.schedule, space_timesteps(self.config.diffusion_steps, str(steps))
+        chain = self.schedule, self.visited_timesteps(steps)
         if self.config.solver == "ancestral":
             variance = self.config.variance
             return ancestral(predict, start, *chain, generator=noise, callback=on_step, variance=variance)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, pad_right, rank_rows
 from rediffuse.config import NeuralConfig, Range
 from rediffuse.data.histories import Histories
+from rediffuse.errors import ConfigError
 from rediffuse.losses import Draws
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import TrainingData
@@ -73,6 +74,16 @@ class SequenceConfig(NeuralConfig):
         return self
 
     @model_validator(mode="after")
+    def _item_optimizer_fits_clipping(self) -> Self:
+        if self.item_optimizer != "adamw" and self.clip_norm is not None:
+            raise ConfigError(
+                f"clip_norm={self.clip_norm:g} does not go with item_optimizer={self.item_optimizer}, whose gradients "
+                "are sparse: torch has no norm of those.",
+                "Set clip_norm=null, or item_optimizer=adamw.",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _item_optimizer_fits_the_loss(self) -> Self:
         if self.item_optimizer != "adamw" and self.loss == "softmax":
             raise ValueError(
@@ -89,7 +100,7 @@ class Encoded:
     Attributes:
         vectors: (n, d) predictions in item space: an item's logit is its inner product with the vector.
         weights: (n,) importance weights of the loss; None for ones.
-        timesteps: (n,) int64 timesteps that a diffusion model drew; None without diffusion.
+        timesteps: (n,) int64 timesteps of a diffusion model; None without diffusion.
     """
 
     vectors: Tensor

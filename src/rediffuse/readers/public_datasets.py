@@ -26,6 +26,7 @@ from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.interactions import read_interactions
+from rediffuse.readers.research import FORMS, SETS, read_released
 from rediffuse.table_files import read_csv, read_parquet, scan_parquet
 
 # Seconds without an answer after which the next source is tried.
@@ -51,27 +52,40 @@ def public_dataset_names(root: str | os.PathLike[str] | None = None) -> list[str
 
 
 def public_dataset(
-    name: str, out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] | None = None
+    name: str,
+    out: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    from_folder: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """A public data set by name.
 
-    Sources are tried in this order: the data folder, the publisher, and for ml-100k the RecBole wheel.
+    Sources are tried in this order: the data folder, the publisher, and for ml-100k the RecBole wheel. With
+    ``from_folder``, the files that the authors of a paper released are read instead (docs/research_data.md).
 
     Args:
-        name: one of `public_dataset_names()`.
+        name: one of `public_dataset_names()`; with ``from_folder``, a data set or form of files of
+            `rediffuse.readers.research`.
         out: folder to save the dataset to as well.
         root: the data folder, if it is not the one that REDIFFUSE_DATA names.
+        from_folder: a folder of released files.
 
     Raises:
         ConfigError: unknown name.
         DataError: no source could be reached, or what it sent is not the data set; the error lists what was
             tried.
     """
+    if from_folder is not None:
+        dataset = read_released(name, from_folder)
+        if out is not None:
+            dataset.save(out)
+        return dataset
     if not isinstance(name, str):
         raise wrong_type("name", name, "the name of a data set", did_you_mean("", public_dataset_names(root)))
     known, folder = public_dataset_names(root), data_root(root)
     if name not in known:
         more = "" if folder else " More are found in the folder that REDIFFUSE_DATA names."
+        if name in (*SETS, *FORMS):
+            more += f" Released files of {name} are read from a folder: rediffuse data {name} --from FOLDER -o OUT"
         raise ConfigError(f"There is no data set {name!r}.", did_you_mean(name, known) + more)
     if folder is not None and (folder / name / "interactions.parquet").is_file():
         dataset = load_prepared(folder / name)

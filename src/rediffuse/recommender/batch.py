@@ -137,7 +137,7 @@ def recommend_to_folder(
     sampling = recommender.sampling(seed, sampling_steps, noise)
     reranking = recommender.reranking(max_per, diversity)
     query, unknown = recommender.build_query(k, exclude, candidates, filter_seen, filter, reranking)
-    user_file = UserFile(users, recommender.is_known_user, text)
+    user_file = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text)
     options = {
         "k": k,
         "exclude": recommender.items["item_id"].gather(sorted(set(query.excluded.tolist()))).to_list(),

@@ -14,6 +14,7 @@ from rediffuse.files import sha256_file
 from rediffuse.readers.columns import Column, plain_ids
 from rediffuse.readers.tables import read_table
 from rediffuse.readers.text_files import TextFile, TextOptions, first_line, listed
+from rediffuse.recommender.bars import BarSplitter
 from rediffuse.recommender.item_files import has_header, refuse_lost_row
 
 # Rows read at once if the caller does not set the size of a block.
@@ -33,6 +34,7 @@ class UserFile:
         source: a CSV or Parquet file, a folder of such files, or a glob. Parquet is read by row groups, text line by
             line (text compressed with gzip is decompressed into memory first).
         is_known_user: whether the run knows a user id. A file whose first line is a known id has no header.
+        item_ids: splits histories in text, where ids of items contain bars.
         text: how text files are read. Without header, ids are in the first column, and histories in the second.
 
     Attributes:
@@ -44,8 +46,13 @@ class UserFile:
     """
 
     def __init__(
-        self, source: str | Path, is_known_user: Callable[[str], bool], text: TextOptions | None = None
+        self,
+        source: str | Path,
+        is_known_user: Callable[[str], bool],
+        item_ids: BarSplitter | None = None,
+        text: TextOptions | None = None,
     ) -> None:
+        self._item_ids = item_ids
         self._table = table = read_table(source, "users", wanted=("user_id", "history"), text=text)
         self.name = table.name
         self._user_column, self._history_column = "user_id", "history"
@@ -104,7 +111,8 @@ class UserFile:
             ids = Column(frame[self._user_column], self._table, "user", number * size)
             ids.refuse_first(ids.values.is_null(), "is empty", "Fill in the id or remove the row.")
             names = {self._user_column: "user_id", self._history_column: "history"}
-            yield number, _split_histories(frame.with_columns(plain_ids(ids)).rename(names, strict=False))
+            frame = frame.with_columns(plain_ids(ids)).rename(names, strict=False)
+            yield number, _split_histories(frame, self._item_ids)
 
     def read(self) -> tuple[pl.Series, pl.Series | None]:
         """The whole file: ids, and histories if it has any. Raises the errors of `blocks`."""
@@ -174,9 +182,12 @@ def _text_frame(rows: list[list[str | None]], columns: list[str]) -> pl.DataFram
     return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
 
 
-def _split_histories(frame: pl.DataFrame) -> pl.DataFrame:
+def _split_histories(frame: pl.DataFrame, item_ids: BarSplitter | None) -> pl.DataFrame:
     """Turn histories written as text "a|b|c" into lists."""
     if "history" not in frame.columns or frame["history"].dtype != pl.String:
         return frame
+    if item_ids is not None and item_ids.most_bars:
+        lists = [None if text is None else item_ids.split(text) for text in frame["history"]]
+        return frame.with_columns(history=pl.Series(lists, dtype=pl.List(pl.String)))
     items = pl.col("history").str.split("|").list.eval(pl.element().str.strip_chars())
     return frame.with_columns(items.list.eval(pl.element().filter(pl.element() != "")))

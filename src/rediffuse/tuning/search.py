@@ -15,10 +15,11 @@ import polars as pl
 import torch
 import yaml
 
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import ModelConfig, Range, selected_value
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.files import atomic_write_parquet, atomic_write_text
+from rediffuse.memory import LESS_MEMORY, out_of_memory
 from rediffuse.models.base import Model
 from rediffuse.seeds import derive
 from rediffuse.training.callbacks import Callbacks, TrainingEvent
@@ -99,7 +100,7 @@ class Search:
         class Prune:
             def on_validation(self, event: TrainingEvent) -> None:
                 if event.phase == trainer.phases[-1]:
-                    trial.report(event.metrics[event.metric], event.epoch)
+                    trial.report(selected_value(event.metrics, event.metric), event.epoch)
                     if trial.should_prune():
                         raise optuna.TrialPruned
 
@@ -116,14 +117,15 @@ class Search:
                 show_progress=self.progress,
                 callbacks=Callbacks([Prune()]),
             )
-            result = trainer.run(resume=False)
+            with out_of_memory("The trial", LESS_MEMORY):
+                result = trainer.run(resume=False)
             if not result.done:
                 state = TrialState.FAIL  # the time ran out; `recover` queues it again
             else:
                 state, value = TrialState.COMPLETE, result.best
                 if value is None:  # a model in closed form is not validated by the loop
                     trainer.model.resolve(trainer.calibrate())
-                    value = trainer.validate()[self.default.metric]
+                    value = selected_value(trainer.validate(), self.default.metric)
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except (TrainingError, ConfigError, torch.OutOfMemoryError) as error:
