@@ -390,9 +390,7 @@ def test_no_header(tmp_path: Path) -> None:
     assert "is a header" in refusal(put(tmp_path, "t.inter", "user_id:token\titem_id:token\n1\t2\n"), header=None)
 
 
-@pytest.mark.parametrize(
-    "text", ["1\t1\t5\n2\t3\t5\n", "0\t2010-10-19T23:55:27Z\t3.5\n", "u1\t5\nu2\t6\n"]
-)
+@pytest.mark.parametrize("text", ["1\t1\t5\n2\t3\t5\n", "0\t2010-10-19T23:55:27Z\t3.5\n", "u1\t5\nu2\t6\n"])
 def test_a_first_line_of_data_is_named(tmp_path: Path, text: str) -> None:
     assert "first line" in refusal(put(tmp_path, "t.txt", text)).lower()
     assert "looks like data" in refusal(put(tmp_path, "t.txt", text))
