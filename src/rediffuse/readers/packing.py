@@ -48,7 +48,7 @@ _FOREIGN = {
     b"\x93NUMPY": ("a NumPy array", f"{_CSV}, for example with numpy.savetxt(path, array, delimiter=',')."),
     b"\x89HDF\r\n": ("an HDF5 file", f"{_CSV}: pandas.read_hdf(path).to_parquet(other)."),
     b"ORC": ("an ORC file", f"{_CSV}: pandas.read_orc(path).to_parquet(other)."),
-    b"Obj\x01": ("an Avro file", f"{_CSV}: polars.read_avro(path).write_parquet(other)."),
+    b"Obj\x01": ("an Avro file", f"{_CSV}, for example with the read_avro of polars."),
     b"SQLite format 3\x00": ("an SQLite database", "Export the table as CSV: sqlite3 -header -csv FILE 'select ...'."),
     b"PK": ("a zip archive or a spreadsheet", "Unpack it, or export it as CSV or Parquet."),
     b"\xd0\xcf\x11\xe0": ("an Excel file", "Export the sheet as CSV."),
@@ -82,7 +82,7 @@ def kind_of(path: Path) -> Kind:
     if packed is not None:
         with open_unpacked(path) as file:
             start = file.read(_SAMPLE)
-    kind = next((kind for magic, kind in _TABLES.items() if start.startswith(magic)), None)
+    kind: Kind | None = next((kind for magic, kind in _TABLES.items() if start.startswith(magic)), None)
     if kind is not None and packed is not None:
         raise DataError(f"{path} is {_named(kind)} packed with {packed}.", "Unpack it, and give what was in it.")
     if kind is not None:

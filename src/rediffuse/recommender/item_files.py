@@ -16,7 +16,7 @@ from rediffuse.readers.text_files import TextFile, TextOptions, is_number, liste
 # Words in the names of columns that hold ids.
 _NAMES = re.compile(
     r"(?i)(^|[^a-z])(id|ids|uid|iid|name|names|user|users|customer|customers|client|clients|member|members|visitor|account|"
-    r"session|person|reader|email|item|items|product|products|article|articles|asin|sku|isbn|film|films|movie|movies|"
+    r"session|reader|email|item|items|product|products|article|articles|asin|sku|isbn|film|films|movie|movies|"
     r"book|books|track|tracks|title|code|key|number|no)([^a-z]|$)|[a-z](Id|ID|Name|Key|Code)$|(?i:userid|itemid|movieid)"
 )
 
