@@ -154,7 +154,9 @@ class Split(Displayed):
         if interactions.target is not None:
             truth &= interactions.target
         if self.targets == "later":
-            truth[interactions.offsets[:-1][interactions.lengths > 0]] = False
+            own = np.ones(len(truth), dtype=bool) if interactions.synthetic is None else ~interactions.synthetic
+            places = np.flatnonzero(own)
+            truth[places[np.diff(interactions.owner_of(places), prepend=-1) > 0]] = False
         elif self.targets == "next":
             places = np.flatnonzero(truth)
             owners = interactions.owner_of(places)
@@ -192,7 +194,8 @@ class Split(Displayed):
     def task(self, name: Literal["valid", "test"]) -> Task:
         """The users with a (target) interaction in the subset, their earlier interactions and those to predict.
 
-        Validation histories are training interactions; test histories are training and validation interactions.
+        Validation histories are training interactions; test histories are training and validation interactions. Where
+        targets are predicted one after the other, those before a target are in its history, too.
 
         Raises:
             ConfigError: ``name`` is neither "valid" nor "test".
