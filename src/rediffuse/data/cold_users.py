@@ -65,7 +65,7 @@ def remark(split: Split) -> str | None:
     count, total = found["validation"]
     if total and count == total:
         return f"{text} Nothing can be chosen on such a validation subset. {SPLITS_WITH_HISTORIES}"
-    return f"{text} Weights and options are chosen on the validation {what} with a history." if count else text
+    return text
 
 
 def share(count: int, total: int) -> str:
