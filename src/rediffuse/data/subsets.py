@@ -154,9 +154,13 @@ class Split(Displayed):
         if interactions.target is not None:
             truth &= interactions.target
         if self.targets == "later":
-            own = np.ones(len(truth), dtype=bool) if interactions.synthetic is None else ~interactions.synthetic
-            places = np.flatnonzero(own)
-            truth[places[np.diff(interactions.owner_of(places), prepend=-1) > 0]] = False
+            starts, stops = interactions.offsets[:-1], interactions.offsets[1:]
+            if interactions.synthetic is None:
+                truth[starts[starts < stops]] = False
+            else:
+                own = np.flatnonzero(~interactions.synthetic)
+                first, end = np.searchsorted(own, starts), np.searchsorted(own, stops)
+                truth[own[first[first < end]]] = False
         elif self.targets == "next":
             places = np.flatnonzero(truth)
             owners = interactions.owner_of(places)
