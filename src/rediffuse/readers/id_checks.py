@@ -84,8 +84,9 @@ def without_missing(table: Table, columns: list[str], what: str, report: ReadRep
         raise DataError(
             f"{table.name}: every row lacks an id in {' or '.join(map(repr, columns))}.", "Name other columns."
         )
+    named = what.replace("_", " ")
     report.note(
-        f"{len(dropped):,} {what} lack an id and were dropped (missing_ids='drop'); the first is "
+        f"{len(dropped):,} {named} lack an id and were dropped (missing_ids='drop'); the first is "
         f"{table.place(dropped[0])}."
     )
     frame = numbered.filter(~missing)
