@@ -282,11 +282,12 @@ def no_header(width: int) -> str:
     )
 
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
+# A date in ISO form, with or without a clock time.
+DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 
 
 def _is_value(cell: str) -> bool:
-    return is_number(cell) or _DATE.fullmatch(cell.strip()) is not None
+    return is_number(cell) or re.match(DATE, cell.strip()) is not None
 
 
 def _looks_like_data(header: list[str], lines: list[str], separator: str, quoted: bool, wanted: Sequence[str]) -> bool:
