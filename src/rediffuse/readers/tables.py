@@ -75,6 +75,21 @@ class Table:
         return bool(self.files) and isinstance(self.files[0], TextFile)
 
     @property
+    def separator(self) -> str | None:
+        """What is between the fields of text files."""
+        return next((file.separator for file in self.files if isinstance(file, TextFile)), None)
+
+    @property
+    def decimal(self) -> str | None:
+        """The decimal sign of text files, if the caller named it."""
+        return next((file.decimal for file in self.files if isinstance(file, TextFile)), None)
+
+    @property
+    def has_header(self) -> bool:
+        """Whether its columns have names of their own; else these are their places."""
+        return not self.is_text or all(file.has_header for file in self.files if isinstance(file, TextFile))
+
+    @property
     def paths(self) -> list[Path]:
         return [*(file.path if isinstance(file, TextFile) else file for file in self.files), *self.loaded]
 
@@ -127,15 +142,14 @@ class Table:
 
         It does if the caller said so; or if its files are separated by semicolons, and no value has a point.
         """
-        first = self.files[0] if self.is_text else None
-        if not isinstance(first, TextFile) or values.dtype != pl.String or first.decimal == ".":
+        if not self.is_text or values.dtype != pl.String or self.decimal == ".":
             return values
-        if first.decimal is None and (first.separator != ";" or values.str.contains(".", literal=True).any()):
+        if self.decimal is None and (self.separator != ";" or values.str.contains(".", literal=True).any()):
             return values
         comma = values.str.contains(DECIMAL_COMMA)
         if not comma.any():
             return values
-        if first.decimal is None:
+        if self.decimal is None:
             warnings.warn(
                 f"Numbers in column {values.name!r} of {self.name}, such as {values.filter(comma)[0]!r}, were read "
                 "with a decimal comma, as semicolons separate the fields. Pass decimal=',' (--decimal ,) to say so.",

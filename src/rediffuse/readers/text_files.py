@@ -282,11 +282,12 @@ def no_header(width: int) -> str:
     )
 
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
+# A date in ISO form, with or without a clock time.
+DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 
 
 def _is_value(cell: str) -> bool:
-    return is_number(cell) or _DATE.fullmatch(cell.strip()) is not None
+    return is_number(cell) or re.match(DATE, cell.strip()) is not None
 
 
 def _looks_like_data(header: list[str], lines: list[str], separator: str, quoted: bool, wanted: Sequence[str]) -> bool:
@@ -309,8 +310,10 @@ def _sniff(lines: list[str], header_of: dict[str, list[str]], wanted: Sequence[s
             continue
         names = {name.partition(":")[0] for name in header} | set(header)
         same = sum(len(_fields(line, separator)) == len(header) for line in lines) / len(lines)
-        # A space or a double colon also splits titles and clock times, so they are chosen only if nothing else fits.
-        rank = (sum(name in names for name in wanted), same > 0.5 and separator != " ", same, -place)
+        # Text may hold any of the others, and it hardly holds as many double colons in every line.
+        certain = separator == "::" and same == 1.0
+        # A space also splits titles and clock times, so it is chosen only if nothing else fits.
+        rank = (sum(name in names for name in wanted), certain, same > 0.5 and separator != " ", same, -place)
         if best is None or rank > best[0]:
             best = rank, separator
     return best[1] if best else None

@@ -14,6 +14,7 @@ from rediffuse.readers.columns import ISO_FORMS, parse_numbers
 from rediffuse.readers.item_lists import is_bracketed
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table, read_table
+from rediffuse.readers.text_files import DATE
 
 if TYPE_CHECKING:
     from rediffuse.readers.rows import Columns
@@ -33,8 +34,11 @@ _FEEDBACK = re.compile(
     r"is_?positive|positive|purchased?|is_?purchased?|bought|conver(ted|sion)|interacted|relevance|y)$"
 )
 _LISTS = re.compile(r"(?i)hist|_list$|_seq$|sequence")
-# Numbers of seconds from 1990 to 2100.
+# Names of numbers that are no times, though they may be as large.
+_NO_NUMBERS = re.compile(r"(?i)id$|^id|key$|code|phone|isbn|ean$|price|amount|hash|views?$|count")
+# Numbers of seconds from 1990 to 2100; and from 1995 to 2040, where no name says that they are times.
 _SECONDS = (6.3e8, 4.2e9)
+_RECENT = (7.9e8, 2.21e9)
 
 
 def note_unused(table: Table, columns: Columns, filtered: bool, report: ReadReport) -> None:
@@ -51,7 +55,7 @@ def note_unused(table: Table, columns: Columns, filtered: bool, report: ReadRepo
     table = _first_file(table, columns.user)
     unused = [name for name in table.columns if name not in used and name in schema]
     if columns.time is None and columns.order is None:
-        _note_time(table, columns.user, [name for name in unused if _may_be_time(name, schema[name])], report)
+        _note_time(table, columns.user, {name: schema[name] for name in unused}, report)
     for name in unused:
         if _FEEDBACK.match(name) and not schema[name].is_nested():
             _note_feedback(table, name, report)
@@ -85,18 +89,23 @@ def _rank(name: str) -> int:
     return next((place for place, pattern in enumerate(_TIMES) if re.search(pattern, low)), len(_TIMES))
 
 
-def _note_time(table: Table, user: str, names: list[str], report: ReadReport) -> None:
-    if not names:
-        return
-    sample = table.read(table.frame.select(user, *names).head(_SAMPLE))
-    keys = {
-        name: key for name in sorted(names, key=_rank) if (key := _time_key(sample[name], _rank(name) < 2)) is not None
-    }
+def _note_time(table: Table, user: str, unused: dict[str, Any], report: ReadReport) -> None:
+    named = sorted((name for name, dtype in unused.items() if _may_be_time(name, dtype)), key=_rank)
+    sample = table.read(table.frame.select(user, *named).head(_SAMPLE))
+    keys = {name: key for name in named if (key := _time_key(sample[name], _rank(name) < 2)) is not None}
+    if not keys:  # a column that no name tells, such as one of a table without header
+        others = [
+            name
+            for name, dtype in unused.items()
+            if name not in named and (dtype == pl.String or dtype.is_integer() or dtype.is_float())
+        ]
+        sample = table.read(table.frame.select(user, *others).head(_SAMPLE))
+        keys = {name: key for name in others if (key := _evident_key(name, sample[name])) is not None}
     if not keys:
         return
     name, key = next(iter(keys.items()))
     up, down = _steps(sample[user], key)
-    if down > up:
+    if down > 4 * up:  # not just in no order
         order = "That column says newest first, so histories are read backwards. "
     elif down:
         order = "That is another order. "
@@ -131,6 +140,25 @@ def _time_key(values: pl.Series, surely: bool) -> NDArray[Any] | None:
             return _as_floats(text.str.to_datetime(form, strict=False))
     for form in time_formats.fitting(sample):
         return _as_floats(time_formats.parsed(text, form))
+    return None
+
+
+def _evident_key(name: str, values: pl.Series) -> NDArray[Any] | None:
+    """As `_time_key`, of a column whose name does not say that it holds times: all values have to look like times."""
+    if re.search(_NO_TIMES, _snake(name)):
+        return None
+    known = values.drop_nulls()
+    if len(known) < 2:
+        return None
+    if values.dtype == pl.String and known.str.contains(DATE).all():
+        return _time_key(values, surely=False)
+    numbers = parse_numbers(known) if values.dtype == pl.String else known
+    if numbers.null_count() or _NO_NUMBERS.search(name):
+        return None
+    size = numbers.cast(pl.Float64)
+    for per_second in (1.0, 1e3, 1e6, 1e9):
+        if (size / per_second).is_between(*_RECENT).all():
+            return _time_key(values, surely=True)
     return None
 
 

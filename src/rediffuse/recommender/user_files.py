@@ -17,7 +17,7 @@ from rediffuse.readers.tables import read_table
 from rediffuse.readers.text_files import TextFile, TextOptions, first_line, listed
 from rediffuse.recommender.bars import BarSplitter
 from rediffuse.recommender.history_text import split_history
-from rediffuse.recommender.item_files import has_header, refuse_lost_row
+from rediffuse.recommender.item_files import refuse_lost_row
 
 # Other names of the column ``history``, without underscores: item_id_list is RecBole's.
 _HISTORIES = ("history", "histories", "itemidlist", "itemhistory")
@@ -61,7 +61,7 @@ class UserFile:
         self._table = table = read_table(source, "users", wanted=("user_id", "history"), text=text)
         self.name = table.name
         self._user_column = "user_id"
-        if table.is_text and not has_header(table):
+        if not table.has_header:
             if len(table.columns) > 2:
                 problem = f"{self.name} has {len(table.columns)} columns and no header."
                 raise DataError(problem, "Without header, give ids in the first column, and histories in the second.")
