@@ -253,8 +253,7 @@ def read_run(folder: str | Path) -> RunContents:
             checks.check_knowledge(knowledge, items)
     weights = folder / "model.safetensors"
     with checks.consistent(weights):
-        checks.check_shapes(weights, kind, options, len(items), num_users)
-        model = kind(options, len(items), num_users)
+        model = checks.build_model(weights, kind, options, len(items), num_users)
         tensors = load_tensors(weights)[0]
         load_weights(weights, model, tensors)
         checks.check_values(model, tensors)
