@@ -84,21 +84,21 @@ def _check(node: yaml.Node, what: str, sizes: dict[int, int], parents: list[int]
     parents.append(id(node))
     inner: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
-        keys: set[str] = set()
+        lines: dict[str, int] = {}
         for key, value in node.value:
-            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                line = key.start_mark.line + 1
+            line, plain = key.start_mark.line + 1, isinstance(key, yaml.ScalarNode)
+            if not plain or key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                shown = key.value if plain else "a list or mapping"
                 raise ConfigError(
                     f"{what} has the key {shown!r} in line {line}, which is no text.",
                     "Write the name of an option, or put the key in quotes.",
                 )
-            if key.value in keys:
+            if key.value in lines:
                 raise ConfigError(
-                    f"{what} has the key {key.value!r} twice, again in line {key.start_mark.line + 1}.",
-                    "Only one value can be meant: remove the other.",
+                    f"{what}, line {line}: {key.value} is given in line {lines[key.value]} already.",
+                    "Leave out one of them.",
                 )
-            keys.add(key.value)
+            lines[key.value] = line
             inner.append(value)
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
