@@ -110,15 +110,19 @@ TEXTS = {
     "epochs: !!python/object:os.system x": "not valid YAML",
     "a: \0": "not valid YAML",
     "? [1, 2]\n: 3": "no text",
+    "? !!str [1, 2]\n: 3": "no text",
     "1: 2": "'1' in line 1, which is no text",
     "true: 2": "no text",
     "a: {null: 2}": "no text",
     "a: " + "[" * 10_000 + "]" * 10_000: "nests more than 32 levels",
     "a: " + "{b: " * 10_000 + "1" + "}" * 10_000: "nests more than 32 levels",
-    BOMB: "more than 100,000 entries",
+    BOMB: "more than 10,000 entries",
+    "a: [" + "1, " * 50_000 + "1]": "more than 10,000 entries",
+    "".join(f"k{n}: 1\n" for n in range(20_000)): "more than 10,000 entries",
+    "a: 1\nb: {c: 1, d: 2, c: 3}": "line 2: c is given in line 2 already",
     "a: &a [*a]": "alias of itself",
     "a: " + "9" * 5000: "not valid YAML",
-    "#" * (1 << 21): "more than 1,048,576 bytes",
+    "#" * (1 << 21): "more than 262,144 bytes",
 }
 
 

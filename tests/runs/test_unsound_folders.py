@@ -131,6 +131,17 @@ def test_missing_entries_that_may_be_null_are_null(folder, name):
     assert config is None
 
 
+def test_runs_without_entries_that_may_be_null_are_compared(folder):
+    rd.evaluate(folder, synthetic_interactions(friends=3, knowledge=True))
+
+    def remove(config):
+        del config["split"]["leak"], config["training"]["best_epoch"], config["training"]["parameters"]
+        config["defaults"] = None
+
+    change_config(folder, remove)
+    assert len(rd.compare([folder]).summary)
+
+
 @pytest.mark.parametrize("name", list(models.names(installed=False)))
 def test_every_model_can_be_built_without_memory(name):
     kind = models.model_class(name)

@@ -15,6 +15,7 @@ from typing import Any
 import narwhals as nw
 import polars as pl
 
+from rediffuse import forks
 from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import DataError, RediffuseWarning, closest, did_you_mean
@@ -284,7 +285,9 @@ def read_table(
     Raises:
         DataError: the path does not exist, is not a table, or is a text file without usable header.
         ConfigError: ``source`` is neither a path nor a dataframe.
+        RunError: as `forks.enter`.
     """
+    forks.enter()
     text = text or TextOptions()
     if isinstance(source, (str, PathLike)):
         return _from_files(_expand(Path(source), what), str(source), wanted, text, insist)
