@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from rediffuse.errors import ConfigError, DataError, did_you_mean
+from rediffuse.readers.packing import open_unpacked
 
 # Bytes from which the form of a file is recognised.
 _SAMPLE = 1 << 16
@@ -72,9 +73,9 @@ def _looks_like_adjacency(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
+        with open_unpacked(path) as file:
             sample = file.read(_SAMPLE)
-    except OSError:  # said by the reader, which opens it too
+    except (OSError, DataError):  # said by the reader, which opens it too
         return False
     lines = sample.split(b"\n")
     rows = [parts for line in (lines[:-1] if len(sample) == _SAMPLE else lines) if (parts := line.split())]
@@ -94,7 +95,8 @@ def read_adjacency(path: str | PathLike[str]) -> pl.DataFrame:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open_unpacked(path) as file:
+            lines = file.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start:,}).", _FORM) from None
     except OSError as error:

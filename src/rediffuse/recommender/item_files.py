@@ -60,6 +60,7 @@ def read_item_ids(
         refuse_lost_row(
             table, name, is_known_item, "Let the file begin with item_id, or pass header=None (--no-header)."
         )
-    ids = Column(table.collect([name])[name], table, "item")
+    # An item called NULL is known, or counted among the unknown ones.
+    ids = Column(table.collect([name])[name], table, "item", keep_words=True)
     ids.refuse_first(ids.values.is_null(), "is empty", "Fill in the id or remove the row.")
     return plain_ids(ids)
