@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from rediffuse.errors import ConfigError, DataError, did_you_mean
+from rediffuse.readers.columns import as_integers
 from rediffuse.readers.packing import open_unpacked
 
 # Bytes from which the form of a file is recognised.
@@ -64,8 +65,8 @@ def _refuse_header(pairs: pl.DataFrame, source: Any) -> None:
 
 def _integers(ids: pl.Series) -> pl.Series:
     """The ids as integers, if all of them are what an integer is written as."""
-    numbers = ids.cast(pl.Int64, strict=False)
-    return numbers if (numbers.cast(pl.String) == ids).all() and not numbers.has_nulls() else ids
+    numbers = as_integers(ids)
+    return ids if numbers.has_nulls() else numbers
 
 
 def _looks_like_adjacency(path: Path) -> bool:

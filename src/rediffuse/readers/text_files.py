@@ -20,7 +20,7 @@ import polars as pl
 from rediffuse.arguments import require_text
 from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers.packing import FIELD, field_limit, is_packed, open_unpacked
-from rediffuse.readers.text_faults import QUOTE_REMEDY, refuse_faults
+from rediffuse.readers.text_faults import QUOTE_REMEDY, is_number, refuse_faults
 from rediffuse.table_files import scan_csv
 
 SEPARATORS = ("\t", ",", ";", "|", "::", " ")
@@ -417,14 +417,6 @@ def _read_bytes(file: TextFile) -> bytes:
 
 def listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def first_line(error: BaseException) -> str:

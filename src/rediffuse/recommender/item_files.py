@@ -11,7 +11,8 @@ import polars as pl
 from rediffuse.errors import DataError
 from rediffuse.readers.columns import Column, plain_ids
 from rediffuse.readers.tables import Table, read_table
-from rediffuse.readers.text_files import TextOptions, is_number, listed
+from rediffuse.readers.text_faults import is_number
+from rediffuse.readers.text_files import TextOptions, listed
 
 # Words in the names of columns that hold ids.
 _NAMES = re.compile(
