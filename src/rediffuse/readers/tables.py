@@ -124,6 +124,11 @@ class Table:
         if self.is_text and self.files[0].first_is_data:  # pyright: ignore[reportAttributeAccessIssue]
             remedy = no_header(len(self.columns))
             raise DataError(problem, f"The first line looks like data: {remedy[0].lower()}{remedy[1:]}")
+        if self.is_text and self.columns[0].startswith(("#", "%", "//")):
+            raise DataError(problem, "The first line looks like a comment: remove it, if the header is below it.")
+        if not self.has_header:
+            remedy = "Pass a table that has a header as a frame: header=None (--no-header) counts for all text files."
+            raise DataError(problem, f"Without header, columns are named by their place. {remedy}")
         remedy = f"Rename the column of the {role} to {column}." if fixed else f"Name the column of the {role}."
         raise DataError(problem, f"{remedy} {did_you_mean(column, self.columns)}")
 

@@ -189,7 +189,7 @@ def _refuse_swallowed(file: TextFile, stream: IO[bytes]) -> None:
         return  # every row spans lines: no quotes are stray
     # Codes such as u7 have digits and no spaces; a name may have spaces in few rows.
     checks = [
-        (all(map(_is_number, column)), all(" " not in one and any(map(str.isdigit, one)) for one in column))
+        (all(map(is_number, column)), all(" " not in one and any(map(str.isdigit, one)) for one in column))
         for column in zip(*usual, strict=True)
     ]
     for first, last, lines_of in suspects:
@@ -219,14 +219,15 @@ def _is_row(line: str, file: TextFile, checks: list[tuple[bool, bool]]) -> bool:
     return any(
         not checks
         or all(
-            (_is_number(field) or not number or not field.strip('" ')) and (" " not in field or not single)
+            (is_number(field) or not number or not field.strip('" ')) and (" " not in field or not single)
             for field, (number, single) in zip(fields, checks, strict=True)
         )
         for fields in _splits(line, file)
     )
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether text is a number, in quotes or not."""
     try:
         float(text.strip('"'))
     except ValueError:

@@ -20,7 +20,7 @@ import polars as pl
 from rediffuse.arguments import require_text
 from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers.packing import FIELD, field_limit, is_packed, open_unpacked
-from rediffuse.readers.text_faults import QUOTE_REMEDY, refuse_faults
+from rediffuse.readers.text_faults import QUOTE_REMEDY, is_number, refuse_faults
 from rediffuse.table_files import scan_csv
 
 SEPARATORS = ("\t", ",", ";", "|", "::", " ")
@@ -69,7 +69,7 @@ def _unescaped(separator: str) -> str:
     """A separator that a shell or a YAML file gave as an escape: ``\\t`` is a tab, ``\\x1f`` one byte."""
     if separator in ("tab", "TAB"):
         return "\t"
-    if re.fullmatch(r"\\(t|x[0-7][0-9a-fA-F]|0|\\|\|)", separator):
+    if re.fullmatch(r"\\(t|x[0-7][0-9a-fA-F]|u00[0-7][0-9a-fA-F]|0[0-7]{0,2}|\\|\|)", separator):
         return separator[1] if separator[1:] in ("\\", "|") else codecs.decode(separator, "unicode_escape")
     return separator
 
@@ -211,6 +211,15 @@ def inspect(path: Path, wanted: Sequence[str], options: TextOptions, insist: boo
     # The last line of the sample may be cut short.
     lines = lines[:50] if whole else lines[: max(1, len(lines) - 1)][:50]
     lines[0] = lines[0].lstrip("\ufeff")
+    if mark := re.match(r"sep=(.)\s*$", lines[0]):
+        raise DataError(
+            f"The first line of {path} is {lines[0].strip()!r}, which says to Excel that {mark.group(1)!r} separates.",
+            "Remove that line.",
+        )
+    if options.header is None and re.match(r"(# |#$|%%|// )", lines[0]):
+        raise DataError(
+            f"{path} begins with a comment: {lines[0][:60]!r}.", "Remove the comments: grep -v '^#' FILE > OTHER."
+        )
     quoted = options.quoting != "none"
     header_of = {sep: _fields(lines[0], sep, quoted) for sep in SEPARATORS}
     likely = _sniff(lines, header_of, wanted)
@@ -346,6 +355,13 @@ def diagnose(file: TextFile) -> None:
                 f"{file.path}, line {line} has {len(fields)} fields and the {first} has {width}.",
                 "Fix the line: quote fields that contain the separator, or remove the extra fields.",
             )
+    with open_unpacked(file.path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if b"\r" in line.rstrip(b"\r\n"):
+                raise DataError(
+                    f"{file.path}, line {number} holds a bare carriage return, which only some programs end a line at.",
+                    "Save the file with one kind of line ends (LF).",
+                )
     if file.quoted:
         with file.open() as text:
             for number, line in enumerate(text, start=1):
@@ -401,14 +417,6 @@ def _read_bytes(file: TextFile) -> bytes:
 
 def listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def first_line(error: BaseException) -> str:

@@ -31,8 +31,12 @@ _TIMES = (
 _NO_TIMES = r"spent|runtime|duration|birth|update_count|times$|timezone|time_zone"
 _FEEDBACK = re.compile(
     r"(?i)^(label|labels|click|clicks|clicked|is_?click(ed)?|like|likes|liked|is_?liked?|dislike|feedback|target|"
-    r"is_?positive|positive|purchased?|is_?purchased?|bought|conver(ted|sion)|interacted|relevance|y)$"
+    r"is_?positive|positive|rating|vote|thumbs?(_?up)?|reaction|long_?view|recommend(ed)?|purchased?|is_?purchased?|bought|conver(ted|sion)|interacted|relevance|y)$"
 )
+# What such columns hold, in lower case.
+_ZEROS = ("0", "0.0", "-0.0")
+_YES = ("true", "t", "yes", "y", "like", "liked", "positive", "pos", "up", "upvote", "good")
+_NO = ("false", "f", "no", "n", "dislike", "disliked", "negative", "neg", "down", "downvote", "bad")
 _LISTS = re.compile(r"(?i)hist|_list$|_seq$|sequence")
 # Names of numbers that are no times, though they may be as large.
 _NO_NUMBERS = re.compile(r"(?i)id$|^id|key$|code|phone|isbn|ean$|price|amount|hash|views?$|count")
@@ -173,35 +177,35 @@ def _steps(users: pl.Series, key: NDArray[Any]) -> tuple[int, int]:
     return int((step > 0).sum()), int((step < 0).sum())
 
 
+def _kind(text: str) -> int | None:
+    """1 for positive feedback, 0 for negative, None if it is neither."""
+    text = text.lower()
+    if text in ("-1", "-1.0", *_ZEROS) or text in _NO:
+        return 0
+    return 1 if text in ("1", "1.0") or text in _YES else None
+
+
 def _note_feedback(table: Table, name: str, report: ReadReport, rating: bool = False) -> None:
-    counts = table.read(table.frame.select(pl.col(name).cast(pl.String).str.to_lowercase()).group_by(name).len())
+    counts = table.read(table.frame.select(pl.col(name).cast(pl.String)).group_by(name).len())
     of: dict[str, int] = dict(counts.drop_nulls().rows())
-    values: dict[Any, int] = {}
-    for text, count in of.items():
-        value: Any = text
-        if text not in ("true", "false"):
-            try:
-                value = float(text)
-            except ValueError:
-                return
-        values[value] = values.get(value, 0) + count
-    no = {value: count for value, count in values.items() if value == "false" or (value != "true" and value <= 0)}
-    if not no or len(no) == len(values) or len(values) > 3 or not values.keys() <= {-1.0, 0.0, 1.0, "true", "false"}:
+    kinds = {text: _kind(text) for text in of}
+    no = [text for text, kind in kinds.items() if kind == 0]
+    if not no or len(no) == len(of) or None in kinds.values():
         return
-    rows, total = sum(no.values()), sum(values.values())
+    rows, total = sum(of[text] for text in no), sum(of.values())
     report.values["negative_feedback"] = rows
-    if no.keys() == {0.0}:
+    if all(text in _ZEROS for text in no) and all(text in ("1", "1.0", *_ZEROS) for text in of):
         how = (
             "min_rating=1 (--min-rating 1)"
             if rating
             else (f'rating="{name}", min_rating=1 (--rating {name} --min-rating 1)')
         )
     else:
-        weights = {text: int(text in ("true", "1", "1.0")) for text in sorted(of)}
+        weights = {text: kinds[text] for text in sorted(of)}
         flags = ",".join(f"{text}={weight}" for text, weight in weights.items())
         how = f'event_type="{name}", weights={weights} (--event-type {name} --weights "{flags}")'
     state = "which is the rating" if rating else "which is not used"
-    named = " or ".join(sorted(str(value).removesuffix(".0") for value in no))
+    named = " or ".join(sorted(text.removesuffix(".0") for text in no))
     report.warn(
         f"{rows:,} of {total:,} rows have {named} in column {name!r}, {state}: they look like negative feedback, and "
         f"were read as interactions like the others. To leave them out, pass {how}."

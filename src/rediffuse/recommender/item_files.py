@@ -11,7 +11,8 @@ import polars as pl
 from rediffuse.errors import DataError
 from rediffuse.readers.columns import Column, plain_ids
 from rediffuse.readers.tables import Table, read_table
-from rediffuse.readers.text_files import TextOptions, is_number, listed
+from rediffuse.readers.text_faults import is_number
+from rediffuse.readers.text_files import TextOptions, listed
 
 # Words in the names of columns that hold ids.
 _NAMES = re.compile(
@@ -60,6 +61,7 @@ def read_item_ids(
         refuse_lost_row(
             table, name, is_known_item, "Let the file begin with item_id, or pass header=None (--no-header)."
         )
-    ids = Column(table.collect([name])[name], table, "item")
+    # An item called NULL is known, or counted among the unknown ones.
+    ids = Column(table.collect([name])[name], table, "item", keep_words=True)
     ids.refuse_first(ids.values.is_null(), "is empty", "Fill in the id or remove the row.")
     return plain_ids(ids)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from rediffuse.errors import DataError
+from rediffuse.errors import DataError, RediffuseWarning
 from rediffuse.files import sha256_file
 from rediffuse.readers.columns import Column, plain_ids
 from rediffuse.readers.item_lists import NoListError
@@ -70,6 +71,13 @@ class UserFile:
         else:
             self._history_column = _history_column(self.name, table.columns)
         self.has_histories = self._history_column is not None
+        if not self.has_histories and "item_id" in table.columns and len(table.columns) > 1:
+            warnings.warn(
+                f"The column 'item_id' of {self.name} is not used: each row is one user, and histories are in a column "
+                "history. To add interactions to the histories of a run: rediffuse update-histories.",
+                RediffuseWarning,
+                stacklevel=2,
+            )
         if self._user_column not in table.columns:
             if len(table.columns) != 1 or self.has_histories:
                 problem = f"{self.name} has no column user_id; its columns are {listed(table.columns)}."
