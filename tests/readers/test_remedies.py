@@ -21,6 +21,7 @@ from rediffuse.errors import DataError
         ('{"columns": ["user_id"], "data": [[1, 2]]}', {}, "one JSON object of lists, not rows"),
         ('{"user_id": {"0": 1}, "item_id": {"0": 1}}', {}, "one JSON object of columns, not rows"),
         ('{"user_id": {"id": 1}, "item_id": 1}\n{"user_id": {"id": 2}, "item_id": 2}\n', {}, r"of its fields \(id\)"),
+        (" 22605 42915\n 1     2\n", {"header": None}, "Several spaces are between the fields"),
         ("1,2\n2,3\n", {"header": None, "time": "when"}, "named by their place.*as a frame"),
     ],
 )

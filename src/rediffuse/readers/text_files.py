@@ -239,6 +239,11 @@ def inspect(path: Path, wanted: Sequence[str], options: TextOptions, insist: boo
     if not has_header and all(_TYPED.match(name) for name in header):
         problem = f"header=None was given, and the first line of {path} is a header: {listed(header[:4])}."
         raise DataError(problem, "Leave it out (--no-header).")
+    if not has_header and separator == " " and any(line.startswith(" ") or "  " in line.rstrip() for line in lines):
+        raise DataError(
+            f"Several spaces are between the fields of {path}, or some before the first.",
+            "Leave one between them: sed -E 's/^ +//; s/ +/ /g' FILE > OTHER.",
+        )
     if not has_header:
         header = [str(place) for place in range(len(header))]
     first_is_data = has_header and _looks_like_data(header, lines[1:], separator, quoted, wanted)
