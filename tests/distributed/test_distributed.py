@@ -125,7 +125,13 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("killed", "again"), [("0", TORCHRUN), ("1", [sys.executable])], ids=["first", "second"])
+@pytest.mark.parametrize(
+    ("killed", "again"),
+    [
+        pytest.param("0", TORCHRUN, id="first"),
+        pytest.param("1", [sys.executable], id="second", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_process_ends_all_with_a_clear_error_and_the_run_resumes(tmp_path, uninterrupted, killed, again):
     done = run(*TORCHRUN, TRAIN_ONE, str(tmp_path / "run"), "--kill", killed)
     assert done.returncode != 0
@@ -174,6 +180,7 @@ def test_the_command_refuses_such_an_environment():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_tracker_does_not_destroy_the_process_group(tmp_path):
     printed = output(*TORCHRUN, TRAIN_ONE, str(tmp_path / "run"), "--track", "tensorboard")
     assert sorted(printed.splitlines()) == ["0 of 2", "1 of 2"]
@@ -184,6 +191,7 @@ def work(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return run(*TORCHRUN, str(HERE / "work.py"), name, str(folder))
 
 
+@pytest.mark.slow
 def test_all_processes_return_after_the_first_has_written(tmp_path):
     assert sorted(work("waits", tmp_path).stdout.splitlines()) == ["0: True", "0: True", "1: True", "1: True"]
 
@@ -259,6 +267,7 @@ def refuse() -> None:
     raise RediffuseError("no")
 
 
+@pytest.mark.slow
 def test_successive_targets_and_users_without_a_history_are_the_same_for_two_processes(tmp_path):
     command = str(HERE / "train_successive.py")
     one, two, copy = tmp_path / "one", tmp_path / "two", tmp_path / "copy"
