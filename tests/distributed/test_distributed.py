@@ -196,11 +196,13 @@ def test_all_processes_return_after_the_first_has_written(tmp_path):
     assert sorted(work("waits", tmp_path).stdout.splitlines()) == ["0: True", "0: True", "1: True", "1: True"]
 
 
+@pytest.mark.slow
 def test_all_processes_fail_if_the_first_cannot_write(tmp_path):
     printed = work("fails", tmp_path).stdout
     assert sorted(printed.splitlines()) == ["0: There is no space.", "1: Process 0 of this job failed."]
 
 
+@pytest.mark.slow
 def test_a_process_killed_during_evaluation_is_reported(tmp_path):
     errors = work("evaluation", tmp_path).stderr
     assert "Error: Another process of this job has ended." in errors
@@ -213,6 +215,7 @@ def test_a_process_that_waits_for_another_still_handles_sigterm(tmp_path):
     assert "Do it again." in errors
 
 
+@pytest.mark.slow
 def test_the_commands_under_accelerate_launch(tmp_path):
     synthetic_interactions().save(tmp_path / "data")
     data, folder, command = str(tmp_path / "data"), str(tmp_path / "run"), str(HERE / "command.py")
