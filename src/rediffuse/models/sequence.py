@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,6 +19,7 @@ from rediffuse.errors import ConfigError
 from rediffuse.losses import Draws
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import TrainingData
+from rediffuse.models.history_noise import HistoryNoise
 from rediffuse.models.next_item_loss import negative_draws, next_item_loss
 from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
@@ -59,6 +61,12 @@ class SequenceConfig(NeuralConfig):
         True,
         description="Learn one number that is added to the logit of every item already in the window; only the loss "
         "softmax does.",
+    )
+    history_noise: float = Field(
+        0.0, ge=0, description="Time for which the items of training histories diffuse along the item graph; 0: none."
+    )
+    noise_graph: Literal["transitions", "uniform"] = Field(
+        "transitions", description="The graph of history_noise; uniform: every hop leads to any item. The control."
     )
     synthetic_targets: bool = Field(False, description="Synthetic interactions are loss targets too.")
     temperature: float | None = Field(
@@ -118,6 +126,7 @@ class SequenceModel(NeuralModel):
         every_position: True: a history trains all its positions at once; False: one target per row.
         repeat: the repeat bias, divided by `REPEAT_RATE`; None without it.
         draws: how negatives are drawn, for losses that draw them by popularity.
+        noise: of the training histories; None before `fit`, and without `history_noise`.
     """
 
     Config = SequenceConfig
@@ -134,12 +143,14 @@ class SequenceModel(NeuralModel):
             num_items + 1, config.embedding_size, sparse=config.item_optimizer != "adamw"
         )
         self.repeat = nn.Parameter(torch.zeros(())) if config.repeat_bias else None
+        self.noise: HistoryNoise | None = None
 
     # --- training ------------------------------------------------------------------------------------------
 
     def loss(self, batch: SequenceBatch) -> Tensor:
         batch = self.training_batch(batch)
-        encoded = self.encode(batch)
+        # The repeat bias and the prior are for what the user interacted with; the network alone reads the noise.
+        encoded = self.encode(self.noised(batch))
         loss, per_target = next_item_loss(self, encoded.vectors, batch, encoded.weights)
         if encoded.timesteps is not None:
             counted = rank_rows(batch.rank_weight)
@@ -150,6 +161,10 @@ class SequenceModel(NeuralModel):
         """The batch with the targets of the model, where these are not the items that follow each position."""
         return batch
 
+    def noised(self, batch: SequenceBatch) -> SequenceBatch:
+        """The batch with its histories after `history_noise`."""
+        return batch if self.noise is None else dataclasses.replace(batch, items=self.noise.move(batch.items))
+
     def encode(self, batch: SequenceBatch) -> Encoded:
         """One vector per target of the batch."""
         raise NotImplementedError
@@ -159,6 +174,12 @@ class SequenceModel(NeuralModel):
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
+        config = self.config
+        if config.history_noise:
+            uniform = config.noise_graph == "uniform"
+            self.noise = HistoryNoise(
+                data.train, self.num_items, config.history_noise, uniform, self.item_embedding.weight.device
+            )
         draws = negative_draws(self.config.loss, self.popularity)
         if draws is not None:
             self.draws = draws
