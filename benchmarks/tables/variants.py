@@ -24,12 +24,14 @@ class Variant:
         options: what differs from its default options.
         phases: the variants whose runs its phases are taken from.
         on: the data set of `augmented.py` that it is trained on; "" for the data as they are.
+        label: its name in tables; "" for one made of the model and the options.
     """
 
     model: str
     options: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, str] = field(default_factory=dict)
     on: str = ""
+    label: str = ""
 
 
 NO_DIFFUSION = {"diffusion": False}
@@ -71,6 +73,20 @@ FLOORS = {
     for name, floor in _FLOORS.items()
     for suffix in ("", "-refit")
 }
+
+# The time for which histories diffuse, chosen on Beauty's validation subset.
+NOISE = {"history_noise": 0.25}
+_SEQUENCES = {
+    "diffurec": Variant("diffurec"),
+    "diffurec-ablation": Variant("diffurec", NO_DIFFUSION),
+    "sasrec": Variant("sasrec"),
+    "sasrec-noise": Variant("sasrec", NOISE),
+    "gru4rec": Variant("gru4rec"),
+    "gru4rec-noise": Variant("gru4rec", NOISE),
+    "gru4rec-uniform": Variant("gru4rec", NOISE | {"noise_graph": "uniform"}),
+    "bert4rec": Variant("bert4rec"),
+}
+_COLLABORATIVE = {"lightgcn": Variant("lightgcn"), "bprmf": Variant("bprmf")}
 
 # One option of DiffuRec or SASRec changed.
 ONE_OPTION = {
@@ -148,4 +164,27 @@ def augmentation() -> dict[str, Variant]:
     }
 
 
-VARIANTS = FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation()
+# The networks of `table.py`, by kind of data.
+NETWORKS: dict[str, dict[str, Variant]] = {
+    "sequences": _SEQUENCES | _COLLABORATIVE,
+    "rows": DIFFREC | _COLLABORATIVE,
+    "friends": SOCIAL | _COLLABORATIVE,
+    "knowledge": KNOWLEDGE | _COLLABORATIVE,
+    "knowledge and friends": KNOWLEDGE | SOCIAL | _COLLABORATIVE,
+}
+
+
+def with_prior(name: str) -> str:
+    """The name of a network with the prior."""
+    return f"{name}-prior"
+
+
+PRIORS = {
+    with_prior(name): Variant(network.model, network.options | {"prior": "head"}, phases={"fit": name})
+    for networks in NETWORKS.values()
+    for name, network in networks.items()
+}
+
+VARIANTS = (
+    FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation() | _SEQUENCES | PRIORS
+)
