@@ -161,6 +161,11 @@ class SequenceModel(NeuralModel):
         """The batch with the targets of the model, where these are not the items that follow each position."""
         return batch
 
+    @property
+    def noise_time(self) -> float:
+        """Time for which the items of training histories diffuse; 0: not at all."""
+        return self.config.history_noise
+
     def noised(self, batch: SequenceBatch) -> SequenceBatch:
         """The batch with its histories after `history_noise`."""
         return batch if self.noise is None else dataclasses.replace(batch, items=self.noise.move(batch.items))
@@ -174,12 +179,9 @@ class SequenceModel(NeuralModel):
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
-        config = self.config
-        if config.history_noise:
-            uniform = config.noise_graph == "uniform"
-            self.noise = HistoryNoise(
-                data.train, self.num_items, config.history_noise, uniform, self.item_embedding.weight.device
-            )
+        if self.noise_time:
+            uniform, device = self.config.noise_graph == "uniform", self.item_embedding.weight.device
+            self.noise = HistoryNoise(data.train, self.num_items, self.noise_time, uniform, device)
         draws = negative_draws(self.config.loss, self.popularity)
         if draws is not None:
             self.draws = draws
