@@ -333,7 +333,7 @@ def test_the_command_prints_significant_differences_and_the_report(tmp_path):
     assert result.exit_code == 0, result.output
     assert "sasrec is better than ease" in result.output
     heads = [cell.strip() for cell in next(li for li in result.output.splitlines() if "p (FDR)" in li).split("┃")[1:-1]]
-    line = next(line for line in result.output.splitlines() if "sasrec − ease" in line)
+    line = next(line for line in result.output.splitlines() if "sasrec - ease" in line)
     cells = dict(zip(heads, (cell.strip() for cell in line.split("│")[1:-1]), strict=True))
     pair = pl.read_parquet(tmp_path / "out" / "pairs.parquet").row(by_predicate=pl.col("policy") == "all", named=True)
     assert cells["difference"] == f"{pair['difference']:+.4f}"

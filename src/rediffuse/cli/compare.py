@@ -57,7 +57,7 @@ def compare(
             for column in listing.columns[1:]:
                 column.no_wrap, column.overflow = True, "fold"
             for pair in pairs.iter_rows(named=True):
-                listing.add_row(f"{pair['first']} − {pair['second']}", f"{pair['difference']:+z.4f}", *p_columns(pair))
+                listing.add_row(f"{pair['first']} - {pair['second']}", f"{pair['difference']:+z.4f}", *p_columns(pair))
             print_rich(listing)
             for sentence in sentences(pairs):
                 print_rich(sentence)
