@@ -110,7 +110,7 @@ def label(variant: Variant) -> str:
         return variant.label
     options = {option: value for option, value in variant.options.items() if option not in ("refit", "prior")}
     words = ["no diffusion" if option == "diffusion" else f"{option}={options[option]}" for option in options]
-    words += ["with prior"] if "prior" in variant.options else []
+    words += ["with prior"] if variant.options.get("prior") == "head" else []
     refitted = ", refitted" if variant.options.get("refit") else ""
     return variant.model + (f" ({', '.join(words)})" if words else "") + refitted
 

@@ -74,16 +74,14 @@ FLOORS = {
     for suffix in ("", "-refit")
 }
 
-# The time for which histories diffuse, chosen on Beauty's validation subset.
-NOISE = {"history_noise": 0.25}
+_ALONE = {"prior": "none"}
 _SEQUENCES = {
+    "heatrec": Variant("heatrec", _ALONE),
+    "heatrec-ablation": Variant("heatrec", _ALONE | NO_DIFFUSION, label="gru4rec = heatrec (no diffusion)"),
+    "heatrec-uniform": Variant("heatrec", _ALONE | {"noise_graph": "uniform"}),
     "diffurec": Variant("diffurec"),
     "diffurec-ablation": Variant("diffurec", NO_DIFFUSION),
     "sasrec": Variant("sasrec"),
-    "sasrec-noise": Variant("sasrec", NOISE),
-    "gru4rec": Variant("gru4rec"),
-    "gru4rec-noise": Variant("gru4rec", NOISE),
-    "gru4rec-uniform": Variant("gru4rec", NOISE | {"noise_graph": "uniform"}),
     "bert4rec": Variant("bert4rec"),
 }
 _COLLABORATIVE = {"lightgcn": Variant("lightgcn"), "bprmf": Variant("bprmf")}
@@ -180,7 +178,12 @@ def with_prior(name: str) -> str:
 
 
 PRIORS = {
-    with_prior(name): Variant(network.model, network.options | {"prior": "head"}, phases={"fit": name})
+    with_prior(name): Variant(
+        network.model,
+        network.options | {"prior": "head"},
+        phases={"fit": name},
+        label=f"{network.label}, with prior" if network.label else "",
+    )
     for networks in NETWORKS.values()
     for name, network in networks.items()
 }
