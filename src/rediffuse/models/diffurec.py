@@ -48,6 +48,8 @@ from rediffuse.nn.transformer import Cache
 
 # The paper's network and training.
 PAPER: dict[str, Any] = {
+    "normalize": False,
+    "noise_schedule": "trunc_lin",
     "form": "prefix",
     "blocks": 4,
     "heads": 4,
@@ -97,9 +99,17 @@ class DiffuRecConfig(SequenceConfig):
     embedding_std: float = Field(0.02, gt=0, description="Standard deviation of new item embeddings.")
     diffusion: bool = Field(True, description="False: the ablation (no diffusion).")
     diffusion_steps: int = Field(32, ge=1, description="T, the steps of the noise schedule.")
-    noise_schedule: str = "trunc_lin"
+    noise_schedule: str = "cosine"
     timestep_sampler: Literal["uniform", "fixstep", "lossaware"] = "uniform"
     lambda_uncertainty: float = Field(0.001, ge=0, description="Mean and standard deviation of lambda.")
+    normalize: bool = Field(
+        True, description="Noise item vectors of rms 1, as long as the noise; false: the rows of the item table."
+    )
+    self_conditioning: bool = Field(False, description="The network also reads its estimate of the step before.")
+    history_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the targets that are denoised without a history. Needed for guidance."
+    )
+    guidance: float = Field(0.0, ge=0, description="Weight of classifier-free guidance at inference.")
     solver: Literal["ancestral", "ddim", "dpmpp_2m", "one_step"] = "ancestral"
     variance: Literal["fixed_small", "fixed_large"] = Field(
         "fixed_small", description="Variance of the ancestral solver."
@@ -125,6 +135,8 @@ class Approximator(nn.Module):
         lambda_uncertainty: mean and standard deviation of lambda, the weight of x_t in each element of a token.
         causal: the causal form; otherwise the prefix form.
         pads_are_keys: see `rediffuse.nn.Encoder`.
+        self_conditioning: whether tokens also carry an earlier estimate of x_0 (Chen, Zhang & Hinton, ICLR 2023).
+        unconditional: whether it can denoise without a history (Ho & Salimans 2022).
     """
 
     def __init__(
@@ -139,6 +151,8 @@ class Approximator(nn.Module):
         *,
         causal: bool = False,
         pads_are_keys: bool = False,
+        self_conditioning: bool = False,
+        unconditional: bool = False,
     ) -> None:
         super().__init__()
         self.size, self.steps, self.lambda_uncertainty = size, steps, lambda_uncertainty
@@ -146,6 +160,8 @@ class Approximator(nn.Module):
         self.norm = nn.LayerNorm(size, eps=1e-12)
         self.time = nn.Sequential(nn.Linear(size, 4 * size), nn.SiLU(), nn.Linear(4 * size, size))
         self.encoder = Encoder(size, blocks, heads, dropout, causal=causal, pads_are_keys=pads_are_keys)
+        self.earlier = nn.Linear(size, size, bias=False) if self_conditioning else None
+        self.no_history = nn.Parameter(torch.zeros(size)) if unconditional else None
 
     def history(self, embedded: Tensor) -> Tensor:
         """z (B, L, d): the embedded history (B, L, d) after dropout and LayerNorm."""
@@ -156,30 +172,67 @@ class Approximator(nn.Module):
         timesteps = torch.arange(self.steps, device=t.device) * (1000.0 / self.steps)
         return nn.functional.embedding(t, self.time(sinusoidal_embedding(timesteps, self.size)))
 
-    def condition(self, z: Tensor, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+    def condition(
+        self,
+        z: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        noise: Callable[[Tensor], Tensor],
+        earlier: Tensor | None = None,
+    ) -> Tensor:
         """The tokens z + lambda (x_t + e_t), with lambda ~ N(delta, delta) for each element of z.
 
         Args:
             z: (B, L, d) from `history`.
             x_t, t: (B, d) and (B,) for one target per row, or (B, L, d) and (B, L) for one per token.
             noise: draws standard normal noise of the shape of its argument.
+            earlier: as x_t, an earlier estimate of x_0, with self-conditioning; None: none yet.
         """
         noised_target = x_t + self.embed_time(t)
+        if self.earlier is not None and earlier is not None:
+            noised_target = noised_target + self.earlier(earlier)
         if noised_target.dim() < z.dim():
             noised_target = noised_target[:, None]
         weight = self.lambda_uncertainty * (1 + noise(z))
         return z + weight * noised_target
 
-    def forward(self, z: Tensor, lengths: Tensor, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        lengths: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        noise: Callable[[Tensor], Tensor],
+        earlier: Tensor | None = None,
+    ) -> Tensor:
         """x0_hat (B, d) at the last real token of each row; other arguments as for `condition`."""
-        return self.encoder.last(self.condition(z, x_t, t, noise), lengths)
+        return self.encoder.last(self.condition(z, x_t, t, noise, earlier), lengths)
 
     def advance(
-        self, last: Tensor, lengths: Tensor, cache: Cache, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]
+        self,
+        last: Tensor,
+        lengths: Tensor,
+        cache: Cache,
+        x_t: Tensor,
+        t: Tensor,
+        noise: Callable[[Tensor], Tensor],
+        earlier: Tensor | None = None,
     ) -> Tensor:
         """`forward` of the causal form, from z (B, d) of each row's last token and the cache of the others."""
-        token = self.condition(last[:, None], x_t, t, noise).squeeze(1)
+        token = self.condition(last[:, None], x_t, t, noise, earlier).squeeze(1)
         return self.encoder.advance(token, lengths, cache)
+
+    def without_history(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        noise: Callable[[Tensor], Tensor],
+        earlier: Tensor | None = None,
+    ) -> Tensor:
+        """x0_hat (n, d) of noised targets alone: one learned token stands for the history."""
+        assert self.no_history is not None
+        ones = torch.ones(len(x_t), dtype=torch.int64, device=x_t.device)
+        return self(self.no_history.expand(len(x_t), 1, -1), ones, x_t, t, noise, earlier)
 
 
 class DiffuRec(SequenceModel):
@@ -206,6 +259,8 @@ class DiffuRec(SequenceModel):
             config.lambda_uncertainty,
             causal=self.causal,
             pads_are_keys=self.pads_are_keys,
+            self_conditioning=config.self_conditioning,
+            unconditional=config.history_dropout > 0,
         )
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
         self.schedule = noise_schedule(config.noise_schedule, steps=config.diffusion_steps)
@@ -229,22 +284,40 @@ class DiffuRec(SequenceModel):
         if not self.config.diffusion:
             return Encoded(self._at_targets(z, batch))
         t, weights = self.timesteps.sample(len(batch.targets), device=items.device)
-        x_0 = self.item_embedding(batch.targets)
+        x_0 = self.noised_space(self.item_embedding(batch.targets))
         noise = torch.randn_like(x_0)
         # Where no item follows (PDRec's open ends), there is no x_0: the state is that in which inference starts.
         known = batch.targets < self.num_items
         t, weights = torch.where(known, t, self.schedule.steps - 1), torch.where(known, weights, 1.0)
         x_t = torch.where(known[:, None], q_sample(self.schedule, x_0, t, noise), noise)
-        if self.causal:
-            # Scatter the timesteps (n,) and noised embeddings (n, d) of the targets to the tokens before them.
-            positions = (batch.rows, batch.positions)
-            x_t = torch.zeros_like(z).index_put(positions, x_t.to(z.dtype))
-            t_of_tokens = torch.zeros_like(items).index_put(positions, t)
-            tokens = self.approximator.condition(z, x_t, t_of_tokens, torch.randn_like)
-        else:
-            tokens = self.approximator.condition(z, x_t, t, torch.randn_like)
+        estimate = None
+        if self.config.self_conditioning:
+            # Half of the targets are denoised from an estimate, as at inference after the first step.
+            with torch.no_grad():
+                estimate = self.noised_space(self._denoise(z, batch, x_t, t, None))
+            estimate = estimate * (torch.rand(len(t), 1, device=t.device) < 0.5)
+        vectors = self._denoise(z, batch, x_t, t, estimate)
+        if self.config.history_dropout:
+            chosen = torch.nonzero(torch.rand(len(t), device=t.device) < self.config.history_dropout).squeeze(1)
+            some = None if estimate is None else estimate[chosen]
+            alone = self.approximator.without_history(x_t[chosen], t[chosen], torch.randn_like, some)
+            vectors = vectors.index_put((chosen,), alone)
         uniform = self.config.timestep_sampler == "uniform"
-        return Encoded(self._at_targets(tokens, batch), None if uniform else weights, t)
+        return Encoded(vectors, None if uniform else weights, t)
+
+    def noised_space(self, x: Tensor) -> Tensor:
+        """Vectors (..., d) of items, or estimates of them, in the space in which noise is added to them."""
+        return nn.functional.normalize(x, dim=-1) * self.config.embedding_size**0.5 if self.config.normalize else x
+
+    def _denoise(self, z: Tensor, batch: SequenceBatch, x_t: Tensor, t: Tensor, estimate: Tensor | None) -> Tensor:
+        """(n, d) x0_hat of the targets of a batch, from their states x_t (n, d) and timesteps (n,)."""
+        if self.causal:
+            # Scatter what belongs to the targets to the tokens before them.
+            positions = (batch.rows, batch.positions)
+            t = torch.zeros(z.shape[:2], dtype=t.dtype, device=t.device).index_put(positions, t)
+            x_t = torch.zeros_like(z).index_put(positions, x_t.to(z.dtype))
+            estimate = None if estimate is None else torch.zeros_like(z).index_put(positions, estimate.to(z.dtype))
+        return self._at_targets(self.approximator.condition(z, x_t, t, torch.randn_like, estimate), batch)
 
     def _at_targets(self, tokens: Tensor, batch: SequenceBatch) -> Tensor:
         """(n, d) the transformer's output at the position of each target."""
@@ -267,8 +340,8 @@ class DiffuRec(SequenceModel):
         if len(rows):
             table = self.item_embedding.weight
             items, lengths = (x.to(table.device) for x in pad_right(rows, self.config.max_length, self.pad))
-            estimate = float(self.represent(items, lengths, Sampling()).float().square().mean())
-        mean_square = float(self.catalogue().float().square().mean())
+            estimate = float(self.noised_space(self.represent(items, lengths, Sampling()).float()).square().mean())
+        mean_square = float(self.noised_space(self.catalogue().float()).square().mean())
         return [
             noise_levels(
                 self.schedule,
@@ -308,14 +381,15 @@ class DiffuRec(SequenceModel):
             return self.approximator.encoder.last(z, lengths)
         noise = RowNoise(row_keys(items, lengths), sampling.seed, sampling.noise)
 
-        def whole_history(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.approximator(z, lengths, x_t, t, noise)
+        def whole_history(x_t: Tensor, t: Tensor, estimate: Tensor | None) -> Tensor:
+            return self.approximator(z, lengths, x_t, t, noise, estimate)
 
         def on_step(step: int, t: int, x_t: Tensor, x0_hat: Tensor) -> None:
             if sampling.on_step is not None:
                 sampling.on_step(t, self.metric_space(x_t), self.metric_space(x0_hat))
 
-        predict = self._last_token_only(items, z, lengths, noise) if self.causal else whole_history
+        network = self._last_token_only(items, z, lengths, noise) if self.causal else whole_history
+        predict = self._guided(network, noise)
         start = noise(z[:, 0])
         steps = self.network_passes(sampling)
         if steps == 1:
@@ -328,14 +402,32 @@ class DiffuRec(SequenceModel):
 
     def _last_token_only(
         self, items: Tensor, z: Tensor, lengths: Tensor, noise: RowNoise
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network f(x_t, t), which reads the last token and the keys and values of the others from a cache."""
+    ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """The network f(x_t, t, earlier estimate), which reads the last token and the keys and values of the others from a cache."""
         last, cache = self.earlier_tokens(items, z, lengths)
 
-        def network(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.approximator.advance(last, lengths, cache, x_t, t, noise)
+        def network(x_t: Tensor, t: Tensor, estimate: Tensor | None) -> Tensor:
+            return self.approximator.advance(last, lengths, cache, x_t, t, noise, estimate)
 
         return network
+
+    def _guided(
+        self, network: Callable[[Tensor, Tensor, Tensor | None], Tensor], noise: RowNoise
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """f(x_t, t) for the solvers: x0_hat in the space of the noise, after guidance, from the step before it."""
+        estimate: Tensor | None = None
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            nonlocal estimate
+            x0_hat = self.noised_space(network(x_t, t, estimate))
+            if self.config.guidance:
+                alone = self.noised_space(self.approximator.without_history(x_t, t, noise, estimate))
+                scale = self.config.guidance
+                x0_hat = self.noised_space((1 + scale) * x0_hat - scale * alone)
+            estimate = x0_hat if self.config.self_conditioning else None
+            return x0_hat
+
+        return predict
 
     def earlier_tokens(self, items: Tensor, z: Tensor, lengths: Tensor) -> tuple[Tensor, Cache]:
         """What all steps of the causal form share: z (B, d) of each row's last token, and a cache of the others.
@@ -344,7 +436,7 @@ class DiffuRec(SequenceModel):
         lambda, so that they hold no noise.
         """
         approximator, rows = self.approximator, torch.arange(items.shape[0], device=items.device)
-        clean = self.first_scale * self.item_embedding(torch.roll(items, -1, dims=1))
+        clean = self.first_scale * self.noised_space(self.item_embedding(torch.roll(items, -1, dims=1)))
         first = approximator.embed_time(torch.zeros((), dtype=torch.int64, device=items.device))
         tokens = z + approximator.lambda_uncertainty * (clean + first)
         return z[rows, lengths - 1], approximator.encoder.prefill(tokens, lengths)
