@@ -93,6 +93,7 @@ class DiffuRecConfig(SequenceConfig):
         "causal", description="causal: every position of a history is a target; prefix: one target per row."
     )
     blocks: int = Field(2, ge=1)
+    block: Literal["standard", "ligr"] = Field("standard", description="ligr: gated residuals and SwiGLU.")
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     embedding_dropout: float = Field(0.3, ge=0, lt=1)
@@ -137,6 +138,7 @@ class Approximator(nn.Module):
         pads_are_keys: see `rediffuse.nn.Encoder`.
         self_conditioning: whether tokens also carry an earlier estimate of x_0 (Chen, Zhang & Hinton, ICLR 2023).
         unconditional: whether it can denoise without a history (Ho & Salimans 2022).
+        gated: blocks of LiGR, see `rediffuse.nn.transformer.Block`.
     """
 
     def __init__(
@@ -153,13 +155,14 @@ class Approximator(nn.Module):
         pads_are_keys: bool = False,
         self_conditioning: bool = False,
         unconditional: bool = False,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.size, self.steps, self.lambda_uncertainty = size, steps, lambda_uncertainty
         self.drop = Dropout(embedding_dropout)
         self.norm = nn.LayerNorm(size, eps=1e-12)
         self.time = nn.Sequential(nn.Linear(size, 4 * size), nn.SiLU(), nn.Linear(4 * size, size))
-        self.encoder = Encoder(size, blocks, heads, dropout, causal=causal, pads_are_keys=pads_are_keys)
+        self.encoder = Encoder(size, blocks, heads, dropout, causal=causal, pads_are_keys=pads_are_keys, gated=gated)
         self.earlier = nn.Linear(size, size, bias=False) if self_conditioning else None
         self.no_history = nn.Parameter(torch.zeros(size)) if unconditional else None
 
@@ -261,6 +264,7 @@ class DiffuRec(SequenceModel):
             pads_are_keys=self.pads_are_keys,
             self_conditioning=config.self_conditioning,
             unconditional=config.history_dropout > 0,
+            gated=config.block == "ligr",
         )
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
         self.schedule = noise_schedule(config.noise_schedule, steps=config.diffusion_steps)
@@ -403,7 +407,7 @@ class DiffuRec(SequenceModel):
     def _last_token_only(
         self, items: Tensor, z: Tensor, lengths: Tensor, noise: RowNoise
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """The network f(x_t, t, earlier estimate), which reads the last token and the keys and values of the others from a cache."""
+        """The network f(x_t, t, earlier estimate); it reads the last token, and the others from a cache."""
         last, cache = self.earlier_tokens(items, z, lengths)
 
         def network(x_t: Tensor, t: Tensor, estimate: Tensor | None) -> Tensor:

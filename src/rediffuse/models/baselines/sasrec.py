@@ -28,6 +28,9 @@ class SASRecConfig(SequenceConfig):
         "causal", description="causal: a history trains all its positions at once; prefix: one target per row."
     )
     blocks: int = Field(2, ge=1)
+    block: Literal["standard", "ligr"] = Field(
+        "standard", description="ligr: gated residuals and SwiGLU, as in eSASRec (arXiv 2508.06450)."
+    )
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     positions: bool = Field(True, description="Add a learned position embedding.")
@@ -48,7 +51,9 @@ class SASRec(SequenceModel):
         size = config.embedding_size
         self.every_position = config.form == "causal"
         self.position_embedding = nn.Embedding(config.max_length, size) if config.positions else None
-        self.encoder = Encoder(size, config.blocks, config.heads, config.dropout, causal=self.every_position)
+        self.encoder = Encoder(
+            size, config.blocks, config.heads, config.dropout, causal=self.every_position, gated=config.block == "ligr"
+        )
         self.drop = Dropout(config.dropout)
         for table in (self.item_embedding, self.position_embedding):
             if table is not None:
