@@ -1,5 +1,7 @@
 # The service (docs/serving.md): docker build -t rediffuse .
-FROM python:3.11-slim
+# Pin it for builds that can be repeated: --build-arg BASE=python:3.11-slim@sha256:DIGEST (docs/serving.md, Deployment).
+ARG BASE=python:3.11-slim
+FROM ${BASE}
 
 WORKDIR /app
 # Dependencies before sources: a change of the sources installs the package alone, from the layers below.

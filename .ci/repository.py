@@ -1,4 +1,4 @@
-"""Check the repository itself: links, named files, make targets, notebooks, versions, machine paths and words.
+"""Check the repository itself: links, named files, make targets, notebooks, versions, readers, paths and words.
 
     python .ci/repository.py              every file that git tracks or would add
     python .ci/repository.py docs tests   these files and folders only; the words of the glossary in all of them
@@ -75,6 +75,7 @@ ALLOWED = (
     ("*", r"\bOpenAPI [Ss]pecification\b", "a public document"),
     ("src/rediffuse/serving/pages/swagger/*", r"\b[Pp]ersons?\b", "licences of Swagger UI"),
     ("constraints.txt", r"^jsonschema-specifications\b", "a package"),
+    ("src/rediffuse/exporting/readme.py", r"pl\.read_parquet\(\"items\.parquet\"\)", "code for users of an export"),
     ("docs/architecture.md", r"\|[^|]*\|\s*$", "the last column of the glossary: what not to write"),
     ("docs/models/diffurec.md", r"\b[Tt]wins?\b", "the nickname is explained there"),
     ("docs/benchmarks.md", r"\b\w+-twin\b", "names of variants in stored results"),
@@ -85,6 +86,11 @@ PUBLIC = re.compile(r"https://(github\.com|raw\.githubusercontent\.com)/([\w.-]+
 MODULE = re.compile(r"`((?:\w+/)+\w+\.py)`")
 NAMED = re.compile(r"(?<![\w./<{}-])(?:\.ci|\.github|benchmarks|docs|examples|src|tests)/(?:[\w.*-]+/)*[\w.*-]*[\w*/]")
 NAMED_IN = ("*.md", "src/*", "examples/*", "benchmarks/*.py", ".ci/*", ".github/*", "Makefile", "*.toml", "mkdocs.yml")
+# Readers of polars and pyarrow, which take brackets in a path for a pattern.
+READER = re.compile(
+    r"\b(?:pl|polars)\.(?:read|scan)_\w+\(|\b(?:pq|csv|feather|orc)\.(?:read_\w+|Parquet\w+)\(|\bpyarrow\.(?:parquet|dataset)\b"
+)
+READERS = "src/rediffuse/table_files.py"
 MAKE = re.compile(r"(?<![\w-])make (?:--?[\w-]+ )*([a-z][a-z-]*)(?![\w=])")
 MAKE_IN = ("*.md", ".ci/run", ".github/workflows/*")
 
@@ -153,6 +159,8 @@ def check_file(file: str, project: Project, known: list[str], *, all_words: bool
         yield from public_links(file, number, line, project)
         if all_words or _is_in(file, WORD_PLACES):
             yield from words(file, number, line)
+        if _is_in(file, ("src/*.py",)) and file != READERS:
+            yield from readers(file, number, line)
         if page and not fenced:
             yield from relative_links(file, number, line, project)
         if _is_in(file, NAMED_IN) and file != "CHANGELOG.md":
@@ -179,6 +187,12 @@ def words(file: str, number: int, line: str) -> Iterator[Finding]:
     for match in _matches(_words(), file, line):
         instead = WORDS[" ".join(match.group().lower().split())]
         yield Finding(file, number, "words", f"{match.group()} (write: {instead})")
+
+
+def readers(file: str, number: int, line: str) -> Iterator[Finding]:
+    """Named files are opened literally, by one module."""
+    for match in _matches(READER, file, line):
+        yield Finding(file, number, "readers", f"{match.group()} may take a path for a pattern: use {READERS}")
 
 
 def public_links(file: str, number: int, line: str, project: Project) -> Iterator[Finding]:

@@ -99,7 +99,9 @@ def main() -> None:
     titles = recommender.items["title"]
     later = set(titles.gather(task.truth.row(row)).to_list())
     watched = titles.gather(task.histories.row(row)[-5:]).to_list()
-    top = recommender.recommend(users=[user], k=10, explain=True)
+    # The run also knows what the split held out; here the history ends before the test part.
+    history = dataset.item_ids.gather(task.histories.row(row)).to_list()
+    top = recommender.recommend(users=[user], histories=[history], k=10, explain=True)
     console.print(f"\n[bold]4. Ten films for user {user}[/]  What each score is made of adds up to 100 %.")
     side_by_side = Table("last five watched", "", "theat recommends", "most of all because of", "then watched")
     for place, (film, because) in enumerate(top.select("title", "because").iter_rows()):

@@ -366,7 +366,7 @@ def test_descriptions_escape_html() -> None:
 # --- one signature ------------------------------------------------------------------------------------------
 
 # Options of the command that are not parameters of the function, and the reverse.
-NOT_READING, NOT_OPTIONS = {"out", "as_json", "help"}, {"source"}
+NOT_READING, NOT_OPTIONS = {"out", "as_json", "help", "no_header"}, {"source", "header"}
 
 
 def test_prepare_has_the_parameters_of_read_interactions() -> None:

@@ -25,6 +25,7 @@ _LAZY = {
     "tune": ("rediffuse.tuning", "tune"),
     "refit": ("rediffuse.training", "refit"),
     "update": ("rediffuse.training", "update"),
+    "update_histories": ("rediffuse.recommender.fresh_histories", "update_histories"),
     "augment": ("rediffuse.augmentation", "augment"),
     "push": ("rediffuse.runs.push", "push"),
     "split": ("rediffuse.data.split", None),
@@ -61,6 +62,7 @@ __all__ = [
     "train",
     "tune",
     "update",
+    "update_histories",
 ]
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from rediffuse.readers.public_datasets import public_dataset
     from rediffuse.readers.recbole import read_atomic
     from rediffuse.recommender import Recommender
+    from rediffuse.recommender.fresh_histories import update_histories
     from rediffuse.runs.push import push
     from rediffuse.training import refit, train, update
     from rediffuse.training.blend import blend

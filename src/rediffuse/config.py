@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
+from rediffuse.yaml_text import MOST_DEPTH, parse_yaml, read_text
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Range:
     log: bool = False
 
 
+# Largest number of any option, of layers, which are built one by one, and of values in a list.
+MOST, MOST_LAYERS, MOST_WIDTHS = 2**31 - 1, 1000, 100
+LAYERS = ("blocks", "layers", "hops", "kg_hops", "heads", "solver_steps")
+
+
 class ModelConfig(BaseModel):
     """Options of the training loop; the Config of each model adds its own, in the model's file.
 
@@ -41,7 +47,34 @@ class ModelConfig(BaseModel):
     - ``search``: what `rediffuse tune` searches: an option and its `Range`, or a tuple of its choices.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_numbers(cls, values: Any) -> Any:
+        """Refuse what would count as a number by accident, and numbers that no computation ends with."""
+        for option, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(option)
+            flag = field is None or "bool" in str(field.annotation) or "Any" in str(field.annotation)
+            entries = list(value) if isinstance(value, list | tuple) else [value]
+            if len(entries) > MOST_WIDTHS:
+                raise ConfigError(f"Option {option!r} lists {len(entries):,} values.", f"At most {MOST_WIDTHS}.")
+            for entry in entries:
+                if isinstance(entry, bool) and not flag:
+                    raise ConfigError(
+                        f"Option {option!r} was given {'true' if entry else 'false'}, not a number or a name.",
+                        f"Write {int(entry)} if you mean the number.",
+                    )
+                if isinstance(entry, float) and not math.isfinite(entry):
+                    raise ConfigError(f"Option {option!r} was given {entry}.", "Give a finite number.")
+                most = 1e30 if isinstance(entry, float) else MOST_LAYERS if option in LAYERS else MOST
+                if isinstance(entry, int | float) and not isinstance(entry, bool) and abs(entry) > most:
+                    shown = f"{entry:,}" if abs(entry) < 1e15 else "a larger number"
+                    raise ConfigError(
+                        f"Option {option!r} was given {shown}, and may be at most {most:,}.",
+                        "Run rediffuse models NAME to see the options of a model and their defaults.",
+                    )
+        return values
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "released": {}}
     search: ClassVar[dict[str, Range | tuple[Any, ...]]] = {}
@@ -50,6 +83,7 @@ class ModelConfig(BaseModel):
     batch_size: int = Field(1024, ge=1, description="Prediction targets per optimiser step.")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="Decoupled (AdamW).")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's average of squared gradients.")
     learning_rate_schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
         "constant", description="After the warm-up, to the end of all epochs; exponential: to a hundredth."
     )
@@ -178,16 +212,13 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"Setting {setting!r} is not of the form option=value.", "For example: --set epochs=20")
         *parents, option = name.strip().split(".")
         target = values
+        if len(parents) > MOST_DEPTH:
+            raise ConfigError(f"Setting {setting[:60]!r} leads more than {MOST_DEPTH} levels deep.", "No option does.")
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"Setting {setting!r} leads into {parent!r}, which was set to {target!r}.")
-        try:
-            target[option] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(
-                f"The value of setting {setting!r} is not valid YAML.", "Put the value in quotes."
-            ) from None
+        target[option], _ = parse_yaml(text, f"The value of setting {setting[:60]!r}", "Put the value in quotes.")
     return values
 
 
@@ -195,14 +226,26 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Read options from a YAML file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
+        ConfigError: the file is missing, is no regular file, is not YAML, or is not a mapping of text to values.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"Config file {path} does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Config file {path} is not valid YAML: {error}") from None
+    values, _ = parse_yaml(read_text(path, "Config file"), f"Config file {path}", "Correct the line that it names.")
     if not isinstance(values, dict):
         raise ConfigError(f"Config file {path} has no options.", "Write one option per line, for example epochs: 20")
     return values
+
+
+# Before the names of validation metrics over the users with a history, where some have none.
+WITH_HISTORY = "with_history/"
+
+
+def selected_value(validation: dict[str, float], metric: str) -> float:
+    """The value that weights and options are chosen by: over the validation users with a history.
+
+    Users without one all get the same list, which training hardly changes; their share would only blur the choice.
+
+    Args:
+        validation: metrics by name, as in metrics.jsonl. Those over the users with a history begin with `WITH_HISTORY`;
+            they are missing where all users have one.
+        metric: name of the selection metric.
+    """
+    return validation.get(WITH_HISTORY + metric, validation[metric])

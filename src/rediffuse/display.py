@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping
 from typing import Any
 
 # With the title, ten lines.
 _MAX_FIELDS = 9
 _WIDTH = 100
+# Characters that a terminal obeys instead of showing them, or that turn the direction of the text around them: C0 and
+# C1, separators of lines and paragraphs, embeddings, overrides and isolates, and halves of surrogate pairs.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str, keep: str = "") -> str:
+    """The text with a replacement character for every control character.
+
+    Ids, titles and names of folders come from others, and would otherwise colour, move or fake what a terminal shows.
+
+    Args:
+        text: any text.
+        keep: control characters to keep, such as line breaks.
+    """
+    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else "\N{REPLACEMENT CHARACTER}", text)
 
 
 class Displayed:
@@ -55,5 +71,5 @@ def _line(value: Any) -> str:
     elif isinstance(value, Mapping):
         text = ", ".join(f"{key}={_line(item)}" for key, item in value.items())
     else:
-        text = " ".join(str(value).split())
+        text = plain(" ".join(str(value).split()))
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from rediffuse import forks
 from rediffuse.errors import ConfigError, RediffuseError, RunError
 
 if TYPE_CHECKING:
@@ -30,7 +31,23 @@ _GRACE_SECONDS = 5.0
 
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _integer("WORLD_SIZE", 1) > 1
+
+
+def _integer(name: str, default: int) -> int:
+    """A variable of the environment as an integer of at least 0.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ConfigError(
+            f"The environment has {name}={text[:40]}.", "Unset it, or give an integer of at least 0; launchers set it."
+        )
+    return int(text)
 
 
 def check_launcher() -> None:
@@ -46,8 +63,16 @@ def check_launcher() -> None:
             "Use torchrun --nproc-per-node N -m rediffuse ..., or accelerate launch --multi_gpu, "
             "which works without GPUs too.",
         )
+    rank, size = _integer("RANK", 0), _integer("WORLD_SIZE", 1)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        _integer(name, 0)
+    if size < 1 or rank >= max(size, 1):
+        raise ConfigError(
+            f"The environment has RANK={rank} and WORLD_SIZE={size}.",
+            "Set RANK from 0 to WORLD_SIZE - 1, or unset both; launchers set them.",
+        )
     # After a restart, torch reads addresses of dead processes from the launcher's store (pytorch issue 135712).
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+    if _integer("TORCHELASTIC_MAX_RESTARTS", 0) > 0:
         raise ConfigError(
             "Restarts by the launcher (--max-restarts) are not supported.",
             "Leave the option out. If a process fails, run the same command again, a training with --resume.",
@@ -61,6 +86,14 @@ def init() -> None:
         ConfigError: as `check_launcher`.
     """
     check_launcher()
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    mpi = any(name in os.environ for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"))
+    if launched() and not mpi and (missing := [name for name in needed if name not in os.environ]):
+        raise ConfigError(
+            f"The environment has WORLD_SIZE={os.environ['WORLD_SIZE']} and no {', '.join(missing)}.",
+            "Start several processes with torchrun; without a launcher, unset WORLD_SIZE.",
+        )
+    forks.enter()
     from accelerate import PartialState
 
     initialized = world_size() > 1

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file, read in blocks."""
+    """Hex digest of a file, read in blocks.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file: reading a pipe may wait for ever.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "It is not a file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -81,8 +88,11 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
 
 
 def atomic_write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """Write a frame as Parquet (zstd), as `atomic_write_bytes` does."""
-    _atomic(path, lambda temporary: frame.write_parquet(temporary, compression="zstd"))
+    """Write a frame as Parquet (zstd), as `atomic_write_bytes` does.
+
+    Polars does not write the file itself: its errors on a full disk are of many kinds, and some abort.
+    """
+    atomic_write_bytes(path, parquet_bytes(frame))
 
 
 def _atomic(path: Path, write: Callable[[Path], object]) -> None:

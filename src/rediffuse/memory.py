@@ -1,4 +1,4 @@
-"""Measuring the peak of memory use, and keeping freed memory for reuse."""
+"""Measuring memory, what is free and the peak of its use; keeping freed memory for reuse; and running out of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,51 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
+
+from rediffuse.errors import TrainingError
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process can still take: of the machine, and of its container if that has less."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit
+            folder = Path("/sys/fs/cgroup")
+            cache = _reclaimable((folder / limit).with_name("memory.stat"))
+            free = min(free, int((folder / limit).read_text()) - int((folder / used).read_text()) + cache)
+    return max(free, 0)
+
+
+def _reclaimable(stat: Path) -> int:
+    """Bytes of files in the cache of a control group, which count as used and are given back when needed."""
+    lines = (line.split() for line in stat.read_text(encoding="utf-8").splitlines())
+    return next((int(value) for name, value in lines if name in ("inactive_file", "total_inactive_file")), 0)
+
+
+@contextlib.contextmanager
+def out_of_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turn a refused request for memory into an error of ours.
+
+    Raises:
+        TrainingError: ``what`` needs more memory than there is.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        said = str(error)
+        refused = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "out of memory")
+        if isinstance(error, RuntimeError) and not any(words in said for words in refused):
+            raise
+        first = (said.splitlines() or ["no more memory"])[0].removesuffix(".")
+        raise TrainingError(f"{what} needs more memory than there is: {first}.", remedy) from error
+
+
+LESS_MEMORY = "Lower batch_size, negatives, max_length or widths such as embedding_size; or use a larger machine."
 
 
 class PeakMemory:

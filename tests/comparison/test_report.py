@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import re
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -12,7 +16,7 @@ from tests.comparison.folders import made_up_run
 import rediffuse as rd
 from rediffuse.comparison import report
 from rediffuse.comparison.markdown import sentences, split_text
-from rediffuse.errors import MissingExtraError, RunError
+from rediffuse.errors import MissingExtraError, RunError, StorageError
 
 PUBLISHED = {"A </script> paper": {"source": "arXiv 1", "ndcg@10/unseen": 0.5}}
 
@@ -149,6 +153,49 @@ def test_an_earlier_report_is_replaced_and_other_folders_are_not(written, evalua
         rd.compare([evaluated["itemknn"]], tmp_path)
     with pytest.raises(RunError, match="exists and is not a report"):
         rd.compare([evaluated["itemknn"]], tmp_path / "thesis.tex")
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(evaluated, tmp_path, monkeypatch):
+    """Whichever write fails: no file of the new report stands beside one of the old."""
+    out = tmp_path / "report"
+    rd.compare(evaluated.values(), out)
+    (out / "notes").mkdir()
+    (out / "notes" / "mine.txt").write_text("kept")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    real, failed = Path.write_bytes, 0
+    for count in range(20):
+        writes = itertools.count()
+
+        def full(path, content, writes=writes, count=count):
+            if next(writes) == count:
+                real(path, content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(path, content)
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with contextlib.suppress(StorageError):
+            rd.compare([evaluated["popularity"]], out)
+            break
+        failed += 1
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    assert failed >= 5
+    assert (out / "notes" / "mine.txt").read_text() == "kept"
+    assert "popularity" in (out / "report.md").read_text()
+    assert not (out / "ablations.parquet").exists()
+
+
+def test_what_an_interrupted_report_left_does_not_block_the_next(evaluated, tmp_path, monkeypatch):
+    out = tmp_path / "report"
+    out.mkdir()
+    for name in ("summary.parquet", ".report.json.tmp-0123abcd", "report.md"):
+        (out / name).write_text("torn")
+    rd.compare([evaluated["popularity"]], out)
+    assert "torn" not in (out / "report.md").read_text()
+    monkeypatch.chdir(out)  # a working directory is not exchanged under the user
+    rd.compare(evaluated.values(), ".")
+    assert Path("ablations.parquet").exists()
+    assert not [path for path in Path().iterdir() if path.name.startswith(".")]
 
 
 def test_without_plotly_the_error_says_how_to_install_it(evaluated, tmp_path, monkeypatch):

@@ -59,3 +59,33 @@ def test_holm_keeps_its_level():
     rng = np.random.default_rng(1)
     found = sum(min(holm(rng.random(10).tolist())) < 0.05 for _ in range(2000))
     assert 0.03 < found / 2000 < 0.07
+
+
+def test_errors_clustered_by_user_are_those_of_the_sandwich_estimator():
+    """Against the sandwich estimator written out: the mean as a regression on a constant, clusters by user."""
+    rng = np.random.default_rng(3)
+    users = rng.permutation(np.repeat(np.arange(30), rng.integers(1, 8, 30)))
+    values = rng.normal(size=30)[users] + 0.3 * rng.normal(size=len(users)) + 0.4
+    n, ones = len(values), np.ones((len(values), 1))
+    bread = np.linalg.inv(ones.T @ ones)
+    meat = sum(
+        ones[users == u].T @ np.outer(r := values[users == u] - values.mean(), r) @ ones[users == u] for u in range(30)
+    )
+    error = float(np.sqrt((bread @ meat @ bread)[0, 0] * 30 / 29))
+    half = stats.t.ppf(0.975, 29) * error
+    found = mean_interval(values, users)
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half))
+    test = paired_test(values, np.zeros(n), users)
+    assert test.p == pytest.approx(2 * stats.t.sf(values.mean() / error, 29))
+    assert test.difference == found
+    assert found.high - found.low > mean_interval(values).high - mean_interval(values).low
+
+
+def test_one_value_per_user_gives_the_usual_interval_and_test():
+    values = np.random.default_rng(0).normal(0.1, 1, 50)
+    users = np.random.default_rng(1).permutation(50)
+    assert mean_interval(values, users) == mean_interval(values)
+    assert paired_test(values, np.zeros(50), users) == paired_test(values, np.zeros(50))
+    alone = mean_interval(values, np.zeros(50, dtype=int))
+    assert (alone.low, alone.high) == (None, None)
+    assert paired_test(values, np.zeros(50), np.zeros(50, dtype=int)).p == 1

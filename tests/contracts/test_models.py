@@ -23,6 +23,10 @@ OTHERS = {
     "gru4rec-head": {"prior": "head"},
     "gru4rec-residual": {"prior": "residual"},
     "diffurec-residual": {"prior": "residual"},
+    "diffrec-noised": {"noising_steps": 3},
+    "ldiffrec-noised": {"noising_steps": 3, "sampling_noise": True},
+    "diffnet-layers": {"layer": "relu"},
+    "diffuasr-own": {"item_vectors": "own"},
 }
 BLENDED = ("gru4rec", "transition")
 

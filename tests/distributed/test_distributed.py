@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,37 @@ def test_restarts_by_a_launcher_are_refused(monkeypatch):
         distributed.init()
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE=-1"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE=999"),
+        ({"WORLD_SIZE": "\u0662"}, "WORLD_SIZE="),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK=first"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2"),
+        ({"TORCHELASTIC_MAX_RESTARTS": "many"}, "TORCHELASTIC_MAX_RESTARTS=many"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no RANK, MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_an_environment_that_no_launcher_made_is_refused(monkeypatch, variables, said):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said) as caught:
+        distributed.init()
+    assert "unset" in str(caught.value.remedy).lower()
+
+
+def test_the_command_refuses_such_an_environment():
+    done = run(sys.executable, "-m", "rediffuse", "models", WORLD_SIZE="x")
+    assert done.returncode == 2
+    assert "WORLD_SIZE=x" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_tracker_does_not_destroy_the_process_group(tmp_path):
     printed = output(*TORCHRUN, TRAIN_ONE, str(tmp_path / "run"), "--track", "tensorboard")
     assert sorted(printed.splitlines()) == ["0 of 2", "1 of 2"]
@@ -224,3 +256,22 @@ def test_a_single_process_needs_no_process_group():
 
 def refuse() -> None:
     raise RediffuseError("no")
+
+
+def test_successive_targets_and_users_without_a_history_are_the_same_for_two_processes(tmp_path):
+    command = str(HERE / "train_successive.py")
+    one, two, copy = tmp_path / "one", tmp_path / "two", tmp_path / "copy"
+    output(sys.executable, command, str(one), str(one))
+    shutil.copytree(one, copy)
+    output(*TORCHRUN, command, str(two), str(copy))
+    for first, second in zip(log(one), log(two), strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
+        assert "with_history/ndcg@10" in first["validation"]
+        assert first["validation"] == pytest.approx(second["validation"], abs=0.02)
+    best = [json.loads((folder / "config.json").read_text())["training"]["best_epoch"] for folder in (one, two)]
+    assert best[0] == best[1]
+    alone, together = (json.loads((folder / "test.json").read_text()) for folder in (one, copy))
+    for key in ("metrics", "metrics_with_history", "counts"):
+        assert alone[key] == together[key]
+    assert alone["counts"]["cold_users"] > 0
+    assert alone["users_per_second"] != together["users_per_second"]  # it was evaluated again

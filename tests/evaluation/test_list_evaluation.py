@@ -195,3 +195,20 @@ def test_evaluating_lists_does_not_need_torch():
     code = "import sys, rediffuse.evaluation as e; e.evaluate_lists({1: [5]}, {1: [5]}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("ranks", [[1, -1], [-1.0, -2.0], [1.5, 2.0], [0.9, 0.1], [1.0, float("inf")]])
+def test_ranks_that_are_no_ranks_are_refused(ranks: list[float]) -> None:
+    lists = pl.DataFrame({"user_id": [1, 1], "item_id": [10, 11], "rank": ranks})
+    with pytest.raises(DataError, match=r"(?s)negative or not whole, for example .* of user 1.*call the column score"):
+        evaluate_lists(lists, {1: [10]})
+    for whole in ([0, 1], [1.0, 2.0]):
+        assert evaluate_lists(lists.with_columns(rank=pl.Series(whole)), {1: [10]}, ["hr@1"])["hr@1"] == 1
+
+
+def test_frames_with_repeated_or_numbered_columns_are_refused() -> None:
+    twice = pd.DataFrame([[1, 10, 11]], columns=["user_id", "item_id", "item_id"])
+    numbered = pd.DataFrame([[1, 10]])
+    for lists, truth in ((twice, {1: [10]}), ({1: [10]}, twice), (numbered, {1: [10]}), ({1: [10]}, numbered)):
+        with pytest.raises(DataError):
+            evaluate_lists(lists, truth)

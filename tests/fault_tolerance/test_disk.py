@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
+import polars as pl
 import pytest
 from tests.dying import start
 
 import rediffuse as rd
 from rediffuse import files
 from rediffuse.cli import main
+from rediffuse.cli.recommend import _write
 from rediffuse.data.loading import load_dataset
 from rediffuse.errors import DataError, StorageError
 from rediffuse.files import is_leftover
@@ -91,6 +94,25 @@ def test_training_that_could_not_write_is_resumed(tmp_path, most):
     tiny_training(folder, resume=(folder / "checkpoints" / "identity.safetensors").exists())
     tiny_training(tmp_path / "alone")
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
+
+
+def write_lists(folder):
+    frame = pl.DataFrame({"user_id": range(5000), "score": np.random.default_rng(0).random(5000)})
+    for name in ("lists.parquet", "lists.csv"):
+        try:
+            _write(frame, folder / name)
+        except StorageError:
+            continue
+        raise AssertionError(f"{name} was written")
+    _write(frame, folder / "lists.parquet")
+
+
+@pytest.mark.parametrize("most", [0, 10, 8_000])
+def test_lists_that_cannot_be_written_are_an_error_of_ours(tmp_path, most):
+    process = start({}, with_file_limit, most, write_lists, tmp_path)
+    process.join()
+    assert process.exitcode == 3
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_created(tmp_path, train, data):

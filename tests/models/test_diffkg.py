@@ -29,6 +29,7 @@ from rediffuse.models import diffkg_denoiser
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffkg import DiffKG
 from rediffuse.models.diffkg_denoiser import (
+    Noised,
     best_of_all_pairs,
     collaborative_convolution,
     denoise_graph,
@@ -263,6 +264,53 @@ def test_the_reverse_chain_in_hidden_space_is_the_plain_one(normalize, dtype, to
         plain = ancestral(lambda x, t: network(x, t), dense, SCHEDULE, prediction="x0", variance=None)
         found = network.last(reverse_chain(network, SCHEDULE, rows))
     torch.testing.assert_close(found, plain, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("steps_of_noise", [1, 3, 5])
+@pytest.mark.parametrize("normalize", [False, True])
+@torch.no_grad()
+def test_the_reverse_chain_from_noised_rows_is_the_plain_one(normalize, steps_of_noise):
+    schedule = noise_schedule("linear_var", 5, noise_scale=20.0, noise_min=0.01, noise_max=0.03, beta_fixed=False)
+    rows, dense = rows_of(ring(), torch.float64)
+    network = denoiser(dense.shape[1], 12, torch.float64, normalize=normalize)
+    network.last.weight.mul_(3)
+    eps = torch.randn_like(dense)
+    abar = schedule.alphas_cumprod[steps_of_noise - 1].item()
+    start = abar**0.5 * dense + (1 - abar) ** 0.5 * eps
+    plain = ancestral(network, start, schedule, prediction="x0", variance=None)
+    found = network.last(reverse_chain(network, schedule, rows, Noised(abar, eps)))
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-9)
+    clean = network.last(reverse_chain(network, schedule, rows))
+    assert (found - clean).abs().max() > 1e-3
+
+
+def test_a_graph_is_denoised_from_noised_rows_by_its_seed(monkeypatch):
+    model = build(ring(), noising_steps=4, noise_scale=20.0)
+    graph = model.denoiser, model.schedule, model.edges
+    first, again, other = (denoise_graph(*graph, 4, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+    assert not torch.allclose(first, denoise_graph(*graph))
+    drawn = []
+    monkeypatch.setattr(diffkg_denoiser, "PAIRS", 7 * model.edges.num_nodes)  # in several blocks
+    monkeypatch.setattr(
+        diffkg_denoiser, "reverse_chain", lambda *args: drawn.append(args[-1]) or torch.zeros(len(args[2]), 1)
+    )
+    denoise_graph(*graph, 4, 1)
+    eps = torch.cat([noised.eps for noised in drawn])
+    assert eps.shape == (model.edges.num_nodes,) * 2
+    assert len(drawn) > 1
+    assert eps.std().item() == pytest.approx(1, abs=5 / eps.numel() ** 0.5)
+    assert drawn[0].abar == pytest.approx(model.schedule.alphas_cumprod[3].item())
+    monkeypatch.undo()
+    model.rebuild_seed = 1
+    kept = []
+    for _ in range(2):
+        model.rebuild()
+        kept.append(model.kept.value.clone())
+    assert torch.equal(*kept)
+    with pytest.raises(ConfigError, match="noising_steps=6 is more than diffusion_steps=5"):
+        DiffKG.Config.build(None, {"noising_steps": 6})
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

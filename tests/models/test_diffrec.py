@@ -13,9 +13,9 @@ from tests.fitting import steps, training_data
 
 import rediffuse as rd
 from rediffuse.data.histories import Histories
-from rediffuse.errors import ConfigError, DataError
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.models.diffrec import DiffRec, TDiffRec
-from rediffuse.models.ldiffrec import LDiffRec, cluster_items, split_width
+from rediffuse.models.ldiffrec import LDiffRec, cluster_items, singular_item_vectors, split_width
 from rediffuse.models.sampling import Sampling
 from rediffuse.readers.public_datasets import public_dataset
 from rediffuse.testing import synthetic_interactions
@@ -302,11 +302,39 @@ def test_latent_dimensions_are_divided_in_proportion_to_clusters():
 def test_clusters_are_those_of_the_data_and_never_empty():
     rng = np.random.default_rng(0)
     rows = [(rng.permutation(20)[:8] + 20 * (user % 2)).tolist() for user in range(100)]
-    labels = cluster_items(Histories.from_lists(rows), 40, 2)
+    labels = cluster_items(singular_item_vectors(Histories.from_lists(rows), 40), 2)
     assert len(set(labels[:20])) == len(set(labels[20:])) == 1
     assert labels[0] != labels[-1]
-    few = cluster_items(Histories.from_lists([[0, 1], [0, 1]]), 5, 4)
+    few = cluster_items(singular_item_vectors(Histories.from_lists([[0, 1], [0, 1]]), 5), 4)
     assert set(few) == {0, 1, 2, 3}
+
+
+def test_items_are_clustered_by_vectors_of_ones_own():
+    rng = np.random.default_rng(0)
+    own = rng.integers(2, size=ITEMS)
+    vectors = [[10.0 * side + noise, noise] for side, noise in zip(own, rng.normal(size=ITEMS), strict=True)]
+    table = pl.DataFrame({"item_id": range(ITEMS), "vector": vectors})
+    rows = some_rows(60)
+    data = dataclasses.replace(training_data(rows, ITEMS), item_table=table)
+    model = build(LDiffRec, cluster_by="features")
+    model.check(data)
+    model.fit(data)
+    found = model.item_cluster.numpy()
+    assert (found == found[0]).tolist() == (own == own[0]).tolist()
+    by_interactions = build(LDiffRec)
+    by_interactions.fit(data)
+    assert not torch.equal(by_interactions.item_cluster, model.item_cluster)
+    assert LDiffRec.reads_tables_with(model.config)
+    assert not LDiffRec.reads_tables_with(by_interactions.config)
+
+
+def test_vectors_to_cluster_by_must_exist():
+    model = build(LDiffRec, cluster_by="features")
+    with pytest.raises(DataError, match="clusters the vectors of the item table, and it has none"):
+        model.check(training_data(some_rows(), ITEMS))
+    table = pl.DataFrame({"item_id": range(ITEMS), "vector": [[1.0, 2.0]] * (ITEMS - 3) + [None] * 3})
+    with pytest.warns(RediffuseWarning, match="3 of 40 items have no vector"):
+        model.check(dataclasses.replace(training_data(some_rows(), ITEMS), item_table=table))
 
 
 def test_encoders_stay_within_their_clusters():

@@ -89,6 +89,48 @@ def test_without_hops_a_user_is_their_embedding_and_the_mean_of_their_items():
     torch.testing.assert_close(alone.vectors()[0], alone.interest @ alone.item_embedding.weight)
 
 
+@pytest.mark.parametrize("combine", ["all", "hops", "last"])
+@pytest.mark.parametrize("layer", ["relu", "sigmoid", "tanh"])
+@torch.no_grad()
+def test_the_papers_layers_by_hand(layer, combine):
+    """h^k = s(W^k [mean over friends || own]), beside loops over users."""
+    model = build("diffnet", layer=layer, combine=combine, hops=2)
+    friends = {0: [1], 1: [0, 2], 2: [1], 3: []}
+    s = {
+        "relu": lambda x: x.clamp(min=0),
+        "sigmoid": lambda x: 1 / (1 + (-x).exp()),
+        "tanh": lambda x: 2 / (1 + (-2 * x).exp()) - 1,
+    }[layer]
+    states = [P]
+    for number in range(2):
+        weight, rows = model.layers[number].weight, []
+        for user in range(4):
+            pool = sum((states[-1][friend] for friend in friends[user]), torch.zeros(2)) / max(len(friends[user]), 1)
+            rows.append(s(weight @ torch.cat((pool, states[-1][user]))))
+        states.append(torch.stack(rows))
+    liked = torch.stack([(Q[0] + Q[1]) / 2, Q[1], Q[2], (Q[0] + Q[2]) / 2])
+    summed = {"all": states, "hops": states[1:], "last": states[2:]}[combine]
+    users, items = model.vectors()
+    torch.testing.assert_close(users, sum(summed) + liked, rtol=1e-5, atol=1e-6)
+    assert torch.equal(items, Q)
+
+
+def test_the_papers_layers_are_learned():
+    data = ring()
+    model = build("diffnet", data, layer="relu")
+    before = [layer.weight.detach().clone() for layer in model.layers]
+    losses = steps(model, data, 20, 0.01)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) * 0.8
+    assert all(not torch.equal(layer.weight, weight) for layer, weight in zip(model.layers, before, strict=True))
+
+
+def test_a_friends_own_vector_reaches_a_user_through_every_layer():
+    """With layers a user reads their own last vector too, so even h^1 of a user with friends depends on themselves."""
+    rows = Histories.from_lists([[0, 1], []])
+    model = build("diffnet", data_of(rows, 3, [(0, 1)]), layer="tanh", combine="last", hops=1)
+    assert model.has_user_state(np.array([0, 1])).tolist() == [True, True]
+
+
 def test_directed_links():
     """User 0 links to user 1, so user 0 receives from user 1 and no user receives from user 0."""
     model = build("diffnet", data_of(ROWS, 3, [(0, 1)]), directed=True, hops=1, combine="last", embedding_size=2)
@@ -263,6 +305,10 @@ FORMS = [
     ("diffnet", {}),
     ("diffnet", {"combine": "hops", "hops": 3, "loss": "bce"}),
     ("diffnet", {"combine": "last"}),
+    ("diffnet", {"layer": "relu"}),
+    ("diffnet", {"layer": "tanh", "combine": "last", "hops": 3, "init": 1.0}),
+    ("diffnet", {"layer": "sigmoid", "combine": "hops", "hops": 1}),
+    ("diffnet", {"layer": "tanh", "hops": 0}),
     ("diffnetpp", {}),
     ("diffnetpp", {"fidelity": "released", "attention": "link", "loss": "squared"}),
     ("diffnetpp", {"fidelity": "released", "attention": "mean", "hops": 1, "fusion": "add"}),
@@ -271,12 +317,12 @@ FORMS = [
 ]
 
 
-def ring() -> TrainingData:
-    """60 users, 40 items, and features of both."""
+def ring(user_values: int = 4) -> TrainingData:
+    """60 users, 40 items, and features of both: of items 5 values."""
     rng = np.random.default_rng(3)
     dataset = synthetic_interactions(friends=3)
     features = pl.DataFrame({"vector": rng.normal(size=(40, 5)).tolist()})
-    user_features = pl.DataFrame({"vector": rng.normal(size=(61, 4)).tolist()})
+    user_features = pl.DataFrame({"vector": rng.normal(size=(61, user_values)).tolist()})
     data = training_data(dataset.interactions, 40)
     return dataclasses.replace(data, social=dataset.social, item_table=features, user_table=user_features)
 
@@ -367,6 +413,38 @@ def test_features_are_used_unless_switched_off():
     torch.testing.assert_close(added.vectors()[0], learned.vectors()[0])
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_one_projection_for_users_and_items(name):
+    data = ring(user_values=5)
+    model = build(name, data, embedding_size=8, shared_projection=True, fusion="add")
+    weight = model.projection("item").weight.value
+    assert weight is model.projection("user").weight.value
+    assert len([1 for key in model.state_dict() if key.startswith("projections") and key.endswith("bias")]) == 1
+    scale = model.config.feature_scale
+    for side, table, embedding in (
+        ("user", data.user_table, model.user_embedding),
+        ("item", data.item_table, model.item_embedding),
+    ):
+        features = standardised(torch.tensor(table["vector"].to_list(), dtype=torch.float32), scale)
+        expected = standardised(torch.sigmoid(features @ weight), scale)  # the bias starts at zero
+        torch.testing.assert_close(model.fused(side), embedding.weight + expected)
+    before = weight.detach().clone()
+    steps(model, data, 2, 0.01)
+    assert not torch.equal(model.projection("user").weight.value, before)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_projection_needs_features_of_one_width(name):
+    data, config = ring(), KINDS[name].Config.build(None, {"shared_projection": True})
+    with pytest.raises(DataError, match="whose features have 4 and 5 values"):
+        KINDS[name](config, 40, 61).check(data)
+    for side in ("user_table", "item_table"):
+        one = dataclasses.replace(data, **{side: None})
+        model = build(name, one, shared_projection=True)
+        model.check(one)
+        assert model.vectors()[0].isfinite().all()
+
+
 def test_features_of_one_side_keep_the_widths_equal():
     data = dataclasses.replace(ring(), user_table=None)
     for name, options in FORMS:
@@ -376,7 +454,7 @@ def test_features_of_one_side_keep_the_widths_equal():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_released_preset_learns(name):
-    data = ring()
+    data = ring(user_values=5)
     model = build(name, data, preset="released", embedding_size=16, batch_size=64)
     losses = steps(model, data, 40, learning_rate=0.02)
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])

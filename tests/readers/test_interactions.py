@@ -262,8 +262,9 @@ def test_knowledge_graph() -> None:
     assert (report["item_entity_unknown"], report["item_entity_repeated"], report["kg_linked_items"]) == (
         1,
         1,
-        2,
+        1,
     )
+    assert report["kg_items_linked_nowhere"] == 1
 
 
 def test_entities_of_different_types_are_text() -> None:

@@ -32,6 +32,8 @@ def tables(tmp_path_factory) -> Path:
         day=pl.from_epoch("timestamp").dt.strftime("%d/%m/%Y"),
         other_user=pl.col("user_id") + "x",
         other_item=pl.col("item_id") + "x",
+        gappy=pl.when(pl.col("item_id") == "i0").then(pl.lit("NULL")).otherwise(pl.col("user_id")),
+        listed=pl.col("item_id") + "|z",
     )
     for name in ("csv", "parquet", "atomic"):
         (folder / name).mkdir()
@@ -75,6 +77,7 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--item": ("other_item", []),
     "--time": ("place", []),
     "--time-format": ("%d/%m/%Y", ["--time", "day"]),
+    "--time-unit": ("days", ["--time", "place"]),
     "--order": ("place", []),
     "--rating": ("place", []),
     "--event-type": ("event", ["--target-event", "buy"]),
@@ -83,6 +86,8 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--min-rating": ("2", ["--rating", "rating"]),
     "--k-core": ("10", []),
     "--duplicates": ("last", []),
+    "--missing-ids": ("drop", ["--user", "gappy"]),
+    "--item-separator": ("|", ["--item", "listed"]),
     "--items": ("items.parquet", []),
     "--title": ("name", ["--items", "items.parquet"]),
     "--users": ("users.parquet", []),
@@ -92,9 +97,22 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--splits": ("splits.parquet", []),
     "--encoding": ("utf-16", []),
     "--separator": (";", []),
+    "--format": ("adjacency", []),
 }
+# How text is written: without effect where a table has no quotes, no commas in numbers, and names.
+TEXT_FORM = {"--quoting", "--decimal", "--no-header", "--format"}
 # Options that may be refused for some kinds, as they cannot mean anything there or do not fit these data.
-REFUSED = {"--encoding", "--separator", "--rating", "--kg", "--item-entity", "--event-type"}
+REFUSED = {
+    "--encoding",
+    "--separator",
+    "--format",
+    "--rating",
+    "--kg",
+    "--item-entity",
+    "--event-type",
+    "--user",
+    "--item",
+}
 
 
 def prepare(*arguments: object) -> tuple[int, str]:
@@ -120,7 +138,7 @@ def content(folder: Path) -> tuple:
 def test_every_option_is_enumerated() -> None:
     command = typer.main.get_command(cli.app).commands["prepare"]  # pyright: ignore[reportAttributeAccessIssue]
     flags = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
-    assert flags - {"--out", "--json"} == OPTIONS.keys()
+    assert flags - {"--out", "--json"} - TEXT_FORM == OPTIONS.keys()
 
 
 @pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
@@ -161,6 +179,13 @@ def test_text_options_need_a_text_file(tables: Path, tmp_path: Path) -> None:
         columns = ("--item", "item_id", "--items", items)
         code, said = prepare(tables / "parquet", "-o", tmp_path / "y", *columns, option, value.replace(",", "\t"))
         assert code == 0, said
+
+
+def test_the_form_of_text_needs_a_text_file(tables: Path, tmp_path: Path) -> None:
+    for option in (("--quoting", "none"), ("--decimal", ","), ("--no-header",)):
+        code, said = prepare(tables / "parquet", "-o", tmp_path / "x", *option)
+        assert code == 2, option
+        assert "none of the tables is a text file" in said
 
 
 def test_weights_are_parsed(tables: Path, tmp_path: Path) -> None:

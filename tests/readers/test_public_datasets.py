@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import dataclasses
 import hashlib
 import io
 import re
+import socketserver
 import subprocess
 import sys
+import threading
+import time
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,7 @@ from rediffuse.data import split
 from rediffuse.data.loading import load_dataset
 from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers import public_datasets
+from rediffuse.testing import synthetic_interactions
 
 PREPARED = (
     "amazon-beauty amazon-toys book-crossing-kg diffnet-yelp diffrec-ml1m-clean filmtrust lastfm-hetrec "
@@ -54,7 +61,7 @@ def test_prepared_sets_load_with_the_counts_of_their_readme(data_root: Path, nam
         assert len(data.kg) + report["kg_self_links"] + report["kg_repeated"] == counts["triples"]
         assert data.kg.num_relations == counts["relations"]
         assert data.kg.num_entities == counts["entities_incl_items"]
-        assert report["kg_linked_items"] == counts["linked_items"]
+        assert report["kg_linked_items"] + report["kg_items_linked_nowhere"] == counts["linked_items"]
     sizes = {}
     for scheme, subset in data.given.items():
         prefix = "" if scheme == "given" else f"{scheme}/"
@@ -128,6 +135,85 @@ def test_a_changed_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(public_datasets, "_download", lambda url: b"something else")
     with pytest.raises(DataError, match=r"ml-1m\.zip is not the file it should be: its sha256 is"):
         public_datasets.public_dataset("ml-1m")
+
+
+ANSWERS = {
+    "whole": [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole"],
+    "broken off": [b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n", b"half"],
+    "broken chunks": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf"],
+    "no HTTP": [b"SSH-2.0 hello\r\n\r\n"],
+    "nothing": [],
+    "endless": [b"HTTP/1.1 200 OK\r\n\r\n", *[b"x" * 1000] * 1000],
+    "missing": [b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"],
+    "a circle": [b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n"],
+    "drips": [b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n", *[b"x"] * 400],
+    "drips headers": [b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 90],
+}
+
+
+@pytest.fixture
+def site() -> Iterator[Callable[[str], str]]:
+    """site(kind): the address of a server on this machine that gives one of ANSWERS."""
+    stop = threading.Event()
+    servers: list[socketserver.ThreadingTCPServer] = []
+
+    def start(kind: str) -> str:
+        class Answer(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.recv(65536)
+                with contextlib.suppress(OSError):
+                    for piece in ANSWERS[kind]:
+                        self.request.sendall(piece)
+                        if "drips" in kind and stop.wait(0.1):
+                            return
+
+        socketserver.ThreadingTCPServer.daemon_threads = True
+        server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}/set.zip"
+
+    yield start
+    stop.set()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("broken off", "broken off after 4 of 500 bytes"),
+        ("broken chunks", "IncompleteRead"),
+        ("no HTTP", "SSH"),
+        ("nothing", "closed"),
+        ("endless", "more than 100,000 bytes"),
+        ("missing", "Not Found"),
+        ("a circle", "redirect"),
+        ("drips", "not complete after 0.5 seconds|the time is over"),
+        ("drips headers", "not complete after 0.5 seconds"),
+    ],
+)
+def test_a_download_that_does_not_end_well_is_given_up(
+    site: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+) -> None:
+    monkeypatch.setattr(public_datasets, "DEADLINE", 0.5 if "drips" in kind else 60.0)
+    monkeypatch.setattr(public_datasets, "MOST_BYTES", 100_000)
+    assert public_datasets._download(site("whole")) == b"whole"
+    start = time.monotonic()
+    with pytest.raises(public_datasets._UnreachableError, match=said):
+        public_datasets._download(site(kind))
+    assert time.monotonic() - start < 10
+
+
+def test_the_next_source_is_tried(site: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = dataclasses.replace(public_datasets._archives()["ml-100k"], url=site("broken off"))
+    monkeypatch.setattr(public_datasets, "_archives", lambda: {"ml-100k": archive})
+    other = synthetic_interactions()
+    monkeypatch.setattr(public_datasets, "_from_recbole_wheel", lambda: other)
+    monkeypatch.delenv("REDIFFUSE_DATA", raising=False)
+    assert public_datasets.public_dataset("ml-100k") is other
+    assert "recbole" in other.report["source"]
 
 
 def test_a_failing_download_says_why() -> None:

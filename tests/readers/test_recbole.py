@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rediffuse.errors import ConfigError, DataError
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.recbole import read_atomic
 
@@ -99,3 +99,55 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "other.inter").write_text("x")
     with pytest.raises(DataError, match=r"several \.inter files: other\.inter, small\.inter"):
         read_atomic(tmp_path)
+
+
+PARTS = {
+    "train": "1\t10\t1\n1\t20\t2\n2\t20\t1\n2\t30\t2\n",
+    "valid": "1\t30\t3\n2\t10\t3\n",
+    "test": "1\t40\t4\n2\t40\t4\n",
+}
+
+
+def benchmark(folder: Path, head: str = "user_id:token\titem_id:token\ttimestamp:float\n") -> Path:
+    columns = head.count("\t") + 1
+    for name, text in PARTS.items():
+        rows = "".join("\t".join(line.split("\t")[:columns]) + "\n" for line in text.splitlines())
+        (folder / f"small.{name}.inter").write_text(head + rows)
+    (folder / "small.item").write_text(FILES["item"])
+    return folder
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_benchmark_files_are_a_ready_split(tmp_path: Path, timed: bool) -> None:
+    head = "user_id:token\titem_id:token" + ("\ttimestamp:float" if timed else "") + "\n"
+    with pytest.warns(RediffuseWarning, match="read as a ready split: split='given'"):
+        data = read_atomic(benchmark(tmp_path, head))
+    assert data.item_ids.gather(data.interactions.row(0)).to_list() == [10, 20, 30, 40]
+    assert data.given["given"].tolist() == [0, 0, 1, 2, 0, 0, 1, 2]
+    assert data.title == "movie_title"
+    assert data.has_timestamps == timed
+
+
+def test_one_benchmark_file_alone(tmp_path: Path) -> None:
+    with pytest.warns(RediffuseWarning, match=r"small\.train\.inter alone was read, of small\.test\.inter"):
+        data = read_atomic(benchmark(tmp_path) / "small.train.inter")
+    assert data.num_interactions == 4
+    assert data.title == "movie_title"  # from small.item, which is about all parts
+    (tmp_path / "small.inter").write_text("x")
+    with pytest.raises(DataError, match=r"several \.inter files"):
+        read_atomic(tmp_path)
+
+
+def test_lists_of_items(tmp_path: Path) -> None:
+    lists = "session_id:token\titem_id_list:token_seq\na\t3 1 2\nb\t2\n"
+    data = read_atomic(write(tmp_path, inter=lists))
+    assert data.item_ids.to_list() == [1, 2, 3]
+    assert data.item_ids.gather(data.interactions.row(0)).to_list() == [3, 1, 2]
+    both = "session_id:token\titem_id_list:token_seq\titem_id:token\na\t3 1\t2\nb\t2\t1\n"
+    write(tmp_path, inter=both)
+    with pytest.raises(
+        DataError, match=r"(?s)column 'item_id_list' with the items before 'item_id'.*--item item_id_list"
+    ):
+        read_atomic(tmp_path)
+    assert read_atomic(tmp_path, item="item_id_list").num_interactions == 3
+    assert read_atomic(tmp_path, item="item_id").num_interactions == 2

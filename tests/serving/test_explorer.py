@@ -29,15 +29,14 @@ HTML = "<img src=x onerror=alert(1)>"
 
 def served(folders, **settings):
     """Start a server in a thread; return its address and a function that stops it."""
-    import uvicorn
-
     from rediffuse.serving.app import create_app
+    from rediffuse.serving.connections import Server
     from rediffuse.serving.settings import Settings
 
     app = create_app(folders, Settings(**settings))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = Server(app, Settings(**settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     end = time.monotonic() + 20

@@ -52,6 +52,16 @@ def test_bad_tokens_and_options_are_refused(tmp_path):
     assert "--log-format is 'xml'" in str(error_of("--log-format", "xml"))
 
 
+def test_numbers_beyond_reason_are_refused():
+    for value in ("inf", "nan", "0", "-1", "1e9"):
+        error = error_of(f"--timeout={value}")
+        assert isinstance(error, ConfigError)
+        assert error.problem.startswith("--timeout is")
+    error = error_of("--threads", "1000000")
+    assert isinstance(error, ConfigError)
+    assert "--threads is 1000000" in error.problem
+
+
 def test_a_port_in_use_is_refused(folders):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         error = error_of("--port", str(taken.getsockname()[1]), run=str(folders[0]))

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
@@ -20,6 +21,7 @@ from rediffuse.errors import ConfigError, RunError
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.ranker import RankedItems, RankingQuery
 from rediffuse.runs.run_folder import forget_files
+from rediffuse.serving import metadata
 from rediffuse.serving.app import create_app
 from rediffuse.serving.batcher import DynamicBatcher, ScoringJob
 from rediffuse.serving.schemas import RecommendResponse, SpreadResponse
@@ -495,6 +497,43 @@ def test_an_incomplete_line_of_training_is_left_out(folders, tmp_path):
         epochs = client.get("/v1/models/copy/training").json()["epochs"]
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
     assert epochs[2]["loss"] is None
+
+
+def test_training_results_are_read_once_per_version(folders, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(folders[0], folder)
+    forget_files(folder, ["metrics.jsonl"])
+    reads, real = [], metadata._read_training
+    monkeypatch.setattr(metadata, "_read_training", lambda run: reads.append(run) or real(run))
+    monkeypatch.setattr(metadata, "MAX_EPOCHS", 40)
+    with TestClient(create_app([folder])) as client:
+        with ThreadPoolExecutor(20) as pool:
+            found = list(pool.map(lambda _: client.get("/v1/models/copy/training").json(), range(20)))
+        assert len(reads) == 1
+        assert all(one == found[0] for one in found)
+        table = pl.read_parquet(folder / "per_user_test.parquet")
+        metric = next(name for name in table.columns if "@" in name)
+        slices = found[0]["slices"]
+        assert sum(one["users"] for one in slices) == len(table)
+        mean = sum(one["users"] * one[metric] for one in slices) / len(table)
+        assert mean == pytest.approx(table[metric].mean())
+        with (folder / "metrics.jsonl").open("a") as lines:
+            lines.writelines(f'{{"epoch": {n}}}\n' for n in range(3, 1003))
+            lines.write('{"epoch": "' + "x" * 2**20 + '"}\n{"epoch": 1003}\n')
+        after = client.get("/v1/models/copy/training").json()
+        assert len(reads) == 2
+        numbers = [epoch["epoch"] for epoch in after["epochs"]]
+        assert numbers[-1] == 1003
+        assert after["best_epoch"] in numbers
+        assert 35 <= len(numbers) <= 42
+        assert after["epochs_total"] > 1000
+
+
+def test_no_redirect_names_a_host(client):
+    for path in ("/training/", "/docs/", "/v1/models/", "/static/"):
+        response = client.get(path, headers={"host": "evil.example"}, follow_redirects=False)
+        assert response.status_code == 404
+        assert "location" not in response.headers
 
 
 def test_internal_errors_reveal_nothing(folders, monkeypatch):

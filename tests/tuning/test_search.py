@@ -104,7 +104,10 @@ def test_the_seed_determines_the_trials_in_any_number_of_sessions(uninterrupted,
 
 @pytest.mark.parametrize(
     ("place", "count"),
-    [("epoch", 1), ("epoch", 5), ("journal", 0), ("journal", 1), ("journal", 5), ("lock", 25), ("rename", 8)],
+    [
+        *(("epoch", 1), ("epoch", 5), ("journal", 0), ("journal", 1), ("journal", 5), ("lock", 25), ("rename", 8)),
+        *(("journal", 13), ("journal", 14), ("journal", 23)),  # when some options of a trial are written
+    ],
 )
 def test_a_killed_study_continues_to_the_same_result(uninterrupted, split, tmp_path, place, count):
     dies(place, count, rd.tune, "sasrec", split, tmp_path / "study", trials=4, config=FIXED, seed=5)
@@ -153,6 +156,17 @@ def test_the_time_limit_covers_all_sessions(split, tmp_path, monkeypatch):
     assert study.trials["state"].to_list() == ["repeated", "interrupted"]
     assert study.trials["default"].to_list() == [True, True]
     assert json.loads((study.path / "study.json").read_text())["minutes"] == study.minutes > spent
+
+
+def test_a_step_of_the_clock_does_not_count(uninterrupted, split, tmp_path):
+    """The time of a killed trial is that of its epochs, whatever the clocks said when it began and ended."""
+    dies("epoch", 3, rd.tune, "sasrec", split, tmp_path / "study", trials=4, config=FIXED, seed=5)
+    for log in (tmp_path / "study").rglob("metrics.jsonl"):
+        os.utime(log, (4e9, 4e9))  # in the year 2096
+    study = rd.tune("sasrec", split, tmp_path / "study", trials=4, max_minutes=10, config=FIXED, seed=5)
+    assert "repeated" in study.trials["state"].to_list()
+    assert 0 < study.minutes < 5
+    assert finished_trials(study) == finished_trials(uninterrupted)
 
 
 def test_a_time_limit_before_the_first_validation_is_an_error(split, tmp_path):

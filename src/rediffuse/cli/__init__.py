@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -35,6 +36,9 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Entry point of the command ``rediffuse``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     warnings.simplefilter("always", RediffuseWarning)
     warnings.showwarning = print_warning
     if "" not in sys.path and not sys.flags.safe_path:

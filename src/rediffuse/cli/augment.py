@@ -11,7 +11,7 @@ import typer
 
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import emit, print_rich
-from rediffuse.cli.splits import Quantile, Ratio, SplitName, ValidQuantile, read_split, split_options
+from rediffuse.cli.splits import Quantile, Ratio, SplitName, Targets, ValidQuantile, read_split, split_options
 
 augment = typer.Typer(help="Generate synthetic interactions, or export the signals of pdrec.", no_args_is_help=True)
 app.add_typer(augment, name="augment")
@@ -28,21 +28,20 @@ def pdrec(
     Columns: user_id; items, the training history, oldest first; weights, of the loss at each item (null for the first,
     which is not a target); positives, items to be taken as liked, best first.
     """
-    import polars as pl
-
     from rediffuse.errors import ConfigError, RunError
     from rediffuse.files import atomic_write_parquet
-    from rediffuse.runs.run_folder import read_config
+    from rediffuse.runs.run_folder import read_config, read_manifest
+    from rediffuse.table_files import read_parquet
 
     if out.suffix != ".parquet":
         raise ConfigError(f"{out} is not a .parquet file.", "Lists need Parquet: -o signals.parquet")
     config = read_config(run)
-    if config["model"] != "pdrec" or not (run / "signals.parquet").exists():
+    if config["model"] != "pdrec" or "signals.parquet" not in read_manifest(run)["files"]:
         raise RunError(
             f"{run} is a run of {config['model']} and has no signals.",
             "Train one: rediffuse train pdrec DATASET -o RUN, with one of hbr, dpa and nns.",
         )
-    table = pl.read_parquet(run / "signals.parquet").drop("safe_negatives")
+    table = read_parquet(run / "signals.parquet").drop("safe_negatives")
     atomic_write_parquet(out, table)
     report = {
         "out": str(out),
@@ -84,6 +83,7 @@ def diffuasr(
     quantile: Quantile = None,
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
+    targets: Targets = None,
     run: RunFolder = None,
     preset: Annotated[str | None, typer.Option(help="Preset of diffuasr.")] = None,
     settings: Settings = None,
@@ -99,7 +99,7 @@ def diffuasr(
         "diffuasr",
         dataset,
         out,
-        (split, quantile, valid_quantile, ratio),
+        (split, quantile, valid_quantile, ratio, targets),
         as_json,
         n=n,
         only_shorter_than=only_shorter_than,
@@ -121,6 +121,7 @@ def asrep(
     quantile: Quantile = None,
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
+    targets: Targets = None,
     run: RunFolder = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -134,7 +135,7 @@ def asrep(
         "asrep",
         dataset,
         out,
-        (split, quantile, valid_quantile, ratio),
+        (split, quantile, valid_quantile, ratio, targets),
         as_json,
         n=n,
         only_shorter_than=only_shorter_than,
@@ -155,11 +156,12 @@ def random_items(
     quantile: Quantile = None,
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
+    targets: Targets = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Put random items of the catalogue before each history: a control."""
-    chosen = (split, quantile, valid_quantile, ratio)
+    chosen = (split, quantile, valid_quantile, ratio, targets)
     _generate("random", dataset, out, chosen, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
 
 
@@ -173,11 +175,12 @@ def random_seq(
     quantile: Quantile = None,
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
+    targets: Targets = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Put random items of the user's own history before it: a control."""
-    chosen = (split, quantile, valid_quantile, ratio)
+    chosen = (split, quantile, valid_quantile, ratio, targets)
     _generate("random-seq", dataset, out, chosen, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
 
 
@@ -185,7 +188,7 @@ def _generate(
     method: str,
     dataset: Path,
     out: Path,
-    split: tuple[str, float | None, float | None, str | None],
+    split: tuple[str, float | None, float | None, str | None, str | None],
     as_json: bool,
     **options: Any,
 ) -> None:

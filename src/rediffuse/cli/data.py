@@ -18,19 +18,26 @@ if TYPE_CHECKING:
 def data(
     name: Annotated[str | None, typer.Argument(help="A public data set; without it, all are listed.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write the dataset to.")] = None,
+    from_folder: Annotated[
+        Path | None, typer.Option("--from", help="Folder of files that the authors of a paper released.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Get a public data set, for example: rediffuse data ml-100k -o data/ml-100k"""
     from rediffuse.errors import ConfigError
-    from rediffuse.readers import public_datasets
+    from rediffuse.readers import public_datasets, research
 
     if name is None:
-        known = list(public_datasets.public_dataset_names())
-        emit({"names": known}, as_json, lambda: print_rich("\n".join(known)))
+        known, released = list(public_datasets.public_dataset_names()), [*sorted(research.SETS), *research.FORMS]
+        if from_folder is not None:
+            remedy = f"One of {', '.join(released)}: rediffuse data NAME --from {from_folder} -o OUT"
+            raise ConfigError(f"--from {from_folder} was given without the name of a data set.", remedy)
+        lines = [*known, "", "With --from FOLDER, from files that authors released:", ", ".join(released)]
+        emit({"names": known, "from_folder": released}, as_json, lambda: print_rich("\n".join(lines)))
         return
     if out is None:
         raise ConfigError("No folder was given for the dataset.", f"Name one: rediffuse data {name} -o data/{name}")
-    _report(public_datasets.public_dataset(name, out), out, as_json)
+    _report(public_datasets.public_dataset(name, out, from_folder=from_folder), out, as_json)
 
 
 @app.command()
@@ -43,6 +50,12 @@ def prepare(
     time: Annotated[str | None, typer.Option(help="Column of times.")] = None,
     time_format: Annotated[
         str | None, typer.Option(help='Form of times that are not ISO text, for example "%d/%m/%Y %H:%M".')
+    ] = None,
+    time_unit: Annotated[
+        str | None,
+        typer.Option(
+            help="What times count since 1970: seconds, milliseconds, ..., days; default: inferred, and said."
+        ),
     ] = None,
     order: Annotated[str | None, typer.Option(help="Column that orders each user's interactions.")] = None,
     rating: Annotated[str | None, typer.Option(help="Column of ratings or weights.")] = None,
@@ -63,6 +76,16 @@ def prepare(
     duplicates: Annotated[
         str, typer.Option(help="What to do with repeated user-item pairs: keep all, or the first or last.")
     ] = "keep",
+    missing_ids: Annotated[
+        str,
+        typer.Option(help="Rows whose id is empty or a word such as NULL: refuse, drop, or keep the word as an id."),
+    ] = "refuse",
+    item_separator: Annotated[
+        str | None,
+        typer.Option(
+            help='What separates items where the item column holds lists in text, or "none" if these are ids.'
+        ),
+    ] = None,
     items: Annotated[str | None, typer.Option(help="Table that describes items.")] = None,
     title: Annotated[str | None, typer.Option(help="Column of the item table with a readable name.")] = None,
     users: Annotated[str | None, typer.Option(help="Table that describes users.")] = None,
@@ -74,6 +97,16 @@ def prepare(
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of text files; default: UTF-8.")] = None,
     separator: Annotated[str | None, typer.Option(help="Separator of text files; default: detected.")] = None,
+    quoting: Annotated[
+        str, typer.Option(help="Quotes in text files: standard, or none: they are characters like any other.")
+    ] = "standard",
+    no_header: Annotated[
+        bool, typer.Option("--no-header", help="Text files have no header; columns are named by place: 0, 1, ...")
+    ] = False,
+    decimal: Annotated[str | None, typer.Option(help='Decimal sign of numbers in text files: "." or ",".')] = None,
+    format: Annotated[
+        str, typer.Option(help="Of the interactions: table, or adjacency (a text file of lines: user item item ...).")
+    ] = "table",
     as_json: AsJson = False,
 ) -> None:
     """Turn a table of interactions into a dataset."""
@@ -84,6 +117,8 @@ def prepare(
     options = {
         name: value for name, value in context.params.items() if name not in others and _was_given(context, name)
     }
+    if options.pop("no_header", False):
+        options["header"] = None
     if weights is not None:
         options["weights"] = _parse_weights(weights)
     is_atomic = source.endswith(".inter") or (Path(source).is_dir() and any(Path(source).glob("*.inter")))

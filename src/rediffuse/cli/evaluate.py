@@ -62,6 +62,9 @@ def evaluate(
             if len(results) == 1:
                 title = f"Test of {run} ({result['split']}, protocol {rules['name']})"
                 print_rich(_metrics_table(result["metrics"], title, wanted or SHOWN_METRICS))
+            if result["counts"]["cold_users"] and result["metrics_with_history"]:
+                title = f"Those with a history, test of {run}"
+                print_rich(_metrics_table(result["metrics_with_history"], title, wanted or HEADLINE))
             if (reranked := result.get("reranked")) is not None:
                 shown = wanted or (SHOWN_METRICS if len(results) == 1 else HEADLINE)
                 print_rich(_metrics_table(reranked["metrics"], f"Re-ranked lists of {run}", shown))
@@ -92,11 +95,13 @@ def _metric_names(metrics: str | None, k: str | None) -> list[str]:
 
 
 def _print_facts(result: dict[str, Any], about: str) -> None:
+    from rediffuse.data.cold_users import users_text, without_text
+
     rules, counts = result["protocol"], result["counts"]
     inputs = "are" if rules["validation_is_input"] else "are not"
     print_rich(
-        f"{about}{counts['users']:,} users, {counts['items']:,} items; "
-        f"{counts['cold_users']:,} users without a history; "
+        f"{about}{users_text(counts)}, {counts['items']:,} items; "
+        f"{without_text(counts)}; "
         f"{counts['truth_never_trained_share']:.1%} of the true items were never in training; "
         f"{result['users_per_second']:,.0f} users/s. Validation interactions {inputs} part of the histories."
     )

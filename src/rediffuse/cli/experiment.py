@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rediffuse.cli.app import AsJson, app
-from rediffuse.cli.output import emit, print_rich, table
+from rediffuse.cli.output import emit, print_rich, say, table
 
 if TYPE_CHECKING:
     from rediffuse.experiment import Experiment, Outcome
@@ -30,9 +30,6 @@ def run(
     if dry_run:
         emit(_plan(experiment), as_json, lambda: _print_plan(experiment))
         return
-
-    def say(sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
 
     for note in experiment.notes:
         say(f"Note: {note}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,20 +38,22 @@ def because_as_text(found: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(because=pl.Series([sentence(one) for one in found["because"].to_list()], dtype=pl.String))
 
 
-def find_paths(recommender: Recommender, items: pl.Series, history: str | None, user: list[str] | None) -> pl.DataFrame:
+def find_paths(
+    recommender: Recommender, items: pl.Series, history: list[Any] | None, user: list[str] | None
+) -> pl.DataFrame:
     """Paths of the knowledge graph from the history of one user to the recommended ``items``.
 
     Args:
         recommender: of a model that learned from a knowledge graph.
         items: ids.
-        history, user: as given to the command; one of them.
+        history: ids, or None.
+        user: as given to the command.
     """
     from rediffuse.recommender.explanations import PATHS_IN_LISTS
 
     if history is None:
         return recommender.explain(items, user=(user or [])[0], top=PATHS_IN_LISTS)
-    names = filter(str.strip, history.split("|"))
-    return recommender.explain(items, history=recommender.find_items(names), top=PATHS_IN_LISTS)
+    return recommender.explain(items, history=history, top=PATHS_IN_LISTS)
 
 
 def path_lines(recommender: Recommender, paths: pl.DataFrame) -> list[str]:

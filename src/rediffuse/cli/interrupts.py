@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from rediffuse.cli.output import rank
+from rediffuse.cli.output import rank, say
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def says_how_to_resume(folder: Path) -> Iterator[None]:
         from rediffuse.runs.identity import identity_path
 
         if rank() == 0:
-            print(f"Interrupted.{_remedy(folder, identity_path(folder).exists())}", file=sys.stderr)
+            say(f"Interrupted.{_remedy(folder, identity_path(folder).exists())}")
         raise typer.Exit(130) from None
 
 

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rediffuse.display import plain
 from rediffuse.errors import RediffuseError, RediffuseWarning
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
+
+    from rediffuse.cli.plain_table import PlainTable
 
 
 def rank() -> int:
@@ -37,9 +40,9 @@ def fail(error: RediffuseError, as_json: bool) -> None:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     where = f" (process {rank()})" if rank() > 0 else ""
-    console.print(f"[bold red]Error{where}:[/] {_plain(error.problem)}")
+    console.print(_text(f"Error{where}:", "bold red"), _text(error.problem))
     if error.remedy:
-        console.print(f"  {_plain(error.remedy)}")
+        console.print(_text(f"  {error.remedy}"))
 
 
 def print_warning(message: Warning | str, category: type[Warning], *about: Any, **more: Any) -> None:
@@ -51,17 +54,19 @@ def print_warning(message: Warning | str, category: type[Warning], *about: Any, 
 def print_note(message: Warning | str, category: type[Warning], *about: Any, **more: Any) -> None:
     """Print a warning of Rediffuse as one line on stderr; leave out those of other libraries."""
     if issubclass(category, RediffuseWarning):
-        print(f"Note: {message}", file=sys.stderr)
+        say(f"Note: {message}")
 
 
-def table(title: str, *columns: str) -> Table:
+def say(sentence: str) -> None:
+    """Print a sentence on stderr."""
+    print(plain(sentence, "\n"), file=sys.stderr, flush=True)
+
+
+def table(title: str, *columns: str) -> PlainTable:
     """An empty table; all columns but the first are aligned to the right, for numbers."""
-    from rich.table import Table
+    from rediffuse.cli.plain_table import PlainTable
 
-    made = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
-    for position, column in enumerate(columns):
-        made.add_column(column, justify="left" if position == 0 else "right")
-    return made
+    return PlainTable(title, *columns)
 
 
 def print_rich(*parts: Any) -> None:
@@ -70,10 +75,10 @@ def print_rich(*parts: Any) -> None:
 
     console = Console(highlight=False)
     for part in parts:
-        console.print(_plain(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
+        console.print(_text(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
+def _text(text: str, style: str = "") -> Text:
+    from rich.text import Text
 
-    return escape(text)
+    return Text(plain(text, "\n"), style)

@@ -11,7 +11,7 @@ from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.explaining import because_as_text, find_paths, path_lines, share_lines
 from rediffuse.cli.output import emit, print_rich, table
 from rediffuse.cli.part_files import rank_and_world_size, recommend_to_part_files
-from rediffuse.cli.rules import chosen_items, parse_max_per
+from rediffuse.cli.rules import chosen_items, find_names, parse_max_per
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,16 +19,24 @@ if TYPE_CHECKING:
     from rediffuse.recommender import Recommender
 
 
+# How text begins that spreadsheets compute.
+_FORMULA = "^[=+\\-@\t\r\n]"
+
+
 @app.command()
 def recommend(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    history: Annotated[str | None, typer.Option(help='Ids or titles, oldest first: "a|b|c".')] = None,
+    history: Annotated[
+        list[str] | None, typer.Option(help='Ids or titles, oldest first: "a|b|c"; may be repeated, oldest first.')
+    ] = None,
     user: Annotated[list[str] | None, typer.Option(help="Id of a known user; may be repeated.")] = None,
     users: Annotated[
         Path | None, typer.Option(help="User file: CSV or Parquet with a column user_id, and optionally history.")
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Items per user.")] = 10,
-    exclude: Annotated[str | None, typer.Option(help='Ids or titles not to recommend: "a|b".')] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help='Ids or titles not to recommend: "a|b"; may be repeated.')
+    ] = None,
     exclude_file: Annotated[
         Path | None, typer.Option(help="Items not to recommend: a text, CSV or Parquet file with a column item_id.")
     ] = None,
@@ -54,20 +62,32 @@ def recommend(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A .parquet or .csv file, or a folder for part files.")
     ] = None,
+    guard_formulas: Annotated[
+        bool,
+        typer.Option("--guard-formulas", help="Begin text in a .csv file that a spreadsheet would compute with a '."),
+    ] = False,
     rows_per_part: Annotated[int | None, typer.Option(min=1, help="Users per part file; default: 50000.")] = None,
+    quoting: Annotated[
+        str, typer.Option(help="Quotes in files of text: standard, or none: they are characters like any other.")
+    ] = "standard",
+    no_header: Annotated[
+        bool, typer.Option("--no-header", help="Files of text have no header: ids come first, then histories.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Recommend items to known users, or for any history."""
     from rediffuse.errors import ConfigError
+    from rediffuse.readers.text_files import TextOptions
     from rediffuse.recommender import Recommender
     from rediffuse.recommender.user_files import UserFile
 
-    if (users is None) == (history is None and not user):
+    text = TextOptions(quoting=quoting, header=None if no_header else 0)
+    if (users is None) == (not history and not user):
         raise ConfigError(
             "Give either --users, or --user or --history.",
             'For example --history "a|b", --user ID or --users FILE. --user ID --history "a|b" is that history for ID.',
         )
-    if history is not None and len(user or []) > 1:
+    if history and len(user or []) > 1:
         raise ConfigError(f"--history is one history, and --user names {len(user or [])} users.", "Give one user.")
     options = {
         "k": k,
@@ -82,8 +102,10 @@ def recommend(
     }
 
     def choose(recommender: Recommender) -> dict[str, Any]:
-        return chosen_items(recommender, exclude, exclude_file, candidates)
+        return chosen_items(recommender, exclude, exclude_file, candidates, text)
 
+    if guard_formulas and (out is None or out.suffix != ".csv" or out.is_dir()):
+        raise ConfigError("--guard-formulas is for a .csv file.", "Give one with -o, or leave the option out.")
     if out is not None and (out.is_dir() or out.suffix not in (".parquet", ".csv")):
         if out.suffix and not out.exists():
             raise ConfigError(
@@ -92,7 +114,7 @@ def recommend(
             )
         if users is None:
             raise ConfigError(f"{out} is a folder, which needs --users FILE.", "Give a .parquet or .csv file.")
-        options["explain"] = explain
+        options |= {"explain": explain, "text": text}
         if rows_per_part is not None:
             options["rows_per_part"] = rows_per_part
         recommend_to_part_files(run, users, out, choose, options, as_json)
@@ -115,9 +137,10 @@ def recommend(
         )
     ids, histories = user, None
     if users is not None:
-        ids, histories = UserFile(users, recommender.is_known_user).read()
-    if history is not None:
-        histories = [recommender.find_items(filter(str.strip, history.split("|")))]
+        ids, histories = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text).read()
+    asked = find_names(recommender, history) if history else None
+    if asked is not None:
+        histories = [asked]
     found = recommender.recommend(
         users=ids,
         histories=histories,
@@ -126,12 +149,12 @@ def recommend(
         **options,
     )
     if out is not None:
-        _write(found, out)
+        _write(found, out, guard_formulas)
     written = {"rows": len(found), "out": str(out)}
     result = written if out is not None else {"run": str(run), "recommendations": found.to_dicts()}
     lines: list[str] = []
     if with_paths:
-        paths = find_paths(recommender, found["item_id"], history, user)
+        paths = find_paths(recommender, found["item_id"], asked, user)
         result["paths"] = paths.to_dicts()
         lines = path_lines(recommender, paths)
     elif explain and out is None:
@@ -157,10 +180,18 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.1 else f"{value:.4g}"
 
 
-def _write(frame: pl.DataFrame, path: Path) -> None:
+def _write(frame: pl.DataFrame, path: Path, guard_formulas: bool) -> None:
+    import polars as pl
+
     from rediffuse.files import atomic_write_bytes, atomic_write_parquet
 
     if path.suffix == ".parquet":
         atomic_write_parquet(path, frame)
     else:
-        atomic_write_bytes(path, because_as_text(frame).write_csv().encode())
+        frame = because_as_text(frame)
+        if guard_formulas:
+            formula = pl.col(pl.String).str.contains(_FORMULA)
+            frame = frame.with_columns(
+                pl.when(formula).then("'" + pl.col(pl.String)).otherwise(pl.col(pl.String)).name.keep()
+            )
+        atomic_write_bytes(path, frame.write_csv().encode())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rediffuse.readers.text_files import TextOptions
     from rediffuse.recommender import Recommender
 
 
@@ -28,22 +29,36 @@ def parse_max_per(options: list[str] | None) -> dict[str, int] | None:
     return found or None
 
 
+def find_names(recommender: Recommender, options: list[str]) -> list[Any]:
+    """Item ids of ids or titles, as options give them: "a|b|c", possibly in several options.
+
+    Raises:
+        ConfigError: as `Recommender.find_items`.
+    """
+    return recommender.find_items(name for option in options for name in recommender.split_names(option))
+
+
 def chosen_items(
-    recommender: Recommender, exclude: str | None, exclude_file: Path | None, candidates: Path | None
+    recommender: Recommender,
+    exclude: list[str] | None,
+    exclude_file: Path | None,
+    candidates: Path | None,
+    text: TextOptions,
 ) -> dict[str, Any]:
     """The arguments ``exclude`` and ``candidates`` of `Recommender.recommend`.
 
     Args:
         recommender: of the run.
-        exclude: ids or titles, "a|b".
+        exclude: ids or titles, as `find_names` reads them.
         exclude_file, candidates: files of item ids.
+        text: how these are read, if they are text.
     """
     from rediffuse.recommender.item_files import read_item_ids
 
     def read(path: Path | None) -> list[Any] | None:
         if path is None:
             return None
-        return read_item_ids(path, lambda name: bool(recommender.item_index([name])[0] >= 0)).to_list()
+        return read_item_ids(path, lambda name: bool(recommender.item_index([name])[0] >= 0), text).to_list()
 
-    excluded = [*(recommender.find_items(exclude.split("|")) if exclude else []), *(read(exclude_file) or [])]
+    excluded = [*find_names(recommender, exclude or []), *(read(exclude_file) or [])]
     return {"exclude": excluded or None, "candidates": read(candidates)}

@@ -18,7 +18,7 @@ from rediffuse.cli.output import print_rich
 
 log = logging.getLogger("rediffuse.serving")
 TOKEN = "REDIFFUSE_TOKEN"
-MAX_CONNECTIONS = 1024
+MAX_THREADS, MAX_TIMEOUT = 256, 3600
 
 
 @app.command()
@@ -32,7 +32,9 @@ def serve(
     ] = None,
     allow_public: Annotated[bool, typer.Option("--allow-public", help="Serve every client without a token.")] = False,
     max_batch: Annotated[int, typer.Option(min=1, help="The most users in a batch; 1: no dynamic batching.")] = 64,
-    timeout: Annotated[float, typer.Option(min=0.1, help="The most seconds that a request may take.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option(help="The most seconds that a request may take to arrive, or to answer.")
+    ] = 10.0,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch uses to score.")] = 1,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
@@ -56,10 +58,11 @@ def serve(
             f"{host} can be reached from other machines, and no token is set.",
             f"Set {TOKEN} or give --token-file, or serve every client with --allow-public.",
         )
+    _check_numbers(threads, timeout)
     import torch
-    import uvicorn
 
     from rediffuse.serving.app import create_app
+    from rediffuse.serving.connections import Server, allowed_connections
     from rediffuse.serving.settings import Settings
 
     configure_logging(cast(LogLevel, log_level), cast(LogFormat, log_format))
@@ -67,7 +70,8 @@ def serve(
     listener = _listen(host, port)
     # Without a token, requests must name this machine. Other host names may be an attack by DNS rebinding.
     hosts = frozenset({"localhost", "127.0.0.1", "::1", host}) if token is None and not allow_public else None
-    settings = Settings(max_batch=max_batch, timeout=timeout, token=token, hosts=hosts, access_log=access_log)
+    connections = allowed_connections(Settings.max_connections)
+    settings = Settings(max_batch, timeout, connections, token=token, hosts=hosts, access_log=access_log)
     kind: Literal["exact", "index"] = "index" if retrieval == "index" else "exact"
     application = create_app(runs, settings, kind)
     address = f"[{host}]" if ":" in host else host
@@ -76,19 +80,25 @@ def serve(
     for run in application.state.service.runs.values():
         if remark := run.snapshot.recommender.held_out_remark:
             log.warning("%s: %s", run.name, remark)
-    config = uvicorn.Config(
-        application,
-        log_config=None,  # `configure_logging` is in charge
-        access_log=False,
-        server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        # Requests in progress have this time to finish before the process ends.
-        timeout_graceful_shutdown=int(timeout) + 1,
-    )
     # Exclude the loaded objects from garbage collection: they stay, and going through them takes 0.2 seconds each time.
     gc.collect()
     gc.freeze()
-    uvicorn.Server(config).run([listener])
+    Server(application, settings).run([listener])
+
+
+def _check_numbers(threads: int, timeout: float) -> None:
+    """Refuse numbers that torch or the event loop cannot work with.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    from rediffuse.errors import ConfigError
+
+    if threads > MAX_THREADS:
+        remedy = f"Give 1 to {MAX_THREADS}; this machine has {os.cpu_count()} processors."
+        raise ConfigError(f"--threads is {threads}.", remedy)
+    if not 0.1 <= timeout <= MAX_TIMEOUT:  # also refuses nan
+        raise ConfigError(f"--timeout is {timeout:g}.", f"Give seconds from 0.1 to {MAX_TIMEOUT:,}.")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rediffuse.cli.output import say
+
 if TYPE_CHECKING:
     from rediffuse.data.split import Split
 
 SplitName = Annotated[
-    str, typer.Option("--split", help="default, global-time, leave-one-out, ratio, given, none or paper:diffrec.")
+    str,
+    typer.Option("--split", help="default, global-time, sessions, leave-one-out, ratio, given, none or paper:diffrec."),
 ]
 Quantile = Annotated[
-    float | None, typer.Option(help="Share of the interactions before the test subset (--split global-time).")
+    float | None,
+    typer.Option(help="Share of the interactions, or sessions, before the test (--split global-time, sessions)."),
 ]
 ValidQuantile = Annotated[
-    float | None, typer.Option(help="Share of those before the test that train (--split global-time).")
+    float | None, typer.Option(help="Share of those before the test that train (--split global-time, sessions).")
 ]
 Ratio = Annotated[
     str | None, typer.Option(metavar="TRAIN,VALID", help="Shares, for example 0.8,0.1; the rest is tested.")
 ]
+Targets = Annotated[
+    str | None,
+    typer.Option(help="all, next or successive: what is predicted of a user after the cut (--split global-time)."),
+]
+
+
+# The splits that an option of a command belongs to.
+_OWNERS = {
+    "quantile": ("global-time", "sessions"),
+    "valid_quantile": ("global-time", "sessions"),
+    "targets": ("global-time",),
+    "ratio": ("ratio",),
+}
 
 
 def read_split(
@@ -31,6 +47,7 @@ def read_split(
     quantile: float | None = None,
     valid_quantile: float | None = None,
     ratio: str | None = None,
+    targets: str | None = None,
 ) -> Split:
     """Split a saved dataset by the name of a split or protocol, and print what leaks on stderr.
 
@@ -40,16 +57,20 @@ def read_split(
     from rediffuse.data.loading import load_dataset
     from rediffuse.evaluation.protocols import split_for
 
-    params = split_params(name, quantile, valid_quantile, ratio)
+    params = split_params(name, quantile, valid_quantile, ratio, targets)
     split = split_for(name, load_dataset(dataset), **params)
     for remark in (split.leak, split.note):
         if remark:
-            print(f"Note: {remark}", file=sys.stderr)
+            say(f"Note: {remark}")
     return split
 
 
 def split_params(
-    name: str, quantile: float | None = None, valid_quantile: float | None = None, ratio: str | None = None
+    name: str,
+    quantile: float | None = None,
+    valid_quantile: float | None = None,
+    ratio: str | None = None,
+    targets: str | None = None,
 ) -> dict[str, Any]:
     """The parameters of the split ``name`` from the options of a command.
 
@@ -59,22 +80,25 @@ def split_params(
     from rediffuse.errors import ConfigError
 
     key = name.replace("_", "-")
-    cut = {"quantile": quantile, "valid_quantile": valid_quantile}
-    cut = {option: value for option, value in cut.items() if value is not None}
-    for option, owner in (*((option, "global-time") for option in cut), *((("ratio", "ratio"),) if ratio else ())):
-        if key != owner:
+    given = {"quantile": quantile, "valid_quantile": valid_quantile, "targets": targets, "ratio": ratio or None}
+    given = {option: value for option, value in given.items() if value is not None}
+    for option in given:
+        owners = _OWNERS[option]
+        if key not in owners:
             why = {
                 "default": "the default split chooses itself, by what the data have",
                 "leave-one-out": "leave-one-out always tests the last interaction",
                 "given": "a given split came with the data",
                 "none": "it holds nothing out",
                 "global-time": "its subsets are cut at a point in time",
+                "sessions": "it holds out whole sessions, and predicts each item but the first",
                 "ratio": "its subsets are random shares",
             }.get(key, "it has no such option")
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(
-                f"{flag} does not go with --split {name}: {why}.", f"Add --split {owner}, or leave {flag} out."
+                f"{flag} does not go with --split {name}: {why}.", f"Add --split {owners[0]}, or leave {flag} out."
             )
+    cut = {option: value for option, value in given.items() if option != "ratio"}
     if ratio is None:
         return cut
     try:
@@ -88,10 +112,15 @@ def split_params(
 
 
 def split_options(
-    name: str, quantile: float | None = None, valid_quantile: float | None = None, ratio: str | None = None
+    name: str,
+    quantile: float | None = None,
+    valid_quantile: float | None = None,
+    ratio: str | None = None,
+    targets: str | None = None,
 ) -> list[str]:
     """The options that choose the same split in another command."""
     options = [] if name == "default" else ["--split", name]
-    for flag, value in (("--quantile", quantile), ("--valid-quantile", valid_quantile), ("--ratio", ratio)):
-        options += [] if value is None else [flag, str(value)]
+    given = (("quantile", quantile), ("valid-quantile", valid_quantile), ("ratio", ratio), ("targets", targets))
+    for flag, value in given:
+        options += [] if value is None else [f"--{flag}", str(value)]
     return options

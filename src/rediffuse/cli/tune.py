@@ -10,7 +10,7 @@ import typer
 
 from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.output import emit, print_rich, table
-from rediffuse.cli.splits import Quantile, Ratio, SplitName, ValidQuantile, read_split, split_options
+from rediffuse.cli.splits import Quantile, Ratio, SplitName, Targets, ValidQuantile, read_split, split_options
 
 SHOWN_TRIALS = 5
 
@@ -34,6 +34,7 @@ def tune(
     quantile: Quantile = None,
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
+    targets: Targets = None,
     seed: Annotated[int, typer.Option(help="Seed of the search and of every training.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +44,7 @@ def tune(
 
     fixed = parse_settings(settings or [])
     fixed |= {name: value for name, value in (("epochs", epochs), ("metric", metric)) if value is not None}
-    split = read_split(split_name, dataset, quantile, valid_quantile, ratio)
+    split = read_split(split_name, dataset, quantile, valid_quantile, ratio, targets)
     study = search(
         model,
         split,
@@ -57,7 +58,7 @@ def tune(
     )
     ranking, states = study.ranking, study.trials["state"].to_list()
     command = ["rediffuse", "train", model, str(dataset), "--config", str(out / "best.yaml"), "-o", f"{out}-best"]
-    command += split_options(split_name, quantile, valid_quantile, ratio)
+    command += split_options(split_name, quantile, valid_quantile, ratio, targets)
     command += ["--seed", str(seed)] if seed else []
     best = ranking.head(SHOWN_TRIALS)
     result = {

@@ -19,6 +19,7 @@ from rediffuse.comparison.report import check_folder, write_report
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_USER, EvaluatedRun, Variant, check_comparable, read_runs, variants
 from rediffuse.comparison.statistics import holm, mean_interval, paired_test
+from rediffuse.config import selected_value
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES, flat_name
 from rediffuse.runs.run_folder import Run, run_path
@@ -174,7 +175,8 @@ def _summary(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
         users = None
         if column in group.runs[0].per_user.columns:
             per_user = group.per_user(column)
-            users = mean_interval(known) if len(known := per_user[~np.isnan(per_user)]) else None
+            known = ~np.isnan(per_user)
+            users = mean_interval(per_user[known], _of(group.users, known)) if known.any() else None
         yield {
             "variant": group.label,
             "policy": policy,
@@ -187,7 +189,24 @@ def _summary(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
             "sampling_std": float(np.mean([np.std(d, ddof=1) for d in draws])) if len(draws[0]) > 1 else None,
             "users_low": users and users.low,
             "users_high": users and users.high,
+            "with_history": _with_history(group, metric, policy),
         }
+
+
+def _of(users: NDArray[np.int64] | None, chosen: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    """The users of some rows, as `Variant.users` has them."""
+    return None if users is None else users[chosen]
+
+
+def _with_history(group: Variant, metric: str, policy: str) -> float | None:
+    """The mean over the users with a history; None if there are none, or it was not measured."""
+    column, table = flat_name(metric, policy), group.runs[0].per_user
+    if column in table.columns and "history_length" in table.columns:
+        values = group.per_user(column)[table["history_length"].to_numpy() > 0]
+        known = values[~np.isnan(values)]
+        return float(known.mean()) if len(known) else None
+    found = [(run.test.get("metrics_with_history") or {}).get(policy, {}).get(metric) for run in group.runs]
+    return None if None in found else float(np.mean(found))
 
 
 def _pairs(groups: list[Variant], metric: str, policy: str, baseline: str | None) -> list[dict[str, Any]]:
@@ -198,7 +217,7 @@ def _pairs(groups: list[Variant], metric: str, policy: str, baseline: str | None
             continue
         if first == baseline:
             first, second = second, first  # differences are minus the baseline
-        test = paired_test(values[first], values[second])
+        test = paired_test(values[first], values[second], groups[0].users)  # all have the same rows
         rows.append(
             {
                 "policy": policy,
@@ -237,11 +256,11 @@ def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable
         ]
         for by, (slice_of, names), metric, values in sliced:
             for number, name in enumerate(names):
-                inside = values[slice_of == number]
-                known = inside[~np.isnan(inside)]
+                chosen = (slice_of == number) & ~np.isnan(values)
+                known = values[chosen]
                 if not len(known):
                     continue
-                interval = mean_interval(known)
+                interval = mean_interval(known, _of(group.users, chosen) if by in by_user else None)
                 yield {
                     "policy": policy,
                     "by": by,
@@ -295,7 +314,7 @@ def _ablations(groups: list[Variant], measured: list[str], policy: str) -> Itera
             if other.model == group.model and other.options == group.options | {"diffusion": False}:
                 for metric in (name for name in HEADLINE if flat_name(name, policy) in measured):
                     column = flat_name(metric, policy)
-                    test = paired_test(group.per_user(column), other.per_user(column))
+                    test = paired_test(group.per_user(column), other.per_user(column), group.users)
                     yield {
                         "policy": policy,
                         "variant": group.label,
@@ -334,5 +353,5 @@ def _curve(group: Variant) -> Iterable[dict[str, Any]]:
                 "epoch": record["epoch"],
                 "minutes": seconds / 60,
                 "metric": group.options["metric"],
-                "value": record["validation"][group.options["metric"]],
+                "value": selected_value(record["validation"], group.options["metric"]),
             }

@@ -6,24 +6,27 @@ import datetime
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from rediffuse import distributed
 from rediffuse.arguments import require_integer, require_text
 from rediffuse.comparison.markdown import POLICY_NAMES
 from rediffuse.comparison.runs import evaluation_file
+from rediffuse.data.cold_users import SPLITS_WITH_HISTORIES, without_text
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
 from rediffuse.data.loading import as_dataset
 from rediffuse.data.split import Task, by_name
 from rediffuse.data.synthetic import augmentation
 from rediffuse.display import Displayed
-from rediffuse.errors import ConfigError, RunError
+from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
 from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, flat_name, parse_metrics
 from rediffuse.evaluation.reranked import rerank
@@ -50,8 +53,14 @@ class Evaluation(Displayed, dict[str, Any]):
 
     def _display(self) -> tuple[str, dict[str, Any]]:
         facts: dict[str, Any] = {"protocol": self["protocol"]["name"], "users": self["counts"]["users"]}
+        if "targets" in self["counts"]:
+            facts["targets"] = self["counts"]["targets"]
         for policy, metrics in self["metrics"].items():
             facts[POLICY_NAMES[policy]] = {name: metrics[name] for name in SHOWN if name in metrics}
+        if self["counts"]["cold_users"]:
+            facts["test"] = without_text(self["counts"])
+            for policy, metrics in (self["metrics_with_history"] or {}).items():
+                facts[f"{POLICY_NAMES[policy]}, with a history"] = {n: metrics[n] for n in SHOWN if n in metrics}
         return f"Evaluation of {self['run']}", facts
 
 
@@ -80,7 +89,8 @@ def evaluate(
         metrics: metrics to compute besides the usual ones, for example ``["ndcg@50"]``.
 
     Returns:
-        A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; counts, protocol, costs, environment.
+        A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; metrics over the users with a history
+        alone (``metrics_with_history``; None if no user has one); counts, protocol, costs, environment.
 
     Raises:
         RunError: the run was trained on other data or another split, or does not fit the protocol; another process
@@ -88,6 +98,9 @@ def evaluate(
         StorageError: the folder cannot be written.
         ConfigError: the protocol or a metric is unknown; there is no seed, or one below 0; the run has no item table or
             no such column for ``max_per``, or no item vectors for ``diversity``.
+
+    Warns:
+        RediffuseWarning: no test user has a history.
     """
     distributed.init()
     folder, dataset, protocol = (
@@ -163,6 +176,16 @@ def _evaluate(
             lists = rerank(result.ranking, reranking, LIST_LENGTH)
             found = evaluate_ranking(lists, task, num_items=dataset.num_items, metrics=metrics, features=features)
             reranked.append({policy: found.metrics[policy] for policy in rules.policies})
+    known = [
+        {policy: result.with_history[policy] for policy in rules.policies} for result in results if result.with_history
+    ]
+    if not known:
+        warnings.warn(
+            f"None of the {len(task.users):,} test users has a history, so all get one list by popularity, and these "
+            f"figures say nothing of models beyond it. {SPLITS_WITH_HISTORIES}",
+            RediffuseWarning,
+            stacklevel=4,
+        )
     by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
     test_result = {
         "run": str(folder),
@@ -174,6 +197,7 @@ def _evaluate(
         "sampling_seeds": seeds[: len(results)],
         "metrics": _means(by_seed),
         "metrics_by_seed": by_seed,
+        "metrics_with_history": _means(known) if known else None,
         "counts": results[0].counts,
         "users_per_second": len(task.users) / seconds[0],
         "peak_memory_mib": memory.mib(),
@@ -260,11 +284,17 @@ def _truth(result: TaskResult, task: Task, dataset: Dataset, policies: Sequence[
     return pl.DataFrame(
         {
             "user_id": dataset.user_ids.gather(task.users[truth.owners]),
+            **_target_of(result, truth.owners),
             "item_id": dataset.item_ids.gather(truth.items),
             "train_count": task.popularity[truth.items],
             **{name: column.set(column == NOT_RANKED, None) for name, column in ranks.items()},
         }
     )
+
+
+def _target_of(result: TaskResult, rows: NDArray[np.int64]) -> dict[str, pl.Series]:
+    """The column that tells the targets of a user apart: how much came before each; none where users have one row."""
+    return {"history_length": result.per_user["history_length"].gather(rows)} if "targets" in result.counts else {}
 
 
 def _lists(result: TaskResult, dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
@@ -276,6 +306,7 @@ def _lists(result: TaskResult, dataset: Dataset, policies: Sequence[str]) -> pl.
             pl.DataFrame(
                 {
                     "user_id": dataset.user_ids.gather(result.ranking.users[row]),
+                    **_target_of(result, row),
                     "policy": pl.Series([policy], dtype=pl.Categorical).gather(np.zeros(len(row), dtype=np.int64)),
                     "rank": (column + 1).astype(np.int32),
                     "item_id": dataset.item_ids.gather(items[row, column]),

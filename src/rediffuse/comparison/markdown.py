@@ -9,11 +9,14 @@ import polars as pl
 
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_USER
+from rediffuse.data.cold_users import users_text, without_text
 from rediffuse.evaluation.metrics import flat_name
 
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10")
 POLICY_NAMES = {"all": "seen items kept", "unseen": "seen items filtered"}
 SIGNIFICANT = 0.05
+# Beside intervals and tests over targets that are predicted one after the other.
+DEPENDENT = "Intervals and p are clustered by user: they allow for targets of one user being alike."
 ITEM_METRICS = ("recall@10", "gain@10")
 
 
@@ -23,12 +26,14 @@ def markdown(comparison: Comparison) -> str:
     lines = ["# Comparison", "", *_protocol(facts), ""]
     for policy in facts["protocol"]["seen"]:
         lines += [f"## {POLICY_NAMES[policy].capitalize()}", "", *_metrics(comparison, policy), ""]
+        if facts["counts"]["cold_users"]:
+            lines += [*_with_history(comparison, policy), ""]
     lines += ["## Cost", "", *_costs(comparison.costs), ""]
     chosen = flat_name(comparison.metric, comparison.policy)
     lines += [f"## Intervals of {chosen}", "", *_spread(comparison), ""]
     pairs = comparison.pairs.filter(policy=comparison.policy) if len(comparison.pairs) else comparison.pairs
     if len(pairs):
-        lines += [f"## Differences in {chosen}", "", *_pairs(pairs), ""]
+        lines += [f"## Differences in {chosen}", "", *_pairs(pairs, facts["counts"]), ""]
     if len(comparison.ablations):
         lines += ["## Diffusion against its ablation", "", *_ablations(comparison.ablations), ""]
     if len(comparison.steps):
@@ -94,7 +99,7 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
     leak = facts["split"]["leak"] or "none known: training is strictly earlier than the test subset."
     lines = [
         f"- Data: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
-        f"{counts['users']:,} test users.",
+        f"tested: {users_text(counts)}, {without_text(counts)}.",
         f"- Protocol: {rules['name']} (split {split_text(facts['split'])}), candidates: {rules['candidates']}; "
         f"{' and '.join(POLICY_NAMES[policy] for policy in rules['seen'])}; validation interactions {inputs} part of "
         "the histories at test time.",
@@ -120,6 +125,22 @@ def _metrics(comparison: Comparison, policy: str) -> list[str]:
         if any(shown):
             table.append([f"{label} (published, not run here: {figures.get('source', 'no source')})", "", *shown])
     return [*_table(["", "seeds", *names], table), "", "± is half the 95 % interval over training seeds."]
+
+
+def _with_history(comparison: Comparison, policy: str) -> list[str]:
+    """The metrics over the users with a history alone."""
+    rows = comparison.summary.filter(policy=policy).drop_nulls("with_history")
+    counts = comparison.facts["counts"]
+    if not len(rows):
+        return ["No test user has a history: every model was measured by its list for new users alone."]
+    names = [name for name in SHOWN if name in set(rows["metric"])]
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows.iter_rows(named=True):
+        cells.setdefault(row["variant"], {})[row["metric"]] = f"{row['with_history']:.4f}"
+    table = [[label, *(values.get(name, "") for name in names)] for label, values in cells.items()]
+    known = counts.get("targets", counts["users"]) - counts["cold_users"]
+    what = "targets" if "targets" in counts else "users"
+    return [f"Over the {known:,} {what} with a history:", "", *_table(["", *names], table)]
 
 
 def _spread(comparison: Comparison) -> list[str]:
@@ -169,7 +190,10 @@ def _costs(costs: pl.DataFrame) -> list[str]:
     )
 
 
-def _pairs(pairs: pl.DataFrame) -> list[str]:
+def _pairs(pairs: pl.DataFrame, counts: dict[str, Any]) -> list[str]:
+    what, note = "users", ""
+    if "targets" in counts:
+        what, note = "targets", " " + DEPENDENT
     rows = [
         [
             f"{r['first']} − {r['second']}",
@@ -183,7 +207,8 @@ def _pairs(pairs: pl.DataFrame) -> list[str]:
     return [
         *_table(["", "difference", "95 % interval", "effect d_z", "p (Holm)"], rows),
         "",
-        f"Paired t tests over {pairs['users'][0]:,} users, values averaged over seeds; p after Holm's correction.",
+        f"Paired t tests over {pairs['users'][0]:,} {what}, values averaged over seeds; p after Holm's correction."
+        + note,
     ]
 
 

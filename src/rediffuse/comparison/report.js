@@ -88,10 +88,10 @@ function summary() {
 function spread() {
   const between = (low, high, none) => (low === null ? none : `${digits(low)} to ${digits(high)}`);
   const rows = of(D.summary, { policy: state.policy, metric: state.metric }).sort((a, b) => b.mean - a.mean);
-  fill(byId("spread"), [state.metric, "mean", "seeds", "95 % over training seeds", "sd over sampling seeds", "95 % over users"], rows.map((row) => ({
+  fill(byId("spread"), [state.metric, "mean", "seeds", "95 % over training seeds", "sd over sampling seeds", "95 % over users", "with a history"], rows.map((row) => ({
     cells: [row.variant, digits(row.mean), row.seeds, between(row.low, row.high, "one seed"),
       row.sampling_std === null ? "–" : `${row.sampling_std.toExponential(1)} (${row.sampling_seeds} seeds)`,
-      between(row.users_low, row.users_high, "–")],
+      between(row.users_low, row.users_high, "–"), digits(row.with_history)],
   })));
 }
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from importlib import resources
 from pathlib import Path
 
-from rediffuse.comparison.markdown import POLICY_NAMES, SIGNIFICANT, markdown, split_text
+from rediffuse.comparison.markdown import DEPENDENT, POLICY_NAMES, SIGNIFICANT, markdown, split_text
 from rediffuse.comparison.result import Comparison
+from rediffuse.data.cold_users import users_text, without_text
 from rediffuse.errors import MissingExtraError, RunError
-from rediffuse.files import atomic_write_parquet, atomic_write_text
+from rediffuse.files import atomic_folder, is_leftover, parquet_bytes, staged_files, writing
 
 TABLES = ("summary", "pairs", "slices", "costs", "ablations", "steps", "curves")
+REPORT = "report.json"
+FILES = {REPORT, "report.md", "report.html", *(f"{name}.parquet" for name in TABLES)}
 
 
 def check_folder(out: Path) -> None:
@@ -20,33 +24,50 @@ def check_folder(out: Path) -> None:
 
     Raises:
         MissingExtraError: plotly or jinja2 is not installed.
-        RunError: ``out`` exists and is not an earlier report.
+        RunError: ``out`` exists and is not an earlier report, nor what is left of one that was interrupted.
     """
     for package in ("plotly", "jinja2"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "report")
-    ours = not out.exists() or (out / "report.json").exists()
-    if not ours and (not out.is_dir() or any(out.iterdir())):
+    if not out.exists() or (out / REPORT).exists():
+        return
+    if not out.is_dir() or not all(_is_ours(path) for path in out.iterdir()):
         raise RunError(f"{out} exists and is not a report.", "Choose another folder for the report.")
 
 
+def _is_ours(path: Path) -> bool:
+    return path.name in FILES or is_leftover(path)
+
+
 def write_report(comparison: Comparison, out: Path) -> None:
-    """Write report.html, report.md, report.json and a Parquet file per table; an earlier report is replaced.
+    """Write report.html, report.md, report.json and a Parquet file per table; an earlier report is replaced as a whole.
+
+    Other files in the folder stay.
 
     Raises:
         MissingExtraError, RunError: as `check_folder`.
+        StorageError: the folder cannot be written; an earlier report is unchanged.
     """
     check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
     content = json.dumps(comparison.to_dict(), default=str, allow_nan=False)
-    atomic_write_text(out / "report.json", content)
-    for name in TABLES:
-        if len(table := getattr(comparison, name)):
-            atomic_write_parquet(out / f"{name}.parquet", table)
-        else:  # an earlier report may have had this table
-            (out / f"{name}.parquet").unlink(missing_ok=True)
-    atomic_write_text(out / "report.md", markdown(comparison))
-    atomic_write_text(out / "report.html", page(comparison, content))
+    files = {f"{name}.parquet": parquet_bytes(table) for name in TABLES if len(table := getattr(comparison, name))}
+    files |= {"report.md": markdown(comparison).encode(), "report.html": page(comparison, content).encode()}
+    files[REPORT] = content.encode()
+    if out.is_dir() and (out.is_mount() or out.samefile(Path.cwd())):  # such a folder cannot be exchanged
+        with staged_files(out, files) as put:
+            for name in files:
+                put(name)
+            for name in FILES - files.keys():
+                (out / name).unlink(missing_ok=True)
+        return
+    with writing(out), atomic_folder(out) as new:
+        for name, written in files.items():
+            (new / name).write_bytes(written)
+        for path in filter(lambda path: not _is_ours(path), out.iterdir() if out.is_dir() else ()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, new / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
 def page(comparison: Comparison, content: str) -> str:
@@ -59,6 +80,9 @@ def page(comparison: Comparison, content: str) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
         facts=comparison.facts,
+        tested=users_text(comparison.facts["counts"]),
+        without=without_text(comparison.facts["counts"]),
+        dependent=DEPENDENT,
         policy_names=POLICY_NAMES,
         split=split_text(comparison.facts["split"]),
         significant=SIGNIFICANT,

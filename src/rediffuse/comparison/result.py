@@ -19,8 +19,9 @@ class Comparison(Displayed):
         baseline: the variant that is in every tested pair; None: every pair is tested.
         facts: data, split, protocol and test users, which are the same for all runs.
         summary: one row per variant, policy and metric: mean over training seeds and its 95 % interval (null with one
-            seed), standard deviation over sampling seeds (null if the model is not stochastic), and 95 % interval
-            over users (null if the metric has no value per user).
+            seed), standard deviation over sampling seeds (null if the model is not stochastic), 95 % interval over
+            users (null if the metric has no value per user), and the mean over the users with a history (null if there
+            are none).
         pairs: one row per policy and pair of variants: mean difference over users with its interval, Cohen's d_z, p
             of the paired t test, and p after Holm's correction over the pairs of a policy.
         slices: one row per policy, variant, metric and group of users (by length of history, and by number of friends

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from rediffuse.errors import RediffuseWarning, RunError
-from rediffuse.runs.run_folder import read_config, read_log
+from rediffuse.runs.run_folder import LOG, read_config, read_log, read_manifest
+from rediffuse.table_files import read_parquet
 
 EVALUATION = ("test.json", "per_user_test.parquet", "truth_test.parquet")
 
@@ -59,17 +60,17 @@ class EvaluatedRun:
     @cached_property
     def per_user(self) -> pl.DataFrame:
         """One row per user, in the order of the task."""
-        return pl.read_parquet(self.path / evaluation_file("per_user_test.parquet", self.protocol))
+        return read_parquet(self.path / evaluation_file("per_user_test.parquet", self.protocol))
 
     @cached_property
     def truth(self) -> pl.DataFrame:
         """One row per true item."""
-        return pl.read_parquet(self.path / evaluation_file("truth_test.parquet", self.protocol))
+        return read_parquet(self.path / evaluation_file("truth_test.parquet", self.protocol))
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; none if the model is not trained by gradient."""
-        return read_log(self.path)
+        return read_log(self.path) if LOG in read_manifest(self.path)["files"] else []
 
     @property
     def seed(self) -> int:
@@ -95,6 +96,14 @@ class Variant:
     @property
     def options(self) -> dict[str, Any]:
         return self.runs[0].config["config"]
+
+    @cached_property
+    def users(self) -> np.ndarray | None:
+        """(targets,) the number of the user of each row of `per_user`; None where a row is a user."""
+        run = self.runs[0]
+        if "targets" not in run.test["counts"]:
+            return None
+        return run.per_user["user_id"].rank("dense").to_numpy()
 
     def values(self, metric: str, policy: str) -> list[float] | None:
         """One value per seed; None if it was not measured."""

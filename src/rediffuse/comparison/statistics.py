@@ -24,14 +24,34 @@ class Interval:
         return asdict(self)
 
 
-def mean_interval(values: NDArray[np.float64]) -> Interval:
-    """Student's t interval of the mean of n >= 1 independent ``values`` (n,), of seeds (few) or users (many)."""
+def mean_interval(values: NDArray[np.float64], users: NDArray[np.int64] | None = None) -> Interval:
+    """Student's t interval of the mean of n >= 1 ``values`` (n,), of seeds (few) or users (many).
+
+    Args:
+        values: independent, or independent between users.
+        users: (n,) the user of each value, where users have several. The error is then that of a mean of independent
+            users (clustered standard errors, Liang & Zeger 1986); with one value per user it is the usual one.
+    """
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())
-    if len(values) < 2:
+    spread, root, independent = _error(values, users)
+    if independent < 2:
         return Interval(mean, None, None)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, independent - 1) * spread / root)
     return Interval(mean, mean - half, mean + half)
+
+
+def _error(values: NDArray[np.float64], users: NDArray[np.int64] | None) -> tuple[float, float, int]:
+    """What the standard error of the mean is a quotient of, and the number of independent users behind it."""
+    n = len(values)
+    if users is not None:
+        _, groups = np.unique(users, return_inverse=True)
+        count = int(groups.max(initial=-1)) + 1
+        if count < n:
+            sums = np.bincount(groups, weights=values - values.mean())
+            spread = np.sqrt(count / (count - 1) * (sums**2).sum()) if count > 1 else 0.0
+            return float(spread), n, count
+    return float(values.std(ddof=1)) if n > 1 else 0.0, float(np.sqrt(n)), n
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,8 @@ class PairedTest:
         difference: mean of (first - second) over users, with its interval.
         effect: Cohen's d_z, the mean difference over its standard deviation; 0 if all differences are equal.
         p: p value of the two-sided paired t test.
-        users: number of users; users for whom the metric has no value (NaN) are left out.
+        users: number of users, or of targets where users have several; those for whom the metric has no value (NaN) are
+            left out.
     """
 
     difference: Interval
@@ -51,8 +72,10 @@ class PairedTest:
     users: int
 
 
-def paired_test(first: NDArray[np.float64], second: NDArray[np.float64]) -> PairedTest:
-    """Paired t test on per-user values (n,) of two variants.
+def paired_test(
+    first: NDArray[np.float64], second: NDArray[np.float64], users: NDArray[np.int64] | None = None
+) -> PairedTest:
+    """Paired t test on per-user values (n,) of two variants; ``users`` is as for `mean_interval`.
 
     Per-user metrics are not normal, but their mean over hundreds of users nearly is. On retrieval metrics, the t test
     keeps its level and has the most power of the usual tests; Wilcoxon's has less, and does not test the mean (Smucker
@@ -60,13 +83,19 @@ def paired_test(first: NDArray[np.float64], second: NDArray[np.float64]) -> Pair
     exactly the same amount, because the test says nothing then.
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    difference = difference[~np.isnan(difference)]
+    known = ~np.isnan(difference)
+    difference, users = difference[known], None if users is None else users[known]
+    interval = mean_interval(difference, users)
     spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
-    if spread == 0:
+    clustered, root, independent = _error(difference, users)
+    if spread == 0 or clustered == 0:
         # No user differs, all differ by the same amount, or there is one user.
-        return PairedTest(mean_interval(difference), 0.0, 1.0, len(difference))
-    p = float(stats.ttest_1samp(difference, 0.0)[1])  # pyright: ignore[reportArgumentType]
-    return PairedTest(mean_interval(difference), float(difference.mean()) / spread, p, len(difference))
+        return PairedTest(interval, 0.0, 1.0, len(difference))
+    if independent == len(difference):
+        p = float(stats.ttest_1samp(difference, 0.0)[1])  # pyright: ignore[reportArgumentType]
+    else:
+        p = float(2 * stats.t.sf(abs(interval.mean) * root / clustered, independent - 1))
+    return PairedTest(interval, interval.mean / spread, p, len(difference))
 
 
 def holm(p_values: list[float]) -> list[float]:

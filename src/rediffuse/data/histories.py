@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,10 @@ class Histories(Displayed):
         """(interactions,) the user of each interaction."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    def owner_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) the user of the interactions ``places`` (n,)."""
+        return np.searchsorted(self.offsets, places, side="right") - 1
+
     @property
     def positions(self) -> NDArray[np.int64]:
         """(interactions,) position of each interaction in its row, from 0."""
@@ -101,6 +106,17 @@ class Histories(Displayed):
             return dataclasses.replace(self, offsets=offsets)
         return self._with(offsets, np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths))
 
+    def beginnings(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> Histories:
+        """The first ``lengths`` (n,) interactions of ``rows`` (n,), in that order; a row may occur many times."""
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        places = np.arange(offsets[-1])
+        places += np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths)
+        return self._with(offsets, places)
+
+    def singles(self, places: NDArray[np.int64]) -> Histories:
+        """The interactions ``places`` (n,), each as a row of its own."""
+        return self._with(np.arange(len(places) + 1), places)
+
     def _with(self, offsets: NDArray[np.int64], selected: Any) -> Histories:
         def of(array: Any) -> Any:
             return None if array is None else array[selected]
@@ -115,6 +131,13 @@ class Histories(Displayed):
     def tail(self, length: int) -> Histories:
         """The last ``length`` interactions of every user."""
         return self.where(self.positions >= np.repeat(self.lengths - length, self.lengths))
+
+    def last_time(self) -> str | None:
+        """The time of the last interaction, ISO 8601 in UTC; None without times."""
+        if self.times is None or not len(self.times):
+            return None
+        last = datetime.datetime.fromtimestamp(float(self.times.max()), datetime.UTC)
+        return last.isoformat(timespec="seconds")
 
     @staticmethod
     def joined(several: Sequence[Histories]) -> Histories:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rediffuse import forks
 from rediffuse.arguments import require_path, wrong_type
+from rediffuse.data.checks import check_histories, ids_of, numbers_of, require
 from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
 from rediffuse.data.store import (
@@ -22,6 +24,8 @@ from rediffuse.data.store import (
     verify_file,
 )
 from rediffuse.errors import DataError
+from rediffuse.files import os_error
+from rediffuse.table_files import read_parquet
 
 # How often loading starts again when another dataset replaces the folder meanwhile.
 _TRIES = 3
@@ -37,6 +41,7 @@ def load_dataset(folder: str | PathLike[str]) -> Dataset:
         ConfigError: ``folder`` is not a path.
     """
     folder = require_path("folder", folder, "Give the folder of a dataset; read_interactions reads tables.")
+    forks.enter()
     for _ in range(_TRIES):
         before = manifest_bytes(folder)
         try:
@@ -77,48 +82,77 @@ def as_dataset(name: str, value: Any, wanted: str = "a Dataset or a dataset fold
 def _load(folder: Path, manifest: dict[str, Any]) -> Dataset:
     for name, known in manifest["files"].items():
         verify_file(folder / name, known)
+    try:
+        return _read(folder, manifest)
+    except DataError:
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:  # a file of another form than its name promises
+        cause = os_error(error) if isinstance(error, Exception) else None
+        said = str(cause or error).splitlines() or [type(error).__name__]
+        raise DataError(
+            f"{folder} is no sound dataset, though its checksums hold: {said[0]}.",
+            "Write the dataset again from its source.",
+        ) from error
+
+
+def _read(folder: Path, manifest: dict[str, Any]) -> Dataset:
+    """The dataset of verified files; what they hold is checked here, and nowhere later."""
 
     def read(name: str) -> pl.DataFrame:
-        return pl.read_parquet(folder / name)
+        require(name in manifest["files"], f"the manifest does not list {name}")
+        return read_parquet(folder / name)
 
     def mapped(name: str) -> Any:
         known = array_file(name) in manifest["files"]
         return np.asarray(np.load(folder / array_file(name), mmap_mode="r", allow_pickle=False)) if known else None
 
-    histories = Histories(*(mapped(name) for name in HISTORY_ARRAYS))
     users, items = read("users.parquet"), read("items.parquet")
+    user_ids, item_ids = ids_of(users, "user_id"), ids_of(items, "item_id")
+    title = manifest["title"]
+    require(title is None or title in items.columns, f"there is no column {title!r} of titles")
+    histories = Histories(*(mapped(name) for name in HISTORY_ARRAYS))
+    require(histories.offsets is not None and histories.items is not None, "interactions are missing")
+    check_histories(histories, len(users), len(items))
     social = kg = None
     if "social.parquet" in manifest["files"]:
         links = read("social.parquet")
-        social = SocialGraph(_array(links["source"], np.int32), _array(links["target"], np.int32))
+        social = SocialGraph(*(numbers_of(links[name], name, len(users)) for name in ("source", "target")))
     if "kg.parquet" in manifest["files"]:
-        triples = read("kg.parquet")
-        kg = KnowledgeGraph(
-            _array(triples["head"], np.int32),
-            _array(triples["relation"], np.int32),
-            _array(triples["tail"], np.int32),
-            read("entities.parquet")["entity_id"],
-            read("relations.parquet")["relation_id"],
-            np.ascontiguousarray(read("item_entity.parquet").to_numpy().astype(np.int32).reshape(-1, 2)),
+        triples, pairs = read("kg.parquet"), read("item_entity.parquet")
+        entities, relations = (
+            ids_of(read("entities.parquet"), "entity_id"),
+            ids_of(read("relations.parquet"), "relation_id"),
         )
+        require(pairs.width == 2, "item_entity.parquet has not two columns")
+        linked = [numbers_of(pairs[:, n], pairs.columns[n], len(ids)) for n, ids in enumerate((items, entities))]
+        kg = KnowledgeGraph(
+            numbers_of(triples["head"], "head", len(entities)),
+            numbers_of(triples["relation"], "relation", len(relations)),
+            numbers_of(triples["tail"], "tail", len(entities)),
+            entities,
+            relations,
+            np.stack(linked, axis=1),
+        )
+    given = {scheme: mapped(scheme_array(i)) for i, scheme in enumerate(manifest["schemes"])}
+    for scheme, subset in given.items():
+        require(subset is not None and subset.dtype == np.int8, f"the split {scheme!r} is missing")
+        assert subset is not None
+        require(subset.shape == histories.items.shape, f"the split {scheme!r} has another number of interactions")
+        numbers_of(subset, f"the split {scheme!r}", 3, low=-1)
     dataset = Dataset(
         interactions=histories,
-        user_ids=users["user_id"],
-        item_ids=items["item_id"],
+        user_ids=user_ids,
+        item_ids=item_ids,
         has_timestamps=manifest["has_timestamps"],
         items=items if manifest["item_table"] else None,
-        title=manifest["title"],
+        title=title,
         users=users if manifest["user_table"] else None,
         social=social,
         kg=kg,
-        given={scheme: mapped(scheme_array(i)) for i, scheme in enumerate(manifest["schemes"])},
+        given=given,
         report=manifest["report"],
     )
     # The files are those of the manifest, so their fingerprints need not be computed again.
     for name in ("fingerprint", "interactions_fingerprint"):
         dataset.__dict__[name] = manifest[name]
     return dataset
-
-
-def _array(column: pl.Series, dtype: Any = None) -> Any:
-    return np.ascontiguousarray(column.to_numpy(), dtype=dtype)

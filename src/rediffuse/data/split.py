@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rediffuse.arguments import require_integer, require_number, wrong_type
-from rediffuse.data.subsets import SUBSETS, TEST, TRAIN, UNUSED, VALID, Split, Task, TrainingView, split_label
-from rediffuse.data.targets import last_targets, remark
+from rediffuse.data import cold_users
+from rediffuse.data.subsets import SUBSETS, TEST, TRAIN, UNUSED, VALID, Split, Targets, Task, TrainingView, split_label
+from rediffuse.data.targets import last_targets
+from rediffuse.data.targets import remark as remark_on_targets
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean, refuse_unknown
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ __all__ = [
     "leave_one_out",
     "none",
     "ratio",
+    "sessions",
 ]
 
 
@@ -111,7 +114,9 @@ def leave_one_out(dataset: Dataset) -> Split:
 
 
 @_of_real_interactions
-def global_time(dataset: Dataset, quantile: float = 0.9, valid_quantile: float = 0.9) -> Split:
+def global_time(
+    dataset: Dataset, quantile: float = 0.9, valid_quantile: float = 0.9, targets: Targets = "all"
+) -> Split:
     """All interactions from one point in time on are tested; training is strictly before it.
 
     Args:
@@ -119,33 +124,102 @@ def global_time(dataset: Dataset, quantile: float = 0.9, valid_quantile: float =
         quantile: share of all interactions before the cut (ties at the cut go to the test subset).
         valid_quantile: share of the interactions before the cut that train; the rest validates, cut by time as
             well.
+        targets: what is predicted of a user after the cut. "all": all interactions, together, from those before it;
+            "next": the first alone; "successive": each of them, from all that came before it, those after the cut
+            included, and metrics are means over these targets.
 
     Raises:
-        ConfigError: a quantile is not between 0 and 1.
+        ConfigError: a quantile is not between 0 and 1, or ``targets`` is unknown.
         DataError: the dataset has no timestamps, or all times are equal.
     """
-    for name, value in (("quantile", quantile), ("valid_quantile", valid_quantile)):
-        if not 0 < require_number(name, value) < 1:
-            raise ConfigError(f"{name} was given {value}.", "It must lie between 0 and 1, for example 0.9.")
-    times = dataset.interactions.times
-    if not dataset.has_timestamps or times is None:
-        what = "only an order within each user" if times is not None else "no time column"
-        raise DataError(
-            f"A global time split needs timestamps, and this dataset has {what}.",
-            'Name the column when reading the data (time="..."), or use split.leave_one_out, split.ratio or '
-            "split.given.",
-        )
+    if targets not in (known := ("all", "next", "successive")):
+        raise ConfigError(f"targets was given {targets!r}.", did_you_mean(str(targets), known))
+    times = _timestamps(dataset, "global time", quantile, valid_quantile)
     subset = np.full(len(times), TRAIN, dtype=np.int8)
     cut = np.quantile(times, quantile, method="higher")
     before = times < cut
     subset[~before] = TEST
     if before.any():
         subset[before & (times >= np.quantile(times[before], valid_quantile, method="higher"))] = VALID
+    params: dict[str, Any] = {"quantile": quantile, "valid_quantile": valid_quantile}
+    if targets != "all":
+        params["targets"] = targets
     return _checked(
-        Split(dataset, "global-time", {"quantile": quantile, "valid_quantile": valid_quantile}, subset),
+        Split(dataset, "global-time", params, subset, targets=targets),
         "Too many interactions have one time to cut there. Lower the quantiles, or use split.leave_one_out or "
         "split.ratio.",
     )
+
+
+@_of_real_interactions
+def sessions(dataset: Dataset, quantile: float = 0.9, valid_quantile: float = 0.9) -> Split:
+    """Whole sessions are held out, those that end last: each of their items is predicted from those before it.
+
+    A session is what the data call a user. Its first interaction is a history only. Nothing of a held-out session
+    trains, so models meet it as that of a new user.
+
+    Args:
+        dataset: with timestamps.
+        quantile: share of the sessions before the test subset, in the order in which they end (ties go to the test).
+        valid_quantile: share of these that train; the last ones validate.
+
+    Raises:
+        ConfigError: a quantile is not between 0 and 1.
+        DataError: the dataset has no timestamps, or too few sessions.
+    """
+    times = _timestamps(dataset, "sessions", quantile, valid_quantile)
+    interactions = dataset.interactions
+    of_session = np.full(len(interactions), UNUSED, dtype=np.int8)
+    active = interactions.lengths > 0
+    ends = times[interactions.offsets[1:][active] - 1]  # interactions are in order of time
+    found = np.full(len(ends), TRAIN, dtype=np.int8)
+    before = ends < np.quantile(ends, quantile, method="higher")
+    found[~before] = TEST
+    if before.any():
+        found[before & (ends >= np.quantile(ends[before], valid_quantile, method="higher"))] = VALID
+    of_session[active] = found
+    subset = np.repeat(of_session, interactions.lengths)
+    made = Split(dataset, "sessions", {"quantile": quantile, "valid_quantile": valid_quantile}, subset, targets="later")
+    share = _share_of_later_training(dataset, subset, made.is_truth("test"))
+    if share:
+        leak = (
+            "Sessions are held out in the order in which they end, and some that are tested began before others that "
+            f"train ended: on average {share:.2%} of the training interactions are later than a test interaction."
+        )
+        made = dataclasses.replace(made, leak=leak)
+    short = [int((interactions.lengths[of_session == subset] == 1).sum()) for subset in (VALID, TEST)]
+    if any(short):
+        note = (
+            f"{short[0]:,} validation and {short[1]:,} test sessions have a single interaction, so nothing is "
+            "predicted in them."
+        )
+        made = dataclasses.replace(made, note=note)
+    return _checked(
+        made,
+        "It needs sessions of two interactions or more that end at different times. Lower the quantiles, or use "
+        "split.leave_one_out or split.ratio.",
+    )
+
+
+def _timestamps(dataset: Dataset, what: str, quantile: float, valid_quantile: float) -> NDArray[Any]:
+    """The times of all interactions, for a split by time.
+
+    Raises:
+        ConfigError: a quantile is not between 0 and 1.
+        DataError: the dataset has no timestamps.
+    """
+    for name, value in (("quantile", quantile), ("valid_quantile", valid_quantile)):
+        if not 0 < require_number(name, value) < 1:
+            raise ConfigError(f"{name} was given {value}.", "It must lie between 0 and 1, for example 0.9.")
+    times = dataset.interactions.times
+    if not dataset.has_timestamps or times is None:
+        found = "only an order within each user" if times is not None else "no time column"
+        raise DataError(
+            f"A {what} split needs timestamps, and this dataset has {found}.",
+            'Name the column when reading the data (time="..."), or use split.leave_one_out, split.ratio or '
+            "split.given.",
+        )
+    return times
 
 
 @_of_real_interactions
@@ -283,6 +357,7 @@ def default(dataset: Dataset | str | PathLike[str]) -> Split:
 _BY_NAME: dict[str, Callable[..., Split]] = {
     "leave-one-out": leave_one_out,
     "global-time": global_time,
+    "sessions": sessions,
     "ratio": ratio,
     "given": given,
     "none": none,
@@ -346,13 +421,20 @@ def as_split(name: str, value: Any) -> Split:
     return split
 
 
-def _share_of_later_training(dataset: Dataset, subset: NDArray[np.int8]) -> float | None:
-    """The share of training interactions later than a test interaction, averaged over these; None without times."""
+def _share_of_later_training(
+    dataset: Dataset, subset: NDArray[np.int8], tested: NDArray[np.bool_] | None = None
+) -> float | None:
+    """The share of training interactions later than a test interaction, averaged over these; None without times.
+
+    Args:
+        tested: (interactions,) which ones are test interactions; None: those of the test subset.
+    """
     times = dataset.interactions.times
-    if not dataset.has_timestamps or times is None or not ((subset == TEST).any() and (subset == TRAIN).any()):
+    chosen = subset == TEST if tested is None else tested
+    if not dataset.has_timestamps or times is None or not (chosen.any() and (subset == TRAIN).any()):
         return None
     train = np.sort(times[subset == TRAIN])
-    return float(1 - np.searchsorted(train, times[subset == TEST], side="right").mean() / len(train))
+    return float(1 - np.searchsorted(train, times[chosen], side="right").mean() / len(train))
 
 
 def _checked(split: Split, remedy: str) -> Split:
@@ -360,9 +442,11 @@ def _checked(split: Split, remedy: str) -> Split:
         if not (split.subset == SUBSETS[name]).any():
             raise DataError(f"The {split.name} split leaves the {name} subset empty.", remedy)
     if not split.is_truth("test").any():
+        if split.dataset.interactions.target is None:
+            raise DataError(f"The {split.name} split leaves nothing to predict in the test subset.", remedy)
         raise DataError(
             f"The {split.name} split leaves no target interaction in the test subset.",
             "Name more target events when reading the data, or use another split.",
         )
-    remarks = [sentence for sentence in (split.note, remark(split)) if sentence]
+    remarks = [sentence for sentence in (split.note, remark_on_targets(split), cold_users.remark(split)) if sentence]
     return dataclasses.replace(split, note=" ".join(remarks) or None)

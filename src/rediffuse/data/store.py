@@ -14,11 +14,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rediffuse.data.checks import require, require_keys, require_plain_names
 from rediffuse.errors import DataError
-from rediffuse.files import atomic_folder, sha256_file, sha256_json
+from rediffuse.files import atomic_folder, parquet_bytes, sha256_file, sha256_json
 
 FORMAT, VERSION = "rediffuse-dataset", 3
 MANIFEST = "manifest.json"
+# What a manifest holds beside its format and version, and the types.
+_TEXT = (str, type(None))
+_KEYS: dict[str, Any] = {
+    **{"files": dict, "schemes": list, "report": dict, "title": _TEXT, "report.notes": (list, type(None))},
+    **dict.fromkeys(("has_timestamps", "item_table", "user_table"), bool),
+    **dict.fromkeys(("fingerprint", "interactions_fingerprint"), str),
+}
 HISTORY_ARRAYS = ("offsets", "items", "times", "ratings", "synthetic", "target")
 
 
@@ -40,7 +48,7 @@ def write_dataset(
         refuse_foreign(folder)
         with atomic_folder(folder) as new:
             for name, frame in frames.items():
-                frame.write_parquet(new / name, compression="zstd")
+                (new / name).write_bytes(parquet_bytes(frame))
             for name, array in arrays.items():
                 np.save(new / name, array, allow_pickle=False)
             files = {
@@ -125,7 +133,7 @@ def parse_manifest(path: Path, content: bytes | None) -> dict[str, Any]:
     remedy = "Write the dataset again from its source."
     try:
         manifest = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path} is damaged: it is not JSON.", remedy) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path} is not the manifest of a dataset.", "Name a folder that Dataset.save wrote.")
@@ -136,6 +144,15 @@ def parse_manifest(path: Path, content: bytes | None) -> dict[str, Any]:
         )
     if manifest.pop("sha256", None) != sha256_json(manifest):
         raise DataError(f"{path} was changed after it was written.", remedy)
+    try:
+        require_keys(manifest, _KEYS)
+        texts = [*manifest["schemes"], *(manifest["report"].get("notes") or [])]
+        require(all(isinstance(text, str) for text in texts), "a scheme or a note is not text")
+        require_plain_names(manifest["files"])
+        for name, known in manifest["files"].items():
+            require_keys(known, {"bytes": int, "sha256": str}, f"{name}: ")
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}.", remedy) from None
     return manifest
 
 

@@ -6,6 +6,7 @@ Everything that learns receives a `TrainingView`, which holds no reference to th
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rediffuse.data import cold_users
 from rediffuse.data.histories import BLOCK, Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, did_you_mean
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1
 SUBSETS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
+# Which interactions of a held-out subset are to be predicted, see `Split.targets`.
+Targets = Literal["all", "next", "successive", "later"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +38,10 @@ class Task:
 
     Attributes:
         name: "valid" or "test".
-        users: (n,) int64 numbers of the users with at least one interaction in the subset.
-        histories: n rows, the interactions before the subset; empty for users who are new in it.
+        users: (n,) int64 numbers of the users with at least one interaction in the subset. Where targets are predicted
+            one after the other, there is a row for each of them, so a user is in several.
+        histories: n rows, the interactions before the subset; empty for users who are new in it. In a row of a single
+            target, all that came before it.
         truth: n rows, the interactions in the subset; the target interactions alone, where the data name some.
         seen: n rows, the interactions that the policy "unseen" filters, where they are not ``histories``.
         popularity: (num_items,) int64 training interactions per item.
@@ -47,6 +53,31 @@ class Task:
     truth: Histories
     popularity: NDArray[np.int64]
     seen: Histories | None = None
+
+    @property
+    def by_target(self) -> bool:
+        """Whether users are in several rows, one for each of their targets."""
+        return bool((self.users[1:] == self.users[:-1]).any())
+
+    @property
+    def has_history(self) -> NDArray[np.bool_]:
+        """(n,) whether there is an interaction before the subset; synthetic ones do not count."""
+        return self.histories.without_synthetic().lengths > 0
+
+    def with_history(self) -> Task:
+        """The rows with a history; the task itself if all have one."""
+        chosen = np.flatnonzero(self.has_history)
+        return self if len(chosen) == len(self.users) else self.take(chosen)
+
+    def take(self, rows: NDArray[np.int64]) -> Task:
+        """Some of its rows, in the order of ``rows``."""
+        return dataclasses.replace(
+            self,
+            users=self.users[rows],
+            histories=self.histories.take(rows),
+            truth=self.truth.take(rows),
+            seen=None if self.seen is None else self.seen.take(rows),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +111,14 @@ class Split(Displayed):
     """A dataset and the subset of each of its interactions.
 
     Attributes:
-        name: "leave-one-out", "global-time", "ratio", "given" or "none".
+        name: "leave-one-out", "global-time", "sessions", "ratio", "given" or "none".
         params: what to pass to `rediffuse.data.split.by_name` to get the same split again.
         subset: (interactions,) int8: TRAIN=0, VALID=1, TEST=2, UNUSED=-1.
         leak: a sentence on what training sees that a system in use would not know, or None.
         note: a sentence on anything else that was decided on the way, or None.
+        targets: what is predicted of a held-out subset. "all": its interactions, together, from what came before the
+            subset. "successive": each of them, from all that came before it. "next": the first of each user.
+            "later": each but the first of a user, from all that came before it.
     """
 
     dataset: Dataset
@@ -93,16 +127,19 @@ class Split(Displayed):
     subset: NDArray[np.int8]
     leak: str | None = None
     note: str | None = None
+    targets: Targets = "all"
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the dataset's fingerprint, the name, and the subset of every interaction.
+        """sha256 over the dataset's fingerprint, the name, what is predicted, and the subset of every interaction.
 
         Synthetic interactions do not count, so a dataset has the same splits before and after a generator added to it.
         """
         synthetic = self.dataset.interactions.synthetic
         subset = self.subset if synthetic is None else self.subset[~synthetic]
-        digest = hashlib.sha256(json.dumps([self.dataset.fingerprint_without_synthetic, self.name]).encode())
+        parts = [self.dataset.fingerprint_without_synthetic, self.name]
+        parts += [] if self.targets == "all" else [self.targets]
+        digest = hashlib.sha256(json.dumps(parts).encode())
         digest.update(np.ascontiguousarray(subset, dtype=np.int8).tobytes())
         return digest.hexdigest()
 
@@ -112,8 +149,24 @@ class Split(Displayed):
 
     def is_truth(self, name: str) -> NDArray[np.bool_]:
         """(interactions,) whether an interaction is to be predicted in the subset ``name``."""
-        inside, target = self.subset == SUBSETS[name], self.dataset.interactions.target
-        return inside if target is None else inside & target
+        interactions = self.dataset.interactions
+        truth = self.subset == SUBSETS[name]
+        if interactions.target is not None:
+            truth &= interactions.target
+        if self.targets == "later":
+            truth[interactions.offsets[:-1][interactions.lengths > 0]] = False
+        elif self.targets == "next":
+            places = np.flatnonzero(truth)
+            owners = interactions.owner_of(places)
+            truth[places[1:][owners[1:] == owners[:-1]]] = False
+        return truth
+
+    def is_known(self, name: str) -> NDArray[np.bool_]:
+        """(interactions,) whether an interaction may be in a history of the subset ``name``."""
+        if self.targets != "all":  # whatever came before, in the same subset too
+            return (self.subset != UNUSED) & (self.subset <= SUBSETS[name])
+        trains = self.subset == TRAIN
+        return trains if name == "valid" else trains | (self.subset == VALID)
 
     def training_view(self) -> TrainingView:
         """The training and validation interactions, copied, and what describes users and items."""
@@ -150,16 +203,8 @@ class Split(Displayed):
 
     def _task(self, name: str, train: Histories | None = None) -> Task:
         """As `task`; arrays of ``train``, the training interactions, are shared if all their users are in the task."""
-        interactions = self.dataset.interactions
-        truth = interactions.where(self.is_truth(name))
-        chosen = truth.lengths > 0
-        users = np.flatnonzero(chosen).astype(np.int64)
-        trains = self.subset == TRAIN
-        known = trains if name == "valid" else trains | (self.subset == VALID)
-        if train is not None and train.lengths[users].sum() == len(train.items):
-            histories = train.take(users)
-        else:
-            histories = interactions.where(known & np.repeat(chosen, interactions.lengths)).take(users)
+        interactions, trains = self.dataset.interactions, self.subset == TRAIN
+        users, histories, truth = self._together(name, train) if self.targets == "all" else self._one_by_one(name)
         if interactions.synthetic is not None:
             trains &= ~interactions.synthetic
         popularity = np.zeros(self.dataset.num_items, dtype=np.int64)
@@ -167,17 +212,44 @@ class Split(Displayed):
             here = slice(start, start + BLOCK)
             popularity += np.bincount(interactions.items[here][trains[here]], minlength=len(popularity))
         seen = None if interactions.synthetic is None else histories.without_synthetic()
-        return Task(name, users, histories, truth.take(users), popularity, seen)
+        return Task(name, users, histories, truth, popularity, seen)
+
+    def _together(self, name: str, train: Histories | None) -> tuple[NDArray[np.int64], Histories, Histories]:
+        """Users, histories and truth, with one row per user."""
+        interactions, known = self.dataset.interactions, self.is_known(name)
+        truth = interactions.where(self.is_truth(name))
+        chosen = truth.lengths > 0
+        users = np.flatnonzero(chosen).astype(np.int64)
+        if train is not None and train.lengths[users].sum() == len(train.items):
+            histories = train.take(users)
+        else:
+            histories = interactions.where(known & np.repeat(chosen, interactions.lengths)).take(users)
+        return users, histories, truth.take(users)
+
+    def _one_by_one(self, name: str) -> tuple[NDArray[np.int64], Histories, Histories]:
+        """Users, histories and truth, with one row per target, and all that came before it as its history."""
+        interactions, known = self.dataset.interactions, self.is_known(name)
+        places = np.flatnonzero(self.is_truth(name))
+        users = interactions.owner_of(places)
+        kept = interactions.where(known)
+        earlier = np.cumsum(known)[places] - 1  # known interactions before the target, of all users; it is known itself
+        return users, kept.beginnings(users, earlier - kept.offsets[users]), interactions.singles(places)
 
     def _display(self) -> tuple[str, dict[str, Any]]:
         sizes = self.sizes()
         return f"Split {split_label(self.name, self.params)}", {
             **{name: f"{sizes[name]:,} interactions" for name in ("train", "valid", "test")},
+            "targets": None if self.targets == "all" else self._targets_text(),
             "unused": f"{sizes['unused']:,} interactions" if sizes["unused"] else None,
             "dataset": f"{self.dataset.num_users:,} users, {self.dataset.num_items:,} items",
+            "no history": cold_users.shares_text(self),
             "leak": self.leak,
             "note": self.note,
         }
+
+    def _targets_text(self) -> str:
+        counts = [f"{int(self.is_truth(name).sum()):,} in {name}" for name in ("valid", "test")]
+        return f"{self.targets}: {', '.join(counts)}"
 
 
 def split_label(name: str, params: dict[str, Any] | None) -> str:

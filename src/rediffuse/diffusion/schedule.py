@@ -153,6 +153,10 @@ def from_betas(betas: Tensor | Sequence[float], name: str = "from_betas") -> Noi
     return _checked(name, values, "Give betas above 0 and below 1; only the last may be 1.")
 
 
+# Each step takes memory and, in sampling without respacing, a pass through the network.
+MOST_STEPS = 100_000
+
+
 def noise_schedule(name: str, steps: int, **params: float | bool) -> NoiseSchedule:
     """A noise schedule by name.
 
@@ -175,7 +179,8 @@ def noise_schedule(name: str, steps: int, **params: float | bool) -> NoiseSchedu
     build = SCHEDULES[key]
     known = [parameter for parameter in inspect.signature(build).parameters if parameter != "steps"]
     refuse_unknown(f"Noise schedule {key!r}", params, known, "It has no parameters besides steps.")
-    schedule = _checked(key, build(steps, **params), _REMEDIES.get(key, "Use more steps."))
+    with torch.device("cpu"):  # also within a model that is built on the device "meta"
+        schedule = _checked(key, build(steps, **params), _REMEDIES.get(key, "Use more steps."))
     left = float(schedule.sqrt_alphas_cumprod[-1])
     if key not in NEED_NOT_END_IN_NOISE and left > MOST_SIGNAL:
         warnings.warn(
@@ -192,6 +197,8 @@ def check_steps(owner: str, steps: int) -> None:
     """Check that ``steps`` is a whole number of at least 1; raise a `ConfigError` otherwise."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ConfigError(f"{owner}: steps is {steps!r}.", "Give a whole number of at least 1.")
+    if steps > MOST_STEPS:
+        raise ConfigError(f"{owner}: steps is {steps:,}, more than {MOST_STEPS:,}.", "Give fewer; 1,000 are usual.")
 
 
 def _checked(name: str, betas: Tensor, remedy: str) -> NoiseSchedule:

@@ -97,11 +97,16 @@ def _as_polars(table: Any, what: str, columns: tuple[str, ...], ordered: bool) -
             f"{what} is {described(table)}, not a table.",
             "Give a polars, pandas or pyarrow table with user_id and item_id, or a dict user -> list.",
         ) from None
+    except Exception as error:  # narwhals raises its own errors about column names
+        raise DataError(
+            f"The {what} cannot be read as a table: {' '.join(str(error).split())}",
+            "Give every column a name of its own.",
+        ) from None
     names = frame.collect_schema().names()
     missing = [name for name in _ID_COLUMNS if name not in names]
     if missing:
         raise DataError(
-            f"The {what} have no column {' and no column '.join(missing)}; they have {', '.join(names)}.",
+            f"The {what} have no column {' and no column '.join(missing)}; they have {', '.join(map(str, names))}.",
             "Rename the columns to user_id and item_id.",
         )
     frame = frame.select([name for name in columns if name in names])
@@ -180,6 +185,15 @@ def _in_order(lists: pl.DataFrame) -> pl.DataFrame:
     if column == "rank":
         if bad := int(lists["unscored"].sum()):
             raise DataError(f"{bad} ranks of the recommendations are missing.", "Give every row a rank, or drop it.")
+        wrong = lists.filter(
+            (pl.col("key") < 0) | (pl.col("key") != pl.col("key").floor()) | pl.col("key").is_infinite()
+        )
+        if len(wrong):
+            raise DataError(
+                f"{len(wrong):,} ranks of the recommendations are negative or not whole, for example "
+                f"{wrong[column][0]!r} of user {wrong['user_id'][0]!r}.",
+                "Ranks are whole numbers, 1 = best. If these are scores (higher = better), call the column score.",
+            )
         return lists.select(*_ID_COLUMNS, "unscored", "key")
     return lists.select(*_ID_COLUMNS, "unscored", key=pl.when("unscored").then(0.0).otherwise(-pl.col("key")))
 

@@ -97,6 +97,7 @@ _PROTOCOLS = {
     for protocol in (
         Protocol("leave-one-out", "leave-one-out"),
         Protocol("global-time", "global-time"),
+        Protocol("sessions", "sessions"),
         Protocol("ratio", "ratio"),
         Protocol("given", "given"),
         Protocol("paper:diffurec", "given", policies=("all",), note="As published: seen items are not filtered."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from rediffuse.data.cold_users import users_text, without_text
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.evaluation import beyond_accuracy
@@ -35,10 +36,13 @@ class TaskResult(Displayed):
         task: name of the task, "valid" or "test".
         metrics: policy -> metric -> mean over users. Policy "all": seen items kept; "unseen": seen items filtered.
         counts: users, items and true items behind the means; explained in `docs/evaluation.md`.
-        per_user: one row per user, in the order of the task: ``user`` (number), ``history_length`` (interactions),
-            ``truth_items``, then for each policy ``rank`` (of the best true item; null if none can be recommended)
-            and the user's metrics. Names of the policy "unseen" end in ``/unseen``.
+        per_user: one row per user, in the order of the task (or per target, see `rediffuse.data.subsets.Task`):
+            ``user`` (number), ``history_length`` (interactions), ``truth_items``, then for each policy ``rank`` (of the
+            best true item; null if none can be recommended) and the user's metrics. Names of the policy "unseen" end in
+            ``/unseen``.
         ranking: the ranks and lists.
+        with_history: as ``metrics``, over the users with a history alone; empty if there are none. Equal to
+            ``metrics`` where ``counts["cold_users"]`` is 0.
     """
 
     task: str
@@ -46,6 +50,7 @@ class TaskResult(Displayed):
     counts: dict[str, int | float]
     per_user: pl.DataFrame
     ranking: Ranking
+    with_history: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def value(self, name: str) -> float:
         """The mean called ``name``, for example "ndcg@10" or "ndcg@10/unseen".
@@ -67,13 +72,19 @@ class TaskResult(Displayed):
         return {
             "task": self.task,
             "metrics": {policy: dict(means) for policy, means in self.metrics.items()},
+            "with_history": {policy: dict(means) for policy, means in self.with_history.items()},
             "counts": dict(self.counts),
         }
 
     def _display(self) -> tuple[str, dict[str, Any]]:
         names = sorted(self.metrics[POLICIES[0]], key=lambda name: not name.endswith("@10"))
         rows = {name: ", ".join(f"{p} {means[name]:.4f}" for p, means in self.metrics.items()) for name in names}
-        return f"TaskResult {self.task}, {self.counts['users']:,} users", rows
+        if self.counts["cold_users"]:
+            rows["without a history"] = without_text(self.counts)
+            for name in names[:1] if self.with_history else []:
+                means = ", ".join(f"{p} {means[name]:.4f}" for p, means in self.with_history.items())
+                rows[f"{name}, with a history"] = means
+        return f"TaskResult {self.task}, {users_text(self.counts)}", rows
 
 
 def _best_ranks(offsets: NDArray[np.int64], ranks: NDArray[np.int64]) -> pl.Series:
@@ -105,8 +116,11 @@ def _counts(task: RankingTask, ranking: Ranking, num_items: int) -> dict[str, in
     filtered = history if task.seen is None else task.seen
     never_trained = int((np.asarray(task.popularity)[truth.items] == 0).sum())
     seen = np.isin(truth.owners * num_items + truth.items, filtered.owners * num_items + filtered.items)
+    users = np.asarray(ranking.users)
+    distinct = len(np.unique(users)) if len(users) and users.min() >= 0 else len(users)
     return {
-        "users": len(truth),
+        "users": distinct,
+        **({"targets": len(users)} if distinct < len(users) else {}),
         "items": num_items,
         "truth_items": len(truth.items),
         "cold_users": int((history.without_synthetic().lengths == 0).sum()),
@@ -177,19 +191,31 @@ def evaluate_ranking(
         "truth_items": truth.lengths,
     }
     means: dict[str, dict[str, float]] = {}
+    known = columns["history_length"] > 0
+    with_history: dict[str, dict[str, float]] = {}
     for policy in POLICIES:
         columns[flat_name("rank", policy)] = _best_ranks(truth.offsets, ranking.ranks[policy])
         values = accuracy_values(accuracy, truth.offsets, ranking.ranks[policy], truth.lengths)
         lists = ranking.items[policy]
-        means[policy] = {}
+        means[policy], of_known = {}, {}
         for metric in wanted:
             name = str(metric)
             top = lists[:, : metric.k]
             if metric.kind in _AGGREGATES:
-                means[policy][name] = _AGGREGATES[metric.kind](top, num_items)
+                measure = _AGGREGATES[metric.kind]
+                means[policy][name] = measure(top, num_items)
+                of_known[name] = means[policy][name] if known.all() else measure(top[known], num_items)
                 continue
             value = values[name] if name in values else _per_user_values(metric.kind, top, task, features)
             columns[flat_name(name, policy)] = pl.Series(value).fill_nan(None)
-            known = value[~np.isnan(value)]
-            means[policy][name] = float(known.mean()) if len(known) else 0.0
-    return TaskResult(task.name, means, _counts(task, ranking, num_items), pl.DataFrame(columns), ranking)
+            means[policy][name], of_known[name] = _mean(value), _mean(value[known])
+        if known.any():
+            with_history[policy] = of_known
+    counts = _counts(task, ranking, num_items)
+    return TaskResult(task.name, means, counts, pl.DataFrame(columns), ranking, with_history)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean over the users who have a value; 0 if there are none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rediffuse.config import ModelConfig
 from rediffuse.data import split as splits
@@ -23,7 +23,16 @@ from rediffuse.readers.public_datasets import public_dataset_names
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_flags(cls, values: Any) -> Any:
+        """No key takes true or false, which pydantic would count as 1 or 0."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if any(isinstance(entry, bool) for entry in (value if isinstance(value, list) else [value])):
+                raise ValueError(f"{key} is true or false, and takes a number or text")
+        return values
 
 
 class DataSection(BaseModel):

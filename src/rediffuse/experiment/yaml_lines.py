@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from rediffuse.errors import ConfigError
+from rediffuse.yaml_text import parse_yaml, read_text
 
 Key = tuple[str | int, ...]
 
@@ -18,17 +19,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     Raises:
         ConfigError: the file is missing, is not YAML, repeats a key, or is not a mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Name an experiment file.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8.", "Save it as UTF-8.") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}", "Correct it.") from None
+    content, node = parse_yaml(read_text(path, "The file"), str(path), "Correct it.")
     if node is None or not isinstance(content, dict):
         raise ConfigError(f"{path} is not a mapping.", "Write keys such as data, split and models; see the example.")
     lines: dict[Key, int] = {}

@@ -19,7 +19,7 @@ from rediffuse.diffusion.respace import respace
 from rediffuse.errors import ConfigError, MissingExtraError, RunError, did_you_mean
 from rediffuse.exporting.graphs import Graph, graphs_of, write_graph
 from rediffuse.exporting.readme import readme
-from rediffuse.files import atomic_folder
+from rediffuse.files import atomic_folder, parquet_bytes
 from rediffuse.models.base import Model
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffrec import DiffRec
@@ -80,7 +80,7 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
             (new / "items.safetensors").write_bytes(content)
             columns = [name for name in ("item_id", "title") if name in contents.items.columns]
             items = contents.items.select(columns).with_row_index("item").with_columns(pl.col("item").cast(pl.Int64))
-            items.write_parquet(new / "items.parquet", compression="zstd")
+            (new / "items.parquet").write_bytes(parquet_bytes(items))
             (new / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             (new / "README.md").write_text(readme(description), encoding="utf-8")
     except OSError as error:

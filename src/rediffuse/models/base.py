@@ -162,6 +162,11 @@ class Model(nn.Module):
         self.register_buffer("fallback", torch.zeros(num_items))
 
     @classmethod
+    def reads_tables_with(cls, config: ModelConfig) -> bool:
+        """Whether it learns from ``item_table`` or ``user_table`` with these options."""
+        return cls.reads_tables
+
+    @classmethod
     def summary(cls) -> str:
         """What the model is, in a sentence or two: the first paragraph of the docstring of the class."""
         paragraph, _, _ = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")

@@ -14,13 +14,13 @@ docs/models/diffkg.md says what ``fidelity=released`` changes and how the releas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,7 +58,7 @@ class DiffKGConfig(FactorConfig):
             "learning_rate": 1e-3,
             "batch_size": 1024,
             "epochs": 25,
-            "reg": 1e-5,
+            "reg": 1e-7,
             "kg_hops": 1,
             "message_dropout": 0.1,
             "residual": 0.5,
@@ -119,6 +119,15 @@ class DiffKGConfig(FactorConfig):
     noise_scale: float = Field(0.1, gt=0, description="Factor of both ends of the schedule.")
     noise_min: float = Field(1e-4, gt=0, description="1 - abar at the first step, before the factor.")
     noise_max: float = Field(0.02, gt=0, description="1 - abar at the last step, before the factor.")
+    noising_steps: int = Field(
+        0, ge=0, description="T', steps of noise on a row of the graph before it is denoised in T; dense, so slower."
+    )
+
+    @model_validator(mode="after")
+    def _noising_steps_exist(self) -> Self:
+        if self.noising_steps > self.diffusion_steps:
+            raise ValueError(f"noising_steps={self.noising_steps} is more than diffusion_steps={self.diffusion_steps}")
+        return self
 
 
 class ChainedBatches:
@@ -156,7 +165,7 @@ class DiffKG(FactorModel):
         size = config.embedding_size
         nn.init.xavier_uniform_(self.user_embedding.weight)
         del self.item_embedding  # items are entities, and only the data tell how many there are
-        self.entity_embedding, self.relation_embedding = SizedByData(), SizedByData()
+        self.entity_embedding, self.relation_embedding = SizedByData(columns=size), SizedByData(columns=size)
         self.encoder = RelationAttention(size, config.kg_hops, config.residual, config.message_dropout)
         self.schedule = noise_schedule(
             "linear_var",
@@ -171,7 +180,7 @@ class DiffKG(FactorModel):
         self.register_buffer("user_vectors", torch.zeros(num_users, size))
         self.register_buffer("item_vectors", torch.zeros(num_items, size))
         # What an item sends to a new neighbour in each step of propagation, side by side.
-        self.item_spread = SizedByData(trained=False)
+        self.item_spread = SizedByData(rows=num_items, trained=False)
 
     # --- data ------------------------------------------------------------------------------------------------
 
@@ -290,7 +299,9 @@ class DiffKG(FactorModel):
         if self.config.pruning == "random":
             return most_per_node(edges, k, rng.random(len(edges)))
         assert denoiser is not None
-        g = denoise_graph(denoiser, self.schedule, edges)
+        noising_steps = self.config.noising_steps
+        seed = int(rng.integers(2**62)) if noising_steps else 0
+        g = denoise_graph(denoiser, self.schedule, edges, noising_steps, seed)
         if self.config.fidelity == "released":
             return best_of_all_pairs(denoiser, g, edges, k)
         return most_per_node(edges, k, edge_scores(denoiser, g, self.full.graph))

@@ -175,46 +175,84 @@ def collaborative_convolution(denoiser: RowDenoiser, g: Tensor, item_sums: Tenso
 # --- the reverse chain and the scores of edges ----------------------------------------------------------------
 
 
-def reverse_chain(denoiser: RowDenoiser, schedule: NoiseSchedule, rows: RowBatch) -> Tensor:
-    """(B, H) g at the end of the reverse chain that starts from ``rows``; V g + c are the denoised rows."""
+class Noised(NamedTuple):
+    """A start of the reverse chain that is noised: sqrt(abar) x_0 + sqrt(1 - abar) eps."""
+
+    abar: float
+    eps: Tensor  # (B, N)
+
+
+def reverse_chain(
+    denoiser: RowDenoiser, schedule: NoiseSchedule, rows: RowBatch, noised: Noised | None = None
+) -> Tensor:
+    """(B, H) g at the end of the reverse chain; V g + c are the denoised rows.
+
+    Args:
+        rows: x_0, from which the chain starts.
+        noised: the noise on them at the start; None: none.
+    """
     if denoiser.normalize:
-        return _reverse_chain_normalised(denoiser, schedule, rows)
+        return _reverse_chain_normalised(denoiser, schedule, rows, noised)
     z = _weighted_sums(rows, denoiser.first)
+    if noised is not None:
+        z = noised.abar**0.5 * z + (1 - noised.abar) ** 0.5 * (noised.eps @ denoiser.first)
     coefficients = schedule.posterior_mean_coef1.tolist(), schedule.posterior_mean_coef2.tolist()
     return denoiser.reverse(z, denoiser.fold(), *coefficients)
 
 
-def _reverse_chain_normalised(denoiser: RowDenoiser, schedule: NoiseSchedule, rows: RowBatch) -> Tensor:
+def _reverse_chain_normalised(
+    denoiser: RowDenoiser, schedule: NoiseSchedule, rows: RowBatch, noised: Noised | None
+) -> Tensor:
     """`reverse_chain` of a network that scales each x_t to length one.
 
-    x_t = a x_0 + V m + r c stays in the span of known vectors, so a, m and r give its length.
+    x_t = a x_0 + V m + r c + e eps stays in the span of known vectors, so a, m, r and e give its length.
     """
     folded, products = denoiser.fold(), output_products(denoiser)
     z_0 = _weighted_sums(rows, denoiser.first)
     x_0_v, x_0_c, x_0_x_0 = _row_products(denoiser, rows)
     a, r, m, z = 1.0, 0.0, torch.zeros_like(z_0), z_0
+    e, eps_eps, eps_x_0, eps_v, eps_c = 0.0, *(torch.zeros((), device=z.device) for _ in range(4))
+    if noised is not None:
+        a, e, eps = noised.abar**0.5, (1 - noised.abar) ** 0.5, noised.eps
+        z = a * z_0 + e * (eps @ denoiser.first)
+        of_row = eps[rows.owners, rows.items] * rows.values.to(eps.dtype)
+        eps_x_0 = torch.zeros_like(x_0_c).index_add(0, rows.owners, of_row)
+        eps_eps, eps_v, eps_c = eps.square().sum(1), eps @ denoiser.last.weight, eps @ denoiser.last.bias
     for step in reversed(range(schedule.steps)):
         square = a**2 * x_0_x_0 + ((m @ products.gram) * m).sum(1) + r**2 * products.constant
         square = square + 2 * a * (x_0_v * m).sum(1) + 2 * a * r * x_0_c + 2 * r * (m @ products.cross)
+        square = square + e**2 * eps_eps + 2 * e * (a * eps_x_0 + (eps_v * m).sum(-1) + r * eps_c)
         scaled = z / square.clamp_min(0).sqrt().clamp_min(1e-12)[:, None]
         g = denoiser.inner(scaled, torch.full((len(z),), step, dtype=torch.int64, device=z.device))
         if step == 0:
             return g
         c1, c2 = float(schedule.posterior_mean_coef1[step]), float(schedule.posterior_mean_coef2[step])
-        a, r, m = c2 * a, c2 * r + c1, c2 * m + c1 * g
+        a, e, r, m = c2 * a, c2 * e, c2 * r + c1, c2 * m + c1 * g
         z = c1 * (g @ folded.weight.T + folded.bias) + c2 * z
     raise AssertionError("a schedule has at least one step")
 
 
 @torch.no_grad()
-def denoise_graph(denoiser: RowDenoiser, schedule: NoiseSchedule, edges: KnowledgeEdges) -> Tensor:
-    """(N, H) g of all entities, without dropout: the denoised row of an entity is V g + c."""
+def denoise_graph(
+    denoiser: RowDenoiser, schedule: NoiseSchedule, edges: KnowledgeEdges, noising_steps: int = 0, seed: int = 0
+) -> Tensor:
+    """(N, H) g of all entities, without dropout: the denoised row of an entity is V g + c.
+
+    Args:
+        noising_steps: steps of noise on a row before it is denoised.
+        seed: of that noise.
+    """
     training, matrix, device = denoiser.training, edges.matrix(), denoiser.first.device
     denoiser.eval()
-    blocks = [
-        reverse_chain(denoiser, schedule, row_batch(matrix[start : start + BLOCK]).to(device))
-        for start in range(0, edges.num_nodes, BLOCK)
-    ]
+    # Noise is dense, and needs smaller blocks.
+    block = max(1, PAIRS // edges.num_nodes) if noising_steps else BLOCK
+    generator, blocks = torch.Generator().manual_seed(seed), []
+    for start in range(0, edges.num_nodes, block):
+        rows, noised = row_batch(matrix[start : start + block]).to(device), None
+        if noising_steps:
+            eps = torch.randn(len(rows), edges.num_nodes, generator=generator).to(denoiser.first)
+            noised = Noised(float(schedule.alphas_cumprod[noising_steps - 1]), eps)
+        blocks.append(reverse_chain(denoiser, schedule, rows, noised))
     denoiser.train(training)
     return torch.cat(blocks)
 

@@ -55,6 +55,7 @@ class DiffNetPPConfig(SocialConfig):
             "hops": 2,
             "attention": "link",
             "fusion": "add",
+            "shared_projection": True,
             "feature_scale": 0.1,
             "init": 0.01,
         },
@@ -201,7 +202,7 @@ class DiffNetPP(SocialModel):
     def __init__(self, config: DiffNetPPConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.hops))
-        self.item_layers = SizedByData(trained=False)  # v^0 to v^hops, side by side
+        self.item_layers = SizedByData(rows=num_items, trained=False)  # v^0 to v^hops, side by side
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)

@@ -2,7 +2,8 @@
 
 In training, a row x_0 of the users x items matrix is noised and a multilayer perceptron recovers it. At inference, the
 reverse chain starts from the row itself, and the values in its empty cells rank the items. Nothing is drawn, and the
-chain runs in the network's hidden space (`rediffuse.nn.RowDenoiser.reverse`).
+chain runs in the network's hidden space (`rediffuse.nn.RowDenoiser.reverse`). With ``noising_steps`` it starts from the
+row after that many steps of noise, as in the paper; with ``sampling_noise`` each step draws noise.
 
 T-DiffRec gives recent interactions more weight in the row (`rediffuse.batching.recency`): by their order, by time as
 PDRec's TI-DiffRec does, or by a half-life.
@@ -14,24 +15,26 @@ denoising autoencoder.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rediffuse.batching.matrix import weighted_matrix
 from rediffuse.batching.recency import BY_TIME, InputWeighting, check_weighting, interaction_weights
 from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
-from rediffuse.batching.sequences import rank_rows
+from rediffuse.batching.sequences import pad_right, rank_rows
 from rediffuse.config import NeuralConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion import (
     NoiseLevels,
+    NoiseSchedule,
     ancestral,
     at_timesteps,
+    from_betas,
     noise_levels,
     noise_schedule,
     predict_x0,
@@ -39,6 +42,7 @@ from rediffuse.diffusion import (
     snr_weights,
     timestep_sampler,
 )
+from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.models.base import TrainingData
 from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
@@ -97,6 +101,9 @@ class DiffRecConfig(NeuralConfig):
     weight_max: float = Field(1.0, gt=0, description="Weight of a user's latest interaction.")
     diffusion: bool = Field(True, description="False: the ablation (no diffusion).")
     diffusion_steps: int = Field(5, ge=1, description="T, the steps of the noise schedule.")
+    noise_schedule: Literal["linear_var", "linear_scaled", "cosine", "binomial"] = Field(
+        "linear_var", description="cosine and binomial have no ends to set."
+    )
     noise_scale: float = Field(0.01, gt=0, description="Factor of both ends of the schedule.")
     noise_min: float = Field(0.001, gt=0, description="1 - abar at the first step, before the factor.")
     noise_max: float = Field(0.01, gt=0, description="1 - abar at the last step, before the factor.")
@@ -104,10 +111,26 @@ class DiffRecConfig(NeuralConfig):
     prediction: Literal["x0", "eps"] = Field("x0", description="What the network predicts; eps makes inference slower.")
     snr_weighting: bool = Field(True, description="Weight timesteps as the variational bound does.")
     timestep_sampler: Literal["lossaware", "uniform"] = "lossaware"
+    noising_steps: int = Field(
+        0, ge=0, description="T', steps of noise on a row before it is denoised in T; makes scores depend on the seed."
+    )
+    sampling_noise: bool = Field(
+        False, description="Draw the noise of each denoising step; makes scores depend on the seed, and slower."
+    )
+
+    @model_validator(mode="after")
+    def _noising_steps_exist(self) -> Self:
+        if self.noising_steps > self.diffusion_steps:
+            raise ValueError(f"noising_steps={self.noising_steps} is more than diffusion_steps={self.diffusion_steps}")
+        if not self.diffusion and (self.noising_steps or self.sampling_noise):
+            raise ValueError("diffusion=false has no noise; leave out noising_steps and sampling_noise")
+        return self
 
 
+# A learning rate that falls by 1 % an epoch: by 0.1 in 229 epochs, step by step.
+FALLS_BY_A_HUNDREDTH = {"learning_rate_schedule": "exponential", "learning_rate_decay_every": 229}
 # Released options of PDRec's TI-DiffRec that are the same for all data sets.
-TI_DIFFREC = {
+TI_DIFFREC = FALLS_BY_A_HUNDREDTH | {
     **{"weighting": "interval", "learning_rate": 5e-5, "weight_decay": 0.5, "validate_every": 1},
     **{"diffusion_steps": 10, "noise_scale": 0.01, "noise_min": 5e-4},
 }
@@ -130,6 +153,16 @@ class TDiffRecConfig(DiffRecConfig):
     weighting: InputWeighting = Field("order", description=WEIGHTING)
 
 
+def row_schedule(config: DiffRecConfig) -> NoiseSchedule:
+    """The noise schedule that the options describe."""
+    ends = {"noise_scale": config.noise_scale, "noise_min": config.noise_min, "noise_max": config.noise_max}
+    name, steps, fixed = config.noise_schedule, config.diffusion_steps, config.beta_fixed
+    if name == "cosine":
+        schedule = noise_schedule(name, steps)
+        return from_betas([1e-5, *schedule.betas[1:].tolist()], name) if fixed else schedule
+    return noise_schedule(name, steps, beta_fixed=fixed, **({} if name == "binomial" else ends))
+
+
 class DiffRec(NeuralModel):
     """A network that removes noise from a user's whole row of interactions, and scores all items by what it restores.
 
@@ -145,14 +178,7 @@ class DiffRec(NeuralModel):
 
     def __init__(self, config: DiffRecConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
-        self.schedule = noise_schedule(
-            "linear_var",
-            config.diffusion_steps,
-            noise_scale=config.noise_scale,
-            noise_min=config.noise_min,
-            noise_max=config.noise_max,
-            beta_fixed=config.beta_fixed,
-        )
+        self.schedule = row_schedule(config)
         steps = config.diffusion_steps if config.diffusion else 1
         self.denoiser = RowDenoiser(
             self.row_width(), config.hidden_sizes, config.time_size, steps, config.dropout, normalize=config.normalize
@@ -165,6 +191,10 @@ class DiffRec(NeuralModel):
     @property
     def reads_times(self) -> bool:  # type: ignore[override]
         return self.config.weighting in BY_TIME
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return bool(self.config.noising_steps) or self.config.sampling_noise
 
     def row_width(self) -> int:
         """Width of the rows that are noised."""
@@ -246,13 +276,20 @@ class DiffRec(NeuralModel):
     @property
     def in_hidden_space(self) -> bool:
         """Whether the reverse chain can run there exactly, see `RowDenoiser.reverse`."""
-        return self.config.prediction == "x0" and not self.config.normalize
+        return self.config.prediction == "x0" and not self.config.normalize and not self.config.sampling_noise
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         if self.in_hidden_space:
             return self.denoiser.last(self.hidden(histories, sampling))
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
-        return self.plain_chain(rows.dense(self.num_items))
+        return self.plain_chain(rows.dense(self.num_items), self.row_noise(histories, sampling))
+
+    def row_noise(self, histories: Histories, sampling: Sampling) -> RowNoise | None:
+        """The noise of these rows, each of which depends on its history and the seed alone; None: nothing is drawn."""
+        if not self.stochastic:
+            return None
+        keys = row_keys(*pad_right(histories, max(int(histories.lengths.max(initial=1)), 1), self.num_items))
+        return RowNoise(keys.to(self.folded_bias.device), sampling.seed, sampling.noise)
 
     def hidden(self, histories: Histories, sampling: Sampling) -> Tensor:
         """(B, H) the input of the last layer, which gives the scores."""
@@ -263,7 +300,10 @@ class DiffRec(NeuralModel):
             if callback is not None:
                 callback(t, None, _with_one(g))
 
-        return self.reverse(self.denoiser.read(rows.items, rows.offsets, rows.values), on_step)
+        z, noise = self.denoiser.read(rows.items, rows.offsets, rows.values), self.row_noise(histories, sampling)
+        if noise is not None:  # of whole rows, which W maps to hidden space as it does x_0
+            z = self.noised_start(z, noise(z.new_empty(len(z), self.num_items)) @ self.denoiser.first)
+        return self.reverse(z, on_step)
 
     def index_vectors(self) -> Tensor | None:
         """The last layer's weights, with its bias as one more column."""
@@ -282,12 +322,23 @@ class DiffRec(NeuralModel):
             z, folded, schedule.posterior_mean_coef1.tolist(), schedule.posterior_mean_coef2.tolist(), on_step
         )
 
-    def plain_chain(self, x: Tensor) -> Tensor:
-        """The reverse chain from x_T (B, I) to x_0_hat (B, I), in T passes over whole rows; for any network."""
+    def noised_start(self, x: Tensor, noise: Tensor) -> Tensor:
+        """What the reverse chain starts from: ``x`` (B, ...) after `noising_steps` steps of noise."""
+        if not self.config.noising_steps:
+            return x
+        t = torch.full((len(x),), self.config.noising_steps - 1, dtype=torch.int64, device=x.device)
+        return q_sample(self.schedule, x, t, noise)
+
+    def plain_chain(self, x: Tensor, noise: RowNoise | None = None) -> Tensor:
+        """The reverse chain from rows (B, I) to x_0_hat (B, I), in T passes over whole rows; for any network."""
         if not self.config.diffusion:
             return self.denoiser(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
-        # Every step takes the mean; nothing is drawn.
-        return ancestral(self.denoiser, x, self.schedule, prediction=self.config.prediction, variance=None)
+        if noise is not None and self.config.noising_steps:
+            x = self.noised_start(x, noise(x))
+        # Without sampling_noise every step takes the mean.
+        variance = "fixed_small" if self.config.sampling_noise else None
+        chain = {"prediction": self.config.prediction, "generator": noise, "variance": variance}
+        return ancestral(self.denoiser, x, self.schedule, **chain)
 
 
 def _with_one(g: Tensor) -> Tensor:

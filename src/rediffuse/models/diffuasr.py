@@ -9,15 +9,16 @@ the guidance; then the *generator* and the backbone are trained. Without a backb
 run serves ``rediffuse augment diffuasr``.
 
 Guidance moves samples towards the user: ``cf``, classifier-free (Ho & Salimans 2022), by sometimes training without the
-condition; ``cg``, classifier-guided (Dhariwal & Nichol 2021), by the classifier's probability that the user's first own
-item follows the sample; ``none``, by the condition only.
+condition; ``cg``, classifier-guided (Dhariwal & Nichol 2021), by what the classifier makes of the sample; ``none``, by
+the condition only. What ``cg`` guides towards is the option ``guide``: by default a high probability that the user's
+first own item follows the sample.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -70,6 +71,7 @@ class DiffuASRConfig(NeuralConfig):
             "multipliers": (1, 2, 2, 2),
             "classifier_model": "bert4rec",
             "pool": "sum",
+            "item_vectors": "own",
             "anywhere": False,
             "guidance": "cg",
             "forbid_own": False,
@@ -79,7 +81,9 @@ class DiffuASRConfig(NeuralConfig):
     search: ClassVar = {"guidance_scale": Range(0.1, 10.0, log=True), "n": (3, 5, 10)}
 
     fidelity: Literal["corrected", "released"] = Field(
-        "corrected", description="released: cg with the wrong sign, and with the first step's factor for all steps."
+        "corrected",
+        description="released: guidance in training too; cg with the wrong sign, the first step's factor for all "
+        "steps, and log-sigmoids of inner products.",
     )
     backbone: str | None = Field("sasrec", description="Model that is trained on the augmented histories; null: none.")
     backbone_options: dict[str, Any] = Field(
@@ -92,6 +96,11 @@ class DiffuASRConfig(NeuralConfig):
     n: int = Field(10, ge=1, description="M, synthetic interactions before a history.")
     only_shorter_than: int | None = Field(None, ge=1, description="Augment only histories with fewer interactions.")
     guidance: Literal["none", "cf", "cg"] = Field("cf", description="none, cf: classifier-free, cg: classifier-guided.")
+    guide: Literal["item", "cond", "seq", "bpr"] = Field(
+        "item",
+        description="What cg makes likely: the first own item (item), the history's items (seq), the first own item "
+        "rather than another (bpr), or a state like the condition (cond).",
+    )
     guidance_scale: float = Field(1.0, ge=0, description="Weight of the guidance in sampling; 0: none.")
     condition_dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of rows trained without their condition, with guidance=cf."
@@ -99,8 +108,13 @@ class DiffuASRConfig(NeuralConfig):
     channels: int = Field(32, ge=8, description="Channels of the U-Net's first level, a multiple of 8.")
     multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="Factors of the channels, one per level.")
     pool: Literal["mean", "sum"] = Field("mean", description="How the history's vectors become the condition.")
+    item_vectors: Literal["frozen", "trained", "own"] = Field(
+        "frozen",
+        description="The vectors that are noised: the classifier's (frozen), the same, trained further with the "
+        "generator (trained), or new ones that are trained with it (own).",
+    )
     anywhere: bool = Field(True, description="Learn from any M successive items; false: only from the first M.")
-    noise_schedule: Literal["linear", "quad", "sigmoid", "cosine_clip"] = "linear"
+    noise_schedule: Literal["linear", "quad", "sigmoid", "cosine", "cosine_clip"] = "linear"
     diffusion_steps: int = Field(1000, ge=1, description="T, the steps of the noise schedule.")
     sampling_steps: int = Field(5, ge=1, description="Number of DDIM steps.")
     generator_epochs: int = Field(200, ge=1, description="Epochs of the generator; its last weights are kept.")
@@ -120,6 +134,11 @@ class DiffuASRConfig(NeuralConfig):
         window = self.classifier_config().max_length
         if self.guidance == "cg" and self.n > window:
             raise ValueError(f"n={self.n} items do not fit the classifier's window, classifier.max_length={window}")
+        if self.item_vectors == "own" and self.guidance == "cg" and self.fidelity == "corrected":
+            raise ValueError(
+                "guidance=cg asks the classifier, which does not know the vectors of item_vectors=own; take frozen or "
+                "trained"
+            )
         if self.backbone is not None:
             self.backbone_config()
         return self
@@ -160,6 +179,23 @@ class DiffuASRConfig(NeuralConfig):
         return backbone_config("DiffuASR", self.backbone_class(), self.backbone_options, shared)
 
 
+class Goal(NamedTuple):
+    """What classifier guidance makes likely after B generated sequences.
+
+    Attributes:
+        first: (B,) each user's first own item.
+        condition: (B, d) from `DiffuASR.conditions`, for guide=cond.
+        items, offsets: the items (n,) of the histories, and where each begins (B,), for guide=seq.
+        other: (B,) an item beside the first, for guide=bpr.
+    """
+
+    first: Tensor
+    condition: Tensor | None = None
+    items: Tensor | None = None
+    offsets: Tensor | None = None
+    other: Tensor | None = None
+
+
 class DiffuASR(Composite):
     """A sequence model that is trained on histories to which a diffusion model has added synthetic interactions."""
 
@@ -185,7 +221,17 @@ class DiffuASR(Composite):
             self.backbone = config.backbone_class()(config.backbone_config(), num_items, num_users)
         # The synthetic interactions of each known user; -1 for none.
         self.register_buffer("synthetic", torch.full((num_users, config.n), -1, dtype=torch.int32))
+        if config.item_vectors == "own":
+            self.own_vectors = nn.Parameter(torch.randn(num_items, size))
+        elif config.item_vectors == "trained":
+            self.vector_changes = nn.Parameter(torch.zeros(num_items, size))
         self.phase = self.phases[-1]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        items = state_dict.get(f"{prefix}synthetic")
+        if items is not None and items.numel() and not -1 <= int(items.min()) <= int(items.max()) < self.num_items:
+            others[-1].append(f"{prefix}synthetic: items are not -1 to {self.num_items - 1}")
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @property
     def phases(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -239,7 +285,9 @@ class DiffuASR(Composite):
         trained = self.generator if phase == "generator" else self.active_model
         self.requires_grad_(False)
         trained.requires_grad_(True)
-        self.no_condition.requires_grad_(phase == "generator")
+        if phase == "generator":
+            for parameter in (self.no_condition, *self.trained_vectors()):
+                parameter.requires_grad_(True)
         if self.backbone is not None and phase in self._backbone_phases:
             self.backbone.begin_phase(self._backbone_phases[phase], data)
             self.eval()
@@ -267,29 +315,50 @@ class DiffuASR(Composite):
             return self.active_model.loss(batch)
         config, rows = self.config, len(batch.targets)
         x_0, condition = self.vectors(batch.targets), self.conditions(batch.items, batch.offsets)
-        if config.guidance == "cf":
+        released = config.fidelity == "released"
+        if config.guidance == "cf" and not released:
             dropped = condition_dropout(rows, config.condition_dropout, device=condition.device)
             condition = torch.where(dropped[:, None], self.no_condition, condition)
         half = torch.randint(config.diffusion_steps, (rows // 2 + 1,), device=x_0.device)
         t = torch.cat((half, config.diffusion_steps - 1 - half))[:rows]  # antithetic, as released
         noise = torch.randn_like(x_0)
-        output = self.generator(q_sample(self.schedule, x_0, t, noise), t, condition)
+        network = self.network(condition)
+        if released:  # the network learns to undo the guidance
+            goal = Goal(batch.items[batch.offsets], condition, batch.items, batch.offsets)
+            network = self.guided(network, condition, goal, torch.randn_like)
+        output = network(q_sample(self.schedule, x_0, t, noise), t)
         return (output - noise).square().mean() * batch.rank_weight
 
     # --- vectors -------------------------------------------------------------------------------------------
 
+    def trained_vectors(self) -> list[nn.Parameter]:
+        """The parameters of item vectors that are trained with the generator."""
+        named = {"own": "own_vectors", "trained": "vector_changes"}
+        return [getattr(self, named[kind])] if (kind := self.config.item_vectors) in named else []
+
+    def table(self) -> Tensor:
+        """(num_items, d) the item vectors, before they are scaled; those of the classifier are detached."""
+        if self.config.item_vectors == "own":
+            return self.own_vectors
+        of_classifier = self.classifier.catalogue().detach()
+        return of_classifier + self.vector_changes if self.config.item_vectors == "trained" else of_classifier
+
     def scale(self) -> Tensor:
-        """Root mean square of the item vectors. Divided by it, they are as large as standard normal noise."""
+        """Root mean square of the classifier's item vectors; 1 for own ones, which begin so.
+
+        Divided by it, they are as large as standard normal noise.
+        """
+        if self.config.item_vectors == "own":
+            return self.no_condition.new_ones(())
         return self.classifier.catalogue().square().mean().sqrt().clamp_min(1e-8)
 
     def vectors(self, items: Tensor) -> Tensor:
-        """(...,) item numbers -> (..., d) scaled vectors of the classifier, detached: what is noised."""
-        return (self.classifier.item_embedding(items) / self.scale()).detach()
+        """(...,) item numbers -> (..., d) scaled vectors: what is noised."""
+        return F.embedding(items, self.table()) / self.scale().detach()
 
     def conditions(self, items: Tensor, offsets: Tensor) -> Tensor:
         """(B, d) the pooled item vectors of each history."""
-        table = self.classifier.item_embedding.weight.detach()
-        return F.embedding_bag(items, table, offsets, mode=self.config.pool) / self.scale().detach()
+        return F.embedding_bag(items, self.table(), offsets, mode=self.config.pool) / self.scale().detach()
 
     @torch.no_grad()
     def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
@@ -324,7 +393,8 @@ class DiffuASR(Composite):
         near = rows.where(rows.positions < self.classifier.config.max_length)
         following = torch.from_numpy(near.items.astype(np.int64)).to(device)
         offsets = torch.from_numpy(near.offsets[:-1]).to(device)
-        x = self.sample(self.conditions(following, offsets), items[:, 0].to(device), noise)
+        condition, first = self.conditions(following, offsets), items[:, 0].to(device)
+        x = self.sample(condition, first, noise, Goal(first, condition, following, offsets))
         own = torch.zeros(len(rows), self.num_items, dtype=torch.bool, device=device)
         if self.config.forbid_own:
             own[torch.from_numpy(rows.owners).to(device), torch.from_numpy(rows.items.astype(np.int64)).to(device)] = (
@@ -332,42 +402,85 @@ class DiffuASR(Composite):
             )
         return round_to_items(
             x,
-            self.classifier.catalogue(),
+            self.table(),
             own,
             forbid_repeats=self.config.forbid_repeats,
             temperature=self.config.sampling_temperature,
             noise=noise,
         )
 
-    def sample(self, condition: Tensor, first: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+    def network(self, condition: Tensor) -> Network:
+        """The generator under a condition (B, d)."""
+        return lambda x, t: self.generator(x, t, condition)
+
+    def guided(self, network: Network, condition: Tensor, goal: Goal, noise: Callable[[Tensor], Tensor]) -> Network:
+        """The generator ``network`` under the guidance of the options; ``noise`` draws the items beside the goal."""
+        config = self.config
+        if config.guidance == "cf":
+            empty = self.network(self.no_condition.expand_as(condition))
+            return classifier_free(network, empty, config.guidance_scale)
+        if config.guidance == "none":
+            return network
+        if config.guide == "bpr":
+            uniform = torch.special.ndtr(noise(condition[:, :1]).double())[:, 0]
+            away = 1 + (uniform * (self.num_items - 1)).long().clamp(max=self.num_items - 2)
+            goal = goal._replace(other=(goal.first + away) % self.num_items)
+        guided = _released_guidance if config.fidelity == "released" else classifier_guided
+        return guided(network, lambda x, t: self.log_prob(x, *goal), self.schedule, config.guidance_scale)
+
+    def sample(
+        self, condition: Tensor, first: Tensor, noise: Callable[[Tensor], Tensor], goal: Goal | None = None
+    ) -> Tensor:
         """(B, n, d) vectors, by DDIM from noise, under guidance.
 
         Args:
             condition: (B, d) from `conditions`.
             first: (B,) each user's first own item, towards which cg guides.
             noise: gives the start of the chain.
+            goal: what cg guides towards; None: ``first``.
         """
         config = self.config
-
-        def conditional(x: Tensor, t: Tensor) -> Tensor:
-            return self.generator(x, t, condition)
-
-        network = conditional
-        if config.guidance == "cf":
-            empty = self.no_condition.expand_as(condition)
-            network = classifier_free(network, lambda x, t: self.generator(x, t, empty), config.guidance_scale)
-        elif config.guidance == "cg":
-            guided = _released_guidance if config.fidelity == "released" else classifier_guided
-            network = guided(network, lambda x, t: self.log_prob(x, first), self.schedule, config.guidance_scale)
         start = noise(condition.new_empty(len(condition), config.n, condition.shape[1]))
+        network = self.guided(self.network(condition), condition, goal or Goal(first, condition), noise)
         kept = space_timesteps(config.diffusion_steps, f"ddim{config.sampling_steps}")
         return ddim(network, start, self.schedule, kept, prediction="eps")
 
-    def log_prob(self, x: Tensor, first: Tensor) -> Tensor:
-        """(B,) the classifier's log p(first own item | generated vectors (B, n, d))."""
-        state = self.classifier.metric_space(self.classifier.read_vectors(x * self.scale()))
-        logits = state @ self.classifier.metric_space(self.classifier.catalogue()).T
-        return torch.log_softmax(logits.float(), dim=1)[torch.arange(len(x), device=x.device), first]
+    def log_prob(
+        self,
+        x: Tensor,
+        first: Tensor,
+        condition: Tensor | None = None,
+        items: Tensor | None = None,
+        offsets: Tensor | None = None,
+        other: Tensor | None = None,
+    ) -> Tensor:
+        """(B,) how likely a goal is for the classifier after generated vectors (B, n, d), by the option guide.
+
+        With ``item`` it is log p(first own item), with ``seq`` the mean of log p over the history, with ``bpr`` the log
+        probability that the first own item is before another, and with ``cond`` minus the mean squared difference of
+        the state and the condition. Other arguments are the fields of `Goal`.
+        """
+        guide, released = self.config.guide, self.config.fidelity == "released"
+        state = self.classifier.read_vectors(x * self.scale())
+        if guide == "cond":
+            assert condition is not None
+            return -(state / self.scale() - condition).square().mean(1)
+        table = self.table()
+        if not released:  # inner products, there
+            state, table = self.classifier.metric_space(state), self.classifier.metric_space(table)
+        logits = (state @ table.T).float()
+        rows = torch.arange(len(x), device=x.device)
+        if guide == "bpr":
+            assert other is not None
+            return F.logsigmoid(logits[rows, first] - logits[rows, other])
+        likely = F.logsigmoid(logits) if released else torch.log_softmax(logits, dim=1)
+        if guide == "item":
+            return likely[rows, first]
+        assert items is not None
+        assert offsets is not None
+        owners = torch.bucketize(torch.arange(len(items), device=x.device), offsets, right=True) - 1
+        counts = torch.bincount(owners, minlength=len(x))
+        return likely.new_zeros(len(x)).index_add(0, owners, likely[owners, items]) / counts
 
     # --- scoring -------------------------------------------------------------------------------------------
 

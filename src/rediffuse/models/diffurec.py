@@ -121,7 +121,8 @@ class DiffuRecConfig(SequenceConfig):
     )
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",
-        description="released: padding is attended to and is a class of the training loss, as in the authors' program.",
+        description="released: padding is attended to and is a class of the training loss, and the transformer begins "
+        "with Xavier's normal weights, as in the authors' program.",
     )
 
 
@@ -267,6 +268,10 @@ class DiffuRec(SequenceModel):
             gated=config.block == "ligr",
         )
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
+        if config.fidelity == "released":  # those layers of the transformer that the authors' program initialises
+            for block in self.approximator.encoder.blocks:
+                for layer in (block.out, block.expand, block.contract):
+                    nn.init.xavier_normal_(layer.weight)  # pyright: ignore
         self.schedule = noise_schedule(config.noise_schedule, steps=config.diffusion_steps)
         self.timesteps = timestep_sampler(config.timestep_sampler, steps=config.diffusion_steps)
         self.first_scale = self.schedule.alphas_cumprod[0].sqrt().item()  # of x_0 at the smallest timestep

@@ -73,7 +73,7 @@ class Heat(PropagationModel):
         super().__init__(config, num_items, num_users)
         self.interactions = SparseMatrix(num_users, num_items)  # R_hat
         self.item_graph = SparseMatrix(num_items, num_items)  # S, where it is stored
-        self.low_pass = SizedByData(trained=False)  # (I, rank) V
+        self.low_pass = SizedByData(rows=num_items, trained=False)  # (I, rank) V
         self.register_buffer("degrees", torch.zeros(num_items))  # users of each item
 
     @property

@@ -6,7 +6,8 @@ to a multinomial over all items. The encoders of all clusters are one layer here
 dimensions, in which the weights between different clusters are zero.
 
 The paper clusters the item vectors of a trained LightGCN. Here they are the leading singular vectors of the normalised
-training matrix, to which LightGCN's propagation tends, so nothing has to be trained beforehand.
+training matrix, to which LightGCN's propagation tends, so nothing has to be trained beforehand; or vectors of one's own
+(``cluster_by=features``).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from torch.nn import functional as F
 from rediffuse.batching.matrix import binary_matrix
 from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
 from rediffuse.batching.sequences import rank_rows
-from rediffuse.config import Range
+from rediffuse.config import ModelConfig, Range
+from rediffuse.data.features import feature_vectors
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion import predict_x0, q_sample
-from rediffuse.errors import ConfigError
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.models.base import TrainingData
 from rediffuse.models.diffrec import DiffRec, DiffRecConfig
 from rediffuse.models.sampling import Sampling
@@ -75,6 +77,11 @@ class LDiffRecConfig(DiffRecConfig):
     clusters: int = Field(
         2, ge=1, description="Number of item clusters; each has its own section of the latent vector."
     )
+    cluster_by: Literal["interactions", "features"] = Field(
+        "interactions",
+        description="What the items are clustered by; features: the vectors of the item table, for example those of a "
+        "LightGCN, as in the paper.",
+    )
     latent_size: int = Field(300, ge=1, description="Width of the latent vector, over all clusters.")
     input_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the row that is encoded.")
     diffusion_share: float = Field(0.03, ge=0, description="Weight of the diffusion loss; falls over 500 epochs.")
@@ -114,12 +121,36 @@ class LDiffRec(DiffRec):
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.int64))
         self.steps_per_epoch = 1
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        for name in ("item_cluster", "latent_cluster"):
+            found = state_dict.get(prefix + name)
+            if found is not None and not 0 <= int(found.min()) <= int(found.max()) < self.config.clusters:
+                others[-1].append(f"{prefix}{name}: clusters are not 0 to {self.config.clusters - 1}")
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    @classmethod
+    def reads_tables_with(cls, config: ModelConfig) -> bool:
+        return isinstance(config, LDiffRecConfig) and config.cluster_by == "features"
+
     # --- training ------------------------------------------------------------------------------------------
+
+    def check(self, data: TrainingData) -> None:
+        super().check(data)
+        if self.config.cluster_by == "features" and (missing := int((~item_features(data).any(axis=1)).sum())):
+            warnings.warn(
+                f"{missing:,} of {self.num_items:,} items have no vector or only zeros, and are clustered together.",
+                RediffuseWarning,
+                stacklevel=2,
+            )
 
     def fit(self, data: TrainingData) -> None:
         """Cluster the items, and scale each cluster's encoder by its own size (Glorot & Bengio 2010)."""
         super().fit(data)
-        labels = cluster_items(data.train, self.num_items, self.config.clusters)
+        labels = np.zeros(self.num_items, dtype=np.int64)
+        if self.config.clusters > 1:
+            of_features = self.config.cluster_by == "features"
+            vectors = item_features(data) if of_features else singular_item_vectors(data.train, self.num_items)
+            labels = cluster_items(vectors, self.config.clusters)
         counts = np.bincount(labels, minlength=self.config.clusters)
         widths = split_width(counts, self.config.latent_size)
         self.item_cluster.copy_(torch.from_numpy(labels))
@@ -193,30 +224,54 @@ class LDiffRec(DiffRec):
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
         z, _ = self.encode(rows, rows.values)
-        if self.config.diffusion:
-            inside = self.in_hidden_space
-            z = self.denoiser.last(self.reverse(z @ self.denoiser.first)) if inside else self.plain_chain(z)
+        noise = self.row_noise(histories, sampling)
+        if self.config.diffusion and self.in_hidden_space:
+            z = z if noise is None else self.noised_start(z, noise(z))
+            z = self.denoiser.last(self.reverse(z @ self.denoiser.first))
+        elif self.config.diffusion:
+            z = self.plain_chain(z, noise)
         return self.decoder(z)
 
 
-def cluster_items(histories: Histories, num_items: int, clusters: int) -> NDArray[np.int64]:
-    """(num_items,) cluster of each item, by k-means (Lloyd 1982) on the items' singular vectors.
+def item_features(data: TrainingData) -> NDArray[np.float64]:
+    """(num_items, d) the vectors of the item table.
 
-    The matrix is normalised by the square roots of degrees, as LightGCN's is. Every cluster has at least one item.
+    Raises:
+        DataError: it has none.
+    """
+    vectors = feature_vectors(data.item_table)
+    if vectors is None:
+        raise DataError(
+            "cluster_by=features clusters the vectors of the item table, and it has none.",
+            "Give the item table a column vector, features or embedding of lists, or leave cluster_by out.",
+        )
+    return vectors.astype(np.float64)
+
+
+def singular_item_vectors(histories: Histories, num_items: int) -> NDArray[np.float64]:
+    """(num_items, d) right singular vectors of the matrix of histories, with the weights of one step over the graph.
+
+    The matrix is normalised by the square roots of degrees, as LightGCN's is. d is 0 where it has too few rows.
     """
     matrix = binary_matrix(histories, num_items)
     degrees = [np.maximum(np.ravel(matrix.sum(axis=axis)), 1) for axis in (1, 0)]
     scaled = sparse.diags_array(degrees[0] ** -0.5) @ matrix @ sparse.diags_array(degrees[1] ** -0.5)
     size = min(ITEM_VECTOR_SIZE, *(side - 1 for side in scaled.shape))
-    labels = np.zeros(num_items, dtype=np.int64)
-    if size >= 1 and clusters > 1:
-        start = np.random.default_rng(0).standard_normal(min(scaled.shape))
-        _, values, vectors = sparse.linalg.svds(scaled.astype(np.float64), k=size, v0=start)
-        vectors *= values[:, None] ** 2  # as one step over the graph, from items to items, does
+    if size < 1:
+        return np.empty((num_items, 0))
+    start = np.random.default_rng(0).standard_normal(min(scaled.shape))
+    _, values, vectors = sparse.linalg.svds(scaled.astype(np.float64), k=size, v0=start)
+    return (vectors * values[:, None] ** 2).T  # as one step over the graph, from items to items, does
+
+
+def cluster_items(vectors: NDArray[np.float64], clusters: int) -> NDArray[np.int64]:
+    """(items,) cluster of each item, by k-means (Lloyd 1982) on its vector (d,). None is empty."""
+    labels = np.zeros(len(vectors), dtype=np.int64)
+    if vectors.shape[1]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an empty cluster gets an item below
-            first = np.random.default_rng(0).choice(num_items, clusters, replace=False)
-            _, labels = kmeans2(vectors.T, vectors.T[first], minit="matrix")
+            first = np.random.default_rng(0).choice(len(vectors), clusters, replace=False)
+            _, labels = kmeans2(vectors, vectors[first], minit="matrix")
         labels = labels.astype(np.int64)
     for empty in np.flatnonzero(np.bincount(labels, minlength=clusters) == 0):
         labels[np.flatnonzero(labels == np.bincount(labels).argmax())[0]] = empty

@@ -33,7 +33,7 @@ from rediffuse.diffusion import NoiseLevels
 from rediffuse.models.backbone import backbone_class, backbone_config, refuse_prior
 from rediffuse.models.base import Model, TrainingData, Validation
 from rediffuse.models.composite import Composite
-from rediffuse.models.diffrec import TI_DIFFREC, TDiffRec, TDiffRecConfig
+from rediffuse.models.diffrec import FALLS_BY_A_HUNDREDTH, TI_DIFFREC, TDiffRec, TDiffRecConfig
 from rediffuse.models.next_item_loss import next_item_loss
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.models.signals import Signals, derive_signals
@@ -43,7 +43,8 @@ BACKBONES = ("bert4rec", "diffurec", "gru4rec", "sasrec")
 _SHARED = (*ModelConfig.model_fields, "loss")
 # Released options that are the same for all data sets.
 _GRU4REC = {"embedding_size": 64, "dropout": 0.2, "max_length": 200}
-_RELEASED = {"backbone": "gru4rec", "backbone_options": _GRU4REC, "diffusion": TI_DIFFREC}
+_TRAINING = FALLS_BY_A_HUNDREDTH | {"epochs": 1000, "adam_beta2": 0.98}
+_RELEASED = _TRAINING | {"backbone": "gru4rec", "backbone_options": _GRU4REC, "diffusion": TI_DIFFREC}
 
 
 class PDRecConfig(NeuralConfig):
@@ -52,12 +53,14 @@ class PDRecConfig(NeuralConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": _RELEASED,
         "released": _RELEASED | {"fidelity": "released"},
-        "paper:douban-book": {
+        "paper:douban-book": _TRAINING
+        | {
             **{"backbone": "gru4rec", "learning_rate": 0.01, "rank_share": 0.3},
             "backbone_options": _GRU4REC | {"temperature": 0.1},
             "diffusion": TDiffRecConfig.presets["paper:douban-book"],
         },
-        "paper:toys": {
+        "paper:toys": _TRAINING
+        | {
             **{"backbone": "gru4rec", "learning_rate": 0.005, "rank_share": 0.1, "scale": 2.0},
             **{"band_from": 50.0, "candidates": 50, "liked": 5, "positive_weight": 0.3},
             "backbone_options": _GRU4REC | {"temperature": 0.2},
@@ -74,8 +77,9 @@ class PDRecConfig(NeuralConfig):
 
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",
-        description="released: liked items may be items of the history. Also the fidelity of TI-DiffRec unless "
-        "diffusion.fidelity is set; a backbone has its own, backbone_options.fidelity.",
+        description="released: liked items may be items of the history, and the backbone begins with Xavier's normal "
+        "weights. Also the fidelity of TI-DiffRec unless diffusion.fidelity is set; a backbone has its own, "
+        "backbone_options.fidelity.",
     )
     backbone: str = Field("sasrec", description="The sequence model that is trained with the signals, and recommends.")
     backbone_options: dict[str, Any] = Field(
@@ -153,6 +157,10 @@ class PDRec(Composite):
         super().__init__(config, num_items, num_users)
         self.diffusion = TDiffRec(config.diffusion_config(), num_items, num_users) if self.uses_signals else None
         self.backbone = config.backbone_class()(config.backbone_config(), num_items, num_users)
+        if config.fidelity == "released":  # every matrix, those of items and of recurrent layers too
+            for weight in self.backbone.parameters():
+                if weight.dim() > 1:
+                    torch.nn.init.xavier_normal_(weight)
         self.phase = "backbone"
         self.signals: Signals | None = None
         # For the training of the backbone: its histories are open-ended with dpa. Tensors are aligned with them or with

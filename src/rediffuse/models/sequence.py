@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, pad_right, rank_rows
 from rediffuse.config import NeuralConfig, Range
 from rediffuse.data.histories import Histories
+from rediffuse.errors import ConfigError
 from rediffuse.losses import Draws
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import TrainingData
@@ -69,6 +70,16 @@ class SequenceConfig(NeuralConfig):
         if self.prior == "residual" and self.loss != "softmax":
             raise ValueError(
                 f"prior=residual is for loss=softmax, and loss is {self.loss}; take prior=head, or loss=softmax"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _item_optimizer_fits_clipping(self) -> Self:
+        if self.item_optimizer != "adamw" and self.clip_norm is not None:
+            raise ConfigError(
+                f"clip_norm={self.clip_norm:g} does not go with item_optimizer={self.item_optimizer}, whose gradients "
+                "are sparse: torch has no norm of those.",
+                "Set clip_norm=null, or item_optimizer=adamw.",
             )
         return self
 

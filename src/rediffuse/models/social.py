@@ -49,6 +49,9 @@ class SocialConfig(FactorConfig):
     fusion: Literal["add", "learned"] = Field(
         "learned", description="How an embedding and a feature vector are combined."
     )
+    shared_projection: bool = Field(
+        False, description="One layer for the features of users and of items, as released; their widths must agree."
+    )
     feature_scale: float = Field(0.2, gt=0, description="Standard deviation of the projected features.")
     init: float = Field(0.1, gt=0, description="Standard deviation of new embeddings.")
 
@@ -74,13 +77,14 @@ class SocialModel(FactorModel):
         for table in (self.user_embedding, self.item_embedding):
             nn.init.normal_(table.weight, std=config.init)
         size = config.embedding_size
-        self.projections = nn.ModuleDict({side: FeatureProjection(size, config.feature_scale) for side in SIDES})
+        layers = SIDES[:1] if config.shared_projection else SIDES
+        self.projections = nn.ModuleDict({side: FeatureProjection(size, config.feature_scale) for side in layers})
         self.fusions = nn.ModuleDict({side: nn.Linear(2 * size, size, bias=False) for side in SIDES})
         for layer in self.fusions.values():  # initially the sum
             nn.init.eye_(layer.weight[:, :size])  # pyright: ignore
             nn.init.eye_(layer.weight[:, size:])  # pyright: ignore
         self.feature_vectors: dict[str, Tensor] = {}
-        self.user_vectors, self.item_vectors = SizedByData(trained=False), SizedByData(trained=False)
+        self.user_vectors, self.item_vectors = (SizedByData(rows=n, trained=False) for n in (num_users, num_items))
         # Means over trained users, for a user without a vector: of h^0, of embeddings, of projected features.
         self.register_buffer("cold_user_mean", torch.zeros(3, size))
 
@@ -90,9 +94,15 @@ class SocialModel(FactorModel):
                 f"{self.name} learns from links between users, and the data have none.",
                 "Give them with --social (Python: social=...), or set hops=0.",
             )
-        for table in (data.user_table, data.item_table):
-            if self.config.features:
-                feature_vectors(table)
+        if self.config.features:
+            found = [feature_vectors(table) for table in (data.user_table, data.item_table)]
+            widths = [vectors.shape[1] for vectors in found if vectors is not None]
+            if self.config.shared_projection and len(set(widths)) > 1:
+                raise DataError(
+                    f"shared_projection is one layer for users and items, whose features have {widths[0]} and "
+                    f"{widths[1]} values.",
+                    "Give both tables vectors of one length, or set shared_projection=false.",
+                )
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
@@ -108,12 +118,13 @@ class SocialModel(FactorModel):
         # of their vector comes from trained embeddings.
         embedded = self._share_from(sparse.csr_array(friends.T.tocsr()), active) > 0
         self.trained.copy_(torch.from_numpy(active | (self._share_from(friends, embedded) > 0.499)))
-        tables = {"user": data.user_table, "item": data.item_table} if self.config.features else {}
-        for side, table in tables.items():
+        tables = zip(SIDES, (data.user_table, data.item_table), strict=True) if self.config.features else ()
+        for side, table in tables:
             if (vectors := feature_vectors(table)) is not None:
                 features = torch.from_numpy(vectors).to(device)
                 self.feature_vectors[side] = standardised(features, self.config.feature_scale)
-                self.projections[side].set_width(vectors.shape[1])  # pyright: ignore
+                if not (self.config.shared_projection and len(self.feature_vectors) > 1):
+                    self.projection(side).set_width(vectors.shape[1])
 
     def summed_hops(self) -> Sequence[int]:
         """The k whose h^k are summed into a user's vector."""
@@ -121,16 +132,25 @@ class SocialModel(FactorModel):
 
     def _share_from(self, adjacency: sparse.csr_array, users: NDArray[np.bool_]) -> NDArray[np.float32]:
         """(users,) the share of each user's vector that comes from the h^0 of ``users`` (users,)."""
+        steps = self._steps_from(adjacency, users)
+        return np.mean([steps[step] for step in self.summed_hops()], axis=0)
+
+    def _steps_from(self, adjacency: sparse.csr_array, users: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
+        """For each h^k, (users,) the share of it that comes from the h^0 of ``users`` (users,)."""
         steps = [users.astype(np.float32)]
         for _ in range(self.config.hops):
             steps.append(adjacency @ steps[-1])
-        return np.mean([steps[step] for step in self.summed_hops()], axis=0)
+        return steps
+
+    def projection(self, side: Side) -> FeatureProjection:
+        """The layer for the features of users or items."""
+        return self.projections[SIDES[0] if self.config.shared_projection else side]  # pyright: ignore
 
     def embedding_and_features(self, side: Side) -> tuple[Tensor, Tensor | None]:
         """(n, d) the embeddings of users or items, and (n, d) their projected features; None without features."""
         embedding = (self.user_embedding if side == "user" else self.item_embedding).weight
         features = self.feature_vectors.get(side)
-        return embedding, None if features is None else self.projections[side](features)
+        return embedding, None if features is None else self.projection(side)(features)
 
     def fused(self, side: Side) -> Tensor:
         """(n, d) h^0: the embeddings, combined with the projected features if there are any."""

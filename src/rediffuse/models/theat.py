@@ -86,7 +86,9 @@ class TemporalHeat(PropagationModel):
         self.shared_users = SparseMatrix(num_items, num_items)  # R' D_u^-y R
         self.following = SparseMatrix(num_items, num_items)  # N
         self.register_buffer("degrees", torch.zeros(num_items))  # users of each item
-        self.recent = SizedByData(trained=False, dtype=torch.float64)  # (I,) popularity at the half-life in use
+        self.recent = SizedByData(
+            rows=num_items, trained=False, dtype=torch.float64
+        )  # (I,) popularity at the half-life in use
         self._recent: dict[float, NDArray[np.float64]] = {}
 
     def check(self, data: TrainingData) -> None:

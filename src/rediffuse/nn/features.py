@@ -25,7 +25,7 @@ class FeatureProjection(nn.Module):
     def __init__(self, size: int, scale: float) -> None:
         super().__init__()
         self.size, self.scale = size, scale
-        self.weight = SizedByData()
+        self.weight = SizedByData(columns=size)
         self.bias = nn.Parameter(torch.zeros(size))
 
     def set_width(self, width: int) -> None:

@@ -7,9 +7,28 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
-from torch import nn
+from torch import Tensor, nn
 
 from rediffuse.nn.sized import SizedByData
+
+
+def wrong_rows(offsets: Tensor, numbers: Tensor, values: Tensor, rows: int, columns: int) -> str | None:
+    """What is wrong with compressed sparse rows, which come from a file; None if nothing is, or all are empty.
+
+    Args:
+        offsets: (rows + 1,).
+        numbers, values: (n,) columns and their values.
+        rows, columns: the shape of the matrix.
+    """
+    if not (offsets.numel() or numbers.numel() or values.numel()):
+        return None
+    if offsets.shape != (rows + 1,) or numbers.dim() != 1 or values.shape != numbers.shape:
+        return f"offsets, columns and values have the shapes {[tuple(x.shape) for x in (offsets, numbers, values)]}"
+    if offsets[0] != 0 or offsets[-1] != len(numbers) or (offsets.diff() < 0).any():
+        return "offsets do not ascend from 0 to the number of values"
+    if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < columns):
+        return f"columns are not 0 to {columns - 1}"
+    return None
 
 
 class SparseMatrix(nn.Module):
@@ -34,9 +53,13 @@ class SparseMatrix(nn.Module):
             dtype = {torch.int64: np.int64, torch.int32: np.int32, torch.float32: np.float32}[buffer.value.dtype]
             buffer.value.data = torch.from_numpy(array.astype(dtype, copy=False)).to(buffer.value.device)
 
-    def _load_from_state_dict(self, *arguments: Any) -> None:  # pyright: ignore
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
         self._cached = None  # loading may write into the same arrays
-        super()._load_from_state_dict(*arguments)
+        arrays = [state_dict.get(f"{prefix}{name}.value") for name in ("offsets", "indices", "values")]
+        given = [array for array in arrays if array is not None]
+        if len(given) == 3 and (problem := wrong_rows(given[0], given[1], given[2], *self.shape)):
+            others[-1].append(f"{prefix}: {problem}")
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @property
     def csr(self) -> sparse.csr_array:

@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rediffuse.errors import ConfigError, DataError
-from rediffuse.readers import tables, time_formats
+from rediffuse.readers import id_checks, tables, time_formats
 from rediffuse.readers.tables import Table
 
 # Numbers from 1e11 on cannot be seconds (the year 5138); each thousand more is the next finer unit.
@@ -25,7 +25,10 @@ _UNITS = (
     ("microseconds", 10**6, 1e17),
     ("nanoseconds", 10**9, 0),
 )
-_ISO = (
+# Name of a unit -> seconds, or, of those that are finer, per second.
+_COARSE = {"seconds": 1, "minutes": 60, "hours": 3_600, "days": 86_400}
+TIME_UNITS = {**_COARSE, **{name: per_second for name, per_second, _ in _UNITS[1:]}}
+ISO_FORMS = (
     "%Y-%m-%d",
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -40,18 +43,23 @@ _TIME_REMEDY = (
 )
 
 
+_DROP = ' To leave out rows without an id, pass missing_ids="drop" (--missing-ids drop).'
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table, or a piece of one: the values, and what errors about them need.
 
     Attributes:
         start: the row (from 0) of the first value.
+        keep_words: ids that are words for a missing value, such as NULL, are ids like others.
     """
 
     values: pl.Series
     table: Table
     role: str
     start: int = 0
+    keep_words: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -71,8 +79,8 @@ class Column:
         if row is not None and bad[row]:
             raise self.refuse(row, problem.format(repr(self.values[row])), remedy)
 
-    def complete(self) -> pl.Series:
-        """The values, after refusing missing ones."""
+    def complete(self, hint: str = "") -> pl.Series:
+        """The values, after refusing missing ones; ``hint`` is added to the remedy."""
         if self.values.null_count():
             more = self.values.null_count() - 1
             least = "at least " if len(self) == tables.PIECE else ""  # later pieces were not read
@@ -80,7 +88,7 @@ class Column:
             self.refuse_first(
                 self.values.is_null(),
                 f"is empty{more_rows}",
-                "Fill in the value or remove the row; every interaction needs one.",
+                f"Fill in the value or remove the row; every interaction needs one.{hint}",
             )
         return self.values
 
@@ -92,13 +100,16 @@ class Pieces:
     name: str
     table: Table
     role: str
+    keep_words: bool = False
 
     def __len__(self) -> int:
         return self.table.rows
 
     def __iter__(self) -> Iterator[Column]:
         for start, values in self.table.pieces(self.name):
-            yield Column(values, self.table, self.role, start)
+            if self.role in ("time", "order", "rating"):
+                values = self.table.pointed(values)
+            yield Column(values, self.table, self.role, start, self.keep_words)
 
 
 def joined(column: Column | Pieces, read: Callable[[Column], NDArray[Any]], dtype: Any = None) -> NDArray[Any]:
@@ -162,6 +173,16 @@ def as_integers(text: pl.Series) -> pl.Series:
     return pl.select(pl.when(integers.cast(pl.String) == text).then(integers)).to_series()
 
 
+def checked_ids_like(column: Column, ids: pl.Series) -> pl.Series:
+    """As `ids_like`, for a column that brings ids of its own.
+
+    Raises:
+        DataError: as `plain_ids` and `ids_like`.
+    """
+    plain_ids(column)
+    return ids_like(column, ids)
+
+
 def ids_like(column: Column, ids: pl.Series) -> pl.Series:
     """The column in the type of ``ids``; null where it cannot be one of them.
 
@@ -198,8 +219,8 @@ def _plain_ids(column: Column) -> pl.Series:
     """Int64 or String, without nulls."""
     values = column.values
     if values.dtype.is_float() and values.is_nan().any():
-        Column(values.fill_nan(None), column.table, column.role, column.start).complete()
-    dtype = column.complete().dtype
+        replace(column, values=values.fill_nan(None)).complete(_DROP)
+    dtype = column.complete(_DROP).dtype
     if dtype == pl.String:
         return values
     if isinstance(dtype, (pl.Categorical, pl.Enum)):
@@ -225,7 +246,23 @@ def _refuse_blank(column: Column, values: pl.Series, unique: pl.Series) -> None:
         row = int(bad.arg_max() or 0)
         if values[row].strip():
             raise column.refuse(row, f"is {values[row]!r}, with spaces around it", "Remove the spaces from the ids.")
-        raise column.refuse(row, f"is blank: {values[row]!r}", "Fill in the id or remove the row.")
+        raise column.refuse(row, f"is blank: {values[row]!r}", f"Fill in the id or remove the row.{_DROP}")
+    _refuse_odd(column, values, unique)
+
+
+def _refuse_odd(column: Column, values: pl.Series, unique: pl.Series) -> None:
+    """Refuse ids that are not what they should be, for whatever reason: NULL, 1.2E+12."""
+    if not column.keep_words and len(words := unique.filter(id_checks.words_for_nothing(unique))):
+        bad = values.is_in(words.implode())
+        row, more = int(bad.arg_max() or 0), int(bad.sum()) - 1
+        more_rows = f" ({more:,} more rows likewise)" if more else ""
+        problem = f"is {values[row]!r}, a word for a missing value{more_rows}"
+        raise column.refuse(row, problem, id_checks.KEEP_REMEDY)
+    column.refuse_first(
+        values.is_in(unique.filter(id_checks.scientific(unique)).implode()),
+        "is {}, in scientific notation: digits are lost, so that different ids may have become one",
+        "Export the ids again as text or whole numbers.",
+    )
 
 
 Numbering = Callable[[pl.Series], NDArray[Any]]
@@ -288,6 +325,8 @@ def _numbers(column: Column, expected: str) -> pl.Series:
     values = column.complete()
     remedy = f"Expected {expected}. Fix or remove the row."
     if values.dtype == pl.String:
+        if values.str.contains(tables.DECIMAL_COMMA).any():
+            remedy += " Are these numbers with a decimal comma? Then pass decimal=',' (--decimal ,)."
         numbers = parse_numbers(values)
         column.refuse_first(numbers.is_null(), "is {}", remedy)
     elif values.dtype.is_integer():
@@ -328,16 +367,18 @@ class Times:
     unit: str
 
 
-def times(column: Column | Pieces, time_format: str | None = None) -> Times:
+def times(column: Column | Pieces, time_format: str | None = None, time_unit: str | None = None) -> Times:
     """Numbers since 1970 in any usual unit, ISO text, dates or datetimes; the first piece decides which.
 
     Args:
         column: the times.
         time_format: the form of text, for example "%d/%m/%Y"; None: as above.
+        time_unit: the unit of numbers, one of TIME_UNITS; None: inferred from their size.
 
     Raises:
         DataError: missing, unparsable or mixed values.
-        ConfigError: ``time_format`` is not a format of dates, or the column holds no text.
+        ConfigError: ``time_format`` is not a format of dates, or the column holds no text; or ``time_unit`` was given
+            and the column holds no numbers.
     """
     first = next(iter(column))
     dtype: Any = first.complete().dtype
@@ -350,26 +391,37 @@ def times(column: Column | Pieces, time_format: str | None = None) -> Times:
             )
         key = joined(column, lambda piece: _parse(piece, time_format, column), np.int64)
         return _in_seconds(key, 10**6, f"text of the form {time_format}")
+    is_text = dtype == pl.String and 2 * parse_numbers(first.values).null_count() > len(first)
+    if time_unit is not None:
+        if is_text or dtype in (pl.Date, pl.Datetime):
+            holds = f"text such as {first.values[0]!r}" if is_text else f"{dtype} values"
+            raise ConfigError(
+                f"time_unit={time_unit!r} was given, and column {first.values.name!r} of {first.table.name} holds "
+                f"{holds}.",
+                "Leave it out: only numbers have a unit.",
+            )
+        return _in_unit(column, time_unit)
     if dtype == pl.Date:
         days = joined(column, lambda piece: piece.complete().cast(pl.Int32).cast(pl.Int64).to_numpy())
         return _in_seconds(days * 86_400, 1, "dates")
     if dtype == pl.Datetime:
         key = joined(column, lambda piece: piece.complete().to_physical().to_numpy())
         return _in_seconds(key, {"ms": 10**3, "us": 10**6, "ns": 10**9}[dtype.time_unit], "dates and times")
-    if dtype == pl.String and 2 * parse_numbers(first.values).null_count() > len(first):
+    if is_text:
         form = _iso_form(first, column)
         return _in_seconds(joined(column, lambda piece: _parse(piece, form, column)), 10**6, "ISO text")
     return _from_numbers(column, joined(column, _time_numbers))
 
 
-def look_like_dates(times: Times) -> bool:
-    """Whether all numbers that were read as seconds could be dates of 1900 to 2100 without separators: 20240301."""
-    if times.unit != "seconds" or times.seconds.dtype.kind != "i":
-        return False
-    if times.seconds.min() < 19000101 or times.seconds.max() > 21001231:
-        return False
-    month, day = times.seconds // 100 % 100, times.seconds % 100
-    return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all())
+def _in_unit(column: Column | Pieces, time_unit: str) -> Times:
+    key, size = joined(column, _time_numbers), TIME_UNITS[time_unit]
+    if time_unit not in _COARSE:
+        return _in_seconds(key, size, time_unit)
+    if max(abs(float(key.max())), abs(float(key.min()))) * size >= 2.0**62:
+        raise DataError(
+            f"{column.table.name}: times are beyond 64 bits when they count {time_unit}.", "Name a finer time_unit."
+        )
+    return replace(_in_seconds(key * size, 1, time_unit), unit=time_unit)
 
 
 def _time_numbers(column: Column) -> NDArray[Any]:
@@ -413,7 +465,7 @@ def _in_seconds(key: NDArray[Any], per_second: int, unit: str) -> Times:
 def _iso_form(first: Column, column: Column | Pieces) -> str:
     """The form of most of the first values."""
     sample = first.values.head(1000)
-    missed = {form: sample.str.to_datetime(form, strict=False).null_count() for form in _ISO}
+    missed = {form: sample.str.to_datetime(form, strict=False).null_count() for form in ISO_FORMS}
     form = min(missed, key=lambda form: missed[form])
     if missed[form] == len(sample):
         raise first.refuse(0, f"is {sample[0]!r}, which is not a known form of time", _time_remedy(column))

@@ -13,12 +13,15 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.targets import seen_before
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.readers import side_tables
+from rediffuse.readers.adjacency import expanded
 from rediffuse.readers.events import Events
 from rediffuse.readers.filters import Filters
+from rediffuse.readers.id_checks import MissingIds
 from rediffuse.readers.report import ReadReport
-from rediffuse.readers.rows import Columns, InteractionRows
+from rediffuse.readers.rows import Columns, Forms, InteractionRows
 from rediffuse.readers.tables import Table, read_table
-from rediffuse.readers.text_files import TextFile
+from rediffuse.readers.text_files import TextFile, TextOptions
+from rediffuse.readers.unused_columns import note_unused
 
 
 def read_interactions(
@@ -28,6 +31,7 @@ def read_interactions(
     item: str = "item_id",
     time: str | None = None,
     time_format: str | None = None,
+    time_unit: str | None = None,
     order: str | None = None,
     rating: str | None = None,
     event_type: str | None = None,
@@ -43,8 +47,14 @@ def read_interactions(
     k_core: int | None = None,
     min_rating: float | None = None,
     duplicates: Literal["keep", "first", "last"] = "keep",
+    missing_ids: MissingIds = "refuse",
+    item_separator: str | None = None,
     encoding: str | None = None,
     separator: str | None = None,
+    quoting: Literal["standard", "none"] = "standard",
+    header: Literal[0] | None = 0,
+    decimal: Literal[".", ","] | None = None,
+    format: Literal["table", "adjacency"] = "table",
 ) -> Dataset:
     """Read, check and number a table of interactions and the tables that go with it.
 
@@ -58,6 +68,8 @@ def read_interactions(
         time: column of timestamps. None: a column called ``timestamp`` is used if there is one, with a
             warning.
         time_format: form of times that are text but not ISO text, for example "%d/%m/%Y" or "%d/%m/%Y %H:%M".
+        time_unit: what numbers in ``time`` count since 1970: "seconds", "milliseconds", "microseconds", "nanoseconds",
+            "minutes", "hours" or "days". None: the unit is inferred from their size, and the report says it.
         order: column of numbers that order the interactions of a user, instead of ``time``, or beside it to
             break ties. Where both are equal, and where neither is given, the order of rows counts.
         rating: column of numbers >= 0.
@@ -76,24 +88,43 @@ def read_interactions(
         duplicates: whether to keep all repeated interactions of a user with an item, the first or the last.
             Applied second.
         k_core: drop users and items with fewer interactions, until none is left to drop. Applied last.
+        missing_ids: what to do where an id of a user or item (or of a link or triple) is empty or a word for a missing
+            value, such as NULL, nan or None: "refuse" the table, "drop" the row, or "keep" the word as an id.
+        item_separator: what separates the items where ``item`` holds lists in text, for example "|"; "none" if such
+            text is an id. None: lists in brackets and lists of integers are found and read, and the report says so.
         encoding: encoding of text files, if it is not UTF-8.
         separator: separator of text files; detected if not given.
+        quoting: of text files; "none": quotes are characters like any other.
+        header: 0: the first line of text files names the columns; None: there is no header, and columns are named by
+            their place, from "0" (or 0). Users and items are in columns 0 and 1 unless others are named.
+        decimal: what numbers of text files have before their fraction; None: a point, or a comma in files separated by
+            semicolons.
+        format: of ``source``; "adjacency": a text file of lines ``user item item ...``, as KGAT and LightGCN publish
+            them. Each pair is an interaction.
 
     Raises:
         DataError: a table cannot be used; the error names file, column, first bad row and remedy.
         ConfigError: an argument has the wrong type or is out of range, or arguments do not go together.
     """
+    source = expanded(source, format, user, item)
+    text = TextOptions(separator, encoding, quoting, header, decimal)
+    if header is None:
+        user, item = (
+            str(i) if name == usual else name for i, name, usual in ((0, user, "user_id"), (1, item, "item_id"))
+        )
+        user, item, time, order, rating, event_type = map(_by_place, (user, item, time, order, rating, event_type))
     columns, filters = Columns(user, item, time, order, rating, event_type), Filters(min_rating, duplicates, k_core)
     columns.check()
     events = Events.of(event_type, weights, target_events, rating)
     filters.check(rating is not None or weights is not None)
     _check_tables(items, title, kg, item_entity, encoding, separator)
-    require_text("time_format", time_format)
+    forms = Forms(time_format, time_unit, missing_ids, item_separator)
+    forms.check()
     opened: list[Table] = []
 
     def open_table(source: Any, what: str, *wanted: str, insist: bool = False) -> Table:
         # Tables beside the interactions need not have the same separator.
-        opened.append(read_table(source, what, wanted=wanted, separator=separator, encoding=encoding, insist=insist))
+        opened.append(read_table(source, what, wanted=wanted, text=text, insist=insist))
         return opened[-1]
 
     table = open_table(source, "interactions", *columns.by_role().values(), insist=True)
@@ -109,16 +140,18 @@ def read_interactions(
         )
         if given is not None
     }
-    _refuse_unused(opened, separator, encoding)
+    _refuse_unused(opened, text)
     report = ReadReport()
     if time is None and order is None and "timestamp" in table.columns:
         columns = replace(columns, time="timestamp")
         note = "The column 'timestamp' was used as the time of interactions, as no time or order column was named."
         report.note(note)
         warnings.warn(f"{note} Pass time='timestamp' to say so.", RediffuseWarning, stacklevel=2)
-    if time_format is not None and columns.time is None:
-        raise ConfigError(f"time_format={time_format!r} was given without a time column.", 'Name it: time="date".')
-    rows = InteractionRows(table, columns, report, events, time_format)
+    for name, value in (("time_format", time_format), ("time_unit", time_unit)):
+        if value is not None and columns.time is None:
+            raise ConfigError(f"{name}={value!r} was given without a time column.", 'Name it: time="date".')
+    rows = InteractionRows(table, columns, report, events, forms)
+    note_unused(table, columns, min_rating is not None, report)
     if rows.sort():
         by = " and ".join(filter(None, ("by user", columns.time, columns.order)))
         report.note(f"Rows were sorted {by}; rows that are equal in this keep their order.")
@@ -135,7 +168,7 @@ def read_interactions(
 
     graph = item_table = user_table = knowledge = None
     if "social" in beside:
-        graph, user_ids = side_tables.read_social(beside["social"], user_ids, report)
+        graph, user_ids = side_tables.read_social(beside["social"], user_ids, report, missing_ids)
     if "items" in beside:
         item_table = side_tables.describe(beside["items"], item, "item_id", item_ids, report)
         if title is None and "title" in item_table.columns:
@@ -145,7 +178,7 @@ def read_interactions(
     if "users" in beside:
         user_table = side_tables.describe(beside["users"], user, "user_id", user_ids, report)
     if "kg" in beside:
-        knowledge = side_tables.read_knowledge(beside["kg"], beside["item_entity"], item, item_ids, report)
+        knowledge = side_tables.read_knowledge(beside["kg"], beside["item_entity"], item, item_ids, report, missing_ids)
 
     interactions = rows.histories(len(user_ids))
     _note_targets(interactions, report)
@@ -181,14 +214,22 @@ def _check_tables(
         )
 
 
-def _refuse_unused(tables: list[Table], separator: str | None, encoding: str | None) -> None:
-    """Raise if no table is a text file that has the separator or encoding that was given."""
+def _by_place(name: Any) -> Any:
+    """The name of a column of a table without header; places may be integers."""
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+
+
+def _refuse_unused(tables: list[Table], options: TextOptions) -> None:
+    """Raise if no table is a text file, or none has the separator that was given."""
     text = [file for table in tables for file in table.files if isinstance(file, TextFile)]
-    if encoding is not None and not text:
-        raise ConfigError(
-            f"encoding={encoding!r} was given, and none of the tables is a text file.",
-            "Leave it out: only text files have an encoding.",
-        )
+    for name in ("encoding", "quoting", "header", "decimal"):
+        value = getattr(options, name)
+        if value != getattr(TextOptions(), name) and not text:
+            raise ConfigError(
+                f"{name}={value!r} was given, and none of the tables is a text file.",
+                "Leave it out: it is about text files.",
+            )
+    separator = options.separator
     if separator is not None and not any(file.separator == separator for file in text):
         found = ", ".join(sorted({repr(file.separator) for file in text}))
         raise ConfigError(

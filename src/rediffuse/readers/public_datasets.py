@@ -7,11 +7,14 @@ Nothing is redistributed here. A data set comes from the folder that REDIFFUSE_D
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -26,9 +29,13 @@ from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.interactions import read_interactions
+from rediffuse.readers.research import FORMS, SETS, read_released
+from rediffuse.table_files import read_csv, read_parquet, scan_parquet
 
 # Seconds without an answer after which the next source is tried.
 TIMEOUT = 10
+# Seconds and bytes that a download may take; the largest archive has 6 million bytes.
+DEADLINE, MOST_BYTES = 300.0, 256 << 20
 _MOVIELENS = "https://files.grouplens.org/datasets/movielens/"
 
 
@@ -50,27 +57,40 @@ def public_dataset_names(root: str | os.PathLike[str] | None = None) -> list[str
 
 
 def public_dataset(
-    name: str, out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] | None = None
+    name: str,
+    out: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    from_folder: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """A public data set by name.
 
-    Sources are tried in this order: the data folder, the publisher, and for ml-100k the RecBole wheel.
+    Sources are tried in this order: the data folder, the publisher, and for ml-100k the RecBole wheel. With
+    ``from_folder``, the files that the authors of a paper released are read instead (docs/research_data.md).
 
     Args:
-        name: one of `public_dataset_names()`.
+        name: one of `public_dataset_names()`; with ``from_folder``, a data set or form of files of
+            `rediffuse.readers.research`.
         out: folder to save the dataset to as well.
         root: the data folder, if it is not the one that REDIFFUSE_DATA names.
+        from_folder: a folder of released files.
 
     Raises:
         ConfigError: unknown name.
         DataError: no source could be reached, or what it sent is not the data set; the error lists what was
             tried.
     """
+    if from_folder is not None:
+        dataset = read_released(name, from_folder)
+        if out is not None:
+            dataset.save(out)
+        return dataset
     if not isinstance(name, str):
         raise wrong_type("name", name, "the name of a data set", did_you_mean("", public_dataset_names(root)))
     known, folder = public_dataset_names(root), data_root(root)
     if name not in known:
         more = "" if folder else " More are found in the folder that REDIFFUSE_DATA names."
+        if name in (*SETS, *FORMS):
+            more += f" Released files of {name} are read from a folder: rediffuse data {name} --from FOLDER -o OUT"
         raise ConfigError(f"There is no data set {name!r}.", did_you_mean(name, known) + more)
     if folder is not None and (folder / name / "interactions.parquet").is_file():
         dataset = load_prepared(folder / name)
@@ -103,7 +123,7 @@ def load_prepared(folder: Path) -> Dataset:
     Raises:
         DataError: a file is missing or cannot be used.
     """
-    columns = pl.scan_parquet(folder / "interactions.parquet").collect_schema().names()
+    columns = scan_parquet([folder / "interactions.parquet"]).collect_schema().names()
 
     def column(*candidates: str) -> str | None:
         return next((name for name in candidates if name in columns), None)
@@ -132,9 +152,9 @@ def _named_triples(folder: Path) -> Any:
         return None
     if not (folder / "relations.parquet").is_file():
         return folder / "kg.parquet"
-    relations = pl.read_parquet(folder / "relations.parquet")
+    relations = read_parquet(folder / "relations.parquet")
     names = pl.col("relation").replace_strict(relations["relation_id"], relations["name"])
-    return pl.read_parquet(folder / "kg.parquet").with_columns(names)
+    return read_parquet(folder / "kg.parquet").with_columns(names)
 
 
 # --- publishers --------------------------------------------------------------------------------------------
@@ -202,11 +222,43 @@ def _from_archive(archive: Archive) -> Dataset:
 
 
 def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            return response.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise _UnreachableError(getattr(error, "reason", None) or error) from None
+    """The content at an address.
+
+    Raises:
+        _UnreachableError: there is no answer, it breaks off, it is larger than `MOST_BYTES`, or not complete after
+            `DEADLINE` seconds, however slowly it comes.
+    """
+    found: list[bytes] = []
+    problem: list[object] = [f"not complete after {DEADLINE:g} seconds"]
+    end = time.monotonic() + DEADLINE
+
+    def fetch() -> None:
+        try:
+            found.append(_read(url, end))
+        except (OSError, http.client.HTTPException, ValueError, _UnreachableError) as error:
+            problem[0] = getattr(error, "reason", None) or error
+
+    # Name servers and headers that drip have no time limit of their own, so another thread waits for them.
+    worker = threading.Thread(target=fetch, daemon=True)
+    worker.start()
+    worker.join(DEADLINE)
+    if not found:
+        raise _UnreachableError(problem[0])
+    return found[0]
+
+
+def _read(url: str, end: float) -> bytes:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        expected, content = response.length, bytearray()
+        while piece := response.read1(1 << 16):
+            content += piece
+            if len(content) > MOST_BYTES:
+                raise _UnreachableError(f"more than {MOST_BYTES:,} bytes")
+            if time.monotonic() > end:
+                raise _UnreachableError("the time is over")
+    if expected is not None and len(content) < expected:
+        raise _UnreachableError(f"broken off after {len(content):,} of {expected:,} bytes")
+    return bytes(content)
 
 
 def _check(what: str, content: bytes, sha256: str) -> None:
@@ -280,7 +332,7 @@ def _table(
     if member is None:
         raise DataError(f"The archive holds no {name}.", "Its layout has changed; report this.")
     text = archive.read(member).decode(encoding).replace(separator, "\x1f").encode()
-    frame = pl.read_csv(
+    frame = read_csv(
         text, separator="\x1f", quote_char=None, has_header=header, new_columns=columns, infer_schema=False
     )
     return frame.with_columns(pl.col("^(user_id|item_id|source|target)$").cast(pl.Int64))
@@ -319,7 +371,7 @@ def _from_recbole_wheel() -> Dataset:
         _check(f"{name} in the wheel of {_WHEEL}", content[name], sha256)
 
     def frame(name: str) -> pl.DataFrame:
-        raw = pl.read_csv(content[name], separator="\t", quote_char=None, infer_schema=False)
+        raw = read_csv(content[name], separator="\t", quote_char=None, infer_schema=False)
         raw = raw.rename({column: column.partition(":")[0] for column in raw.columns})
         return raw.with_columns(pl.col("^(user_id|item_id)$").cast(pl.Int64))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
+
+from rediffuse.errors import RediffuseWarning
 
 
 class ReadReport:
@@ -19,6 +23,14 @@ class ReadReport:
 
     def note(self, sentence: str) -> None:
         self.notes.append(sentence)
+
+    def warn(self, sentence: str) -> None:
+        """Note a sentence, and warn: what was read is probably not what was meant."""
+        self.note(sentence)
+        level, frame = 2, sys._getframe(1)  # the caller's line, whatever the path through this package
+        while frame is not None and frame.f_globals.get("__name__", "").startswith("rediffuse."):
+            level, frame = level + 1, frame.f_back
+        warnings.warn(sentence, RediffuseWarning, stacklevel=level - 1)
 
     def count(self, name: str, count: int, sentence: str) -> None:
         """Enter a count; unless it is zero, note it, followed by ``sentence`` (without a full stop)."""

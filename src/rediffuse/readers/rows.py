@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,14 +10,17 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from rediffuse.arguments import wrong_type
+from rediffuse.arguments import require_text, wrong_type
 from rediffuse.data.histories import BLOCK, Histories, index_type, row_blocks
-from rediffuse.errors import ConfigError, RediffuseWarning
+from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.readers import columns as read
+from rediffuse.readers import id_checks
 from rediffuse.readers.columns import Pieces
 from rediffuse.readers.events import Events
+from rediffuse.readers.item_lists import one_row_per_item
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table
+from rediffuse.readers.time_notes import note_times
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,34 @@ class Columns:
         return {role: name for role, name in asdict(self).items() if name is not None}
 
 
+@dataclass(frozen=True)
+class Forms:
+    """How values are written, as arguments of `rediffuse.read_interactions`."""
+
+    time_format: str | None = None
+    time_unit: str | None = None
+    missing_ids: id_checks.MissingIds = "refuse"
+    item_separator: str | None = None
+
+    def check(self) -> None:
+        """Raise unless they are in range.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        require_text("time_format", self.time_format)
+        require_text("item_separator", self.item_separator)
+        if self.item_separator == "":
+            raise ConfigError("item_separator is empty.", 'Name what is between items, for example item_separator="|".')
+        id_checks.check_missing_ids(self.missing_ids)
+        if self.time_unit is not None and self.time_unit not in read.TIME_UNITS:
+            raise ConfigError(f"time_unit was given {self.time_unit!r}.", did_you_mean(self.time_unit, read.TIME_UNITS))
+        if self.time_unit is not None and self.time_format is not None:
+            raise ConfigError(
+                "Both time_unit and time_format were given.", "Numbers have a unit, text has a format: leave out one."
+            )
+
+
 class InteractionRows:
     """Interactions as parallel arrays (rows,), which are dropped once they are not needed.
 
@@ -69,36 +99,39 @@ class InteractionRows:
     """
 
     def __init__(
-        self, table: Table, columns: Columns, report: ReadReport, events: Events, time_format: str | None
+        self,
+        table: Table,
+        columns: Columns,
+        report: ReadReport,
+        events: Events | None = None,
+        forms: Forms | None = None,
     ) -> None:
         """Read and check the columns.
 
         Raises:
             DataError: a column is missing, or a value cannot be used.
         """
+        events, forms = events or Events(), forms or Forms()
         named = {role: table.need(name, role) for role, name in columns.by_role().items()}
+        declared = table.types
         table = table.in_pieces(named.values())
-        (self.users,), self.user_ids = read.number_ids(Pieces(named["user"], table, "user"))
-        (self.items,), self.item_ids = read.number_ids(Pieces(named["item"], table, "item"))
+        table = one_row_per_item(table, named, forms.item_separator, declared, report)
+        if forms.missing_ids == "drop":
+            table = id_checks.without_missing(table, [named["user"], named["item"]], "interactions", report)
+        keep_words = forms.missing_ids == "keep"
+        (self.users,), self.user_ids = read.number_ids(Pieces(named["user"], table, "user", keep_words))
+        (self.items,), self.item_ids = read.number_ids(Pieces(named["item"], table, "item", keep_words))
+        self._note_odd_ids(table, named, report)
         self.times: NDArray[Any] | None = None
         self.ratings: NDArray[np.float32] | None = None
         self.keys: list[NDArray[Any]] = []
         self.subsets: dict[str, NDArray[np.int8]] = {}
         report.values["rows"] = len(self)
         if "time" in named:
-            parsed = read.times(Pieces(named["time"], table, "time"), time_format)
+            parsed = read.times(Pieces(named["time"], table, "time"), forms.time_format, forms.time_unit)
             self.times, self.keys = parsed.seconds, [parsed.key]
             report.values["time_unit"] = parsed.unit
-            if time_format is None and read.look_like_dates(parsed):
-                problem = (
-                    f"Times in column {named['time']!r} were read as seconds since 1970, but all look like dates "
-                    f"such as {int(parsed.seconds[0])}."
-                )
-                report.note(problem)
-                remedy = 'If they are, pass time_format="%Y%m%d" (--time-format "%Y%m%d").'
-                warnings.warn(f"{problem} {remedy}", RediffuseWarning, stacklevel=3)
-            if parsed.unit != "seconds":
-                report.note(f"Times in column {named['time']!r} were read as {parsed.unit}.")
+            note_times(parsed, named["time"], forms.time_format is None and forms.time_unit is None, report)
         if "order" in named:
             self.keys.append(read.order(Pieces(named["order"], table, "order")))
             self.times = self.keys[-1] if self.times is None else self.times
@@ -109,6 +142,27 @@ class InteractionRows:
         if "event_type" in named:
             weights, self.targets, self.weighted = events.read(Pieces(named["event_type"], table, "event_type"), report)
             self.ratings = self.ratings if weights is None else weights
+
+    def _note_odd_ids(self, table: Table, named: dict[str, str], report: ReadReport) -> None:
+        for kind, numbers, ids in (("user", self.users, self.user_ids), ("item", self.items, self.item_ids)):
+            if ids.dtype != pl.String:
+                continue
+            words = ids.filter(id_checks.words_for_nothing(ids))
+            if len(words):
+                report.warn(
+                    f"{', '.join(map(repr, words))} in column {named[kind]!r} may stand for a missing value, and was "
+                    f"read as a {kind} (missing_ids='keep')."
+                )
+            id_checks.note_alike(ids, kind, report)
+            others = ~id_checks.written_as_integers(ids).to_numpy()
+            count = int(others.sum())
+            if not 0 < 2 * count <= len(ids):
+                continue
+            row = int(np.argmax(others[numbers]))
+            report.warn(
+                f"All but {count:,} of {len(ids):,} {kind} ids in column {named[kind]!r} are integers. The first other "
+                f"one is {ids[int(numbers[row])]!r} ({table.place(row)}). So all {kind} ids were read as text."
+            )
 
     def __len__(self) -> int:
         return len(self.users)

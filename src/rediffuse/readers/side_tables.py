@@ -5,6 +5,7 @@ Real data are messy here: what cannot be used is dropped, counted in the report 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,17 @@ from numpy.typing import NDArray
 from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.split import TEST, TRAIN, UNUSED, VALID
 from rediffuse.errors import DataError
-from rediffuse.readers.columns import Column, Pieces, ids_like, joined, lookup, number_ids, parse_numbers
+from rediffuse.readers.columns import (
+    Column,
+    Pieces,
+    checked_ids_like,
+    ids_like,
+    joined,
+    lookup,
+    number_ids,
+    parse_numbers,
+)
+from rediffuse.readers.id_checks import MissingIds, without_missing
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table
 
@@ -66,6 +77,15 @@ def describe(table: Table, column: str, name: str, ids: pl.Series, report: ReadR
         len(ids) - len(rows),
         f"{kind}s have no row in the {kind} table; their fields are empty",
     )
+    _check_meeting(
+        table,
+        Meeting(
+            f"{kind}s of the interactions", f"{kind}s of the {kind} table", f"{kind}s have a row in the {kind} table"
+        ),
+        (len(rows), len(ids)),
+        (frame[column], ids),
+        report,
+    )
     row_of = np.full(len(ids), -1, dtype=np.int64)
     row_of[numbers[rows]] = rows
     index = pl.select(pl.when(pl.lit(pl.Series(row_of)) >= 0).then(pl.lit(pl.Series(row_of)))).to_series()
@@ -90,12 +110,17 @@ def with_title(table: Table, frame: pl.DataFrame, title: str) -> pl.DataFrame:
         ) from None
 
 
-def read_social(table: Table, user_ids: pl.Series, report: ReadReport) -> tuple[SocialGraph, pl.Series]:
+def read_social(
+    table: Table, user_ids: pl.Series, report: ReadReport, missing_ids: MissingIds = "refuse"
+) -> tuple[SocialGraph, pl.Series]:
     """Links as given, in their direction; and the user ids, followed by those of users who only have links."""
     names = [_find(table, _ALIASES[end], end) for end in ("source", "target")]
-    frame = table.collect(names)
-    ends = [Column(frame[name], table, role) for name, role in zip(names, ("source", "target"), strict=True)]
-    ids = [ids_like(end, user_ids) for end in ends]
+    table, frame = _with_ids(table, names, missing_ids, "social_links", report)
+    ends = [
+        Column(frame[name], table, role, keep_words=missing_ids == "keep")
+        for name, role in zip(names, ("source", "target"), strict=True)
+    ]
+    ids = [checked_ids_like(end, user_ids) for end in ends]
     for end, values in zip(ends, ids, strict=True):
         end.refuse_first(
             values.is_null(),
@@ -104,6 +129,15 @@ def read_social(table: Table, user_ids: pl.Series, report: ReadReport) -> tuple[
         )
     linked = pl.concat([values.rename("id") for values in ids]).unique()
     new = linked.filter(lookup(linked, user_ids) < 0).sort()
+    _check_meeting(
+        table,
+        Meeting(
+            "users of the interactions", "users of the social links", "users of the social links have interactions"
+        ),
+        (len(linked) - len(new), len(linked)),
+        (frame[names[0]], user_ids),
+        report,
+    )
     all_ids = pl.concat([user_ids.rename("id"), new])
     source, target = (lookup(values, all_ids) for values in ids)
     keep = source != target
@@ -123,16 +157,25 @@ def read_social(table: Table, user_ids: pl.Series, report: ReadReport) -> tuple[
     return SocialGraph(source[keep], target[keep]), all_ids
 
 
-def read_knowledge(table: Table, links: Table, item: str, item_ids: pl.Series, report: ReadReport) -> KnowledgeGraph:
+def read_knowledge(
+    table: Table,
+    links: Table,
+    item: str,
+    item_ids: pl.Series,
+    report: ReadReport,
+    missing_ids: MissingIds = "refuse",
+) -> KnowledgeGraph:
     """Triples and the links of items to entities; entities are those of triples and of kept links."""
     names = [_find(table, _ALIASES[role], role) for role in ("head", "relation", "tail")]
-    frame = table.collect(names)
+    keep_words = missing_ids == "keep"
+    table, frame = _with_ids(table, names, missing_ids, "triples", report)
     heads, relation_column, tails = (
-        Column(frame[name], table, role) for name, role in zip(names, ("head", "relation", "tail"), strict=True)
+        Column(frame[name], table, role, keep_words=keep_words)
+        for name, role in zip(names, ("head", "relation", "tail"), strict=True)
     )
     item = _find(links, (item, "item_id"), "item")
     entity = _find(links, _ALIASES["entity"], "entity")
-    pairs = links.collect([item, entity])
+    links, pairs = _with_ids(links, [item, entity], missing_ids, "links_to_entities", report)
     items = lookup(ids_like(Column(pairs[item], links, "item"), item_ids), item_ids)
     known = items >= 0
     report.count(
@@ -140,17 +183,38 @@ def read_knowledge(table: Table, links: Table, item: str, item_ids: pl.Series, r
         int((~known).sum()),
         "links to entities are about items without interactions and were dropped",
     )
-    (head, tail, linked), entity_ids = number_ids(heads, tails, Column(pairs[entity], links, "entity"))
+    _check_meeting(
+        links,
+        Meeting("items of the interactions", "items of the links", "items have a link to an entity"),
+        (len(np.unique(items[known])), len(item_ids)),
+        (pairs[item], item_ids),
+        report,
+    )
+    entities = Column(pairs[entity], links, "entity", keep_words=keep_words)
+    (head, tail, linked), entity_ids = number_ids(heads, tails, entities)
     (relation,), relation_ids = number_ids(relation_column)
     keep = head != tail
     report.count("kg_self_links", int((~keep).sum()), "triples from an entity to itself were dropped")
     keep, repeated = _first_of(keep, head, relation, tail)
     report.count("kg_repeated", repeated, "repeated triples were dropped")
     known, repeated = _first_of(known, items, linked)
+    in_triples = np.zeros(len(entity_ids), dtype=bool)
+    in_triples[head[keep]] = in_triples[tail[keep]] = True
+    leads = known & in_triples[linked]
+    linked_items, leading_items = len(np.unique(items[known])), len(np.unique(items[leads]))
+    nowhere = linked_items - leading_items
+    report.count("kg_items_linked_nowhere", nowhere, "items are linked only to entities without a triple")
+    _check_meeting(
+        links,
+        Meeting("entities of the triples", "entities of the links", "linked items lead to an entity with a triple"),
+        (leading_items, linked_items),
+        (pairs[entity], heads.values),
+        report,
+    )
     report.count("item_entity_repeated", repeated, "repeated links of an item to an entity were dropped")
     report.values.update(
         kg_triples=int(keep.sum()),
-        kg_linked_items=len(np.unique(items[known])),
+        kg_linked_items=leading_items,
         kg_unlinked_entities=len(entity_ids) - len(np.unique(linked[known])),
     )
     return KnowledgeGraph(
@@ -242,6 +306,8 @@ def match_splits(
             int((of_scheme == number).sum()) - int(hit.sum()),
             f"rows of the split {scheme!r} match no interaction and were dropped",
         )
+        if 2 * int(hit.sum()) < int((of_scheme == number).sum()):
+            report.warn(f"Fewer than half of the rows of the split {scheme!r} match an interaction.")
         report.count(
             f"split_{scheme}_unused",
             int((subsets == UNUSED).sum()),
@@ -265,6 +331,50 @@ def _occurrence(key: NDArray[np.int64]) -> NDArray[np.int64]:
     count = np.empty(len(key), dtype=np.int64)
     count[order] = index - np.maximum.accumulate(np.where(new, index, 0))
     return count
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Words about two tables that share ids."""
+
+    here: str
+    there: str
+    met: str
+
+
+def _check_meeting(
+    table: Table, words: Meeting, met: tuple[int, int], examples: tuple[pl.Series, pl.Series], report: ReadReport
+) -> None:
+    """Refuse tables of which nothing meets, and warn if less than half does.
+
+    Args:
+        table: the table beside the interactions.
+        words: what the two sides are.
+        met: how many meet, of how many.
+        examples: ids of ``table``, and those that they should be among.
+
+    Raises:
+        DataError: none meets; the error has an id of each side.
+    """
+    count, total = met
+    there, here = examples
+    if not count:
+        raise DataError(
+            f"{table.name}: none of the {words.there} is among the {words.here}. The first is {there[0]!r}, and the "
+            f"{words.here} have ids such as {here[0]!r}.",
+            "Use the same ids in both tables, name the right columns, or leave the table out.",
+        )
+    if 2 * count < total:
+        report.warn(f"{table.name}: only {count:,} of {total:,} {words.met} ({count / total:.0%}).")
+
+
+def _with_ids(
+    table: Table, names: list[str], missing_ids: MissingIds, what: str, report: ReadReport
+) -> tuple[Table, pl.DataFrame]:
+    """The table, and its columns ``names``; without rows that lack an id, if these are to be dropped."""
+    if missing_ids == "drop":
+        table = without_missing(table.in_pieces(names), names, what, report)
+    return table, table.collect(names)
 
 
 def _first_of(keep: NDArray[np.bool_], *columns: NDArray[np.int32]) -> tuple[NDArray[np.bool_], int]:

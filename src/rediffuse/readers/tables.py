@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,8 +17,20 @@ import polars as pl
 
 from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
-from rediffuse.errors import DataError, closest, did_you_mean
-from rediffuse.readers.text_files import TextFile, diagnose, first_line, inspect, is_number, listed, magic, scan
+from rediffuse.errors import DataError, RediffuseWarning, closest, did_you_mean
+from rediffuse.readers.json_tables import read_json
+from rediffuse.readers.packing import kind_of, refuse_special
+from rediffuse.readers.text_files import (
+    TextFile,
+    TextOptions,
+    diagnose,
+    first_line,
+    inspect,
+    listed,
+    no_header,
+    scan,
+)
+from rediffuse.table_files import read_arrow, scan_parquet
 
 # Rows of a column that are read at once, so that memory does not grow with the table. Numbering strings builds a table
 # of all ids per piece, so pieces are not small.
@@ -27,6 +40,7 @@ PIECE = 1 << 24
 # Size in bytes and modification time in ns of a file; None if it is missing.
 Stamp = tuple[int, int] | None
 
+DECIMAL_COMMA = r"^[+-]?\d*,\d+([eE][+-]?\d+)?$"
 _TRUNCATED = "The file may be truncated: download or write it again."
 
 # What polars raises for damaged files. Its panics are not subclasses of Exception.
@@ -45,6 +59,7 @@ class Table:
         types: RecBole type by column, for atomic files.
         files: its Parquet files or text files, in the order of rows; empty for dataframes.
         stamps: size and time of each file when the table was opened, None for one that was missing.
+        loaded: files that were read as a whole when the table was opened, such as JSON; ``files`` is empty then.
     """
 
     name: str
@@ -53,6 +68,7 @@ class Table:
     types: dict[str, str]
     files: Sequence[Path | TextFile] = ()
     stamps: Sequence[Stamp] = ()
+    loaded: Sequence[Path] = ()
 
     @property
     def is_text(self) -> bool:
@@ -60,7 +76,7 @@ class Table:
 
     @property
     def paths(self) -> list[Path]:
-        return [file.path if isinstance(file, TextFile) else file for file in self.files]
+        return [*(file.path if isinstance(file, TextFile) else file for file in self.files), *self.loaded]
 
     def refuse_changed(self) -> None:
         """Raise if a file has changed since the table was opened.
@@ -89,8 +105,9 @@ class Table:
             raise DataError(f"{self.name} has no columns.", f"It needs at least a column for the {role}.")
         named = "" if role == column else f" ({role})"
         problem = f"{self.name} has no column {column!r}{named}; its columns are {listed(self.columns)}."
-        if self.is_text and self.columns and all(is_number(name) for name in self.columns):
-            raise DataError(problem, "The first line looks like data: add a header line with column names.")
+        if self.is_text and self.files[0].first_is_data:  # pyright: ignore[reportAttributeAccessIssue]
+            remedy = no_header(len(self.columns))
+            raise DataError(problem, f"The first line looks like data: {remedy[0].lower()}{remedy[1:]}")
         remedy = f"Rename the column of the {role} to {column}." if fixed else f"Name the column of the {role}."
         raise DataError(problem, f"{remedy} {did_you_mean(column, self.columns)}")
 
@@ -104,6 +121,29 @@ class Table:
         if not len(frame):
             raise DataError(f"{self.name} has a header but no rows.", "Give a table with at least one row of data.")
         return frame
+
+    def pointed(self, values: pl.Series) -> pl.Series:
+        """Numbers with a decimal comma as numbers with a point, where that is how the table writes them.
+
+        It does if the caller said so; or if its files are separated by semicolons, and no value has a point.
+        """
+        first = self.files[0] if self.is_text else None
+        if not isinstance(first, TextFile) or values.dtype != pl.String or first.decimal == ".":
+            return values
+        if first.decimal is None and (first.separator != ";" or values.str.contains(".", literal=True).any()):
+            return values
+        comma = values.str.contains(DECIMAL_COMMA)
+        if not comma.any():
+            return values
+        if first.decimal is None:
+            warnings.warn(
+                f"Numbers in column {values.name!r} of {self.name}, such as {values.filter(comma)[0]!r}, were read "
+                "with a decimal comma, as semicolons separate the fields. Pass decimal=',' (--decimal ,) to say so.",
+                RediffuseWarning,
+                stacklevel=2,
+            )
+        pointed = pl.when(comma).then(values.str.replace(",", ".", literal=True)).otherwise(values)
+        return pl.select(pointed.alias(values.name)).to_series()
 
     def in_pieces(self, columns: Iterable[str]) -> Table:
         """The table with some columns, ready for `pieces`: text is parsed now, as a whole; Parquet is read later.
@@ -168,7 +208,7 @@ class Table:
 
     def _schema(self, file: Path) -> dict[str, pl.DataType]:
         try:
-            return dict(pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema())
+            return dict(scan_parquet([file]).collect_schema())
         except UNREADABLE as error:
             self.refuse_changed()
             raise DataError(f"{file} cannot be read as Parquet: {first_line(error)}", _TRUNCATED) from None
@@ -203,7 +243,7 @@ class Table:
                     if number == row + 1:
                         return f"{file.path}, line {line}"
             else:
-                rows = pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
+                rows = scan_parquet([file]).select(pl.len()).collect().item()
                 if row < rows:
                     return f"{file}, row {row + 1}"
             row -= rows
@@ -215,8 +255,7 @@ def read_table(
     what: str,
     *,
     wanted: Sequence[str] = (),
-    separator: str | None = None,
-    encoding: str | None = None,
+    text: TextOptions | None = None,
     insist: bool = True,
 ) -> Table:
     """Open a table without reading it through.
@@ -225,19 +264,20 @@ def read_table(
         source: path, folder, glob, list of paths, or dataframe.
         what: the role of the table, for messages: "interactions", "items", ...
         wanted: columns that should be there; they decide between separators.
-        separator, encoding: for text files; None: detected, and UTF-8.
-        insist: refuse a text file that ``separator`` does not split, rather than detect another.
+        text: how text files are read.
+        insist: refuse a text file that the separator of ``text`` does not split, rather than detect another.
 
     Raises:
         DataError: the path does not exist, is not a table, or is a text file without usable header.
         ConfigError: ``source`` is neither a path nor a dataframe.
     """
+    text = text or TextOptions()
     if isinstance(source, (str, PathLike)):
-        return _from_files(_expand(Path(source), what), str(source), wanted, separator, encoding, insist)
+        return _from_files(_expand(Path(source), what), str(source), wanted, text, insist)
     if isinstance(source, (list, tuple)) and source and all(isinstance(s, (str, PathLike)) for s in source):
         paths = [path for entry in source for path in _expand(Path(entry), what)]
         name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-        return _from_files(paths, name, wanted, separator, encoding, insist)
+        return _from_files(paths, name, wanted, text, insist)
     return _from_frame(source, what)
 
 
@@ -272,26 +312,28 @@ def _from_frame(source: Any, what: str) -> Table:
     return Table(name, frame.lazy(), frame.columns, {})
 
 
-def _from_files(
-    paths: list[Path],
-    name: str,
-    wanted: Sequence[str],
-    separator: str | None,
-    encoding: str | None,
-    insist: bool,
-) -> Table:
+def _from_files(paths: list[Path], name: str, wanted: Sequence[str], options: TextOptions, insist: bool) -> Table:
     stamps = [_stamp(path) for path in paths]
-    kinds = {_kind(path) for path in paths}
+    kinds = {kind_of(path): path for path in paths}
     if len(kinds) > 1:
-        raise DataError(f"{name} mixes Parquet and text files.", "Name files of one kind.")
-    if kinds == {"parquet"}:
+        raise DataError(
+            f"{name} mixes {' and '.join(_KINDS[kind] for kind in sorted(kinds, reverse=True))} files.".replace(
+                "text and Parquet", "Parquet and text"
+            ),
+            "Name files of one kind.",
+        )
+    kind = next(iter(kinds))
+    if kind == "parquet":
         _refuse_other_folders(paths)
-        frame = _scan(paths)
         try:
+            frame = _scan(paths)
             return Table(name, frame, frame.collect_schema().names(), {}, paths, stamps)
         except UNREADABLE as error:
             raise DataError(f"{name} cannot be read as Parquet: {first_line(error)}", _TRUNCATED) from None
-    files = [inspect(path, wanted, separator, encoding, insist) for path in paths]
+    if kind != "text":
+        frame = _load(paths, kind)
+        return Table(name, frame.lazy(), frame.columns, {}, (), stamps, paths)
+    files = [inspect(path, wanted, options, insist) for path in paths]
     first = files[0]
     for file in files[1:]:
         if file.header != first.header:
@@ -306,9 +348,33 @@ def _from_files(
     return Table(name, frame.filter(pl.any_horizontal(pl.all().is_not_null())), columns, types, files, stamps)
 
 
+_KINDS = {
+    "parquet": "Parquet",
+    "text": "text",
+    "json": "JSON",
+    "arrow": "Arrow",
+    "arrow stream": "Arrow stream",
+}
+
+
+def _load(paths: list[Path], kind: str) -> pl.DataFrame:
+    """Files of JSON or Arrow, one after the other; columns that a file lacks are null."""
+    frames: list[pl.DataFrame] = []
+    for path in paths:
+        try:
+            frames.append(read_json(path) if kind == "json" else read_arrow(path, stream=kind == "arrow stream"))
+        except UNREADABLE as error:
+            raise DataError(f"{path} cannot be read as {_KINDS[kind]}: {first_line(error)}", _TRUNCATED) from None
+    try:
+        return pl.concat(frames, how="diagonal_relaxed") if len(frames) > 1 else frames[0]
+    except pl.exceptions.PolarsError as error:
+        problem = f"The files of {paths[0]} and {len(paths) - 1} more do not fit together: {first_line(error)}"
+        raise DataError(problem, "Write each column as one type into all files.") from None
+
+
 def _scan(paths: list[Path]) -> pl.LazyFrame:
     # Folders named like date=2024-03-01 stand for a column, which polars ignores by default for lists of paths.
-    return pl.scan_parquet(paths, glob=False, hive_partitioning=any("=" in path.parent.name for path in paths))
+    return scan_parquet(paths, hive_partitioning=any("=" in path.parent.name for path in paths))
 
 
 def _refuse_other_folders(paths: list[Path]) -> None:
@@ -344,13 +410,6 @@ def _stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def _kind(path: Path) -> str:
-    start = magic(path)
-    if start[:2] == b"PK":
-        raise DataError(f"{path} is a zip archive or a spreadsheet.", "Unpack it, or export it as CSV or Parquet.")
-    return "parquet" if start == b"PAR1" or path.suffix in (".parquet", ".pq") else "text"
-
-
 def _expand(path: Path, what: str) -> list[Path]:
     try:
         folder = path.is_dir()
@@ -359,18 +418,18 @@ def _expand(path: Path, what: str) -> list[Path]:
     if folder:
         if (path / "manifest.json").is_file():
             raise DataError(f"{path} is a dataset already.", "Load it with rediffuse.load_dataset.")
-        files = _below(path, "parquet") or _below(path, "csv", "tsv", "txt", "csv.gz", "tsv.gz")
+        files = next(filter(None, (_below(path, *endings) for endings in _ENDINGS)), [])
         if not files:
             raise DataError(
-                f"The folder {path} holds no Parquet, CSV or TSV files.",
+                f"The folder {path} holds no Parquet, CSV or TSV files, and no JSON or Arrow files.",
                 f"Name the {what} file itself. Names that begin with _ or . are skipped.",
             )
         return files
     if path.is_file():
         return [path]
+    refuse_special(path)
     if any(sign in str(path) for sign in "*?["):
-        found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (absolute)
-        files = [file for file in found if not _is_skipped(part for part in file.parts if part not in path.parts)]
+        files = [file for file in _matches(path) if not _is_skipped(set(file.parts).difference(path.parts))]
         if files:
             # A pattern such as ** finds a folder and its content.
             return list(dict.fromkeys(file for match in files for file in _expand(match, what)))
@@ -381,6 +440,31 @@ def _expand(path: Path, what: str) -> list[Path]:
         if near:
             remedy += f" Did you mean {near!r}?"
     raise DataError(f"{path} does not exist.", remedy)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Paths that match, sorted. Of a folder that exists under its literal name, ``data[1]/*.csv``, only the rest is a
+    pattern."""
+    parts = pattern.parts
+    for literal in range(len(parts) - 1, -1, -1):
+        begin = Path(*parts[:literal])
+        if literal and not begin.is_dir():
+            continue
+        text = str(Path(glob.escape(str(begin)) if literal else "", *parts[literal:]))
+        found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 (absolute)
+        if found:
+            return [Path(name) for name in found]
+    return []
+
+
+_PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
+# Kinds of files in a folder; the first kind that there is is read.
+_ENDINGS = (
+    ("parquet",),
+    tuple(f"{ending}{packed}" for ending in ("csv", "tsv", "txt") for packed in _PACKED),
+    tuple(f"{ending}{packed}" for ending in ("jsonl", "ndjson", "json") for packed in _PACKED),
+    ("feather", "arrow"),
+)
 
 
 def _below(folder: Path, *endings: str) -> list[Path]:

@@ -52,28 +52,32 @@ def remedy(pieces: Iterable[pl.Series]) -> str | None:
     for piece in pieces:
         text = piece.cast(pl.String).drop_nulls()
         if forms is None:
-            sample = text.head(_SAMPLE)
-            fits = {date + clock: _fitting(sample, date + clock) for date, clock in product(_DATES, _CLOCKS)}
-            forms = [form for form, fit in fits.items() if 2 * fit > len(sample)]
-            # Fractions that are never there need not be in the format.
-            forms = [form for form in forms if not (form.endswith("%.f") and fits[form[:-3]] == fits[form])]
+            forms = fitting(text.head(_SAMPLE))
         for form in forms:
             counts[form] = counts.get(form, 0) + _fitting(text, form)
         total += len(text)
     if not counts:
         return None
     best = max(counts.values())
-    fitting = [form for form, count in counts.items() if count == best]
-    how = " or ".join(f"time_format={form!r}" for form in fitting)
-    flag = f'--time-format "{fitting[0]}"'
+    best_forms = [form for form, count in counts.items() if count == best]
+    how = " or ".join(f"time_format={form!r}" for form in best_forms)
+    flag = f'--time-format "{best_forms[0]}"'
     if best < total:
         return f"Pass {how} ({flag}), which fits {best:,} of {total:,} values, and fix or remove the other rows."
-    if len(fitting) > 1:
+    if len(best_forms) > 1:
         return (
-            f"All {total:,} values can be read in {len(fitting)} ways, as the order of day and month is ambiguous: "
+            f"All {total:,} values can be read in {len(best_forms)} ways, as the order of day and month is ambiguous: "
             f"pass {how} ({flag}), whichever is right."
         )
     return f"Pass {how} ({flag}), which fits all {total:,} values."
+
+
+def fitting(sample: pl.Series) -> list[str]:
+    """The known formats that fit most values of some text."""
+    fits = {date + clock: _fitting(sample, date + clock) for date, clock in product(_DATES, _CLOCKS)}
+    forms = [form for form, fit in fits.items() if 2 * fit > len(sample)]
+    # Fractions that are never there need not be in the format.
+    return [form for form in forms if not (form.endswith("%.f") and fits[form[:-3]] == fits[form])]
 
 
 def _fitting(text: pl.Series, form: str) -> int:

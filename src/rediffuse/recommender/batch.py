@@ -18,7 +18,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from rediffuse.files import (
     storage_error,
 )
 from rediffuse.memory import keep_freed_memory
+from rediffuse.readers.text_files import TextOptions
 from rediffuse.recommender.id_map import as_text, cast_ids
 from rediffuse.recommender.item_filters import filter_text
 from rediffuse.recommender.recommender import Recommender
@@ -91,6 +92,7 @@ def recommend_to_folder(
     filter: Any = None,
     max_per: Mapping[str, int] | None = None,
     diversity: float = 0.0,
+    text: TextOptions | None = None,
     rows_per_part: int = ROWS_PER_PART,
     rank: int = 0,
     world_size: int = 1,
@@ -109,6 +111,7 @@ def recommend_to_folder(
         folder: new, empty, or started with the same request.
         k, exclude, seed, samples, filter_seen, explain, candidates, sampling_steps, noise, filter, max_per, diversity:
             as for `Recommender.recommend`.
+        text: how a user file of text is read.
         rows_per_part: users per part file: what is held in memory, and the most work that a kill loses.
         rank, world_size: this process writes every part file whose number modulo ``world_size`` is ``rank``.
         on_progress: called with the number of complete part files of this process and the number it has in all.
@@ -134,7 +137,7 @@ def recommend_to_folder(
     sampling = recommender.sampling(seed, sampling_steps, noise)
     reranking = recommender.reranking(max_per, diversity)
     query, unknown = recommender.build_query(k, exclude, candidates, filter_seen, filter, reranking)
-    user_file = UserFile(users, recommender.is_known_user)
+    user_file = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text)
     options = {
         "k": k,
         "exclude": recommender.items["item_id"].gather(sorted(set(query.excluded.tolist()))).to_list(),
@@ -150,6 +153,7 @@ def recommend_to_folder(
         "max_per": dict(max_per) if max_per else None,
         "diversity": float(diversity),
         "rows_per_part": rows_per_part,
+        "text": None if text is None else asdict(text),
     }
     run = {"model": recommender.config["model"], "sha256": recommender.fingerprint}
     request = {"run": run, "input": user_file.identity(), "options": options}
@@ -202,6 +206,7 @@ class _PartFiles:
         run_id_type = recommender.user_ids.dtype
         if not (folder / REQUEST).exists():
             self._refuse_other_files(set())
+            user_file.require_known()
             rows, fits = 0, True
             for _, frame in user_file.blocks(ids_only=True):
                 rows += len(frame)

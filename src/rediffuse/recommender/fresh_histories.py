@@ -8,7 +8,6 @@ by their histories, or, if the model cannot do that, as users without a history 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +25,10 @@ from rediffuse.data.merging import Merged, extended_ids, merge
 from rediffuse.data.store import MANIFEST as DATASET_MANIFEST
 from rediffuse.errors import DataError
 from rediffuse.files import atomic_write_bytes
-from rediffuse.readers.events import Events
 from rediffuse.readers.report import ReadReport
-from rediffuse.readers.rows import Columns, InteractionRows
+from rediffuse.readers.rows import Columns, Forms, InteractionRows
 from rediffuse.readers.tables import read_table
+from rediffuse.readers.unused_columns import note_unused
 from rediffuse.recommender.id_map import cast_ids
 from rediffuse.runs.card import model_card
 from rediffuse.runs.identity import open_run_folder
@@ -44,6 +43,7 @@ from rediffuse.runs.run_folder import (
     run_path,
     write_run,
 )
+from rediffuse.table_files import read_parquet
 
 # How many unknown items a warning names.
 _NAMED = 3
@@ -138,7 +138,7 @@ def fresh_histories(
     merged = merge(old, known.take(rows), users, items, len(user_ids), distinct=True)
     added = int((merged.source < 0).sum())
     config = contents.config | {
-        "data": data | {"histories_end": _end(merged.histories) if with_times else data.get("histories_end")},
+        "data": data | {"histories_end": merged.histories.last_time() if with_times else data.get("histories_end")},
         "histories_updated_from": {
             "run": str(contents.path),
             "weights": contents.weights,
@@ -191,7 +191,7 @@ def update_histories(
     contents, made_in = found.contents, _environment(source)
     with contextlib.ExitStack() as stack:
         open_run_folder(folder, contents.config, resume=False, stack=stack)
-        if (source / LOG).exists():
+        if LOG in old.digests:
             atomic_write_bytes(folder / LOG, (source / LOG).read_bytes())
         write_run(
             folder,
@@ -202,7 +202,7 @@ def update_histories(
             contents.user_ids,
             contents.histories,
             model_card(type(contents.model), contents.config, made_in),
-            {name: pl.read_parquet(source / name) for name in _artifacts(old)},
+            {name: read_parquet(source / name) for name in _artifacts(old)},
             held_out=contents.held_out,
             item_table=contents.item_table,
         )
@@ -231,7 +231,9 @@ def _read(source: Any, user: str, item: str, time: str | None, time_format: str 
     table = read_table(source, "interactions", wanted=tuple(columns.by_role().values()))
     if time is None and "timestamp" in table.columns:
         columns = replace(columns, time="timestamp")
-    rows = InteractionRows(table, columns, ReadReport(), Events(), time_format)
+    report = ReadReport()
+    rows = InteractionRows(table, columns, report, forms=Forms(time_format))
+    note_unused(table, columns, False, report)
     rows.sort()
     return _New(rows.histories(len(rows.user_ids)), rows.user_ids, rows.item_ids, columns.time is not None)
 
@@ -247,14 +249,6 @@ def _held_out(contents: RunContents, merged: Merged) -> NDArray[np.bool_]:
     """What the model has not learned from: what was held out before, and what is new."""
     before = np.zeros(len(contents.histories.items), dtype=np.bool_) if contents.held_out is None else contents.held_out
     return np.where(merged.source < 0, True, before[merged.source])
-
-
-def _end(histories: Histories) -> str | None:
-    """The time of the last interaction, in UTC."""
-    if histories.times is None or not len(histories.times):
-        return None
-    last = datetime.datetime.fromtimestamp(float(histories.times.max()), datetime.UTC)
-    return last.isoformat(timespec="seconds")
 
 
 def _artifacts(run: RunContents) -> list[str]:

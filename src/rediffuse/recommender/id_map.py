@@ -57,9 +57,24 @@ def cast_ids(values: pl.Series | list[Any], dtype: pl.DataType) -> pl.Series:
 
 
 def user_labels(ids: pl.Series | list[Any], dtype: pl.DataType) -> pl.Series:
-    """The column user_id of an answer: of the data's type, or text if an (unknown) user cannot be of that type."""
-    labels = cast_ids(ids, dtype)
-    return as_text(ids) if labels.null_count() else labels.alias("user_id")
+    """The column user_id of an answer: of the data's type, or text if an (unknown) user cannot be of that type.
+
+    A missing user, of whom nothing is known, has a missing label. It does not change the labels of the others.
+    """
+    labels = cast_ids(ids, dtype).alias("user_id")
+    given = pl.Series([not _is_missing(one) for one in ids], dtype=pl.Boolean) if labels.null_count() else None
+    if given is None or not (labels.is_null() & given).any():
+        return labels
+    return _filled(labels, as_text(ids)).set(~given, None)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+
+
+def _filled(labels: pl.Series, texts: pl.Series) -> pl.Series:
+    """Labels as text, and the text as given where there is none: 50.0 comes back as the run's 50."""
+    return labels.cast(pl.String).fill_null(texts).alias("user_id")
 
 
 def as_text(ids: pl.Series | list[Any]) -> pl.Series:

@@ -15,6 +15,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from rediffuse import forks
 from rediffuse.arguments import require_flag, require_integer, wrong_type
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
@@ -63,11 +64,11 @@ class Recommender(Displayed):
             raise wrong_type("run", run, "the content of a run", "Create it with Recommender.load(run).")
         if retrieval not in get_args(Retrieval):
             raise ConfigError(f"There is no retrieval {retrieval!r}.", did_you_mean(retrieval, get_args(Retrieval)))
+        forks.enter()
         self.items: pl.DataFrame = run.items
         self.item_table: pl.DataFrame | None = run.item_table
         self.model: Model = run.model
-        knowledge = run.path / "knowledge.parquet"
-        self.knowledge = pl.read_parquet(knowledge) if knowledge.exists() else None
+        self.knowledge = run.knowledge
         self.titles = Titles(run.items)
         self.filters, self._limited = ItemFilters(run.item_table), dict[str, ValueLimit]()
         with torch.no_grad():
@@ -111,6 +112,7 @@ class Recommender(Displayed):
             RunError: the folder is not a finished run, a file in it is missing or damaged, or it has no index.
             ConfigError: ``run`` is neither a path nor a run.
         """
+        forks.enter()
         return cls(read_run(run_path("run", run)), retrieval)
 
     def with_histories(
@@ -141,6 +143,7 @@ class Recommender(Displayed):
         Warns:
             RediffuseWarning: items that the model does not know, and repeated interactions, with their counts.
         """
+        forks.enter()
         from rediffuse.recommender.fresh_histories import fresh_histories  # imports the readers
 
         found = fresh_histories(self._run, interactions, user=user, item=item, time=time, time_format=time_format)
@@ -285,6 +288,7 @@ class Recommender(Displayed):
             Labels (n,) for the column user_id; user numbers (n,), -1 for users who were not in training and where
             histories are given; histories (n rows) of item numbers; and counts for `remarks`.
         """
+        forks.enter()
         if users is None and histories is None:
             raise ConfigError("Neither users nor histories were given.", "Pass users=[...] or histories=[[...], ...].")
         users, histories = columns_of_users(users, histories)
@@ -358,6 +362,7 @@ class Recommender(Displayed):
 
     def item_index(self, items: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""
+        forks.enter()
         return self._items.find(items)
 
     # --- from numbers to frames ----------------------------------------------------------------------------
@@ -643,3 +648,7 @@ class Recommender(Displayed):
                 have that title.
         """
         return self.titles.find(names)
+
+    def split_names(self, text: str) -> list[str]:
+        """Ids or titles of text such as "a|b|c". A known id or title that contains bars is not split."""
+        return self.titles.names_in_text.split(text)

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from rediffuse.errors import ConfigError
+from rediffuse.recommender.bars import BarSplitter
 from rediffuse.recommender.id_map import cast_id
 
 
@@ -17,6 +18,9 @@ class Titles:
 
     Args:
         items: row i describes item number i: item_id, train_count and, if items have titles, title.
+
+    Attributes:
+        ids_in_text, names_in_text: split text at bars into ids, and into ids or titles.
     """
 
     def __init__(self, items: pl.DataFrame) -> None:
@@ -29,9 +33,19 @@ class Titles:
                 folded = title.strip().casefold()
                 self._ids_by_title.setdefault(folded, []).append(item)
                 self._spelling.setdefault(folded, title.strip())
+        texts = self._ids.cast(pl.String)
+        self.ids_in_text = BarSplitter(texts.filter(texts.str.contains("|", literal=True)), self._is_id)
+        names = [*texts.filter(texts.str.contains("|", literal=True)), *self._ids_by_title]
+        self.names_in_text = BarSplitter(names, self._is_name)
         texts = items["title"] if "title" in items.columns else self._ids.cast(pl.String)
         self._by_popularity = items["train_count"].arg_sort(descending=True)
         self._texts = texts.gather(self._by_popularity).fill_null("").str.to_lowercase()
+
+    def _is_id(self, name: str) -> bool:
+        return cast_id(name, self._ids.dtype) in self._known_ids
+
+    def _is_name(self, name: str) -> bool:
+        return self._is_id(name) or name.casefold() in self._ids_by_title
 
     def find(self, names: Iterable[str]) -> list[Any]:
         """Item ids of ids or titles.

@@ -12,26 +12,35 @@ import polars as pl
 from rediffuse.errors import DataError
 from rediffuse.files import sha256_file
 from rediffuse.readers.columns import Column, plain_ids
+from rediffuse.readers.item_lists import NoListError
 from rediffuse.readers.tables import read_table
-from rediffuse.readers.text_files import TextFile, first_line, is_number, listed
+from rediffuse.readers.text_files import TextFile, TextOptions, first_line, listed
+from rediffuse.recommender.bars import BarSplitter
+from rediffuse.recommender.history_text import split_history
+from rediffuse.recommender.item_files import has_header, refuse_lost_row
 
+# Other names of the column ``history``, without underscores: item_id_list is RecBole's.
+_HISTORIES = ("history", "histories", "itemidlist", "itemhistory")
 # Rows read at once if the caller does not set the size of a block.
 _ROWS = 100_000
 _REMEDY = (
     "Give a CSV or Parquet file with a column user_id, and a column history for users who were not in training. "
-    "The first line of a CSV file is a header that names them."
+    "The first line of a CSV file is a header that names them, unless header=None (--no-header)."
 )
 
 
 class UserFile:
     """A table with a column ``user_id``, or a single column of any name, and optionally a column ``history``.
 
-    A history is a list of item ids, oldest first, or text "a|b|c".
+    A history is a list of item ids, oldest first, or text: "a|b|c", "[1, 2, 3]", "1 2 3"; see `split_history`. The
+    column may be called ``histories``, ``History`` or ``item_id_list`` as well.
 
     Args:
         source: a CSV or Parquet file, a folder of such files, or a glob. Parquet is read by row groups, text line by
             line (text compressed with gzip is decompressed into memory first).
         is_known_user: whether the run knows a user id. A file whose first line is a known id has no header.
+        item_ids: splits histories in text; it knows the items of the run. None: at bars alone.
+        text: how text files are read. Without header, ids are in the first column, and histories in the second.
 
     Attributes:
         name: what to call the file in messages.
@@ -41,26 +50,40 @@ class UserFile:
         DataError: the source does not exist, is not a table, has no header, lacks these columns, or they hold no ids.
     """
 
-    def __init__(self, source: str | Path, is_known_user: Callable[[str], bool]) -> None:
-        self._table = table = read_table(source, "users", wanted=("user_id", "history"))
+    def __init__(
+        self,
+        source: str | Path,
+        is_known_user: Callable[[str], bool],
+        item_ids: BarSplitter | None = None,
+        text: TextOptions | None = None,
+    ) -> None:
+        self._item_ids, self._is_known_user = item_ids, is_known_user
+        self._table = table = read_table(source, "users", wanted=("user_id", "history"), text=text)
         self.name = table.name
-        self.has_histories = "history" in table.columns
         self._user_column = "user_id"
-        if "user_id" not in table.columns:
+        if table.is_text and not has_header(table):
+            if len(table.columns) > 2:
+                problem = f"{self.name} has {len(table.columns)} columns and no header."
+                raise DataError(problem, "Without header, give ids in the first column, and histories in the second.")
+            self._user_column = "0"
+            self._history_column = "1" if len(table.columns) == 2 else None
+        else:
+            self._history_column = _history_column(self.name, table.columns)
+        self.has_histories = self._history_column is not None
+        if self._user_column not in table.columns:
             if len(table.columns) != 1 or self.has_histories:
                 problem = f"{self.name} has no column user_id; its columns are {listed(table.columns)}."
                 raise DataError(problem, _REMEDY)
             self._user_column = header = table.columns[0]
-            if table.is_text and (is_number(header) or is_known_user(header)):
-                raise DataError(f"The first line of {table.paths[0]} is {header!r}, which is not a header.", _REMEDY)
+            refuse_lost_row(table, header, is_known_user, _REMEDY)
         if not table.is_text:
             schema = table.frame.collect_schema()
-            user_type, history_type = schema[self._user_column], schema.get("history", pl.String)
+            user_type, history_type = schema[self._user_column], schema.get(self._history_column or "", pl.String)
             if not _holds_ids(user_type):
                 problem = f"The column {self._user_column!r} of {self.name} holds {user_type}."
                 raise DataError(problem, "Give ids, one per row: integers or strings.")
             if not _holds_histories(history_type):
-                problem = f"The column 'history' of {self.name} holds {history_type}."
+                problem = f"The column {self._history_column!r} of {self.name} holds {history_type}."
                 raise DataError(problem, 'Give lists of item ids, oldest first, or text "a|b|c".')
 
     def identity(self) -> dict[str, Any]:
@@ -87,21 +110,76 @@ class UserFile:
         Raises:
             DataError: the file cannot be read to its end, has changed since it was opened, or lacks an id.
         """
-        columns = [self._user_column] if ids_only or not self.has_histories else [self._user_column, "history"]
+        columns = [self._user_column]
+        if self._history_column is not None and not ids_only:
+            columns.append(self._history_column)
         read_blocks = self._text_blocks if self._table.is_text else self._parquet_blocks
         for number, frame in read_blocks(columns, size, wanted):
             self._table.refuse_changed()
-            ids = Column(frame[self._user_column], self._table, "user", number * size)
+            # A user called NULL is known, or counted among the unknown ones.
+            ids = Column(frame[self._user_column], self._table, "user", number * size, keep_words=True)
             ids.refuse_first(ids.values.is_null(), "is empty", "Fill in the id or remove the row.")
-            yield number, _split_histories(frame.with_columns(plain_ids(ids)).rename({self._user_column: "user_id"}))
+            frame = pl.DataFrame(
+                [plain_ids(ids).rename("user_id"), *(frame[name].rename("history") for name in columns[1:])]
+            )
+            yield number, self._split_histories(frame, number * size)
 
     def read(self) -> tuple[pl.Series, pl.Series | None]:
-        """The whole file: ids, and histories if it has any. Raises the errors of `blocks`."""
+        """The whole file: ids, and histories if it has any. Raises the errors of `blocks` and `require_known`."""
+        self.require_known()
         frames = [frame for _, frame in self.blocks()]
         if not frames:
             return pl.Series("user_id", [], dtype=pl.String), None
         frame = pl.concat(frames)
         return frame["user_id"], frame["history"] if self.has_histories else None
+
+    def require_known(self) -> None:
+        """Read the file until it names something that the run knows: an item of a history, or else a user.
+
+        Raises:
+            DataError: there is nothing; so all users would get popular items.
+        """
+        item = user = None
+        for _, frame in self.blocks():
+            if self.has_histories and self._item_ids is not None:
+                for one in frame["history"].explode().drop_nulls().cast(pl.String).unique(maintain_order=True):
+                    if self._item_ids.is_known(one):
+                        return
+                    item = one if item is None else item
+            if item is None:  # histories decide, if there are any
+                for one in frame["user_id"]:
+                    if self._is_known_user(one):
+                        return
+                    user = one if user is None else user
+        if item is not None or user is not None:
+            what, example = ("items of the histories", item) if item is not None else ("users", user)
+            raise DataError(
+                f"The run knows none of the {what} of {self.name}, for example {example!r}.",
+                "All would get popular items. Use the ids of the data that the run was trained on"
+                + ("." if item is not None else ", or add a column history."),
+            )
+
+    def _split_histories(self, frame: pl.DataFrame, start: int) -> pl.DataFrame:
+        """Turn histories in text into lists; ``start`` is the row of the first."""
+        if "history" not in frame.columns or isinstance(frame["history"].dtype, pl.List):
+            return frame
+        history = frame["history"]
+        if isinstance(history.dtype, pl.Array):
+            return frame.with_columns(history.cast(pl.List(history.dtype.inner)))  # pyright: ignore[reportArgumentType]
+        if self._item_ids is None:
+            items = history.str.split("|").list.eval(pl.element().str.strip_chars())
+            return frame.with_columns(items.list.eval(pl.element().filter(pl.element() != "")))
+        lists: list[list[str] | None] = []
+        for row, text in enumerate(history):
+            try:
+                lists.append(None if text is None else split_history(text, self._item_ids))
+            except NoListError as error:
+                raise DataError(
+                    f"{self._table.place(start + row)}: column {self._history_column!r} is {text!r}, which cannot be "
+                    f"read as a list: {error}.",
+                    'Write each history in full, as "a|b|c" or in brackets.',
+                ) from None
+        return frame.with_columns(history=pl.Series(lists, dtype=pl.List(pl.String)))
 
     def _parquet_blocks(
         self, columns: list[str], size: int, wanted: Callable[[int], bool]
@@ -150,22 +228,30 @@ class UserFile:
                 raise DataError(f"{file.path} cannot be read: {first_line(error)}", _REMEDY) from None
 
 
+def _history_column(name: str, columns: list[str]) -> str | None:
+    """The column of histories: ``history``, or one that means the same.
+
+    Raises:
+        DataError: several columns mean the same.
+    """
+    if "history" in columns:
+        return "history"
+    same = [column for column in columns if column.casefold().replace("_", "") in _HISTORIES]
+    if len(same) > 1:
+        raise DataError(f"{name} has several columns of histories: {listed(same)}.", "Rename the right one to history.")
+    return same[0] if same else None
+
+
 def _holds_ids(dtype: Any) -> bool:
     return dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)
 
 
 def _holds_histories(dtype: Any) -> bool:
     # A column of empty lists only has the inner type Null.
-    return dtype == pl.String or (isinstance(dtype, pl.List) and (dtype.inner == pl.Null or _holds_ids(dtype.inner)))
+    return dtype == pl.String or (
+        isinstance(dtype, (pl.List, pl.Array)) and (dtype.inner == pl.Null or _holds_ids(dtype.inner))
+    )
 
 
 def _text_frame(rows: list[list[str | None]], columns: list[str]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
-
-
-def _split_histories(frame: pl.DataFrame) -> pl.DataFrame:
-    """Turn histories written as text "a|b|c" into lists."""
-    if "history" not in frame.columns or frame["history"].dtype != pl.String:
-        return frame
-    items = pl.col("history").str.split("|").list.eval(pl.element().str.strip_chars())
-    return frame.with_columns(items.list.eval(pl.element().filter(pl.element() != "")))

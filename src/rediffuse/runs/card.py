@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from rediffuse.config import ModelConfig
+from rediffuse.config import WITH_HISTORY, ModelConfig, selected_value
 from rediffuse.models.base import Model
 
 # What a card calls the place of its run; `rediffuse.push` writes the address on the hub there.
@@ -203,8 +203,10 @@ def _origin(run_config: dict[str, Any]) -> list[str]:
     metric, training = run_config["config"]["metric"], run_config["training"]
     lines: list[str] = []
     if (source := run_config.get("refit_of")) is not None:
-        value = (source["validation"] or {}).get(metric)
-        found = f" with {metric} {value:.4f} on validation data" if value is not None else ""
+        measured = source["validation"] or {}
+        found = (
+            f" with {metric} {selected_value(measured, metric):.4f} on validation data" if metric in measured else ""
+        )
         lines.append(
             f"- Chosen as {source['run']} (split {source['split']['name']}){found}, then trained on all interactions."
         )
@@ -217,10 +219,12 @@ def _origin(run_config: dict[str, Any]) -> list[str]:
         return [*lines, "- It has no test figures of its own: those of the run that it was made of are an estimate."]
     if run_config["validation"] is None:
         return ["- Nothing was selected on validation data."]
+    some = WITH_HISTORY + metric in run_config["validation"]
+    chosen_on = "the validation users with a history" if some else "the validation subset"
     if run_config.get("blended"):
-        return [f"- The weights of its parts were chosen by {metric} on the validation subset."]
+        return [f"- The weights of its parts were chosen by {metric} on {chosen_on}."]
     best = f", best at epoch {training['best_epoch']}" if training["best_epoch"] else ""
-    return [f"- Selected by {metric} on the validation subset{best}."]
+    return [f"- Selected by {metric} on {chosen_on}{best}."]
 
 
 def _refit_line(refitted: bool | str | None) -> list[str]:
@@ -288,7 +292,10 @@ def _validation(validation: dict[str, float] | None) -> list[str]:
     lines = ["## Validation", "", "| metric | seen items kept | seen items filtered |", "|---|--:|--:|"]
     metrics = [name for name in validation if not name.endswith("/unseen")]
     lines += [f"| {name} | {validation[name]:.4f} | {validation[name + '/unseen']:.4f} |" for name in metrics]
-    return [*lines, "", "The whole catalogue is ranked; ties count against the model.", ""]
+    note = "The whole catalogue is ranked; ties count against the model."
+    if any(name.startswith(WITH_HISTORY) for name in metrics):
+        note += f" `{WITH_HISTORY}` is over the users who have a history; the others all get one list, by popularity."
+    return [*lines, "", note, ""]
 
 
 def _options(kind: type[Model], run_config: dict[str, Any]) -> list[str]:

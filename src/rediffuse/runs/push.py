@@ -7,8 +7,6 @@ import re
 import warnings
 from pathlib import Path
 
-import polars as pl
-
 from rediffuse.arguments import require_flag, require_text, wrong_type
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.files import parquet_bytes
@@ -16,6 +14,7 @@ from rediffuse.models.base import Model
 from rediffuse.runs.card import THIS_RUN, with_section
 from rediffuse.runs.hub import LOGIN, REPO, SCHEME, explained
 from rediffuse.runs.run_folder import MANIFEST, Run, RunContents, manifest_text, read_manifest, read_run, run_path
+from rediffuse.table_files import read_parquet
 
 # Files that hold no user. All others stay here, unless the histories are published too.
 _WITHOUT_USERS = re.compile(
@@ -112,7 +111,7 @@ def _published(contents: RunContents, repo: str, with_histories: bool) -> dict[s
         kept = {name for name in digests if _WITHOUT_USERS.fullmatch(name)}
         left_out = sorted(digests.keys() - kept - {_USERS})
         digests = {name: digest for name, digest in digests.items() if name in kept}
-        changed[_USERS] = parquet_bytes(pl.read_parquet(folder / _USERS).clear())
+        changed[_USERS] = parquet_bytes(read_parquet(folder / _USERS).clear())
         more = f" and {', '.join(left_out)}" if left_out else ""
         warnings.warn(
             f"The ids and histories of {users:,} users{more} stay here. The copy recommends for histories= and knows "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,24 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from rediffuse.arguments import require_path
-from rediffuse.config import ModelConfig
+from rediffuse.config import WITH_HISTORY, ModelConfig
+from rediffuse.data.checks import require_plain_names
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.files import atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
-from rediffuse.runs import hub
+from rediffuse.runs import checks, hub
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.tensors import load_tensors, load_weights
+from rediffuse.table_files import read_parquet
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOG = "metrics.jsonl"
 ITEM_TABLE = "item_table.parquet"
+KNOWLEDGE = "knowledge.parquet"
 # The files that every run has, and that `read_run` reads.
 CORE = ("config.json", "items.parquet", "users.parquet", "model.safetensors")
 
@@ -57,7 +60,11 @@ class Run(Displayed):
     def _display(self) -> tuple[str, dict[str, Any]]:
         split, metrics = self.config.get("split", {}), self.validation or {}
         selected_by = self.config.get("config", {}).get("metric")
-        first = [name for name in (selected_by, "hr@10", "ndcg@10", "recall@20") if name in metrics]
+        first = [
+            name
+            for name in (f"{WITH_HISTORY}{selected_by}", selected_by, "hr@10", "ndcg@10", "recall@20")
+            if name in metrics
+        ]
         return f"Run {self.path}", {
             "model": self.config.get("model"),
             "preset": self.config.get("preset"),
@@ -84,6 +91,7 @@ class RunContents:
             after the training; None: none was.
         item_table: row i describes item number i, as in the dataset; None if it has no such table.
         digests: sha256 of every file that the manifest lists, by name.
+        knowledge: edges of the knowledge graph that the model learned from, or None.
     """
 
     path: Path
@@ -95,6 +103,7 @@ class RunContents:
     held_out: NDArray[np.bool_] | None
     item_table: pl.DataFrame | None
     digests: dict[str, str]
+    knowledge: pl.DataFrame | None = None
 
     @property
     def before_test(self) -> Histories:
@@ -211,7 +220,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         RunError: as `read_run`.
     """
     _verify(folder)
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return _parse_config(folder)
 
 
 def read_run(folder: str | Path) -> RunContents:
@@ -223,31 +232,56 @@ def read_run(folder: str | Path) -> RunContents:
     """
     folder = hub.download(folder) if hub.is_address(folder) else Path(folder)
     digests = _verify(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind, options = _model_of(folder, config)
-    items = pl.read_parquet(folder / "items.parquet")
-    users = pl.read_parquet(folder / "users.parquet")
-    # Users whose histories were added later are not among those that the model was trained on.
-    model = kind(options, len(items), config["data"]["users"])
-    load_weights(folder / "model.safetensors", model, load_tensors(folder / "model.safetensors")[0])
-    model.resolve(config["resolved"])
+    config = _parse_config(folder)
+    num_users = config["data"]["users"]  # users whose histories were added later are not among them
+    with checks.consistent(folder / "config.json"):
+        kind, options = _model_of(folder, config)
+
+    def table(name: str) -> pl.DataFrame:
+        return read_parquet(folder / name)
+
+    with checks.consistent(folder / "items.parquet"):
+        items = table("items.parquet")
+        item_table = table(ITEM_TABLE) if ITEM_TABLE in digests else None
+        checks.check_items(items, config, item_table)
+    with checks.consistent(folder / "users.parquet"):
+        users = table("users.parquet")
+        histories, held_out = checks.read_histories(users, num_users, len(items))
+    with checks.consistent(folder / KNOWLEDGE):
+        knowledge = table(KNOWLEDGE) if KNOWLEDGE in digests else None
+        if knowledge is not None:
+            checks.check_knowledge(knowledge, items)
+    weights = folder / "model.safetensors"
+    with checks.consistent(weights):
+        checks.check_shapes(weights, kind, options, len(items), num_users)
+        model = kind(options, len(items), num_users)
+        tensors = load_tensors(weights)[0]
+        load_weights(weights, model, tensors)
+        checks.check_values(model, tensors)
+    with checks.consistent(folder / "config.json"):
+        model.resolve(config["resolved"])
     model.eval()
-    lists = users["history"]
-    offsets = np.concatenate(([0], lists.list.len().to_numpy().astype(np.int64).cumsum()))
-    flat = lists.explode().drop_nulls().to_numpy().astype(np.int32)
-    times = users["times"].explode().drop_nulls().to_numpy() if "times" in users.columns else None
-    histories = Histories(offsets, flat, times)
-    if "synthetic" in users.columns:
-        counts = np.repeat(users["synthetic"].to_numpy(), histories.lengths)  # they precede a user's own interactions
-        histories = replace(histories, synthetic=histories.positions < counts)
-    held_out = users["held_out"].explode().drop_nulls().to_numpy() if "held_out" in users.columns else None
-    item_table = pl.read_parquet(folder / ITEM_TABLE) if ITEM_TABLE in digests else None
+    with checks.consistent(weights):
+        checks.check_scores(model, histories, num_users)
     now = read_manifest(folder)["files"]
     if any(
-        now.get(name) != digests[name] for name in (*CORE, ITEM_TABLE) if name in digests
+        now.get(name) != digests[name] for name in (*CORE, ITEM_TABLE, KNOWLEDGE) if name in digests
     ):  # the files read may be of two runs
         raise RunError(f"{folder} was written to while it was read.", "Try again.")
-    return RunContents(folder, config, model, items, users["user_id"], histories, held_out, item_table, digests)
+    user_ids = users["user_id"]
+    return RunContents(folder, config, model, items, user_ids, histories, held_out, item_table, digests, knowledge)
+
+
+def _parse_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json, checked.
+
+    Raises:
+        RunError: it is not JSON, or lacks what is read.
+    """
+    with checks.consistent(folder / "config.json"):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        checks.check_config(config)
+    return config
 
 
 def _model_of(folder: Path, config: dict[str, Any]) -> tuple[type[Model], ModelConfig]:
@@ -279,9 +313,16 @@ def _model_of(folder: Path, config: dict[str, Any]) -> tuple[type[Model], ModelC
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The complete lines of metrics.jsonl; none if the model is not trained by gradient."""
+    """The complete lines of metrics.jsonl; none if the model is not trained by gradient.
+
+    Of a finished run, read it only if the manifest lists it.
+
+    Raises:
+        RunError: a line is not JSON.
+    """
     lines = (folder / LOG).read_bytes().split(b"\n")[:-1] if (folder / LOG).exists() else []
-    return [json.loads(line) for line in lines]
+    with checks.consistent(folder / LOG):
+        return [json.loads(line) for line in lines]
 
 
 def _verify(folder: Path) -> dict[str, str]:
@@ -327,7 +368,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         # Earlier manifests had no checksum of themselves.
         if manifest.keys() - {*content, "sha256"} or manifest.get("sha256", expected) != expected:
             raise ValueError("its checksum differs")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        require_plain_names(content["files"])
+        if not all(isinstance(digest, str) for digest in content["files"].values()):
+            raise ValueError("a checksum is not text")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedManifest(f"{path} is damaged ({error}).", "Restore it from a copy, or train again.") from None
     return manifest
 

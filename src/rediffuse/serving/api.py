@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPBearer
-from pydantic import Field
 from pydantic_core import to_json
 
 from rediffuse.serving import metadata, schemas
@@ -14,8 +13,10 @@ from rediffuse.serving.problems import MEDIA_TYPE, PRIVATE_HEADERS
 from rediffuse.serving.service import Service
 
 bearer = HTTPBearer(auto_error=False, description="Required only if the service was started with a token.")
-Text = Annotated[str, Query(max_length=200)]
-Items = Annotated[list[Annotated[str, Field(max_length=256)]], Query(min_length=1, max_length=50)]
+# The server limits the length of addresses; see `connections`. Longer ids can be sent in bodies.
+Text = Annotated[str, Query(max_length=10_000)]
+Id = Annotated[str, Query()]
+Items = Annotated[list[str], Query(min_length=1, max_length=50)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 MapLimit = Annotated[int, Query(ge=1, le=20_000)]
 
@@ -110,10 +111,22 @@ def columns(name: str, service: ServiceDependency, item: Items) -> Response:
     return _json(metadata.columns(service.run(name), item))
 
 
+@api.post("/models/{name}/columns", response_model=schemas.ColumnsResponse, summary="Get what the item table says")
+def columns_of(name: str, request: schemas.ColumnsRequest, service: ServiceDependency) -> Response:
+    """As GET, for ids of any length."""
+    return _json(metadata.columns(service.run(name), request.items))
+
+
 @api.get("/models/{name}/history", response_model=schemas.ItemsResponse, summary="Get a user's history")
-def history(name: str, user: Text, service: ServiceDependency) -> Response:
+def history(name: str, user: Id, service: ServiceDependency) -> Response:
     """Return the items of a user's interactions, oldest first."""
     return _json(metadata.history(service.run(name), user))
+
+
+@api.post("/models/{name}/history", response_model=schemas.ItemsResponse, summary="Get a user's history")
+def history_of(name: str, request: schemas.HistoryRequest, service: ServiceDependency) -> Response:
+    """As GET, for ids of any length; the id does not enter logs of addresses."""
+    return _json(metadata.history(service.run(name), request.user))
 
 
 @api.get("/models/{name}/map", response_model=schemas.MapResponse, summary="Get the item map")

@@ -59,6 +59,8 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
 
     # FastAPI's own documentation pages load scripts from another server; `explorer` serves /docs from local files.
     app = FastAPI(title="Rediffuse", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    # /training/ would be redirected to the host that the request names, which may be another.
+    app.router.redirect_slashes = False
     app.state.service = Service(runs, settings)
     problems.install(app)
     app.include_router(api)
@@ -90,7 +92,7 @@ def create_app(folders: Sequence[Path], settings: Settings | None = None, retrie
         return app.openapi_schema
 
     app.openapi = openapi
-    app.add_middleware(BodySizeLimitMiddleware, limit=settings.max_body)
+    app.add_middleware(BodySizeLimitMiddleware, limit=settings.max_body, total=settings.max_bodies)
     app.add_middleware(AuthMiddleware, settings=settings)
     app.add_middleware(RequestMiddleware, telemetry=telemetry, access_log=settings.access_log)
     return app

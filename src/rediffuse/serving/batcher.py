@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from rediffuse import forks
 from rediffuse.data.histories import Histories
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
@@ -111,6 +112,7 @@ class DynamicBatcher:
 
     def start(self) -> DynamicBatcher:
         """Start the thread; also possible after `close`."""
+        forks.enter()
         self.closed = False
         self.thread = threading.Thread(target=self._run, name="rediffuse-scoring", daemon=True)
         self.thread.start()

@@ -89,5 +89,6 @@ def _paths(snapshot: RunSnapshot, history: NDArray[np.int64], ranked: RankedItem
     for row in paths.iter_rows(named=True):
         history_item = snapshot.item(int(recommender.item_index([row["history_item"]])[0]))
         path = {name: row[name] for name in ("relation", "entity", "relation_back", "strength", "kept")}
+        path["entity"] = None if row["entity"] is None else str(row["entity"])
         found.setdefault(row["item_id"], []).append(path | {"history_item": history_item})
     return found

@@ -8,8 +8,11 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
@@ -39,6 +42,9 @@ NAMES = frozenset(
 )
 
 
+Result = TypeVar("Result")
+
+
 @dataclass(frozen=True)
 class StaticFile:
     """The content of a static file, plain and compressed."""
@@ -47,7 +53,22 @@ class StaticFile:
     gzipped: bytes
 
 
-@functools.cache
+_reading = threading.RLock()
+
+
+def _once(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Call a function once per arguments; requests at the same time wait for the first instead of doing its work."""
+    cached = functools.cache(function)
+
+    @functools.wraps(function)
+    def locked(*arguments: Any) -> Result:
+        with _reading:
+            return cached(*arguments)
+
+    return locked
+
+
+@_once
 def static_file(name: str) -> StaticFile:
     """Read one of the files of `NAMES`, once."""
     if name in COMPRESSED:
@@ -57,7 +78,7 @@ def static_file(name: str) -> StaticFile:
     return StaticFile(plain, gzip.compress(plain, mtime=0))
 
 
-@functools.cache
+@_once
 def static_digest() -> str:
     """Compute the digest of all static files.
 
@@ -70,7 +91,7 @@ def static_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-@functools.cache
+@_once
 def page(name: str) -> str:
     """Render a page."""
     loader = PackageLoader("rediffuse.serving", "pages")

@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from rediffuse.errors import ConfigError, RediffuseError
 from rediffuse.recommender import Recommender
 from rediffuse.recommender.recommender import Retrieval
@@ -30,10 +32,11 @@ class RunSnapshot:
         items = self.recommender.items
         self.titles = items["title"].to_list() if "title" in items.columns else None
         self.item_ids = items["item_id"].to_list()
+        self.item_texts: list[str] = items["item_id"].cast(pl.String).to_list()
 
     def item(self, number: int) -> dict[str, Any]:
         """Return the content of an `Item` for an item number."""
-        return {"item_id": self.item_ids[number], "title": None if self.titles is None else self.titles[number]}
+        return {"item_id": self.item_texts[number], "title": None if self.titles is None else self.titles[number]}
 
 
 class HostedRun:
@@ -44,6 +47,10 @@ class HostedRun:
         self.retrieval: Retrieval = retrieval
         self.snapshot = RunSnapshot(self.folder, retrieval)
         self.telemetry, self.reloading = telemetry, threading.Lock()
+        self.training: tuple[object, dict[str, Any]] | None = (
+            None  # see `metadata.training`, with what it was read from
+        )
+        self.training_lock = threading.Lock()
         self.failed_state: object = None  # state of the folder at the last failed reload
         self.batcher = DynamicBatcher(max_batch, telemetry.batch_size.labels(self.name).observe)
         telemetry.waiting_users.labels(self.name).set_function(lambda: self.batcher.users_waiting)

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rediffuse.display import plain
+
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 access = logging.getLogger("rediffuse.access")
@@ -40,7 +42,7 @@ class TextFormatter(logging.Formatter):
     """One line per record: time, level, message, request id."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said = super().format(record)
+        said = plain(super().format(record), "\n\t")
         request = current.get()
         return said if request is None or record.name == access.name else f"{said} (request {request.id})"
 

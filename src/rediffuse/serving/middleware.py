@@ -111,25 +111,40 @@ class AuthMiddleware:
 
 
 class BodySizeLimitMiddleware:
-    """Refuses bodies of more than ``limit`` bytes, whether or not Content-Length says so."""
+    """Refuses bodies of more than ``limit`` bytes, whether or not Content-Length says so, and bodies for which those of
+    the requests in progress leave no capacity in ``total`` bytes."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, total: int) -> None:
+        self.app, self.limit, self.total, self.used = app, limit, total, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = b""
+        body = bytearray()
+        try:
+            await self._read(scope, receive, send, body)
+        finally:
+            self.used -= len(body)
+
+    async def _read(self, scope: Scope, receive: Receive, send: Send, body: bytearray) -> None:
+        """Read the body and call the application; ``used`` counts what ``body`` holds."""
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 return  # the client disconnected
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
+            body += piece
+            self.used += len(piece)
             if len(body) > self.limit:
                 remedy = "Send fewer users per request, or shorter lists."
                 detail = f"The body has more than {self.limit:,} bytes."
                 await problem_response(413, "too-large", detail, remedy)(scope, receive, send)
+                return
+            if self.used > self.total:
+                detail, headers = "The requests in progress are too large together.", {"Retry-After": "1"}
+                response = problem_response(503, "overloaded", detail, "Try again in a second.", headers=headers)
+                await response(scope, receive, send)
                 return
             if not message.get("more_body", False):
                 break
@@ -140,6 +155,6 @@ class BodySizeLimitMiddleware:
             if delivered:
                 return await receive()
             delivered = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         await self.app(scope, receive_buffered, send)

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_v
 from rediffuse.serving.settings import MAX_HISTORY, MAX_IGNORED, MAX_ITEMS, MAX_K, MAX_SAMPLES, MAX_USERS
 
 MAX_INTEGER = 2**63 - 1
-Id = Annotated[StrictInt, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)] | Annotated[StrictStr, Field(max_length=256)]
+# Ids are text in responses: JavaScript reads JSON numbers as doubles, and would round integers beyond 2**53. Requests
+# may hold text or integers. The size of the body alone limits the length of an id, so that every id is accepted.
+Id = Annotated[StrictInt, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)] | StrictStr
 History = Annotated[list[Id], Field(max_length=MAX_HISTORY)]
 K = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
 Seed = Annotated[StrictInt, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
@@ -17,9 +19,11 @@ SamplingSteps = Annotated[StrictInt, Field(ge=1, le=10_000)]
 Noise = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 
 
-class _Request(BaseModel):
+class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+
+class _Request(_Body):
     model: Annotated[StrictStr, Field(max_length=256)] | None = Field(
         None, description="Name that a run is served under. Default: the first model."
     )
@@ -87,7 +91,7 @@ class RecommendRequest(_Request):
 
 
 class Item(BaseModel):
-    item_id: int | str
+    item_id: str = Field(description="As text, also where the ids of the data are integers.")
     title: str | None = Field(None, description="Null if the run has no titles.")
 
 
@@ -135,7 +139,9 @@ class RecommendedItem(Item):
 
 
 class UserRecommendations(BaseModel):
-    user: int | str = Field(description="The user's id as in the data, or the position of the history, from 0.")
+    user: str | int = Field(
+        description="The user's id as text; without `users`, the position of the history, an integer from 0."
+    )
     items: list[RecommendedItem]
 
 
@@ -145,7 +151,7 @@ class _Response(BaseModel):
     notes: list[str] = Field(description="Unknown users and items, with counts.")
     ignored_items: list[int | str] = Field(
         description=f"Distinct items of the histories (of /v1/similar: of `items`) that the catalogue does not have, "
-        f"and that were ignored: the first {MAX_IGNORED}. The notes count all."
+        f"and that were ignored, as they were sent: the first {MAX_IGNORED}. The notes count all."
     )
 
 
@@ -168,7 +174,7 @@ class SimilarItem(Item):
 
 
 class SimilarItems(BaseModel):
-    item_id: int | str
+    item_id: str
     items: list[SimilarItem] = Field(description="Of an item-item matrix, only items with a positive weight.")
 
 
@@ -293,8 +299,22 @@ class ItemsResponse(BaseModel):
 
 
 class ItemRow(BaseModel):
-    item_id: int | str
-    columns: dict[str, Any] = Field(description="Columns of the item table, without the id.")
+    item_id: str
+    columns: dict[str, Any] = Field(
+        description="Columns of the item table, without the id. Integers beyond 2**53 are text: JavaScript rounds them."
+    )
+
+
+class ColumnsRequest(_Body):
+    """Items whose columns are wanted."""
+
+    items: Annotated[list[Id], Field(min_length=1, max_length=50)]
+
+
+class HistoryRequest(_Body):
+    """The user whose history is wanted."""
+
+    user: Id
 
 
 class ColumnsResponse(BaseModel):
@@ -302,7 +322,7 @@ class ColumnsResponse(BaseModel):
 
 
 class UsersResponse(BaseModel):
-    users: list[int | str]
+    users: list[str]
 
 
 class MapPoint(Item):
@@ -320,7 +340,10 @@ class TrainingResponse(BaseModel):
     """The training results in a run folder."""
 
     card: str = Field(description="The model card, in Markdown.")
-    epochs: list[dict[str, Any]] = Field(description="The lines of metrics.jsonl.")
+    epochs: list[dict[str, Any]] = Field(
+        description="The lines of metrics.jsonl; of more than 4,000, a part at even distances, the best and the last."
+    )
+    epochs_total: int = Field(description="How many lines there are.")
     best_epoch: int | None = Field(description="The epoch whose weights are served.")
     metric: str = Field(description="The validation metric that selected the weights.")
     metric_by_steps: dict[str, float] | None = Field(

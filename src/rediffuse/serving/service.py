@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import polars as pl
 import torch
 
 from rediffuse.models.base import Model
@@ -86,10 +87,9 @@ class Service:
             queries = [query] * len(histories)
             job = ScoringJob(recommender.ranker, histories, user_numbers, queries, sampling, request.samples)
             ranked = await self._in_time(asyncio.wrap_future(run.batcher.submit(job)))
-        results = [
-            {"user": label, "items": _items(snapshot, items)}
-            for label, items in zip(labels.to_list(), ranked, strict=True)
-        ]
+        # Ids are text. Without users, labels are the positions of the histories.
+        users = labels.to_list() if request.users is None else labels.cast(pl.String).to_list()
+        results = [{"user": user, "items": _items(snapshot, items)} for user, items in zip(users, ranked, strict=True)]
         if request.explain:
             explanations = await self.run_in_worker(explain, snapshot, histories, user_numbers, ranked)
             for result, explained in zip(results, explanations, strict=True):
@@ -109,7 +109,7 @@ class Service:
         values = {"cosine": None, "weight": None}
         results = [
             {
-                "item_id": snapshot.item_ids[item],
+                "item_id": snapshot.item_texts[item],
                 "items": [
                     snapshot.item(other) | values | {inspector.measure: value}
                     for other, value in zip(near.tolist(), similarities.tolist(), strict=True)

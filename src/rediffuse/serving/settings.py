@@ -11,9 +11,12 @@ class Settings:
 
     Attributes:
         max_batch: the most users in a batch; 1 turns dynamic batching off.
-        timeout: the most seconds that a request may take, including the time it waits.
+        timeout: the most seconds that a request may take to arrive, and again to be answered, including the time it
+            waits.
+        max_connections: open connections.
         max_waiting: users waiting to be scored at which further requests are refused.
         max_body: the most bytes in the body of a request.
+        max_bodies: the most bytes in the bodies of all requests in progress.
         max_work: the most users x samples x sampling steps of one request.
         max_worker_requests: requests outside of scoring (similar items, denoising trajectories, spreading mass,
             explanations) at which further ones are refused. Two threads work on them.
@@ -26,8 +29,10 @@ class Settings:
 
     max_batch: int = 64
     timeout: float = 10.0
+    max_connections: int = 1024
     max_waiting: int = 4096
     max_body: int = 1 << 20
+    max_bodies: int = 1 << 26
     max_work: int = 1 << 13
     max_worker_requests: int = 32
     token: str | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rediffuse.arguments import require_path, require_text
+from rediffuse.data.cold_users import refuse_selection
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import as_dataset
 from rediffuse.data.split import Split, by_name
@@ -50,6 +51,7 @@ def blend(
         ConfigError: fewer than two runs are given, or one twice; the metric is unknown; the split has no validation
             subset.
         RunError: a run cannot be read, is a blend, or was trained on other data or another split; ``out`` is not empty.
+        DataError: no validation user has a history.
         StorageError: ``out`` cannot be written.
     """
     folders = [run_path("runs", run) for run in ([runs] if isinstance(runs, str | Path | Run) else runs)]
@@ -78,6 +80,7 @@ def blend(
         raise ConfigError(
             "The split has no validation subset, on which the weights are chosen.", "Train on a split with one."
         )
+    refuse_selection(view.valid, "the weights of a blend")
     refitted = [part for part in parts if part.config["training"].get("refitted")]
     network = Blend(options, view.num_items, view.num_users)
     network.fill([part.model for part in parts])

@@ -15,7 +15,6 @@ from rediffuse.arguments import require_integer, require_number
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.split import Split, as_split
-from rediffuse.data.subsets import Task
 from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
@@ -162,10 +161,6 @@ def _validation_seconds(trainer: Trainer) -> float | None:
     if not len(whole.users):
         return None
     rows = np.linspace(0, len(whole.users) - 1, min(USERS, len(whole.users))).astype(int)
-    seen = None if whole.seen is None else whole.seen.take(rows)
-    some = Task(
-        whole.name, whole.users[rows], whole.histories.take(rows), whole.truth.take(rows), whole.popularity, seen
-    )
     began = time.perf_counter()
-    trainer.validate(some)
+    trainer.validate(whole.take(rows))
     return (time.perf_counter() - began) * len(whole.users) / len(rows)

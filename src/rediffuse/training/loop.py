@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from rediffuse import distributed
+from rediffuse.config import WITH_HISTORY, selected_value
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TrainingView
 from rediffuse.data.subsets import Task
@@ -250,7 +251,8 @@ class Trainer:
         """
         self.model.begin_phase(phase, self.data)
         self.config = config = self.model.training_options(phase)
-        optimizer = Optimizer(self.model.parameter_groups(), config.learning_rate, config.weight_decay)
+        groups = self.model.parameter_groups()
+        optimizer = Optimizer(groups, config.learning_rate, config.weight_decay, config.adam_beta2)
         for group in optimizer.param_groups:
             group["lr"] *= group.get("learning_rate_factor", 1.0)
         self.epochs = self._epochs(phase)
@@ -383,7 +385,10 @@ class Trainer:
         if len(self.phases) > 1:
             parts[0] = f"{record['phase']}: {parts[0]}"
         if metrics:
-            parts += [f"{metric} {metrics[metric]:.4f}", f"best {state.best:.4f} (epoch {state.best_epoch})"]
+            parts += [f"{metric} {selected_value(metrics, metric):.4f}"]
+            if WITH_HISTORY + metric in metrics:
+                parts[-1] += f" ({metrics[metric]:.4f} with the users without a history)"
+            parts += [f"best {state.best:.4f} (epoch {state.best_epoch})"]
         parts.append(f"{short(seconds)}/epoch" if self.config.validate_every == 1 else f"last epoch {short(seconds)}")
         if state.epoch < self.epochs and state.stale < self.config.patience:
             parts.append(self._left(state.epoch))
@@ -451,7 +456,8 @@ class Trainer:
 
     def validate(self, task: Task | None = None) -> dict[str, float]:
         """Metrics on the validation subset, or on ``task``, with seen items kept and with seen items filtered
-        ("/unseen")."""
+        ("/unseen"). Where some users have no history, also over the others, under names that begin with
+        `rediffuse.config.WITH_HISTORY`."""
         task = task or self.view.valid
         self.model.eval()
         self.model.prepare()
@@ -463,8 +469,10 @@ class Trainer:
             metrics=list(metrics),
             shared=True,
         )
-        values = {name: float(value) for name, value in result.metrics["all"].items()}
-        return values | {f"{name}/unseen": float(value) for name, value in result.metrics["unseen"].items()}
+        values = _flat(result.metrics)
+        if result.with_history and result.counts["cold_users"]:
+            values |= {WITH_HISTORY + name: value for name, value in _flat(result.with_history).items()}
+        return values
 
     def _validate_and_select(self) -> dict[str, float] | None:
         """Validate, and save the weights if they are the best of this phase; None without a validation subset.
@@ -478,7 +486,7 @@ class Trainer:
 
     def _select(self, metrics: dict[str, float]) -> dict[str, float]:
         state = self.state
-        value = metrics[self.config.metric]
+        value = selected_value(metrics, self.config.metric)
         if state.best is None or value > state.best:
             state.best, state.best_epoch, state.stale = value, state.epoch, 0
             # Written before the checkpoint: after a kill between the two, the epoch is repeated and written again.
@@ -502,11 +510,11 @@ class Trainer:
 
     def calibrate(self) -> dict[str, Any]:
         """Let the model choose settings on validation data; returns its choices (see `Model.calibrate`)."""
-        if not len(self.view.valid.users):
+        task, metric = self.view.valid.with_history(), self.config.metric
+        if not len(task.users):
             return {}
-        task, metric = self.view.valid, self.config.metric
         return self.model.calibrate(
-            SubsetValidation(task, metric, self.view.num_items, lambda: self.validate()[metric])
+            SubsetValidation(task, metric, self.view.num_items, lambda: selected_value(self.validate(), metric))
         )
 
     def refit(self, histories: Histories) -> None:
@@ -572,3 +580,9 @@ class Trainer:
             metrics = record.get("validation") or {}
             values |= {f"{prefix}validation/{name}": value for name, value in metrics.items()}
             self.tracking.log(values, step=self.state.epochs_before + record["epoch"])
+
+
+def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Metrics of both policies under their flat names."""
+    kept = {name: float(value) for name, value in metrics["all"].items()}
+    return kept | {f"{name}/unseen": float(value) for name, value in metrics["unseen"].items()}

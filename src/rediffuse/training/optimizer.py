@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+BETA1, EPSILON = 0.9, 1e-8
 # Times the learning rate: Adagrad's steps shrink with the sum of all squared gradients, so at Adam's rate it hardly
 # learns. Chosen on validation data (docs/scaling.md).
 ADAGRAD_RATE = 10.0
@@ -25,10 +25,14 @@ class Optimizer(torch.optim.AdamW):
         groups: parameter groups, as torch's optimisers take them; ``rowwise`` is true for those with sparse gradients.
         learning_rate: learning rate of groups without their own.
         weight_decay: decoupled weight decay.
+        beta2: decay of AdamW's average of squared gradients.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], learning_rate: float, weight_decay: float) -> None:
-        super().__init__(groups, lr=learning_rate, weight_decay=weight_decay, betas=BETAS, eps=EPSILON, fused=True)
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], learning_rate: float, weight_decay: float, beta2: float = 0.999
+    ) -> None:
+        betas = BETA1, beta2
+        super().__init__(groups, lr=learning_rate, weight_decay=weight_decay, betas=betas, eps=EPSILON, fused=True)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -138,10 +138,10 @@ class Progress:
 class _TerminalBar:
     def __init__(self) -> None:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         # Not Jupyter, where rich needs ipywidgets.
         self.bar = Bar(*columns, console=Console(stderr=True, force_jupyter=False), transient=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rediffuse import distributed
 from rediffuse.arguments import require_flag, require_number, require_path
+from rediffuse.config import selected_value
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import as_dataset
 from rediffuse.data.split import none
@@ -16,7 +17,7 @@ from rediffuse.errors import ConfigError, RunError, TrainingError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend
 from rediffuse.runs.identity import open_run_folder
-from rediffuse.runs.run_folder import Run, RunContents, read_log, read_run, run_path
+from rediffuse.runs.run_folder import LOG, Run, RunContents, read_log, read_run, run_path
 from rediffuse.training.progress import reporting
 from rediffuse.training.train import describe_run, make_trainer, noise_of, now, write_files
 
@@ -136,7 +137,7 @@ def _chosen_steps(contents: RunContents) -> dict[str, int]:
     model = contents.model
     if not model.trained_by_gradient:
         return {}
-    log = read_log(contents.path)
+    log = read_log(contents.path) if LOG in contents.digests else []
     if not log:
         raise RunError(
             f"{contents.path} has no metrics.jsonl, so its number of epochs is unknown.",
@@ -148,6 +149,10 @@ def _chosen_steps(contents: RunContents) -> dict[str, int]:
         metric = model.training_options(phase).metric
         validated: list[dict[str, Any]] = [record for record in records if record.get("validation")]
         # The first of equal values, as the loop keeps it.
-        last = max(validated, key=lambda record: record["validation"][metric]) if validated else records[-1]
+        last = (
+            max(validated, key=lambda record: selected_value(record["validation"], metric))
+            if validated
+            else records[-1]
+        )
         found[phase] = sum(record["steps"] for record in records[: last["epoch"]])
     return found

@@ -26,15 +26,17 @@ from rediffuse.arguments import (
     require_text,
 )
 from rediffuse.config import ModelConfig
+from rediffuse.data.cold_users import refuse_selection, selection_remark, without_history
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TEST, TRAIN, VALID, Split, TrainingView, as_split
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
 from rediffuse.files import atomic_write_text, sha256_file
-from rediffuse.memory import PeakMemory
+from rediffuse.memory import LESS_MEMORY, PeakMemory, out_of_memory
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
+from rediffuse.models.sizes import check_size
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.identity import open_run_folder
@@ -102,9 +104,11 @@ def train(
             ended.
         StorageError: ``out`` cannot be written.
         TrainingError: the loss is not finite, there is nothing to train on, or the time ran out before the last phase.
+        DataError: weights are chosen on validation data, and no validation user has a history.
 
     Warns:
-        RediffuseWarning: training ended before the first validation, or the split has no validation subset.
+        RediffuseWarning: training ended before the first validation; the split has no validation subset, or validation
+            users without a history, on whom nothing is chosen.
     """
     distributed.init()
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
@@ -130,6 +134,8 @@ def train(
     trainer = planned.trainer(folder, max_minutes=max_minutes, show_progress=progress, callbacks=called)
     if not len(trainer.view.valid.users):
         warnings.warn(_without_validation(trainer), RediffuseWarning, stacklevel=2)
+    elif remark := selection_remark(trainer.view.valid):
+        warnings.warn(remark, RediffuseWarning, stacklevel=2)
     # The folder is created only after a model could be built from the options.
     remedy = "The last checkpoint is kept: start the same command again with --resume."
     with distributed.fail_together(remedy), reporting(progress), contextlib.ExitStack() as stack:
@@ -166,6 +172,7 @@ class Plan:
         """A `Trainer` of a new model, which gets ``others``.
 
         Raises:
+            DataError: the weights would be chosen on validation data, where no user has a history.
             ConfigError: the model cannot use a run that a phase is to be taken from.
         """
         view, user_ids = self.split.training_view(), self.split.dataset.user_ids
@@ -179,6 +186,8 @@ class Plan:
                     "Give a run of the model that the phase trains, or let this run train the phase.",
                 )
             trainer.take_phase(phase, run.model)
+        if any(network.chosen_by_ranking(phase) for phase in trainer.phases):
+            refuse_selection(view.valid, "the weights")
         return trainer
 
 
@@ -264,13 +273,14 @@ def describe_run(
         "data": {
             "fingerprint": split.dataset.fingerprint_without_synthetic,
             "augmentation": augmentation(split.dataset),
-            "tables": split.dataset.tables_fingerprint if kind.reads_tables else None,
+            "tables": split.dataset.tables_fingerprint if kind.reads_tables_with(options) else None,
             "users": split.dataset.num_users,
             "items": split.dataset.num_items,
             "interactions": split.dataset.num_interactions,
             "has_timestamps": split.dataset.has_timestamps,
-            "histories_end": last_time(split.dataset.interactions, split.dataset.has_timestamps),
+            "histories_end": split.dataset.interactions.last_time() if split.dataset.has_timestamps else None,
             "subsets": _subsets(split),
+            "without_history": {name: without_history(split, name)[0] for name in ("valid", "test")},
         },
     }
 
@@ -298,20 +308,13 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def last_time(histories: Histories, has_timestamps: bool) -> str | None:
-    """The time of the last interaction, in UTC; None without timestamps."""
-    if not has_timestamps or histories.times is None or not len(histories.times):
-        return None
-    last = datetime.datetime.fromtimestamp(float(histories.times.max()), datetime.UTC)
-    return last.isoformat(timespec="seconds")
-
-
 def _train(
     trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any], resume: bool, memory: PeakMemory
 ) -> Run:
     """Train, choose on validation data, and write the run into its folder, which the main process has locked."""
     network = trainer.model
-    state = trainer.run(resume)
+    with out_of_memory(f"The training of {network.name}", LESS_MEMORY):
+        state = trainer.run(resume)
     trained = time.monotonic()
     remaining = trainer.phases[state.phase + 1 :]
     if remaining:
@@ -407,7 +410,12 @@ def _read_phase_run(phase: str, path: str | Path, split: Split) -> RunContents:
 def make_trainer(
     kind: type[Model], options: ModelConfig, view: TrainingView, folder: Path, *, seed: int, **others: Any
 ) -> Trainer:
-    """A new model, whose weights depend on ``seed`` alone, and its `Trainer`, which gets ``others``."""
+    """A new model, whose weights depend on ``seed`` alone, and its `Trainer`, which gets ``others``.
+
+    Raises:
+        ConfigError: the model does not fit into memory.
+    """
+    check_size(kind, options, view.num_items, view.num_users)
     with torch.random.fork_rng():
         seed_torch(seed, "weights")
         network = kind(options, view.num_items, view.num_users)

@@ -25,7 +25,7 @@ from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path, write_run
-from rediffuse.training.train import counts, last_time
+from rediffuse.training.train import counts
 
 
 def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -> Run:
@@ -89,7 +89,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
             "items": len(merged.item_ids),
             "interactions": len(merged.after.items),
             "subsets": _all_in_training(merged.after),
-            "histories_end": last_time(merged.after, contents.config["data"].get("has_timestamps", False)),
+            "histories_end": merged.after.last_time() if contents.config["data"].get("has_timestamps") else None,
         },
         "training": contents.config["training"] | {"minutes": minutes, "peak_memory_mib": memory.mib()},
         "validation": None,

@@ -15,10 +15,11 @@ import polars as pl
 import torch
 import yaml
 
-from rediffuse.config import ModelConfig, Range
+from rediffuse.config import ModelConfig, Range, selected_value
 from rediffuse.data.split import TrainingView
 from rediffuse.errors import ConfigError, TrainingError
 from rediffuse.files import atomic_write_parquet, atomic_write_text
+from rediffuse.memory import LESS_MEMORY, out_of_memory
 from rediffuse.models.base import Model
 from rediffuse.seeds import derive
 from rediffuse.training.callbacks import Callbacks, TrainingEvent
@@ -75,11 +76,19 @@ class Search:
         for trial in trials:
             if trial.state == TrialState.FAIL and trial.number not in repeated:
                 is_default = "default" in trial.user_attrs
-                # A trial can be killed before all its options are in the journal; those of the default are known.
                 self.study.enqueue_trial(
-                    default_params if is_default else trial.params,
+                    default_params if is_default else self._known_params(trial),
                     user_attrs={"repeats": trial.number} | ({"default": True} if is_default else {}),
                 )
+
+    def _known_params(self, trial: FrozenTrial) -> dict[str, Any]:
+        """The options to repeat a trial with; none if it was killed before all of them were in the journal.
+
+        Then the sampler proposes them again, all of them: it is seeded as before. With some of them given it would
+        draw the others from another place of its stream.
+        """
+        known = trial.system_attrs.get("fixed_params", {}) | trial.params
+        return known if known.keys() >= self.searched.keys() else {}
 
     def run_trial(self, max_minutes: float) -> None:
         """Run the next trial, for at most ``max_minutes``."""
@@ -99,7 +108,7 @@ class Search:
         class Prune:
             def on_validation(self, event: TrainingEvent) -> None:
                 if event.phase == trainer.phases[-1]:
-                    trial.report(event.metrics[event.metric], event.epoch)
+                    trial.report(selected_value(event.metrics, event.metric), event.epoch)
                     if trial.should_prune():
                         raise optuna.TrialPruned
 
@@ -116,14 +125,15 @@ class Search:
                 show_progress=self.progress,
                 callbacks=Callbacks([Prune()]),
             )
-            result = trainer.run(resume=False)
+            with out_of_memory("The trial", LESS_MEMORY):
+                result = trainer.run(resume=False)
             if not result.done:
                 state = TrialState.FAIL  # the time ran out; `recover` queues it again
             else:
                 state, value = TrialState.COMPLETE, result.best
                 if value is None:  # a model in closed form is not validated by the loop
                     trainer.model.resolve(trainer.calibrate())
-                    value = trainer.validate()[self.default.metric]
+                    value = selected_value(trainer.validate(), self.default.metric)
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except (TrainingError, ConfigError, torch.OutOfMemoryError) as error:
@@ -160,9 +170,10 @@ class Search:
     def _minutes(self, trial: FrozenTrial) -> float:
         if "minutes" in trial.user_attrs or trial.datetime_start is None:
             return trial.user_attrs.get("minutes", 0.0)
-        # The trial was killed: its time is counted up to the last line of its log.
-        ends = [file.stat().st_mtime for file in self._trial_folder(trial.number).glob("metrics.jsonl")]
-        return max(0.0, max(ends, default=0.0) - trial.datetime_start.timestamp()) / 60
+        # The trial was killed: the epochs in its log tell how long it took. Clocks do not: they may be set meanwhile.
+        log = self._trial_folder(trial.number) / "metrics.jsonl"
+        lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
+        return sum(float(json.loads(line)["seconds"]) for line in lines) / 60
 
     def table(self) -> pl.DataFrame:
         """One row per trial, as in `Study.trials`."""

@@ -17,6 +17,7 @@ from rediffuse.arguments import (
     require_text,
 )
 from rediffuse.config import ModelConfig
+from rediffuse.data.cold_users import refuse_selection, selection_remark
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.split import Split, as_split
 from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, TrainingError
@@ -66,13 +67,14 @@ def tune(
         MissingExtraError: Optuna is not installed.
         ConfigError: an unknown model, preset, option or metric; there is nothing to search; ``trials`` or
             ``max_minutes`` is not positive.
-        DataError: the split has no validation subset.
+        DataError: the split has no validation subset, or no validation user has a history.
         RunError: ``out`` holds another study or something else, or another process is working on the study.
         StorageError: ``out`` cannot be written.
         TrainingError: no trial reached a validation.
 
     Warns:
-        RediffuseWarning: no trial is better than the default.
+        RediffuseWarning: no trial is better than the default; some validation users have no history, and options are
+            chosen on the others.
     """
     try:
         import optuna
@@ -103,6 +105,9 @@ def tune(
     view = split.training_view()
     if not len(view.valid.users):
         raise DataError("This split has no validation subset, which a search needs.", "Choose another split.")
+    refuse_selection(view.valid, "options")
+    if remark := selection_remark(view.valid):
+        warnings.warn(remark, RediffuseWarning, stacklevel=2)
     identity = {
         "model": kind.name,
         "class": external.class_path(kind),

@@ -215,6 +215,13 @@ def test_ease_is_sparse_where_the_dense_matrix_does_not_fit(tmp_path, monkeypatc
     with pytest.raises(ConfigError, match=r"EASE needs 1\.2 GiB for 4,000 neighbours of 10,000 items, and 1\.0 GiB"):
         EASE(EASEConfig(neighbours=4_000), 10_000)
 
+    # On any machine: LAPACK has ended in a segmentation fault here.
+    monkeypatch.setattr(ease, "free_memory", lambda: 2**45)
+    with pytest.warns(RediffuseWarning, match=r"16\.0 GiB for 37,868 items .* LAPACK inverts 23,170 .* 200 nearest"):
+        assert EASE(EASEConfig(), 37_868).neighbours() == 200
+    with pytest.raises(ConfigError, match=r"20,000 neighbours of 37,868 items"):
+        EASE(EASEConfig(neighbours=20_000), 37_868)
+
     data = synthetic_interactions()
     monkeypatch.setattr(ease, "free_memory", lambda: 32 * data.num_items * 3)
     with pytest.warns(RediffuseWarning, match="its 3 nearest items instead"):

@@ -83,3 +83,6 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(slist, "free_memory", lambda: 2**30)
     with pytest.raises(ConfigError, match=r"SLIST needs 1\.1 GiB for 10,000 items[\s\S]*Use ease or itemknn"):
         SLIST(SLISTConfig(), 10_000)
+    monkeypatch.setattr(slist, "free_memory", lambda: 2**45)
+    with pytest.raises(ConfigError, match=r"37,868 items .* LAPACK solves 23,170 items at most"):
+        SLIST(SLISTConfig(), 37_868)

@@ -31,18 +31,20 @@ from rediffuse.batching.matrix import binary_matrix, shape_of
 from rediffuse.config import Range
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, RediffuseWarning, TrainingError
+from rediffuse.memory import free_memory
 from rediffuse.models.base import TrainingData
 from rediffuse.models.baselines.item_item import (
     BLOCK,
+    DENSE_ITEMS,
     ItemItemConfig,
     ItemItemModel,
-    free_memory,
     gram_matrix,
     invert,
     nearest_items,
     sparse_scores,
 )
 from rediffuse.models.sampling import Sampling
+from rediffuse.nn.sparse import wrong_rows
 
 # Dense float32 matrices in memory at once, at most: the weights, and those that they are computed from.
 COPIES = 3
@@ -67,7 +69,10 @@ class EASEConfig(ItemItemConfig):
         0.0, ge=0, lt=1, description="Rate of the dropout on the row that the weights undo, in closed form (EDLAE)."
     )
     neighbours: int | None = Field(
-        None, ge=1, description="Weights per item, the nearest ones. None: all, or 200 if they do not fit into memory."
+        None,
+        ge=1,
+        description="Weights per item, the nearest ones. None: all, or 200 if they do not fit into memory or there are "
+        "more than 23,170 items.",
     )
 
 
@@ -83,7 +88,7 @@ class EASE(ItemItemModel):
         ConfigError: the weights of ``neighbours`` do not fit into memory; at construction, with the GiB needed.
 
     Warns:
-        RediffuseWarning: in `fit`, the dense weights do not fit into memory, and sparse ones take their place.
+        RediffuseWarning: in `fit`, the dense weights do not fit into memory or LAPACK; sparse ones take their place.
     """
 
     name = "ease"
@@ -96,11 +101,13 @@ class EASE(ItemItemModel):
     def __init__(self, config: EASEConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         if config.neighbours is not None:
-            needed, free = NEIGHBOUR * num_items * min(config.neighbours, num_items), free_memory()
-            if needed > free:
+            kept, free = min(config.neighbours, num_items), free_memory()
+            needed = NEIGHBOUR * num_items * kept
+            if needed > free or 2 * kept > DENSE_ITEMS:  # an item's equations are in double precision
+                why = f"{free / 2**30:.1f} GiB are free" if needed > free else f"LAPACK solves {DENSE_ITEMS // 2:,}"
                 raise ConfigError(
                     f"EASE needs {needed / 2**30:.1f} GiB for {config.neighbours:,} neighbours of {num_items:,} items, "
-                    f"and {free / 2**30:.1f} GiB are free.",
+                    f"and {why}.",
                     "Lower neighbours; or filter rare items with a k-core.",
                 )
         # Dense or sparse is decided by `fit`, or by the file that is loaded.
@@ -109,6 +116,14 @@ class EASE(ItemItemModel):
         self.register_buffer("offsets", torch.empty(0, dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        found = {name: state_dict.get(prefix + name) for name in ("weight", "near", "offsets")}
+        weight, near, offsets = found.values()
+        if weight is not None and near is not None and offsets is not None:
+            problem = wrong_rows(offsets, near, weight, self.num_items, self.num_items) if len(offsets) else None
+            if not len(offsets) and weight.shape != (self.num_items, self.num_items):
+                problem = f"weight has the shape {tuple(weight.shape)}, not one row and column per item"
+            if problem:
+                others[-1].append(f"{prefix}{problem}")
         for name in ("weight", "near", "offsets"):
             buffer = getattr(self, name)
             if (given := state_dict.get(prefix + name)) is not None and given.shape != buffer.shape:
@@ -139,12 +154,13 @@ class EASE(ItemItemModel):
         items, free = self.num_items, free_memory()
         # What this model holds already, from an earlier fit, can be used again.
         needed = COPIES * 4 * items**2 - self.weight.nbytes
-        if self.config.neighbours is not None or needed <= free:
+        if self.config.neighbours is not None or (needed <= free and items <= DENSE_ITEMS):
             return self.config.neighbours
         chosen = int(max(1, min(AUTOMATIC, free // (NEIGHBOUR * items))))
+        why = f"{free / 2**30:.1f} GiB are free" if needed > free else f"LAPACK inverts {DENSE_ITEMS:,} items at most"
         warnings.warn(
-            f"EASE needs {needed / 2**30:.1f} GiB for {items:,} items (a dense item x item matrix), and "
-            f"{free / 2**30:.1f} GiB are free. Each item keeps the weights of its {chosen} nearest items instead; set "
+            f"EASE needs {needed / 2**30:.1f} GiB for {items:,} items (a dense item x item matrix), and {why}. "
+            f"Each item keeps the weights of its {chosen} nearest items instead; set "
             "neighbours to choose how many.",
             RediffuseWarning,
             stacklevel=3,

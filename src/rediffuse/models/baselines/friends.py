@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from rediffuse.graphs import social_adjacency
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.models.sampling import Sampling
 from rediffuse.nn import SizedByData
+from rediffuse.nn.sparse import wrong_rows
 
 
 class Friends(Model):
@@ -33,6 +36,13 @@ class Friends(Model):
         self.offsets = SizedByData(trained=False, dtype=torch.int64)
         self.items = SizedByData(trained=False, dtype=torch.int32)
         self.counts = SizedByData(trained=False, dtype=torch.int32)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        arrays = [state_dict.get(f"{prefix}{name}.value") for name in ("offsets", "items", "counts")]
+        given = [array for array in arrays if array is not None]
+        if len(given) == 3 and (problem := wrong_rows(given[0], given[1], given[2], self.num_users, self.num_items)):
+            others[-1].append(f"{prefix}{problem}")
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def check(self, data: TrainingData) -> None:
         if data.social is None or not (data.social.source != data.social.target).any():

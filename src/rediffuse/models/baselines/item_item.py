@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -20,6 +19,9 @@ from rediffuse.data.histories import Histories
 from rediffuse.errors import TrainingError
 from rediffuse.models.base import Model, TrainingData
 
+# LAPACK libraries count in 32 bits, and some of them crash where a matrix has more bytes than that (there was a
+# segmentation fault at 37,868 items). Its work grows with the cube of the items, too: minutes at this size.
+DENSE_ITEMS = 23_170
 # Items whose similarities to all others are in memory at once.
 BLOCK = 1024
 
@@ -102,11 +104,6 @@ def sparse_scores(
     scores = torch.zeros(len(counts) * num_items, device=weights.device)
     scores.index_add_(0, at, weights[source] * torch.repeat_interleave(values, lengths))
     return scores.view(len(counts), num_items)
-
-
-def free_memory() -> int:
-    """Bytes of main memory that are free."""
-    return psutil.virtual_memory().available
 
 
 def invert(gram: NDArray[np.float32], name: str, regularization: float) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ row (``input_weighting``).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +55,12 @@ class ItemKNN(ItemItemModel):
         kept = min(config.neighbours, num_items)
         self.register_buffer("near", torch.zeros(num_items, kept, dtype=torch.int32))
         self.register_buffer("weight", torch.zeros(num_items, kept))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        near = state_dict.get(f"{prefix}near")
+        if near is not None and near.numel() and not 0 <= int(near.min()) <= int(near.max()) < self.num_items:
+            others[-1].append(f"{prefix}near: items are not 0 to {self.num_items - 1}")
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)

@@ -32,8 +32,9 @@ from rediffuse.batching.recency import events_since, interaction_weights
 from rediffuse.config import ClosedFormConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError, TrainingError
+from rediffuse.memory import free_memory
 from rediffuse.models.base import Model, TrainingData
-from rediffuse.models.baselines.item_item import free_memory, gram_matrix
+from rediffuse.models.baselines.item_item import DENSE_ITEMS, gram_matrix
 from rediffuse.models.sampling import Sampling
 
 # Dense float32 matrices in memory at once, at most: both sides of the equation, and the weights.
@@ -88,10 +89,13 @@ class SLIST(Model):
     def __init__(self, config: SLISTConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         needed, free = COPIES * 4 * num_items**2, free_memory()
-        if needed > free:
+        if needed > free or num_items > DENSE_ITEMS:
+            why = (
+                f"{free / 2**30:.1f} GiB are free" if needed > free else f"LAPACK solves {DENSE_ITEMS:,} items at most"
+            )
             raise ConfigError(
                 f"SLIST needs {needed / 2**30:.1f} GiB for {num_items:,} items (a dense item x item matrix), and "
-                f"{free / 2**30:.1f} GiB are free.",
+                f"{why}.",
                 "Use ease or itemknn, which have sparse weights; or filter rare items with a k-core.",
             )
         self.register_buffer("weight", torch.empty(num_items, num_items))

@@ -23,9 +23,9 @@ export async function api(path, body, signal) {
   throw Object.assign(error, { kind: content.type });
 }
 
-/** GET /v1/models/{model}/{resource}. */
-export const modelApi = (model, resource, query = {}) =>
-  api(`models/${encodeURIComponent(model)}/${resource}?${new URLSearchParams(query)}`);
+/** GET /v1/models/{model}/{resource}, or POST with a body, where ids may be long. Ids are text: numbers would be rounded. */
+export const modelApi = (model, resource, query = {}, body = undefined) =>
+  api(`models/${encodeURIComponent(model)}/${resource}${body ? "" : `?${new URLSearchParams(query)}`}`, body);
 
 let tokenRequest = null; // requests that are refused at the same time wait for one answer
 function requestToken(refused) {

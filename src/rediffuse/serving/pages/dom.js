@@ -15,7 +15,7 @@ export function el(tag, props = {}, ...children) {
   return node;
 }
 
-export const titleOf = (item) => item.title ?? String(item.item_id);
+export const titleOf = (item) => item.title ?? item.item_id;
 export const plural = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 export const cssVariable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -1,6 +1,6 @@
 // Filters on the columns of the item table. Each is a clause of the field `filter` of POST /v1/recommend.
 
-import { byId, el } from "./dom.js";
+import { byId, el, guarded } from "./dom.js";
 import { shownRuns, state, update } from "./state.js";
 
 const TYPES = ["number", "text", "boolean"];
@@ -27,12 +27,19 @@ function describe({ column, eq, in: values, range }) {
   return [range.gte === undefined ? "" : `${range.gte} ≤ `, column, range.lt === undefined ? "" : ` < ${range.lt}`].join("");
 }
 
+/** The number that a field holds. Integers that a browser would round are refused. */
+function exact(text) {
+  const number = Number(text);
+  if (Math.abs(number) > Number.MAX_SAFE_INTEGER) throw new Error(`${text} is beyond 2^53, which this page cannot send exactly. Use the API.`);
+  return number;
+}
+
 /** The clause in the form, or null if it is empty. */
 function entered() {
   const column = byId("filter-column").value, type = columns().get(column);
   if (type === "number") {
     const range = {};
-    for (const [name, id] of [["gte", "filter-from"], ["lt", "filter-below"]]) if (byId(id).value !== "") range[name] = Number(byId(id).value);
+    for (const [name, id] of [["gte", "filter-from"], ["lt", "filter-below"]]) if (byId(id).value !== "") range[name] = exact(byId(id).value);
     return Object.keys(range).length ? { column, range } : null;
   }
   if (type === "boolean") return { column, eq: byId("filter-boolean-value").value === "true" };
@@ -59,11 +66,11 @@ export function renderFilters() {
 
 export function initFilters() {
   byId("filter-column").addEventListener("change", showInputs);
-  byId("filter-form").addEventListener("submit", (event) => {
+  byId("filter-form").addEventListener("submit", guarded(async (event) => {
     event.preventDefault();
     const clause = entered();
     if (!clause) return;
     for (const id of ["filter-values", "filter-from", "filter-below"]) byId(id).value = "";
     update({ filters: [...state.filters, clause], step: null });
-  });
+  }));
 }

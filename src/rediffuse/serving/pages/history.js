@@ -114,7 +114,7 @@ export function initHistory() {
     const [user] = (await modelApi(state.runs[0], "users", { limit: 1, random: true })).users;
     if (user === undefined) throw new Error("This run holds no users.");
     byId("user").value = "";
-    await loadHistory(String(user));
+    await loadHistory(user);
     update({ step: null });
   }));
   byId("clear").addEventListener("click", () => { editHistory([]); byId("search").focus(); });

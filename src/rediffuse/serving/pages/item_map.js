@@ -24,7 +24,7 @@ export function loadMap(run) {
 const coordinates = (points) => ({ x: points.map((point) => point?.[0] ?? null), y: points.map((point) => point?.[1] ?? null) });
 
 function place(items, places) {
-  const known = items.map((item) => places.get(String(item.item_id))).filter(Boolean);
+  const known = items.map((item) => places.get(item.item_id)).filter(Boolean);
   return { ...coordinates(known.map(({ x, y }) => [x, y])), text: known.map((item) => plotText(titleOf(item))) };
 }
 
@@ -82,7 +82,7 @@ function drawLegend(steps) {
 
 /** The circles of the items with mass. Their areas are in proportion to it. */
 function circles(items, places) {
-  const known = items.filter((item) => item.mass > 0 && places.has(String(item.item_id)));
+  const known = items.filter((item) => item.mass > 0 && places.has(item.item_id));
   const most = Math.max(...known.map(({ mass }) => mass));
   const sizes = known.map(({ mass }) => Math.max(2, LARGEST * Math.sqrt(mass / most)));
   const text = known.map((item) => plotText(`${titleOf(item)}: ${item.mass.toPrecision(3)}`));

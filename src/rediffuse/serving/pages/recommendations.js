@@ -48,10 +48,10 @@ export async function recommend(signal) {
 /** Add what the item table says about each item. */
 async function addColumns(run, items) {
   if (!run.item_columns.some(({ name }) => name !== "title") || !items.length) return;
-  const query = new URLSearchParams(items.slice(0, 50).map(({ item_id }) => ["item", item_id]));
-  const rows = (await modelApi(run.model, "columns", query)).items;
-  const found = new Map(rows.map(({ item_id, columns }) => [String(item_id), columns]));
-  for (const item of items) item.columns = found.get(String(item.item_id));
+  const ids = items.slice(0, 50).map(({ item_id }) => item_id);
+  const rows = (await modelApi(run.model, "columns", {}, { items: ids })).items;
+  const found = new Map(rows.map(({ item_id, columns }) => [item_id, columns]));
+  for (const item of items) item.columns = found.get(item.item_id);
 }
 
 /** The columns of an item as a line; the title is shown above it. */
@@ -65,7 +65,7 @@ export function renderRecommendations(results) {
   const lists = results.filter((result) => !result.failure);
   const occurrences = new Map();
   for (const { items } of lists) {
-    for (const item of items) occurrences.set(String(item.item_id), (occurrences.get(String(item.item_id)) ?? 0) + 1);
+    for (const item of items) occurrences.set(item.item_id, (occurrences.get(item.item_id) ?? 0) + 1);
   }
   const shared = [...occurrences.values()].filter((n) => n === lists.length).length;
   const all = lists.length === 2 ? "both lists" : `all ${lists.length} lists`;
@@ -88,7 +88,7 @@ function column({ run, latency, notes, items, failure }, occurrences, lists) {
   box.append(el("p", { className: "soft small", title: "Latency of the request, as measured by this page" }, `${run.architecture} · ${milliseconds} ms`));
   box.append(...notes.map((note) => el("p", { className: "note small" }, note)));
   const scale = scoreScale(items);
-  box.append(el("ol", {}, items.map((item, n) => row(run, item, n, scale, occurrences.get(String(item.item_id)), lists))));
+  box.append(el("ol", {}, items.map((item, n) => row(run, item, n, scale, occurrences.get(item.item_id), lists))));
   if (items.length) {
     const whiskers = items[0].uncertainty === null ? "" : ` Whiskers: ± one standard deviation over ${state.samples} samples.`;
     box.append(el("p", { className: "soft small" }, `Bars run from the lowest to the highest score of this list. Scores of different models are not comparable.${whiskers}`));

@@ -36,7 +36,7 @@ export function update(changes, focus) {
 export const editHistory = (history, focus) => update({ history, user: null, step: null }, focus);
 
 export async function loadHistory(user) {
-  const { items } = await modelApi(state.runs[0], "history", { user }).catch((error) => {
+  const { items } = await modelApi(state.runs[0], "history", {}, { user }).catch((error) => {
     if (error.kind !== "urn:rediffuse:unknown-user") throw error;
     throw new Error(`${state.runs[0]} knows no user with the id “${user}”. Type the beginning of an id and choose from the list, or press Random.`);
   });
@@ -76,11 +76,11 @@ export async function readAddress() {
     if (!ids.length) return;
     // The address holds ids. A recommendation of these items to an empty history returns their titles.
     const request = { model: state.runs[0], histories: [[]], candidates: ids, k: ids.length, filter_seen: false };
-    const found = new Map((await api("recommend", request)).results[0].items.map((item) => [String(item.item_id), item]));
+    const found = new Map((await api("recommend", request)).results[0].items.map((item) => [item.item_id, item]));
     state.history = ids.map((id) => found.get(id) ?? { item_id: id, title: null });
   } else {
     // The first visit shows the history of the first user.
     const user = query.get("user") ?? (await modelApi(state.runs[0], "users", { limit: 1 })).users[0];
-    if (user !== undefined) await loadHistory(String(user));
+    if (user !== undefined) await loadHistory(user);
   }
 }

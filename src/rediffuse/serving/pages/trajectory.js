@@ -30,7 +30,7 @@ export async function showTrajectory(results, signal) {
   }
   const [map, { steps, notes }] = await Promise.all([run.has_vectors ? loadMap(run) : null, kind.load(run, signal)]);
   if (signal.aborted) return;
-  const places = new Map(map?.items.map((item) => [String(item.item_id), item]));
+  const places = new Map(map?.items.map((item) => [item.item_id, item]));
   shown = { run, kind, map, places, steps, notes, recommended: results.find((result) => result.run === run)?.items ?? [] };
   byId("trajectory-note").textContent = kind.describe(shown);
   byId("map-note").textContent = map ? describeMap() : "";
@@ -62,9 +62,9 @@ function showStep(number) {
   byId("step").setAttribute("aria-valuetext", `step ${number + 1}, first ${items.length ? titleOf(items[0]) : "none"}`);
   byId("step-heading").textContent = current ? kind.headingOf(current, number) : `Top ${items.length}`;
   byId("step-note").textContent = current ? kind.describeStep(current) : "";
-  const history = new Set(historyIds().map(String));
+  const history = new Set(historyIds());
   byId("step-list").replaceChildren(...items.map((item, n) => {
-    const seen = history.has(String(item.item_id)) ? el("span", { className: "soft small" }, " in the history") : null;
+    const seen = history.has(item.item_id) ? el("span", { className: "soft small" }, " in the history") : null;
     const remark = current ? kind.remark(item, n, current, previous) : "";
     return el("li", {}, el("span", {}, titleOf(item), seen), el("span", { className: "change small" }, remark));
   }));

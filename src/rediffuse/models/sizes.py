@@ -1,0 +1,86 @@
+"""The memory that a model takes, before any is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rediffuse.config import ModelConfig
+from rediffuse.errors import ConfigError, RediffuseError
+from rediffuse.memory import free_memory
+from rediffuse.models.base import Model
+
+# A trained weight has a gradient and two moments of Adam beside it.
+COPIES = 4
+_ENDLESS = 1 << 80
+
+
+def model_bytes(kind: type[Model], options: ModelConfig, num_items: int, num_users: int) -> int | None:
+    """Bytes of a model with what its training keeps beside it, at least: weights that only the data size do not count.
+
+    Returns:
+        None if its constructor needs real tensors, as that of a class of others may.
+    """
+    try:
+        with torch.device("meta"):
+            model = kind(options, num_items, num_users)
+    except RediffuseError:
+        raise
+    except Exception as error:
+        return _ENDLESS if "overflow" in str(error) else None
+    copies = COPIES if kind.trained_by_gradient else 1
+    weights = sum(copies * p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
+    return weights + _negative_bytes(options, num_users)
+
+
+def _negative_bytes(options: ModelConfig, num_users: int) -> int:
+    """Bytes of the vectors and numbers of the negatives of a batch, at least."""
+    negatives, size = getattr(options, "negatives", None), getattr(options, "embedding_size", 1)
+    if negatives is None:
+        return 0
+    shared = getattr(options, "loss", None) in ("sampled_softmax", "sce")  # by all targets of the batch
+    return negatives * (1 if shared else min(options.batch_size, num_users)) * (4 * size + 16)
+
+
+def check_size(kind: type[Model], options: ModelConfig, num_items: int, num_users: int) -> None:
+    """Refuse a model that does not fit into the free memory. It is built without memory, on the device "meta".
+
+    Raises:
+        ConfigError: it does not fit; the error names the option that makes it large.
+    """
+    needed, free = model_bytes(kind, options, num_items, num_users), free_memory()
+    if needed is None or needed <= free:
+        return
+    smaller: dict[str, int] = {}
+    defaults = kind.Config.build()
+    for option, value in options.model_dump().items():
+        default = getattr(defaults, option)
+        if value == default or not _is_size(value):
+            continue
+        try:
+            changed = kind.Config.build(None, options.model_dump() | {option: default})
+            smaller[option] = model_bytes(kind, changed, num_items, num_users) or needed
+        except RediffuseError:  # the others do not fit the default
+            continue
+    size = "more memory than any machine has" if needed >= _ENDLESS else f"{needed / 2**30:,.1f} GiB"
+    found = f"and {free / 2**30:,.1f} GiB are free"
+    if smaller and min(smaller.values()) < needed:
+        option = min(smaller, key=lambda name: smaller[name])
+        raise ConfigError(
+            f"With {option}={getattr(options, option)!r}, {kind.name} needs {size} for {num_items:,} items and "
+            f"{num_users:,} users, {found}.",
+            f"Lower {option}; its default is {getattr(defaults, option)!r}.",
+        )
+    raise ConfigError(
+        f"{kind.name} needs {size} for {num_items:,} items and {num_users:,} users, {found}.",
+        "Lower embedding_size or other widths, if it has them; or filter rare items with a k-core.",
+    )
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_is_size, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_is_size, value))
+    return isinstance(value, int) and not isinstance(value, bool)
