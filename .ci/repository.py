@@ -1,4 +1,4 @@
-"""Check the repository itself: links, named files, make targets, notebooks, versions, readers, paths and words.
+"""Check the repository itself: conflicts, links, files, make targets, notebooks, versions, readers, paths and words.
 
     python .ci/repository.py              every file that git tracks or would add
     python .ci/repository.py docs tests   these files and folders only; the words of the glossary in all of them
@@ -63,6 +63,8 @@ WORD_PLACES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*", "src/*",
 
 # Documents that are not in the repository; whatever a reader needs of them is written out.
 ELSEWHERE = re.compile(r"\bspecifications?\b|\b(?:the|a|project's) brief\b|\b(?:the|in|our) plan\b")
+# What a merge leaves where both sides changed.
+CONFLICT = re.compile(r"(?:<{7}|>{7}) ")
 # Folders of one machine.
 MACHINE = re.compile(r"(?<![\w.)])/(?:work|home|root|tmp|opt|Users)/")
 
@@ -154,6 +156,7 @@ def check_file(file: str, project: Project, known: list[str], *, all_words: bool
     """What is wrong with a text file."""
     text, page = read(file), file.endswith(".md")
     for number, (line, fenced) in enumerate(zip(text.splitlines(), _fenced(file), strict=True), start=1):
+        yield from conflicts(file, number, line)
         yield from machine_paths(file, number, line)
         yield from absent_documents(file, number, line)
         yield from public_links(file, number, line, project)
@@ -171,6 +174,11 @@ def check_file(file: str, project: Project, known: list[str], *, all_words: bool
         yield from notebook(file, text)
     if file == project.readme:
         yield from captured(file, text)
+
+
+def conflicts(file: str, number: int, line: str) -> Iterator[Finding]:
+    if CONFLICT.match(line):
+        yield Finding(file, number, "conflicts", "a merge left both sides here")
 
 
 def machine_paths(file: str, number: int, line: str) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import argparse
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rediffuse as rd
+from rediffuse.errors import RediffuseWarning
 from rediffuse.evaluation import TaskResult, evaluate_task, model_scores
 from rediffuse.readers.public_datasets import public_dataset
 
@@ -54,6 +56,12 @@ def main() -> None:
         f"   {len(task.users)} users are tested"
         + (f"; {new} of them are new and get recently popular films." if new else ".")
     )
+    valid = split.task("valid")
+    unknown = int((~valid.has_history).sum())
+    if unknown:
+        console.print(f"   {unknown} of {len(valid.users)} validation users are new: choices are made on the others.")
+        # Said once above; every training would say it again.
+        warnings.filterwarnings("ignore", ".* validation users .* have no history", RediffuseWarning)
 
     console.print(
         f"\n[bold]2. Training[/]  up to {arguments.minutes:g} min for each network, selected on validation only."

@@ -37,7 +37,7 @@ def child(work):
         time.sleep(0.01)
 
 if __name__ == "__main__":
-    run = sys.argv[1]
+    run, data = sys.argv[1:]
     child(lambda: len(rd.Recommender.load(run).recommend(users=["u1"], k=3)))
     loaded = rd.Recommender.load(run)
     print(len(loaded.recommend(users=["u1"], k=3)), flush=True)
@@ -47,6 +47,8 @@ if __name__ == "__main__":
         lambda: loaded.similar(["i1"]),
         lambda: rd.Recommender.load(run),
         lambda: rd.train("popularity", "none", run + "-other"),
+        lambda: rd.read_interactions(data),
+        lambda: rd.evaluate_lists({"u1": ["i1"]}, {"u1": ["i1"]}),
     ):
         child(work)
     print(len(loaded.recommend(users=["u1"], k=3)), flush=True)
@@ -56,16 +58,53 @@ if __name__ == "__main__":
         print(len(pool.apply(loaded.recommend, (["u1"],), {"k": 3})), flush=True)
 """
 
+# The first use is `first`; it needs no run.
+READING = (
+    SCRIPT.partition("if __name__")[0]
+    + """
+if __name__ == "__main__":
+    data = sys.argv[1]
+    first = (lambda: rd.read_interactions(data)) if sys.argv[2] == "table" else (
+        lambda: rd.evaluate_lists({"u1": ["i1"]}, {"u1": ["i1"]})
+    )
+    first()
+    child(lambda: rd.read_interactions(data))
+"""
+)
+
+
+def write_table(folder):
+    path = folder / "table.csv"
+    path.write_text("user_id,item_id\n" + "".join(f"u{n % 97},i{n % 31}\n" for n in range(20_000)))
+    return path
+
+
+@pytest.mark.parametrize("first", ["table", "lists"])
+def test_reading_a_table_is_use(tmp_path, first):
+    script = tmp_path / "script.py"
+    script.write_text(READING)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, script, write_table(tmp_path), first],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment,
+    )
+    assert done.stdout.startswith("REFUSED"), done.stderr
+
 
 def test_forked_children_are_refused_and_spawned_ones_work(tmp_path):
     run = rd.train("itemknn", rd.split.leave_one_out(synthetic_interactions()), tmp_path / "run").path
-    script = tmp_path / "script.py"
+    script, table = tmp_path / "script.py", write_table(tmp_path)
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, script, run], capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(
+        [sys.executable, script, run, table], capture_output=True, text=True, timeout=200, env=environment
+    )
     lines = done.stdout.splitlines()
     assert lines[:2] == ["3", "3"], done.stderr  # a fork before the first use is no problem
-    assert [line.split()[0] for line in lines[2:7]] == ["REFUSED"] * 5, done.stdout
+    assert [line.split()[0] for line in lines[2:9]] == ["REFUSED"] * 7, done.stdout
     assert "had used Rediffuse already" in lines[2]
     assert "spawn" in lines[2]
-    assert lines[7:] == ["3", "3"], done.stderr
+    assert lines[9:] == ["3", "3"], done.stderr

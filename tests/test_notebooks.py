@@ -47,6 +47,7 @@ def test_first_recommendations(tmp_path, monkeypatch):
     assert pairs == 6
 
 
+@pytest.mark.slow
 def test_what_denoising_does(tmp_path, monkeypatch):
     found = executed("what_denoising_does", tmp_path, monkeypatch, "float(knowable)", "states", "x0_hats", "quality")
     knowable, states, x0_hats, quality = found.values()
@@ -60,6 +61,7 @@ def test_what_denoising_does(tmp_path, monkeypatch):
     assert max(quality["λ = 1"]) < knowable - 0.2  # and the result is worse
 
 
+@pytest.mark.slow
 def test_your_shop_with_pandas(tmp_path, monkeypatch):
     pytest.importorskip("pandas")
     found = executed(
@@ -87,6 +89,7 @@ def test_your_shop_with_pandas(tmp_path, monkeypatch):
     assert lengths == [2500, 1500, 2500, 200]
 
 
+@pytest.mark.slow
 def test_serve_and_monitor(tmp_path, monkeypatch):
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         pytest.importorskip(package)
@@ -125,6 +128,7 @@ def test_serve_and_monitor(tmp_path, monkeypatch):
     assert code is not None  # the service has ended
 
 
+@pytest.mark.slow
 def test_reproduce_a_paper(tmp_path, monkeypatch):
     found = executed(
         "reproduce_a_paper",

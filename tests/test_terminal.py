@@ -29,7 +29,7 @@ TITLES = [
     "[",
     "\\[x]",
 ]
-TITLES += ["\x9b2J", "first\nsecond", "‮gnp", "=1+1", "@cmd", "-2", "plain"]
+TITLES += ["\x9b2J", "first\nsecond", "‮gnp", "=1+1", "@cmd", "-2", "plain", "\uff1d1"]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,6 @@ def test_formulas_are_guarded_only_on_request(run, tmp_path):
     guarded = pl.read_csv(tmp_path / "guarded.csv")["title"].to_list()
     assert sorted(plain_titles) == sorted(TITLES)
     for before, after in zip(plain_titles, guarded, strict=True):
-        assert after == (f"'{before}" if before[0] in "=+-@" else before)
+        assert after == (f"'{before}" if before[0] in "=+-@\uff1d" else before)
     result = CliRunner().invoke(app, [*map(str, arguments), str(tmp_path / "lists.parquet"), "--guard-formulas"])
     assert "--guard-formulas is for a .csv file" in str(result.exception)

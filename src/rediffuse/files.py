@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rediffuse import forks
 from rediffuse.errors import StorageError
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def atomic_write_text(path: Path, content: str) -> None:
 
 def parquet_bytes(frame: pl.DataFrame) -> bytes:
     """The content of a Parquet file of ``frame``."""
+    forks.enter()
     buffer = io.BytesIO()
     frame.write_parquet(buffer, compression="zstd")
     return buffer.getvalue()

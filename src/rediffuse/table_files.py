@@ -2,7 +2,8 @@
 
 Polars reads ``*``, ``?``, ``[`` and ``{`` in a path as a pattern, ``~`` as the home folder, ``name:/`` as an address
 and a folder as all the files in it. Here a path names one file, whatever its characters are. Nothing else in the
-package calls the readers of polars; ``.ci/repository.py`` checks that.
+package calls the readers of polars; ``.ci/repository.py`` checks that. All raise a RunError in a process that was
+forked after use; see `forks`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import polars as pl
 
+from rediffuse import forks
+
 
 def read_parquet(path: str | PathLike[str], columns: Sequence[str] | None = None) -> pl.DataFrame:
     """A Parquet file, or some columns of it.
@@ -23,6 +26,7 @@ def read_parquet(path: str | PathLike[str], columns: Sequence[str] | None = None
         FileNotFoundError, IsADirectoryError: there is no such file.
         polars.exceptions.PolarsError: it is damaged.
     """
+    forks.enter()
     return pl.read_parquet(_literal(path), columns=_listed(columns), glob=False, hive_partitioning=False)
 
 
@@ -36,6 +40,7 @@ def scan_parquet(paths: Sequence[str | PathLike[str]], *, hive_partitioning: boo
     Raises:
         FileNotFoundError, IsADirectoryError: a file does not exist.
     """
+    forks.enter()
     return pl.scan_parquet([_literal(path) for path in paths], glob=False, hive_partitioning=hive_partitioning)
 
 
@@ -46,16 +51,19 @@ def read_csv(source: str | PathLike[str] | bytes, **options: Any) -> pl.DataFram
         FileNotFoundError, IsADirectoryError: there is no such file.
         polars.exceptions.PolarsError: it cannot be parsed.
     """
+    forks.enter()
     return pl.read_csv(source if isinstance(source, bytes) else _literal(source), glob=False, **options)
 
 
 def scan_csv(source: str | PathLike[str] | bytes, **options: Any) -> pl.LazyFrame:
     """As `read_csv`, as a lazy frame."""
+    forks.enter()
     return pl.scan_csv(source if isinstance(source, bytes) else _literal(source), glob=False, **options)
 
 
 def read_arrow(path: str | PathLike[str], *, stream: bool = False) -> pl.DataFrame:
     """An Arrow IPC file (Feather), or a file of an Arrow ``stream``. Raises as `read_parquet`."""
+    forks.enter()
     with Path(path).open("rb") as file:
         return pl.read_ipc_stream(file) if stream else pl.read_ipc(file)
 
@@ -66,6 +74,7 @@ def json_lines(content: bytes) -> pl.DataFrame:
     Raises:
         polars.exceptions.PolarsError: it cannot be parsed.
     """
+    forks.enter()
     return pl.read_ndjson(content, infer_schema_length=None)
 
 

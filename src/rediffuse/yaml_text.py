@@ -9,9 +9,9 @@ import yaml
 
 from rediffuse.errors import ConfigError
 
-# What no options come near: the bytes of a file, the depth of its mappings and lists, and its entries after aliases
-# are written out.
-MOST_BYTES, MOST_DEPTH, MOST_ENTRIES = 1 << 20, 32, 100_000
+# What no options come near: the bytes of a file, the depth of its mappings and lists, and its entries, also after
+# aliases are written out. PyYAML reads about 10,000 entries per second.
+MOST_BYTES, MOST_DEPTH, MOST_ENTRIES = 1 << 18, 32, 10_000
 
 
 def read_text(path: Path, what: str) -> str:
@@ -53,11 +53,14 @@ def parse_yaml(text: str, what: str, remedy: str) -> tuple[Any, yaml.Node | None
 
     Raises:
         ConfigError: it is not YAML, nests too deeply, is too long after its aliases are written out, or has a key that
-            is no text.
+            is no text or stands twice in one mapping.
     """
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # before anything recursive
+        # Before anything recursive. An entry has at most three events: its key, the begin and the end of its value.
+        for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+            if number > 3 * MOST_ENTRIES:
+                raise _too_many(what)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MOST_DEPTH:
                 raise ConfigError(f"{what} nests more than {MOST_DEPTH} levels deep.", "No option does.")
@@ -81,20 +84,31 @@ def _check(node: yaml.Node, what: str, sizes: dict[int, int], parents: list[int]
     parents.append(id(node))
     inner: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
         for key, value in node.value:
-            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                line = key.start_mark.line + 1
+            line, plain = key.start_mark.line + 1, isinstance(key, yaml.ScalarNode)
+            if not plain or key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                shown = key.value if plain else "a list or mapping"
                 raise ConfigError(
                     f"{what} has the key {shown!r} in line {line}, which is no text.",
                     "Write the name of an option, or put the key in quotes.",
                 )
+            if key.value in lines:
+                raise ConfigError(
+                    f"{what}, line {line}: {key.value} is given in line {lines[key.value]} already.",
+                    "Leave out one of them.",
+                )
+            lines[key.value] = line
             inner.append(value)
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
     size = 1 + sum(_check(value, what, sizes, parents) for value in inner)
     parents.pop()
     if size > MOST_ENTRIES:
-        raise ConfigError(f"{what} has more than {MOST_ENTRIES:,} entries.", "No options do; write aliases out.")
+        raise _too_many(what)
     sizes[id(node)] = size
     return size
+
+
+def _too_many(what: str) -> ConfigError:
+    return ConfigError(f"{what} has more than {MOST_ENTRIES:,} entries.", "No options do; write aliases out.")

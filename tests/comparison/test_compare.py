@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 from tests.comparison.folders import made_up_run
 from typer.testing import CliRunner
 
@@ -232,6 +233,22 @@ def test_items_are_sliced_by_rank_over_all_seeds(tmp_path):
         ranks = truth.filter(pl.col("train_count").is_between(low, high))["rank"].to_list()
         gains.append(np.mean([1 / np.log2(rank + 1) if rank is not None and rank <= 10 else 0.0 for rank in ranks]))
     assert rows["mean"][1] == pytest.approx(np.mean(gains))
+
+
+def test_intervals_of_items_are_clustered_by_user(tmp_path):
+    run = made_up_run(tmp_path / "a", "sasrec")
+    table = pl.read_parquet(run / "truth_test.parquet")
+    truth = table.with_columns(user_id=pl.int_range(pl.len()) // 4)  # four true items each
+    add_files(run, {"truth_test.parquet": parquet_bytes(truth)})
+    row = rd.compare([run]).slices.filter(by="item popularity", metric="recall@10", policy="all").row(1, named=True)
+    low, high = (int(end) for end in row["slice"].split("-"))
+    chosen = truth.filter(pl.col("train_count").is_between(low, high))
+    hits, users = (chosen["rank"].fill_null(99) <= 10).cast(float).to_numpy(), chosen["user_id"].to_numpy()
+    assert len(set(users)) < len(users)
+    sums = np.array([(hits - hits.mean())[users == user].sum() for user in set(users)])
+    n = len(sums)
+    half = stats.t.ppf(0.975, n - 1) * np.sqrt(n / (n - 1) * (sums**2).sum()) / len(hits)
+    assert (row["low"], row["high"]) == pytest.approx((hits.mean() - half, hits.mean() + half))
 
 
 def test_with_a_baseline_only_its_pairs_are_tested(tmp_path):

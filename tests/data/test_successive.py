@@ -191,6 +191,16 @@ def test_synthetic_interactions_come_first_and_are_not_seen():
         assert task.popularity.tolist() == plain.popularity.tolist()
 
 
+def test_the_first_own_interaction_of_a_held_out_session_is_no_target():
+    rows = [(s, (s + n) % 9, 100 * s + n) for s in range(20) for n in range(4)]
+    made = split.sessions(build(rows), 0.7, 0.7)
+    again = split.sessions(with_synthetic(made, np.full((20, 2), 3), "random", {}), 0.7, 0.7)
+    for name in ("valid", "test"):
+        assert rows_of(again, name) == [(user, [3, 3, *history], truth) for user, history, truth in rows_of(made, name)]
+        assert again.task(name).has_history.all()
+        assert without_history(again, name) == without_history(made, name)
+
+
 def test_what_the_sessions_split_says():
     rows = [(s, (s + n) % 9, 100 * s + n) for s in range(20) for n in range(1 if s in (17, 19) else 3)]
     made = split.sessions(build(rows), 0.8, 0.75)

@@ -125,7 +125,13 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("killed", "again"), [("0", TORCHRUN), ("1", [sys.executable])], ids=["first", "second"])
+@pytest.mark.parametrize(
+    ("killed", "again"),
+    [
+        pytest.param("0", TORCHRUN, id="first"),
+        pytest.param("1", [sys.executable], id="second", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_process_ends_all_with_a_clear_error_and_the_run_resumes(tmp_path, uninterrupted, killed, again):
     done = run(*TORCHRUN, TRAIN_ONE, str(tmp_path / "run"), "--kill", killed)
     assert done.returncode != 0
@@ -174,6 +180,7 @@ def test_the_command_refuses_such_an_environment():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_tracker_does_not_destroy_the_process_group(tmp_path):
     printed = output(*TORCHRUN, TRAIN_ONE, str(tmp_path / "run"), "--track", "tensorboard")
     assert sorted(printed.splitlines()) == ["0 of 2", "1 of 2"]
@@ -184,15 +191,18 @@ def work(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return run(*TORCHRUN, str(HERE / "work.py"), name, str(folder))
 
 
+@pytest.mark.slow
 def test_all_processes_return_after_the_first_has_written(tmp_path):
     assert sorted(work("waits", tmp_path).stdout.splitlines()) == ["0: True", "0: True", "1: True", "1: True"]
 
 
+@pytest.mark.slow
 def test_all_processes_fail_if_the_first_cannot_write(tmp_path):
     printed = work("fails", tmp_path).stdout
     assert sorted(printed.splitlines()) == ["0: There is no space.", "1: Process 0 of this job failed."]
 
 
+@pytest.mark.slow
 def test_a_process_killed_during_evaluation_is_reported(tmp_path):
     errors = work("evaluation", tmp_path).stderr
     assert "Error: Another process of this job has ended." in errors
@@ -205,6 +215,7 @@ def test_a_process_that_waits_for_another_still_handles_sigterm(tmp_path):
     assert "Do it again." in errors
 
 
+@pytest.mark.slow
 def test_the_commands_under_accelerate_launch(tmp_path):
     synthetic_interactions().save(tmp_path / "data")
     data, folder, command = str(tmp_path / "data"), str(tmp_path / "run"), str(HERE / "command.py")
@@ -218,10 +229,11 @@ def test_the_commands_under_accelerate_launch(tmp_path):
     assert "is not empty" in json.loads(refused.stdout)["error"]
     assert "Error (process 1): Process 0 of this job failed." in refused.stderr
     two = run(*launch, "evaluate", folder, data, "--json")
-    assert two.stderr.count("scored 2 blocks") == 2
+    # Two blocks of users each, and one when the run is loaded and checked.
+    assert two.stderr.count("scored 3 blocks") == 2
     per_user = pl.read_parquet(Path(folder) / "per_user_test.parquet")
     one = run(sys.executable, command, "evaluate", folder, data, "--json")
-    assert "scored 4 blocks" in one.stderr
+    assert "scored 5 blocks" in one.stderr
     assert json.loads(two.stdout)["metrics"] == json.loads(one.stdout)["metrics"]
     assert per_user.equals(pl.read_parquet(Path(folder) / "per_user_test.parquet"))
 
@@ -258,6 +270,7 @@ def refuse() -> None:
     raise RediffuseError("no")
 
 
+@pytest.mark.slow
 def test_successive_targets_and_users_without_a_history_are_the_same_for_two_processes(tmp_path):
     command = str(HERE / "train_successive.py")
     one, two, copy = tmp_path / "one", tmp_path / "two", tmp_path / "copy"

@@ -10,6 +10,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.subsets import Task
 from rediffuse.evaluation import evaluate_task, selection
 from rediffuse.evaluation.selection import SubsetValidation
+from rediffuse.models.base import is_clearly_better
 
 ITEMS, USERS = 30, 50
 RNG = np.random.default_rng(0)
@@ -48,11 +49,30 @@ def test_every_setting_has_the_metric_of_the_evaluation(metric, block, monkeypat
 def test_many_users_are_sampled_evenly(monkeypatch):
     monkeypatch.setattr(selection, "MAX_USERS", 10)
     validation = SubsetValidation(TASK, "hr@10", ITEMS, lambda: 0.5)
-    users = validation.users()
+    users = validation.rows()
     assert len(users) == 10
     assert users[0] == 0
     assert users[-1] == USERS - 1
+    assert validation.owners.tolist() == TASK.users[users].tolist()
     assert [len(values) for values in validation.compare(score)] == [10] * 3
     assert validation() == 0.5
     monkeypatch.setattr(selection, "MAX_SCORES", 3 * ITEMS)
-    assert len(validation.users()) == 3
+    assert len(validation.rows()) == 3
+
+
+def test_a_gain_is_clear_by_the_standard_error_over_users():
+    start = RNG.random(400)
+    for gain in (0.02, 0.2):
+        difference = gain + RNG.normal(0, 1, 400)
+        expected = difference.mean() > difference.std() / 400**0.5
+        assert is_clearly_better(start + difference, start, RNG.permutation(400)) == expected
+    assert not is_clearly_better(start, start, np.arange(400))
+
+
+def test_many_targets_of_few_users_are_no_clear_gain():
+    """One user of five gains in each of 200 targets: clear over targets, and luck over users."""
+    owners = np.repeat(np.arange(5), 200)
+    start, gain = np.full(1000, 0.5), np.where(owners == 0, 0.3, -0.02)
+    assert gain.mean() > gain.std() / 1000**0.5
+    assert not is_clearly_better(start + gain, start, owners)
+    assert is_clearly_better(start + 0.1 + gain, start, owners)

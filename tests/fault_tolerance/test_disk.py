@@ -100,11 +100,11 @@ def write_lists(folder):
     frame = pl.DataFrame({"user_id": range(5000), "score": np.random.default_rng(0).random(5000)})
     for name in ("lists.parquet", "lists.csv"):
         try:
-            _write(frame, folder / name)
+            _write(frame, folder / name, guard_formulas=False)
         except StorageError:
             continue
         raise AssertionError(f"{name} was written")
-    _write(frame, folder / "lists.parquet")
+    _write(frame, folder / "lists.parquet", guard_formulas=False)
 
 
 @pytest.mark.parametrize("most", [0, 10, 8_000])

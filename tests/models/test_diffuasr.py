@@ -211,6 +211,7 @@ def test_cuts_are_successive_items_and_what_followed():
     assert sum(whole.get(0, rank, 2).rank_weight for rank in range(2)) == 2.0
 
 
+@pytest.mark.slow
 def test_it_learns_what_comes_before():
     """On a ring, the three items before a history are known: those before its first."""
     options = {"channels": 32, "multipliers": [1], "generator_batch": 32, "sampling_steps": 20}

@@ -23,7 +23,7 @@ GUIDES = ("item", "cond", "seq", "bpr")
 
 @pytest.fixture(scope="module")
 def guided() -> DiffuASR:
-    return trained(guidance="cg", classifier=SMALL["classifier"] | {"temperature": 0.2})
+    return trained(epochs=(15, 10), guidance="cg", classifier=SMALL["classifier"] | {"temperature": 0.2})
 
 
 def with_options(model: DiffuASR, **options) -> DiffuASR:

@@ -193,7 +193,7 @@ class Settled:
 
     def __init__(self, model, wanted, gain):
         self.model, self.wanted, self.gain = model, wanted, gain
-        self.metrics = []
+        self.metrics, self.owners = [], np.arange(400)
 
     def compare(self, score, metric=None):
         self.metrics.append(metric)

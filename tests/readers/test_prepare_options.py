@@ -100,7 +100,7 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--format": ("adjacency", []),
 }
 # How text is written: without effect where a table has no quotes, no commas in numbers, and names.
-TEXT_FORM = {"--quoting", "--decimal", "--no-header", "--format"}
+TEXT_FORM = {"--quoting", "--decimal", "--no-header"}
 # Options that may be refused for some kinds, as they cannot mean anything there or do not fit these data.
 REFUSED = {
     "--encoding",

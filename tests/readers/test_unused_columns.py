@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
+import re
 import warnings
 from typing import Any
 
@@ -97,3 +99,20 @@ def test_lists_beside_the_items() -> None:
     (sentence,) = said(table(history=["[1, 2]"] * 5))
     assert "Column 'history' holds lists, and is not used" in sentence
     assert "--item history" in sentence
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [("True", "False"), ("Yes", "No"), ("like", "dislike"), ("1", "-1"), ("1.0", "0.0"), ("y", "n")]
+)
+@pytest.mark.parametrize("column", ["liked", "feedback", "rating"])
+def test_the_hint_about_negative_feedback_can_be_followed(tmp_path, yes, no, column):
+    path = tmp_path / "in.csv"
+    rows = [f"{row % 4},{row % 5},{yes if row % 2 else no}" for row in range(20)]
+    path.write_text("\n".join([f"user_id,item_id,{column}", *rows]))
+    with pytest.warns(RediffuseWarning, match="10 of 20 rows have") as warned:
+        read_interactions(path)
+    found = re.search(r"pass (.*?) \(--", str(warned[0].message))
+    assert found is not None
+    options = dict(re.findall(r"(\w+)=(\{.*?\}|[^,]+)", found.group(1)))
+    given = {name: ast.literal_eval(value) for name, value in options.items()}
+    assert read_interactions(path, **given).num_interactions == 10

@@ -373,6 +373,13 @@ def test_files_without_a_header_are_refused(recommender, tmp_path, text, said):
     assert "a header that names them" in str(caught.value)
 
 
+def test_a_table_of_interactions_is_no_user_file(recommender, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"user_id,item_id\n{KNOWN[0]},1\n{KNOWN[0]},2\n")
+    with pytest.warns(RediffuseWarning, match="'item_id' of .* is not used: each row is one user"):
+        UserFile(path, recommender.is_known_user)
+
+
 def test_a_single_column_may_have_any_name(recommender, tmp_path):
     (tmp_path / "users.csv").write_text("name\nu1\nu2\n")
     recommend_to_folder(recommender, tmp_path / "users.csv", tmp_path / "out", k=1)

@@ -291,3 +291,35 @@ def test_the_form_of_times(run, quiet):
     now = rd.Recommender.load(run).with_histories(frame, time="at", time_format="%d/%m/%Y")
     assert history(now, "u1")[-2:] == ["i2", "i5"]
     assert now.config["data"]["histories_end"] == "2024-03-01T00:00:00+00:00"
+
+
+def test_what_was_guessed_about_a_table_is_said(tmp_path, run):
+    path = tmp_path / "new.csv"
+    path.write_text("user_id,item_id,timestamp\nu0,\"['i3', 'i4']\",9000\n")
+    _, found = update_histories(run, path, tmp_path / "b")
+    notes = found.notes
+    assert any("holds lists of items" in note for note in notes)
+    assert any("were read as seconds since 1970" in note for note in notes)
+    assert not any("earlier than" in note for note in notes)
+
+
+def test_times_before_those_of_the_run_are_said(tmp_path, run):
+    late = rd.train(
+        "popularity",
+        rd.split.none(dataset(events().with_columns(pl.col("timestamp") + 400 * DAY))),
+        tmp_path / "a",
+    )
+    frame = pl.DataFrame({"user_id": ["u0"], "item_id": ["i3"], "timestamp": [19_000]})  # days
+    _, found = update_histories(late, frame, tmp_path / "b")
+    assert "All new interactions are earlier than all of the run. Check what their times count." in found.notes
+
+
+def test_options_that_only_prepare_has_are_named_as_such(tmp_path, run):
+    path = tmp_path / "new.csv"
+    path.write_text("user_id,item_id,timestamp\nNULL,i3,9000\n")
+    with pytest.raises(DataError, match=r"--missing-ids drop.*That is an option of rediffuse prepare"):
+        update_histories(run, path, tmp_path / "b")
+    path.write_text("user_id,item_id,timestamp\nu0,i3,13.05.2024\n")
+    with pytest.raises(DataError, match=r"--time-format") as error:
+        update_histories(run, path, tmp_path / "b")
+    assert "rediffuse prepare" not in str(error.value)

@@ -269,6 +269,18 @@ def test_what_the_command_refuses(capsys, monkeypatch, run, arguments, said):
     assert said in err
 
 
+def test_candidates_that_the_run_does_not_know_are_refused(tmp_path, capsys, monkeypatch, run):
+    path = tmp_path / "candidates.csv"
+    path.write_text("item_id\nNULL\n7.0\n")
+    code, _, err = command(capsys, monkeypatch, "recommend", run.path, "--user", "u1", "--candidates", path)
+    assert code == 2
+    assert "knows none of the items" in err
+    assert "'NULL'" in err
+    # Items that are sold out may be newer than the run.
+    code, *_ = command(capsys, monkeypatch, "recommend", run.path, "--user", "u1", "--exclude-file", path)
+    assert code == 0
+
+
 # --- HTTP --------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -16,8 +18,7 @@ from benchmarks.faults import fuzz_folders
 from rediffuse import models
 from rediffuse.errors import DataError, RunError
 from rediffuse.files import sha256_file, sha256_json
-from rediffuse.models.base import Model
-from rediffuse.runs.run_folder import manifest_text
+from rediffuse.runs.run_folder import manifest_text, read_run
 from rediffuse.testing import synthetic_interactions, train_small
 
 pytestmark = pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
@@ -80,17 +81,65 @@ def test_a_row_of_nan_in_the_item_table_is_refused(folder):
 
 
 def test_shapes_are_compared_before_memory_is_taken(folder, monkeypatch):
-    """A table of another size is refused by a model on the device "meta": none is made on the processor."""
-    devices, before = [], Model.__init__
+    """A table of another size is refused by a model on the device "meta": none is filled on the processor."""
+    devices, before = [], torch.nn.init.normal_
 
-    def watched(self, *arguments):
-        devices.append(torch.zeros(1).device.type)
-        before(self, *arguments)
+    def watched(tensor, *arguments, **options):
+        if tensor.numel() > 10**6:
+            devices.append(tensor.device.type)
+        return before(tensor, *arguments, **options)
 
-    monkeypatch.setattr(Model, "__init__", watched)
+    monkeypatch.setattr(torch.nn.init, "normal_", watched)
     change_config(folder, lambda config: config["config"].update(embedding_size=10**6))
     refused(folder, "model.safetensors", r"item_embedding\.weight has the shape \(41, 8\), not \(41, 1000000\)")
-    assert devices == ["meta"]
+    assert set(devices) == {"meta"}
+
+
+def test_loading_an_ordinary_run_needs_no_model_without_memory(folder):
+    """Torch takes a second to import what the device "meta" computes with."""
+    code = (
+        "import sys, rediffuse as rd; rd.Recommender.load(sys.argv[1]).recommend(histories=[[]]);"
+        "assert 'torch._dynamo' not in sys.modules and 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "class",
+        "distribution",
+        "created",
+        "data.fingerprint",
+        "split.leak",
+        "training.best_epoch",
+        "training.parameters",
+    ],
+)
+def test_missing_entries_that_may_be_null_are_null(folder, name):
+    *parents, last = name.split(".")
+
+    def remove(config):
+        for parent in parents:
+            config = config[parent]
+        del config[last]
+
+    change_config(folder, remove)
+    config = read_run(folder).config
+    for part in name.split("."):
+        config = config[part]
+    assert config is None
+
+
+def test_runs_without_entries_that_may_be_null_are_compared(folder):
+    rd.evaluate(folder, synthetic_interactions(friends=3, knowledge=True))
+
+    def remove(config):
+        del config["split"]["leak"], config["training"]["best_epoch"], config["training"]["parameters"]
+        config["defaults"] = None
+
+    change_config(folder, remove)
+    assert len(rd.compare([folder]).summary)
 
 
 @pytest.mark.parametrize("name", list(models.names(installed=False)))

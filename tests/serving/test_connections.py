@@ -136,6 +136,18 @@ def test_the_limit_is_near_64_kib_and_answers_431(folders, headers, expected):
         assert json.loads(body)["status"] == expected
 
 
+def test_a_connection_ends_after_a_body_that_arrives_after_the_response(folders):
+    """The response is complete before the body is: the connection waits for a request again, and its time runs."""
+    with served(folders, timeout=0.5) as (address, server), connect(address) as connection:
+        connection.sendall(HEAD + b"Content-Length: 4\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401")
+        connection.sendall(b"late")
+        began = time.monotonic()
+        assert answer(connection) == b""
+        assert time.monotonic() - began < 3
+        assert not server.server_state.connections
+
+
 def test_large_bodies_of_small_chunks_are_accepted(folders):
     content = json.dumps({"histories": [["i1"]] * 100, "k": 1}).encode()
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in content) + b"0\r\n\r\n"

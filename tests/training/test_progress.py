@@ -102,6 +102,7 @@ def test_the_time_left_respects_limit_and_patience():
     assert progress.left_in_words((60.0, 60.0)) == "at most 60 s left"
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_a_bar_without_ipywidgets(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
@@ -256,6 +257,7 @@ def test_an_estimate_writes_nothing_and_is_near_the_truth(split, tmp_path, monke
     assert not estimate("popularity", split).phases
 
 
+@pytest.mark.slow
 def test_dry_run_and_doctor(dataset, tmp_path):
     folder = tmp_path / "run"
     dry = command("train", "s3rec", dataset, "-o", folder, "--split", "leave-one-out", *SETTINGS, "--dry-run")

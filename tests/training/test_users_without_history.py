@@ -107,13 +107,15 @@ def test_the_test_has_both_values_and_compare_shows_them(trained, tmp_path):
             for name in ("ndcg@10", "coverage@10"):
                 assert result[key][policy][name] == pytest.approx(found.metrics[policy][name], abs=1e-12)
     assert "with a history" in repr(result)
+    known = int(task.has_history.sum())
+    card = (run.path / "README.md").read_text()
+    assert f"{len(task.users)} users, {len(task.users) - known} (" in card
     comparison = rd.compare([run], out=tmp_path / "report")
     row = comparison.summary.filter(policy="all", metric="ndcg@10").row(0, named=True)
     assert row["mean"] == pytest.approx(result["metrics"]["all"]["ndcg@10"])
     assert row["with_history"] == pytest.approx(result["metrics_with_history"]["all"]["ndcg@10"])
     row = comparison.summary.filter(policy="unseen", metric="coverage@10").row(0, named=True)
     assert row["with_history"] == result["metrics_with_history"]["unseen"]["coverage@10"]
-    known = int(task.has_history.sum())
     assert f"Over the {known:,} users with a history:" in (tmp_path / "report" / "report.md").read_text()
 
 

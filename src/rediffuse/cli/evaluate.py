@@ -99,11 +99,12 @@ def _print_facts(result: dict[str, Any], about: str) -> None:
 
     rules, counts = result["protocol"], result["counts"]
     inputs = "are" if rules["validation_is_input"] else "are not"
+    what = "targets" if "targets" in counts else "users"
     print_rich(
         f"{about}{users_text(counts)}, {counts['items']:,} items; "
         f"{without_text(counts)}; "
         f"{counts['truth_never_trained_share']:.1%} of the true items were never in training; "
-        f"{result['users_per_second']:,.0f} users/s. Validation interactions {inputs} part of the histories."
+        f"{result['users_per_second']:,.0f} {what}/s. Validation interactions {inputs} part of the histories."
     )
     if seen := counts["truth_in_history"]:
         print_rich(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rediffuse.recommender import Recommender
 
 
-# How text begins that spreadsheets compute.
-_FORMULA = "^[=+\\-@\t\r\n]"
+# How text begins that spreadsheets compute. The last four are the first four in full width, as some locales write them.
+_FORMULA = "^[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
 
 
 @app.command()

@@ -52,13 +52,24 @@ def chosen_items(
         exclude: ids or titles, as `find_names` reads them.
         exclude_file, candidates: files of item ids.
         text: how these are read, if they are text.
+
+    Raises:
+        DataError: a file cannot be read, or the run knows none of the candidates.
     """
+    from rediffuse.errors import DataError
     from rediffuse.recommender.item_files import read_item_ids
 
     def read(path: Path | None) -> list[Any] | None:
         if path is None:
             return None
-        return read_item_ids(path, lambda name: bool(recommender.item_index([name])[0] >= 0), text).to_list()
+        ids = read_item_ids(path, lambda name: bool(recommender.item_index([name])[0] >= 0), text).to_list()
+        # What is not to be recommended may be newer than the run.
+        if ids and path is candidates and not (recommender.item_index(ids) >= 0).any():
+            raise DataError(
+                f"The run knows none of the items of {path}, for example {ids[0]!r}.",
+                f"Use the ids of the data that the run was trained on, such as {recommender.items['item_id'][0]!r}.",
+            )
+        return ids
 
     excluded = [*find_names(recommender, exclude or []), *(read(exclude_file) or [])]
     return {"exclude": excluded or None, "candidates": read(candidates)}

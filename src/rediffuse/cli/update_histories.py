@@ -40,13 +40,15 @@ def update_histories(
         "unknown_items": len(found.unknown_items),
         "users": len(found.contents.user_ids),
         "histories_end": end,
+        "notes": list(found.notes),
     }
 
     def print_summary() -> None:
         ended = f" Histories end at {end}." if end else ""
         print_rich(
             f"{found.added:,} interactions added, with {found.new_users:,} new users; the model is that of {run}."
-            f"{ended} Next: rediffuse recommend {out}"
+            f"{ended} Next: rediffuse recommend {out}",
+            *(f"- {note}" for note in found.notes),
         )
 
     emit(result, as_json, print_summary)

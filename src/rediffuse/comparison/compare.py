@@ -246,6 +246,7 @@ def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable
         if all(column in run.per_user.columns for group in groups for run in group.runs)
     }
     by_count = groups_of_equal_size(items["train_count"].to_numpy())
+    owners = items["user_id"].rank("dense").to_numpy()  # true items of one user are found or missed together
     for group in groups:
         ranks = np.stack([run.truth[rank].fill_null(SLICE_K + 1).to_numpy() for run in group.runs])
         found = ranks <= SLICE_K
@@ -260,7 +261,7 @@ def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable
                 known = values[chosen]
                 if not len(known):
                     continue
-                interval = mean_interval(known, _of(group.users, chosen) if by in by_user else None)
+                interval = mean_interval(known, _of(group.users if by in by_user else owners, chosen))
                 yield {
                     "policy": policy,
                     "by": by,

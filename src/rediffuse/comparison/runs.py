@@ -254,7 +254,7 @@ def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
     for run in runs:
         name, options = run.config["model"], _flat(run.config["config"])
         others = [_flat(other.config["config"]) for other in runs if other.config["model"] == name]
-        default = _flat(run.config.get("defaults", {}))
+        default = _flat(run.config.get("defaults") or {})
         apart = [o for o in options if any(_differ(other, options, o) for other in others)]
         apart = [o for o in apart if options[o] != default.get(o)]
         named = [run.config["preset"]] if run.config["preset"] else []

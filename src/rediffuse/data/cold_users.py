@@ -64,8 +64,8 @@ def remark(split: Split) -> str | None:
     text = f"Without a history, and so with one list by popularity for all: {' and '.join(parts)}."
     count, total = found["validation"]
     if total and count == total:
-        return f"{text} Nothing can be chosen on such a validation subset. {SPLITS_WITH_HISTORIES}"
-    return f"{text} Weights and options are chosen on the validation {what} with a history." if count else text
+        return f"{text} Nothing can be chosen on such a validation subset. For session data use --split sessions."
+    return text
 
 
 def share(count: int, total: int) -> str:

@@ -154,7 +154,13 @@ class Split(Displayed):
         if interactions.target is not None:
             truth &= interactions.target
         if self.targets == "later":
-            truth[interactions.offsets[:-1][interactions.lengths > 0]] = False
+            starts, stops = interactions.offsets[:-1], interactions.offsets[1:]
+            if interactions.synthetic is None:
+                truth[starts[starts < stops]] = False
+            else:
+                own = np.flatnonzero(~interactions.synthetic)
+                first, end = np.searchsorted(own, starts), np.searchsorted(own, stops)
+                truth[own[first[first < end]]] = False
         elif self.targets == "next":
             places = np.flatnonzero(truth)
             owners = interactions.owner_of(places)
@@ -192,7 +198,8 @@ class Split(Displayed):
     def task(self, name: Literal["valid", "test"]) -> Task:
         """The users with a (target) interaction in the subset, their earlier interactions and those to predict.
 
-        Validation histories are training interactions; test histories are training and validation interactions.
+        Validation histories are training interactions; test histories are training and validation interactions. Where
+        targets are predicted one after the other, those before a target are in its history, too.
 
         Raises:
             ConfigError: ``name`` is neither "valid" nor "test".

@@ -11,6 +11,7 @@ import narwhals.stable.v1 as nw
 import numpy as np
 import polars as pl
 
+from rediffuse import forks
 from rediffuse.arguments import described
 from rediffuse.display import Displayed
 from rediffuse.errors import DataError, RediffuseWarning
@@ -217,7 +218,9 @@ def evaluate_lists(recommendations: Any, truth: Any, metrics: Sequence[str] = ("
         DataError: a column is missing or cannot be used, ids are missing or differ in type between the two tables,
             or the truth is empty.
         ConfigError: a metric is unknown.
+        RunError: as `forks.enter`.
     """
+    forks.enter()
     wanted = parse_metrics(metrics)
     lists = _plain_ids(
         _as_polars(recommendations, "recommendations", (*_ID_COLUMNS, "rank", "score"), ordered=True),

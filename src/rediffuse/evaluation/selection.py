@@ -41,8 +41,13 @@ class SubsetValidation:
     def __call__(self) -> float:
         return self.validate()
 
-    def users(self) -> NDArray[np.int64]:
-        """Rows of the task on which settings are compared."""
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """(n,) the user of each row on which settings are compared."""
+        return self.task.users[self.rows()]
+
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) the rows of the task on which settings are compared."""
         count = len(self.task.users)
         wanted = min(count, MAX_USERS, max(MAX_SCORES // self.num_items, 1))
         return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))
@@ -53,8 +58,8 @@ class SubsetValidation:
         score: Callable[[Histories, NDArray[np.int64]], Iterable[Tensor]],
         metric: str | None = None,
     ) -> list[NDArray[np.float64]]:
-        """The metric of every setting for every user; see `rediffuse.models.base.Validation.compare`."""
-        task, rows = self.task, self.users()
+        """The metric of every setting for every row; see `rediffuse.models.base.Validation.compare`."""
+        task, rows = self.task, self.rows()
         name, _, policy = (metric or self.metric).partition("/")
         parsed = parse_metric(name)
         truth = distinct(task.truth.take(rows), self.num_items, "true")

@@ -23,25 +23,20 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     if node is None or not isinstance(content, dict):
         raise ConfigError(f"{path} is not a mapping.", "Write keys such as data, split and models; see the example.")
     lines: dict[Key, int] = {}
-    _collect(node, (), lines, path)
+    _collect(node, (), lines)
     return content, lines
 
 
-def _collect(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> None:
+def _collect(node: yaml.Node, key: Key, lines: dict[Key, int]) -> None:
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             own = (*key, str(name.value))
-            if own in lines:
-                raise ConfigError(
-                    f"{path}, line {name.start_mark.line + 1}: {dotted(own)} is given in line {lines[own]} already.",
-                    "Leave out one of them.",
-                )
             lines[own] = name.start_mark.line + 1
-            _collect(value, own, lines, path)
+            _collect(value, own, lines)
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
             lines[*key, position] = value.start_mark.line + 1
-            _collect(value, (*key, position), lines, path)
+            _collect(value, (*key, position), lines)
 
 
 def dotted(key: Key) -> str:

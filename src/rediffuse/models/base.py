@@ -44,6 +44,12 @@ class Validation(Protocol):
     @property
     def task(self) -> Task: ...
 
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """(n,) the user of each value that `compare` gives. Where targets are predicted one after the other, users have
+        several."""
+        ...
+
     def __call__(self) -> float:
         """The selection metric of the model as it is."""
         ...
@@ -59,19 +65,25 @@ class Validation(Protocol):
             metric: None: the selection metric.
 
         Returns:
-            (users,) the metric of each user, per setting.
+            (n,) the metric of each user or target, per setting.
         """
         ...
 
 
-def is_clearly_better(values: NDArray[np.float64], than: NDArray[np.float64]) -> bool:
-    """Whether a metric of users (n,) is better by more than the standard error of the difference over users.
+def is_clearly_better(values: NDArray[np.float64], than: NDArray[np.float64], owners: NDArray[np.int64]) -> bool:
+    """Whether a metric (n,) is better by more than the standard error of the mean difference, users being independent.
 
     What is not clearly better than the usual setting does not replace it: among settings that are as good, the best on
-    validation data is often the luckiest.
+    validation data is often the luckiest. Values of one user are alike, so the error is clustered by user.
+
+    Args:
+        values, than: what `Validation.compare` gave for two settings.
+        owners: (n,) the user of each value.
     """
     gain = values - than
-    return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
+    _, groups = np.unique(owners, return_inverse=True)
+    sums = np.bincount(groups, weights=gain - gain.mean())
+    return bool(gain.mean() > np.sqrt((sums**2).sum()) / len(gain))
 
 
 @dataclass(frozen=True)

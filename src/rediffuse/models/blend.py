@@ -148,7 +148,7 @@ class Blend(Model):
             for _, k in itertools.product(range(ROUNDS), range(count)):
                 measure([with_share(best(list(measured)), k, share) for share in SHARES])
         start, found = best(alone), best(list(measured))
-        chosen = found if is_clearly_better(measured[found], measured[start]) else start
+        chosen = found if is_clearly_better(measured[found], measured[start], validate.owners) else start
         curve = [
             {"weights": list(weights), self.config.metric: float(values.mean()), "chosen": weights == chosen}
             for weights, values in measured.items()

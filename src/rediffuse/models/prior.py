@@ -128,7 +128,7 @@ class GraphPrior(nn.Module):
         values = validate.compare(scores)
         means = [float(of_users.mean()) for of_users in values]
         best = int(np.argmax(means))
-        chosen = best if is_clearly_better(values[best], values[0]) else 0
+        chosen = best if is_clearly_better(values[best], values[0], validate.owners) else 0
         self.weights = tried[chosen]
         curve = [
             {"popularity": a, "graph": b, self.metric: mean, "chosen": number == chosen}

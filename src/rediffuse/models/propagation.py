@@ -150,7 +150,7 @@ class PropagationModel(Model):
         values = validate.compare(lambda rows, users: self.scores_of(rows, users, tried), metric)
         means = [float(of_users.mean()) for of_users in values]
         best = int(np.argmax(means))
-        self.settings = tried[best if is_clearly_better(values[best], values[0]) else 0]
+        self.settings = tried[best if is_clearly_better(values[best], values[0], validate.owners) else 0]
         return [
             {**{option: settings[option] for option in stage}, metric: mean, "chosen": settings is self.settings}
             for settings, mean in zip(tried, means, strict=True)

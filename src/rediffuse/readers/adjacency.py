@@ -9,6 +9,8 @@ from typing import Any
 import polars as pl
 
 from rediffuse.errors import ConfigError, DataError, did_you_mean
+from rediffuse.readers.columns import as_integers
+from rediffuse.readers.packing import open_unpacked
 
 # Bytes from which the form of a file is recognised.
 _SAMPLE = 1 << 16
@@ -63,8 +65,8 @@ def _refuse_header(pairs: pl.DataFrame, source: Any) -> None:
 
 def _integers(ids: pl.Series) -> pl.Series:
     """The ids as integers, if all of them are what an integer is written as."""
-    numbers = ids.cast(pl.Int64, strict=False)
-    return numbers if (numbers.cast(pl.String) == ids).all() and not numbers.has_nulls() else ids
+    numbers = as_integers(ids)
+    return ids if numbers.has_nulls() else numbers
 
 
 def _looks_like_adjacency(path: Path) -> bool:
@@ -72,9 +74,9 @@ def _looks_like_adjacency(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
+        with open_unpacked(path) as file:
             sample = file.read(_SAMPLE)
-    except OSError:  # said by the reader, which opens it too
+    except (OSError, DataError):  # said by the reader, which opens it too
         return False
     lines = sample.split(b"\n")
     rows = [parts for line in (lines[:-1] if len(sample) == _SAMPLE else lines) if (parts := line.split())]
@@ -94,7 +96,8 @@ def read_adjacency(path: str | PathLike[str]) -> pl.DataFrame:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open_unpacked(path) as file:
+            lines = file.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start:,}).", _FORM) from None
     except OSError as error:

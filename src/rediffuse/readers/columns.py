@@ -233,10 +233,11 @@ def _plain_ids(column: Column) -> pl.Series:
                 f"{column.table.name}: column {values.name!r} holds integers beyond 64 bits (signed).",
                 "Turn the ids into strings.",
             ) from None
-    raise DataError(
-        f"{column.table.name}: column {values.name!r} ({column.role}) holds {dtype} values.",
-        "Ids must be integers or strings: cast the column.",
-    )
+    remedy = "Ids must be integers or strings: cast the column."
+    if isinstance(dtype, pl.Struct):
+        inner = [field.name for field in dtype.fields]
+        remedy = f"Ids must be integers or strings: make a column of one of its fields ({', '.join(inner)})."
+    raise DataError(f"{column.table.name}: column {values.name!r} ({column.role}) holds {dtype} values.", remedy)
 
 
 def _refuse_blank(column: Column, values: pl.Series, unique: pl.Series) -> None:

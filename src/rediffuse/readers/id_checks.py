@@ -10,6 +10,7 @@ from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.derived import ROW, derived
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table
+from rediffuse.readers.text_files import DATE
 
 MissingIds = Literal["refuse", "drop", "keep"]
 
@@ -84,8 +85,9 @@ def without_missing(table: Table, columns: list[str], what: str, report: ReadRep
         raise DataError(
             f"{table.name}: every row lacks an id in {' or '.join(map(repr, columns))}.", "Name other columns."
         )
+    named = what.replace("_", " ")
     report.note(
-        f"{len(dropped):,} {what} lack an id and were dropped (missing_ids='drop'); the first is "
+        f"{len(dropped):,} {named} lack an id and were dropped (missing_ids='drop'); the first is "
         f"{table.place(dropped[0])}."
     )
     frame = numbered.filter(~missing)
@@ -111,6 +113,33 @@ def _are_whole(table: Table, frame: pl.LazyFrame, name: str) -> bool:
 def written_as_integers(ids: pl.Series) -> pl.Series:
     """Whether each text is how an integer is written: "007" and "+7" are not."""
     return ids.str.contains(_INTEGER)
+
+
+def plain_name(text: str) -> str:
+    """Text without quotes and spaces around it, in lower case."""
+    return text.strip(" '\"").casefold()
+
+
+def plain_names(ids: pl.Series) -> pl.Series:
+    """`plain_name` of each."""
+    return ids.str.strip_chars(" '\"").str.to_lowercase()
+
+
+def written_oddly(ids: pl.Series, kind: str) -> str | None:
+    """A sentence about distinct ids in text that are all numbers like 7.0, times, or in quotes; else None."""
+    if ids.str.contains(r"^\d+\.0+$").all():
+        return (
+            f"All {kind} ids are whole numbers with a fraction, such as {ids[0]!r}: a program has made floats of "
+            "integers. They were read as text. Write them as integers if other tables do."
+        )
+    if ids.str.contains(DATE).all():
+        return f"All {kind} ids are dates or times, such as {ids[0]!r}. Check that they are in the right column."
+    if ids.str.contains(r"""^(".*"|'.*')$""").all():
+        return (
+            f"All {kind} ids have quotes around them, such as {ids[0]}. They are a part of the ids; where they are not "
+            "meant to be, write double quotes, and leave out quoting='none'."
+        )
+    return None
 
 
 def note_alike(ids: pl.Series, kind: str, report: ReadReport) -> None:

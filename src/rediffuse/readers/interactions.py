@@ -170,13 +170,13 @@ def read_interactions(
     if "social" in beside:
         graph, user_ids = side_tables.read_social(beside["social"], user_ids, report, missing_ids)
     if "items" in beside:
-        item_table = side_tables.describe(beside["items"], item, "item_id", item_ids, report)
+        item_table = side_tables.describe(beside["items"], item, "item_id", item_ids, report, missing_ids)
         if title is None and "title" in item_table.columns:
             title = "title"
         if title is not None:
             item_table = side_tables.with_title(beside["items"], item_table, title)
     if "users" in beside:
-        user_table = side_tables.describe(beside["users"], user, "user_id", user_ids, report)
+        user_table = side_tables.describe(beside["users"], user, "user_id", user_ids, report, missing_ids)
     if "kg" in beside:
         knowledge = side_tables.read_knowledge(beside["kg"], beside["item_entity"], item, item_ids, report, missing_ids)
 

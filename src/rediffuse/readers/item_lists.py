@@ -29,6 +29,8 @@ _NUMBERS = {
     separator: rf"^\d+(?:{pattern}\d+)*$"
     for separator, pattern in (("|", r"\s*\|\s*"), (",", r"\s*,\s*"), (";", r"\s*;\s*"), (" ", r"\s+"))
 }
+# Integers with another sign between them, of which no two are the same in all rows.
+_UNUSUAL = r"^\d+(?:\s*(?:->|=>|[-_:/>\t])\s*\d+)*$"
 _THOUSANDS = r"^\d{1,3}(,\d{3})*$"
 _NAMES = re.compile(r"(?i)(hist|_list$|_seq$|sequence|basket|^items$|item_ids|itemids|clicks|playlist)")
 # Rows that decide what a column holds.
@@ -271,18 +273,26 @@ def _found(table: Table, named: dict[str, str]) -> str | None:
                 if separator == "," and values.str.contains(_THOUSANDS).all() and not _NAMES.search(item):
                     break
                 return separator
+    once = sample[named["user"]].n_unique() == len(sample) > 1
+    if once and values.str.contains(_UNUSUAL).all() and values.str.count_matches(r"\d+").n_unique() > 2:
+        one = values.filter(values.str.contains(r"\D"))[0]
+        between = str(re.sub(r"^\d+\s*(\D+?)\s*\d.*$", r"\1", one))
+        raise _unclear(table, item, one, between)
     for separator in ("|", ",", ";", " "):
         several = values.str.strip_chars().str.contains(separator, literal=True)
         if 2 * int(several.sum()) <= len(values):
             continue
-        once = sample[named["user"]].n_unique() == len(sample) > 1
         if once or _NAMES.search(item) or (separator == "," and values.str.contains(_THOUSANDS).all()):
-            raise DataError(
-                f"{table.name}: column {item!r} (item) looks like lists of items: {values.filter(several)[0]!r}.",
-                f'Pass item_separator="{separator}" (--item-separator "{separator}") to read them as such, or "none" '
-                "if these are ids.",
-            )
+            raise _unclear(table, item, values.filter(several)[0], separator)
     return None
+
+
+def _unclear(table: Table, item: str, example: str, separator: str) -> DataError:
+    return DataError(
+        f"{table.name}: column {item!r} (item) looks like lists of items: {example!r}.",
+        f'Pass item_separator="{separator}" (--item-separator "{separator}") to read them as such, or "none" '
+        "if these are ids.",
+    )
 
 
 def _is_json(text: str) -> bool:

@@ -28,8 +28,9 @@ def read_json(path: Path) -> pl.DataFrame:
         return _frame(path, list(_objects(path, _parsed(path, content))), "object")
     if not content.count(b"\n"):
         only = _parsed(path, content)
-        if isinstance(only, dict) and only and all(isinstance(value, dict) for value in only.values()):
-            raise DataError(f"{path} is one JSON object of columns, not rows.", _REMEDY)
+        if isinstance(only, dict) and only and all(isinstance(value, dict | list) for value in only.values()):
+            holds = "columns" if all(isinstance(value, dict) for value in only.values()) else "lists"
+            raise DataError(f"{path} is one JSON object of {holds}, not rows.", _REMEDY)
         return _frame(path, [only], "line")
     try:
         frame = json_lines(content)

@@ -57,6 +57,8 @@ _FOREIGN = {
     b'\x04"M\x18': ("packed with LZ4", "Unpack it: lz4 -d FILE."),
     b"\x1f\x9d": ("packed with compress", "Unpack it: uncompress FILE."),
     b"%PDF": ("a PDF", f"{_CSV}."),
+    b"MATLAB 5.0": ("a MATLAB file", f"{_CSV}: scipy.io.loadmat(path) gives its arrays."),
+    b"X\n\x00\x00": ("an R data file", "Write the table with write.csv(readRDS(file), other, row.names = FALSE)."),
     b"RDX": ("an R data file", "Write the table with write.csv(table, file, row.names = FALSE)."),
     b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "Get the file: git lfs pull."),
 }

@@ -30,7 +30,7 @@ class ReadReport:
         level, frame = 2, sys._getframe(1)  # the caller's line, whatever the path through this package
         while frame is not None and frame.f_globals.get("__name__", "").startswith("rediffuse."):
             level, frame = level + 1, frame.f_back
-        warnings.warn(sentence, RediffuseWarning, stacklevel=level - 1)
+        warnings.warn(sentence, RediffuseWarning, stacklevel=level)
 
     def count(self, name: str, count: int, sentence: str) -> None:
         """Enter a count; unless it is zero, note it, followed by ``sentence`` (without a full stop)."""

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from rediffuse.arguments import require_text, wrong_type
 from rediffuse.data.histories import BLOCK, Histories, index_type, row_blocks
-from rediffuse.errors import ConfigError, did_you_mean
+from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers import columns as read
 from rediffuse.readers import id_checks
 from rediffuse.readers.columns import Pieces
@@ -121,6 +121,7 @@ class InteractionRows:
         keep_words = forms.missing_ids == "keep"
         (self.users,), self.user_ids = read.number_ids(Pieces(named["user"], table, "user", keep_words))
         (self.items,), self.item_ids = read.number_ids(Pieces(named["item"], table, "item", keep_words))
+        self._refuse_header(table, named)
         self._note_odd_ids(table, named, report)
         self.times: NDArray[Any] | None = None
         self.ratings: NDArray[np.float32] | None = None
@@ -143,10 +144,37 @@ class InteractionRows:
             weights, self.targets, self.weighted = events.read(Pieces(named["event_type"], table, "event_type"), report)
             self.ratings = self.ratings if weights is None else weights
 
+    def _refuse_header(self, table: Table, named: dict[str, str]) -> None:
+        """Raise at a row that names the columns, in whatever order, case and quotes.
+
+        Raises:
+            DataError: there is one.
+        """
+        if self.user_ids.dtype != pl.String or self.item_ids.dtype != pl.String:
+            return
+        names = [id_checks.plain_name(named[role]) for role in ("user", "item")]
+        of_user, of_item = (
+            np.flatnonzero(id_checks.plain_names(ids).is_in(names).to_numpy()) for ids in (self.user_ids, self.item_ids)
+        )
+        rows = np.flatnonzero(np.isin(self.users, of_user) & np.isin(self.items, of_item)) if len(of_user) else []
+        if len(rows):
+            raise DataError(
+                f"{table.place(int(rows[0]))} is the header again: another file seems to begin there.",
+                "Give the files as a list or a folder, or remove the line.",
+            )
+
     def _note_odd_ids(self, table: Table, named: dict[str, str], report: ReadReport) -> None:
         for kind, numbers, ids in (("user", self.users, self.user_ids), ("item", self.items, self.item_ids)):
             if ids.dtype != pl.String:
+                if ids[0] == -1 and len(ids) > 1:  # sorted: the only negative id
+                    row = int(np.argmax(numbers == 0))
+                    report.warn(
+                        f"The {kind} id -1 in column {named[kind]!r} ({table.place(row)}) is the only negative one. It "
+                        f"may stand for a missing value, and was read like the others."
+                    )
                 continue
+            if note := id_checks.written_oddly(ids, kind):
+                report.warn(note)
             words = ids.filter(id_checks.words_for_nothing(ids))
             if len(words):
                 report.warn(

@@ -27,7 +27,7 @@ from rediffuse.readers.columns import (
 )
 from rediffuse.readers.id_checks import MissingIds, without_missing
 from rediffuse.readers.report import ReadReport
-from rediffuse.readers.tables import Table
+from rediffuse.readers.tables import DECIMAL_COMMA, Table
 
 if TYPE_CHECKING:
     from rediffuse.readers.rows import Columns, InteractionRows
@@ -44,7 +44,14 @@ _ALIASES = {
 }
 
 
-def describe(table: Table, column: str, name: str, ids: pl.Series, report: ReadReport) -> pl.DataFrame:
+def describe(
+    table: Table,
+    column: str,
+    name: str,
+    ids: pl.Series,
+    report: ReadReport,
+    missing_ids: MissingIds = "refuse",
+) -> pl.DataFrame:
     """A table with row i about id i: rows of unknown ids are dropped, ids without a row filled with nulls.
 
     Args:
@@ -55,8 +62,8 @@ def describe(table: Table, column: str, name: str, ids: pl.Series, report: ReadR
         report: what is dropped is entered here.
     """
     kind = name.removesuffix("_id")
-    column = _find(table, (column, name), kind)
-    frame = table.collect(table.columns)
+    column = _find(table, (column, name), kind, 0)
+    table, frame = _with_ids(table, [column], missing_ids, f"rows_of_the_{kind}_table", report, table.columns)
     numbers = lookup(ids_like(Column(frame[column], table, kind), ids), ids)
     known = numbers >= 0
     first = np.unique(numbers[known], return_index=True)[1]
@@ -89,13 +96,39 @@ def describe(table: Table, column: str, name: str, ids: pl.Series, report: ReadR
     row_of = np.full(len(ids), -1, dtype=np.int64)
     row_of[numbers[rows]] = rows
     index = pl.select(pl.when(pl.lit(pl.Series(row_of)) >= 0).then(pl.lit(pl.Series(row_of)))).to_series()
-    others = [_typed(frame[c], table.types.get(c)) for c in frame.columns if c not in (column, name)]
+    others = [_typed(table, frame[c], report) for c in frame.columns if c not in (column, name)]
     return pl.DataFrame([ids.rename(name), *(series.gather(index) for series in others)])
 
 
-def _typed(series: pl.Series, kind: str | None) -> pl.Series:
-    """Columns that an atomic file declares as float become numbers; other text stays text ("007")."""
-    return parse_numbers(series).cast(pl.Float64) if kind == "float" and series.dtype == pl.String else series
+def _typed(table: Table, values: pl.Series, report: ReadReport) -> pl.Series:
+    """A column that describes: numbers if an atomic file declares them as float; other text stays text ("007").
+
+    Numbers get a point for their decimal comma where the caller said that they have one.
+    """
+    if values.dtype != pl.String:
+        return values
+    known = values.drop_nulls()
+    comma = known.str.contains(DECIMAL_COMMA)
+    with_commas = bool(comma.any() and (comma | known.str.contains(r"^[+-]?\d+$")).all())
+    said = table.decimal == ","
+    if table.types.get(values.name) != "float":
+        if with_commas and said:
+            return table.pointed(values)
+        if with_commas and table.separator == ";" and table.decimal is None:
+            report.note(
+                f"Column {values.name!r} of {table.name} looks like numbers with a decimal comma, such as "
+                f"{known.filter(comma)[0]!r}, and was read as text. Pass decimal=',' (--decimal ,) if it holds numbers."
+            )
+        return values
+    numbers = parse_numbers(table.pointed(values)).cast(pl.Float64)
+    lost = numbers.is_null() & values.is_not_null()
+    if lost.any():
+        hint = "; pass decimal=',' (--decimal ,) if these are decimal commas" if with_commas and not said else ""
+        report.warn(
+            f"{int(lost.sum()):,} values of column {values.name!r} of {table.name} are no numbers, such as "
+            f"{values.filter(lost)[0]!r}, and are empty now{hint}."
+        )
+    return numbers
 
 
 def with_title(table: Table, frame: pl.DataFrame, title: str) -> pl.DataFrame:
@@ -114,7 +147,7 @@ def read_social(
     table: Table, user_ids: pl.Series, report: ReadReport, missing_ids: MissingIds = "refuse"
 ) -> tuple[SocialGraph, pl.Series]:
     """Links as given, in their direction; and the user ids, followed by those of users who only have links."""
-    names = [_find(table, _ALIASES[end], end) for end in ("source", "target")]
+    names = [_find(table, _ALIASES[end], end, place) for place, end in enumerate(("source", "target"))]
     table, frame = _with_ids(table, names, missing_ids, "social_links", report)
     ends = [
         Column(frame[name], table, role, keep_words=missing_ids == "keep")
@@ -166,15 +199,15 @@ def read_knowledge(
     missing_ids: MissingIds = "refuse",
 ) -> KnowledgeGraph:
     """Triples and the links of items to entities; entities are those of triples and of kept links."""
-    names = [_find(table, _ALIASES[role], role) for role in ("head", "relation", "tail")]
+    names = [_find(table, _ALIASES[role], role, place) for place, role in enumerate(("head", "relation", "tail"))]
     keep_words = missing_ids == "keep"
     table, frame = _with_ids(table, names, missing_ids, "triples", report)
     heads, relation_column, tails = (
         Column(frame[name], table, role, keep_words=keep_words)
         for name, role in zip(names, ("head", "relation", "tail"), strict=True)
     )
-    item = _find(links, (item, "item_id"), "item")
-    entity = _find(links, _ALIASES["entity"], "entity")
+    item = _find(links, (item, "item_id"), "item", 0)
+    entity = _find(links, _ALIASES["entity"], "entity", 1)
     links, pairs = _with_ids(links, [item, entity], missing_ids, "links_to_entities", report)
     items = lookup(ids_like(Column(pairs[item], links, "item"), item_ids), item_ids)
     known = items >= 0
@@ -244,12 +277,11 @@ def match_splits(
     Raises:
         DataError: a subset is not train, valid or test, or no row matches an interaction.
     """
-    user, item = _find(table, (columns.user, "user_id"), "user"), _find(table, (columns.item, "item_id"), "item")
-    subset_name, scheme_name = (
-        table.need("split", "subset", fixed=True),
-        "scheme" if "scheme" in table.columns else None,
-    )
-    ordering = (columns.order, columns.time, "position", "timestamp")
+    user = _find(table, (columns.user, "user_id"), "user", 0)
+    item = _find(table, (columns.item, "item_id"), "item", 1)
+    subset_name = _find(table, ("split",), "subset", 2)
+    scheme_name = "scheme" if "scheme" in table.columns else None
+    ordering = (columns.order, columns.time, "position", "timestamp") if table.has_header else ()
     order = next((name for name in ordering if name in table.columns), None)
     table = table.in_pieces(c for c in (user, item, subset_name, scheme_name, order) if c is not None)
 
@@ -369,12 +401,23 @@ def _check_meeting(
 
 
 def _with_ids(
-    table: Table, names: list[str], missing_ids: MissingIds, what: str, report: ReadReport
+    table: Table,
+    names: list[str],
+    missing_ids: MissingIds,
+    what: str,
+    report: ReadReport,
+    columns: list[str] | None = None,
 ) -> tuple[Table, pl.DataFrame]:
-    """The table, and its columns ``names``; without rows that lack an id, if these are to be dropped."""
+    """The table, and some columns; without rows that lack an id in ``names``, if these are to be dropped.
+
+    Args:
+        what: what a row is, as in `without_missing`.
+        columns: None: ``names``.
+    """
+    columns = names if columns is None else columns
     if missing_ids == "drop":
-        table = without_missing(table.in_pieces(names), names, what, report)
-    return table, table.collect(names)
+        table = without_missing(table.in_pieces(columns), names, what, report)
+    return table, table.collect(columns)
 
 
 def _first_of(keep: NDArray[np.bool_], *columns: NDArray[np.int32]) -> tuple[NDArray[np.bool_], int]:
@@ -386,6 +429,13 @@ def _first_of(keep: NDArray[np.bool_], *columns: NDArray[np.int32]) -> tuple[NDA
     return first, int(keep.sum() - first.sum())
 
 
-def _find(table: Table, names: tuple[str, ...], role: str) -> str:
+def _find(table: Table, names: tuple[str, ...], role: str, place: int) -> str:
+    """The column under one of its names, or of a table without header the one at ``place``.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not table.has_header:
+        return table.need(str(place), role)
     found = next((name for name in names if name in table.columns), None)
     return table.need(names[0], role, fixed=True) if found is None else found

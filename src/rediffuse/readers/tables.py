@@ -15,6 +15,7 @@ from typing import Any
 import narwhals as nw
 import polars as pl
 
+from rediffuse import forks
 from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import DataError, RediffuseWarning, closest, did_you_mean
@@ -75,6 +76,21 @@ class Table:
         return bool(self.files) and isinstance(self.files[0], TextFile)
 
     @property
+    def separator(self) -> str | None:
+        """What is between the fields of text files."""
+        return next((file.separator for file in self.files if isinstance(file, TextFile)), None)
+
+    @property
+    def decimal(self) -> str | None:
+        """The decimal sign of text files, if the caller named it."""
+        return next((file.decimal for file in self.files if isinstance(file, TextFile)), None)
+
+    @property
+    def has_header(self) -> bool:
+        """Whether its columns have names of their own; else these are their places."""
+        return not self.is_text or all(file.has_header for file in self.files if isinstance(file, TextFile))
+
+    @property
     def paths(self) -> list[Path]:
         return [*(file.path if isinstance(file, TextFile) else file for file in self.files), *self.loaded]
 
@@ -108,6 +124,11 @@ class Table:
         if self.is_text and self.files[0].first_is_data:  # pyright: ignore[reportAttributeAccessIssue]
             remedy = no_header(len(self.columns))
             raise DataError(problem, f"The first line looks like data: {remedy[0].lower()}{remedy[1:]}")
+        if self.is_text and self.columns[0].startswith(("#", "%", "//")):
+            raise DataError(problem, "The first line looks like a comment: remove it, if the header is below it.")
+        if not self.has_header:
+            remedy = "Pass a table that has a header as a frame: header=None (--no-header) counts for all text files."
+            raise DataError(problem, f"Without header, columns are named by their place. {remedy}")
         remedy = f"Rename the column of the {role} to {column}." if fixed else f"Name the column of the {role}."
         raise DataError(problem, f"{remedy} {did_you_mean(column, self.columns)}")
 
@@ -127,15 +148,14 @@ class Table:
 
         It does if the caller said so; or if its files are separated by semicolons, and no value has a point.
         """
-        first = self.files[0] if self.is_text else None
-        if not isinstance(first, TextFile) or values.dtype != pl.String or first.decimal == ".":
+        if not self.is_text or values.dtype != pl.String or self.decimal == ".":
             return values
-        if first.decimal is None and (first.separator != ";" or values.str.contains(".", literal=True).any()):
+        if self.decimal is None and (self.separator != ";" or values.str.contains(".", literal=True).any()):
             return values
         comma = values.str.contains(DECIMAL_COMMA)
         if not comma.any():
             return values
-        if first.decimal is None:
+        if self.decimal is None:
             warnings.warn(
                 f"Numbers in column {values.name!r} of {self.name}, such as {values.filter(comma)[0]!r}, were read "
                 "with a decimal comma, as semicolons separate the fields. Pass decimal=',' (--decimal ,) to say so.",
@@ -270,7 +290,9 @@ def read_table(
     Raises:
         DataError: the path does not exist, is not a table, or is a text file without usable header.
         ConfigError: ``source`` is neither a path nor a dataframe.
+        RunError: as `forks.enter`.
     """
+    forks.enter()
     text = text or TextOptions()
     if isinstance(source, (str, PathLike)):
         return _from_files(_expand(Path(source), what), str(source), wanted, text, insist)

@@ -24,6 +24,8 @@ QUOTE_REMEDY = (
     '("), and write quotes inside quoted fields twice.'
 )
 _BLOCK = 1 << 22
+# Records of several lines that are looked at again, and usual ones that they are compared with.
+_SUSPECTS, _USUAL = 100, 200
 _MARK = codecs.BOM_UTF8
 
 
@@ -160,44 +162,72 @@ def _refuse_swallowed(file: TextFile, stream: IO[bytes]) -> None:
     text = TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
     csv.field_size_limit(min(field_limit(), 2**31 - 1))
     reader = csv.reader(lines(), delimiter=file.separator, strict=True)
-    start, values = 1, None
+    start, spread = 1, 0
+    suspects: list[tuple[int, int, list[str]]] = []
+    usual: list[list[str]] = []
     try:
         for fields in reader:
             if len(pieces) > 1:
-                rows = sum(_is_row(piece, file, values) for piece in pieces)
-                if rows * 2 >= len(pieces) and _is_row(pieces[-1], file, values) and rows > 1:
-                    raise DataError(
-                        f"{file.path}, lines {start} to {reader.line_num}: a quote in the first is closed in the last, "
-                        "and these lines look like rows of their own.",
-                        QUOTE_REMEDY,
-                    )
-            elif len(fields) == len(file.header) and (reader.line_num > 1 or not file.has_header) and values is None:
-                values = [_is_number(field) for field in fields]
+                spread += 1
+                rows = sum(_has_width(piece, file) for piece in pieces)
+                if len(suspects) < _SUSPECTS and rows * 2 >= len(pieces) and rows > 1 and _has_width(pieces[-1], file):
+                    suspects.append((start, reader.line_num, list(pieces)))
+            elif len(fields) == len(file.header) and (start > 1 or not file.has_header) and len(usual) < _USUAL:
+                usual.append(fields)
             start = reader.line_num + 1
             pieces.clear()
     except csv.Error as error:
-        raise DataError(
-            f"{file.path}, line {start} cannot be split into fields: {error}.",
-            QUOTE_REMEDY,
-        ) from None
+        remedy = QUOTE_REMEDY
+        if any('\\"' in piece for piece in pieces):
+            remedy += (
+                " If quotes are written as \\\", read the file with pandas (escapechar='\\\\'), and pass the frame."
+            )
+        raise DataError(f"{file.path}, line {start} cannot be split into fields: {error}.", remedy) from None
     finally:
         text.detach()  # the stream is the caller's
+    if not usual and spread > 1:
+        return  # every row spans lines: no quotes are stray
+    # Codes such as u7 have digits and no spaces; a name may have spaces in few rows.
+    checks = [
+        (all(map(is_number, column)), all(" " not in one and any(map(str.isdigit, one)) for one in column))
+        for column in zip(*usual, strict=True)
+    ]
+    for first, last, lines_of in suspects:
+        rows = sum(_is_row(piece, file, checks) for piece in lines_of)
+        if rows * 2 >= len(lines_of) and rows > 1 and _is_row(lines_of[-1], file, checks):
+            raise DataError(
+                f"{file.path}, lines {first} to {last}: a quote in the first is closed in the last, and these lines "
+                "look like rows of their own.",
+                f"{QUOTE_REMEDY} If these lines are one value, read it with pandas, and pass the frame.",
+            )
 
 
-def _is_row(line: str, file: TextFile, numbers: list[bool] | None) -> bool:
-    """Whether a line alone has the fields of a row, and numbers where a usual row has them."""
+def _splits(line: str, file: TextFile) -> Iterator[list[str]]:
+    """The fields of a line alone, with quotes as characters and as quotes; where they are as many as in the header."""
     line = line.rstrip("\r\n")
     for fields in (line.split(file.separator), next(csv.reader([line], delimiter=file.separator), [])):
         if len(fields) == len(file.header):
-            return numbers is None or all(
-                _is_number(field) or not field.strip('" ')
-                for field, number in zip(fields, numbers, strict=True)
-                if number
-            )
-    return False
+            yield fields
 
 
-def _is_number(text: str) -> bool:
+def _has_width(line: str, file: TextFile) -> bool:
+    return any(True for _ in _splits(line, file))
+
+
+def _is_row(line: str, file: TextFile, checks: list[tuple[bool, bool]]) -> bool:
+    """Whether a line alone has the fields of a row, with numbers and without spaces where usual rows have them so."""
+    return any(
+        not checks
+        or all(
+            (is_number(field) or not number or not field.strip('" ')) and (" " not in field or not single)
+            for field, (number, single) in zip(fields, checks, strict=True)
+        )
+        for fields in _splits(line, file)
+    )
+
+
+def is_number(text: str) -> bool:
+    """Whether text is a number, in quotes or not."""
     try:
         float(text.strip('"'))
     except ValueError:

@@ -20,7 +20,7 @@ import polars as pl
 from rediffuse.arguments import require_text
 from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers.packing import FIELD, field_limit, is_packed, open_unpacked
-from rediffuse.readers.text_faults import QUOTE_REMEDY, refuse_faults
+from rediffuse.readers.text_faults import QUOTE_REMEDY, is_number, refuse_faults
 from rediffuse.table_files import scan_csv
 
 SEPARATORS = ("\t", ",", ";", "|", "::", " ")
@@ -69,7 +69,7 @@ def _unescaped(separator: str) -> str:
     """A separator that a shell or a YAML file gave as an escape: ``\\t`` is a tab, ``\\x1f`` one byte."""
     if separator in ("tab", "TAB"):
         return "\t"
-    if re.fullmatch(r"\\(t|x[0-7][0-9a-fA-F]|0|\\|\|)", separator):
+    if re.fullmatch(r"\\(t|x[0-7][0-9a-fA-F]|u00[0-7][0-9a-fA-F]|0[0-7]{0,2}|\\|\|)", separator):
         return separator[1] if separator[1:] in ("\\", "|") else codecs.decode(separator, "unicode_escape")
     return separator
 
@@ -211,6 +211,15 @@ def inspect(path: Path, wanted: Sequence[str], options: TextOptions, insist: boo
     # The last line of the sample may be cut short.
     lines = lines[:50] if whole else lines[: max(1, len(lines) - 1)][:50]
     lines[0] = lines[0].lstrip("\ufeff")
+    if mark := re.match(r"sep=(.)\s*$", lines[0]):
+        raise DataError(
+            f"The first line of {path} is {lines[0].strip()!r}, which says to Excel that {mark.group(1)!r} separates.",
+            "Remove that line.",
+        )
+    if options.header is None and re.match(r"(# |#$|%%|// )", lines[0]):
+        raise DataError(
+            f"{path} begins with a comment: {lines[0][:60]!r}.", "Remove the comments: grep -v '^#' FILE > OTHER."
+        )
     quoted = options.quoting != "none"
     header_of = {sep: _fields(lines[0], sep, quoted) for sep in SEPARATORS}
     likely = _sniff(lines, header_of, wanted)
@@ -230,6 +239,11 @@ def inspect(path: Path, wanted: Sequence[str], options: TextOptions, insist: boo
     if not has_header and all(_TYPED.match(name) for name in header):
         problem = f"header=None was given, and the first line of {path} is a header: {listed(header[:4])}."
         raise DataError(problem, "Leave it out (--no-header).")
+    if not has_header and separator == " " and any(line.startswith(" ") or "  " in line.rstrip() for line in lines):
+        raise DataError(
+            f"Several spaces are between the fields of {path}, or some before the first.",
+            "Leave one between them: sed -E 's/^ +//; s/ +/ /g' FILE > OTHER.",
+        )
     if not has_header:
         header = [str(place) for place in range(len(header))]
     first_is_data = has_header and _looks_like_data(header, lines[1:], separator, quoted, wanted)
@@ -282,11 +296,12 @@ def no_header(width: int) -> str:
     )
 
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
+# A date in ISO form, with or without a clock time.
+DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 
 
 def _is_value(cell: str) -> bool:
-    return is_number(cell) or _DATE.fullmatch(cell.strip()) is not None
+    return is_number(cell) or re.match(DATE, cell.strip()) is not None
 
 
 def _looks_like_data(header: list[str], lines: list[str], separator: str, quoted: bool, wanted: Sequence[str]) -> bool:
@@ -309,8 +324,10 @@ def _sniff(lines: list[str], header_of: dict[str, list[str]], wanted: Sequence[s
             continue
         names = {name.partition(":")[0] for name in header} | set(header)
         same = sum(len(_fields(line, separator)) == len(header) for line in lines) / len(lines)
-        # A space or a double colon also splits titles and clock times, so they are chosen only if nothing else fits.
-        rank = (sum(name in names for name in wanted), same > 0.5 and separator != " ", same, -place)
+        # Text may hold any of the others, and it hardly holds as many double colons in every line.
+        certain = separator == "::" and same == 1.0
+        # A space also splits titles and clock times, so it is chosen only if nothing else fits.
+        rank = (sum(name in names for name in wanted), certain, same > 0.5 and separator != " ", same, -place)
         if best is None or rank > best[0]:
             best = rank, separator
     return best[1] if best else None
@@ -343,6 +360,13 @@ def diagnose(file: TextFile) -> None:
                 f"{file.path}, line {line} has {len(fields)} fields and the {first} has {width}.",
                 "Fix the line: quote fields that contain the separator, or remove the extra fields.",
             )
+    with open_unpacked(file.path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if b"\r" in line.rstrip(b"\r\n"):
+                raise DataError(
+                    f"{file.path}, line {number} holds a bare carriage return, which only some programs end a line at.",
+                    "Save the file with one kind of line ends (LF).",
+                )
     if file.quoted:
         with file.open() as text:
             for number, line in enumerate(text, start=1):
@@ -398,14 +422,6 @@ def _read_bytes(file: TextFile) -> bytes:
 
 def listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def first_line(error: BaseException) -> str:

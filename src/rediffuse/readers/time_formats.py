@@ -14,12 +14,14 @@ _DATES = (
     *(f"%m{mark}%d{mark}%Y" for mark in "/.-"),
     *("%Y/%m/%d", "%Y.%m.%d", "%Y-%m-%d", "%Y%m%d"),
     *("%d/%m/%y", "%d.%m.%y", "%m/%d/%y"),
-    *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y"),
+    *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%m %d, %Y"),
 )
 _CLOCKS = (
     *("", " %H:%M", " %H:%M:%S", " %H:%M:%S%.f", "T%H:%M", "T%H:%M:%S", "T%H:%M:%S%.f"),
     *(" %I:%M %p", " %I:%M:%S %p", ", %H:%M", ", %H:%M:%S", " %H:%M:%S%z", "T%H:%M:%S%z"),
 )
+# Of Goodreads and Twitter; of mail and HTTP; of C.
+_WHOLE = ("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%a %b %d %H:%M:%S %Y")
 _SAMPLE = 1000
 
 
@@ -74,7 +76,8 @@ def remedy(pieces: Iterable[pl.Series]) -> str | None:
 
 def fitting(sample: pl.Series) -> list[str]:
     """The known formats that fit most values of some text."""
-    fits = {date + clock: _fitting(sample, date + clock) for date, clock in product(_DATES, _CLOCKS)}
+    known = [*(date + clock for date, clock in product(_DATES, _CLOCKS)), *_WHOLE]
+    fits = {form: _fitting(sample, form) for form in known}
     forms = [form for form, fit in fits.items() if 2 * fit > len(sample)]
     # Fractions that are never there need not be in the format.
     return [form for form in forms if not (form.endswith("%.f") and fits[form[:-3]] == fits[form])]

@@ -14,6 +14,7 @@ from rediffuse.readers.columns import ISO_FORMS, parse_numbers
 from rediffuse.readers.item_lists import is_bracketed
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table, read_table
+from rediffuse.readers.text_files import DATE
 
 if TYPE_CHECKING:
     from rediffuse.readers.rows import Columns
@@ -30,11 +31,18 @@ _TIMES = (
 _NO_TIMES = r"spent|runtime|duration|birth|update_count|times$|timezone|time_zone"
 _FEEDBACK = re.compile(
     r"(?i)^(label|labels|click|clicks|clicked|is_?click(ed)?|like|likes|liked|is_?liked?|dislike|feedback|target|"
-    r"is_?positive|positive|purchased?|is_?purchased?|bought|conver(ted|sion)|interacted|relevance|y)$"
+    r"is_?positive|positive|rating|vote|thumbs?(_?up)?|reaction|long_?view|recommend(ed)?|purchased?|is_?purchased?|bought|conver(ted|sion)|interacted|relevance|y)$"
 )
+# What such columns hold, in lower case.
+_ZEROS = ("0", "0.0", "-0.0")
+_YES = ("true", "t", "yes", "y", "like", "liked", "positive", "pos", "up", "upvote", "good")
+_NO = ("false", "f", "no", "n", "dislike", "disliked", "negative", "neg", "down", "downvote", "bad")
 _LISTS = re.compile(r"(?i)hist|_list$|_seq$|sequence")
-# Numbers of seconds from 1990 to 2100.
+# Names of numbers that are no times, though they may be as large.
+_NO_NUMBERS = re.compile(r"(?i)id$|^id|key$|code|phone|isbn|ean$|price|amount|hash|views?$|count")
+# Numbers of seconds from 1990 to 2100; and from 1995 to 2040, where no name says that they are times.
 _SECONDS = (6.3e8, 4.2e9)
+_RECENT = (7.9e8, 2.21e9)
 
 
 def note_unused(table: Table, columns: Columns, filtered: bool, report: ReadReport) -> None:
@@ -51,7 +59,7 @@ def note_unused(table: Table, columns: Columns, filtered: bool, report: ReadRepo
     table = _first_file(table, columns.user)
     unused = [name for name in table.columns if name not in used and name in schema]
     if columns.time is None and columns.order is None:
-        _note_time(table, columns.user, [name for name in unused if _may_be_time(name, schema[name])], report)
+        _note_time(table, columns.user, {name: schema[name] for name in unused}, report)
     for name in unused:
         if _FEEDBACK.match(name) and not schema[name].is_nested():
             _note_feedback(table, name, report)
@@ -85,18 +93,23 @@ def _rank(name: str) -> int:
     return next((place for place, pattern in enumerate(_TIMES) if re.search(pattern, low)), len(_TIMES))
 
 
-def _note_time(table: Table, user: str, names: list[str], report: ReadReport) -> None:
-    if not names:
-        return
-    sample = table.read(table.frame.select(user, *names).head(_SAMPLE))
-    keys = {
-        name: key for name in sorted(names, key=_rank) if (key := _time_key(sample[name], _rank(name) < 2)) is not None
-    }
+def _note_time(table: Table, user: str, unused: dict[str, Any], report: ReadReport) -> None:
+    named = sorted((name for name, dtype in unused.items() if _may_be_time(name, dtype)), key=_rank)
+    sample = table.read(table.frame.select(user, *named).head(_SAMPLE))
+    keys = {name: key for name in named if (key := _time_key(sample[name], _rank(name) < 2)) is not None}
+    if not keys:  # a column that no name tells, such as one of a table without header
+        others = [
+            name
+            for name, dtype in unused.items()
+            if name not in named and (dtype == pl.String or dtype.is_integer() or dtype.is_float())
+        ]
+        sample = table.read(table.frame.select(user, *others).head(_SAMPLE))
+        keys = {name: key for name in others if (key := _evident_key(name, sample[name])) is not None}
     if not keys:
         return
     name, key = next(iter(keys.items()))
     up, down = _steps(sample[user], key)
-    if down > up:
+    if down > 4 * up:  # not just in no order
         order = "That column says newest first, so histories are read backwards. "
     elif down:
         order = "That is another order. "
@@ -134,6 +147,25 @@ def _time_key(values: pl.Series, surely: bool) -> NDArray[Any] | None:
     return None
 
 
+def _evident_key(name: str, values: pl.Series) -> NDArray[Any] | None:
+    """As `_time_key`, of a column whose name does not say that it holds times: all values have to look like times."""
+    if re.search(_NO_TIMES, _snake(name)):
+        return None
+    known = values.drop_nulls()
+    if len(known) < 2:
+        return None
+    if values.dtype == pl.String and known.str.contains(DATE).all():
+        return _time_key(values, surely=False)
+    numbers = parse_numbers(known) if values.dtype == pl.String else known
+    if numbers.null_count() or _NO_NUMBERS.search(name):
+        return None
+    size = numbers.cast(pl.Float64)
+    for per_second in (1.0, 1e3, 1e6, 1e9):
+        if (size / per_second).is_between(*_RECENT).all():
+            return _time_key(values, surely=True)
+    return None
+
+
 def _as_floats(times: pl.Series) -> NDArray[Any]:
     return times.to_physical().cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
@@ -145,35 +177,35 @@ def _steps(users: pl.Series, key: NDArray[Any]) -> tuple[int, int]:
     return int((step > 0).sum()), int((step < 0).sum())
 
 
+def _kind(text: str) -> int | None:
+    """1 for positive feedback, 0 for negative, None if it is neither."""
+    text = text.lower()
+    if text in ("-1", "-1.0", *_ZEROS) or text in _NO:
+        return 0
+    return 1 if text in ("1", "1.0") or text in _YES else None
+
+
 def _note_feedback(table: Table, name: str, report: ReadReport, rating: bool = False) -> None:
-    counts = table.read(table.frame.select(pl.col(name).cast(pl.String).str.to_lowercase()).group_by(name).len())
+    counts = table.read(table.frame.select(pl.col(name).cast(pl.String)).group_by(name).len())
     of: dict[str, int] = dict(counts.drop_nulls().rows())
-    values: dict[Any, int] = {}
-    for text, count in of.items():
-        value: Any = text
-        if text not in ("true", "false"):
-            try:
-                value = float(text)
-            except ValueError:
-                return
-        values[value] = values.get(value, 0) + count
-    no = {value: count for value, count in values.items() if value == "false" or (value != "true" and value <= 0)}
-    if not no or len(no) == len(values) or len(values) > 3 or not values.keys() <= {-1.0, 0.0, 1.0, "true", "false"}:
+    kinds = {text: _kind(text) for text in of}
+    no = [text for text, kind in kinds.items() if kind == 0]
+    if not no or len(no) == len(of) or None in kinds.values():
         return
-    rows, total = sum(no.values()), sum(values.values())
+    rows, total = sum(of[text] for text in no), sum(of.values())
     report.values["negative_feedback"] = rows
-    if no.keys() == {0.0}:
+    if all(text in _ZEROS for text in no) and all(text in ("1", "1.0", *_ZEROS) for text in of):
         how = (
             "min_rating=1 (--min-rating 1)"
             if rating
             else (f'rating="{name}", min_rating=1 (--rating {name} --min-rating 1)')
         )
     else:
-        weights = {text: int(text in ("true", "1", "1.0")) for text in sorted(of)}
+        weights = {text: kinds[text] for text in sorted(of)}
         flags = ",".join(f"{text}={weight}" for text, weight in weights.items())
         how = f'event_type="{name}", weights={weights} (--event-type {name} --weights "{flags}")'
     state = "which is the rating" if rating else "which is not used"
-    named = " or ".join(sorted(str(value).removesuffix(".0") for value in no))
+    named = " or ".join(sorted(text.removesuffix(".0") for text in no))
     report.warn(
         f"{rows:,} of {total:,} rows have {named} in column {name!r}, {state}: they look like negative feedback, and "
         f"were read as interactions like the others. To leave them out, pass {how}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class FreshHistories:
         dropped: interactions with items that the model does not know.
         new_users: users who were added.
         unknown_items: ids of items that the model does not know.
+        notes: how the table was read: what was guessed about its times, ids and lists.
     """
 
     contents: RunContents
@@ -69,6 +71,7 @@ class FreshHistories:
     dropped: int
     new_users: int
     unknown_items: pl.Series
+    notes: tuple[str, ...] = ()
 
     def remarks(self) -> list[str]:
         """Sentences about what was left out."""
@@ -117,6 +120,9 @@ def fresh_histories(
             problem = "have an order column that is no time, and the new ones have none"
             remedy = "Prepare them as a dataset with the same order column."
         raise DataError(f"The interactions of {contents.path} {problem}.", remedy)
+    notes = new.notes
+    if old.times is not None and new.histories.times is not None and new.histories.times.max() < old.times.min():
+        notes = (*notes, "All new interactions are earlier than all of the run. Check what their times count.")
     items = _numbers(cast_ids(new.item_ids, contents.items["item_id"].dtype), contents.items["item_id"])
     known = new.histories.where(items[new.histories.items] >= 0)
     unknown = new.item_ids.filter(pl.Series(items < 0))
@@ -156,7 +162,7 @@ def fresh_histories(
     )
     dropped = len(new.histories.items) - len(known.items)
     new_users = len(user_ids) - len(contents.user_ids)
-    return FreshHistories(updated, added, merged.repeated, dropped, new_users, unknown)
+    return FreshHistories(updated, added, merged.repeated, dropped, new_users, unknown, notes)
 
 
 def update_histories(
@@ -219,6 +225,7 @@ class _New:
     user_ids: pl.Series
     item_ids: pl.Series
     has_timestamps: bool
+    notes: tuple[str, ...] = ()
 
 
 def _read(source: Any, user: str, item: str, time: str | None, time_format: str | None) -> _New:
@@ -228,14 +235,26 @@ def _read(source: Any, user: str, item: str, time: str | None, time_format: str 
         return _New(source.interactions.without_synthetic(), source.user_ids, source.item_ids, source.has_timestamps)
     columns = Columns(user, item, time)
     columns.check()
+    try:
+        return _read_table(source, columns, time_format)
+    except DataError as error:
+        if error.remedy is None or not re.search(r"\(--(?!time-format)", error.remedy):
+            raise
+        # The reader names options of its own.
+        remedy = f"{error.remedy} That is an option of rediffuse prepare: prepare the table, and give the dataset."
+        raise DataError(error.problem, remedy) from None
+
+
+def _read_table(source: Any, columns: Columns, time_format: str | None) -> _New:
     table = read_table(source, "interactions", wanted=tuple(columns.by_role().values()))
-    if time is None and "timestamp" in table.columns:
+    if columns.time is None and "timestamp" in table.columns:
         columns = replace(columns, time="timestamp")
     report = ReadReport()
     rows = InteractionRows(table, columns, report, forms=Forms(time_format))
     note_unused(table, columns, False, report)
     rows.sort()
-    return _New(rows.histories(len(rows.user_ids)), rows.user_ids, rows.item_ids, columns.time is not None)
+    histories = rows.histories(len(rows.user_ids))
+    return _New(histories, rows.user_ids, rows.item_ids, columns.time is not None, tuple(report.notes))
 
 
 def _numbers(values: pl.Series, ids: pl.Series) -> NDArray[np.int64]:

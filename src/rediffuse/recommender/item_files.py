@@ -11,7 +11,8 @@ import polars as pl
 from rediffuse.errors import DataError
 from rediffuse.readers.columns import Column, plain_ids
 from rediffuse.readers.tables import Table, read_table
-from rediffuse.readers.text_files import TextFile, TextOptions, is_number, listed
+from rediffuse.readers.text_faults import is_number
+from rediffuse.readers.text_files import TextOptions, listed
 
 # Words in the names of columns that hold ids.
 _NAMES = re.compile(
@@ -21,18 +22,13 @@ _NAMES = re.compile(
 )
 
 
-def has_header(table: Table) -> bool:
-    """Whether the first line of a table of text names its columns."""
-    return all(file.has_header for file in table.files if isinstance(file, TextFile))
-
-
 def refuse_lost_row(table: Table, name: str, is_known: Callable[[str], bool], remedy: str) -> None:
     """Raise if the first line of a text file of one column looks like an id: it would be lost as a header.
 
     Raises:
         DataError: it is a number, a known id, or no usual name of a column.
     """
-    if not table.is_text or not has_header(table):
+    if not table.is_text or not table.has_header:
         return
     if is_number(name) or is_known(name):
         raise DataError(f"The first line of {table.paths[0]} is {name!r}, which is not a header.", remedy)
@@ -55,8 +51,7 @@ def read_item_ids(
     """
     table = read_table(source, "items", wanted=("item_id",), text=text)
     columns = table.columns
-    headless = table.is_text and not has_header(table)
-    if "item_id" not in columns and len(columns) != 1 and not headless:
+    if "item_id" not in columns and len(columns) != 1 and table.has_header:
         raise DataError(
             f"{table.name} has no column item_id; its columns are {listed(columns)}.",
             "Give a file with a column item_id, one id per line; the first line of a text file names the column.",
@@ -66,6 +61,7 @@ def read_item_ids(
         refuse_lost_row(
             table, name, is_known_item, "Let the file begin with item_id, or pass header=None (--no-header)."
         )
-    ids = Column(table.collect([name])[name], table, "item")
+    # An item called NULL is known, or counted among the unknown ones.
+    ids = Column(table.collect([name])[name], table, "item", keep_words=True)
     ids.refuse_first(ids.values.is_null(), "is empty", "Fill in the id or remove the row.")
     return plain_ids(ids)

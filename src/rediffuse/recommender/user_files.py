@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from rediffuse.errors import DataError
+from rediffuse.errors import DataError, RediffuseWarning
 from rediffuse.files import sha256_file
 from rediffuse.readers.columns import Column, plain_ids
 from rediffuse.readers.item_lists import NoListError
@@ -17,7 +18,7 @@ from rediffuse.readers.tables import read_table
 from rediffuse.readers.text_files import TextFile, TextOptions, first_line, listed
 from rediffuse.recommender.bars import BarSplitter
 from rediffuse.recommender.history_text import split_history
-from rediffuse.recommender.item_files import has_header, refuse_lost_row
+from rediffuse.recommender.item_files import refuse_lost_row
 
 # Other names of the column ``history``, without underscores: item_id_list is RecBole's.
 _HISTORIES = ("history", "histories", "itemidlist", "itemhistory")
@@ -61,7 +62,7 @@ class UserFile:
         self._table = table = read_table(source, "users", wanted=("user_id", "history"), text=text)
         self.name = table.name
         self._user_column = "user_id"
-        if table.is_text and not has_header(table):
+        if not table.has_header:
             if len(table.columns) > 2:
                 problem = f"{self.name} has {len(table.columns)} columns and no header."
                 raise DataError(problem, "Without header, give ids in the first column, and histories in the second.")
@@ -70,6 +71,13 @@ class UserFile:
         else:
             self._history_column = _history_column(self.name, table.columns)
         self.has_histories = self._history_column is not None
+        if not self.has_histories and "item_id" in table.columns and len(table.columns) > 1:
+            warnings.warn(
+                f"The column 'item_id' of {self.name} is not used: each row is one user, and histories are in a column "
+                "history. To add interactions to the histories of a run: rediffuse update-histories.",
+                RediffuseWarning,
+                stacklevel=2,
+            )
         if self._user_column not in table.columns:
             if len(table.columns) != 1 or self.has_histories:
                 problem = f"{self.name} has no column user_id; its columns are {listed(table.columns)}."

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from rediffuse.config import WITH_HISTORY, ModelConfig, selected_value
+from rediffuse.data.cold_users import users_text, without_text
 from rediffuse.models.base import Model
 
 # What a card calls the place of its run; `rediffuse.push` writes the address on the hub there.
@@ -90,8 +91,8 @@ def with_test(card: str, run_config: dict[str, Any], result: dict[str, Any]) -> 
     draws = len(result["sampling_seeds"])
     averaged = f"They are means over {draws} draws of the noise. " if draws > 1 else ""
     lines = [
-        f"Split {result['split']}, protocol {result['protocol']['name']}, {result['counts']['users']:,} users, "
-        f"measured on {result['date']}. {averaged}The whole result is in test.json.",
+        f"Split {result['split']}, protocol {result['protocol']['name']}, {users_text(result['counts'])}, "
+        f"{without_text(result['counts'])}, measured on {result['date']}. {averaged}The whole result is in test.json.",
         "",
         "| metric | " + " | ".join(_POLICIES[policy] for policy in policies) + " |",
         "|---|" + "--:|" * len(policies),

@@ -1,13 +1,14 @@
 """Whether the content of a run folder makes sense: its checksums may hold and its numbers be wrong all the same.
 
-`rediffuse.runs.run_folder.read_run` calls these once, before anything is answered. Shapes are compared with those of a
-model without memory (on torch's device "meta"), so a wrong size takes none.
+`rediffuse.runs.run_folder.read_run` calls these once, before anything is answered. A wrong size takes no memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from rediffuse.config import ModelConfig
 from rediffuse.data.checks import ids_of, lists_of, numbers_of, require, require_keys
@@ -38,9 +40,18 @@ CONFIG: dict[str, Any] = {
     "training.peak_memory_mib": (int, float, type(None)),
     **{"tracking": _MAPPING, "defaults": _MAPPING, "resolved.settings": _MAPPING, "created": _TEXT},
 }
+# Those of them that are read without asking whether they are there.
+_NULLABLE = (
+    *("class", "distribution", "created", "data.fingerprint", "split.leak"),
+    *(f"training.{name}" for name in ("best_epoch", "parameters", "peak_memory_mib")),
+)
 _KNOWLEDGE = ("item_id", "relation", "entity", "other_item", "weight", "kept")
 # Users that are scored when a run is loaded.
 _PROBED = 4
+# Bytes that a model may take beyond what its weights account for, before their shapes are compared; and the functions
+# that its constructor takes memory with.
+_SMALL = 1 << 26
+_SIZED = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 
 @contextmanager
@@ -66,8 +77,12 @@ def consistent(path: Path) -> Iterator[None]:
 
 
 def check_config(config: Any) -> None:
-    """Check the content of config.json: that what is read later is there, with the right types."""
+    """Check the content of config.json: that what is read later is there, with the right types. Entries that may be
+    null and are missing become null."""
     require_keys(config, CONFIG)
+    for name in _NULLABLE:
+        *parents, last = name.split(".")
+        functools.reduce(dict.__getitem__, parents, config).setdefault(last, None)
     require("preset" in config and "validation" in config, "preset or validation is missing")
     for name in ("users", "items", "interactions"):
         require(config["data"][name] >= 0, f"data.{name} is {config['data'][name]}")
@@ -113,23 +128,57 @@ def read_histories(users: pl.DataFrame, num_users: int, num_items: int) -> tuple
     return histories, held_out
 
 
-def check_shapes(path: Path, kind: type[Model], options: ModelConfig, num_items: int, num_users: int) -> None:
-    """Compare the shapes in a file of weights with those of the model, before either takes memory."""
+def build_model(path: Path, kind: type[Model], options: ModelConfig, num_items: int, num_users: int) -> Model:
+    """A new model for the weights in a file, whose shapes are compared before those of a wrong size take memory."""
     with safe_open(path, framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    stored = sum(8 * math.prod(shape) for shape in found.values())
+    model = None
+    with suppress(_TooLargeError), _Bounded(_SMALL + 2 * stored):
+        model = kind(options, num_items, num_users)
+    if model is not None:
+        _compare_shapes(found, model)
+        return model
     try:
+        # Without memory; not at once, because torch takes a second to import what it needs for that.
         with torch.device("meta"):
-            expected = kind(options, num_items, num_users).state_dict()
+            model = kind(options, num_items, num_users)
     except RediffuseError:
         raise
     except Exception:
         if kind.__module__.startswith("rediffuse."):
             raise
-        return  # a class of others may need memory in its constructor
-    for name, tensor in expected.items():
+    else:  # a class of others may need memory in its constructor
+        _compare_shapes(found, model)
+    return kind(options, num_items, num_users)
+
+
+def _compare_shapes(found: dict[str, tuple[int, ...]], model: Model) -> None:
+    for name, tensor in model.state_dict().items():
         if name not in found or not tensor.numel():  # sized by the file
             continue
         require(found[name] == tuple(tensor.shape), f"{name} has the shape {found[name]}, not {tuple(tensor.shape)}")
+
+
+class _TooLargeError(Exception):
+    """A model asks for more memory than its file of weights accounts for."""
+
+
+class _Bounded(TorchFunctionMode):
+    """Counts the bytes of new tensors, and raises `_TooLargeError` before one exceeds the ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.left = limit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _SIZED:
+            size = kwargs.get("size", args[0] if args and isinstance(args[0], Sequence) else args)
+            self.left -= 8 * math.prod(size)
+            if self.left < 0:
+                raise _TooLargeError
+        return func(*args, **kwargs)
 
 
 def check_values(model: Model, tensors: dict[str, Tensor]) -> None:

@@ -253,16 +253,16 @@ def read_run(folder: str | Path) -> RunContents:
             checks.check_knowledge(knowledge, items)
     weights = folder / "model.safetensors"
     with checks.consistent(weights):
-        checks.check_shapes(weights, kind, options, len(items), num_users)
-        model = kind(options, len(items), num_users)
+        model = checks.build_model(weights, kind, options, len(items), num_users)
         tensors = load_tensors(weights)[0]
         load_weights(weights, model, tensors)
         checks.check_values(model, tensors)
     with checks.consistent(folder / "config.json"):
         model.resolve(config["resolved"])
     model.eval()
-    with checks.consistent(weights):
-        checks.check_scores(model, histories, num_users)
+    if kind.__module__.startswith("rediffuse."):  # a fault of a class from outside shows better where it is used
+        with checks.consistent(weights):
+            checks.check_scores(model, histories, num_users)
     now = read_manifest(folder)["files"]
     if any(
         now.get(name) != digests[name] for name in (*CORE, ITEM_TABLE, KNOWLEDGE) if name in digests

@@ -147,7 +147,9 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self.since = None
+        # Where the response was complete before its body, the client has to send the next request now.
+        answered = self.cycle is None or self.cycle.response_complete
+        self.since, self.nothing_yet = (self.loop.time(), True) if answered else (None, False)
         self.received = self.body_received = self.head_size = self.fields = 0
 
     def on_response_complete(self) -> None:

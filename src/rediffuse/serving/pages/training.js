@@ -8,8 +8,10 @@ import { colourOf, namesOf, renderRunPicker } from "./runs.js";
 import { start } from "./start.js";
 
 const TABLE_METRICS = ["hr@10", "ndcg@10", "recall@20", "mrr@10"];
-const metricLabel = (metric) =>
-  (metric.endsWith("/unseen") ? `${metric.slice(0, -7)}, seen items filtered` : `${metric}, seen items kept`);
+const metricLabel = (metric) => {
+  const [name, seen] = metric.endsWith("/unseen") ? [metric.slice(0, -7), "filtered"] : [metric, "kept"];
+  return `${name.replace("with_history/", "users with a history: ")}, seen items ${seen}`;
+};
 
 start(async () => {
   const query = new URLSearchParams(location.hash.slice(1));
