@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import torch
 
 from rediffuse.errors import TrainingError
 
@@ -43,7 +42,7 @@ def out_of_memory(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         said = str(error)
         refused = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "out of memory")
         if isinstance(error, RuntimeError) and not any(words in said for words in refused):
@@ -63,6 +62,8 @@ class PeakMemory:
     """
 
     def __init__(self) -> None:
+        import torch  # not above: reading tables needs `free_memory` alone
+
         self.cuda = torch.cuda.is_available()
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -77,6 +78,8 @@ class PeakMemory:
     def mib(self) -> int | None:
         """The peak in MiB, rounded; None if the system does not report it (not Linux, or no permission)."""
         if self.cuda:
+            import torch
+
             return round(torch.cuda.max_memory_allocated() / 2**20)
         if not self.known:
             return None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from rediffuse.config import ModelConfig
 from rediffuse.errors import ConfigError, RediffuseError
@@ -14,6 +18,40 @@ from rediffuse.models.base import Model
 # A trained weight has a gradient and two moments of Adam beside it.
 COPIES = 4
 _ENDLESS = 1 << 80
+# Bytes that a model may take before its size is known; and the functions that its constructor takes memory with.
+SMALL = 1 << 26
+_SIZED = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+
+
+class _TooLargeError(Exception):
+    """A model asks for more memory than it may take."""
+
+
+class _Bounded(TorchFunctionMode):
+    """Counts the bytes of new tensors, and raises `_TooLargeError` before one exceeds the ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.left = limit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _SIZED:
+            size = kwargs.get("size", args[0] if args and isinstance(args[0], Sequence) else args)
+            self.left -= 8 * math.prod(size)
+            if self.left < 0:
+                raise _TooLargeError
+        return func(*args, **kwargs)
+
+
+def built_within(limit: int, kind: type[Model], options: ModelConfig, num_items: int, num_users: int) -> Model | None:
+    """A new model, or None before it takes more than ``limit`` bytes.
+
+    To build it on the device "meta" instead takes no memory, but a second: torch imports what it needs for that.
+    """
+    with suppress(_TooLargeError), _Bounded(limit):
+        return kind(options, num_items, num_users)
+    return None
 
 
 def model_bytes(kind: type[Model], options: ModelConfig, num_items: int, num_users: int) -> int | None:
@@ -23,8 +61,11 @@ def model_bytes(kind: type[Model], options: ModelConfig, num_items: int, num_use
         None if its constructor needs real tensors, as that of a class of others may.
     """
     try:
-        with torch.device("meta"):
-            model = kind(options, num_items, num_users)
+        with torch.random.fork_rng():
+            model = built_within(SMALL, kind, options, num_items, num_users)
+        if model is None:
+            with torch.device("meta"):
+                model = kind(options, num_items, num_users)
     except RediffuseError:
         raise
     except Exception as error:
@@ -44,7 +85,7 @@ def _negative_bytes(options: ModelConfig, num_users: int) -> int:
 
 
 def check_size(kind: type[Model], options: ModelConfig, num_items: int, num_users: int) -> None:
-    """Refuse a model that does not fit into the free memory. It is built without memory, on the device "meta".
+    """Refuse a model that does not fit into the free memory. A large one is built without memory, on the device "meta".
 
     Raises:
         ConfigError: it does not fit; the error names the option that makes it large.

@@ -83,6 +83,12 @@ def _looks_like_adjacency(path: Path) -> bool:
     return len({len(parts) for parts in rows}) > 1 and all(part.isdigit() for parts in rows for part in parts)
 
 
+def line_parts(lines: list[str]) -> pl.DataFrame:
+    """Each line's number (from 1), as the column line, and what stands between blanks or tabs, as the list parts."""
+    parts = pl.Series("parts", lines, dtype=pl.String).str.extract_all(r"\S+")
+    return pl.DataFrame({"line": pl.int_range(1, len(lines) + 1, eager=True), "parts": parts})
+
+
 def read_adjacency(path: str | PathLike[str]) -> pl.DataFrame:
     """The pairs of ``user item item ...`` lines, in the order of the file; lines are separated by blanks or tabs.
 
@@ -102,10 +108,9 @@ def read_adjacency(path: str | PathLike[str]) -> pl.DataFrame:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start:,}).", _FORM) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from None
-    parts = pl.Series("parts", lines, dtype=pl.String).str.extract_all(r"\S+")
-    frame = pl.DataFrame({"line": pl.int_range(1, len(lines) + 1, eager=True), "parts": parts})
     pairs = (
-        frame.filter(pl.col("parts").list.len() > 1)
+        line_parts(lines)
+        .filter(pl.col("parts").list.len() > 1)
         .select(pl.col("parts").list.first().alias("user_id"), pl.col("parts").list.slice(1).alias("item_id"), "line")
         .explode("item_id")
     )

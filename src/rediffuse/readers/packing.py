@@ -16,12 +16,13 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from rediffuse.errors import ConfigError, DataError
+from rediffuse.memory import free_memory
 
 Kind = Literal["parquet", "arrow", "arrow stream", "json", "text"]
 
@@ -237,7 +238,7 @@ def unpacked_limit() -> int:
     Raises:
         ConfigError: the variable of the environment is no number of bytes.
     """
-    return _limit(UNPACKED) or max(_free_memory() // 2, 1 << 20)
+    return _limit(UNPACKED) or max(free_memory() // 2, 1 << 20)
 
 
 def field_limit() -> int:
@@ -252,14 +253,3 @@ def _limit(variable: str) -> int | None:
     if not text.isdecimal() or not 0 < int(text) < 2**63:
         raise ConfigError(f"{variable} is {text!r}, not a number of bytes.", f"For example: {variable}=8000000000")
     return int(text)
-
-
-def _free_memory() -> int:
-    """Bytes that this process may still take, by the system and by the limit of its container."""
-    free = [8 << 30]
-    with suppress(OSError, ValueError, IndexError):
-        free = [int(Path("/proc/meminfo").read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0]) << 10]
-    with suppress(OSError, ValueError):  # "max": there is no limit
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
-        free.append(int(limit) - int(used))
-    return min(free)

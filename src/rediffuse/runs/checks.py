@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from rediffuse.config import ModelConfig
 from rediffuse.data.checks import ids_of, lists_of, numbers_of, require, require_keys
@@ -27,6 +26,7 @@ from rediffuse.errors import RediffuseError, RunError
 from rediffuse.files import os_error
 from rediffuse.models.base import Model
 from rediffuse.models.sampling import Sampling
+from rediffuse.models.sizes import SMALL, built_within
 
 _TEXT, _MAPPING = (str, type(None)), (dict, type(None))
 # What is read of config.json, and the types.
@@ -48,10 +48,6 @@ _NULLABLE = (
 _KNOWLEDGE = ("item_id", "relation", "entity", "other_item", "weight", "kept")
 # Users that are scored when a run is loaded.
 _PROBED = 4
-# Bytes that a model may take beyond what its weights account for, before their shapes are compared; and the functions
-# that its constructor takes memory with.
-_SMALL = 1 << 26
-_SIZED = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 
 @contextmanager
@@ -133,14 +129,12 @@ def build_model(path: Path, kind: type[Model], options: ModelConfig, num_items: 
     with safe_open(path, framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
     stored = sum(8 * math.prod(shape) for shape in found.values())
-    model = None
-    with suppress(_TooLargeError), _Bounded(_SMALL + 2 * stored):
-        model = kind(options, num_items, num_users)
+    model = built_within(SMALL + 2 * stored, kind, options, num_items, num_users)
     if model is not None:
         _compare_shapes(found, model)
         return model
     try:
-        # Without memory; not at once, because torch takes a second to import what it needs for that.
+        # Without memory.
         with torch.device("meta"):
             model = kind(options, num_items, num_users)
     except RediffuseError:
@@ -158,27 +152,6 @@ def _compare_shapes(found: dict[str, tuple[int, ...]], model: Model) -> None:
         if name not in found or not tensor.numel():  # sized by the file
             continue
         require(found[name] == tuple(tensor.shape), f"{name} has the shape {found[name]}, not {tuple(tensor.shape)}")
-
-
-class _TooLargeError(Exception):
-    """A model asks for more memory than its file of weights accounts for."""
-
-
-class _Bounded(TorchFunctionMode):
-    """Counts the bytes of new tensors, and raises `_TooLargeError` before one exceeds the ``limit``."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.left = limit
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _SIZED:
-            size = kwargs.get("size", args[0] if args and isinstance(args[0], Sequence) else args)
-            self.left -= 8 * math.prod(size)
-            if self.left < 0:
-                raise _TooLargeError
-        return func(*args, **kwargs)
 
 
 def check_values(model: Model, tensors: dict[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import DataError
+from rediffuse.readers.adjacency import line_parts
 from rediffuse.readers.research.pickles import read_pickle
 
 SUBSETS = ("train", "valid", "test")
@@ -105,9 +106,7 @@ def integers(path: Path, *names: str) -> pl.DataFrame:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text: {error}", "Get the file again.") from None
-    number = pl.int_range(1, len(lines) + 1, eager=True)
-    parts = pl.Series("parts", lines, dtype=pl.String).str.extract_all(r"\S+")
-    frame = pl.DataFrame({"line": number, "parts": parts}).filter(pl.col("parts").list.len() > 0)
+    frame = line_parts(lines).filter(pl.col("parts").list.len() > 0)
     fields = [
         pl.col("parts").list.get(i, null_on_oob=True).cast(pl.Int64, strict=False).alias(name)
         for i, name in enumerate(names)
