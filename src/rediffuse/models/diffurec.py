@@ -12,18 +12,23 @@ Two forms train the same network:
   of its own, the attention is causal, and the output at position i is x0_hat of item i + 1. Position i sees x_t of
   items up to i + 1, of which only the last, its own target, is unknown at inference.
 
+What is noised is the vector of the next item, scaled to rms 1 like the noise; the paper noises the rows of the item
+table (``normalize=false``). Options add self-conditioning (Chen, Zhang & Hinton, ICLR 2023, arXiv 2208.04202),
+classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598), and gated blocks (`rediffuse.nn.transformer.Block`).
+
 With ``diffusion=false`` the tokens are z_i alone. This is the ablation (no diffusion): the same network, trained the
 same way.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rediffuse.batching.sequences import SequenceBatch, pad_right
@@ -31,6 +36,7 @@ from rediffuse.config import Range
 from rediffuse.diffusion import (
     NoiseLevels,
     ancestral,
+    condition_dropout,
     noise_levels,
     noise_schedule,
     q_sample,
@@ -40,9 +46,10 @@ from rediffuse.diffusion import (
     timestep_sampler,
 )
 from rediffuse.diffusion.noise import RowNoise, row_keys
+from rediffuse.errors import ConfigError, RediffuseWarning
 from rediffuse.models.base import TrainingData, Validation
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
+from rediffuse.models.sequence import ESASREC, Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder, sinusoidal_embedding
 from rediffuse.nn.transformer import Cache
 
@@ -68,6 +75,8 @@ PAPER: dict[str, Any] = {
 }
 # Calibration chooses the fewest steps whose validation metric is within this share of the metric at all steps.
 CALIBRATION_TOLERANCE = 0.005
+# Options that have no effect without diffusion, although they would change the model.
+_OF_DIFFUSION = ("self_conditioning", "history_dropout", "guidance")
 # Training histories whose x0_hat is measured after training.
 MEASURED_ROWS = 64
 
@@ -78,12 +87,13 @@ class DiffuRecConfig(SequenceConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": PAPER,
         "released": PAPER | {"fidelity": "released", "variance": "fixed_large"},
+        "esasrec": ESASREC | {"embedding_dropout": 0.2},
     }
     search = SequenceConfig.search | {
         "blocks": Range(1, 3),
         "dropout": Range(0.1, 0.6),
         "embedding_dropout": Range(0.1, 0.6),
-        "lambda_uncertainty": Range(1e-4, 1e-1, log=True),
+        "lambda_uncertainty": Range(1e-3, 1.0, log=True),
         # These schedules accept any number of steps; some others need more than 20.
         "noise_schedule": ("trunc_lin", "trunc_cos", "cosine", "sqrt"),
         "timestep_sampler": ("uniform", "lossaware"),
@@ -124,6 +134,16 @@ class DiffuRecConfig(SequenceConfig):
         description="released: padding is attended to and is a class of the training loss, and the transformer begins "
         "with Xavier's normal weights, as in the authors' program.",
     )
+
+    @model_validator(mode="after")
+    def _guidance_has_what_it_needs(self) -> Self:
+        if self.guidance and not self.history_dropout:
+            raise ConfigError(
+                f"guidance={self.guidance:g} needs a network that can denoise without a history, and history_dropout "
+                "is 0: it would not be trained to.",
+                "Set history_dropout too, for example 0.1; or guidance=0.",
+            )
+        return self
 
 
 class Approximator(nn.Module):
@@ -226,17 +246,12 @@ class Approximator(nn.Module):
         token = self.condition(last[:, None], x_t, t, noise, earlier).squeeze(1)
         return self.encoder.advance(token, lengths, cache)
 
-    def without_history(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        noise: Callable[[Tensor], Tensor],
-        earlier: Tensor | None = None,
-    ) -> Tensor:
-        """x0_hat (n, d) of noised targets alone: one learned token stands for the history."""
+    def without_history(self, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+        """x0_hat (n, d) of noised targets alone. One learned token stands for the history; no earlier estimate is read,
+        because that knows the history."""
         assert self.no_history is not None
         ones = torch.ones(len(x_t), dtype=torch.int64, device=x_t.device)
-        return self(self.no_history.expand(len(x_t), 1, -1), ones, x_t, t, noise, earlier)
+        return self(self.no_history.expand(len(x_t), 1, -1), ones, x_t, t, noise)
 
 
 class DiffuRec(SequenceModel):
@@ -263,8 +278,8 @@ class DiffuRec(SequenceModel):
             config.lambda_uncertainty,
             causal=self.causal,
             pads_are_keys=self.pads_are_keys,
-            self_conditioning=config.self_conditioning,
-            unconditional=config.history_dropout > 0,
+            self_conditioning=config.diffusion and config.self_conditioning,
+            unconditional=config.diffusion and config.history_dropout > 0,
             gated=config.block == "ligr",
         )
         nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
@@ -287,6 +302,14 @@ class DiffuRec(SequenceModel):
 
     # --- training ------------------------------------------------------------------------------------------
 
+    def check(self, data: TrainingData) -> None:
+        super().check(data)
+        options, fields = self.config, type(self.config).model_fields
+        unused = [name for name in _OF_DIFFUSION if getattr(options, name) != fields[name].get_default()]
+        if unused and not options.diffusion:
+            said = ", ".join(f"{name}={str(getattr(options, name)).lower()}" for name in unused)
+            warnings.warn(f"Without diffusion, {said} changes nothing.", RediffuseWarning, stacklevel=2)
+
     def encode(self, batch: SequenceBatch) -> Encoded:
         items = self._full_width(batch.items)
         z = self.approximator.history(self.item_embedding(items))
@@ -299,23 +322,25 @@ class DiffuRec(SequenceModel):
         known = batch.targets < self.num_items
         t, weights = torch.where(known, t, self.schedule.steps - 1), torch.where(known, weights, 1.0)
         x_t = torch.where(known[:, None], q_sample(self.schedule, x_0, t, noise), noise)
-        estimate = None
-        if self.config.self_conditioning:
-            # Half of the targets are denoised from an estimate, as at inference after the first step.
-            with torch.no_grad():
-                estimate = self.noised_space(self._denoise(z, batch, x_t, t, None))
-            estimate = estimate * (torch.rand(len(t), 1, device=t.device) < 0.5)
+        estimate = self._earlier_estimate(z, batch, x_t, t) if self.config.self_conditioning else None
         vectors = self._denoise(z, batch, x_t, t, estimate)
         if self.config.history_dropout:
-            chosen = torch.nonzero(torch.rand(len(t), device=t.device) < self.config.history_dropout).squeeze(1)
-            some = None if estimate is None else estimate[chosen]
-            alone = self.approximator.without_history(x_t[chosen], t[chosen], torch.randn_like, some)
-            vectors = vectors.index_put((chosen,), alone)
+            dropped = condition_dropout(len(t), self.config.history_dropout, device=t.device).nonzero().squeeze(1)
+            alone = self.approximator.without_history(x_t[dropped], t[dropped], torch.randn_like)
+            vectors = vectors.index_put((dropped,), alone.to(vectors.dtype))
         uniform = self.config.timestep_sampler == "uniform"
-        return Encoded(vectors, None if uniform else weights, t)
+        return Encoded(self.noised_space(vectors), None if uniform else weights, t)
+
+    def _earlier_estimate(self, z: Tensor, batch: SequenceBatch, x_t: Tensor, t: Tensor) -> Tensor:
+        """(n, d) what self-conditioning reads: an estimate for half of the targets, as after the first step of a chain,
+        and zeros for the others, as in the first (Chen, Zhang & Hinton 2023, algorithm 1)."""
+        with torch.no_grad():
+            estimate = self.noised_space(self._denoise(z, batch, x_t, t, None))
+        return estimate * (torch.rand(len(t), 1, device=t.device) < 0.5)
 
     def noised_space(self, x: Tensor) -> Tensor:
-        """Vectors (..., d) of items, or estimates of them, in the space in which noise is added to them."""
+        """Vectors (..., d) of items, or estimates of them, in the space in which noise is added: of rms 1, or unchanged
+        with ``normalize=false``."""
         return nn.functional.normalize(x, dim=-1) * self.config.embedding_size**0.5 if self.config.normalize else x
 
     def _denoise(self, z: Tensor, batch: SequenceBatch, x_t: Tensor, t: Tensor, estimate: Tensor | None) -> Tensor:
@@ -349,7 +374,7 @@ class DiffuRec(SequenceModel):
         if len(rows):
             table = self.item_embedding.weight
             items, lengths = (x.to(table.device) for x in pad_right(rows, self.config.max_length, self.pad))
-            estimate = float(self.noised_space(self.represent(items, lengths, Sampling()).float()).square().mean())
+            estimate = float(self.represent(items, lengths, Sampling()).float().square().mean())
         mean_square = float(self.noised_space(self.catalogue().float()).square().mean())
         return [
             noise_levels(
@@ -398,7 +423,14 @@ class DiffuRec(SequenceModel):
                 sampling.on_step(t, self.metric_space(x_t), self.metric_space(x0_hat))
 
         network = self._last_token_only(items, z, lengths, noise) if self.causal else whole_history
-        predict = self._guided(network, noise)
+        estimate: Tensor | None = None
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            nonlocal estimate
+            x0_hat = self.guided(network(x_t, t, estimate), x_t, t, noise)
+            estimate = x0_hat if self.config.self_conditioning else None
+            return x0_hat
+
         start = noise(z[:, 0])
         steps = self.network_passes(sampling)
         if steps == 1:
@@ -420,23 +452,14 @@ class DiffuRec(SequenceModel):
 
         return network
 
-    def _guided(
-        self, network: Callable[[Tensor, Tensor, Tensor | None], Tensor], noise: RowNoise
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """f(x_t, t) for the solvers: x0_hat in the space of the noise, after guidance, from the step before it."""
-        estimate: Tensor | None = None
-
-        def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            nonlocal estimate
-            x0_hat = self.noised_space(network(x_t, t, estimate))
-            if self.config.guidance:
-                alone = self.noised_space(self.approximator.without_history(x_t, t, noise, estimate))
-                scale = self.config.guidance
-                x0_hat = self.noised_space((1 + scale) * x0_hat - scale * alone)
-            estimate = x0_hat if self.config.self_conditioning else None
+    def guided(self, x0_hat: Tensor, x_t: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a step of the chain takes for x_0 (B, d): x0_hat in the space of the noise, and away from what the
+        network says without the history, (1 + s) x0_hat - s alone (Ho & Salimans 2022, eq. 6)."""
+        x0_hat, scale = self.noised_space(x0_hat), self.config.guidance
+        if not scale:
             return x0_hat
-
-        return predict
+        alone = self.noised_space(self.approximator.without_history(x_t, t, noise))
+        return self.noised_space((1 + scale) * x0_hat - scale * alone)
 
     def earlier_tokens(self, items: Tensor, z: Tensor, lengths: Tensor) -> tuple[Tensor, Cache]:
         """What all steps of the causal form share: z (B, d) of each row's last token, and a cache of the others.

@@ -20,8 +20,9 @@ Cache = list[tuple[Tensor, Tensor]]
 class Block(nn.Module):
     """Self-attention and a feed-forward layer, each pre-normed with a residual (Xiong et al. 2020).
 
-    With ``gated``, a layer of LiGR (Borisyuk et al. 2025, arXiv 2502.03417): what is added to the residual is
-    multiplied by a sigmoid of it, and the feed-forward layer is a SwiGLU without biases (Shazeer 2020).
+    With ``gated``, a layer of LiGR (Borisyuk et al. 2025, arXiv 2502.03417) as in eSASRec (Tikhonovich et al. 2025,
+    arXiv 2508.06450): x + sigmoid(gate(x)) * f(norm(x)), where the feed-forward layer is a SwiGLU without biases
+    (Shazeer 2020), and no dropout on the residual itself.
     """
 
     def __init__(self, size: int, heads: int, dropout: float, norm_eps: float, *, gated: bool = False) -> None:
@@ -73,6 +74,9 @@ class Block(nn.Module):
         change = self._drop(change)
         return x + (change if self.gates is None else torch.sigmoid(self.gates[layer](x)) * change)
 
+    def _finish(self, x: Tensor) -> Tensor:
+        return x if self.gates is not None else self._drop(x)
+
     def forward(
         self, x: Tensor, mask: Tensor | None, causal: bool, real: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -82,7 +86,7 @@ class Block(nn.Module):
             q = q * real  # a zero query attends to all positions equally
         x = self._add(x, self._attend(q, k, v, mask, causal), 0)
         x = self._add(x, self._feed(x), 1)
-        return self._drop(x), (k, v)
+        return self._finish(x), (k, v)
 
     def keys_and_values(self, normed: Tensor) -> Tensor:
         """Keys and values, stacked (2, B, heads, L, d / heads), of normalised tokens (B, L, d)."""
@@ -97,7 +101,7 @@ class Block(nn.Module):
         q = self._split(F.linear(own, self.qkv.weight[:size], self.qkv.bias[:size]))[0]
         k, v = self.keys_and_values(normed)
         y = self._add(_pick(x, position), self._attend(q, k, v, mask, causal=False), 0)
-        return self._drop(self._add(y, self._feed(y), 1))
+        return self._finish(self._add(y, self._feed(y), 1))
 
     def advance(self, x: Tensor, position: Tensor, cache: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """The output (B, 1, d) at a token (B, 1, d) in ``position`` (B,), with cached keys and values of the others."""
@@ -106,7 +110,7 @@ class Block(nn.Module):
         keys, values = cache
         keys[rows, :, position], values[rows, :, position] = k[:, :, 0], v[:, :, 0]
         y = self._add(x, self._attend(q, keys, values, mask, causal=False), 0)
-        return self._drop(self._add(y, self._feed(y), 1))
+        return self._finish(self._add(y, self._feed(y), 1))
 
 
 class Encoder(nn.Module):
@@ -115,8 +119,8 @@ class Encoder(nn.Module):
     Args:
         size: width d of the tokens.
         blocks, heads: depth and attention heads.
-        dropout: rate of dropout on the attention weights, after the attention, in and after the feed-forward layer,
-            after each block, and before the last LayerNorm.
+        dropout: rate of dropout on the attention weights, after the attention, in and after the feed-forward layer;
+            unless ``gated``, also after each block and before the last LayerNorm.
         causal: whether position i sees positions j <= i only. If so, padding on the right needs no mask.
         norm_eps: epsilon of every LayerNorm.
         pads_are_keys: reproduce DiffuRec's released code: real positions attend to padding, and padded positions
@@ -141,7 +145,7 @@ class Encoder(nn.Module):
             raise ConfigError(f"embedding_size {size} is not a multiple of heads {heads}.", "Change one of the two.")
         self.blocks = nn.ModuleList(Block(size, heads, dropout, norm_eps, gated=gated) for _ in range(blocks))
         self.norm = nn.LayerNorm(size, eps=norm_eps)
-        self.dropout = dropout
+        self.dropout = 0.0 if gated else dropout
         self.causal = causal
         self.pads_are_keys = pads_are_keys
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
+from rediffuse.models.sequence import ESASREC, Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder
 
 
 class SASRecConfig(SequenceConfig):
     """Options of SASRec. The defaults were chosen on validation data (docs/benchmarks.md)."""
 
+    presets = SequenceConfig.presets | {"esasrec": ESASREC}
     search = SequenceConfig.search | {"blocks": Range(1, 3), "dropout": Range(0.1, 0.6)}
 
     form: Literal["causal", "prefix"] = Field(
