@@ -250,8 +250,7 @@ class Approximator(nn.Module):
         """x0_hat (n, d) of noised targets alone. One learned token stands for the history; no earlier estimate is read,
         because that knows the history."""
         assert self.no_history is not None
-        ones = torch.ones(len(x_t), dtype=torch.int64, device=x_t.device)
-        return self(self.no_history.expand(len(x_t), 1, -1), ones, x_t, t, noise)
+        return self(self.no_history.expand(x_t.shape[0], 1, -1), torch.ones_like(t), x_t, t, noise)
 
 
 class DiffuRec(SequenceModel):

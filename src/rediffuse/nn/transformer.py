@@ -43,9 +43,10 @@ class Block(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, L, n d) -> (n, B, heads, L, d / heads) as views, n = 1 or 3 merged projections."""
-        batch, length, _ = x.shape
-        head = self.out.in_features // self.heads
-        return x.view(batch, length, -1, self.heads, head).permute(2, 0, 3, 1, 4)
+        batch, length, width = x.shape
+        size = self.out.in_features
+        # No size is left to be inferred: a batch may be empty.
+        return x.view(batch, length, width // size, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         if self.training and self.dropout > 0:
