@@ -291,7 +291,7 @@ def test_without_diffusion_its_options_are_said_to_change_nothing():
 def test_the_presets_of_the_paper_noise_rows_of_the_item_table(preset):
     config = DiffuRec.Config.build(preset)
     assert (config.normalize, config.noise_schedule, config.block) == (False, "trunc_lin", "standard")
-    assert not (config.self_conditioning or config.history_dropout or config.guidance)
+    assert (config.self_conditioning, config.history_dropout, config.guidance) == (False, 0, 0)
 
 
 @pytest.mark.parametrize("diffusion", [True, False])
