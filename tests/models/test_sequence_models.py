@@ -27,7 +27,7 @@ KINDS = {
     "ligr": (DiffuRec, {"block": "ligr"}),
     "lossaware": (DiffuRec, {"timestep_sampler": "lossaware", "diffusion_steps": 4}),
     "released": (DiffuRec, {"form": "prefix", "fidelity": "released"}),
-    "uniform": (DiffuRec, {"loss": "uniform_softmax", "negatives": 16, "repeat_bias": False}),
+    "uniform": (DiffuRec, {"loss": "uniform_softmax", "negatives": 16, "item_optimizer": "rowwise_adagrad"}),
     "sampled": (DiffuRec, {"loss": "sampled_softmax", "negatives": 64, "repeat_bias": False}),
     "in-batch": (DiffuRec, {"loss": "in_batch"}),
     "sce": (DiffuRec, {"loss": "sce", "negatives": 8, "timestep_sampler": "lossaware", "diffusion_steps": 4}),
