@@ -39,9 +39,9 @@ from rediffuse.models.base import Model
 from rediffuse.models.sizes import check_size
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
+from rediffuse.runs.former_options import CONFIG_FORMAT
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import (
-    FORMAT,
     Run,
     RunContents,
     run_path,
@@ -267,7 +267,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """The content of config.json that is known before training."""
     return {
-        "format": FORMAT,
+        "format": CONFIG_FORMAT,
         **external.describe(kind),
         "preset": preset,
         "config": options.model_dump(mode="json"),
