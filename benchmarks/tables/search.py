@@ -33,9 +33,22 @@ TRIALS: dict[str, tuple[str, dict[str, Any]]] = {
     "gru4rec, t = 0.5": ("gru4rec", {"history_noise": 0.5}),
     "gru4rec, t = 1": ("gru4rec", {"history_noise": 1.0}),
     "gru4rec, t = 0.25, uniform graph": ("gru4rec", {"history_noise": 0.25, "noise_graph": "uniform"}),
+    "gru4rec, dropout 0.2": ("gru4rec", {"dropout": 0.2}),
     "gru4rec, dropout 0.5": ("gru4rec", {"dropout": 0.5}),
     "sasrec": ("sasrec", {}),
     "sasrec, t = 0.25": ("sasrec", {"history_noise": 0.25}),
+    "diffurec, no diffusion": ("diffurec", {"diffusion": False}),
+    "diffurec, no diffusion, t = 0.25": ("diffurec", {"diffusion": False, "history_noise": 0.25}),
+    **{
+        f"diffurec, lambda = {weight}": ("diffurec", {"lambda_uncertainty": weight})
+        for weight in (0.001, 0.01, 0.1, 1.0)
+    },
+    "diffurec, lambda = 0.1, self-conditioning": ("diffurec", {"lambda_uncertainty": 0.1, "self_conditioning": True}),
+    "diffurec, lambda = 0.1, guidance 0.5": (
+        "diffurec",
+        {"lambda_uncertainty": 0.1, "history_dropout": 0.1, "guidance": 0.5},
+    ),
+    "diffurec, lambda = 0.01, ema": ("diffurec", {"lambda_uncertainty": 0.01, "ema": 0.999}),
 }
 
 

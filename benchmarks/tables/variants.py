@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.tables import augmented
+from rediffuse.models.baselines.sasrec import SASRecConfig
 from rediffuse.models.diffkg import DiffKGConfig
 from rediffuse.models.diffnet import DiffNetConfig
 from rediffuse.models.diffnetpp import DiffNetPPConfig
@@ -82,6 +83,7 @@ _SEQUENCES = {
     "diffurec": Variant("diffurec"),
     "diffurec-ablation": Variant("diffurec", NO_DIFFUSION),
     "sasrec": Variant("sasrec"),
+    "esasrec": Variant("sasrec", SASRecConfig.presets["esasrec"], label="esasrec"),
     "bert4rec": Variant("bert4rec"),
 }
 _COLLABORATIVE = {"lightgcn": Variant("lightgcn"), "bprmf": Variant("bprmf")}
