@@ -57,6 +57,7 @@ from rediffuse.nn.transformer import Cache
 PAPER: dict[str, Any] = {
     "normalize": False,
     "noise_schedule": "trunc_lin",
+    "lambda_uncertainty": 0.001,
     "form": "prefix",
     "blocks": 4,
     "heads": 4,
@@ -112,7 +113,7 @@ class DiffuRecConfig(SequenceConfig):
     diffusion_steps: int = Field(32, ge=1, description="T, the steps of the noise schedule.")
     noise_schedule: str = "cosine"
     timestep_sampler: Literal["uniform", "fixstep", "lossaware"] = "uniform"
-    lambda_uncertainty: float = Field(0.001, ge=0, description="Mean and standard deviation of lambda.")
+    lambda_uncertainty: float = Field(0.01, ge=0, description="Mean and standard deviation of lambda.")
     normalize: bool = Field(
         True, description="Noise item vectors of rms 1, as long as the noise; false: the rows of the item table."
     )

@@ -7,7 +7,9 @@ from typing import Any
 # Format of config.json: 2 since DiffuRec noises scaled item vectors by default.
 CONFIG_FORMAT = 2
 # Built-in model -> its options before format 2, where config.json does not name them.
-_BEFORE: dict[str, dict[str, Any]] = {"diffurec": {"normalize": False, "noise_schedule": "trunc_lin"}}
+_BEFORE: dict[str, dict[str, Any]] = {
+    "diffurec": {"normalize": False, "noise_schedule": "trunc_lin", "lambda_uncertainty": 0.001}
+}
 
 
 def complete(config: dict[str, Any]) -> None:
