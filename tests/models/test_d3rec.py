@@ -9,7 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from starlette.testclient import TestClient
 from tests.fitting import steps, training_data
+from tests.test_cli import succeeds
 
 import rediffuse as rd
 from rediffuse.data.features import sets_of
@@ -20,6 +22,7 @@ from rediffuse.models.diffrec import DiffRec
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.batch import recommend_to_folder
 from rediffuse.runs.run_folder import read_run
+from rediffuse.serving.app import create_app
 from rediffuse.testing import synthetic_interactions
 
 ITEMS = 30
@@ -237,6 +240,22 @@ def test_a_run_keeps_the_categories_and_the_temperature_steers_them(run, tmp_pat
         recommend_to_folder(recommender, tmp_path / "users.parquet", tmp_path / "out", temperature=2.0, **ask)
     with pytest.warns(RediffuseWarning, match="unknown"):
         assert len(recommender.recommend(users=["no such user"], k=3, temperature=2.0)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:The split of this run held out")
+def test_the_service_and_the_command_line_take_both_options(run):
+    ask = {"temperature": 50.0, "guidance_scale": 1.0}
+    wanted = rd.Recommender.load(run).recommend(users=["u1", "u2"], k=4, **ask)
+    with TestClient(create_app([run.path])) as client:
+        answer = client.post("/v1/recommend", json={"users": ["u1", "u2"], "k": 4, **ask}).json()
+        found = [int(item["item_id"]) for user in answer["results"] for item in user["items"]]
+        assert found == wanted["item_id"].to_list()
+        assert client.get("/v1/models").json()["models"][0]["has_guidance"]
+        for option, value in {"temperature": 0, "guidance_scale": -2}.items():
+            assert client.post("/v1/recommend", json={"users": ["u1"], option: value}).status_code == 422
+    options = ["--user", "u1", "--user", "u2", "-k", "4", "--temperature", "50", "--guidance-scale", "1", "--json"]
+    listed = json.loads(succeeds("recommend", run.path, *options))
+    assert [row["item_id"] for row in listed["recommendations"]] == wanted["item_id"].to_list()
 
 
 @pytest.mark.parametrize(

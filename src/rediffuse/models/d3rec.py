@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rediffuse.batching.matrix import shape_of
 from rediffuse.batching.rows import RowBatch
 from rediffuse.config import Range
 from rediffuse.data.features import MOST_VALUES, most_common, sets_of
@@ -108,8 +109,9 @@ class D3Rec(DiffRec):
                 f"Column {column!r} of the item table holds no value.", "Name another with category_column=NAME."
             )
         found = []
-        if sets.shape[1] > MOST_VALUES:
-            found.append(f"it has {sets.shape[1]:,} values, of which the {MOST_VALUES} most common are categories")
+        _, values = shape_of(sets)
+        if values > MOST_VALUES:
+            found.append(f"it has {values:,} values, of which the {MOST_VALUES} most common are categories")
         if without:
             found.append(f"{without:,} of {self.num_items:,} items have no category, and count for no preference")
         if found:

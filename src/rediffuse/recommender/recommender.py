@@ -297,7 +297,13 @@ class Recommender(Displayed):
             raise ConfigError(
                 f"guidance_scale is {described(guidance_scale)}.", "Give a number from -1, which is no guidance."
             )
-        return Sampling(seed, sampling_steps, float(noise), **guidance)
+        return Sampling(
+            seed,
+            sampling_steps,
+            float(noise),
+            temperature=guidance.get("temperature"),
+            guidance_scale=guidance.get("guidance_scale"),
+        )
 
     def is_known_user(self, user: Any) -> bool:
         """Whether the run holds a history of a user of this id."""
