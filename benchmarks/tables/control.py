@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,7 +200,7 @@ def main() -> None:
             facts[-1] |= {key: training[key] for key in ("minutes", "best_epoch", "stopped", "precision")}
             print(json.dumps(facts[-1]), flush=True)
 
-    def on(task: str, settings: dict[str, list[Setting]]) -> list[Setting]:
+    def on(task: Literal["valid", "test"], settings: dict[str, list[Setting]]) -> list[Setting]:
         """The settings of each model, with the means of their figures over the seeds."""
         measured = partial(measure, task=split.task(task), features=features)
         per_model = (
