@@ -96,7 +96,8 @@ def test_the_temperature_is_a_power_that_is_normalised():
         torch.testing.assert_close(tempered(p, tau)[0].double(), powers / powers.sum(), atol=1e-6, rtol=0)
         assert tempered(p, tau)[1].tolist() == [0, 0, 0, 0]
     assert tempered(p, float("inf"))[0].tolist() == [0.25] * 4
-    assert tempered(p, 1e-3)[0].tolist() == pytest.approx([1, 0, 0, 0], abs=1e-6)
+    for tiny in (1e-3, 1e-320):
+        assert tempered(p, tiny)[0].tolist() == pytest.approx([1, 0, 0, 0], abs=1e-6)
     assert tempered(p, 0.5)[0, 0] > 0.5 > tempered(p, 2.0)[0, 0]
 
 
@@ -282,6 +283,14 @@ def test_models_without_guidance_refuse_its_options(data, tmp_path):
         for option in ("temperature", "guidance_scale"):
             with pytest.raises(ConfigError, match=rf"No condition guides {name} in this run\.\s+Leave out {option}"):
                 recommender.recommend(users=["u1"], **{option: 1.0})
+
+
+def test_weights_of_other_categories_are_refused():
+    model = built()
+    state = model.state_dict()
+    state["condition.value"] = state["condition.value"][:2]
+    with pytest.raises(RuntimeError, match=r"condition.value has the shape \(2, 24\), and there are 4 categories"):
+        model.load_state_dict(state)
 
 
 # --- columns of categories ----------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from rediffuse.nn import SizedByData
 
 # Added to every share before it is tempered, as released: a category that the user does not know can gain.
 FLOOR = 1e-7
+SMALLEST_TEMPERATURE = 1e-6
 _RELEASED = {"metric": "recall@20/unseen", "patience": 25, "validate_every": 2}
 
 
@@ -84,6 +85,15 @@ class D3Rec(DiffRec):
         super().__init__(config, num_items, num_users)
         self.categories = SizedByData(trained=False, rows=num_items)
         self.condition = SizedByData(columns=config.hidden_sizes[-1])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:  # pyright: ignore
+        shares, weights = (state_dict.get(f"{prefix}{name}.value") for name in ("categories", "condition"))
+        if shares is not None and weights is not None and shares.shape[1:] != weights.shape[:1]:
+            others[-1].append(
+                f"{prefix}condition.value has the shape {tuple(weights.shape)}, and there are {shares.shape[1]} "
+                "categories"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @property
     def has_guidance(self) -> bool:  # type: ignore[override]
@@ -166,4 +176,7 @@ def tempered(preference: Tensor, temperature: float) -> Tensor:
     if temperature == 1:
         return preference
     known = preference.sum(1, keepdim=True) > 0
-    return torch.softmax((preference + FLOOR).log() / temperature, dim=1) * known
+    logits = (preference + FLOOR).log()
+    # Below the smallest temperature only the largest share is left, and a division would overflow.
+    logits = (logits - logits.amax(1, keepdim=True)) / max(temperature, SMALLEST_TEMPERATURE)
+    return torch.softmax(logits, dim=1) * known
