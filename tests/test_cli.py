@@ -200,7 +200,7 @@ def test_theat_chooses_and_is_updated(dataset, tables, tmp_path):
 
 def test_models_data_and_doctor_in_json():
     _, out, _ = command("models", "--json")
-    assert json.loads(out)["diffurec"]["presets"] == ["default", "paper", "released"]
+    assert json.loads(out)["diffurec"]["presets"] == ["default", "paper", "released", "esasrec"]
     _, out, _ = command("data", "--json")
     assert "ml-100k" in json.loads(out)["names"]
     _, out, _ = command("doctor", "--json")

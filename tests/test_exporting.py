@@ -30,12 +30,17 @@ pytestmark = pytest.mark.skipif(
 
 TINY = {"embedding_size": 16, "batch_size": 64, "epochs": 3, "max_length": 8}
 NOISY = TINY | {"blocks": 2, "diffusion_steps": 8, "sampling_steps": 4, "lambda_uncertainty": 0.3}
+GUIDED = {"history_dropout": 0.2, "guidance": 1.0}
 RUNS = {
     "causal": ("diffurec", NOISY),
     "prefix": (
         "diffurec",
-        NOISY | {"form": "prefix", "temperature": None, "repeat_bias": False, "variance": "fixed_large"},
+        NOISY
+        | {"form": "prefix", "temperature": None, "repeat_bias": False, "variance": "fixed_large"}
+        | {"self_conditioning": True},
     ),
+    "guided": ("diffurec", NOISY | GUIDED | {"form": "prefix", "normalize": False, "embedding_std": 1.0}),
+    "both": ("diffurec", NOISY | GUIDED | {"self_conditioning": True, "block": "ligr"}),
     "ablation": ("diffurec", TINY | {"diffusion": False, "blocks": 1}),
     "sasrec": ("sasrec", TINY | {"blocks": 1}),
     "gru4rec": ("gru4rec", TINY),
@@ -114,10 +119,14 @@ def scores(folder, histories, seed=0, graph=onnx_graph):
         query = encoded["query"]
     else:
         draw, denoise = library_draws(windows, lengths, seed), graph(folder, "step")
+        read = description["graphs"]["step"]["inputs"]
         x = draw((len(recent), description["embedding_size"]))
+        x0_hat = np.zeros_like(x)
         for step in description["denoising"]["steps"]:
-            t = np.full(len(recent), step["t"])
-            (x0_hat,) = denoise(**encoded, lengths=lengths, x_t=x, t=t, noise=draw(encoded["z"].shape))
+            t, further = np.full(len(recent), step["t"]), {"noise": draw(encoded["z"].shape)}
+            further |= {"estimate": x0_hat} if "estimate" in read else {}
+            further |= {"noise_alone": draw(x.shape)} if "noise_alone" in read else {}
+            (x0_hat,) = denoise(**encoded, lengths=lengths, x_t=x, t=t, **further)
             x = step["x0_hat"] * x0_hat + step["x_t"] * x
             if step["noise"]:
                 x = x + step["noise"] * draw(x.shape)
@@ -147,14 +156,14 @@ def check_lists(run, folder, found, histories, seed=0):
             np.testing.assert_allclose(row[items], expected["score"], atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["causal", "prefix", "ablation", "sasrec"])
+@pytest.mark.parametrize("kind", ["causal", "prefix", "guided", "both", "ablation", "sasrec"])
 def test_onnx_runtime_gives_the_lists_of_the_library(kind, runs, exported):
     folder = exported(kind)
     for seed, histories in ((0, HISTORIES), (4, HISTORIES[1:3]), (0, HISTORIES[:1])):
         check_lists(runs(kind), folder, scores(folder, histories, seed), histories, seed)
 
 
-@pytest.mark.parametrize("kind", ["causal", "gru4rec"])
+@pytest.mark.parametrize("kind", ["causal", "both", "gru4rec"])
 def test_torch_export_gives_the_lists_of_the_library(kind, runs, tmp_path):
     export(runs(kind), tmp_path, "torch-export")
     for seed, histories in ((0, HISTORIES), (0, HISTORIES[:1])):
@@ -165,7 +174,7 @@ def test_torch_export_gives_the_lists_of_the_library(kind, runs, tmp_path):
     run_readme(runs(kind), tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["causal", "prefix", "ablation"])
+@pytest.mark.parametrize("kind", ["causal", "prefix", "guided", "both", "ablation"])
 def test_the_code_of_the_readme_gives_the_lists_of_the_library(kind, runs, exported):
     run_readme(runs(kind), exported(kind))
 

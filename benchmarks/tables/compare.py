@@ -31,6 +31,7 @@ from rediffuse.data.split import Split
 from rediffuse.memory import PeakMemory
 from rediffuse.readers.public_datasets import public_dataset
 from rediffuse.runs.run_folder import read_config
+from rediffuse.training.phases import NETWORK
 
 
 def main() -> None:
@@ -84,7 +85,10 @@ def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs
         return  # the seed changes nothing
     phases = {phase: runs / f"{other}-{seed}" for phase, other in variant.phases.items()}
     options = {name: value for name, value in variant.options.items() if name not in phases}
-    options |= {"metric": metric, "epochs": min(epochs, options.get("epochs", epochs)), "patience": 8}
+    if NETWORK in phases:
+        options = {"prior": options["prior"]}  # the others are those of the network
+    else:
+        options |= {"metric": metric, "epochs": min(epochs, options.get("epochs", epochs)), "patience": 8}
     if variant.on:
         longer = rd.load_dataset(augmented.where(runs, variant.on, seed))
         split = rd.split.by_name(split.name, longer, **split.params)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.tables import augmented
+from rediffuse.models.baselines.sasrec import SASRecConfig
 from rediffuse.models.diffkg import DiffKGConfig
 from rediffuse.models.diffnet import DiffNetConfig
 from rediffuse.models.diffnetpp import DiffNetPPConfig
@@ -24,12 +25,14 @@ class Variant:
         options: what differs from its default options.
         phases: the variants whose runs its phases are taken from.
         on: the data set of `augmented.py` that it is trained on; "" for the data as they are.
+        label: its name in tables; "" for one made of the model and the options.
     """
 
     model: str
     options: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, str] = field(default_factory=dict)
     on: str = ""
+    label: str = ""
 
 
 NO_DIFFUSION = {"diffusion": False}
@@ -71,6 +74,19 @@ FLOORS = {
     for name, floor in _FLOORS.items()
     for suffix in ("", "-refit")
 }
+
+_ALONE = {"prior": "none"}
+_SEQUENCES = {
+    "heatrec": Variant("heatrec", _ALONE),
+    "heatrec-ablation": Variant("heatrec", _ALONE | NO_DIFFUSION, label="gru4rec = heatrec (no diffusion)"),
+    "heatrec-uniform": Variant("heatrec", _ALONE | {"noise_graph": "uniform"}),
+    "diffurec": Variant("diffurec"),
+    "diffurec-ablation": Variant("diffurec", NO_DIFFUSION),
+    "sasrec": Variant("sasrec"),
+    "esasrec": Variant("sasrec", SASRecConfig.presets["esasrec"], label="esasrec"),
+    "bert4rec": Variant("bert4rec"),
+}
+_COLLABORATIVE = {"lightgcn": Variant("lightgcn"), "bprmf": Variant("bprmf")}
 
 # One option of DiffuRec or SASRec changed.
 ONE_OPTION = {
@@ -148,4 +164,32 @@ def augmentation() -> dict[str, Variant]:
     }
 
 
-VARIANTS = FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation()
+# The networks of `table.py`, by kind of data.
+NETWORKS: dict[str, dict[str, Variant]] = {
+    "sequences": _SEQUENCES | _COLLABORATIVE,
+    "rows": DIFFREC | _COLLABORATIVE,
+    "friends": SOCIAL | _COLLABORATIVE,
+    "knowledge": KNOWLEDGE | _COLLABORATIVE,
+    "knowledge and friends": KNOWLEDGE | SOCIAL | _COLLABORATIVE,
+}
+
+
+def with_prior(name: str) -> str:
+    """The name of a network with the prior."""
+    return f"{name}-prior"
+
+
+PRIORS = {
+    with_prior(name): Variant(
+        network.model,
+        network.options | {"prior": "head"},
+        phases={"fit": name},
+        label=f"{network.label}, with prior" if network.label else "",
+    )
+    for networks in NETWORKS.values()
+    for name, network in networks.items()
+}
+
+VARIANTS = (
+    FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation() | _SEQUENCES | PRIORS
+)

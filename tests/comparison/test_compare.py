@@ -70,8 +70,54 @@ def test_pairs_are_paired_by_user(comparison, evaluated):
         named=True,
     )
     assert row["difference"] == pytest.approx((first - second).mean())
-    assert row["p_holm"] >= row["p"]
+    assert row["p_holm"] >= row["p_fdr"] >= row["p"]
+    assert row["p_seeds"] is None  # one seed each
     assert len(comparison.pairs) == 2 * 6
+
+
+def test_p_is_corrected_over_the_pairs_of_a_policy(comparison):
+    for policy in ("all", "unseen"):
+        rows = comparison.pairs.filter(policy=policy)
+        assert rows["p_fdr"].to_list() == pytest.approx(stats.false_discovery_control(rows["p"].to_numpy()))
+
+
+def test_p_over_seeds_is_of_the_values_of_the_runs(tmp_path):
+    """For pairs and for ablations; null where a variant has one seed."""
+    variants = {
+        "diffurec": ("diffurec", {}, (0, 1, 2)),
+        "diffurec (no diffusion)": ("diffurec", {"diffusion": False}, (0, 1)),
+        "sasrec": ("sasrec", {}, (0,)),
+    }
+    runs = {
+        label: [
+            made_up_run(tmp_path / f"{label}-{seed}", model, options, seed=seed, skill=0.3 + 0.1 * len(seeds))
+            for seed in seeds
+        ]
+        for label, (model, options, seeds) in variants.items()
+    }
+    found = rd.compare([run for of in runs.values() for run in of], metric="mrr@10")
+
+    def values(label: str, policy: str, metric: str) -> list[float]:
+        return [json.loads((run / "test.json").read_text())["metrics"][policy][metric] for run in runs[label]]
+
+    assert found.pairs["p_seeds"].is_null().to_list() == [False, True, True] * 2
+    tested = found.pairs.drop_nulls("p_seeds").rows(named=True)
+    assert {row["policy"] for row in tested} == {"all", "unseen"}
+    for row, metric in [
+        *((row, "mrr@10") for row in tested),
+        *((r, r["metric"]) for r in found.ablations.rows(named=True)),
+    ]:
+        first, second = (values(label, row["policy"], metric) for label in list(variants)[:2])
+        expected = stats.ttest_ind(first, second, equal_var=False)[1]
+        assert row["p_seeds"] == pytest.approx(expected)
+    assert len(found.ablations) == 2 * 4
+    assert found.to_dict()["pairs"][1]["p_seeds"] is None
+
+
+def test_p_over_seeds_is_a_number_where_no_pair_has_it(tmp_path):
+    """Tables of several comparisons can be put together."""
+    found = rd.compare([made_up_run(tmp_path / "a", "sasrec"), made_up_run(tmp_path / "b", "ease")])
+    assert found.pairs.schema["p_seeds"] == pl.Float64
 
 
 def test_slices_add_up(comparison):
@@ -286,6 +332,12 @@ def test_the_command_prints_significant_differences_and_the_report(tmp_path):
     result = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert "sasrec is better than ease" in result.output
+    heads = [cell.strip() for cell in next(li for li in result.output.splitlines() if "p (FDR)" in li).split("┃")[1:-1]]
+    line = next(line for line in result.output.splitlines() if "sasrec - ease" in line)
+    cells = dict(zip(heads, (cell.strip() for cell in line.split("│")[1:-1]), strict=True))
+    pair = pl.read_parquet(tmp_path / "out" / "pairs.parquet").row(by_predicate=pl.col("policy") == "all", named=True)
+    assert cells["difference"] == f"{pair['difference']:+.4f}"
+    assert [cells[head] for head in ("p (Holm)", "p (FDR)", "p (seeds)")] == ["p < 0.0001", "p < 0.0001", ""]
     assert str(tmp_path / "out" / "report.html") in result.output.replace("\n", "")
     mean = pl.read_parquet(tmp_path / "out" / "summary.parquet").filter(
         policy="all", metric="ndcg@10", variant="sasrec"

@@ -226,6 +226,49 @@ def test_pairs_are_grouped_by_the_better_variant(page, written):
     assert all(re.match(r"(better than|no significant difference from) ", line) for line in lines if "\t0." in line)
 
 
+def number(shown: str) -> float | None:
+    """The p that a cell shows, to two digits: 0 where it is below 0.0001, None where the cell is empty."""
+    return 0.0 if "<" in shown else float(shown.removeprefix("p = ")) if shown else None
+
+
+def markdown_table(text: str, section: str) -> list[list[str]]:
+    """The cells of the first table of a section, heads first."""
+    lines = [line for line in text.split(section)[1].split("\n## ")[0].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], *lines[2:])]
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "columns"),
+    [
+        ("pairs", "## Differences in", {"p (Holm)": "p_holm", "p (FDR)": "p_fdr", "p (seeds)": "p_seeds"}),
+        ("ablations", "## Diffusion against", {"p (users)": "p", "p (seeds)": "p_seeds"}),
+    ],
+)
+def test_each_p_is_shown_under_its_name(page, written, name, section, columns):
+    """In the page and in Markdown; an empty cell where a variant has one seed."""
+    comparison, out = written
+    page.click("[data-policy=unseen]")
+    rows = getattr(comparison, name).select("policy", *dict.fromkeys(columns.values()))
+
+    def expected(shown: pl.DataFrame) -> list[list[float | None]]:
+        values = shown.drop("policy").rows()
+        return [[p and (0.0 if p < 0.0001 else float(f"{p:.2g}")) for p in row] for row in values]
+
+    def under(heads: list[str], lines: list[list[str]]) -> list[list[float | None]]:
+        return [[number(line[heads.index(head)]) for head in columns] for line in lines]
+
+    table = "pairs" if name == "pairs" else "ablations-table"
+    heads = page.locator(f"#{table} th").all_inner_texts()
+    lines = [line.locator("td").all_inner_texts() for line in page.locator(f"#{table} tbody tr:not(.group)").all()]
+    of_policy = expected(rows.filter(policy="unseen"))
+    assert sorted(under(heads, lines), key=str) == sorted(of_policy, key=str)  # the page puts the better one first
+    heads, *lines = markdown_table((out / "report.md").read_text(), section)
+    assert under(heads, lines) == (of_policy if name == "pairs" else expected(rows))
+    assert rows["p_seeds"].drop_nulls().len() > 0
+    if name == "pairs":
+        assert rows["p_seeds"].null_count() > 0
+
+
 def test_plots_and_tables_have_names(page):
     assert page.evaluate("[...document.querySelectorAll('.plot, .scroll')].filter((e) => !e.ariaLabel).length") == 0
 

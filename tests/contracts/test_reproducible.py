@@ -26,7 +26,7 @@ for name in models.names():
     options = {key: value for key, value in (TINY | {"precision": precision}).items() if key in known}
     rd.train(name, split, out / name, config=options, seed=5)
     if name == "sasrec":
-        for loss in ("softmax", "sampled_softmax", "in_batch", "gbce", "sce"):
+        for loss in ("softmax", "sampled_softmax", "in_batch", "uniform_softmax", "gbce", "sce"):
             rows = {} if loss == "softmax" else {"item_optimizer": "rowwise_adagrad"}
             own = options | rows | {"loss": loss, "negatives": 7}
             rd.train(name, split, out / f"{name}-{loss}", config=own, seed=5)

@@ -8,7 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rediffuse.losses import binary_cross_entropy, bpr, gbce_beta, logistic, ranking, squared_error
+from rediffuse.losses import (
+    binary_cross_entropy,
+    bpr,
+    gbce_beta,
+    logistic,
+    ranking,
+    squared_error,
+    uniform_softmax,
+)
 
 
 def sigmoid(x: float) -> float:
@@ -45,6 +53,38 @@ def test_binary_cross_entropy_by_hand():
     assert loss.item() == pytest.approx((first + second) / 2, rel=1e-5)
     weighted, _ = drawn_loss(hidden, items, targets, negatives, 0.4, torch.tensor([2.0, 0.0]))
     assert weighted.item() == pytest.approx(first, rel=1e-5)
+
+
+def test_uniform_softmax_by_hand():
+    hidden = torch.tensor([[1.0, 2.0], [-0.5, 0.25], [3.0, 1.0]])
+    items = torch.tensor([[0.3, -0.2], [1.0, 0.5], [0.0, 2.0]])
+    targets, negatives = torch.tensor([1, 2, 0]), torch.tensor([[0, 2], [2, 0], [0, 0]])  # rows draw their own targets
+    weights = torch.tensor([2.0, 0.5, 1.0])
+    loss, rows = uniform_softmax(hidden, items[targets], items, lambda x: x, targets, negatives, weights)
+    score = (hidden @ items.T).tolist()
+    first = math.log(sum(math.exp(s) for s in score[0])) - score[0][1]
+    second = math.log(math.exp(score[1][2]) + math.exp(score[1][0])) - score[1][2]
+    assert rows.tolist() == pytest.approx([first, second, 0.0], rel=1e-5, abs=1e-6)
+    assert loss.item() == pytest.approx((2 * first + 0.5 * second) / 3, rel=1e-5)
+
+
+def test_uniform_softmax_with_all_items_is_the_softmax():
+    """The loss and its gradients, in slices of the targets too."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, items = (torch.randn(n, 4, generator=generator, requires_grad=True) for n in (5, 6))
+    targets = torch.tensor([0, 5, 2, 2, 1])
+
+    def vectors(rows: torch.Tensor) -> torch.Tensor:
+        return F.normalize(rows, dim=-1) * 3
+
+    found, _ = uniform_softmax(
+        hidden, vectors(items[targets]), items, vectors, targets, torch.arange(6).expand(5, 6).contiguous()
+    )
+    expected = F.cross_entropy(hidden @ vectors(items).T, targets)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = (torch.autograd.grad(loss, (hidden, items)) for loss in (found, expected))
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_by_finite_differences():

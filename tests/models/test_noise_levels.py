@@ -39,7 +39,8 @@ def trained(model, split, folder, **options):
 
 @pytest.mark.parametrize(("std", "hidden"), [(0.02, True), (1.0, False)])
 def test_of_item_vectors(split, tmp_path, std, hidden):
-    run, messages = trained("diffurec", split, tmp_path / "run", **TINY, embedding_std=std)
+    options = TINY | {"normalize": False, "noise_schedule": "trunc_lin", "embedding_std": std}
+    run, messages = trained("diffurec", split, tmp_path / "run", **options)
     contents = read_run(run.path)
     model = contents.model
     (found,) = json.loads((run.path / "config.json").read_text())["noise"]
@@ -106,7 +107,7 @@ def test_what_each_model_noises(split, tmp_path, model, options, expected):
 
 
 def test_a_refitted_run_has_levels_of_its_own(split, tmp_path):
-    run, _ = trained("diffurec", split, tmp_path / "run", **TINY, embedding_std=1.0)
+    run, _ = trained("diffurec", split, tmp_path / "run", **TINY, embedding_std=1.0, normalize=False)
     refitted = rd.refit(run, split.dataset, tmp_path / "again")
     (first,), (second,) = run.config["noise"], refitted.config["noise"]
     assert second["rms"] == pytest.approx(first["rms"], rel=0.3)

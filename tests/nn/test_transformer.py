@@ -23,14 +23,16 @@ def tokens() -> torch.Tensor:
     return torch.randn(4, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("causal", [True, False])
-def test_last_equals_the_last_position_of_all(causal):
-    net, x = encoder(causal), tokens()
+def test_last_equals_the_last_position_of_all(causal, gated):
+    net, x = encoder(causal, gated=gated), tokens()
     torch.testing.assert_close(net.last(x, LENGTHS), net(x, LENGTHS)[ROWS, LENGTHS - 1])
 
 
-def test_advance_equals_a_full_pass_with_another_last_token():
-    net, x = encoder(True), tokens()
+@pytest.mark.parametrize("gated", [False, True])
+def test_advance_equals_a_full_pass_with_another_last_token(gated):
+    net, x = encoder(True, gated=gated), tokens()
     cache = net.prefill(x, LENGTHS)
     for seed in (2, 3):  # the cache can be used again
         last = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -68,6 +70,46 @@ def test_released_padding_is_attended_to_and_attends_uniformly():
         y = y + block._feed(y)
     expected = net.norm(y)[ROWS, LENGTHS - 1]
     torch.testing.assert_close(net.last(x, LENGTHS), expected)
+
+
+def test_ligr_by_the_formulas():
+    """x + sigmoid(W x + b) * f(LayerNorm(x)), f the attention and then a SwiGLU without biases (arXiv 2502.03417)."""
+    net, x = encoder(True, gated=True), tokens()
+    y = x
+    for block in net.blocks:
+        normed = torch.layer_norm(y, (8,), block.norm_attention.weight, block.norm_attention.bias, 1e-12)
+        q, k, v = (normed @ block.qkv.weight.T + block.qkv.bias).split(8, dim=-1)
+        heads = []
+        for head in (slice(0, 4), slice(4, 8)):
+            logits = q[..., head] @ k[..., head].transpose(1, 2) / 2  # the root of a head's width, 4
+            logits = logits + torch.full((6, 6), -torch.inf, dtype=torch.float64).triu(1)
+            heads.append(logits.softmax(-1) @ v[..., head])
+        attention = torch.cat(heads, -1) @ block.out.weight.T + block.out.bias
+        first, second = block.gates
+        y = y + attention / (1 + torch.exp(-(y @ first.weight.T + first.bias)))
+        normed = torch.layer_norm(y, (8,), block.norm_feed.weight, block.norm_feed.bias, 1e-12)
+        inner = normed @ block.expand.weight.T
+        swiglu = (inner / (1 + torch.exp(-inner)) * (normed @ block.linear.weight.T)) @ block.contract.weight.T
+        y = y + swiglu / (1 + torch.exp(-(y @ second.weight.T + second.bias)))
+        assert block.expand.bias is block.contract.bias is block.linear.bias is None
+    torch.testing.assert_close(net(x, LENGTHS), net.norm(y))
+
+
+def test_gated_blocks_drop_nothing_of_the_residual():
+    net, x = encoder(True, gated=True).train(), tokens()
+    with torch.no_grad():
+        for block in net.blocks:
+            for gate in block.gates:
+                gate.weight.zero_()
+                gate.bias.fill_(-100)  # closed: nothing is added
+    torch.testing.assert_close(net(x, LENGTHS), net.norm(x))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_batch_may_be_empty(causal):
+    net = encoder(causal)
+    empty = torch.zeros(0, 3, 8, dtype=torch.float64)
+    assert net.last(empty, torch.zeros(0, dtype=torch.int64)).shape == (0, 8)
 
 
 def test_gradients_by_finite_differences():

@@ -31,7 +31,7 @@ def compare(
 ) -> None:
     """Compare evaluated runs: intervals, paired tests, slices and costs, as a page that works offline."""
     from rediffuse.comparison import compare as run_comparison
-    from rediffuse.comparison.markdown import POLICY_NAMES, refit_note, sentences
+    from rediffuse.comparison.markdown import P_COLUMNS, POLICY_NAMES, p_columns, refit_note, sentences
     from rediffuse.config import read_settings
 
     figures = read_settings(published) if published else None
@@ -52,7 +52,14 @@ def compare(
                 listing.add_row(label, str(rows.filter(variant=label)["seeds"][0]), *values)
             print_rich(listing)
         if len(found.pairs):
-            for sentence in sentences(found.pairs.filter(policy=found.policy)):
+            pairs = found.pairs.filter(policy=found.policy)
+            listing = table(f"Differences in {metric}", "pair", "difference", *P_COLUMNS)
+            for column in listing.columns[1:]:
+                column.no_wrap, column.overflow = True, "fold"
+            for pair in pairs.iter_rows(named=True):
+                listing.add_row(f"{pair['first']} - {pair['second']}", f"{pair['difference']:+z.4f}", *p_columns(pair))
+            print_rich(listing)
+            for sentence in sentences(pairs):
                 print_rich(sentence)
         if note := refit_note(found.facts):
             print_rich(note)

@@ -40,6 +40,7 @@ _ENTRIES = {
     "friends": Entry("closed form", ("social graph",), "Number of friends with the item."),
     "gru4rec": Entry("neural", (), "Recurrent network over histories."),
     "heat": Entry("diffusion, closed form", (), "Heat that spreads over the item graph."),
+    "heatrec": Entry("diffusion", (), "Recurrent network over histories that spread like heat, and a graph prior."),
     "itemknn": Entry("closed form", (), "Cosine similarity of items."),
     "ldiffrec": Entry("diffusion", (), "DiffRec in the space of clusters of items."),
     "lightgcn": Entry("neural", (), "Linear graph convolution of users and items."),

@@ -47,7 +47,10 @@ def train(
         bool, typer.Option("--dry-run", help="Only say about how long it would take and how much memory.")
     ] = False,
     phases: Annotated[
-        list[str] | None, typer.Option("--phase", help="name=RUN: take a phase from a run instead of training it.")
+        list[str] | None,
+        typer.Option(
+            "--phase", help="name=RUN: take a phase from a run instead of training it; fit=RUN: the whole network."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -18,7 +18,7 @@ from rediffuse.arguments import require_options, require_path, require_text, wro
 from rediffuse.comparison.report import check_folder, write_report
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_USER, EvaluatedRun, Variant, check_comparable, read_runs, variants
-from rediffuse.comparison.statistics import holm, mean_interval, paired_test
+from rediffuse.comparison.statistics import benjamini_hochberg, holm, mean_interval, p_over_seeds, paired_test
 from rediffuse.config import selected_value
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES, flat_name
@@ -48,7 +48,7 @@ def compare(
             folders are left out, with a warning.
         out: folder for report.html, report.md, report.json and the tables as Parquet.
         metric: the per-user metric that pairs are tested on; "ndcg@10/unseen" is with seen items filtered.
-        baseline: label of a variant; only pairs with it are tested, so Holm's correction covers fewer tests.
+        baseline: label of a variant; only pairs with it are tested, so p is corrected for fewer tests.
         published: label -> {"source": text, metric: value, ...}; shown as published, never tested.
         protocol: compare evaluations by this protocol, see `evaluate`; None: that of the runs' split.
 
@@ -103,8 +103,8 @@ def _folders(runs: Any) -> list[Path]:
     return [run_path("runs", run) for run in runs]
 
 
-# Infer column types from all rows: a column may begin with nulls or integers.
-_WHOLE: dict[str, Any] = {"infer_schema_length": None}
+# Infer column types from all rows: a column may begin with nulls or integers. p_seeds may be all null.
+_WHOLE: dict[str, Any] = {"infer_schema_length": None, "schema_overrides": {"p_seeds": pl.Float64}}
 
 
 def _measured(runs: list[EvaluatedRun]) -> list[str]:
@@ -211,6 +211,7 @@ def _with_history(group: Variant, metric: str, policy: str) -> float | None:
 
 def _pairs(groups: list[Variant], metric: str, policy: str, baseline: str | None) -> list[dict[str, Any]]:
     values = {group.label: group.per_user(flat_name(metric, policy)) for group in groups}
+    by_label = {group.label: group for group in groups}
     rows = []
     for first, second in itertools.combinations(values, 2):
         if baseline not in (None, first, second):
@@ -229,11 +230,21 @@ def _pairs(groups: list[Variant], metric: str, policy: str, baseline: str | None
                 "effect": test.effect,
                 "p": test.p,
                 "users": test.users,
+                "p_seeds": _p_seeds(by_label[first], by_label[second], metric, policy),
             }
         )
-    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = adjusted
+    p_values = [row["p"] for row in rows]
+    for row, by_holm, by_share in zip(rows, holm(p_values), benjamini_hochberg(p_values), strict=True):
+        row |= {"p_holm": by_holm, "p_fdr": by_share}
     return rows
+
+
+def _p_seeds(first: Variant, second: Variant, metric: str, policy: str) -> float | None:
+    """p between the training seeds of two variants; None where there is nothing to test, see `p_over_seeds`."""
+    values, others = first.values(metric, policy), second.values(metric, policy)
+    if values is None or others is None or np.isnan([*values, *others]).any():
+        return None  # not measured, or undefined
+    return p_over_seeds(values, others)
 
 
 def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable[dict[str, Any]]:
@@ -325,6 +336,7 @@ def _ablations(groups: list[Variant], measured: list[str], policy: str) -> Itera
                         "without": float(other.per_user(column).mean()),
                         **{f"difference_{k}": v for k, v in asdict(test.difference).items()},
                         "p": test.p,
+                        "p_seeds": _p_seeds(group, other, metric, policy),
                     }
 
 

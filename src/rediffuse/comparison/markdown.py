@@ -17,6 +17,9 @@ POLICY_NAMES = {"all": "seen items kept", "unseen": "seen items filtered"}
 SIGNIFICANT = 0.05
 # Beside intervals and tests over targets that are predicted one after the other.
 DEPENDENT = "Intervals and p are clustered by user: they allow for targets of one user being alike."
+# The p values of a pair: the head of a column, and where it is in `Comparison.pairs`.
+P_COLUMNS = {"p (Holm)": "p_holm", "p (FDR)": "p_fdr", "p (seeds)": "p_seeds"}
+SEEDS_NOTE = "p (seeds): Welch's t test between training seeds, not corrected; empty where the seeds allow no test."
 ITEM_METRICS = ("recall@10", "gain@10")
 
 
@@ -64,8 +67,15 @@ def sentences(pairs: pl.DataFrame) -> list[str]:
     return lines
 
 
-def p_value(p: float) -> str:
+def p_columns(pair: dict[str, Any]) -> list[str]:
+    """The p values of a pair under the heads of `P_COLUMNS`."""
+    return [p_value(pair[name]) for name in P_COLUMNS.values()]
+
+
+def p_value(p: float | None) -> str:
     """A p value as text, to four decimals: smaller values say more about the test's assumptions than about the runs."""
+    if p is None:
+        return ""
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
@@ -200,15 +210,15 @@ def _pairs(pairs: pl.DataFrame, counts: dict[str, Any]) -> list[str]:
             f"{r['difference']:+z.4f}",
             f"{r['low']:+z.4f} to {r['high']:+z.4f}",
             f"{r['effect']:+z.3f}",
-            p_value(r["p_holm"]),
+            *p_columns(r),
         ]
         for r in pairs.iter_rows(named=True)
     ]
     return [
-        *_table(["", "difference", "95 % interval", "effect d_z", "p (Holm)"], rows),
+        *_table(["", "difference", "95 % interval", "effect d_z", *P_COLUMNS], rows),
         "",
-        f"Paired t tests over {pairs['users'][0]:,} {what}, values averaged over seeds; p after Holm's correction."
-        + note,
+        f"Paired t tests over {pairs['users'][0]:,} {what}, values averaged over seeds. Holm bounds the chance of any "
+        f"false finding, FDR (Benjamini and Hochberg) their expected share. {SEEDS_NOTE}{note}",
     ]
 
 
@@ -220,10 +230,12 @@ def _ablations(ablations: pl.DataFrame) -> list[str]:
             f"{r['difference_mean']:+z.4f}",
             f"{r['difference_low']:+z.4f} to {r['difference_high']:+z.4f}",
             p_value(r["p"]),
+            p_value(r["p_seeds"]),
         ]
         for r in ablations.iter_rows(named=True)
     ]
-    return _table(["", "metric", "difference", "95 % interval", "p"], rows)
+    heads = ["", "metric", "difference", "95 % interval", "p (users)", "p (seeds)"]
+    return [*_table(heads, rows), "", f"Differences and p (users) are over users, not corrected. {SEEDS_NOTE}"]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -19,7 +19,7 @@ if (!D.facts.protocol.seen.includes(state.policy)) state.policy = D.facts.protoc
 // Adding zero turns -0 into 0, so "-0.0000" is not shown.
 const digits = (value, n = 4) => (value === null || value === undefined ? "" : (Number(value.toFixed(n)) + 0).toFixed(n));
 const whole = (value) => (value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en"));
-const probability = (p) => (p < 0.0001 ? "< 0.0001" : p.toPrecision(2));
+const probability = (p) => (p === null ? "" : p < 0.0001 ? "< 0.0001" : p.toPrecision(2));
 const of = (rows, wanted) => rows.filter((row) => Object.entries(wanted).every(([key, value]) => row[key] === value));
 
 function fill(table, heads, rows) {
@@ -104,14 +104,15 @@ function pairs() {
     groups.get(first).push({ second, row, sign });
   }
   const order = [...groups].sort(([, a], [, b]) => b.length - a.length);
-  fill(byId("pairs"), ["", `difference in ${D.metric}`, "95 % interval", "effect d_z", "p (Holm)"], order.flatMap(([first, found]) => [
-    { kind: "group", cells: [first, "", "", "", ""] },
+  fill(byId("pairs"), ["", `difference in ${D.metric}`, "95 % interval", "effect d_z", "p (Holm)", "p (FDR)", "p (seeds)"], order.flatMap(([first, found]) => [
+    { kind: "group", cells: [first, "", "", "", "", "", ""] },
     ...found.map(({ second, row, sign }) => {
       const ends = [sign * row.low, sign * row.high].sort((a, b) => a - b);
       const significant = row.p_holm < SIGNIFICANT;
       return { cells: [
         { text: significant ? `better than ${second}` : `no significant difference from ${second}`, best: significant },
-        digits(sign * row.difference), `${digits(ends[0])} to ${digits(ends[1])}`, digits(sign * row.effect, 3), probability(row.p_holm),
+        digits(sign * row.difference), `${digits(ends[0])} to ${digits(ends[1])}`, digits(sign * row.effect, 3),
+        ...[row.p_holm, row.p_fdr, row.p_seeds].map(probability),
       ] };
     }),
   ]));
@@ -182,9 +183,9 @@ function ablations() {
       error_x: { type: "data", symmetric: false, array: mine.map((row) => row.difference_high - row.difference_mean), arrayminus: mine.map((row) => row.difference_mean - row.difference_low), color: style(label).color },
     };
   });
-  fill(byId("ablations-table"), ["", "metric", "with diffusion", "without", "difference", "95 % interval", "p"], rows.map((row) => ({
+  fill(byId("ablations-table"), ["", "metric", "with diffusion", "without", "difference", "95 % interval", "p (users)", "p (seeds)"], rows.map((row) => ({
     cells: [`${row.variant} and ${row.ablation}`, row.metric, digits(row.with_diffusion), digits(row.without), digits(row.difference_mean),
-      `${digits(row.difference_low)} to ${digits(row.difference_high)}`, probability(row.p)],
+      `${digits(row.difference_low)} to ${digits(row.difference_high)}`, probability(row.p), probability(row.p_seeds)],
   })));
   draw("ablations", traces, "with diffusion − without", "", { height: 300, xaxis: { zeroline: true, zerolinewidth: 2, rangemode: "tozero" } });
 }

@@ -23,14 +23,17 @@ class Comparison(Displayed):
             users (null if the metric has no value per user), and the mean over the users with a history (null if there
             are none).
         pairs: one row per policy and pair of variants: mean difference over users with its interval, Cohen's d_z, p
-            of the paired t test, and p after Holm's correction over the pairs of a policy.
+            of the paired t test over users, and p after correction over the pairs of a policy, by Holm (`p_holm`) and
+            by Benjamini and Hochberg (`p_fdr`). `p_seeds` is p of Welch's t test between the training seeds of the
+            two, not corrected; null if one of them has fewer than two seeds, or if neither varies over its seeds and
+            they differ.
         slices: one row per policy, variant, metric and group of users (by length of history, and by number of friends
             if there is a social graph) or of true items (by training interactions). Metrics of items are "recall@10",
             the share of true items in the first ten places, and "gain@10", the mean over true items of
             1 / log2(rank + 1) in the first ten places and 0 elsewhere.
         costs: one row per variant.
         ablations: one row per policy, diffusion variant and metric: the difference from the same variant without
-            diffusion.
+            diffusion, with its interval and `p` over users, and `p_seeds` as for pairs; neither is corrected.
         steps: validation metric by number of sampling steps, per diffusion variant.
         curves: validation metric by minutes of training, per trained variant (its first seed).
         published: published figures, as given.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +75,44 @@ class _PrefixHistory(nn.Module):
         return self.model.history(items)
 
 
-class _PrefixStep(nn.Module):
+class _Step(nn.Module):
+    """One step of the chain: x0_hat, with what self-conditioning and guidance read as further inputs."""
+
     def __init__(self, model: DiffuRec) -> None:
         super().__init__()
-        self.approximator = model.approximator
+        self.model = model
 
-    def forward(self, z: Tensor, lengths: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return self.approximator(z, lengths, x_t, t, lambda _: noise)
+    def further_inputs(self) -> list[str]:
+        config = self.model.config
+        return ["estimate"] * config.self_conditioning + ["noise_alone"] * (config.guidance > 0)
+
+    def finish(
+        self,
+        network: Callable[[Tensor | None], Tensor],
+        x_t: Tensor,
+        t: Tensor,
+        further: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:
+        given = dict(zip(self.further_inputs(), further, strict=False))
+        estimate, alone = given.get("estimate"), given.get("noise_alone")
+        return self.model.guided(network(estimate), x_t, t, lambda _: alone[:, None])  # type: ignore[index]
+
+
+class _PrefixStep(_Step):
+    def forward(
+        self,
+        z: Tensor,
+        lengths: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        first: Tensor | None = None,
+        second: Tensor | None = None,
+    ) -> Tensor:
+        def network(estimate: Tensor | None) -> Tensor:
+            return self.model.approximator(z, lengths, x_t, t, lambda _: noise, estimate)
+
+        return self.finish(network, x_t, t, (first, second))
 
 
 class _CausalHistory(nn.Module):
@@ -94,15 +125,25 @@ class _CausalHistory(nn.Module):
         return last, torch.stack([torch.stack(keys_and_values) for keys_and_values in cache])
 
 
-class _CausalStep(nn.Module):
-    def __init__(self, model: DiffuRec) -> None:
-        super().__init__()
-        self.approximator = model.approximator
-
-    def forward(self, z: Tensor, cache: Tensor, lengths: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+class _CausalStep(_Step):
+    def forward(
+        self,
+        z: Tensor,
+        cache: Tensor,
+        lengths: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        first: Tensor | None = None,
+        second: Tensor | None = None,
+    ) -> Tensor:
         # `advance` writes the last token's keys and values into the cache, and a graph must not change its inputs.
         copy = [(block[0].clone(), block[1].clone()) for block in cache.unbind()]
-        return self.approximator.advance(z, lengths, copy, x_t, t, lambda _: noise[:, None])
+
+        def network(estimate: Tensor | None) -> Tensor:
+            return self.model.approximator.advance(z, lengths, copy, x_t, t, lambda _: noise[:, None], estimate)
+
+        return self.finish(network, x_t, t, (first, second))
 
 
 def graphs_of(model: SequenceModel) -> dict[str, Graph]:
@@ -123,6 +164,7 @@ def graphs_of(model: SequenceModel) -> dict[str, Graph]:
         encoded = {"z": (("B", length, size), real)}
         encoder, step = _PrefixHistory(model), _PrefixStep(model)
     inputs = encoded | {"lengths": history["lengths"], "x_t": vector, "t": (("B",), integer), "noise": encoded["z"]}
+    inputs |= dict.fromkeys(step.further_inputs(), vector)
     return {"history": Graph(encoder, history, encoded), "step": Graph(step, inputs, {"x0_hat": vector})}
 
 

@@ -57,6 +57,18 @@ for step in export["denoising"]["steps"]:
 query = x
 """
 
+# A further input of the graph of a step -> what it changes in the code above.
+_FURTHER = {
+    "estimate": (
+        ("for step in", "x0_hat = np.zeros_like(x)  # no estimate yet\nfor step in"),
+        ("noise=noise", "noise=noise, estimate=x0_hat"),
+    ),
+    "noise_alone": (
+        ("    (x0_hat,) =", "    alone = normal(x.shape, dtype=np.float32)\n    (x0_hat,) ="),
+        ("noise=noise", "noise=noise, noise_alone=alone"),
+    ),
+}
+
 _COSINE = """query = x / np.linalg.norm(x, axis=1, keepdims=True) * export["metric"]["temperature"] ** -0.5
 """
 
@@ -70,10 +82,10 @@ print([items["item_id"].gather(row).to_list() for row in best])
 """
 
 _NOISE = """
-Each step uses two standard normal draws: `noise`, an input of the graph, and the draw that is added to the state. Any
-generator works. Rediffuse draws from `rediffuse.diffusion.noise.RowNoise(row_keys(windows, lengths), seed)`: first the
-initial state; then for each step the input `noise` and, if `noise` of that step in export.json is not 0, the draw that
-is added. With these draws, the lists equal those of Rediffuse.
+Each step uses {drawn} standard normal draws: `noise`{and_alone} of the graph, and the draw that is added to the
+state. Any generator works. Rediffuse draws from `rediffuse.diffusion.noise.RowNoise(row_keys(windows, lengths), seed)`:
+first the initial state; then for each step the {inputs} and, if `noise` of that step in export.json is not 0, the draw
+that is added. With these draws, the lists equal those of Rediffuse.
 """
 
 
@@ -83,12 +95,20 @@ def readme(description: dict[str, Any]) -> str:
     Args:
         description: the content of its export.json.
     """
-    if description["denoising"] is None:
-        query = _ENCODED
-    elif description["metric"]["temperature"] is None:
+    query, noise = _ENCODED, ""
+    if description["denoising"] is not None:
+        further = [name for name in _FURTHER if name in description["graphs"]["step"]["inputs"]]
         query = _DENOISED
-    else:
-        query = _DENOISED.replace("query = x\n", _COSINE)
+        for found, replacement in (change for name in further for change in _FURTHER[name]):
+            query = query.replace(found, replacement)
+        if description["metric"]["temperature"] is not None:
+            query = query.replace("query = x\n", _COSINE)
+        guided = "noise_alone" in further
+        noise = _NOISE.format(
+            drawn="three" if guided else "two",
+            and_alone=" and `noise_alone`, inputs" if guided else ", an input",
+            inputs="inputs `noise` and `noise_alone`" if guided else "input `noise`",
+        )
     packages = {"onnx": "onnxruntime", "torch-export": "torch"}[description["format"]]
     code = "import json\nfrom pathlib import Path\n\nimport numpy as np\n"
     code += _IMPORTS[description["format"]] + "\n" + _WINDOWS + query + _RANKED
@@ -107,7 +127,7 @@ safetensors and {packages}:
 
 ```python
 {code}```
-{"" if description["denoising"] is None else _NOISE}"""
+{noise}"""
 
 
 def _signature(graph: dict[str, Any]) -> str:

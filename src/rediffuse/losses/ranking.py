@@ -73,55 +73,101 @@ def binary_cross_entropy(
     Returns:
         The scalar loss, and the (n,) unweighted losses, detached.
     """
-    positive = beta * F.softplus(-(hidden * positives).sum(-1).float())
+
+    def of(positive: Tensor, logits: Tensor) -> Tensor:
+        return beta * F.softplus(-positive) + F.softplus(logits).sum(1)
+
+    return _against_negatives(of, hidden, positives, table, vectors, targets, negatives, weights, sparse)
+
+
+def uniform_softmax(
+    hidden: Tensor,
+    positives: Tensor,
+    table: Tensor,
+    vectors: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    negatives: Tensor,
+    weights: Tensor | None = None,
+    sparse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy over each target and negatives of its own, drawn uniformly: ``log(e^s+ + sum of e^s-) - s+``.
+
+    The sampled softmax of eSASRec (Tikhonovich et al., RecSys 2025). All candidates are drawn alike, so their logits
+    need no correction; a negative that equals the row's target is left out.
+
+    Arguments and results are those of `binary_cross_entropy`.
+    """
+
+    def of(positive: Tensor, logits: Tensor) -> Tensor:
+        return torch.cat((positive[:, None], logits), 1).logsumexp(1) - positive
+
+    return _against_negatives(of, hidden, positives, table, vectors, targets, negatives, weights, sparse)
+
+
+def _against_negatives(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    positives: Tensor,
+    table: Tensor,
+    vectors: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    negatives: Tensor,
+    weights: Tensor | None,
+    sparse: bool,
+) -> tuple[Tensor, Tensor]:
+    """The mean over n of ``loss(s+ (n,), s- (n, k)) -> (n,)``, and these, detached; s- of a target is -inf."""
+    positive = (hidden * positives).sum(-1).float()
     scale = torch.ones_like(positive) if weights is None else weights
     scale = scale.detach() / len(positive)
-    against, per_row = _NegativesLoss.apply(hidden, table, sparse, vectors, targets, negatives, scale)  # type: ignore[misc]
-    return (positive * scale).sum() + against, (positive + per_row).detach()
+    return _NegativesLoss.apply(hidden, positive, table, sparse, vectors, targets, negatives, scale, loss)  # type: ignore[return-value]
 
 
 class _NegativesLoss(torch.autograd.Function):
-    """The sum over n of scale * (sum over k of softplus(s-)), and the (n,) inner sums, which have no gradient."""
+    """The sum over n of scale * loss(s+, s-), and the (n,) losses, which have no gradient."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
         hidden: Tensor,
+        positive: Tensor,
         table: Tensor,
         sparse: bool,
         vectors: Callable[[Tensor], Tensor],
         targets: Tensor,
         negatives: Tensor,
         scale: Tensor,
+        loss: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         count, drawn = negatives.shape
         per_row = torch.empty_like(scale)
-        grad_hidden = torch.empty_like(hidden)
+        grad_hidden, grad_positive = torch.empty_like(hidden), torch.empty_like(positive)
         grad_rows = torch.empty(count, drawn, table.shape[1], dtype=table.dtype, device=table.device)
         step = max(1, SLICE_ROWS.get(table.device.type, SLICE_ROWS["cpu"]) // drawn)
         for start in range(0, count, step):
             chosen = slice(start, start + step)
             with torch.enable_grad():
                 queries = hidden[chosen].detach().requires_grad_()
+                own = positive[chosen].detach().requires_grad_()
                 rows = F.embedding(negatives[chosen], table.detach()).requires_grad_()
                 logits = torch.einsum("nd,nkd->nk", queries, vectors(rows).to(queries.dtype)).float()
                 is_target = negatives[chosen] == targets[chosen, None]
-                losses = F.softplus(logits).masked_fill(is_target, 0.0).sum(1)
+                losses = loss(own, logits.masked_fill(is_target, -torch.inf))
                 total = (losses * scale[chosen]).sum()
-            grad_hidden[chosen], grad_rows[chosen] = torch.autograd.grad(total, (queries, rows))
+            found = torch.autograd.grad(total, (queries, own, rows))
+            grad_hidden[chosen], grad_positive[chosen], grad_rows[chosen] = found
             per_row[chosen] = losses.detach()
-        ctx.save_for_backward(grad_hidden, grad_rows, negatives)
+        ctx.save_for_backward(grad_hidden, grad_positive, grad_rows, negatives)
         ctx.items, ctx.sparse = len(table), sparse
         ctx.mark_non_differentiable(per_row)
         return (per_row * scale).sum(), per_row
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _grad_rows: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad_hidden, grad_rows, negatives = ctx.saved_tensors
+        grad_hidden, grad_positive, grad_rows, negatives = ctx.saved_tensors
         if grad_loss != 1:  # saves a pass over the gradient where there is one process
             grad_rows = grad_rows * grad_loss
         grad_table = torch.ops.aten.embedding_backward(grad_rows, negatives, ctx.items, -1, False, ctx.sparse)
-        return grad_hidden * grad_loss, grad_table, *(None,) * 5
+        return grad_hidden * grad_loss, grad_positive * grad_loss, grad_table, *(None,) * 6
 
 
 def gbce_beta(negatives: int, num_items: int, calibration: float = 0.75) -> float:

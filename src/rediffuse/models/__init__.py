@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rediffuse.models.diffurec import DiffuRec
     from rediffuse.models.factors import FactorConfig, FactorModel
     from rediffuse.models.heat import Heat
+    from rediffuse.models.heatrec import HeatRec
     from rediffuse.models.ldiffrec import LDiffRec
     from rediffuse.models.pdrec import PDRec
     from rediffuse.models.sampling import Sampling
@@ -69,6 +70,7 @@ _MODELS = {
     "theat": ("rediffuse.models.theat", "TemporalHeat"),
     "transition": ("rediffuse.models.transition", "Transition"),
     "heat": ("rediffuse.models.heat", "Heat"),
+    "heatrec": ("rediffuse.models.heatrec", "HeatRec"),
     "slist": ("rediffuse.models.baselines.slist", "SLIST"),
     "tdiffrec": ("rediffuse.models.diffrec", "TDiffRec"),
 }
@@ -155,6 +157,7 @@ __all__ = [
     "Friends",
     "GRU4Rec",
     "Heat",
+    "HeatRec",
     "ItemKNN",
     "LDiffRec",
     "LightGCN",

@@ -17,11 +17,12 @@ from rediffuse.losses import (
     sampled_softmax,
     scalable_cross_entropy,
     softmax_cross_entropy,
+    uniform_softmax,
 )
 from rediffuse.losses.softmax import Biased
 
 # Negatives of each loss unless the option says otherwise.
-NEGATIVES = {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "sce": 256}
+NEGATIVES = {"sampled_softmax": 1024, "uniform_softmax": 256, "bce": 1, "gbce": 256, "sce": 256}
 
 
 class ItemRanker(Protocol):
@@ -91,10 +92,11 @@ def next_item_loss(
             items = model.metric_space(model.catalogue().detach())
             return scalable_cross_entropy(queries, positives, items, model.item_vectors, targets, negatives, weights)
 
-        # bce and gbce
+        # uniform_softmax, bce and gbce
         drawn = torch.randint(model.num_items, (len(queries), negatives), device=queries.device)
-        beta = gbce_beta(negatives, model.num_items) if loss == "gbce" else 1.0
         table, sparse = model.item_embedding.weight, model.item_embedding.sparse
-        return binary_cross_entropy(
-            queries, positives, table, model.metric_space, targets, drawn, beta, weights, sparse=sparse
-        )
+        operands = queries, positives, table, model.metric_space, targets, drawn
+        if loss == "uniform_softmax":
+            return uniform_softmax(*operands, weights=weights, sparse=sparse)
+        beta = gbce_beta(negatives, model.num_items) if loss == "gbce" else 1.0
+        return binary_cross_entropy(*operands, beta=beta, weights=weights, sparse=sparse)

@@ -256,7 +256,7 @@ class PDRec(Composite):
         if isinstance(batch, RowBatch):
             return self.active_model.loss(batch)
         batch = self.backbone.training_batch(batch)
-        encoded = self.backbone.encode(batch)
+        encoded = self.backbone.encode(self.backbone.noised(batch))
         hidden, importance = encoded.vectors, encoded.weights
         known = batch.targets < self.num_items
         importance = torch.ones_like(batch.targets, dtype=torch.float32) if importance is None else importance

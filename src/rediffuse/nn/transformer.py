@@ -18,9 +18,14 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each pre-normed with a residual (Xiong et al. 2020)."""
+    """Self-attention and a feed-forward layer, each pre-normed with a residual (Xiong et al. 2020).
 
-    def __init__(self, size: int, heads: int, dropout: float, norm_eps: float) -> None:
+    With ``gated``, a layer of LiGR (Borisyuk et al. 2025, arXiv 2502.03417) as in eSASRec (Tikhonovich et al. 2025,
+    arXiv 2508.06450): x + sigmoid(gate(x)) * f(norm(x)), where the feed-forward layer is a SwiGLU without biases
+    (Shazeer 2020), and no dropout on the residual itself.
+    """
+
+    def __init__(self, size: int, heads: int, dropout: float, norm_eps: float, *, gated: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
@@ -28,17 +33,20 @@ class Block(nn.Module):
         self.qkv = nn.Linear(size, 3 * size)
         self.out = nn.Linear(size, size)
         self.norm_feed = nn.LayerNorm(size, eps=norm_eps)
-        self.expand = nn.Linear(size, 4 * size)
-        self.contract = nn.Linear(4 * size, size)
+        self.expand = nn.Linear(size, 4 * size, bias=not gated)
+        self.contract = nn.Linear(4 * size, size, bias=not gated)
+        self.linear = nn.Linear(size, 4 * size, bias=False) if gated else None
+        self.gates = nn.ModuleList(nn.Linear(size, size) for _ in range(2)) if gated else None
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout, self.training)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, L, n d) -> (n, B, heads, L, d / heads) as views, n = 1 or 3 merged projections."""
-        batch, length, _ = x.shape
-        head = self.out.in_features // self.heads
-        return x.view(batch, length, -1, self.heads, head).permute(2, 0, 3, 1, 4)
+        batch, length, width = x.shape
+        size = self.out.in_features
+        # No size is left to be inferred: a batch may be empty.
+        return x.view(batch, length, width // size, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         if self.training and self.dropout > 0:
@@ -57,7 +65,18 @@ class Block(nn.Module):
         return self._drop(torch.softmax(logits, dim=-1)) @ v
 
     def _feed(self, x: Tensor) -> Tensor:
-        return self.contract(self._drop(F.gelu(self.expand(self.norm_feed(x)), approximate="tanh")))
+        normed = self.norm_feed(x)
+        if self.linear is not None:
+            return self.contract(self._drop(F.silu(self.expand(normed)) * self.linear(normed)))
+        return self.contract(self._drop(F.gelu(self.expand(normed), approximate="tanh")))
+
+    def _add(self, x: Tensor, change: Tensor, layer: int) -> Tensor:
+        """The residual x plus the output of the attention (layer 0) or of the feed-forward layer (1)."""
+        change = self._drop(change)
+        return x + (change if self.gates is None else torch.sigmoid(self.gates[layer](x)) * change)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return x if self.gates is not None else self._drop(x)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, causal: bool, real: Tensor | None = None
@@ -66,9 +85,9 @@ class Block(nn.Module):
         q, k, v = self._split(self.qkv(self.norm_attention(x)))
         if real is not None:
             q = q * real  # a zero query attends to all positions equally
-        x = x + self._drop(self._attend(q, k, v, mask, causal))
-        x = x + self._drop(self._feed(x))
-        return self._drop(x), (k, v)
+        x = self._add(x, self._attend(q, k, v, mask, causal), 0)
+        x = self._add(x, self._feed(x), 1)
+        return self._finish(x), (k, v)
 
     def keys_and_values(self, normed: Tensor) -> Tensor:
         """Keys and values, stacked (2, B, heads, L, d / heads), of normalised tokens (B, L, d)."""
@@ -82,8 +101,8 @@ class Block(nn.Module):
         own = _pick(normed, position)
         q = self._split(F.linear(own, self.qkv.weight[:size], self.qkv.bias[:size]))[0]
         k, v = self.keys_and_values(normed)
-        y = _pick(x, position) + self._drop(self._attend(q, k, v, mask, causal=False))
-        return self._drop(y + self._drop(self._feed(y)))
+        y = self._add(_pick(x, position), self._attend(q, k, v, mask, causal=False), 0)
+        return self._finish(self._add(y, self._feed(y), 1))
 
     def advance(self, x: Tensor, position: Tensor, cache: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """The output (B, 1, d) at a token (B, 1, d) in ``position`` (B,), with cached keys and values of the others."""
@@ -91,8 +110,8 @@ class Block(nn.Module):
         rows = torch.arange(x.shape[0], device=x.device)
         keys, values = cache
         keys[rows, :, position], values[rows, :, position] = k[:, :, 0], v[:, :, 0]
-        y = x + self._drop(self._attend(q, keys, values, mask, causal=False))
-        return self._drop(y + self._drop(self._feed(y)))
+        y = self._add(x, self._attend(q, keys, values, mask, causal=False), 0)
+        return self._finish(self._add(y, self._feed(y), 1))
 
 
 class Encoder(nn.Module):
@@ -101,12 +120,13 @@ class Encoder(nn.Module):
     Args:
         size: width d of the tokens.
         blocks, heads: depth and attention heads.
-        dropout: rate of dropout on the attention weights, after the attention, in and after the feed-forward layer,
-            after each block, and before the last LayerNorm.
+        dropout: rate of dropout on the attention weights, after the attention, in and after the feed-forward layer;
+            unless ``gated``, also after each block and before the last LayerNorm.
         causal: whether position i sees positions j <= i only. If so, padding on the right needs no mask.
         norm_eps: epsilon of every LayerNorm.
         pads_are_keys: reproduce DiffuRec's released code: real positions attend to padding, and padded positions
             attend to all positions equally.
+        gated: blocks of LiGR, see `Block`.
     """
 
     def __init__(
@@ -119,13 +139,14 @@ class Encoder(nn.Module):
         causal: bool,
         norm_eps: float = 1e-12,
         pads_are_keys: bool = False,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         if size % heads:
             raise ConfigError(f"embedding_size {size} is not a multiple of heads {heads}.", "Change one of the two.")
-        self.blocks = nn.ModuleList(Block(size, heads, dropout, norm_eps) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(size, heads, dropout, norm_eps, gated=gated) for _ in range(blocks))
         self.norm = nn.LayerNorm(size, eps=norm_eps)
-        self.dropout = dropout
+        self.dropout = 0.0 if gated else dropout
         self.causal = causal
         self.pads_are_keys = pads_are_keys
 

@@ -23,7 +23,7 @@ from rediffuse.errors import ConfigError, RunError
 from rediffuse.files import atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
-from rediffuse.runs import checks, hub
+from rediffuse.runs import checks, former_options, hub
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.tensors import load_tensors, load_weights
 from rediffuse.table_files import read_parquet
@@ -281,6 +281,7 @@ def _parse_config(folder: Path) -> dict[str, Any]:
     with checks.consistent(folder / "config.json"):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         checks.check_config(config)
+        former_options.complete(config)
     return config
 
 

@@ -144,11 +144,17 @@ class Trainer:
         self.callbacks = callbacks or Callbacks([])
         self.steps = steps or {}
         self.interrupted = False
+        self.trained_network: Model | None = None
 
     def take_phase(self, phase: str, trained: Model) -> None:
         """Skip a phase: copy the weights of ``trained`` into the model's component of that name."""
         getattr(self.model, phase).load_state_dict(trained.state_dict())
         self.phases = tuple(other for other in self.phases if other != phase)
+
+    def take_network(self, trained: Model) -> None:
+        """Skip all training: `run` copies the weights of ``trained``, a model of the same class, but for its prior."""
+        self.trained_network = trained
+        self.phases = ()
 
     # --- phases, epochs and steps --------------------------------------------------------------------------
 
@@ -165,6 +171,10 @@ class Trainer:
             self.model.to(self.accelerator.device)
             seed_torch(self.seed, "fit")
             self.model.fit(self.data)
+            if self.trained_network is not None:
+                weights = self.trained_network.state_dict()
+                network = {name: tensor for name, tensor in weights.items() if not name.startswith("prior.")}
+                self.model.load_state_dict(network, strict=False)
             if resume:
                 self._restore()
             self.started = time.monotonic() - self.state.seconds

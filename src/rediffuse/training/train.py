@@ -31,7 +31,7 @@ from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TEST, TRAIN, VALID, Split, TrainingView, as_split
 from rediffuse.data.synthetic import augmentation
-from rediffuse.errors import ConfigError, RediffuseWarning, RunError, TrainingError
+from rediffuse.errors import ConfigError, RediffuseWarning, TrainingError
 from rediffuse.files import atomic_write_text, sha256_file
 from rediffuse.memory import LESS_MEMORY, PeakMemory, out_of_memory
 from rediffuse.models import external, model_class
@@ -39,12 +39,11 @@ from rediffuse.models.base import Model
 from rediffuse.models.sizes import check_size
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
+from rediffuse.runs.former_options import CONFIG_FORMAT
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import (
-    FORMAT,
     Run,
     RunContents,
-    read_run,
     run_path,
     write_run,
 )
@@ -52,6 +51,7 @@ from rediffuse.runs.tracking import Tracking, check_tracker
 from rediffuse.seeds import seed_torch
 from rediffuse.training.callbacks import Callbacks
 from rediffuse.training.loop import Trainer
+from rediffuse.training.phases import NETWORK, read_phase_run, with_another_prior
 from rediffuse.training.progress import reporting
 
 
@@ -92,7 +92,8 @@ def train(
             which get a `rediffuse.training.TrainingEvent`. An exception that one raises ends training; the checkpoint
             is kept. In a distributed training every process calls them.
         phases_from: phase -> run folder to take it from instead of training it, for models whose phases train models of
-            their own, for example ``pdrec`` and ``{"diffusion": "runs/tdiffrec"}``.
+            their own, for example ``pdrec`` and ``{"diffusion": "runs/tdiffrec"}``. ``{"fit": run}`` takes the trained
+            network, its options and its seed from a run of the same model; ``config`` may change ``prior``.
 
     Raises:
         ConfigError: an unknown model, preset, option or tracker, a value out of range, a class that lacks what a model
@@ -122,7 +123,7 @@ def train(
     kind = model_class(model)
     split = as_split("data", data)
     planned = plan(kind, split, preset, config, seed, phases_from)
-    run_config = describe_run(planned.kind, planned.preset, planned.options, seed, split, planned.phase_runs)
+    run_config = describe_run(planned.kind, planned.preset, planned.options, planned.seed, split, planned.phase_runs)
     if not external.is_importable(planned.kind):
         warnings.warn(
             f"{run_config['class']} is defined in a script, a notebook or a function, so the run can be used only "
@@ -142,7 +143,7 @@ def train(
         distributed.main_process_first(lambda: open_run_folder(folder, run_config, resume, stack))
         if tracker is not None and distributed.rank() == 0:
             trainer.tracking = _start_tracking(tracker, folder, run_config, resume, stack)
-        run = _train(trainer, split, folder, run_config, resume, memory)
+        run = _train(trainer, split, folder, run_config, resume, memory, planned.phase_runs.get(NETWORK))
         if track_artifacts and trainer.tracking is not None:
             trainer.tracking.log_folder()
         return run
@@ -179,6 +180,9 @@ class Plan:
         trainer = make_trainer(self.kind, self.options, view, folder, seed=self.seed, user_ids=user_ids, **others)
         network = trainer.model
         for phase, run in self.phase_runs.items():
+            if phase == NETWORK:
+                trainer.take_network(run.model)
+                continue
             if phase not in network.phases or getattr(network, phase).name != run.config["model"]:
                 raise ConfigError(
                     f"{run.path} is a run of {run.config['model']}, which {self.kind.name} cannot use in phase "
@@ -201,8 +205,12 @@ def plan(kind: type[Model], split: Split, preset: Any, config: Any, seed: int, p
     config = require_options("config", config, kind.Config)
     phases_from = require_options("phases_from", phases_from, example='{"diffusion": "runs/tdiffrec"}')
     phase_runs = {
-        phase: _read_phase_run(phase, run_path("phases_from", path), split) for phase, path in phases_from.items()
+        phase: read_phase_run(phase, run_path("phases_from", path), split) for phase, path in phases_from.items()
     }
+    if NETWORK in phase_runs:
+        options = with_another_prior(kind, phase_runs[NETWORK], preset, config)
+        source = phase_runs[NETWORK].config
+        return Plan(kind, split, source["preset"], options, source["seed"], phase_runs)
     phase_options = {phase: run.config["config"] for phase, run in phase_runs.items()}
     for phase in phase_options:
         if phase not in kind.Config.model_fields:
@@ -259,7 +267,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """The content of config.json that is known before training."""
     return {
-        "format": FORMAT,
+        "format": CONFIG_FORMAT,
         **external.describe(kind),
         "preset": preset,
         "config": options.model_dump(mode="json"),
@@ -309,9 +317,18 @@ def now() -> str:
 
 
 def _train(
-    trainer: Trainer, split: Split, folder: Path, run_config: dict[str, Any], resume: bool, memory: PeakMemory
+    trainer: Trainer,
+    split: Split,
+    folder: Path,
+    run_config: dict[str, Any],
+    resume: bool,
+    memory: PeakMemory,
+    source: RunContents | None,
 ) -> Run:
-    """Train, choose on validation data, and write the run into its folder, which the main process has locked."""
+    """Train, choose on validation data, and write the run into its folder, which the main process has locked.
+
+    ``source`` is the run that the whole network was taken from, if it was.
+    """
     network = trainer.model
     with out_of_memory(f"The training of {network.name}", LESS_MEMORY):
         state = trainer.run(resume)
@@ -338,6 +355,9 @@ def _train(
     if refitted:  # the metrics above are those of the model that has not seen the validation interactions
         trainer.refit(split.before_test())
     minutes = state.seconds / 60
+    taken = {} if source is None else source.config["training"]
+    if taken:  # the network cost what it cost there
+        minutes += taken["minutes"] + (time.monotonic() - trained) / 60
     if not network.trained_by_gradient:
         minutes += (time.monotonic() - trained) / 60  # the choices are its training
     run_config |= {
@@ -345,12 +365,12 @@ def _train(
         "noise": noise_of(trainer),
         "created": now(),
         "training": {
-            "best_epoch": state.best_epoch,
+            "best_epoch": taken.get("best_epoch", state.best_epoch),
             "finished": state.done,
-            "stopped": trainer.stopped(),
+            "stopped": taken.get("stopped", trainer.stopped()),
             "refitted": refitted,
             "minutes": minutes,
-            "precision": state.precision,
+            "precision": taken.get("precision", state.precision),
             "processes": distributed.world_size(),
             "parameters": sum(p.numel() for p in network.parameters()),
             "peak_memory_mib": memory.mib(),
@@ -391,20 +411,6 @@ def write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[s
         ~known,
         data.items,
     )
-
-
-def _read_phase_run(phase: str, path: str | Path, split: Split) -> RunContents:
-    """Read the run that a phase is taken from. With another split, it might have learned from the test subset.
-
-    Raises:
-        RunError: the run cannot be read, or was trained on another split.
-    """
-    contents = read_run(path)
-    if contents.config["split"]["fingerprint"] != split.fingerprint:
-        raise RunError(
-            f"{path}, given for phase {phase!r}, was trained on another split.", "Train it on this data and split."
-        )
-    return contents
 
 
 def make_trainer(

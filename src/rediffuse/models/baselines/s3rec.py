@@ -28,6 +28,7 @@ from rediffuse.models.baselines.sasrec import SASRec, SASRecConfig
 class S3RecConfig(SASRecConfig):
     """Options of S3-Rec. The weights of the tasks are the paper's."""
 
+    presets = ModelConfig.presets
     search: ClassVar = SASRecConfig.search
 
     pretrain_epochs: int = Field(20, ge=1, description="Epochs of the first phase; it keeps its last weights.")

@@ -15,19 +15,23 @@ from torch import Tensor, nn
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.config import Range
 from rediffuse.models.sampling import Sampling
-from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
+from rediffuse.models.sequence import ESASREC, Encoded, SequenceConfig, SequenceModel
 from rediffuse.nn import Dropout, Encoder
 
 
 class SASRecConfig(SequenceConfig):
     """Options of SASRec. The defaults were chosen on validation data (docs/benchmarks.md)."""
 
+    presets = SequenceConfig.presets | {"esasrec": ESASREC}
     search = SequenceConfig.search | {"blocks": Range(1, 3), "dropout": Range(0.1, 0.6)}
 
     form: Literal["causal", "prefix"] = Field(
         "causal", description="causal: a history trains all its positions at once; prefix: one target per row."
     )
     blocks: int = Field(2, ge=1)
+    block: Literal["standard", "ligr"] = Field(
+        "standard", description="ligr: gated residuals and SwiGLU, as in eSASRec (arXiv 2508.06450)."
+    )
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     positions: bool = Field(True, description="Add a learned position embedding.")
@@ -48,7 +52,9 @@ class SASRec(SequenceModel):
         size = config.embedding_size
         self.every_position = config.form == "causal"
         self.position_embedding = nn.Embedding(config.max_length, size) if config.positions else None
-        self.encoder = Encoder(size, config.blocks, config.heads, config.dropout, causal=self.every_position)
+        self.encoder = Encoder(
+            size, config.blocks, config.heads, config.dropout, causal=self.every_position, gated=config.block == "ligr"
+        )
         self.drop = Dropout(config.dropout)
         for table in (self.item_embedding, self.position_embedding):
             if table is not None:

@@ -1,0 +1,119 @@
+"""One table of docs/benchmarks.md: floors, networks, and networks with the prior, on one data set and split.
+
+    export REDIFFUSE_DATA=...
+    OMP_NUM_THREADS=1 python -m benchmarks.tables.table --data amazon-beauty --split given --seeds 0 1 2
+
+It trains what is not trained yet, resumes what was interrupted, evaluates on the test subset, prints the table and
+writes the result file. To train two models at once, start it with ``--shard 0/2`` and ``--shard 1/2``, which train
+alone, and then without. Networks get ``--minutes`` of one thread at most, early stopping after 8 validations without
+improvement, and their default options. A network with the prior is the same network, to the bit, which is not trained
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import polars as pl
+
+import rediffuse as rd
+from benchmarks.common import RESULTS, rerun
+from benchmarks.tables import compare
+from benchmarks.tables.floors import LABELS, suitable
+from benchmarks.tables.variants import NETWORKS, VARIANTS, Variant, with_prior
+from rediffuse.comparison import Comparison
+from rediffuse.models import model_class
+from rediffuse.readers.public_datasets import public_dataset
+
+# The networks of a data set that are compared; those of `ORDERED` where it is not named.
+ORDERED = "sequences"
+KIND = {
+    "diffrec-ml1m-clean": "rows",
+    "lastfm-hetrec": "knowledge and friends",
+    "lastfm-kgat-partial": "knowledge",
+    "book-crossing-kg": "knowledge",
+    "diffnet-yelp": "friends",
+    "recdiff-ciao": "friends",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", required=True)
+    parser.add_argument("--models", nargs="+", choices=VARIANTS, metavar="VARIANT", help="default: all that suit")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--minutes", type=float, default=15.0, help="of training, per network")
+    parser.add_argument("--shard", help="i/n: train every n-th model, starting with model i, and do not report")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
+    parser.add_argument("--metric", default="ndcg@10/unseen", help="selects epochs and options; tested on pairs")
+    parser.add_argument("--protocol", help="of the report; default: that of the split")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the result file is written")
+    arguments = parser.parse_args()
+    data = public_dataset(arguments.data)
+    split = rd.split.by_name(arguments.split, data)
+    folder = arguments.runs / f"{arguments.data}-{split.name}"
+    wanted = arguments.models or variants(arguments.data, data)
+    if len(wanted) == 1 and len(arguments.seeds) == 1:
+        compare.train(wanted[0], split, folder, arguments.seeds[0], arguments.minutes, 1000, arguments.metric)
+        return
+    shard, shards = map(int, (arguments.shard or "0/1").split("/"))
+    # The prior follows its network in the same shard.
+    networks = [name for name in wanted if not VARIANTS[name].phases]
+    for seed in arguments.seeds:
+        for name in networks[shard::shards]:
+            for trained in (name, *(other for other in wanted if name in VARIANTS[other].phases.values())):
+                if is_due(trained, folder, seed):
+                    # A process for each run, so that the peak of memory is its own.
+                    words = ["--data", arguments.data, "--split", arguments.split, "--models", trained]
+                    words += ["--seeds", str(seed), "--minutes", str(arguments.minutes)]
+                    rerun(*words, "--runs", str(arguments.runs), "--metric", arguments.metric)
+    if arguments.shard is None:
+        found = compare.report(folder, data, arguments.metric, arguments.protocol, arguments.results, relabelled)
+        print(compare.table(found, arguments.metric.partition("/")[0]))
+
+
+def is_due(name: str, folder: Path, seed: int) -> bool:
+    """Whether a run is to be trained: it is not there, and its seed changes something."""
+    by_gradient = model_class(VARIANTS[name].model).trained_by_gradient
+    return (by_gradient or not seed) and not compare.is_trained(folder / f"{name}-{seed}")
+
+
+def variants(name: str, data: rd.Dataset) -> list[str]:
+    """The floors and networks of the table of a data set, and its networks with the prior."""
+    networks = NETWORKS[KIND.get(name, ORDERED)]
+    return suitable(name, data) + [variant for network in networks for variant in (network, with_prior(network))]
+
+
+def relabelled(found: Comparison) -> Comparison:
+    """The same comparison with the labels of `label`."""
+    seeds = dict(found.summary.unique("variant").select("variant", "seeds").iter_rows())
+    labels, position = {}, 0
+    for variant in found.facts["variants"]:  # runs are in the order of variants
+        labels[variant] = label(VARIANTS[Path(found.facts["runs"][position]).name.rpartition("-")[0]])
+        position += seeds[variant]
+    tables = {
+        name: table.with_columns(pl.col(sorted(LABELS & set(table.columns))).replace(labels))
+        for name, table in vars(found).items()
+        if isinstance(table, pl.DataFrame)
+    }
+    renamed = {name: [labels[old] for old in found.facts[name]] for name in ("variants", "refitted")}
+    parts = {labels[old]: part for old, part in found.facts["refitted_parts"].items()}
+    return dataclasses.replace(found, facts=found.facts | renamed | {"refitted_parts": parts}, **tables)
+
+
+def label(variant: Variant) -> str:
+    """The model of a variant and what it changes."""
+    if variant.label:
+        return variant.label
+    options = {option: value for option, value in variant.options.items() if option not in ("refit", "prior")}
+    words = ["no diffusion" if option == "diffusion" else f"{option}={options[option]}" for option in options]
+    words += ["with prior"] if variant.options.get("prior") == "head" else []
+    refitted = ", refitted" if variant.options.get("refit") else ""
+    return variant.model + (f" ({', '.join(words)})" if words else "") + refitted
+
+
+if __name__ == "__main__":
+    main()
