@@ -89,8 +89,8 @@ def check_model(
     Args:
         model: a class, the import path of one (``"my_package.module:MyModel"``), or a name.
         config: options on top of `SMALL`. Choose them so that a training takes a second.
-        data: a dataset, which is split by leave-one-out, or a split; None: `synthetic_interactions` with friends and a
-            knowledge graph. It needs at least 8 items and 3 users.
+        data: a dataset, which is split by leave-one-out, or a split; None: `synthetic_interactions` with friends, a
+            knowledge graph and categories. It needs at least 8 items and 3 users.
 
     Raises:
         AssertionError: the model breaks contracts; names them all, and says what was found.
@@ -123,7 +123,7 @@ def train_small(
     """Train a model for the contracts; arguments as for `check_model`. The run is written into ``folder``."""
     kind = model_class(model)
     if data is None:
-        data = synthetic_interactions(friends=3, knowledge=True)
+        data = synthetic_interactions(friends=3, knowledge=True, categories=True)
     split = data if isinstance(data, Split) else splits.leave_one_out(data)
     if split.dataset.num_items < 8 or split.dataset.num_users < 3:
         raise ConfigError("The contracts need data of at least 8 items and 3 users.", "Give other data, or none.")
@@ -341,6 +341,7 @@ def synthetic_interactions(
     text_ids: bool = True,
     friends: int = 0,
     knowledge: bool = False,
+    categories: bool = False,
 ) -> Dataset:
     """A small made-up dataset with something to learn: the next item on a ring usually follows.
 
@@ -355,6 +356,8 @@ def synthetic_interactions(
         friends: link each user to this many who started nearby, and one more user, who has no interactions, to the
             first.
         knowledge: add a knowledge graph: items that are near on the ring share entities.
+        categories: add the column ``genres`` to the item table: items that are near on the ring share one, and some
+            have a second one.
 
     Returns:
         A dataset with timestamps and titles.
@@ -375,6 +378,10 @@ def synthetic_interactions(
     table = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
     ids = table["item"].unique().sort()
     titles = pl.DataFrame({"item": ids, "title": [f"Film {i}" for i in ids]})
+    if categories:
+        place = [int(str(i).removeprefix("i")) for i in ids]
+        genres = [f"genre {i // 8}" + ("|long" if i % 3 == 0 else "") for i in place]
+        titles = titles.with_columns(genres=pl.Series(genres))
     social = None
     if friends:
         order = np.argsort(starts, kind="stable")

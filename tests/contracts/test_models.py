@@ -24,6 +24,7 @@ OTHERS = {
     "gru4rec-residual": {"prior": "residual"},
     "diffurec-residual": {"prior": "residual"},
     "diffrec-noised": {"noising_steps": 3},
+    "d3rec-guided": {"guidance_scale": 0.5, "temperature": 3.0},
     "ldiffrec-noised": {"noising_steps": 3, "sampling_noise": True},
     "diffnet-layers": {"layer": "relu"},
     "diffuasr-own": {"item_vectors": "own"},

@@ -20,7 +20,7 @@ from tests.contracts.test_models import TINY
 from rediffuse.testing import synthetic_interactions
 
 out, precision = Path(sys.argv[1]), sys.argv[2]
-split = rd.split.leave_one_out(synthetic_interactions(friends=3, knowledge=True))
+split = rd.split.leave_one_out(synthetic_interactions(friends=3, knowledge=True, categories=True))
 for name in models.names():
     known = models.model_class(name).Config.model_fields
     options = {key: value for key, value in (TINY | {"precision": precision}).items() if key in known}

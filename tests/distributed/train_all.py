@@ -32,6 +32,7 @@ ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_a
 PHASE = {"epochs": 2, "dropout": 0.0}
 OWN = {
     **{"diffurec": ABLATION, "diffrec": ABLATION, "tdiffrec": ABLATION, "heatrec": ABLATION},
+    "d3rec": ABLATION | {"condition_dropout": 0.0},
     **{"pdrec": {"diffusion": PHASE | ABLATION, "backbone_options": {"dropout": 0.0}}},
     **{"diffuasr": {"classifier": PHASE, "backbone_options": {"dropout": 0.0}}},
 }
@@ -40,7 +41,7 @@ FITS += [(name, DRAWN) for name in ("diffurec", "diffrec", "ldiffrec")] + [("sas
 
 
 def main(out: Path) -> None:
-    split = rd.split.leave_one_out(synthetic_interactions(friends=3, knowledge=True))
+    split = rd.split.leave_one_out(synthetic_interactions(friends=3, knowledge=True, categories=True))
     trained: list[Model] = []
     module = importlib.import_module("rediffuse.training.train")  # the name in the package is the function
     make_trainer = module.make_trainer

@@ -51,6 +51,10 @@ def recommend(
         list[str] | None, typer.Option(help="The most items of one value per list: category=2; may be repeated.")
     ] = None,
     diversity: Annotated[float, typer.Option(help="0 to 1: how much an item loses by resembling others.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the preference that guides d3rec; above 1: more categories.")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Weight of that guidance; -1: none.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default: calibrated.")] = None,
     noise: Annotated[float, typer.Option(help="Factor on the noise of a stochastic model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the noise of a stochastic model.")] = 0,
@@ -99,6 +103,8 @@ def recommend(
         "filter": item_filter,
         "max_per": parse_max_per(max_per),
         "diversity": diversity,
+        "temperature": temperature,
+        "guidance_scale": guidance_scale,
     }
 
     def choose(recommender: Recommender) -> dict[str, Any]:

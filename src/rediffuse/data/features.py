@@ -30,25 +30,39 @@ def item_features(table: pl.DataFrame | None) -> sparse.csr_array | None:
     Returns:
         None without a table or such a column.
     """
+    name = next((c for c in COLUMNS if table is not None and c in table.columns), None)
+    if table is None or name is None or not isinstance(table[name].dtype, pl.String | pl.List):
+        return None
+    return sets_of(table[name])
+
+
+def sets_of(column: pl.Series) -> sparse.csr_array:
+    """(rows, values) binary matrix of a column of sets; its values are in the order of their first appearance.
+
+    Args:
+        column: lists; text separated by ``|`` or ``;``; or one value per row. Missing values and empty text are none.
+    """
     from scipy import sparse  # a tenth of a second, which loading a recommender does not need
 
-    name = next((c for c in COLUMNS if table is not None and c in table.columns), None)
-    if table is None or name is None:
-        return None
-    column = table[name]
     if column.dtype == pl.String:
         parts = column.str.replace_all(SEPARATOR, "|").str.split("|")
-    elif isinstance(column.dtype, pl.List):
+    elif isinstance(column.dtype, pl.List | pl.Array):
         parts = column.cast(pl.List(pl.String))
     else:
-        return None
-    values = pl.DataFrame({"item": np.arange(len(table)), "value": parts}).explode("value").drop_nulls()
+        column = column.fill_nan(None) if column.dtype.is_float() else column
+        parts = column.cast(pl.String).reshape((-1, 1)).cast(pl.List(pl.String))
+    values = pl.DataFrame({"row": np.arange(len(column)), "value": parts}).explode("value").drop_nulls()
     values = values.filter(pl.col("value") != "").unique(maintain_order=True)
-    number = values["value"].cast(pl.Categorical).to_physical().to_numpy().astype(np.int64)
-    _, number = np.unique(number, return_inverse=True)
+    numbers = values.select(pl.col("value").unique(maintain_order=True)).with_row_index("number")
+    number = values.join(numbers, on="value", how="left", maintain_order="left")["number"].to_numpy().astype(np.int64)
     ones = np.ones(len(number), dtype=np.float32)
-    shape = (len(table), int(number.max(initial=-1)) + 1)
-    return sparse.csr_array((ones, (values["item"].to_numpy(), number)), shape=shape)
+    return sparse.csr_array((ones, (values["row"].to_numpy(), number)), shape=(len(column), len(numbers)))
+
+
+def most_common(sets: sparse.csr_array, most: int = MOST_VALUES) -> NDArray[np.float32]:
+    """(rows, up to ``most``) the columns of `sets_of` with the most rows, the commonest first."""
+    common = np.argsort(-np.ravel(sets.sum(axis=0)), kind="stable")[:most]
+    return sets[:, common].toarray()
 
 
 def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
@@ -71,8 +85,7 @@ def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
         sets = item_features(table)
         if sets is None or not sets.nnz:
             return None
-        common = np.argsort(-np.ravel(sets.sum(axis=0)), kind="stable")[:MOST_VALUES]
-        return sets[:, common].toarray()
+        return most_common(sets)
     where = f"Column {name!r} of the {table.columns[0].removesuffix('_id')} table"
     column = table[name].cast(pl.List(pl.Float32))
     known = (column.list.len() > 0).fill_null(False).to_numpy()

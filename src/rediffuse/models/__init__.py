@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rediffuse.models.baselines.sasrec import SASRec
     from rediffuse.models.baselines.slist import SLIST
     from rediffuse.models.blend import Blend
+    from rediffuse.models.d3rec import D3Rec
     from rediffuse.models.diffkg import DiffKG
     from rediffuse.models.diffnet import DiffNet
     from rediffuse.models.diffnetpp import DiffNetPP
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _MODELS = {
     "bert4rec": ("rediffuse.models.baselines.bert4rec", "BERT4Rec"),
     "bprmf": ("rediffuse.models.baselines.bprmf", "BPRMF"),
+    "d3rec": ("rediffuse.models.d3rec", "D3Rec"),
     "diffkg": ("rediffuse.models.diffkg", "DiffKG"),
     "diffnet": ("rediffuse.models.diffnet", "DiffNet"),
     "diffnetpp": ("rediffuse.models.diffnetpp", "DiffNetPP"),
@@ -142,6 +144,7 @@ __all__ = [
     "SLIST",
     "BERT4Rec",
     "Blend",
+    "D3Rec",
     "DiffKG",
     "DiffNet",
     "DiffNetPP",

@@ -144,6 +144,7 @@ class Model(nn.Module):
     - ``trained_by_gradient``: False where `fit` does all the training.
     - ``phases``: phases of training, in order; each is trained with `training_options` of its own.
     - ``stochastic``: whether scores depend on the seed.
+    - ``has_guidance``: whether a condition guides it, so that `Sampling.temperature` and ``guidance_scale`` act.
     - ``reads_synthetic``: whether synthetic interactions train it and remain in the histories that it scores.
     - ``reads_tables``: whether it learns from ``item_table`` or ``user_table``.
     - ``reads_times``: whether scores depend on the times of interactions, not only on their order.
@@ -159,6 +160,7 @@ class Model(nn.Module):
     trained_by_gradient: ClassVar[bool] = True
     phases: ClassVar[tuple[str, ...]] = ("fit",)
     stochastic: ClassVar[bool] = False
+    has_guidance: ClassVar[bool] = False
     reads_synthetic: ClassVar[bool] = False
     reads_tables: ClassVar[bool] = False
     reads_times: ClassVar[bool] = False

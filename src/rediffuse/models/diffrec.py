@@ -43,6 +43,7 @@ from rediffuse.diffusion import (
     timestep_sampler,
 )
 from rediffuse.diffusion.noise import RowNoise, row_keys
+from rediffuse.diffusion.solvers import Network
 from rediffuse.models.base import TrainingData
 from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
@@ -225,16 +226,21 @@ class DiffRec(NeuralModel):
         if not self.config.diffusion:
             once = torch.zeros(len(batch), dtype=torch.int64, device=batch.items.device)
             z = self.denoiser.read(batch.items, batch.offsets, batch.values)
-            x_0_hat = self.denoiser.last(self.denoiser.inner(z, once))
+            x_0_hat = self.denoiser.last(self.denoiser.inner(z, once, self.training_shift(batch)))
             return (batch.dense(self.num_items) - x_0_hat).square().mean() * batch.rank_weight
         t, importance = self.timesteps.sample(len(batch), device=batch.items.device)
         x_0 = batch.dense(self.num_items)
         noise = torch.randn_like(x_0)
         x_t = q_sample(self.schedule, x_0, t, noise)
-        losses = self.weighted_errors(x_0, x_t, noise, t, self.denoiser(x_t, t).float())
+        output = self.denoiser(x_t, t, self.training_shift(batch)).float()
+        losses = self.weighted_errors(x_0, x_t, noise, t, output)
         counted = rank_rows(batch.rank_weight)
         self.timesteps.update(t[counted], losses[counted])
         return (losses * importance).mean() * batch.rank_weight
+
+    def training_shift(self, batch: RowBatch) -> Tensor | None:
+        """(B, H) what a condition of the rows adds in the network's first layer; DiffRec has none."""
+        return None
 
     def weighted_errors(self, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """(B,) squared errors of the network's ``output`` at (x_t, t): means over items, weighted by timestep."""
@@ -282,7 +288,18 @@ class DiffRec(NeuralModel):
         if self.in_hidden_space:
             return self.denoiser.last(self.hidden(histories, sampling))
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
-        return self.plain_chain(rows.dense(self.num_items), self.row_noise(histories, sampling))
+        network = self.with_guidance(self.denoiser, rows, sampling)
+        return self.plain_chain(rows.dense(self.num_items), self.row_noise(histories, sampling), network)
+
+    def with_guidance(self, network: Callable[..., Tensor], rows: RowBatch, sampling: Sampling) -> Network:
+        """The denoiser, or its inner part, as a condition of ``rows`` guides it; DiffRec has none.
+
+        Args:
+            network: called as network(x, t, shift), see `RowDenoiser.inner`.
+            rows: what is denoised.
+            sampling: options of the guidance.
+        """
+        return network
 
     def row_noise(self, histories: Histories, sampling: Sampling) -> RowNoise | None:
         """The noise of these rows, each of which depends on its history and the seed alone; None: nothing is drawn."""
@@ -303,7 +320,7 @@ class DiffRec(NeuralModel):
         z, noise = self.denoiser.read(rows.items, rows.offsets, rows.values), self.row_noise(histories, sampling)
         if noise is not None:  # of whole rows, which W maps to hidden space as it does x_0
             z = self.noised_start(z, noise(z.new_empty(len(z), self.num_items)) @ self.denoiser.first)
-        return self.reverse(z, on_step)
+        return self.reverse(z, on_step, self.with_guidance(self.denoiser.inner, rows, sampling))
 
     def index_vectors(self) -> Tensor | None:
         """The last layer's weights, with its bias as one more column."""
@@ -314,12 +331,14 @@ class DiffRec(NeuralModel):
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
         return _with_one(self.hidden(histories, sampling))
 
-    def reverse(self, z: Tensor, on_step: Callable[[int, Tensor], None] | None = None) -> Tensor:
+    def reverse(
+        self, z: Tensor, on_step: Callable[[int, Tensor], None] | None = None, inner: Network | None = None
+    ) -> Tensor:
         """The reverse chain in hidden space, from z = W x_T (B, H) to g (B, H), the input of the last layer."""
         folded = Folded(self.folded_weight, self.folded_bias)
         schedule = self.schedule
         return self.denoiser.reverse(
-            z, folded, schedule.posterior_mean_coef1.tolist(), schedule.posterior_mean_coef2.tolist(), on_step
+            z, folded, schedule.posterior_mean_coef1.tolist(), schedule.posterior_mean_coef2.tolist(), on_step, inner
         )
 
     def noised_start(self, x: Tensor, noise: Tensor) -> Tensor:
@@ -329,16 +348,17 @@ class DiffRec(NeuralModel):
         t = torch.full((len(x),), self.config.noising_steps - 1, dtype=torch.int64, device=x.device)
         return q_sample(self.schedule, x, t, noise)
 
-    def plain_chain(self, x: Tensor, noise: RowNoise | None = None) -> Tensor:
+    def plain_chain(self, x: Tensor, noise: RowNoise | None = None, network: Network | None = None) -> Tensor:
         """The reverse chain from rows (B, I) to x_0_hat (B, I), in T passes over whole rows; for any network."""
+        network = network or self.denoiser
         if not self.config.diffusion:
-            return self.denoiser(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+            return network(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
         if noise is not None and self.config.noising_steps:
             x = self.noised_start(x, noise(x))
         # Without sampling_noise every step takes the mean.
         variance = "fixed_small" if self.config.sampling_noise else None
         chain = {"prediction": self.config.prediction, "generator": noise, "variance": variance}
-        return ancestral(self.denoiser, x, self.schedule, **chain)
+        return ancestral(network, x, self.schedule, **chain)
 
 
 def _with_one(g: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Options of scoring: the noise and the denoising steps of a stochastic model."""
+"""Options of scoring: the noise and the denoising steps of a stochastic model, and the guidance by a condition."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ class Sampling:
         sampling_steps: denoising steps; None: as calibrated or configured.
         noise: factor of the noise; models are trained for 1.
         on_step: called at every denoising step.
+        temperature: of the condition that guides a model; None: as configured.
+        guidance_scale: weight of the guidance; None: as configured.
     """
 
     seed: int = 0
     sampling_steps: int | None = None
     noise: float = 1.0
     on_step: StepCallback | None = None
+    temperature: float | None = None
+    guidance_scale: float | None = None

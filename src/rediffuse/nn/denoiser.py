@@ -66,11 +66,11 @@ class RowDenoiser(nn.Module):
         for layer in (self.first_time, self.time, *between, self.last):
             nn.init.normal_(layer.bias, std=0.001)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """(B, I) at timesteps (B,) -> (B, I)."""
+    def forward(self, x: Tensor, t: Tensor, shift: Tensor | None = None) -> Tensor:
+        """(B, I) at timesteps (B,) -> (B, I). ``shift`` is that of `inner`."""
         if self.normalize:
             x = F.normalize(x, dim=-1)
-        return self.last(self.inner(self.drop(x) @ self.first, t))
+        return self.last(self.inner(self.drop(x) @ self.first, t, shift))
 
     def read(self, items: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
         """z = W x (B, H) of sparse rows: ``items`` and ``values`` (n,); row b begins at ``offsets[b]``."""
@@ -80,10 +80,11 @@ class RowDenoiser(nn.Module):
             values = values / lengths.clamp_min(1e-12)[owners]
         return F.embedding_bag(items, self.first, offsets, mode="sum", per_sample_weights=self.drop(values))
 
-    def inner(self, z: Tensor, t: Tensor) -> Tensor:
-        """z (B, H) at timesteps (B,) -> g (B, H)."""
+    def inner(self, z: Tensor, t: Tensor, shift: Tensor | None = None) -> Tensor:
+        """z (B, H) at timesteps (B,) -> g (B, H). ``shift`` (B, H) is what a condition adds in the first layer."""
         every = sinusoidal_embedding(torch.arange(self.steps, device=t.device), self.time_size)
         every = every.to(self.time.weight.dtype)
+        z = z if shift is None else z + shift
         h = torch.tanh(z + F.embedding(t, self.first_time(self.time(every))))
         for layer in self.between:
             h = torch.tanh(layer(h))
@@ -100,6 +101,7 @@ class RowDenoiser(nn.Module):
         coef1: Sequence[float],
         coef2: Sequence[float],
         on_step: Callable[[int, Tensor], None] | None = None,
+        inner: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The whole reverse chain in hidden space, for a network that predicts x_0, without noise.
 
@@ -112,13 +114,14 @@ class RowDenoiser(nn.Module):
             folded: from `fold`.
             coef1, coef2: (T,) of the posterior mean, see `rediffuse.diffusion.NoiseSchedule`.
             on_step: called as on_step(t, g) at every step; ``last(g)`` is x_0_hat there.
+            inner: in place of `inner`, for example a weighted sum of calls of it, whose weights add up to one.
 
         Returns:
             g (B, H) at t = 0: the output of the chain is ``last(g)``, because c1_0 = 1 and c2_0 = 0.
         """
 
         def at(step: int) -> Tensor:
-            g = self.inner(z, torch.full((len(z),), step, dtype=torch.int64, device=z.device))
+            g = (inner or self.inner)(z, torch.full((len(z),), step, dtype=torch.int64, device=z.device))
             if on_step is not None:
                 on_step(step, g)
             return g

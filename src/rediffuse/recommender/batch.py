@@ -92,6 +92,8 @@ def recommend_to_folder(
     filter: Any = None,
     max_per: Mapping[str, int] | None = None,
     diversity: float = 0.0,
+    temperature: float | None = None,
+    guidance_scale: float | None = None,
     text: TextOptions | None = None,
     rows_per_part: int = ROWS_PER_PART,
     rank: int = 0,
@@ -109,8 +111,8 @@ def recommend_to_folder(
         users: a CSV or Parquet file, a folder of such files, or a glob; see `UserFile`. It is read once for its
             checksum and, if the folder is new, once to count and check its rows, before the lists are made.
         folder: new, empty, or started with the same request.
-        k, exclude, seed, samples, filter_seen, explain, candidates, sampling_steps, noise, filter, max_per, diversity:
-            as for `Recommender.recommend`.
+        k, exclude, seed, samples, filter_seen, explain, candidates, sampling_steps, noise, filter, max_per, diversity,
+            temperature, guidance_scale: as for `Recommender.recommend`.
         text: how a user file of text is read.
         rows_per_part: users per part file: what is held in memory, and the most work that a kill loses.
         rank, world_size: this process writes every part file whose number modulo ``world_size`` is ``rank``.
@@ -134,7 +136,7 @@ def recommend_to_folder(
         raise ConfigError(f"rank is {rank} of {world_size} processes.", f"Give 0 to {world_size - 1}.")
     if explain := require_flag("explain", explain):
         recommender.require_explained_scores()
-    sampling = recommender.sampling(seed, sampling_steps, noise)
+    sampling = recommender.sampling(seed, sampling_steps, noise, temperature, guidance_scale)
     reranking = recommender.reranking(max_per, diversity)
     query, unknown = recommender.build_query(k, exclude, candidates, filter_seen, filter, reranking)
     user_file = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text)
@@ -152,6 +154,8 @@ def recommend_to_folder(
         "noise": sampling.noise,
         "max_per": dict(max_per) if max_per else None,
         "diversity": float(diversity),
+        "temperature": sampling.temperature,
+        "guidance_scale": sampling.guidance_scale,
         "rows_per_part": rows_per_part,
         "text": None if text is None else asdict(text),
     }
@@ -218,7 +222,9 @@ class _PartFiles:
         messages = {"run": "the run is another one", "input": f"the content of the user file {user_file.name} differs"}
         differences = [text for key, text in messages.items() if earlier[key]["sha256"] != request[key]["sha256"]]
         before, now = earlier["options"], request["options"]
-        differences += [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
+        differences += [
+            f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]
+        ]
         if differences:
             raise ConfigError(
                 f"{folder} was started with another request: {'; '.join(differences)}.",

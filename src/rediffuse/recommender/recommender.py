@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rediffuse import forks
-from rediffuse.arguments import require_flag, require_integer, wrong_type
+from rediffuse.arguments import described, require_flag, require_integer, require_number, wrong_type
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
@@ -175,6 +175,8 @@ class Recommender(Displayed):
         filter: Any = None,
         max_per: Mapping[str, int] | None = None,
         diversity: float = 0.0,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
     ) -> Frame:
         """Recommend to each user the k items that the model ranks first.
 
@@ -207,6 +209,10 @@ class Recommender(Displayed):
             diversity: 0 to 1. Above 0, an item loses what it resembles the items before it; see
                 `rediffuse.reranking`. With this or ``max_per``, lists are made of the max(10 k, 100) items that the
                 model ranks first, and their scores need not descend.
+            temperature: of the category preference that guides the model `d3rec`. Above 1, the preference is flatter
+                and lists get more categories; below 1, they keep to the user's own. None: as trained.
+            guidance_scale: weight of that guidance, from -1 (none); at 0 the preference is read and not exaggerated.
+                None: as trained.
 
         Returns:
             A frame: user_id, item_id, rank (from 1), score, uncertainty, title if items have titles, and because. It is
@@ -217,9 +223,9 @@ class Recommender(Displayed):
 
         Raises:
             ConfigError: neither users nor histories are given, or their lengths differ; ids are not in lists; a number
-                is out of range; the model has no use for sampling_steps or noise; its scores cannot be explained;
-                it has no item vectors for ``diversity``; or the item table is missing or does not fit ``filter`` or
-                ``max_per``.
+                is out of range; the model has no use for sampling_steps, noise, temperature or guidance_scale; its
+                scores cannot be explained; it has no item vectors for ``diversity``; or the item table is missing or
+                does not fit ``filter`` or ``max_per``.
 
         Warns:
             RediffuseWarning: unknown users, unknown items or empty histories, with their counts; lists that a filter or
@@ -228,7 +234,7 @@ class Recommender(Displayed):
         """
         k, samples = require_integer("k", k), require_integer("samples", samples)
         batch_size = require_integer("batch_size", batch_size)
-        sampling = self.sampling(seed, sampling_steps, noise)
+        sampling = self.sampling(seed, sampling_steps, noise, temperature, guidance_scale)
         labels, user_numbers, rows, counts = self.resolve_users(users, histories)
         query, unknown = self.build_query(
             k, exclude, candidates, filter_seen, filter, self.reranking(max_per, diversity)
@@ -249,7 +255,14 @@ class Recommender(Displayed):
             )
         return as_kind(found, kind_of(users, histories))
 
-    def sampling(self, seed: Any = 0, sampling_steps: Any = None, noise: float = 1.0) -> Sampling:
+    def sampling(
+        self,
+        seed: Any = 0,
+        sampling_steps: Any = None,
+        noise: float = 1.0,
+        temperature: Any = None,
+        guidance_scale: Any = None,
+    ) -> Sampling:
         """The sampling options, checked against the model.
 
         Raises:
@@ -271,7 +284,26 @@ class Recommender(Displayed):
             raise ConfigError(f"noise is {noise!r}.", "Give a number of at least 0; the model was trained for 1.")
         if noise != 1 and not self.model.stochastic:
             raise ConfigError(f"{self.config['model']} draws no noise in this run.", "Leave out noise.")
-        return Sampling(seed, sampling_steps, float(noise))
+        guidance: dict[str, float] = {}
+        for name, value in (("temperature", temperature), ("guidance_scale", guidance_scale)):
+            if value is None:
+                continue
+            guidance[name] = require_number(name, value)
+            if not self.model.has_guidance:
+                raise ConfigError(f"No condition guides {self.config['model']} in this run.", f"Leave out {name}.")
+        if guidance.get("temperature", 1) <= 0:
+            raise ConfigError(f"temperature is {described(temperature)}.", "Give a number above 0; 1 changes nothing.")
+        if not -1 <= guidance.get("guidance_scale", 0) < float("inf"):
+            raise ConfigError(
+                f"guidance_scale is {described(guidance_scale)}.", "Give a number from -1, which is no guidance."
+            )
+        return Sampling(
+            seed,
+            sampling_steps,
+            float(noise),
+            temperature=guidance.get("temperature"),
+            guidance_scale=guidance.get("guidance_scale"),
+        )
 
     def is_known_user(self, user: Any) -> bool:
         """Whether the run holds a history of a user of this id."""
@@ -414,6 +446,7 @@ class Recommender(Displayed):
             "titles": "title" in self.items.columns,
             "trained": f"{self.config.get('created')}, split {self.config['split']['name']}",
             "stochastic": self.model.stochastic,
+            "has guidance": self.model.has_guidance,
             "sampling steps": self.model.max_sampling_steps and f"up to {self.model.max_sampling_steps}",
             "retrieval": "exact" if self.ranker.index is None else "index",
             "similar items": self.inspector.has_similar,

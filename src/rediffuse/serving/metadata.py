@@ -39,6 +39,7 @@ def describe(run: HostedRun) -> dict[str, Any]:
         "items": config["data"]["items"],
         "interactions": config["data"]["interactions"],
         "stochastic": recommender.model.stochastic,
+        "has_guidance": recommender.model.has_guidance,
         "retrieval": run.retrieval,
         "max_sampling_steps": recommender.model.max_sampling_steps,
         "calibrated_sampling_steps": config["resolved"].get("sampling_steps"),

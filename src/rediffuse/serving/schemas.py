@@ -17,6 +17,8 @@ K = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
 Seed = Annotated[StrictInt, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 SamplingSteps = Annotated[StrictInt, Field(ge=1, le=10_000)]
 Noise = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+GuidanceScale = Annotated[float, Field(ge=-1, le=1000, allow_inf_nan=False)]
 
 
 class _Body(BaseModel):
@@ -65,6 +67,14 @@ class RecommendRequest(_Request):
     )
     diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
         0.0, description="How much an item loses by resembling the items before it in the list. Needs item vectors."
+    )
+    temperature: Temperature | None = Field(
+        None,
+        description="Of the category preference that guides the model; above 1, lists get more categories. Only for "
+        "models with `has_guidance`.",
+    )
+    guidance_scale: GuidanceScale | None = Field(
+        None, description="Weight of that guidance; -1: none. Only for models with `has_guidance`."
     )
     filter_seen: bool = Field(True, description="Do not recommend items of the history.")
     samples: Annotated[StrictInt, Field(ge=1, le=MAX_SAMPLES)] = Field(
@@ -268,6 +278,7 @@ class ModelInfo(BaseModel):
     items: int
     interactions: int
     stochastic: bool = Field(description="Whether scores depend on the seed.")
+    has_guidance: bool = Field(description="Whether requests can give temperature and guidance_scale.")
     retrieval: str = Field(description="`exact` or `index`.")
     max_sampling_steps: int | None = Field(description="The most that a request may ask for; null: no choice.")
     calibrated_sampling_steps: int | None = Field(description="The default, calibrated on validation data.")

@@ -66,7 +66,9 @@ class Service:
         run = self.run(request.model)
         snapshot = run.snapshot
         recommender = snapshot.recommender
-        sampling = recommender.sampling(request.seed, request.sampling_steps, request.noise)
+        sampling = recommender.sampling(
+            request.seed, request.sampling_steps, request.noise, request.temperature, request.guidance_scale
+        )
         self._check_limits(run, request, recommender.model, sampling)
 
         def resolve() -> tuple[Any, ...]:
