@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import common
+from benchmarks.tables import page
 
 SCRIPTS = sorted(path for path in (common.ROOT / "benchmarks").glob("*/*.py") if path.stem != "__init__")
 STAMP = {"commit", "date", "command", "precision", "device", "memory_gib", "processor", "cores", "threads", "packages"}
@@ -58,3 +59,9 @@ def test_a_command_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     assert str(tmp_path.parent) not in command
     assert str(common.ROOT) not in command
     assert command.endswith(f"--out a.json --runs={tmp_path.name} runs/a runs/b --minutes=3")
+
+
+def test_the_tables_of_the_page_are_those_of_the_results() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert "<!-- table-" in text
+    assert page.filled(text) == text, "Run python -m benchmarks.tables.page"

@@ -53,8 +53,8 @@ def main() -> None:
     split = rd.split.by_name(arguments.split, data)
     folder = arguments.runs / f"{arguments.data}-{split.name}"
     if arguments.report:
-        found = report(folder, data, arguments.metric, arguments.protocol, arguments.results)
-        print(table(found, arguments.metric.partition("/")[0]))
+        stored = report(folder, data, arguments.metric, arguments.protocol, arguments.results)
+        print(table(stored, arguments.metric.partition("/")[0]))
         return
     wanted = [(variant, seed) for seed in arguments.seeds for variant in arguments.models]
     if len(wanted) == 1:
@@ -83,6 +83,9 @@ def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs
         return
     if not rd.models.model_class(variant.model).trained_by_gradient and seed:
         return  # the seed changes nothing
+    if variant.refit_of:
+        rd.refit(runs / f"{variant.refit_of}-{seed}", split.dataset, folder, keep_test=True, resume=_started(folder))
+        return
     phases = {phase: runs / f"{other}-{seed}" for phase, other in variant.phases.items()}
     options = {name: value for name, value in variant.options.items() if name not in phases}
     if NETWORK in phases:
@@ -92,9 +95,7 @@ def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs
     if variant.on:
         longer = rd.load_dataset(augmented.where(runs, variant.on, seed))
         split = rd.split.by_name(split.name, longer, **split.params)
-    started = (folder / "checkpoints" / "identity.safetensors").exists()
-    if folder.exists() and not started:
-        shutil.rmtree(folder)
+    started = _started(folder)
     run = rd.train(
         variant.model,
         split,
@@ -109,6 +110,14 @@ def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs
     print(f"{runs.name} {name} seed {seed}: {run.minutes:.1f} min, {metric} {value:.2f}", flush=True)
 
 
+def _started(folder: Path) -> bool:
+    """Whether there is a training to resume; what is left of one that cannot be is removed."""
+    started = (folder / "checkpoints" / "identity.safetensors").exists()
+    if folder.exists() and not started:
+        shutil.rmtree(folder)
+    return started
+
+
 def report(
     folder: Path,
     data: rd.Dataset,
@@ -116,21 +125,34 @@ def report(
     protocol: str | None,
     results: Path,
     relabelled: Callable[[Comparison], Comparison] = lambda found: found,
-) -> Comparison:
-    """Evaluate what is trained and not evaluated yet, then compare all of it and write the result file."""
+    result: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate what is trained and not evaluated yet, then compare all of it and write the result file.
+
+    Args:
+        folder: of the runs of a data set and a split; its name finds the published figures.
+        result: begins the name of the result file; by default "compare", with the name of the folder around unless
+            that is "benchmark".
+
+    Returns:
+        What is stored, see `condensed`.
+    """
     runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
     suffix = Path(evaluation_file("test.json", protocol)).stem.removeprefix("test")
     for run in runs:
         if not (run / f"test{suffix}.json").exists():
             evaluate(run, data, protocol)
     memory, began = PeakMemory(), time.perf_counter()
-    name = folder.name if folder.parent.name == "benchmark" else f"{folder.parent.name}-{folder.name}"
-    out, published = folder.parent / f"report-{folder.name}{suffix}", PUBLISHED.get(name + suffix)
+    begins = result or ("compare" if folder.parent.name == "benchmark" else f"compare-{folder.parent.name}")
+    name = f"{begins}-{folder.name}{suffix}"
+    published = PUBLISHED.get(name.removeprefix("compare-" if result is None else f"{result}-"))
+    out = folder.parent / f"report-{folder.name}{suffix}"
     found = relabelled(rd.compare(runs, out, metric=metric, published=published, protocol=protocol))
     print(f"Compared in {time.perf_counter() - began:.1f} s, {memory.mib()} MiB at most.\n")
     precision = ", ".join(sorted({read_config(run)["training"]["precision"] for run in runs}))
-    write_result(results / f"compare-{name}{suffix}.json", condensed(found, metric), precision=precision)
-    return found
+    stored = condensed(found, metric)
+    write_result(results / f"{name}.json", stored, precision=precision)
+    return stored
 
 
 def evaluate(run: Path, data: rd.Dataset, protocol: str | None) -> None:
@@ -146,7 +168,10 @@ def condensed(found: Comparison, metric: str) -> dict[str, Any]:
     """What of a comparison is stored: the metrics that tables show, and slices of users by the chosen metric."""
     named, _, policy = metric.partition("/")
     everything = found.to_dict()
-    kept = {name: everything[name] for name in ("facts", "summary", "pairs", "ablations", "steps", "costs")}
+    kept = {
+        name: everything[name] for name in ("facts", "summary", "pairs", "ablations", "steps", "costs", "published")
+    }
+    kept["pairs"] = [row for row in kept["pairs"] if row["policy"] == (policy or "all")]
     kept["summary"] = [row for row in kept["summary"] if row["metric"] in (*SHOWN, named)]
     kept["slices"] = [
         row
@@ -156,9 +181,14 @@ def condensed(found: Comparison, metric: str) -> dict[str, Any]:
     return kept
 
 
-def table(found: Comparison, metric: str) -> str:
-    """The table of docs/benchmarks.md, in per cent, best first; ± is half the 95 % interval over seeds."""
-    values = {(row["variant"], row["policy"], row["metric"]): row for row in found.summary.iter_rows(named=True)}
+def table(stored: dict[str, Any], metric: str) -> str:
+    """The table of docs/benchmarks.md, in per cent, best first; ± is half the 95 % interval over seeds.
+
+    Args:
+        stored: the content of a result file, see `condensed`.
+        metric: without its policy; the order is that with seen items filtered, where they are.
+    """
+    values = {(row["variant"], row["policy"], row["metric"]): row for row in stored["summary"]}
 
     def cell(label: str, policy: str, metric: str) -> str:
         row = values.get((label, policy, metric))
@@ -167,11 +197,11 @@ def table(found: Comparison, metric: str) -> str:
         spread = "" if row["low"] is None else f" ±{50 * (row['high'] - row['low']):.2f}"
         return f"{100 * row['mean']:.2f}{spread}"
 
-    policies = found.facts["protocol"]["seen"]
+    policies = stored["facts"]["protocol"]["seen"]
     shown = list(dict.fromkeys(("hr@10", "ndcg@10") if metric == "ndcg@10" else (metric, "ndcg@10")))
     columns = [(policy, name) for policy in policies for name in shown]
     columns.append((policies[-1], "coverage@10"))
-    costs = {row["variant"]: row for row in found.costs.iter_rows(named=True)}
+    costs = {row["variant"]: row for row in stored["costs"]}
     order = sorted(costs, key=lambda label: -values[label, policies[-1], metric]["mean"])
     words = {"all": "kept", "unseen": "filtered"}
     heads = [f"{name.replace('hr', 'HR').replace('ndcg', 'NDCG')} {words[policy]}" for policy, name in columns[:-1]]
@@ -184,7 +214,7 @@ def table(found: Comparison, metric: str) -> str:
         cost, seeds = costs[label], values[label, policies[-1], metric]["seeds"]
         spent = (f"{cost['train_minutes']:.1f}", f"{cost['best_epoch']:.0f}") if cost["best_epoch"] else ("", "")
         lines.append(f"| {' | '.join([label, str(seeds), *cells, *spent])} |")
-    for label, figures in found.published.items():
+    for label, figures in stored["published"].items():
         names = [metric if policy == "all" else f"{metric}/{policy}" for policy, metric in columns]
         cells = [f"{100 * figures[name]:.2f}" if name in figures else "" for name in names]
         name = f"*{label}, published, not run here ({figures['source']})*"

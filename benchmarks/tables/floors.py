@@ -46,8 +46,8 @@ def main() -> None:
     folder = arguments.runs / f"{arguments.data}-{split.name}"
     for name in arguments.models or suitable(arguments.data, data):
         compare.train(name, split, folder, 0, minutes=60, epochs=1, metric=arguments.metric)
-    found = compare.report(folder, data, arguments.metric, arguments.protocol, arguments.results, relabelled)
-    print(compare.table(found, arguments.metric.partition("/")[0]))
+    stored = compare.report(folder, data, arguments.metric, arguments.protocol, arguments.results, relabelled)
+    print(compare.table(stored, arguments.metric.partition("/")[0]))
 
 
 def suitable(name: str, data: rd.Dataset) -> list[str]:

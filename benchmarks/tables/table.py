@@ -22,7 +22,7 @@ import rediffuse as rd
 from benchmarks.common import RESULTS, rerun
 from benchmarks.tables import compare
 from benchmarks.tables.floors import LABELS, suitable
-from benchmarks.tables.variants import NETWORKS, VARIANTS, Variant, with_prior
+from benchmarks.tables.variants import NETWORKS, VARIANTS, Variant, refitted, with_prior
 from rediffuse.comparison import Comparison
 from rediffuse.models import model_class
 from rediffuse.readers.public_datasets import public_dataset
@@ -60,19 +60,28 @@ def main() -> None:
         compare.train(wanted[0], split, folder, arguments.seeds[0], arguments.minutes, 1000, arguments.metric)
         return
     shard, shards = map(int, (arguments.shard or "0/1").split("/"))
-    # The prior follows its network in the same shard.
-    networks = [name for name in wanted if not VARIANTS[name].phases]
+    networks = [name for name in wanted if not made_of(name)]
     for seed in arguments.seeds:
         for name in networks[shard::shards]:
-            for trained in (name, *(other for other in wanted if name in VARIANTS[other].phases.values())):
+            # What is made of a network follows it in the same shard.
+            for trained in (name, *(other for other in wanted if name in made_of(other))):
                 if is_due(trained, folder, seed):
                     # A process for each run, so that the peak of memory is its own.
                     words = ["--data", arguments.data, "--split", arguments.split, "--models", trained]
                     words += ["--seeds", str(seed), "--minutes", str(arguments.minutes)]
                     rerun(*words, "--runs", str(arguments.runs), "--metric", arguments.metric)
     if arguments.shard is None:
-        found = compare.report(folder, data, arguments.metric, arguments.protocol, arguments.results, relabelled)
-        print(compare.table(found, arguments.metric.partition("/")[0]))
+        stored = compare.report(
+            folder, data, arguments.metric, arguments.protocol, arguments.results, relabelled, "table"
+        )
+        print(compare.table(stored, arguments.metric.partition("/")[0]))
+
+
+def made_of(name: str) -> list[str]:
+    """The variants whose runs a variant needs, in all."""
+    variant = VARIANTS[name]
+    needed = [*variant.phases.values(), *filter(None, [variant.refit_of])]
+    return [*needed, *(earlier for other in needed for earlier in made_of(other))]
 
 
 def is_due(name: str, folder: Path, seed: int) -> bool:
@@ -84,7 +93,10 @@ def is_due(name: str, folder: Path, seed: int) -> bool:
 def variants(name: str, data: rd.Dataset) -> list[str]:
     """The floors and networks of the table of a data set, and its networks with the prior."""
     networks = NETWORKS[KIND.get(name, ORDERED)]
-    return suitable(name, data) + [variant for network in networks for variant in (network, with_prior(network))]
+    of_networks = [
+        made for network in networks for made in (network, with_prior(network), refitted(with_prior(network)))
+    ]
+    return suitable(name, data) + [variant for variant in of_networks if variant in VARIANTS]
 
 
 def relabelled(found: Comparison) -> Comparison:
@@ -106,13 +118,11 @@ def relabelled(found: Comparison) -> Comparison:
 
 def label(variant: Variant) -> str:
     """The model of a variant and what it changes."""
-    if variant.label:
-        return variant.label
     options = {option: value for option, value in variant.options.items() if option not in ("refit", "prior")}
     words = ["no diffusion" if option == "diffusion" else f"{option}={options[option]}" for option in options]
     words += ["with prior"] if variant.options.get("prior") == "head" else []
-    refitted = ", refitted" if variant.options.get("refit") else ""
-    return variant.model + (f" ({', '.join(words)})" if words else "") + refitted
+    refitted = ", refitted" if variant.options.get("refit") or variant.refit_of else ""
+    return (variant.label or variant.model + (f" ({', '.join(words)})" if words else "")) + refitted
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ The names are in run folders and in stored results, so they do not change. ``twi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.tables import augmented
@@ -26,6 +26,7 @@ class Variant:
         phases: the variants whose runs its phases are taken from.
         on: the data set of `augmented.py` that it is trained on; "" for the data as they are.
         label: its name in tables; "" for one made of the model and the options.
+        refit_of: the variant that this one trains again, on the training and validation subsets; "" for none.
     """
 
     model: str
@@ -33,6 +34,7 @@ class Variant:
     phases: dict[str, str] = field(default_factory=dict)
     on: str = ""
     label: str = ""
+    refit_of: str = ""
 
 
 NO_DIFFUSION = {"diffusion": False}
@@ -179,6 +181,11 @@ def with_prior(name: str) -> str:
     return f"{name}-prior"
 
 
+def refitted(name: str) -> str:
+    """The name of a network that learned from the validation interactions too."""
+    return f"{name}-refit"
+
+
 PRIORS = {
     with_prior(name): Variant(
         network.model,
@@ -190,6 +197,11 @@ PRIORS = {
     for name, network in networks.items()
 }
 
-VARIANTS = (
-    FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation() | _SEQUENCES | PRIORS
-)
+# With the prior, and trained again on training and validation together, which takes as long as the first training.
+REFITTED = {
+    refitted(name): replace(PRIORS[name], phases={}, refit_of=name)
+    for name in map(with_prior, ("heatrec", "heatrec-ablation", "diffurec", "diffurec-ablation", "sasrec"))
+}
+
+VARIANTS = FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation()
+VARIANTS |= _SEQUENCES | PRIORS | REFITTED

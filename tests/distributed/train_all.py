@@ -31,7 +31,7 @@ DRAWN = {"timestep_sampler": "lossaware", "diffusion_steps": 3}
 ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_adagrad"}  # a sparse gradient
 PHASE = {"epochs": 2, "dropout": 0.0}
 OWN = {
-    **{"diffurec": ABLATION, "diffrec": ABLATION, "tdiffrec": ABLATION, "heatrec": ABLATION},
+    **{"diffurec": ABLATION, "diffrec": ABLATION, "tdiffrec": ABLATION, "heatrec": ABLATION | {"prior": "none"}},
     "d3rec": ABLATION | {"condition_dropout": 0.0},
     **{"pdrec": {"diffusion": PHASE | ABLATION, "backbone_options": {"dropout": 0.0}}},
     **{"diffuasr": {"classifier": PHASE, "backbone_options": {"dropout": 0.0}}},

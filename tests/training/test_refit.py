@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
 import rediffuse as rd
+from rediffuse.data.split import TEST
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.runs.run_folder import read_log, read_run
 
@@ -80,6 +82,43 @@ def test_a_refit_says_what_it_was_chosen_by(chosen, live):
     assert "Histories end at 1970-01-08" in card
     with pytest.raises(RunError, match="has learned from all its interactions"):
         rd.evaluate(live, dataset())
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "theat"])
+def test_a_refit_that_keeps_the_test_is_a_training_on_both_subsets(name, tmp_path):
+    split = rd.split.global_time(dataset(), quantile=0.8, valid_quantile=0.8)
+    options = OPTIONS | {"prior": "head"} if name == "gru4rec" else {"refit": False}
+    run = rd.train(name, split, tmp_path / "run", config=options)
+    made = rd.refit(run, dataset(), tmp_path / "refitted", keep_test=True)
+    known = np.sum(split.subset != TEST)
+    assert read_run(made.path).items["train_count"].sum() == known
+    assert made.config["split"] == run.config["split"]
+    assert made.config["training"]["refitted"]
+    found = rd.evaluate(made, dataset())
+    assert found["metrics"]["unseen"] != rd.evaluate(run, dataset())["metrics"]["unseen"]
+    compared = rd.compare([run, made], tmp_path / "report")
+    assert compared.facts["variants"] == [name, f"{name} (refitted)"]
+    assert f"{name} (refitted)" in compared.facts["refitted"]
+    card = (made.path / "README.md").read_text()
+    assert "then trained on the training and validation subsets" in card
+    assert "no test figures" not in card
+    with pytest.raises(RunError, match="was trained on other data"):
+        rd.refit(run, dataset(9), tmp_path / "x", keep_test=True)
+
+
+def test_a_network_that_was_taken_is_refitted_too(chosen, tmp_path):
+    taken = rd.train(
+        "gru4rec",
+        rd.split.global_time(dataset(), quantile=0.8, valid_quantile=0.8),
+        tmp_path / "taken",
+        config={"prior": "head"},
+        phases_from={"fit": chosen},
+    )
+    made = rd.refit(taken, dataset(), tmp_path / "live")
+    assert (
+        made.config["training"]["epochs"]
+        == rd.refit(chosen, dataset(), tmp_path / "alone").config["training"]["epochs"]
+    )
 
 
 def test_a_refit_recommends_nothing_that_a_user_had(live):

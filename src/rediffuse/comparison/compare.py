@@ -323,7 +323,8 @@ def _ablations(groups: list[Variant], measured: list[str], policy: str) -> Itera
         if group.options.get("diffusion") is not True:
             continue
         for other in groups:
-            if other.model == group.model and other.options == group.options | {"diffusion": False}:
+            alike = other.model == group.model and other.learned_from == group.learned_from
+            if alike and other.options == group.options | {"diffusion": False}:
                 for metric in (name for name in HEADLINE if flat_name(name, policy) in measured):
                     column = flat_name(metric, policy)
                     test = paired_test(group.per_user(column), other.per_user(column), group.users)

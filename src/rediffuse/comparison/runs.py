@@ -97,6 +97,10 @@ class Variant:
     def options(self) -> dict[str, Any]:
         return self.runs[0].config["config"]
 
+    @property
+    def learned_from(self) -> list[str]:
+        return _learned_from(self.runs[0])
+
     @cached_property
     def users(self) -> np.ndarray | None:
         """(targets,) the number of the user of each row of `per_user`; None where a row is a user."""
@@ -206,7 +210,7 @@ def variants(runs: Sequence[EvaluatedRun]) -> list[Variant]:
     """
     groups: dict[str, list[EvaluatedRun]] = {}
     for run in runs:
-        key = json.dumps([run.config["model"], run.config["config"], _augmentation(run)], sort_keys=True)
+        key = json.dumps([run.config["model"], run.config["config"], _learned_from(run)], sort_keys=True)
         groups.setdefault(key, []).append(run)
     for group in groups.values():
         seeds = [run.seed for run in group]
@@ -221,9 +225,14 @@ def variants(runs: Sequence[EvaluatedRun]) -> list[Variant]:
     ]
 
 
-def _augmentation(run: EvaluatedRun) -> str | None:
-    """Name of the generator whose synthetic interactions the run was trained on, if any."""
-    return (run.config["data"].get("augmentation") or {}).get("name")
+def _learned_from(run: EvaluatedRun) -> list[str]:
+    """What a run learned from beside the training interactions, in words.
+
+    That is the generator of synthetic interactions, and whether `rediffuse.refit` trained it again on the validation
+    interactions too. A model in closed form that does so by its own options is not counted.
+    """
+    generator = (run.config["data"].get("augmentation") or {}).get("name")
+    return [f"on {generator}"] * (generator is not None) + ["refitted"] * ("refit_of" in run.config)
 
 
 def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -259,7 +268,7 @@ def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
         apart = [o for o in apart if options[o] != default.get(o)]
         named = [run.config["preset"]] if run.config["preset"] else []
         named += [_label(option, options[option]) for option in apart]
-        named += [f"on {_augmentation(run)}"] if _augmentation(run) else []
+        named += _learned_from(run)
         labels.append(f"{name} ({', '.join(named)})" if named else name)
     return [
         f"{label} [{run.path.name}]" if labels.count(label) > 1 else label

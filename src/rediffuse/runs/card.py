@@ -208,9 +208,13 @@ def _origin(run_config: dict[str, Any]) -> list[str]:
         found = (
             f" with {metric} {selected_value(measured, metric):.4f} on validation data" if metric in measured else ""
         )
+        tested = run_config["split"]["name"] != "none"
+        learned = "the training and validation subsets" if tested else "all interactions"
         lines.append(
-            f"- Chosen as {source['run']} (split {source['split']['name']}){found}, then trained on all interactions."
+            f"- Chosen as {source['run']} (split {source['split']['name']}){found}, then trained on {learned}."
         )
+        if tested:
+            return lines
     if (source := run_config.get("updated_from")) is not None:
         lines.append(
             f"- Made from {source['run']} by adding {source['interactions']:,} new interactions. Its options and "

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rediffuse import distributed
 from rediffuse.arguments import require_flag, require_number, require_path
 from rediffuse.config import selected_value
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import as_dataset
-from rediffuse.data.split import none
+from rediffuse.data.split import TRAIN, VALID, Split, by_name, none
 from rediffuse.errors import ConfigError, RunError, TrainingError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend
@@ -27,28 +30,34 @@ def refit(
     data: Dataset | str | Path,
     out: str | Path,
     *,
+    keep_test: bool = False,
     resume: bool = False,
     max_minutes: float | None = None,
     progress: bool = False,
 ) -> Run:
     """Train the model of a finished run again on all interactions, and write it as a run of its own.
 
-    Nothing is held out and nothing is chosen: options, seed and choices on validation data are those of the run. A
-    model that is trained by gradient gets as many optimiser steps as the run took to its best weights, to whole epochs.
+    Nothing is held out, unless ``keep_test``, and nothing is chosen: options, seed and choices on validation data are
+    those of the run. A model that is trained by gradient gets as many optimiser steps as the run took to its best
+    weights, to whole epochs.
 
-    The new run has no validation or test figures of its own; those of the run that it was chosen by are an estimate.
+    The new run has no validation figures of its own, and without ``keep_test`` no test figures; those of the run that
+    it was chosen by are an estimate.
 
     Args:
         run: the run that was chosen, by `rediffuse.evaluate` or `rediffuse.compare`.
         data: the dataset that it was trained on, or a later one, or the path of its folder.
         out: the new run folder.
+        keep_test: learn from the training and validation subsets alone, so that the new run can be evaluated as the
+            run can. It needs the same data.
         resume: continue from the last checkpoint in ``out``.
         max_minutes: limit of the wall time over all sessions.
         progress: say on stderr how training goes, as `rediffuse.train`.
 
     Raises:
         ConfigError: the run is a blend, or an argument has the wrong type.
-        RunError: the run cannot be read, or its log is missing; ``out`` is not empty.
+        RunError: the run cannot be read, or its log is missing; ``out`` is not empty; with ``keep_test``, the run has
+            no test subset, or other data.
         StorageError: ``out`` cannot be written.
         TrainingError: as `rediffuse.train`, or the time ran out. The checkpoint is kept.
     """
@@ -56,7 +65,7 @@ def refit(
     source = run_path("run", run)
     dataset = as_dataset("data", data)
     folder = require_path("out", out, 'Name a folder for the new run: out="runs/live".')
-    resume = require_flag("resume", resume)
+    keep_test, resume = require_flag("keep_test", keep_test), require_flag("resume", resume)
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
     contents = read_run(source)
@@ -65,9 +74,11 @@ def refit(
         raise ConfigError(
             f"{source} is a blend, whose weights are chosen on validation data.", "Refit one of the runs that it has."
         )
-    split, memory = none(dataset), PeakMemory()
+    split, memory = _before_test(contents, dataset) if keep_test else none(dataset), PeakMemory()
     steps = _chosen_steps(contents)
     run_config = describe_run(kind, chosen["preset"], contents.model.config, chosen["seed"], split, {})
+    if keep_test:
+        run_config["split"] = chosen["split"]
     run_config["refit_of"] = {
         "run": str(source),
         "weights": contents.weights,
@@ -113,7 +124,7 @@ def refit(
                 "stopped": trainer.stopped(),
                 "epochs": {record["phase"]: record["epoch"] for record in read_log(folder)},
                 "finished": True,
-                "refitted": False,
+                "refitted": keep_test,
                 "minutes": state.seconds / 60,
                 "precision": state.precision,
                 "processes": distributed.world_size(),
@@ -124,6 +135,21 @@ def refit(
         }
         distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
     return Run(folder, run_config, None, state.seconds / 60)
+
+
+def _before_test(contents: RunContents, dataset: Dataset) -> Split:
+    """The split of a run with its validation interactions among those of training.
+
+    Raises:
+        RunError: the run has no test subset, or was trained on other data.
+    """
+    made_with = contents.config["split"]
+    if made_with["name"] == "none":
+        raise RunError(f"{contents.path} has no test subset to keep.", "Refit it without keep_test.")
+    split = by_name(made_with["name"], dataset, **made_with["params"])
+    if split.fingerprint != made_with["fingerprint"]:
+        raise RunError(f"{contents.path} was trained on other data.", "Give the dataset that it was trained on.")
+    return replace(split, subset=np.where(split.subset == VALID, TRAIN, split.subset))
 
 
 def _chosen_steps(contents: RunContents) -> dict[str, int]:

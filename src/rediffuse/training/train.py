@@ -42,6 +42,7 @@ from rediffuse.runs.environment import environment
 from rediffuse.runs.former_options import CONFIG_FORMAT
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import (
+    LOG,
     Run,
     RunContents,
     run_path,
@@ -377,6 +378,8 @@ def _train(
         },
         "validation": validation,
     }
+    if source is not None:  # how the network was trained
+        distributed.main_process_first(lambda: atomic_write_text(folder / LOG, (source.path / LOG).read_text("utf-8")))
     distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
     return Run(folder, run_config, validation, minutes)
 
