@@ -9,6 +9,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -45,6 +46,12 @@ RUNS = {
     "sasrec": ("sasrec", TINY | {"blocks": 1}),
     "gru4rec": ("gru4rec", TINY),
 }
+
+
+def slow(kind: str) -> Any:
+    return pytest.param(kind, marks=pytest.mark.slow)
+
+
 # One item, a few, with repetitions, and more than the window holds. No size is one that graphs are traced with.
 HISTORIES = [[3], [1, 2], [7, 7, 8, 7], [30], list(range(20, 32)), [5, 9, 11, 2, 4]]
 
@@ -156,14 +163,14 @@ def check_lists(run, folder, found, histories, seed=0):
             np.testing.assert_allclose(row[items], expected["score"], atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["causal", "prefix", "guided", "both", "ablation", "sasrec"])
+@pytest.mark.parametrize("kind", ["causal", "prefix", slow("guided"), "both", "ablation", "sasrec"])
 def test_onnx_runtime_gives_the_lists_of_the_library(kind, runs, exported):
     folder = exported(kind)
     for seed, histories in ((0, HISTORIES), (4, HISTORIES[1:3]), (0, HISTORIES[:1])):
         check_lists(runs(kind), folder, scores(folder, histories, seed), histories, seed)
 
 
-@pytest.mark.parametrize("kind", ["causal", "both", "gru4rec"])
+@pytest.mark.parametrize("kind", [slow("causal"), slow("both"), "gru4rec"])
 def test_torch_export_gives_the_lists_of_the_library(kind, runs, tmp_path):
     export(runs(kind), tmp_path, "torch-export")
     for seed, histories in ((0, HISTORIES), (0, HISTORIES[:1])):
@@ -174,7 +181,7 @@ def test_torch_export_gives_the_lists_of_the_library(kind, runs, tmp_path):
     run_readme(runs(kind), tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["causal", "prefix", "guided", "both", "ablation"])
+@pytest.mark.parametrize("kind", ["causal", "prefix", slow("guided"), "both", "ablation"])
 def test_the_code_of_the_readme_gives_the_lists_of_the_library(kind, runs, exported):
     run_readme(runs(kind), exported(kind))
 

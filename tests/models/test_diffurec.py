@@ -294,6 +294,7 @@ def test_the_presets_of_the_paper_noise_rows_of_the_item_table(preset):
     assert (config.self_conditioning, config.history_dropout, config.guidance) == (False, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diffusion", [True, False])
 def test_the_preset_esasrec_learns(diffusion):
     overrides = {"embedding_size": SIZE, "batch_size": 64, "precision": "fp32", "diffusion": diffusion}
