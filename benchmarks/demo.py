@@ -27,7 +27,7 @@ COMPARED = {
     "popularity": ("popularity", "popularity", {"refit": True}),
     "recentpop": ("recent popularity", "recentpop", {}),
     "theat": ("theat", "theat", {}),
-    "heatrec": ("HeatRec", "heatrec", {"metric": "ndcg@10/unseen"}),
+    "sasrec": ("SASRec + theat", "sasrec", PRIOR),
     "no-diffusion": ("no diffusion + theat", "diffurec", PRIOR | {"diffusion": False}),
     "diffurec": ("DiffuRec + theat", "diffurec", PRIOR),
 }
@@ -94,7 +94,6 @@ def main() -> None:
     console.print("\n[bold]3. Test[/]  All films are ranked for each user; ties count against the model.")
     console.print(listing)
     console.print("   theat: heat that spreads from the films of a user to others, times recent popularity.")
-    console.print("   HeatRec: a network trained on histories that spread like heat, on top of theat.")
     console.print("   no diffusion: the ablation. The same network as DiffuRec, trained the same way, without noise.")
     console.print(
         "   The first three, and theat in the others, also learned from the validation part, after all choices."

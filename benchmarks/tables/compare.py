@@ -171,6 +171,7 @@ def condensed(found: Comparison, metric: str) -> dict[str, Any]:
     kept = {
         name: everything[name] for name in ("facts", "summary", "pairs", "ablations", "steps", "costs", "published")
     }
+    kept["facts"] = kept["facts"] | {"runs": [Path(run).name for run in kept["facts"]["runs"]]}  # not where they were
     kept["pairs"] = [row for row in kept["pairs"] if row["policy"] == (policy or "all")]
     kept["summary"] = [row for row in kept["summary"] if row["metric"] in (*SHOWN, named)]
     kept["slices"] = [
