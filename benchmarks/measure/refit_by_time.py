@@ -27,7 +27,6 @@ import rediffuse as rd
 from benchmarks.common import RESULTS, write_result
 from rediffuse.comparison.statistics import holm, paired_test
 from rediffuse.data.split import Split
-from rediffuse.data.subsets import TRAIN, VALID
 from rediffuse.evaluation import TaskResult, evaluate_task, model_scores
 from rediffuse.readers.public_datasets import public_dataset
 from rediffuse.runs.run_folder import read_run
@@ -70,7 +69,7 @@ def measure(model: str, split: Split, seed: int, minutes: float) -> list[tuple[d
             options["refit"] = subsets != SUBSETS[0]
         elif found:
             options["epochs"] = found[0][0]["epochs"]
-            learned = dataclasses.replace(split, subset=np.where(split.subset == VALID, TRAIN, split.subset))
+            learned = split.training_on_validation()
         with tempfile.TemporaryDirectory() as folder:
             run = rd.train(model, learned, Path(folder) / "run", config=options, seed=seed, max_minutes=minutes)
             training = run.config["training"]

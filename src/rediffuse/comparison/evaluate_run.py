@@ -23,8 +23,7 @@ from rediffuse.data.cold_users import SPLITS_WITH_HISTORIES, without_text
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
 from rediffuse.data.loading import as_dataset
-from rediffuse.data.split import Task, by_name
-from rediffuse.data.synthetic import augmentation
+from rediffuse.data.split import Task
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
@@ -40,6 +39,7 @@ from rediffuse.runs.card import with_test
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.run_folder import Run, RunContents, add_files, read_run, run_path
+from rediffuse.runs.split_of import split_of
 from rediffuse.runs.tracking import log_test_metrics
 
 # The metrics that `repr` shows.
@@ -136,20 +136,12 @@ def _evaluate(
 
     distributed.main_process_first(check_lock)
     made_with = contents.config["split"]
-    trained_on = contents.config["data"]
     if made_with["name"] == "none":
         raise RunError(
             f"{folder} has learned from all its interactions, so none is left to test it on.",
             "Evaluate the run that it was made of, or train with a split.",
         )
-    if (trained_on["fingerprint"], trained_on.get("augmentation")) != (
-        dataset.fingerprint_without_synthetic,
-        augmentation(dataset),
-    ):
-        raise RunError(f"{folder} was trained on other data.", "Give the dataset that it was trained on.")
-    split = by_name(made_with["name"], dataset, **made_with["params"])
-    if split.fingerprint != made_with["fingerprint"]:
-        raise RunError(f"The split {made_with['name']} of these data differs from that of {folder}.", "Train again.")
+    split = split_of(contents, dataset)
     rules = protocols.protocol(protocol or split.name)
     task, features = rules.task(split), item_features(dataset.items)
     metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else []), *more]

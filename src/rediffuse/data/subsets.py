@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -190,6 +190,10 @@ class Split(Displayed):
             user_table=data.users,
             has_timestamps=data.has_timestamps,
         )
+
+    def training_on_validation(self) -> Split:
+        """The split with its validation interactions among those of training: nothing is left to choose by."""
+        return replace(self, subset=np.where(self.subset == VALID, TRAIN, self.subset))
 
     def before_test(self) -> Histories:
         """The training and validation interactions, one row per user: what a system in use would know."""

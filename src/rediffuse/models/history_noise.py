@@ -40,17 +40,16 @@ class HistoryNoise:
 
     def __init__(self, train: Histories, num_items: int, time: float, uniform: bool, device: torch.device) -> None:
         self.num_items, self.time, self.uniform = num_items, time, uniform
-        counted = _hops(train, num_items) if not uniform else None
-        if counted is not None:
-            self.starts, self.neighbours, self.cumulated = (torch.from_numpy(array).to(device) for array in counted)
+        if not uniform:
+            counted = (torch.from_numpy(array).to(device) for array in _hops(train, num_items))
+            self.starts, self.neighbours, self.cumulated = counted
 
     def move(self, items: Tensor) -> Tensor:
         """Items (B, L) int64 after the noise; numbers that are not items stay as they are."""
         hops = torch.poisson(torch.full(items.shape, self.time, device=items.device)).long()
         hops[items >= self.num_items] = 0
         moved = items.clone()
-        while bool((hops > 0).any()):
-            moving = hops > 0
+        while bool((moving := hops > 0).any()):
             moved[moving] = self._hop(moved[moving])
             hops -= 1
         return moved

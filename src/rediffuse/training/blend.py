@@ -7,19 +7,18 @@ import datetime
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rediffuse.arguments import require_path, require_text
 from rediffuse.data.cold_users import refuse_selection
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import as_dataset
-from rediffuse.data.split import Split, by_name
-from rediffuse.data.synthetic import augmentation
+from rediffuse.data.split import Split
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend, BlendConfig
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
+from rediffuse.runs.split_of import check_data, split_of
 from rediffuse.training.loop import Trainer
 from rediffuse.training.train import describe_run, write_files
 
@@ -148,16 +147,5 @@ def _common_split(parts: list[RunContents], dataset: Dataset) -> Split:
             raise RunError(
                 f"{part.path} and {first.path} were trained on different splits.", "Blend runs of one split."
             )
-        trained_on: dict[str, Any] = part.config["data"]
-        if (trained_on["fingerprint"], trained_on.get("augmentation")) != (
-            dataset.fingerprint_without_synthetic,
-            augmentation(dataset),
-        ):
-            raise RunError(f"{part.path} was trained on other data.", "Give the dataset that it was trained on.")
-    made_with = first.config["split"]
-    split = by_name(made_with["name"], dataset, **made_with["params"])
-    if split.fingerprint != made_with["fingerprint"]:
-        raise RunError(
-            f"The split {made_with['name']} of these data differs from that of {first.path}.", "Train again."
-        )
-    return split
+        check_data(part, dataset)
+    return split_of(first, dataset)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rediffuse import distributed
 from rediffuse.arguments import require_flag, require_number, require_path
 from rediffuse.config import selected_value
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import as_dataset
-from rediffuse.data.split import TRAIN, VALID, Split, by_name, none
+from rediffuse.data.split import none
 from rediffuse.errors import ConfigError, RunError, TrainingError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import LOG, Run, RunContents, read_log, read_run, run_path
+from rediffuse.runs.split_of import split_of
 from rediffuse.training.progress import reporting
 from rediffuse.training.train import describe_run, make_trainer, noise_of, now, write_files
 
@@ -74,7 +72,10 @@ def refit(
         raise ConfigError(
             f"{source} is a blend, whose weights are chosen on validation data.", "Refit one of the runs that it has."
         )
-    split, memory = _before_test(contents, dataset) if keep_test else none(dataset), PeakMemory()
+    if keep_test and chosen["split"]["name"] == "none":
+        raise RunError(f"{source} has no test subset to keep.", "Refit it without keep_test.")
+    split = split_of(contents, dataset).training_on_validation() if keep_test else none(dataset)
+    memory = PeakMemory()
     steps = _chosen_steps(contents)
     run_config = describe_run(kind, chosen["preset"], contents.model.config, chosen["seed"], split, {})
     if keep_test:
@@ -135,21 +136,6 @@ def refit(
         }
         distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
     return Run(folder, run_config, None, state.seconds / 60)
-
-
-def _before_test(contents: RunContents, dataset: Dataset) -> Split:
-    """The split of a run with its validation interactions among those of training.
-
-    Raises:
-        RunError: the run has no test subset, or was trained on other data.
-    """
-    made_with = contents.config["split"]
-    if made_with["name"] == "none":
-        raise RunError(f"{contents.path} has no test subset to keep.", "Refit it without keep_test.")
-    split = by_name(made_with["name"], dataset, **made_with["params"])
-    if split.fingerprint != made_with["fingerprint"]:
-        raise RunError(f"{contents.path} was trained on other data.", "Give the dataset that it was trained on.")
-    return replace(split, subset=np.where(split.subset == VALID, TRAIN, split.subset))
 
 
 def _chosen_steps(contents: RunContents) -> dict[str, int]:

@@ -1,0 +1,35 @@
+"""The split that a run was trained on, made again from its data."""
+
+from __future__ import annotations
+
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.split import Split, by_name
+from rediffuse.data.synthetic import augmentation
+from rediffuse.errors import RunError
+from rediffuse.runs.run_folder import RunContents
+
+
+def check_data(run: RunContents, dataset: Dataset) -> None:
+    """Check that a run was trained on a dataset, with the same synthetic interactions.
+
+    Raises:
+        RunError: it was not.
+    """
+    trained_on = run.config["data"]
+    own = dataset.fingerprint_without_synthetic, augmentation(dataset)
+    if (trained_on["fingerprint"], trained_on.get("augmentation")) != own:
+        raise RunError(f"{run.path} was trained on other data.", "Give the dataset that it was trained on.")
+
+
+def split_of(run: RunContents, dataset: Dataset) -> Split:
+    """The split of a run, which is not ``none``.
+
+    Raises:
+        RunError: as `check_data`, or the split of the data differs from that of the run.
+    """
+    check_data(run, dataset)
+    made_with = run.config["split"]
+    split = by_name(made_with["name"], dataset, **made_with["params"])
+    if split.fingerprint != made_with["fingerprint"]:
+        raise RunError(f"The split {made_with['name']} of these data differs from that of {run.path}.", "Train again.")
+    return split
