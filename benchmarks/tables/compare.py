@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,12 @@ from rediffuse.training.phases import NETWORK
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--split", required=True)
-    parser.add_argument("--models", nargs="+", default=list(TEN_MODELS), choices=VARIANTS, metavar="VARIANT")
+    parser = parser_of(__doc__, VARIANTS, "runs/benchmark")
+    parser.set_defaults(models=list(TEN_MODELS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=3.0, help="of training, per run")
     parser.add_argument("--epochs", type=int, default=1000, help="at most; with many --minutes, what is equal")
     parser.add_argument("--shard", default="0/1", help="i/n: train only every n-th run, starting with run i")
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
-    parser.add_argument("--metric", default="ndcg@10/unseen", help="selects epochs, and pairs are tested on it")
-    parser.add_argument("--protocol", help="of the report; default: that of the split")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where --report writes its result file")
     parser.add_argument("--report", action="store_true", help="evaluate and compare what is trained")
     arguments = parser.parse_args()
     data = public_dataset(arguments.data)
@@ -63,7 +57,7 @@ def main() -> None:
         return
     shard, shards = map(int, arguments.shard.split("/"))
     for variant, seed in wanted[shard::shards]:
-        if is_trained(folder / f"{variant}-{seed}"):
+        if not is_due(variant, folder, seed):
             continue
         # A process for each run, so that the peak of memory is its own.
         words = ["--data", arguments.data, "--split", arguments.split, "--minutes", str(arguments.minutes)]
@@ -72,17 +66,36 @@ def main() -> None:
         rerun(*words)
 
 
-def is_trained(run: Path) -> bool:
-    return (run / "manifest.json").exists()
+def parser_of(description: str | None, variants: Iterable[str], runs: str) -> argparse.ArgumentParser:
+    """The options that the commands for tables share.
+
+    Args:
+        description: of the command.
+        variants: names that ``--models`` may have.
+        runs: the default of ``--runs``.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", required=True)
+    parser.add_argument("--models", nargs="+", choices=variants, metavar="VARIANT", help="default: all of the table")
+    parser.add_argument("--runs", type=Path, default=Path(runs))
+    parser.add_argument("--metric", default="ndcg@10/unseen", help="selects epochs and options; tested on pairs")
+    parser.add_argument("--protocol", help="of the report; default: that of the split")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the result file is written")
+    return parser
+
+
+def is_due(name: str, runs: Path, seed: int) -> bool:
+    """Whether a run is to be trained: it is not there, and its seed changes something."""
+    by_gradient = rd.models.model_class(VARIANTS[name].model).trained_by_gradient
+    return (by_gradient or not seed) and not (runs / f"{name}-{seed}" / "manifest.json").exists()
 
 
 def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs: int, metric: str) -> None:
     """Train a variant with a seed, unless that run is there."""
     variant, folder = VARIANTS[name], runs / f"{name}-{seed}"
-    if is_trained(folder):
+    if not is_due(name, runs, seed):
         return
-    if not rd.models.model_class(variant.model).trained_by_gradient and seed:
-        return  # the seed changes nothing
     if variant.refit_of:
         rd.refit(runs / f"{variant.refit_of}-{seed}", split.dataset, folder, keep_test=True, resume=_started(folder))
         return

@@ -12,19 +12,12 @@ again.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-from pathlib import Path
-
-import polars as pl
-
 import rediffuse as rd
-from benchmarks.common import RESULTS, rerun
+from benchmarks.common import rerun
 from benchmarks.tables import compare
-from benchmarks.tables.floors import LABELS, suitable
-from benchmarks.tables.variants import NETWORKS, VARIANTS, Variant, refitted, with_prior
-from rediffuse.comparison import Comparison
-from rediffuse.models import model_class
+from benchmarks.tables.floors import suitable
+from benchmarks.tables.labels import relabelled
+from benchmarks.tables.variants import NETWORKS, VARIANTS, refitted, with_prior
 from rediffuse.readers.public_datasets import public_dataset
 
 # The networks of a data set that are compared; those of `ORDERED` where it is not named.
@@ -40,17 +33,10 @@ KIND = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--split", required=True)
-    parser.add_argument("--models", nargs="+", choices=VARIANTS, metavar="VARIANT", help="default: all that suit")
+    parser = compare.parser_of(__doc__, VARIANTS, "runs/tables")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, default=15.0, help="of training, per network")
     parser.add_argument("--shard", help="i/n: train every n-th model, starting with model i, and do not report")
-    parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
-    parser.add_argument("--metric", default="ndcg@10/unseen", help="selects epochs and options; tested on pairs")
-    parser.add_argument("--protocol", help="of the report; default: that of the split")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the result file is written")
     arguments = parser.parse_args()
     data = public_dataset(arguments.data)
     split = rd.split.by_name(arguments.split, data)
@@ -65,7 +51,7 @@ def main() -> None:
         for name in networks[shard::shards]:
             # What is made of a network follows it in the same shard.
             for trained in (name, *(other for other in wanted if name in made_of(other))):
-                if is_due(trained, folder, seed):
+                if compare.is_due(trained, folder, seed):
                     # A process for each run, so that the peak of memory is its own.
                     words = ["--data", arguments.data, "--split", arguments.split, "--models", trained]
                     words += ["--seeds", str(seed), "--minutes", str(arguments.minutes)]
@@ -84,12 +70,6 @@ def made_of(name: str) -> list[str]:
     return [*needed, *(earlier for other in needed for earlier in made_of(other))]
 
 
-def is_due(name: str, folder: Path, seed: int) -> bool:
-    """Whether a run is to be trained: it is not there, and its seed changes something."""
-    by_gradient = model_class(VARIANTS[name].model).trained_by_gradient
-    return (by_gradient or not seed) and not compare.is_trained(folder / f"{name}-{seed}")
-
-
 def variants(name: str, data: rd.Dataset) -> list[str]:
     """The floors and networks of the table of a data set, and its networks with the prior."""
     networks = NETWORKS[KIND.get(name, ORDERED)]
@@ -97,32 +77,6 @@ def variants(name: str, data: rd.Dataset) -> list[str]:
         made for network in networks for made in (network, with_prior(network), refitted(with_prior(network)))
     ]
     return suitable(name, data) + [variant for variant in of_networks if variant in VARIANTS]
-
-
-def relabelled(found: Comparison) -> Comparison:
-    """The same comparison with the labels of `label`."""
-    seeds = dict(found.summary.unique("variant").select("variant", "seeds").iter_rows())
-    labels, position = {}, 0
-    for variant in found.facts["variants"]:  # runs are in the order of variants
-        labels[variant] = label(VARIANTS[Path(found.facts["runs"][position]).name.rpartition("-")[0]])
-        position += seeds[variant]
-    tables = {
-        name: table.with_columns(pl.col(sorted(LABELS & set(table.columns))).replace(labels))
-        for name, table in vars(found).items()
-        if isinstance(table, pl.DataFrame)
-    }
-    renamed = {name: [labels[old] for old in found.facts[name]] for name in ("variants", "refitted")}
-    parts = {labels[old]: part for old, part in found.facts["refitted_parts"].items()}
-    return dataclasses.replace(found, facts=found.facts | renamed | {"refitted_parts": parts}, **tables)
-
-
-def label(variant: Variant) -> str:
-    """The model of a variant and what it changes."""
-    options = {option: value for option, value in variant.options.items() if option not in ("refit", "prior")}
-    words = ["no diffusion" if option == "diffusion" else f"{option}={options[option]}" for option in options]
-    words += ["with prior"] if variant.options.get("prior") == "head" else []
-    refitted = ", refitted" if variant.options.get("refit") or variant.refit_of else ""
-    return (variant.label or variant.model + (f" ({', '.join(words)})" if words else "")) + refitted
 
 
 if __name__ == "__main__":

@@ -82,13 +82,13 @@ _SEQUENCES = {
     "heatrec": Variant("heatrec", _ALONE),
     "heatrec-ablation": Variant("heatrec", _ALONE | NO_DIFFUSION, label="gru4rec = heatrec (no diffusion)"),
     "heatrec-uniform": Variant("heatrec", _ALONE | {"noise_graph": "uniform"}),
-    "diffurec": Variant("diffurec"),
-    "diffurec-ablation": Variant("diffurec", NO_DIFFUSION),
-    "sasrec": Variant("sasrec"),
+    "diffurec": TEN_MODELS["diffurec"],
+    "diffurec-ablation": TEN_MODELS["twin"],
+    "sasrec": TEN_MODELS["sasrec"],
     "esasrec": Variant("sasrec", SASRecConfig.presets["esasrec"], label="esasrec"),
-    "bert4rec": Variant("bert4rec"),
+    "bert4rec": TEN_MODELS["bert4rec"],
 }
-_COLLABORATIVE = {"lightgcn": Variant("lightgcn"), "bprmf": Variant("bprmf")}
+_COLLABORATIVE = {name: TEN_MODELS[name] for name in ("lightgcn", "bprmf")}
 
 # One option of DiffuRec or SASRec changed.
 ONE_OPTION = {
