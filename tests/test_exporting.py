@@ -163,7 +163,7 @@ def check_lists(run, folder, found, histories, seed=0):
             np.testing.assert_allclose(row[items], expected["score"], atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["causal", "prefix", slow("guided"), "both", "ablation", "sasrec"])
+@pytest.mark.parametrize("kind", ["causal", slow("prefix"), slow("guided"), slow("both"), "ablation", "sasrec"])
 def test_onnx_runtime_gives_the_lists_of_the_library(kind, runs, exported):
     folder = exported(kind)
     for seed, histories in ((0, HISTORIES), (4, HISTORIES[1:3]), (0, HISTORIES[:1])):

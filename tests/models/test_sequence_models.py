@@ -62,7 +62,9 @@ def train(model, rows: Histories, epochs: int, learning_rate: float = 0.01) -> N
     steps(model, data, epochs, learning_rate)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "bert4rec" else ()) for kind in KINDS]
+)
 def test_it_learns_a_ring(kind):
     model = build(kind, dropout=0.1)
     train(model, ring(), epochs=130 if kind == "bert4rec" else 12)  # few targets, from both sides

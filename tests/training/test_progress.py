@@ -129,8 +129,8 @@ run = rd.train("sasrec", rd.split.leave_one_out(synthetic_interactions()), {str(
 
 def test_ctrl_c_saves_says_how_to_resume_and_resumes_exactly(dataset, tmp_path):
     run = tmp_path / "my run"
-    arguments = ["train", "sasrec", dataset, "-o", run, "--split", "leave-one-out", "--set", "epochs=40", *SETTINGS]
-    arguments += ["--set", "patience=40"]
+    arguments = ["train", "sasrec", dataset, "-o", run, "--split", "leave-one-out", "--set", "epochs=20", *SETTINGS]
+    arguments += ["--set", "patience=20"]
     process = command(*arguments)
     assert process.stderr is not None
     for line in process.stderr:

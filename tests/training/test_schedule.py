@@ -105,7 +105,14 @@ def same(left, right) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    # "rows" has an average, "cosine" a schedule.
+    [
+        pytest.param(options, marks=pytest.mark.slow if name in ("linear", "exponential", "ema") else (), id=name)
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_a_killed_run_resumes_to_the_same_weights(split, tmp_path, options):
     config = TINY | options
     whole = rd.train("sasrec", split, tmp_path / "whole", config=config)
