@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Dataset": ("rediffuse.data.dataset", "Dataset"),
     "Recommender": ("rediffuse.recommender", "Recommender"),
+    "add_items": ("rediffuse.recommender.new_items", "add_items"),
     "read_interactions": ("rediffuse.readers.interactions", "read_interactions"),
     "read_atomic": ("rediffuse.readers.recbole", "read_atomic"),
     "load_dataset": ("rediffuse.data.loading", "load_dataset"),
@@ -41,6 +42,7 @@ __all__ = [
     "Dataset",
     "Recommender",
     "__version__",
+    "add_items",
     "augment",
     "blend",
     "compare",
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from rediffuse.readers.recbole import read_atomic
     from rediffuse.recommender import Recommender
     from rediffuse.recommender.fresh_histories import update_histories
+    from rediffuse.recommender.new_items import add_items
     from rediffuse.runs.push import push
     from rediffuse.training import refit, train, update
     from rediffuse.training.blend import blend

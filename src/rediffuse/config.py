@@ -188,6 +188,18 @@ class NeuralConfig(ModelConfig):
     )
 
 
+class ContentConfig(NeuralConfig):
+    """Options of a model whose item vectors are made of the items' content too, where a dataset declares features."""
+
+    item_features: bool = Field(True, description="Use the features of items that the dataset declares.")
+    id_dropout: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="With item features: probability that an item is its content alone, in a step of training.",
+    )
+
+
 class ClosedFormConfig(ModelConfig):
     """Options of a model in closed form, which is cheap enough to be fitted twice."""
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from rediffuse.cli import (  # noqa: F401 (importing a module registers its command)
+    add_items,
     augment,
     blend,
     compare,

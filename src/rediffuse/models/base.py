@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,9 @@ from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
 from rediffuse.data.subsets import Task
 from rediffuse.diffusion import NoiseLevels
+from rediffuse.features import Content
 from rediffuse.models.sampling import Sampling
+from rediffuse.nn.item_table import with_rows
 
 
 class Batches(Protocol):
@@ -116,6 +118,7 @@ class TrainingData:
         kg: knowledge graph of the items.
         seed: seed of the training, for noise that is drawn between phases.
         has_timestamps: whether times are seconds since the epoch; False: they are an order, or there are none.
+        content: of the items, for models with ``reads_content``; None where the dataset declares no item features.
     """
 
     train: Histories
@@ -128,6 +131,7 @@ class TrainingData:
     kg: KnowledgeGraph | None = None
     seed: int = 0
     has_timestamps: bool = False
+    content: Content | None = None
 
 
 class Model(nn.Module):
@@ -147,6 +151,8 @@ class Model(nn.Module):
     - ``has_guidance``: whether a condition guides it, so that `Sampling.temperature` and ``guidance_scale`` act.
     - ``reads_synthetic``: whether synthetic interactions train it and remain in the histories that it scores.
     - ``reads_tables``: whether it learns from ``item_table`` or ``user_table``.
+    - ``reads_content``: whether it learns from `TrainingData.content`.
+    - ``item_rows``: tensors of its state that have a row for each item.
     - ``reads_times``: whether scores depend on the times of interactions, not only on their order.
     - ``holds_users``: whether its weights hold users: their vectors or their interactions. `rediffuse.push` publishes
       such weights only together with the histories.
@@ -163,6 +169,7 @@ class Model(nn.Module):
     has_guidance: ClassVar[bool] = False
     reads_synthetic: ClassVar[bool] = False
     reads_tables: ClassVar[bool] = False
+    reads_content: ClassVar[bool] = False
     reads_times: ClassVar[bool] = False
     holds_users: ClassVar[bool] = True
     popularity: Tensor
@@ -361,6 +368,35 @@ class Model(nn.Module):
     def network_passes(self, sampling: Sampling) -> int:
         """Passes through the network per scored batch."""
         return 1
+
+    # --- new items -----------------------------------------------------------------------------------------
+
+    item_rows: ClassVar[tuple[str, ...]] = ("popularity", "fallback")
+
+    @property
+    def scores_new_items(self) -> bool:
+        """Whether items without an interaction can be added after training, see `with_items`."""
+        return False
+
+    def with_items(self, content: Content) -> Self:
+        """This model with further items behind its own, of which it knows the content alone.
+
+        Args:
+            content: of the n new items, encoded as that of the items of training.
+
+        Returns:
+            A model of ``num_items + n`` items with the same scores for the first ``num_items``.
+        """
+        raise NotImplementedError
+
+    def add_item_rows(self, state: dict[str, Tensor], prefix: str, added: int) -> None:
+        """Add rows of zeros for ``added`` items to a state dict of this model, whose keys begin with ``prefix``.
+
+        The base class adds them to the tensors that ``item_rows`` names.
+        """
+        for name in self.item_rows:
+            if len(tensor := state[prefix + name]):  # otherwise it is not known yet
+                state[prefix + name] = with_rows(tensor, self.num_items, added)
 
     # --- explanations, of models whose scores are sums over the history ------------------------------------
 

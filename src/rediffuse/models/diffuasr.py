@@ -200,6 +200,7 @@ class DiffuASR(Composite):
     """A sequence model that is trained on histories to which a diffusion model has added synthetic interactions."""
 
     name = "diffuasr"
+    reads_content = True  # the backbone does
     Config = DiffuASRConfig
     config: DiffuASRConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     synthetic: Tensor

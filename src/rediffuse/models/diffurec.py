@@ -298,7 +298,7 @@ class DiffuRec(SequenceModel):
 
     def classes(self) -> Tensor:
         # In the released program, padding is a class of the training loss.
-        return self.item_embedding.weight if self.config.fidelity == "released" else super().classes()
+        return self.item_embedding.all() if self.config.fidelity == "released" else super().classes()
 
     # --- training ------------------------------------------------------------------------------------------
 

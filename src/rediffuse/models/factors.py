@@ -18,6 +18,7 @@ from rediffuse.losses import bpr
 from rediffuse.models.base import TrainingData
 from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
+from rediffuse.nn.item_table import ItemTable
 
 
 class FactorConfig(NeuralConfig):
@@ -52,7 +53,7 @@ class FactorModel(NeuralModel):
     def __init__(self, config: FactorConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         self.user_embedding = nn.Embedding(num_users, config.embedding_size)
-        self.item_embedding = nn.Embedding(num_items, config.embedding_size)
+        self.item_embedding = ItemTable(num_items, config.embedding_size)
         for table in (self.user_embedding, self.item_embedding):
             nn.init.normal_(table.weight, std=0.1)
         self.register_buffer("trained", torch.zeros(num_users, dtype=torch.bool))

@@ -7,7 +7,7 @@ import math
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.losses import (
@@ -20,6 +20,7 @@ from rediffuse.losses import (
     uniform_softmax,
 )
 from rediffuse.losses.softmax import Biased
+from rediffuse.nn.item_table import ItemTable
 
 # Negatives of each loss unless the option says otherwise.
 NEGATIVES = {"sampled_softmax": 1024, "uniform_softmax": 256, "bce": 1, "gbce": 256, "sce": 256}
@@ -30,7 +31,7 @@ class ItemRanker(Protocol):
 
     config: Any
     num_items: int
-    item_embedding: nn.Embedding
+    item_embedding: ItemTable
     draws: Draws
 
     def metric_space(self, x: Tensor) -> Tensor: ...
@@ -94,7 +95,7 @@ def next_item_loss(
 
         # uniform_softmax, bce and gbce
         drawn = torch.randint(model.num_items, (len(queries), negatives), device=queries.device)
-        table, sparse = model.item_embedding.weight, model.item_embedding.sparse
+        table, sparse = model.item_embedding.all(), model.item_embedding.sparse
         operands = queries, positives, table, model.metric_space, targets, drawn
         if loss == "uniform_softmax":
             return uniform_softmax(*operands, weights=weights, sparse=sparse)

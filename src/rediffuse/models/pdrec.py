@@ -149,6 +149,7 @@ class PDRec(Composite):
     """A sequence model whose training is reweighted and extended by what a TI-DiffRec expects of each user."""
 
     name = "pdrec"
+    reads_content = True  # the backbone does
     Config = PDRecConfig
     holds_users = False
     config: PDRecConfig  # pyright: ignore[reportIncompatibleVariableOverride]

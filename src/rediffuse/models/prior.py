@@ -190,6 +190,11 @@ class NeuralModel(Model):
         if self.prior is not None:
             self.prior.fit(data)
 
+    def add_item_rows(self, state: dict[str, Tensor], prefix: str, added: int) -> None:
+        super().add_item_rows(state, prefix, added)
+        if self.prior is not None:
+            self.prior.graph.add_item_rows(state, f"{prefix}prior.graph.", added)
+
     def calibrate(self, validate: Validation) -> dict[str, Any]:
         """Choose the weights of the prior. An override chooses first, applies its choices, and then calls this one."""
         if self.prior is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ class PropagationModel(Model):
     Subclasses implement `stages`, `item_graphs` and `derive`, `inputs`, `terms`, `map_matrix` and, if they have one,
     `prior`.
 
+    ``item_matrices`` names those of its sparse matrices that have a row and a column for each item.
+
     Attributes:
         settings: the options in use.
         dropped: share of the mass of each graph that truncation left out; known after `fit`.
@@ -64,6 +66,7 @@ class PropagationModel(Model):
     config: PropagationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     trained_by_gradient = False
     explains_scores = True
+    item_matrices: ClassVar[tuple[str, ...]] = ()
     settings: Settings
     dropped: dict[str, float]
 
@@ -127,6 +130,12 @@ class PropagationModel(Model):
         for name, graph in graphs.items():
             getattr(self, name).set(graph.matrix)
         self.derive(data)
+
+    def add_item_rows(self, state: dict[str, Tensor], prefix: str, added: int) -> None:
+        super().add_item_rows(state, prefix, added)
+        for name in self.item_matrices:
+            if len(offsets := state[key := f"{prefix}{name}.offsets.value"]):
+                state[key] = torch.cat((offsets, offsets[-1].repeat(added)))
 
     # --- choices -------------------------------------------------------------------------------------------
 

@@ -13,16 +13,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rediffuse.batching.sequences import SequenceBatch, SequenceBatches, pad_right, rank_rows
-from rediffuse.config import NeuralConfig, Range
+from rediffuse.config import ContentConfig, Range
 from rediffuse.data.histories import Histories
 from rediffuse.errors import ConfigError
 from rediffuse.losses import Draws
 from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import TrainingData
+from rediffuse.models.content import ContentModel
 from rediffuse.models.history_noise import HistoryNoise
 from rediffuse.models.next_item_loss import negative_draws, next_item_loss
-from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
+from rediffuse.nn.item_table import ItemTable
 
 # The repeat bias is this times a parameter, so Adam moves it this much faster than a weight: its values are large, and
 # those of an item table are not.
@@ -49,7 +50,7 @@ ESASREC: dict[str, Any] = {
 SCORE_ROWS = 64
 
 
-class SequenceConfig(NeuralConfig):
+class SequenceConfig(ContentConfig):
     """Options of a model that reads a history and ranks the next item by an inner product."""
 
     search: ClassVar[dict[str, Range | tuple[Any, ...]]] = {
@@ -134,7 +135,7 @@ class Encoded:
     timesteps: Tensor | None = None
 
 
-class SequenceModel(NeuralModel):
+class SequenceModel(ContentModel):
     """A model that turns a history into a vector in item space; items are ranked by their inner product with it.
 
     Subclasses implement `encode` (training) and `represent` (scoring).
@@ -157,9 +158,8 @@ class SequenceModel(NeuralModel):
 
     def __init__(self, config: SequenceConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
-        self.item_embedding = nn.Embedding(
-            num_items + 1, config.embedding_size, sparse=config.item_optimizer != "adamw"
-        )
+        sparse = config.item_optimizer != "adamw"
+        self.item_embedding = ItemTable(num_items + 1, config.embedding_size, sparse=sparse)
         self.repeat = nn.Parameter(torch.zeros(())) if config.repeat_bias else None
         self.noise: HistoryNoise | None = None
 
@@ -231,7 +231,7 @@ class SequenceModel(NeuralModel):
 
     def catalogue(self) -> Tensor:
         """(num_items, d) item table without the padding row."""
-        return self.item_embedding.weight[: self.num_items]
+        return self.item_embedding.all()[: self.num_items]
 
     def classes(self) -> Tensor:
         """(classes, d) rows of the item table that the loss softmax is over."""

@@ -73,6 +73,8 @@ class TemporalHeat(PropagationModel):
     """
 
     name = "theat"
+    item_rows = (*PropagationModel.item_rows, "degrees", "recent.value")
+    item_matrices = ("shared_users", "following")
     Config = TemporalHeatConfig
     config: TemporalHeatConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     reads_times = True

@@ -62,6 +62,8 @@ class Transition(PropagationModel):
     """
 
     name = "transition"
+    item_rows = (*PropagationModel.item_rows, "row_sums", "column_sums")
+    item_matrices = ("transitions",)
     Config = TransitionConfig
     holds_users = False
     config: TransitionConfig  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -33,18 +33,17 @@ from rediffuse.readers.unused_columns import note_unused
 from rediffuse.recommender.id_map import cast_ids
 from rediffuse.runs.card import model_card
 from rediffuse.runs.identity import open_run_folder
+from rediffuse.runs.item_features import copied_encoder
 from rediffuse.runs.run_folder import (
-    CORE,
-    ITEM_TABLE,
     LOG,
     Run,
     RunContents,
     add_files,
+    artifacts_of,
     read_run,
     run_path,
     write_run,
 )
-from rediffuse.table_files import read_parquet
 
 # How many unknown items a warning names.
 _NAMED = 3
@@ -208,9 +207,10 @@ def update_histories(
             contents.user_ids,
             contents.histories,
             model_card(type(contents.model), contents.config, made_in),
-            {name: read_parquet(source / name) for name in _artifacts(old)},
+            artifacts_of(old),
             held_out=contents.held_out,
             item_table=contents.item_table,
+            others=copied_encoder(old),
         )
     if all(name in old.digests for name in _INDEX):
         add_files(folder, {name: (source / name).read_bytes() for name in _INDEX})
@@ -268,15 +268,6 @@ def _held_out(contents: RunContents, merged: Merged) -> NDArray[np.bool_]:
     """What the model has not learned from: what was held out before, and what is new."""
     before = np.zeros(len(contents.histories.items), dtype=np.bool_) if contents.held_out is None else contents.held_out
     return np.where(merged.source < 0, True, before[merged.source])
-
-
-def _artifacts(run: RunContents) -> list[str]:
-    """The tables that the model has written into its run; test results are not among them."""
-    return [
-        name
-        for name in run.digests
-        if name.endswith(".parquet") and name not in (*CORE, ITEM_TABLE) and "_test" not in name
-    ]
 
 
 def _environment(folder: Path) -> dict[str, Any]:

@@ -158,6 +158,38 @@ class Recommender(Displayed):
         other.fingerprint = digest.hexdigest()
         return other
 
+    def with_items(self, items: Any, *, item: str = "item_id") -> Recommender:
+        """A recommender that ranks further items too, by their content alone; nothing is trained.
+
+        Args:
+            items: the new items: a dataframe or the path of a table, with the columns that the item features of the
+                run were declared on. Missing values and categories that training did not have are normal.
+            item: its column of ids.
+
+        Returns:
+            A recommender with the new items behind the others. The scores of the others do not change. It ranks
+            exactly, without an index.
+
+        Raises:
+            ConfigError: the model has learned nothing from the features of items.
+            DataError: the table cannot be read, lacks ids or a feature, or has no new item.
+
+        Warns:
+            RediffuseWarning: rows about items that the run has, and missing or unknown features, with their counts.
+        """
+        forks.enter()
+        from rediffuse.recommender.new_items import with_new_items  # imports the readers
+
+        found = with_new_items(self._run, items, item=item)
+        for message in found.remarks():
+            warnings.warn(message, RediffuseWarning, stacklevel=2)
+        other = Recommender(found.contents)
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update("\n".join(map(str, other.items["item_id"])).encode())
+        digest.update(b"" if other.item_vectors is None else other.item_vectors.numpy().tobytes())
+        other.fingerprint = digest.hexdigest()
+        return other
+
     def recommend(
         self,
         users: Iterable[Any] | None = None,

@@ -128,8 +128,9 @@ def write_run(
     artifacts: dict[str, pl.DataFrame],
     held_out: NDArray[np.bool_] | None = None,
     item_table: pl.DataFrame | None = None,
+    others: dict[str, bytes] | None = None,
 ) -> None:
-    """Write the files of a finished run into its folder, which the caller has locked.
+    """Write the files of a finished run into its folder, which the caller has locked; ``others`` are further files.
 
     All files are on disk before the first is replaced. If the folder held a run already, it counts as no run while
     files are replaced. Results of the old weights stay in the folder, but the manifest no longer lists them.
@@ -154,6 +155,7 @@ def write_run(
         "model.safetensors": save(weights, metadata={"note": json.dumps({"model": config["model"]})}),
         "README.md": card.encode(),
         **{name: parquet_bytes(table) for name, table in artifacts.items()},
+        **(others or {}),
     }
     if item_table is not None:
         files[ITEM_TABLE] = parquet_bytes(item_table)
@@ -211,6 +213,15 @@ def manifest_text(files: dict[str, str]) -> str:
     """The content of a manifest of ``files``: the sha256 of each, by name."""
     content = {"format": FORMAT, "files": files}
     return json.dumps(content | {"sha256": sha256_json(content)}, indent=2) + "\n"
+
+
+def artifacts_of(run: RunContents) -> dict[str, pl.DataFrame]:
+    """The tables that the model has written into its run; test results are not among them."""
+    return {
+        name: read_parquet(run.path / name)
+        for name in run.digests
+        if name.endswith(".parquet") and name not in (*CORE, ITEM_TABLE) and "_test" not in name
+    }
 
 
 def read_config(folder: Path) -> dict[str, Any]:

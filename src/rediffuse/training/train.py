@@ -287,6 +287,7 @@ def describe_run(
             "items": split.dataset.num_items,
             "interactions": split.dataset.num_interactions,
             "has_timestamps": split.dataset.has_timestamps,
+            "title": split.dataset.title if split.dataset.items is not None else None,
             "histories_end": split.dataset.interactions.last_time() if split.dataset.has_timestamps else None,
             "subsets": _subsets(split),
             "without_history": {name: without_history(split, name)[0] for name in ("valid", "test")},

@@ -6,6 +6,8 @@ a node's vector is the mean of its e^(0) .. e^(layers) (eq. 8). Only e^(0) is le
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -13,14 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rediffuse.batching.matrix import bags, binary_matrix
-from rediffuse.config import Range
+from rediffuse.config import ContentConfig, Range
 from rediffuse.data.histories import Histories
+from rediffuse.features import Content
 from rediffuse.graphs import Graph, bipartite_adjacency, propagate, symmetric_normalised
 from rediffuse.models.base import TrainingData
+from rediffuse.models.content import ContentModel
 from rediffuse.models.factors import FactorConfig, FactorModel
 
 
-class LightGCNConfig(FactorConfig):
+class LightGCNConfig(ContentConfig, FactorConfig):
     """Options of LightGCN, with the paper's three layers."""
 
     search = FactorConfig.search | {"layers": Range(1, 4)}
@@ -28,13 +32,14 @@ class LightGCNConfig(FactorConfig):
     layers: int = Field(3, ge=1, description="Propagation steps.")
 
 
-class LightGCN(FactorModel):
+class LightGCN(ContentModel, FactorModel):
     """User and item vectors, averaged over a few steps along the graph of interactions.
 
     The propagated vectors are stored with the weights, the graph is not.
     """
 
     name = "lightgcn"
+    item_rows = (*FactorModel.item_rows, "item_vectors", "item_spread", "item_degree")
     Config = LightGCNConfig
     config: LightGCNConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     user_vectors: Tensor
@@ -59,7 +64,7 @@ class LightGCN(FactorModel):
 
     def _layers(self) -> list[Tensor]:
         assert self.graph is not None, "call fit first"
-        start = torch.cat((self.user_embedding.weight, self.item_embedding.weight))
+        start = torch.cat((self.user_embedding.weight, self.item_embedding.all()))
         return propagate(self.graph, start, self.config.layers)
 
     def vectors(self) -> tuple[Tensor, Tensor]:
@@ -75,6 +80,14 @@ class LightGCN(FactorModel):
         # What an item sends to a new neighbour over all steps, except for the factor of the neighbour's degree.
         sent = torch.stack([layer[self.num_users :] for layer in layers[:-1]]).sum(0) / len(layers)
         self.item_spread.copy_(sent * self.item_degree.clamp(min=1).rsqrt()[:, None])
+
+    @torch.no_grad()
+    def with_items(self, content: Content) -> Self:
+        model = super().with_items(content)
+        # New items have no neighbours, so propagation leaves them e^(0) alone.
+        alone = model.item_embedding.all()[self.num_items :] / (self.config.layers + 1)
+        model.item_vectors[self.num_items :], model.item_spread[self.num_items :] = alone, alone
+        return model
 
     def answering_vectors(self) -> tuple[Tensor, Tensor]:
         return self.user_vectors, self.item_vectors
