@@ -17,6 +17,7 @@ from rediffuse.batching.recency import FALLBACK_HALF_LIFE, recent_popularity
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
+from rediffuse.data.item_features import Feature
 from rediffuse.data.subsets import Task
 from rediffuse.diffusion import NoiseLevels
 from rediffuse.models.sampling import Sampling
@@ -116,6 +117,7 @@ class TrainingData:
         kg: knowledge graph of the items.
         seed: seed of the training, for noise that is drawn between phases.
         has_timestamps: whether times are seconds since the epoch; False: they are an order, or there are none.
+        item_features, user_features: the columns of the tables that models may learn from as content.
     """
 
     train: Histories
@@ -128,6 +130,8 @@ class TrainingData:
     kg: KnowledgeGraph | None = None
     seed: int = 0
     has_timestamps: bool = False
+    item_features: tuple[Feature, ...] = ()
+    user_features: tuple[Feature, ...] = ()
 
 
 class Model(nn.Module):

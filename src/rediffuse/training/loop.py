@@ -134,6 +134,8 @@ class Trainer:
             view.kg,
             seed,
             view.has_timestamps,
+            view.item_features,
+            view.user_features,
         )
         model.check(self.data)
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
