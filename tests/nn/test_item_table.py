@@ -71,7 +71,7 @@ def test_ids_are_dropped_in_training_alone(table, content):
     torch.manual_seed(0)
     alone = table.content(None)
     dropped = torch.stack([(table.all() == alone).all(1) for _ in range(200)])
-    share = dropped.float().mean(0)[: ITEMS][torch.from_numpy(LEARNED)]
+    share = dropped.float().mean(0)[:ITEMS][torch.from_numpy(LEARNED)]
     assert ((share > 0.35) & (share < 0.65)).all()
     assert dropped[:, 2].all()
     assert torch.equal(table.eval().all(), whole)

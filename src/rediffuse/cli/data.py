@@ -13,6 +13,15 @@ from rediffuse.cli.output import emit, print_rich, table
 if TYPE_CHECKING:
     from rediffuse.data.dataset import Dataset
 
+ItemFeatures = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns of the item table that models may learn from, with their kinds (category, number, text, vector), "
+        'or without, to guess: "category,brand,price,title:text,image:vector".'
+    ),
+]
+UserFeatures = Annotated[str | None, typer.Option(help="The same for the user table.")]
+
 
 @app.command()
 def data(
@@ -21,6 +30,8 @@ def data(
     from_folder: Annotated[
         Path | None, typer.Option("--from", help="Folder of files that the authors of a paper released.")
     ] = None,
+    item_features: ItemFeatures = None,
+    user_features: UserFeatures = None,
     as_json: AsJson = False,
 ) -> None:
     """Get a public data set, for example: rediffuse data ml-100k -o data/ml-100k"""
@@ -37,7 +48,9 @@ def data(
         return
     if out is None:
         raise ConfigError("No folder was given for the dataset.", f"Name one: rediffuse data {name} -o data/{name}")
-    _report(public_datasets.public_dataset(name, out, from_folder=from_folder), out, as_json)
+    made = public_datasets.public_dataset(name, from_folder=from_folder).with_features(item_features, user_features)
+    made.save(out)
+    _report(made, out, as_json)
 
 
 @app.command()
@@ -89,6 +102,8 @@ def prepare(
     items: Annotated[str | None, typer.Option(help="Table that describes items.")] = None,
     title: Annotated[str | None, typer.Option(help="Column of the item table with a readable name.")] = None,
     users: Annotated[str | None, typer.Option(help="Table that describes users.")] = None,
+    item_features: ItemFeatures = None,
+    user_features: UserFeatures = None,
     social: Annotated[str | None, typer.Option(help="Table of links between users.")] = None,
     kg: Annotated[str | None, typer.Option(help="Table of triples: head, relation, tail.")] = None,
     item_entity: Annotated[str | None, typer.Option(help="Table that links items to entities of the graph.")] = None,

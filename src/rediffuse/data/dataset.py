@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from rediffuse.arguments import require_path
 from rediffuse.data.features import feature_vectors
 from rediffuse.data.histories import BLOCK, Histories
+from rediffuse.data.item_features import Feature, content_of, parse_features
 from rediffuse.display import Displayed
+from rediffuse.errors import ConfigError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -79,6 +82,8 @@ class Dataset(Displayed):
         items: row i describes item i; the first column is ``item_id``.
         title: the column of `items` that holds a readable name.
         users: row u describes user u; the first column is ``user_id``.
+        item_features, user_features: the columns of `items` and `users` that models may learn from as content, see
+            `with_features`.
         social, kg: graphs, if there are any.
         given: scheme -> (interactions,) int8 subset of each interaction: 0 train, 1 valid, 2 test, -1 unused.
         report: what reading the data counted and dropped; ``report["notes"]`` says it in sentences.
@@ -95,6 +100,8 @@ class Dataset(Displayed):
     kg: KnowledgeGraph | None = None
     given: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    item_features: tuple[Feature, ...] = ()
+    user_features: tuple[Feature, ...] = ()
 
     @property
     def num_users(self) -> int:
@@ -127,10 +134,10 @@ class Dataset(Displayed):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over everything that a model can learn from in numbers: ids, interactions and both graphs.
+        """sha256 over everything that a model can learn from in numbers: ids, interactions, both graphs, and features.
 
-        It does not cover item and user tables or given splits: correcting a title does not make a new dataset, and a
-        split has its own fingerprint.
+        Of item and user tables it covers the features alone, and it does not cover given splits: correcting a title
+        that is no feature does not make a new dataset, and a split has its own fingerprint.
         """
         parts: list[Any] = [self.interactions_fingerprint]
         if self.social is not None:
@@ -138,6 +145,12 @@ class Dataset(Displayed):
         if self.kg is not None:
             kg = self.kg
             parts += ["kg", kg.head, kg.relation, kg.tail, kg.entity_ids, kg.relation_ids, kg.item_entity]
+        for what, features, table in (
+            ("item features", self.item_features, self.items),
+            ("user features", self.user_features, self.users),
+        ):
+            if features and table is not None:
+                parts += [what, *content_of(table, features)]
         return _digest(*parts)
 
     @cached_property
@@ -149,6 +162,38 @@ class Dataset(Displayed):
         """
         found = [feature_vectors(table) for table in (self.items, self.users)]
         return _digest(*(b"" if vectors is None else vectors for vectors in found))
+
+    def with_features(
+        self, items: str | Sequence[str] | None = None, users: str | Sequence[str] | None = None
+    ) -> Dataset:
+        """The same with other features: columns of the item and user tables that models may learn from.
+
+        Args:
+            items: columns of the item table, each with its kind (category, number, text or vector) or without:
+                ``"brand,price,title:text,image:vector"``, or a list of such parts. A kind that is not given is guessed,
+                and the report says how. None: item features stay as they are; an empty list: none.
+            users: the same for the user table.
+
+        Raises:
+            ConfigError: there is no such table; a column is unknown, repeated or the id; a kind is unknown.
+            DataError: a column is empty, or does not hold what its kind says.
+
+        Warns:
+            RediffuseWarning: text was guessed to be a category, and most of its values occur once.
+        """
+        changed: dict[str, Any] = {}
+        sides: tuple[tuple[Literal["item", "user"], Any, pl.DataFrame | None], ...]
+        sides = (("item", items, self.items), ("user", users, self.users))
+        notes = list(self.report.get("notes", []))
+        for what, spec, table in sides:
+            if spec is None:
+                continue
+            if table is None:
+                raise ConfigError(
+                    f"{what}_features={spec!r} was given without a table of {what}s.", f"Pass {what}s=... as well."
+                )
+            changed[f"{what}_features"] = parse_features(spec, table, what, notes.append)
+        return replace(self, **changed, report={**self.report, "notes": notes}) if changed else self
 
     def without_synthetic(self) -> Dataset:
         """The same without synthetic interactions."""
@@ -184,6 +229,8 @@ class Dataset(Displayed):
             "title": self.title,
             "item_table": self.items is not None,
             "user_table": self.users is not None,
+            "item_features": [[feature.column, feature.kind] for feature in self.item_features],
+            "user_features": [[feature.column, feature.kind] for feature in self.user_features],
             "schemes": list(self.given),
             "report": self.report,
         }
@@ -203,6 +250,8 @@ class Dataset(Displayed):
             "target interactions": None if self.interactions.target is None else f"{self.num_targets:,}",
             "item table": _columns(self.items),
             "user table": _columns(self.users),
+            "item features": ", ".join(map(str, self.item_features)) or None,
+            "user features": ", ".join(map(str, self.user_features)) or None,
             "social graph": None if self.social is None else f"{len(self.social):,} links",
             "knowledge graph": None if self.kg is None else f"{len(self.kg):,} triples",
             "given splits": ", ".join(sorted(self.given)) or None,

@@ -8,14 +8,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.errors import DataError
+from rediffuse.data.feature_columns import is_vector, sets_in, vectors_in
 
 if TYPE_CHECKING:
     from scipy import sparse
 
 # Columns that hold several values per item; the first that exists is used.
 COLUMNS = ("genres", "genre", "categories", "category", "tags", "class")
-SEPARATOR = r"\s*[|;]\s*"
 # Columns that hold a vector per row; the first that exists is used.
 VECTORS = ("vector", "features", "embedding")
 MOST_VALUES = 256
@@ -44,15 +43,7 @@ def sets_of(column: pl.Series) -> sparse.csr_array:
     """
     from scipy import sparse  # a tenth of a second, which loading a recommender does not need
 
-    if column.dtype == pl.String:
-        parts = column.str.replace_all(SEPARATOR, "|").str.split("|")
-    elif isinstance(column.dtype, pl.List | pl.Array):
-        parts = column.cast(pl.List(pl.String))
-    else:
-        column = column.fill_nan(None) if column.dtype.is_float() else column
-        parts = column.cast(pl.String).reshape((-1, 1)).cast(pl.List(pl.String))
-    values = pl.DataFrame({"row": np.arange(len(column)), "value": parts}).explode("value").drop_nulls()
-    values = values.filter(pl.col("value") != "").unique(maintain_order=True)
+    values = sets_in(column)
     numbers = values.select(pl.col("value").unique(maintain_order=True)).with_row_index("number")
     number = values.join(numbers, on="value", how="left", maintain_order="left")["number"].to_numpy().astype(np.int64)
     ones = np.ones(len(number), dtype=np.float32)
@@ -80,32 +71,11 @@ def feature_vectors(table: pl.DataFrame | None) -> NDArray[np.float32] | None:
     Raises:
         DataError: vectors of different lengths, or values that are not finite numbers.
     """
-    name = next((c for c in VECTORS if table is not None and c in table.columns and _numeric(table[c].dtype)), None)
+    name = next((c for c in VECTORS if table is not None and c in table.columns and is_vector(table[c].dtype)), None)
     if table is None or name is None:
         sets = item_features(table)
         if sets is None or not sets.nnz:
             return None
         return most_common(sets)
-    where = f"Column {name!r} of the {table.columns[0].removesuffix('_id')} table"
-    column = table[name].cast(pl.List(pl.Float32))
-    known = (column.list.len() > 0).fill_null(False).to_numpy()
-    lengths = column.list.len().filter(known).unique().sort()
-    if not len(lengths):
-        return None
-    if len(lengths) > 1:
-        raise DataError(
-            f"{where} holds vectors of {', '.join(map(str, lengths))} values.",
-            "Give every row a vector of the same length, or none.",
-        )
-    vectors = np.zeros((len(table), lengths[0]), dtype=np.float32)
-    vectors[known] = column.filter(known).explode().fill_null(np.nan).to_numpy().reshape(-1, lengths[0])
-    if wrong := np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-        raise DataError(
-            f"{where}: the vector in row {wrong[0]} holds values that are not finite numbers.",
-            "Replace missing and infinite values, or leave the vector out.",
-        )
-    return vectors
-
-
-def _numeric(kind: pl.DataType) -> bool:
-    return isinstance(kind, pl.List | pl.Array) and kind.inner.is_numeric()  # pyright: ignore
+    known, vectors = vectors_in(table, name)
+    return vectors if known.any() else None

@@ -14,6 +14,7 @@ from rediffuse.arguments import require_path, wrong_type
 from rediffuse.data.checks import check_histories, ids_of, numbers_of, require
 from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
+from rediffuse.data.item_features import features_from
 from rediffuse.data.store import (
     HISTORY_ARRAYS,
     MANIFEST,
@@ -151,6 +152,8 @@ def _read(folder: Path, manifest: dict[str, Any]) -> Dataset:
         kg=kg,
         given=given,
         report=manifest["report"],
+        item_features=features_from(manifest.get("item_features"), items, "item_features"),
+        user_features=features_from(manifest.get("user_features"), users, "user_features"),
     )
     # The files are those of the manifest, so their fingerprints need not be computed again.
     for name in ("fingerprint", "interactions_fingerprint"):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
+    from rediffuse.data.item_features import Feature
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1
 SUBSETS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
@@ -92,6 +93,7 @@ class TrainingView:
         item_table: row i describes item i.
         user_table: row u describes user u.
         has_timestamps: whether times are seconds since the epoch; False: they are an order, or there are none.
+        item_features, user_features: the columns of the tables that models may learn from as content.
     """
 
     train: Histories
@@ -104,6 +106,8 @@ class TrainingView:
     item_table: pl.DataFrame | None
     user_table: pl.DataFrame | None
     has_timestamps: bool = False
+    item_features: tuple[Feature, ...] = ()
+    user_features: tuple[Feature, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,6 +193,8 @@ class Split(Displayed):
             item_table=data.items,
             user_table=data.users,
             has_timestamps=data.has_timestamps,
+            item_features=data.item_features,
+            user_features=data.user_features,
         )
 
     def training_on_validation(self) -> Split:

@@ -48,7 +48,9 @@ class ItemContent(nn.Module):
 
     def forward(self, rows: Tensor | None) -> Tensor:
         """(n, d) W f of rows (n,); None: of all."""
-        offsets, numbers, values = (part.value for part in (self.sparse.offsets, self.sparse.indices, self.sparse.values))
+        offsets, numbers, values = (
+            part.value for part in (self.sparse.offsets, self.sparse.indices, self.sparse.values)
+        )
         dense = self.dense if rows is None else self.dense[rows]
         if rows is not None:
             starts, counts = offsets[rows], offsets.diff()[rows]

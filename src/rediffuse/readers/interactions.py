@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -40,6 +40,8 @@ def read_interactions(
     items: Any = None,
     title: str | None = None,
     users: Any = None,
+    item_features: str | Sequence[str] | None = None,
+    user_features: str | Sequence[str] | None = None,
     social: Any = None,
     kg: Any = None,
     item_entity: Any = None,
@@ -78,6 +80,9 @@ def read_interactions(
         target_events: types that are truth in validation and test; histories keep all. None: all are truth.
         items, users: tables that describe items and users, with the id column named as in the
             interactions.
+        item_features, user_features: columns of these tables that models may learn from, each with its kind (category,
+            number, text or vector) or without: "brand,price,title:text", see docs/item-features.md. Kinds that are not
+            given are guessed, and the report says how.
         title: column of ``items`` with a readable name; a column called ``title`` is used by default.
         social: table of directed links: source, target.
         kg: table of triples: head, relation, tail. ``item_entity`` links items to entities: item_id,
@@ -185,7 +190,7 @@ def read_interactions(
     report.values.update(interactions=len(rows), users=len(user_ids), items=len(item_ids))
     if len(user_ids) == 1:
         report.note("There is a single user.")
-    return Dataset(
+    made = Dataset(
         interactions=interactions,
         user_ids=user_ids.rename("user_id"),
         item_ids=item_ids.rename("item_id"),
@@ -198,6 +203,7 @@ def read_interactions(
         given=rows.subsets,
         report=report.as_dict(),
     )
+    return made.with_features(item_features, user_features)
 
 
 def _check_tables(

@@ -169,7 +169,9 @@ def _catalogue(run: RunContents, fresh: pl.DataFrame) -> pl.DataFrame:
     added = fresh.select("item_id").with_columns(pl.lit(0, old["train_count"].dtype).alias("train_count"))
     title = run.config["data"].get("title")
     if "title" in old.columns:
-        text = fresh[title].cast(pl.String) if title in fresh.columns else pl.Series([None] * len(fresh), dtype=pl.String)
+        text = (
+            fresh[title].cast(pl.String) if title in fresh.columns else pl.Series([None] * len(fresh), dtype=pl.String)
+        )
         added = added.with_columns(text.alias("title"))
     return pl.concat((old, added.with_columns(pl.lit(True).alias(NEW)).select(old.columns)))
 

@@ -43,6 +43,7 @@ from rediffuse.seeds import derive, seed_torch
 from rediffuse.training.averaging import Averaging
 from rediffuse.training.callbacks import Callbacks, TrainingEvent
 from rediffuse.training.checkpoint import Checkpoint, load_training, restore_optimizer, save_training
+from rediffuse.training.content import encoded_items
 from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, resolve_precision
 from rediffuse.training.progress import Pace, Progress, left_in_words, logger, short
@@ -123,6 +124,7 @@ class Trainer:
         self.log_file = folder / LOG
         self.progress = Progress(show_progress and self.accelerator.is_main_process)
         train = view.train if model.reads_synthetic else view.train.without_synthetic()
+        self.encoder, content = encoded_items(model, view, seed)
         self.data = TrainingData(
             train,
             view.num_users,
@@ -134,6 +136,7 @@ class Trainer:
             view.kg,
             seed,
             view.has_timestamps,
+            content,
         )
         model.check(self.data)
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))

@@ -41,6 +41,7 @@ from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.former_options import CONFIG_FORMAT
 from rediffuse.runs.identity import open_run_folder
+from rediffuse.runs.item_features import encoder_files
 from rediffuse.runs.run_folder import (
     LOG,
     Run,
@@ -414,6 +415,7 @@ def write_files(trainer: Trainer, split: Split, folder: Path, run_config: dict[s
         trainer.model.artifacts(data.user_ids, data.item_ids),
         ~known,
         data.items,
+        {} if trainer.encoder is None else encoder_files(trainer.encoder),
     )
 
 

@@ -1,0 +1,30 @@
+"""The content of the items that a model learns from."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from rediffuse.data.subsets import TrainingView
+from rediffuse.features import Content, FeatureEncoder
+from rediffuse.models.base import Model
+
+
+def encoded_items(model: Model, view: TrainingView, seed: int) -> tuple[FeatureEncoder | None, Content | None]:
+    """The encoder of the declared item features, and the content of all items; None where the model does not read it.
+
+    The encoder learns from the items with a training interaction alone: others are what new items will be.
+
+    Args:
+        model: its options may say that it does not read features.
+        view: what training may see.
+        seed: of the training.
+
+    Raises:
+        DataError: a column does not hold what its kind says.
+    """
+    table: pl.DataFrame | None = view.item_table
+    wanted = model.reads_content and getattr(model.config, "item_features", True)
+    if not wanted or not view.item_features or table is None:
+        return None, None
+    encoder = FeatureEncoder.fit(table, view.item_features, view.valid.popularity > 0, seed)
+    return encoder, encoder.encode(table)
