@@ -117,7 +117,7 @@ class ItemTable(nn.Embedding):
             state[name] = torch.cat((offsets[:at], offsets[at].repeat(added), offsets[at:]))
 
     def describe_added(self, matrix: sparse.csr_array, dense: NDArray[np.float32], at: int) -> None:
-        """Give rows without content, from row ``at`` on, the content (n, columns), in two parts as `describe` has it."""
+        """Give rows without content, from row ``at`` on, the content (n, columns), as `describe` has it."""
         assert self.content is not None
         before, end = self.content.sparse.csr, at + len(dense)
         self.content.sparse.set(sparse.csr_array(sparse.vstack((before[:at], matrix, before[end:]), format="csr")))

@@ -137,13 +137,26 @@ def load_prepared(folder: Path) -> Dataset:
         time=column("timestamp"),
         order=column("position"),
         rating=column("rating", "weight"),
-        items=table("items"),
+        items=_described_items(folder),
         users=table("users"),
         social=table("social"),
         kg=_named_triples(folder),
         item_entity=table("item_entity"),
         splits=table("splits"),
     )
+
+
+def _described_items(folder: Path) -> Any:
+    """The item table; with a list of attributes, if there is a table of these."""
+    items, attributes = folder / "items.parquet", folder / "item_attributes.parquet"
+    if not attributes.is_file():
+        return items if items.is_file() else None
+    of_items = (
+        read_parquet(attributes)
+        .group_by("item_id", maintain_order=True)
+        .agg(pl.col("attribute_id").cast(pl.String).alias("attributes"))
+    )
+    return read_parquet(items).join(of_items, on="item_id", how="left") if items.is_file() else of_items
 
 
 def _named_triples(folder: Path) -> Any:

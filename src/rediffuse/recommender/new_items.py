@@ -189,4 +189,4 @@ def _table(run: RunContents, fresh: pl.DataFrame) -> pl.DataFrame | None:
                 f"{fresh[name].filter(lost)[0]!r}.",
                 "Give values of that type.",
             )
-    return pl.concat((run.item_table, fresh.select(columns).cast(columns)), how="diagonal")  # pyright: ignore
+    return pl.concat((run.item_table, fresh.select(list(columns)).cast(columns)), how="diagonal")  # pyright: ignore
