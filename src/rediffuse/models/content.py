@@ -52,6 +52,8 @@ class ContentModel(NeuralModel):
         model = type(self)(self.config, self.num_items + added, self.num_users)
         model.load_state_dict(state)
         model.item_embedding.describe_added(content.sparse, content.dense, self.num_items)
+        if model.prior is not None:
+            model.prior.graph.describe_added(content, self.num_items)
         return model.eval()
 
     def add_item_rows(self, state: dict[str, Tensor], prefix: str, added: int) -> None:

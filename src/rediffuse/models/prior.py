@@ -148,7 +148,7 @@ class GraphPrior(nn.Module):
         """log(g + e) (1, num_items), and log(s + e) (B, num_items) of the histories."""
         settings = self.graph.settings
         scores = next(self.graph.scores_of(histories, np.full(len(histories), -1), [settings]))
-        recent = torch.from_numpy(self.graph.recent_popularity(settings)).float()
+        recent = torch.from_numpy(self.graph.filled_popularity(settings)).float()
         return log_scores(recent[None], False).to(device), log_scores(scores.to(device), False)
 
     def combine(self, scores: Tensor, histories: Histories, logits: bool) -> Tensor:
