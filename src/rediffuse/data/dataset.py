@@ -134,10 +134,10 @@ class Dataset(Displayed):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over everything that a model can learn from in numbers: ids, interactions, both graphs, and features.
+        """sha256 over everything that a model can learn from in numbers: ids, interactions and both graphs.
 
-        Of item and user tables it covers the features alone, and it does not cover given splits: correcting a title
-        that is no feature does not make a new dataset, and a split has its own fingerprint.
+        It does not cover item and user tables or given splits: correcting a title does not make a new dataset, so models
+        with and without features are comparable; and a split has its own fingerprint.
         """
         parts: list[Any] = [self.interactions_fingerprint]
         if self.social is not None:
@@ -145,13 +145,14 @@ class Dataset(Displayed):
         if self.kg is not None:
             kg = self.kg
             parts += ["kg", kg.head, kg.relation, kg.tail, kg.entity_ids, kg.relation_ids, kg.item_entity]
-        for what, features, table in (
-            ("item features", self.item_features, self.items),
-            ("user features", self.user_features, self.users),
-        ):
-            if features and table is not None:
-                parts += [what, *content_of(table, features)]
         return _digest(*parts)
+
+    @cached_property
+    def features_fingerprint(self) -> str:
+        """sha256 over the declared item and user features: what they are, and the content of their columns."""
+        sides = ((self.item_features, self.items), (self.user_features, self.users))
+        found = [content_of(table, features) for features, table in sides if features and table is not None]
+        return _digest(*(part for parts in found for part in parts))
 
     @cached_property
     def tables_fingerprint(self) -> str:

@@ -123,6 +123,7 @@ def _next_item_model(contents: RunContents) -> SequenceModel:
             f"The solver {model.config.solver} is not exported.",
             "Train with --set solver=ancestral or --set solver=one_step.",
         )
+    model.item_embedding.bake()
     return model
 
 

@@ -188,6 +188,11 @@ class Model(nn.Module):
         return cls.reads_tables
 
     @classmethod
+    def reads_content_with(cls, config: ModelConfig) -> bool:
+        """Whether it learns from `TrainingData.content` with these options."""
+        return cls.reads_content and getattr(config, "item_features", True)
+
+    @classmethod
     def summary(cls) -> str:
         """What the model is, in a sentence or two: the first paragraph of the docstring of the class."""
         paragraph, _, _ = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")

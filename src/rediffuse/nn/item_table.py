@@ -123,6 +123,11 @@ class ItemTable(nn.Embedding):
         self.content.sparse.set(sparse.csr_array(sparse.vstack((before[:at], matrix, before[end:]), format="csr")))
         self.content.dense[at:end] = torch.from_numpy(dense).to(self.content.dense.device)
 
+    def bake(self) -> None:
+        """Replace the parts by their sum, for inference without content."""
+        self.weight = nn.Parameter(self.all().detach(), requires_grad=False)
+        self.content = None
+
     def forward(self, items: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.content is None:
             return super().forward(items)

@@ -154,6 +154,9 @@ def _what_it_is(kind: type[Model], run_config: dict[str, Any]) -> list[str]:
         lines.append("This run is the ablation (no diffusion).")
     if options.get("prior", "none") != "none":
         lines.append(f"A prior from the item graph and recent popularity answers with it (`prior={options['prior']}`).")
+    if described := run_config["data"].get("item_features"):
+        named = ", ".join(f"{feature['column']} ({feature['kind']})" for feature in described["features"])
+        lines.append(f"It also learned from features of the items: {named}.")
     if parts := run_config.get("blended"):
         named = [
             f"{part['model']} ({source['run']}, weight {_number(weight)})"
@@ -176,6 +179,8 @@ def _what_it_learned_from(run_config: dict[str, Any], environment: dict[str, Any
         f"Trained {made} on {learned['interactions']:,} interactions{synthetic} of {learned['users']:,} users with "
         f"{learned['items']:,} items. It ranks {data['items']:,} items."
     )
+    if added := run_config.get("items_added_to"):
+        text += f" Of these, {added['items']:,} were added after the training, by their features alone."
     held = [
         f"{subsets[name]['interactions']:,} interactions of {subsets[name]['users']:,} users for {purpose}"
         for name, purpose in (("valid", "validation"), ("test", "the test"))

@@ -23,8 +23,7 @@ def encoded_items(model: Model, view: TrainingView, seed: int) -> tuple[FeatureE
         DataError: a column does not hold what its kind says.
     """
     table: pl.DataFrame | None = view.item_table
-    wanted = model.reads_content and getattr(model.config, "item_features", True)
-    if not wanted or not view.item_features or table is None:
+    if not (model.reads_content_with(model.config) and view.item_features) or table is None:
         return None, None
     encoder = FeatureEncoder.fit(table, view.item_features, view.valid.popularity > 0, seed)
     return encoder, encoder.encode(table)

@@ -284,6 +284,7 @@ def describe_run(
             "fingerprint": split.dataset.fingerprint_without_synthetic,
             "augmentation": augmentation(split.dataset),
             "tables": split.dataset.tables_fingerprint if kind.reads_tables_with(options) else None,
+            "item_features": item_features(split.dataset) if kind.reads_content_with(options) else None,
             "users": split.dataset.num_users,
             "items": split.dataset.num_items,
             "interactions": split.dataset.num_interactions,
@@ -294,6 +295,14 @@ def describe_run(
             "without_history": {name: without_history(split, name)[0] for name in ("valid", "test")},
         },
     }
+
+
+def item_features(data: Dataset) -> dict[str, Any] | None:
+    """What config.json says about the item features of a dataset; None without any."""
+    if not data.item_features:
+        return None
+    declared = [{"column": feature.column, "kind": feature.kind} for feature in data.item_features]
+    return {"features": declared, "fingerprint": data.features_fingerprint}
 
 
 def _subsets(split: Split) -> dict[str, dict[str, int]]:

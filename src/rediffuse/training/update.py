@@ -24,6 +24,7 @@ from rediffuse.models.base import TrainingData
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.identity import open_run_folder
+from rediffuse.runs.item_features import copied_encoder, read_encoder
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path, write_run
 from rediffuse.training.train import counts
 
@@ -64,6 +65,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
     model = kind(earlier.config, len(merged.item_ids), len(merged.user_ids))
     model.resolve(contents.config["resolved"])
     popularity = np.bincount(merged.after.items, minlength=len(merged.item_ids))
+    item_table, encoder = _item_columns(contents, new, merged), read_encoder(contents)
     training_data = TrainingData(
         merged.after,
         len(merged.user_ids),
@@ -71,6 +73,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
         popularity,
         seed=contents.config["seed"],
         has_timestamps=merged.after.times is not None and contents.config["data"].get("has_timestamps", False),
+        content=None if encoder is None or item_table is None else encoder.encode(item_table),
     )
     model.check(training_data)
     model.update(training_data, earlier, merged.before, merged.changed)
@@ -108,7 +111,8 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
             merged.after,
             model_card(kind, run_config, made_in),
             model.artifacts(merged.user_ids, merged.item_ids),
-            item_table=_item_columns(contents, new, merged),
+            item_table=item_table,
+            others=copied_encoder(contents),
         )
     return Run(folder, run_config, None, minutes)
 
