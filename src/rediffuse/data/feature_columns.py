@@ -51,6 +51,19 @@ def texts_in(column: pl.Series) -> pl.Series:
     return texts.to_frame("text").select(pl.when(pl.col("text").str.contains(r"\S")).then("text")).to_series()
 
 
+def missing_in(column: pl.Series) -> NDArray[np.bool_]:
+    """(rows,) which rows have no value, whatever the kind."""
+    if column.dtype == pl.String:
+        column = texts_in(column)
+    elif isinstance(column.dtype, pl.Array):
+        pass  # all of one length
+    elif isinstance(column.dtype, pl.List):
+        return (column.list.len() == 0).fill_null(True).to_numpy()
+    elif column.dtype.is_float():
+        column = column.fill_nan(None)
+    return column.is_null().to_numpy()
+
+
 def numbers_in(table: pl.DataFrame, name: str) -> NDArray[np.float64]:
     """(rows,) the number in each row, NaN where there is none; text may hold numbers.
 

@@ -15,7 +15,7 @@ import polars as pl
 
 from rediffuse.arguments import wrong_type
 from rediffuse.data.checks import require
-from rediffuse.data.feature_columns import is_vector, numbers_in, texts_in, values_in, vectors_in, where
+from rediffuse.data.feature_columns import is_vector, missing_in, numbers_in, texts_in, values_in, vectors_in, where
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean
 
 Kind = Literal["category", "number", "text", "vector"]
@@ -81,13 +81,17 @@ def parse_features(
             raise ConfigError(f"{option} names {column!r} twice.", "Name each column once.")
         if kind is not None and kind not in KINDS:
             raise ConfigError(f"{option}: there is no kind {kind!r}, of {column!r}.", did_you_mean(kind, KINDS))
-        _refuse_empty(table, column)
+        missing = int(missing_in(table[column]).sum())
+        if missing == len(table):
+            raise DataError(f"{where(table, column)} is empty for all {missing:,} rows.", "Leave it out.")
         guessed = kind is None
         kind = _guess(table, column) if kind is None else kind
         feature = Feature(column, kind)  # pyright: ignore[reportArgumentType]
         _check(table, feature)
         if guessed:
             _tell(table, feature, option, note)
+        if missing:
+            note(f"{option}: {column!r} is missing in {missing:,} of {len(table):,} rows.")
         features[column] = feature
     return tuple(features.values())
 
@@ -98,20 +102,6 @@ def _column_and_kind(part: str, table: pl.DataFrame) -> tuple[str, str | None]:
     if not colon or part in table.columns:
         return part, None
     return column.strip(), kind.strip()
-
-
-def _refuse_empty(table: pl.DataFrame, name: str) -> None:
-    column = table[name]
-    if isinstance(column.dtype, pl.List | pl.Array):
-        known = (column.cast(pl.List(column.dtype.inner)).list.len() > 0).sum()  # pyright: ignore
-    elif column.dtype.is_float():
-        known = column.fill_nan(None).count()
-    elif column.dtype == pl.String:
-        known = texts_in(column).count()
-    else:
-        known = column.count()
-    if not known:
-        raise DataError(f"{where(table, name)} is empty for all {len(table):,} rows.", "Leave it out of the features.")
 
 
 def _guess(table: pl.DataFrame, name: str) -> Kind:
