@@ -41,6 +41,8 @@ def values_in(column: pl.Series) -> pl.DataFrame:
         number = pl.col("value").cast(pl.Int64, strict=False).cast(pl.String)
         chosen = pl.when(whole & number.is_not_null()).then(number).otherwise(pl.col("value").cast(pl.String))
         column = column.fill_nan(None).to_frame("value").select(chosen).to_series()
+    if isinstance(column.dtype, pl.Categorical | pl.Enum):
+        column = column.cast(pl.String)
     values = sets_in(column).with_columns(pl.col("value").str.strip_chars())
     return values.filter(pl.col("value") != "").unique(maintain_order=True)
 

@@ -22,6 +22,8 @@ MOST_TERMS = 2**16
 MOST_TEXTS = 100_000
 # Texts whose terms are in memory at a time.
 _BLOCK = 50_000
+# The projection of a vector of norm 1 that is shorter is rounding, and would be blown up to norm 1.
+_ROUNDING = 1e-5
 # As scikit-learn: words have at least two letters or digits.
 _WORD = r"\b\w\w+\b"
 
@@ -94,7 +96,7 @@ class TextEncoder(ColumnEncoder):
                 _tf_idf(_counts(block), len(block), self.terms, self.idf) @ self.components
             )
         norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
-        return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+        return (vectors / np.where(norms > _ROUNDING, norms, np.inf)).astype(np.float32)
 
     def names(self) -> list[str]:
         return [f"{self.column} {place}" for place in range(self.components.shape[1])]
