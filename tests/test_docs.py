@@ -74,6 +74,22 @@ def test_data_examples_run(tables):
         run(example.replace("k_core=5", "k_core=2"), page, names)
 
 
+def test_item_features_examples_run(tables):
+    page = ROOT / "docs/item-features.md"
+    names: dict[str, object] = {}
+    for example in examples(page):
+        run(example, page, names)
+    known = ["category=shoes", "category=hats", "category=running", "title 0", "title 1"]
+    assert names["encoder"].names() == known  # pyright: ignore[reportAttributeAccessIssue]
+    content = names["encoder"].encode(names["new"])  # pyright: ignore[reportAttributeAccessIssue]
+    assert content.sparse.toarray().tolist() == [[1, 0, 0]]
+    parsed = names["data"].with_features("image:vector").item_features  # pyright: ignore[reportAttributeAccessIssue]
+    assert parsed[0].kind == "vector"
+    photos = pl.read_parquet("products.parquet")["photo"]
+    assert photos.dtype == pl.Array(pl.Float32, 4)
+    assert photos.is_null().to_list() == [False, True, False]
+
+
 @pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
 def test_cold_start_examples_run(tables):
     page = ROOT / "docs/cold_start.md"

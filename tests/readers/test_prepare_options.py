@@ -91,6 +91,8 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "--items": ("items.parquet", []),
     "--title": ("name", ["--items", "items.parquet"]),
     "--users": ("users.parquet", []),
+    "--item-features": ("name:text", ["--items", "items.parquet"]),
+    "--user-features": ("age", ["--users", "users.parquet"]),
     "--social": ("social.parquet", []),
     "--kg": ("kg.parquet", ["--item-entity", "link.parquet"]),
     "--item-entity": ("link.parquet", ["--kg", "kg.parquet"]),

@@ -177,6 +177,8 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
         "given_splits": sorted(made.given),
         "social_links": 0 if made.social is None else len(made.social),
         "knowledge_triples": 0 if made.kg is None else len(made.kg),
+        "item_features": [str(feature) for feature in made.item_features],
+        "user_features": [str(feature) for feature in made.user_features],
         "fingerprint": made.fingerprint,
         "report": made.report,
     }
@@ -187,6 +189,9 @@ def _report(made: Dataset, out: Path, as_json: bool) -> None:
             listing.add_row(name.replace("_", " "), f"{result[name]:,.0f}")
         listing.add_row("timestamps", "yes" if made.has_timestamps else "no")
         listing.add_row("given splits", ", ".join(result["given_splits"]) or "none")
+        for name in ("item_features", "user_features"):
+            if result[name]:
+                listing.add_row(name.replace("_", " "), ", ".join(result[name]))
         print_rich(listing, *(f"- {note}" for note in made.report.get("notes", [])))
 
     emit(result, as_json, print_table)

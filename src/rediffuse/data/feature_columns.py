@@ -41,6 +41,8 @@ def values_in(column: pl.Series) -> pl.DataFrame:
         number = pl.col("value").cast(pl.Int64, strict=False).cast(pl.String)
         chosen = pl.when(whole & number.is_not_null()).then(number).otherwise(pl.col("value").cast(pl.String))
         column = column.fill_nan(None).to_frame("value").select(chosen).to_series()
+    if isinstance(column.dtype, pl.Categorical | pl.Enum):
+        column = column.cast(pl.String)
     values = sets_in(column).with_columns(pl.col("value").str.strip_chars())
     return values.filter(pl.col("value") != "").unique(maintain_order=True)
 
@@ -49,6 +51,19 @@ def texts_in(column: pl.Series) -> pl.Series:
     """The text of each row, null where there is none; lists of text are joined by spaces."""
     texts = column.list.join(" ") if isinstance(column.dtype, pl.List) else column.cast(pl.String)
     return texts.to_frame("text").select(pl.when(pl.col("text").str.contains(r"\S")).then("text")).to_series()
+
+
+def missing_in(column: pl.Series) -> NDArray[np.bool_]:
+    """(rows,) which rows have no value, whatever the kind."""
+    if column.dtype == pl.String:
+        column = texts_in(column)
+    elif isinstance(column.dtype, pl.Array):
+        pass  # all of one length
+    elif isinstance(column.dtype, pl.List):
+        return (column.list.len() == 0).fill_null(True).to_numpy()
+    elif column.dtype.is_float():
+        column = column.fill_nan(None)
+    return column.is_null().to_numpy()
 
 
 def numbers_in(table: pl.DataFrame, name: str) -> NDArray[np.float64]:

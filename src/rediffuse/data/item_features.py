@@ -15,13 +15,14 @@ import polars as pl
 
 from rediffuse.arguments import wrong_type
 from rediffuse.data.checks import require
-from rediffuse.data.feature_columns import is_vector, numbers_in, texts_in, values_in, vectors_in, where
+from rediffuse.data.feature_columns import is_vector, missing_in, numbers_in, texts_in, values_in, vectors_in, where
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean
 
 Kind = Literal["category", "number", "text", "vector"]
 KINDS: tuple[str, ...] = get_args(Kind)
 # Text with at least this many different values, most of which one row has alone, is hardly a category.
 _MANY = 20
+_WORDS = (pl.String, pl.Categorical, pl.Enum)
 _EXAMPLE = 'For example: "category,price,title:text,image:vector".'
 
 
@@ -81,13 +82,21 @@ def parse_features(
             raise ConfigError(f"{option} names {column!r} twice.", "Name each column once.")
         if kind is not None and kind not in KINDS:
             raise ConfigError(f"{option}: there is no kind {kind!r}, of {column!r}.", did_you_mean(kind, KINDS))
-        _refuse_empty(table, column)
+        missing = int(missing_in(table[column]).sum())
+        if missing == len(table):
+            raise DataError(f"{where(table, column)} is empty for all {missing:,} rows.", "Leave it out.")
         guessed = kind is None
         kind = _guess(table, column) if kind is None else kind
         feature = Feature(column, kind)  # pyright: ignore[reportArgumentType]
-        _check(table, feature)
+        check_type(table, feature)
+        if kind == "number":
+            numbers_in(table, column)
+        elif kind == "vector":
+            vectors_in(table, column)
         if guessed:
             _tell(table, feature, option, note)
+        if missing:
+            note(f"{option}: {column!r} is missing in {missing:,} of {len(table):,} rows.")
         features[column] = feature
     return tuple(features.values())
 
@@ -98,20 +107,6 @@ def _column_and_kind(part: str, table: pl.DataFrame) -> tuple[str, str | None]:
     if not colon or part in table.columns:
         return part, None
     return column.strip(), kind.strip()
-
-
-def _refuse_empty(table: pl.DataFrame, name: str) -> None:
-    column = table[name]
-    if isinstance(column.dtype, pl.List | pl.Array):
-        known = (column.cast(pl.List(column.dtype.inner)).list.len() > 0).sum()  # pyright: ignore
-    elif column.dtype.is_float():
-        known = column.fill_nan(None).count()
-    elif column.dtype == pl.String:
-        known = texts_in(column).count()
-    else:
-        known = column.count()
-    if not known:
-        raise DataError(f"{where(table, name)} is empty for all {len(table):,} rows.", "Leave it out of the features.")
 
 
 def _guess(table: pl.DataFrame, name: str) -> Kind:
@@ -126,35 +121,31 @@ def _guess(table: pl.DataFrame, name: str) -> Kind:
 def _holds_numbers(column: pl.Series) -> bool:
     """Whether all text is of numbers, as in a column of a CSV file; codes such as 007 are none."""
     texts = texts_in(column).drop_nulls().str.strip_chars()
-    return bool(texts.str.contains(r"^[+-]?(0|[1-9]\d*)?(\.\d+)?([eE][+-]?\d+)?$").all())
+    return bool(texts.str.contains(r"^[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$").all())
 
 
-def _check(table: pl.DataFrame, feature: Feature) -> None:
-    """Raise a DataError where a column does not hold what its kind says."""
+def check_type(table: pl.DataFrame, feature: Feature) -> None:
+    """Check that a column is of a type that can hold what its kind says; a column of nulls can.
+
+    Raises:
+        DataError: it is not.
+    """
     kind = table[feature.column].dtype
     inner = kind.inner if isinstance(kind, pl.List | pl.Array) else None  # pyright: ignore
-    words = isinstance(kind, pl.String | pl.Categorical | pl.Enum)
+    words, lists = isinstance(kind, _WORDS), isinstance(inner, _WORDS)
     fits = {
-        "category": words or kind.is_numeric() or kind == pl.Boolean or isinstance(inner, pl.String | pl.Categorical)
-        or (inner is not None and inner.is_integer()),
+        "category": words or lists or kind.is_numeric() or kind == pl.Boolean or (inner and inner.is_integer()),
         "number": kind.is_numeric() or kind == pl.String,
-        "text": words or isinstance(inner, pl.String),
+        "text": words or lists,
         "vector": is_vector(kind),
-    }  # fmt: skip
-    if not fits[feature.kind]:
-        others = [name for name in KINDS if fits[name]]
-        remedy = (
-            f"It can be {' or '.join(f'{feature.column}:{name}' for name in others)}."
-            if others
-            else ("Make a column of text, numbers or lists of numbers of it, for example the year of a date.")
-        )
-        raise DataError(
-            f"{where(table, feature.column)} holds values of type {kind}, and is no {feature.kind}.", remedy
-        )
-    if feature.kind == "number":
-        numbers_in(table, feature.column)
-    elif feature.kind == "vector":
-        vectors_in(table, feature.column)
+    }
+    if fits[feature.kind] or kind == pl.Null:
+        return
+    others = " or ".join(f"{feature.column}:{name}" for name in KINDS if fits[name])
+    remedy = (
+        f"It can be {others}." if others else "Make text, numbers or lists of numbers of it, such as years of dates."
+    )
+    raise DataError(f"{where(table, feature.column)} holds values of type {kind}, so it is no {feature.kind}.", remedy)
 
 
 def _tell(table: pl.DataFrame, feature: Feature, option: str, note: Callable[[str], Any]) -> None:

@@ -68,9 +68,7 @@ class CategoryEncoder(ColumnEncoder):
 
     def notes(self, table: pl.DataFrame) -> list[str]:
         found = values_in(table[self.column])
-        missing = np.ones(len(table), dtype=bool)
-        missing[found["row"].to_numpy()] = False
-        notes = self.missing_note(table, missing)
+        notes = self.missing_note(table)
         if self.left_out[0]:
             notes.append(
                 f"{self.column!r} has {len(self.values) + self.left_out[0]:,} values; the {len(self.values):,} most "

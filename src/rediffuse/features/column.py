@@ -10,6 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from rediffuse.data.feature_columns import missing_in
+
 
 class ColumnEncoder(ABC):
     """Turns one column of a table into columns of numbers, all zero where a row has no value.
@@ -50,11 +52,11 @@ class ColumnEncoder(ABC):
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {}
 
-    @abstractmethod
     def notes(self, table: pl.DataFrame) -> list[str]:
         """What of a table is missing, unknown or left out, in sentences with counts and an example."""
+        return self.missing_note(table)
 
-    def missing_note(self, table: pl.DataFrame, missing: NDArray[np.bool_]) -> list[str]:
+    def missing_note(self, table: pl.DataFrame) -> list[str]:
         """A sentence about rows without a value, if there are any."""
-        count = int(missing.sum())
+        count = int(missing_in(table[self.column]).sum())
         return [f"{self.column!r} is missing in {count:,} of {len(table):,} rows."] if count else []

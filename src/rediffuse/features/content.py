@@ -26,9 +26,10 @@ class Content:
     def __len__(self) -> int:
         return len(self.dense)
 
-    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Content:
-        """Some of its rows, in the order of ``rows``."""
-        rows = np.asarray(rows, dtype=np.int64)
+    def take(self, rows: Sequence[int] | NDArray[Any]) -> Content:
+        """Some of its rows, in the order of ``rows``; or those where ``rows`` (n,) bool is true."""
+        rows = np.asarray(rows)
+        rows = rows if rows.size else rows.astype(np.int64)
         matrix: Any = self.sparse
         return Content(sparse.csr_array(matrix[rows]), self.dense[rows])
 

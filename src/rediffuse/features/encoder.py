@@ -12,7 +12,7 @@ from scipy import sparse
 
 from rediffuse.data.checks import require
 from rediffuse.data.feature_columns import kind_of_table
-from rediffuse.data.item_features import KINDS, Feature
+from rediffuse.data.item_features import KINDS, Feature, check_type
 from rediffuse.errors import DataError, did_you_mean
 from rediffuse.features.categories import CategoryEncoder
 from rediffuse.features.column import ColumnEncoder
@@ -63,7 +63,7 @@ class FeatureEncoder:
         Raises:
             DataError: the table lacks a column, or a column does not hold what its kind says.
         """
-        _require_columns(table, features)
+        _check_columns(table, features)
         fitted = np.ones(len(table), dtype=bool) if fitted_rows is None else fitted_rows
         encoders = [_ENCODERS[feature.kind].fit(table, feature.column, fitted, seed) for feature in features]
         return cls(features, encoders)
@@ -77,7 +77,7 @@ class FeatureEncoder:
         Raises:
             DataError: the table lacks a column, or a column does not hold what its kind says.
         """
-        _require_columns(table, self.features)
+        _check_columns(table, self.features)
         empty = sparse.csr_array((len(table), 0), dtype=np.float32)
         encoded: list[Any] = [encoder.encode(table) for encoder in self._sparse]
         blocks = [block for block in encoded if block.shape[1]]
@@ -137,14 +137,15 @@ class FeatureEncoder:
 
     def notes(self, table: pl.DataFrame) -> list[str]:
         """What of a table is missing, unknown or left out, in sentences with counts and an example."""
-        _require_columns(table, self.features)
+        _check_columns(table, self.features)
         return [note for encoder in self.encoders for note in encoder.notes(table)]
 
 
-def _require_columns(table: pl.DataFrame, features: Sequence[Feature]) -> None:
+def _check_columns(table: pl.DataFrame, features: Sequence[Feature]) -> None:
     for feature in features:
         if feature.column not in table.columns:
             raise DataError(
                 f"The {kind_of_table(table)} table has no column {feature.column!r}, which is a declared feature.",
                 did_you_mean(feature.column, table.columns) + " Values may be missing, columns may not.",
             )
+        check_type(table, feature)

@@ -77,6 +77,3 @@ class NumberEncoder(ColumnEncoder):
 
     def settings(self) -> dict[str, Any]:
         return {"edges": None if self.edges is None else self.edges.tolist()}
-
-    def notes(self, table: pl.DataFrame) -> list[str]:
-        return self.missing_note(table, np.isnan(numbers_in(table, self.column)))

@@ -18,6 +18,12 @@ from rediffuse.features.svd import right_singular_vectors
 WIDTH = 64
 # Terms that are kept: those in at least two texts, the most common first. A term in a single text relates no items.
 MOST_TERMS = 2**16
+# Texts to learn from, drawn at random from more: 64 directions need no more, and take seconds.
+MOST_TEXTS = 100_000
+# Texts whose terms are in memory at a time.
+_BLOCK = 50_000
+# The projection of a vector of norm 1 that is shorter is rounding, and would be blown up to norm 1.
+_ROUNDING = 1e-5
 # As scikit-learn: words have at least two letters or digits.
 _WORD = r"\b\w\w+\b"
 
@@ -32,19 +38,29 @@ class TextEncoder(ColumnEncoder):
         terms: (terms,) int64 hashes, increasing.
         idf: (terms,) float32 ln((1 + texts) / (1 + texts with the term)) + 1, as scikit-learn's.
         components: (terms, width) float32 right singular vectors.
+        learned_from: how many texts these come from, of how many.
     """
 
     is_sparse = False
 
     def __init__(
-        self, column: str, terms: NDArray[np.int64], idf: NDArray[np.float32], components: NDArray[np.float32]
+        self,
+        column: str,
+        terms: NDArray[np.int64],
+        idf: NDArray[np.float32],
+        components: NDArray[np.float32],
+        learned_from: tuple[int, int],
     ) -> None:
         super().__init__(column)
+        self.learned_from = learned_from
         self.terms, self.idf, self.components = terms, idf, components
 
     @classmethod
     def fit(cls, table: pl.DataFrame, column: str, fitted: NDArray[np.bool_], seed: int) -> TextEncoder:
         texts = texts_in(table[column]).filter(fitted).drop_nulls()
+        given = len(texts)
+        if given > MOST_TEXTS:
+            texts = texts.gather(np.sort(np.random.default_rng(seed).choice(given, MOST_TEXTS, replace=False)))
         counts = _counts(texts)
         common = counts.group_by("term").len("texts").filter(pl.col("texts") >= 2)
         common = common.sort(["texts", "term"], descending=[True, False]).head(MOST_TERMS).sort("term")
@@ -52,7 +68,7 @@ class TextEncoder(ColumnEncoder):
         idf = (np.log((1 + len(texts)) / (1 + common["texts"].to_numpy())) + 1).astype(np.float32)
         vectors = _tf_idf(counts, len(texts), terms, idf)
         components = right_singular_vectors(vectors, WIDTH, seed).astype(np.float32)
-        return cls(column, terms, idf, components)
+        return cls(column, terms, idf, components, (len(texts), given))
 
     @classmethod
     def load(cls, column: str, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> TextEncoder:
@@ -64,13 +80,23 @@ class TextEncoder(ColumnEncoder):
         require(len(terms) == len(idf) == len(components), "terms, idf and components differ in their numbers")
         require((terms[1:] > terms[:-1]).all(), "terms do not increase")
         require(np.isfinite(idf).all() and np.isfinite(components).all(), "idf or components are not finite")
-        return cls(column, terms, idf, components)
+        counts = settings.get("learned_from")
+        require(isinstance(counts, list) and list(map(type, counts)) == [int, int], "learned_from are not two counts")
+        return cls(column, terms, idf, components, tuple(counts))  # pyright: ignore[reportArgumentType]
+
+    def settings(self) -> dict[str, Any]:
+        return {"learned_from": list(self.learned_from)}
 
     def encode(self, table: pl.DataFrame) -> NDArray[np.float32]:
-        counts = _counts(texts_in(table[self.column]))
-        vectors = np.asarray(_tf_idf(counts, len(table), self.terms, self.idf) @ self.components, dtype=np.float32)
+        texts = texts_in(table[self.column])
+        vectors = np.zeros((len(texts), self.components.shape[1]), dtype=np.float32)
+        for start in range(0, len(texts), _BLOCK):
+            block = texts[start : start + _BLOCK]
+            vectors[start : start + _BLOCK] = (
+                _tf_idf(_counts(block), len(block), self.terms, self.idf) @ self.components
+            )
         norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
-        return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+        return (vectors / np.where(norms > _ROUNDING, norms, np.inf)).astype(np.float32)
 
     def names(self) -> list[str]:
         return [f"{self.column} {place}" for place in range(self.components.shape[1])]
@@ -80,13 +106,17 @@ class TextEncoder(ColumnEncoder):
 
     def notes(self, table: pl.DataFrame) -> list[str]:
         texts = texts_in(table[self.column])
-        missing = texts.is_null().to_numpy()
-        silent = ~missing & ~self.encode(table).any(axis=1)
-        notes = self.missing_note(table, missing)
+        silent = ~texts.is_null().to_numpy() & ~self.encode(table).any(axis=1)
+        notes = self.missing_note(table)
+        if self.learned_from[0] < self.learned_from[1]:
+            used, given = self.learned_from
+            notes.append(
+                f"The words of {self.column!r} were learned from {used:,} of {given:,} texts, drawn at random."
+            )
         if silent.any():
             notes.append(
-                f"{int(silent.sum()):,} of {len(table):,} texts of {self.column!r} share no word with those learned, and "
-                f"say nothing, such as {texts[int(silent.argmax())]!r}."
+                f"{int(silent.sum()):,} of {len(table):,} texts of {self.column!r} share no word with those learned "
+                f"and say nothing, such as {texts[int(silent.argmax())]!r}."
             )
         return notes
 

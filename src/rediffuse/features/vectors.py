@@ -70,6 +70,3 @@ class VectorEncoder(ColumnEncoder):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {"mean": self.mean}
-
-    def notes(self, table: pl.DataFrame) -> list[str]:
-        return self.missing_note(table, ~vectors_in(table, self.column)[0])
