@@ -33,6 +33,10 @@ class Content:
         matrix: Any = self.sparse
         return Content(sparse.csr_array(matrix[rows]), self.dense[rows])
 
+    def matrix(self) -> NDArray[np.float32]:
+        """(n, num_sparse + num_dense) both parts as one dense matrix."""
+        return np.concatenate((self.sparse.toarray(), self.dense), axis=1)
+
     @property
     def known(self) -> NDArray[np.bool_]:
         """(n,) which rows say anything: not all of their numbers are zero."""

@@ -118,7 +118,8 @@ class TrainingData:
         kg: knowledge graph of the items.
         seed: seed of the training, for noise that is drawn between phases.
         has_timestamps: whether times are seconds since the epoch; False: they are an order, or there are none.
-        content: of the items, for models with ``reads_content``; None where the dataset declares no item features.
+        content, user_content: of items and users, for models with ``reads_content``; None where the dataset declares no
+            features of them.
     """
 
     train: Histories
@@ -132,6 +133,7 @@ class TrainingData:
     seed: int = 0
     has_timestamps: bool = False
     content: Content | None = None
+    user_content: Content | None = None
 
 
 class Model(nn.Module):

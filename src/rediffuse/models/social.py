@@ -13,6 +13,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from rediffuse.batching.matrix import binary_matrix
+from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import SocialGraph
 from rediffuse.data.features import feature_vectors
 from rediffuse.errors import DataError
@@ -45,7 +46,10 @@ class SocialConfig(FactorConfig):
         False, description="A user receives from the users they link to, and not from those who link to them."
     )
     loss: Literal["bpr", "bce", "squared"] = Field("bpr", description="squared: of probabilities, as released.")
-    features: bool = Field(True, description="Use the feature vectors of the item and user tables if there are any.")
+    features: bool = Field(
+        True,
+        description="Use the declared features of items and users; without any, the feature vectors of their tables.",
+    )
     fusion: Literal["add", "learned"] = Field(
         "learned", description="How an embedding and a feature vector are combined."
     )
@@ -65,6 +69,7 @@ class SocialModel(FactorModel):
     """
 
     reads_tables = True
+    reads_content = True
 
     Config = SocialConfig
     config: SocialConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -88,6 +93,10 @@ class SocialModel(FactorModel):
         # Means over trained users, for a user without a vector: of h^0, of embeddings, of projected features.
         self.register_buffer("cold_user_mean", torch.zeros(3, size))
 
+    @classmethod
+    def reads_content_with(cls, config: ModelConfig) -> bool:
+        return isinstance(config, SocialConfig) and config.features
+
     def check(self, data: TrainingData) -> None:
         if self.config.hops and (data.social is None or not (data.social.source != data.social.target).any()):
             raise DataError(
@@ -95,8 +104,7 @@ class SocialModel(FactorModel):
                 "Give them with --social (Python: social=...), or set hops=0.",
             )
         if self.config.features:
-            found = [feature_vectors(table) for table in (data.user_table, data.item_table)]
-            widths = [vectors.shape[1] for vectors in found if vectors is not None]
+            widths = [vectors.shape[1] for vectors in self._features(data) if vectors is not None]
             if self.config.shared_projection and len(set(widths)) > 1:
                 raise DataError(
                     f"shared_projection is one layer for users and items, whose features have {widths[0]} and "
@@ -118,13 +126,18 @@ class SocialModel(FactorModel):
         # of their vector comes from trained embeddings.
         embedded = self._share_from(sparse.csr_array(friends.T.tocsr()), active) > 0
         self.trained.copy_(torch.from_numpy(active | (self._share_from(friends, embedded) > 0.499)))
-        tables = zip(SIDES, (data.user_table, data.item_table), strict=True) if self.config.features else ()
-        for side, table in tables:
-            if (vectors := feature_vectors(table)) is not None:
+        for side, vectors in zip(SIDES, self._features(data), strict=True) if self.config.features else ():
+            if vectors is not None:
                 features = torch.from_numpy(vectors).to(device)
                 self.feature_vectors[side] = standardised(features, self.config.feature_scale)
                 if not (self.config.shared_projection and len(self.feature_vectors) > 1):
                     self.projection(side).set_width(vectors.shape[1])
+
+    @staticmethod
+    def _features(data: TrainingData) -> list[NDArray[np.float32] | None]:
+        """(rows, width) the features of users and of items; None without any."""
+        sides = ((data.user_content, data.user_table), (data.content, data.item_table))
+        return [feature_vectors(table) if content is None else content.matrix() for content, table in sides]
 
     def summed_hops(self) -> Sequence[int]:
         """The k whose h^k are summed into a user's vector."""

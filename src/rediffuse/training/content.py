@@ -9,6 +9,13 @@ from rediffuse.features import Content, FeatureEncoder
 from rediffuse.models.base import Model
 
 
+def encoded_users(model: Model, view: TrainingView, seed: int) -> Content | None:
+    """The content of all users, by an encoder of those with a training interaction, as `encoded_items`."""
+    if not (model.reads_content_with(model.config) and view.user_features) or view.user_table is None:
+        return None
+    return FeatureEncoder.fit(view.user_table, view.user_features, view.train.lengths > 0, seed).encode(view.user_table)
+
+
 def encoded_items(model: Model, view: TrainingView, seed: int) -> tuple[FeatureEncoder | None, Content | None]:
     """The encoder of the declared item features, and the content of all items; None where the model does not read it.
 

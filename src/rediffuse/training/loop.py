@@ -43,7 +43,7 @@ from rediffuse.seeds import derive, seed_torch
 from rediffuse.training.averaging import Averaging
 from rediffuse.training.callbacks import Callbacks, TrainingEvent
 from rediffuse.training.checkpoint import Checkpoint, load_training, restore_optimizer, save_training
-from rediffuse.training.content import encoded_items
+from rediffuse.training.content import encoded_items, encoded_users
 from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, resolve_precision
 from rediffuse.training.progress import Pace, Progress, left_in_words, logger, short
@@ -137,6 +137,7 @@ class Trainer:
             seed,
             view.has_timestamps,
             content,
+            encoded_users(model, view, seed),
         )
         model.check(self.data)
         self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))

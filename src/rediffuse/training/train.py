@@ -179,6 +179,7 @@ class Plan:
             ConfigError: the model cannot use a run that a phase is to be taken from.
         """
         view, user_ids = self.split.training_view(), self.split.dataset.user_ids
+        warn_of_unread_features(self.kind, self.options, view)
         trainer = make_trainer(self.kind, self.options, view, folder, seed=self.seed, user_ids=user_ids, **others)
         network = trainer.model
         for phase, run in self.phase_runs.items():
@@ -195,6 +196,18 @@ class Plan:
         if any(network.chosen_by_ranking(phase) for phase in trainer.phases):
             refuse_selection(view.valid, "the weights")
         return trainer
+
+
+def warn_of_unread_features(kind: type[Model], options: ModelConfig, view: TrainingView) -> None:
+    """Say that a model does not read the declared features."""
+    declared = [feature.column for feature in (*view.item_features, *view.user_features)]
+    if declared and not kind.reads_content_with(options):
+        off = " with item_features=false" if kind.reads_content else ""
+        warnings.warn(
+            f"{kind.name}{off} does not read the declared features ({', '.join(declared)}).",
+            RediffuseWarning,
+            stacklevel=4,
+        )
 
 
 def plan(kind: type[Model], split: Split, preset: Any, config: Any, seed: int, phases_from: Any) -> Plan:
