@@ -136,8 +136,8 @@ class Dataset(Displayed):
     def fingerprint(self) -> str:
         """sha256 over everything that a model can learn from in numbers: ids, interactions and both graphs.
 
-        It does not cover item and user tables or given splits: correcting a title does not make a new dataset, so models
-        with and without features are comparable; and a split has its own fingerprint.
+        It does not cover item and user tables or given splits: correcting a title does not make a new dataset, models
+        with and without features are comparable, and a split has its own fingerprint.
         """
         parts: list[Any] = [self.interactions_fingerprint]
         if self.social is not None:
