@@ -49,7 +49,10 @@ def values_in(column: pl.Series) -> pl.DataFrame:
 
 def texts_in(column: pl.Series) -> pl.Series:
     """The text of each row, null where there is none; lists of text are joined by spaces."""
-    texts = column.list.join(" ") if isinstance(column.dtype, pl.List) else column.cast(pl.String)
+    if isinstance(column.dtype, pl.List | pl.Array):
+        texts = column.cast(pl.List(pl.String)).list.join(" ")
+    else:
+        texts = column.cast(pl.String)
     return texts.to_frame("text").select(pl.when(pl.col("text").str.contains(r"\S")).then("text")).to_series()
 
 
