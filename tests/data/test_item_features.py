@@ -173,6 +173,19 @@ def test_the_fingerprint_covers_what_is_declared_and_nothing_else() -> None:
     assert moved_data.fingerprint != declared["title:text"].fingerprint
 
 
+def test_another_declaration_takes_the_place_of_the_first_one_and_of_its_notes() -> None:
+    data = read(item_features="category,price", user_features="age")
+    again = data.with_features("price:number")
+    assert again.item_features == (Feature("price", "number"),)
+    assert again.user_features == data.user_features
+    said = [note for note in again.report["notes"] if "_features: " in note]
+    assert said == [
+        "user_features: 'age' was taken as a number (from 20 to 40); if these are codes, declare age:category.",
+        "item_features: 'price' is missing in 1 of 4 rows.",
+    ]
+    assert data.with_features() is data
+
+
 def test_features_without_a_table() -> None:
     with pytest.raises(ConfigError, match="item_features='brand' was given without a table of items"):
         rd.read_interactions(INTERACTIONS, item_features="brand")

@@ -81,7 +81,7 @@ def numbers_in(table: pl.DataFrame, name: str) -> NDArray[np.float64]:
     numbers = column.cast(pl.Float64, strict=False)
     lost = (numbers.is_null() & column.is_not_null()) | numbers.is_infinite().fill_null(False)
     if lost.any():
-        row = int(lost.arg_max() or 0)
+        row = int(lost.to_numpy().argmax())
         raise DataError(
             f"{where(table, name)}: {int(lost.sum()):,} values are no finite numbers, such as {column[row]!r} in "
             f"{row_text(table, row)}.",
