@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 
 import rediffuse as rd
+from rediffuse import cli
 from rediffuse.data.item_features import Feature, parse_features
 from rediffuse.data.store import MANIFEST
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
@@ -171,6 +173,19 @@ def test_the_fingerprint_covers_what_is_declared_and_nothing_else() -> None:
     assert moved_data.fingerprint != declared["title:text"].fingerprint
 
 
+def test_another_declaration_takes_the_place_of_the_first_one_and_of_its_notes() -> None:
+    data = read(item_features="category,price", user_features="age")
+    again = data.with_features("price:number")
+    assert again.item_features == (Feature("price", "number"),)
+    assert again.user_features == data.user_features
+    said = [note for note in again.report["notes"] if "_features: " in note]
+    assert said == [
+        "user_features: 'age' was taken as a number (from 20 to 40); if these are codes, declare age:category.",
+        "item_features: 'price' is missing in 1 of 4 rows.",
+    ]
+    assert data.with_features() is data
+
+
 def test_features_without_a_table() -> None:
     with pytest.raises(ConfigError, match="item_features='brand' was given without a table of items"):
         rd.read_interactions(INTERACTIONS, item_features="brand")
@@ -201,3 +216,32 @@ def test_features_of_items_that_remain_are_those_of_the_dataset() -> None:
     assert data.items["item_id"].to_list() == data.item_ids.to_list()
     assert data.item_features == (Feature("category", "category"),)
     assert np.isin(data.item_ids.to_numpy(), list("abd")).all()
+
+
+def test_public_data_sets_are_declared_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sets" / "shop"
+    folder.mkdir(parents=True)
+    INTERACTIONS.write_parquet(folder / "interactions.parquet")
+    TABLE.write_parquet(folder / "items.parquet")
+    monkeypatch.setenv("REDIFFUSE_DATA", str(tmp_path / "sets"))
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["rediffuse", "data", "shop", "-o", str(tmp_path / "out"), *arguments])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    assert run("--item-features", "category,titel:text") != 0
+    assert "no column 'titel'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run("--item-features", "category,title:text", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["item_features"] == ["category:category", "title:text"]
+    assert said["fingerprint"] == rd.load_dataset(tmp_path / "out").fingerprint
+    assert any("'category' was taken as a category" in note for note in said["report"]["notes"])
+    assert run("--item-features", "category,title:text") == 0
+    assert "category:category, title:text" in " ".join(capsys.readouterr().out.split())

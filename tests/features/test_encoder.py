@@ -144,6 +144,8 @@ def test_rows_do_not_depend_on_the_rest_of_the_table() -> None:
     taken = whole.take([4, 0, 4])
     assert (dense(taken) == dense(whole)[[4, 0, 4]]).all()
     assert len(taken) == 3
+    assert (dense(whole.take(FITTED)) == dense(whole)[:5]).all()
+    assert len(whole.take([])) == 0
     assert whole.known.tolist() == [True, True, False, True, True, True]
     assert len(encoder.encode(TABLE.clear())) == 0
 
@@ -253,6 +255,33 @@ def test_settings_and_arrays_are_checked() -> None:
         changed = {key: array for key, array in (arrays | {name: wrong}).items() if array is not None}
         with pytest.raises(ValueError, match=match):
             FeatureEncoder.load(json.loads(text), changed)
+
+
+ODD = (None, True, -1, 1.5, float("inf"), "x", "category", [], [1, 2], [[]], {}, {"values": []})
+
+
+def test_whatever_settings_hold_they_load_or_are_refused() -> None:
+    encoder = FeatureEncoder.fit(TABLE, FEATURES, FITTED)
+    text, arrays = json.dumps(encoder.settings()), encoder.arrays()
+    places = [(n, name) for n, entry in enumerate(encoder.settings()["features"]) for name in entry]
+    refused = 0
+    for place, name in places:
+        for value in ODD:
+            changed = json.loads(text)
+            changed["features"][place][name] = value
+            try:
+                loaded = FeatureEncoder.load(changed, arrays)
+            except ValueError:
+                refused += 1
+            else:
+                assert all(isinstance(column, str) for column in loaded.names())
+    assert refused > 0.8 * len(places) * len(ODD)
+    for value in ODD:
+        with pytest.raises(ValueError):
+            FeatureEncoder.load(value, arrays)  # pyright: ignore[reportArgumentType]
+        for name in arrays:
+            with pytest.raises(ValueError):
+                FeatureEncoder.load(json.loads(text), arrays | {name: np.array([value], dtype=object)})
 
 
 cells = st.one_of(st.none(), st.lists(st.sampled_from(["a", "b", "c", "dd", " e"]), max_size=4))

@@ -90,6 +90,17 @@ def test_words_of_any_script_count() -> None:
     assert dense @ dense.T == pytest.approx(np.kron(np.eye(2), np.ones((2, 2))), abs=1e-6)
 
 
+def test_lists_of_text_are_one_text() -> None:
+    rows = [["red shoe", "new"], ["red", "new"]]
+    table = pl.DataFrame({"item_id": [1, 2], "title": rows})
+    joined = pl.DataFrame({"item_id": [1, 2], "title": [" ".join(row) for row in rows]})
+    encoder = FeatureEncoder.fit(table, TITLE)
+    wanted = encoder.encode(joined).dense
+    assert wanted.any(axis=1).all()
+    for kind in (pl.List(pl.String), pl.Array(pl.String, 2)):
+        assert (encoder.encode(table.cast({"title": kind})).dense == wanted).all()
+
+
 def test_texts_without_a_common_word() -> None:
     table = pl.DataFrame({"item_id": range(3), "title": ["one two", "three", "a b c"]})
     encoder = FeatureEncoder.fit(table, TITLE)

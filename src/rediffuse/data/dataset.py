@@ -193,6 +193,8 @@ class Dataset(Displayed):
                 raise ConfigError(
                     f"{what}_features={spec!r} was given without a table of {what}s.", f"Pass {what}s=... as well."
                 )
+            # What was noted of an earlier declaration is void.
+            notes = [sentence for sentence in notes if not sentence.startswith(f"{what}_features: ")]
             changed[f"{what}_features"] = parse_features(spec, table, what, notes.append)
         return replace(self, **changed, report={**self.report, "notes": notes}) if changed else self
 

@@ -49,7 +49,10 @@ def values_in(column: pl.Series) -> pl.DataFrame:
 
 def texts_in(column: pl.Series) -> pl.Series:
     """The text of each row, null where there is none; lists of text are joined by spaces."""
-    texts = column.list.join(" ") if isinstance(column.dtype, pl.List) else column.cast(pl.String)
+    if isinstance(column.dtype, pl.List | pl.Array):
+        texts = column.cast(pl.List(pl.String)).list.join(" ")
+    else:
+        texts = column.cast(pl.String)
     return texts.to_frame("text").select(pl.when(pl.col("text").str.contains(r"\S")).then("text")).to_series()
 
 
@@ -78,7 +81,7 @@ def numbers_in(table: pl.DataFrame, name: str) -> NDArray[np.float64]:
     numbers = column.cast(pl.Float64, strict=False)
     lost = (numbers.is_null() & column.is_not_null()) | numbers.is_infinite().fill_null(False)
     if lost.any():
-        row = int(lost.arg_max() or 0)
+        row = int(lost.to_numpy().argmax())
         raise DataError(
             f"{where(table, name)}: {int(lost.sum()):,} values are no finite numbers, such as {column[row]!r} in "
             f"{row_text(table, row)}.",

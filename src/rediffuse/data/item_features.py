@@ -162,7 +162,7 @@ def _tell(table: pl.DataFrame, feature: Feature, option: str, note: Callable[[st
         if table[name].dtype == pl.String and len(counts) >= _MANY and 2 * once > len(counts):
             sentence += f" {once:,} of its values occur once; if it is free text, declare {name}:text."
             note(sentence)
-            warnings.warn(sentence, RediffuseWarning, stacklevel=3)
+            warnings.warn(sentence, RediffuseWarning, stacklevel=4)
             return
     elif feature.kind == "number":
         numbers = numbers_in(table, name)

@@ -71,7 +71,7 @@ class NumberEncoder(ColumnEncoder):
             return []
         if not len(self.edges):
             return [f"{self.column} is given"]
-        edges = [f"{edge:.6g}" for edge in self.edges]
+        edges = [f"{edge:.15g}" for edge in self.edges]
         inner = [f"{self.column} in [{low}, {high})" for low, high in pairwise(edges)]
         return [f"{self.column} < {edges[0]}", *inner, f"{self.column} >= {edges[-1]}"]
 

@@ -21,7 +21,7 @@ MOST_TERMS = 2**16
 # Texts to learn from, drawn at random from more: 64 directions need no more, and take seconds.
 MOST_TEXTS = 100_000
 # Texts whose terms are in memory at a time.
-_BLOCK = 50_000
+_BLOCK = 10_000
 # The projection of a vector of norm 1 that is shorter is rounding, and would be blown up to norm 1.
 _ROUNDING = 1e-5
 # As scikit-learn: words have at least two letters or digits.
@@ -123,9 +123,14 @@ class TextEncoder(ColumnEncoder):
 
 def _counts(texts: pl.Series) -> pl.DataFrame:
     """How often each term is in each text: the columns row, term (hash) and count."""
-    lower = texts.str.to_lowercase()
-    words = pl.DataFrame({"row": np.arange(len(texts)), "word": lower.str.extract_all(_WORD)}).explode("word")
-    words = words.drop_nulls()
+    starts = range(0, max(1, len(texts)), _BLOCK)
+    return pl.concat([_block_counts(texts[start : start + _BLOCK], start) for start in starts])
+
+
+def _block_counts(texts: pl.Series, first: int) -> pl.DataFrame:
+    """As `_counts`, of texts whose rows begin at ``first``."""
+    found = texts.str.to_lowercase().str.extract_all(_WORD)
+    words = pl.DataFrame({"row": np.arange(first, first + len(texts)), "word": found}).explode("word").drop_nulls()
     together = pl.col("word") + " " + pl.col("word").shift(-1)
     pairs = words.with_columns(word=together).filter(words["row"] == words["row"].shift(-1))
     counts = pl.concat([words, pairs]).group_by("row", "word").len("count")
