@@ -1,10 +1,10 @@
 """Accuracy against diversity and calibration: what re-ranking whole lists costs, over its strengths.
 
     OMP_NUM_THREADS=1 python -m benchmarks.tables.slates
-    OMP_NUM_THREADS=1 python -m benchmarks.tables.slates --model transition --out runs/slates.json
+    OMP_NUM_THREADS=1 python -m benchmarks.tables.slates --models gru4rec --seeds 0 1 2 --out runs/slates.json
 
-Trains a model on ml-100k, leave one out, until it stops early, unless the run is there, and re-ranks its lists of ten
-for the test users: by maximal marginal relevance and a determinantal point process, each by item vectors and by genres,
+Trains models on ml-100k, leave one out, until they stop early, unless the runs are there, and re-ranks their lists of
+ten for the test users: by maximal marginal relevance and a determinantal point process, each by item vectors and by genres,
 and by calibration to the genres of the history. Each has nine strengths (``diversity`` in a request). Nothing is
 chosen: the whole curve is measured on the test subset, with seen items filtered.
 """
@@ -100,8 +100,8 @@ def table(points: list[Point]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="ml-100k")
-    parser.add_argument("--model", default="gru4rec")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--models", nargs="+", default=["gru4rec", "transition"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/slates"))
     parser.add_argument("--out", type=Path, help="result file; default: results/slates-DATA.json")
     arguments = parser.parse_args()
@@ -109,21 +109,25 @@ def main() -> None:
     split = rd.split.leave_one_out(data)
     task = split.task("test")
     facts: list[Point] = []
-    seeds = []
-    for seed in arguments.seeds:
-        folder = arguments.runs / f"{arguments.data}-{arguments.model}-{seed}"
-        if not (folder / "manifest.json").exists():
-            rd.train(arguments.model, split, folder, config={"metric": METRIC}, seed=seed, resume=folder.exists())
-        run = read_run(folder)
-        training = run.config["training"]
-        facts.append({"seed": seed} | {key: training[key] for key in ("minutes", "best_epoch", "stopped", "precision")})
-        print(json.dumps(facts[-1]), flush=True)
-        seeds.append(list(measured(run.model, task, data)))
-    points = summary(seeds)
-    print("\n" + table(points))
+    test: list[Point] = []
+    for name in arguments.models:
+        seeds = []
+        for seed in arguments.seeds:
+            folder = arguments.runs / f"{arguments.data}-{name}-{seed}"
+            if not (folder / "manifest.json").exists():
+                rd.train(name, split, folder, config={"metric": METRIC}, seed=seed, resume=folder.exists())
+            run = read_run(folder)
+            training = run.config["training"]
+            facts.append({"model": name, "seed": seed})
+            facts[-1] |= {key: training[key] for key in ("minutes", "best_epoch", "stopped", "precision")}
+            print(json.dumps(facts[-1]), flush=True)
+            seeds.append(list(measured(run.model, task, data)))
+        points = [{"model": name} | point for point in summary(seeds)]
+        print(f"\n{name}\n\n{table(points)}\n", flush=True)
+        test += points
     out = arguments.out or RESULTS / f"slates-{arguments.data}.json"
-    content = {"data": arguments.data, "split": split.name, "params": split.params, "model": arguments.model}
-    content |= {"seeds": arguments.seeds, "seen": "filtered", "users": len(task.users), "runs": facts, "test": points}
+    content = {"data": arguments.data, "split": split.name, "params": split.params, "seeds": arguments.seeds}
+    content |= {"seen": "filtered", "users": len(task.users), "runs": facts, "test": test}
     write_result(out, content, precision=facts[0]["precision"])
 
 
