@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.tables.slates --models gru4rec --seeds 0 1 2 --out runs/slates.json
 
 Trains models on ml-100k, leave one out, until they stop early, unless the runs are there, and re-ranks their lists of
-ten for the test users: by maximal marginal relevance and a determinantal point process, each by item vectors and by genres,
-and by calibration to the genres of the history. Each has nine strengths (``diversity`` in a request). Nothing is
-chosen: the whole curve is measured on the test subset, with seen items filtered.
+ten for the test users: by maximal marginal relevance and a determinantal point process, each by item vectors and by
+genres, and by calibration to the genres of the history. Each has nine strengths (``diversity`` in a request). Nothing
+is chosen: the whole curve is measured on the test subset, with seen items filtered.
 """
 
 from __future__ import annotations
