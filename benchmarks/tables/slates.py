@@ -38,7 +38,7 @@ METRIC = f"{METRICS[0]}/unseen"
 STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0)
 COLUMN = "genres"
 PLAIN = "plain"
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "MMR by item vectors": {"slate": "mmr"},
     "MMR by genres": {"slate": "mmr", "diversity_by": COLUMN},
     "DPP by item vectors": {"slate": "dpp"},

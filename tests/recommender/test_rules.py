@@ -471,8 +471,16 @@ def test_evaluate_measures_lists_as_a_whole(data, run, slate):
 
 def test_the_command_evaluate(tmp_path, capsys, monkeypatch, data, run):
     data.save(tmp_path / "data")
-    rules = ["--max-per", "category=2"]
+    rules = ["--max-per", "category=2", "--diversity", "0.5", "--diversity-by", "tags", "--slate", "dpp"]
     code, out, _ = command(capsys, monkeypatch, "evaluate", run.path, tmp_path / "data", *rules)
     assert code == 0
     assert "Re-ranked lists" in out
+    assert "calibration@10" in out
+    reranked = json.loads((run.path / "test.json").read_text())["reranked"]
+    assert {name: reranked[name] for name in ("max_per", "diversity", "diversity_by", "slate")} == {
+        "max_per": {"category": 2},
+        "diversity": 0.5,
+        "diversity_by": "tags",
+        "slate": "dpp",
+    }
     assert "Difference" in out
