@@ -1,4 +1,4 @@
-"""Re-ranking against a brute-force oracle."""
+"""Limits and maximal marginal relevance against a brute-force oracle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from rediffuse.errors import ConfigError
-from rediffuse.reranking import Reranking, ValueLimit, pool_size, require_diversity, require_max_per
+from rediffuse.reranking import ItemColumns, MarginalRelevance, Reranking, ValueLimit, VectorSimilarity, pool_size
+from rediffuse.reranking.request import require_diversity, require_max_per
 
 ITEMS = 30
 
@@ -55,8 +56,8 @@ def test_lists_are_those_of_the_oracle(seed):
     diversity = [0.0, 0.3, 0.7, 1.0][seed % 4]
     reranking = Reranking(
         [ValueLimit.of(pl.Series(one), limit) for one, limit in zip((category, tags), limits, strict=True)],
+        MarginalRelevance(VectorSimilarity(directions)) if diversity else None,
         diversity,
-        directions if diversity else None,
     )
     found = items[reranking.choose(items, scores, 8)].tolist()
     expected = oracle(items.tolist(), scores.tolist(), 8, values, limits, diversity, directions.astype(np.float64))
@@ -92,8 +93,8 @@ def test_the_pool():
 
 def test_arguments():
     table = pl.DataFrame({"item_id": [1, 2], "category": ["a", "b"]})
-    assert require_max_per(None, None) == []
-    (limit,) = require_max_per({"category": 2}, table)
+    assert require_max_per(None, ItemColumns(None)) == []
+    (limit,) = require_max_per({"category": 2}, ItemColumns(table))
     assert (limit.limit, limit.of_item(1).tolist()) == (2, [1])
     for value, known, said in (
         ({"categry": 2}, table, "'category'"),
@@ -102,7 +103,7 @@ def test_arguments():
         (["category"], table, "not a mapping"),
     ):
         with pytest.raises(ConfigError, match=said):
-            require_max_per(value, known)
+            require_max_per(value, ItemColumns(known))
     for value in (-0.1, 1.1, "much", float("nan")):
         with pytest.raises(ConfigError):
             require_diversity(value)

@@ -37,7 +37,7 @@ from rediffuse.models.base import Model
 from rediffuse.models.directions import item_directions
 from rediffuse.models.sampling import Sampling
 from rediffuse.readers.public_datasets import public_dataset
-from rediffuse.reranking import Reranking, ValueLimit, pool_size
+from rediffuse.reranking import MarginalRelevance, Reranking, ValueLimit, VectorSimilarity, pool_size
 from rediffuse.runs.run_folder import read_run
 
 K, LONGEST = 10, 20
@@ -112,8 +112,9 @@ def measure(model: Model, task: Any, settings: Iterable[Setting], features: Any)
                 by_categories = setting["method"].endswith("categories")
                 directions = of_categories if by_categories else item_directions(model).numpy()
                 limits = [dataclasses.replace(values, limit=setting["limit"])] if "limit" in setting else []
-                rules = Reranking(limits, setting.get("diversity", 0.0), directions)
-                result = evaluate_ranking(rerank(plain.ranking, rules, LONGEST), task, **how)
+                slate = MarginalRelevance(VectorSimilarity(directions)) if "diversity" in setting else None
+                rules = Reranking(limits, slate, setting.get("diversity", 0.0))
+                result = evaluate_ranking(rerank(plain.ranking, rules, LONGEST, task.histories), task, **how)
         else:
             sampling = Sampling(**{key: value for key, value in setting.items() if key != "method"})
             result = evaluate_task(steered(model, task, sampling), task, k_list=LONGEST, **how)

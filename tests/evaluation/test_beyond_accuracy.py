@@ -68,6 +68,40 @@ def test_diversity_is_mean_jaccard_distance(block, monkeypatch):
     assert beyond_accuracy.diversity(LISTS, features) == pytest.approx(expected, nan_ok=True)
 
 
+def shares(items, sets):
+    """Each item with features divides one vote among them."""
+    found = dict.fromkeys("abc", 0.0)
+    known = [item for item in items if sets[item]]
+    for item in known:
+        for name in sets[item]:
+            found[name] += 1 / len(sets[item]) / len(known)
+    return found if known else None
+
+
+def divergence(items, history, sets):
+    """Steck's divergence, as in equation (6) of the paper, in plain loops."""
+    p, q = shares(history, sets), shares(items, sets)
+    if p is None or q is None:
+        return math.nan
+    return sum(p[g] * math.log(p[g] / (0.99 * q[g] + 0.01 * p[g])) for g in p if p[g])
+
+
+def test_calibration_is_the_divergence_of_the_shares():
+    features = item_features(pl.DataFrame({"genres": [sorted(genres) for genres in GENRES]}))
+    assert features is not None
+    lists = np.array([[0, 2], [1, 4], [3, -1], [4, -1], [0, 1], [-1, -1]], dtype=np.int32)
+    histories = [[0, 2], [1], [1, 1], [1], [4], [0]]
+    found = beyond_accuracy.calibration(lists, features, Histories.from_lists(histories))
+    # The same shares; the same; nothing in common; no feature in the list; none in the history; an empty list.
+    assert found[:3] == pytest.approx([0, 0, math.log(100)])
+    assert np.isnan(found[3:]).all()
+    before = features.toarray()
+    swapped = np.array([[0, 1]], dtype=np.int32)
+    found = beyond_accuracy.calibration(swapped, features, Histories.from_lists([[2, 0, 0]]))
+    assert found == pytest.approx([divergence([0, 1], [2, 0, 0], GENRES)])
+    assert (features.toarray() == before).all()
+
+
 @st.composite
 def catalogues(draw):
     """Lists of different items, ragged, with training counts, histories and feature sets."""
@@ -105,6 +139,9 @@ def test_any_lists_against_plain_loops(case):
     assert found == pytest.approx(lifts, nan_ok=True)
     assert beyond_accuracy.diversity(lists, features) == pytest.approx(
         [jaccard_distance(row, sets) for row in listed], nan_ok=True
+    )
+    assert beyond_accuracy.calibration(lists, features, Histories.from_lists(histories)) == pytest.approx(
+        [divergence(row, history, sets) for row, history in zip(listed, histories, strict=True)], nan_ok=True
     )
     times = [sum(i in row for row in listed) for i in range(num_items)]
     assert beyond_accuracy.coverage(lists, num_items) == sum(map(bool, times)) / num_items

@@ -296,14 +296,14 @@ def test_foreign_folders_and_damaged_requests_are_refused(recommender, users, tm
     for content, said in [
         ("{", "damaged"),
         ("[]", "is not a request"),
-        (json.dumps(request | {"version": 1}), "has version 1; this version of Rediffuse reads version 4"),
+        (json.dumps(request | {"version": 1}), "has version 1; this version of Rediffuse reads version 5"),
         (json.dumps(request | {"format": "x"}), "is not a request"),
         *(
             (json.dumps(request | {name: other}), r"request\.json was changed after it was written")
             for name in ("run", "input", "options", "rows", "user_id", "sha256")
             for other in (None, 3, [], {}, {"sha256": request["run"]["sha256"]})
         ),
-        (json.dumps({"format": request["format"], "version": 4}), "was changed"),
+        (json.dumps({"format": request["format"], "version": 5}), "was changed"),
     ]:
         (out / "request.json").write_text(content)
         with pytest.raises(DataError, match=said):

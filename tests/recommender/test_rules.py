@@ -133,6 +133,50 @@ def test_max_per_and_diversity(data, recommender):
     assert diverse["score"].to_list() == pytest.approx([scores[item] for item in diverse["item_id"]], rel=1e-6)
 
 
+SLATES = [
+    {"diversity": 0.6, "diversity_by": "category"},
+    {"diversity": 0.6, "slate": "dpp"},
+    {"diversity": 0.6, "slate": "dpp", "diversity_by": "tags"},
+    {"diversity": 0.6, "slate": "calibrated", "diversity_by": "category", "max_per": {"tags": 4}},
+]
+
+
+@pytest.mark.parametrize("rules", SLATES)
+def test_lists_as_a_whole_do_not_depend_on_the_batch(recommender, rules):
+    users = [f"u{n}" for n in range(1, 9)]
+    together = recommender.recommend(users=users, k=6, filter="price < 90", **rules)
+    assert listed(together) != listed(recommender.recommend(users=users, k=6, filter="price < 90"))
+    alone = [recommender.recommend(users=[user], k=6, filter="price < 90", **rules) for user in users]
+    assert listed(together) == listed(pl.concat(alone))
+    assert listed(together) == listed(
+        recommender.recommend(users=users, k=6, filter="price < 90", batch_size=3, **rules)
+    )
+    if "slate" not in rules:
+        assert listed(together) == listed(
+            recommender.recommend(users=users, k=6, filter="price < 90", slate="mmr", **rules)
+        )
+
+
+def test_calibrated_lists_have_the_categories_of_the_history(data, recommender):
+    of = {kind: [f"i{n}" for n in range(ITEMS) if f"c{n % 4}" == kind][:4] for kind in ("c1", "c2")}
+    rules = {"k": 6, "diversity": 0.99, "diversity_by": "category", "slate": "calibrated"}
+    category = dict(data.items.select("item_id", "category").iter_rows())
+    histories = [of["c1"], of["c1"][:1] + of["c2"][:2]]
+    found = recommender.recommend(histories=histories, **rules)
+    kinds = [
+        [category[item] for item in items]
+        for _, items in found.group_by("user_id", maintain_order=True).agg("item_id").iter_rows()
+    ]
+    assert kinds[0] == ["c1"] * 6
+    assert sorted(kinds[1]) == ["c1"] * 2 + ["c2"] * 4
+    with pytest.warns(RediffuseWarning, match="2 of 3 histories have no value in the column"):
+        some = recommender.recommend(histories=[[], of["c1"], ["unknown"]], **rules)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = recommender.recommend(histories=[[]], k=6)
+    assert some.filter(pl.col("user_id") != 1)["item_id"].to_list() == plain["item_id"].to_list() * 2
+
+
 def test_models_without_vectors_or_tables_are_refused(tmp_path, recommender):
     plain = dataclasses.replace(rd.testing.synthetic_interactions(), items=None, title=None)
     run = rd.train("popularity", rd.split.leave_one_out(plain), tmp_path / "run")
@@ -141,6 +185,8 @@ def test_models_without_vectors_or_tables_are_refused(tmp_path, recommender):
         other.recommend(histories=[[plain.item_ids[0]]], diversity=0.5)
     with pytest.raises(ConfigError, match="no item table"):
         other.recommend(histories=[[plain.item_ids[0]]], filter="price < 3")
+    with pytest.raises(ConfigError, match="no item table, so diversity_by"):
+        other.recommend(histories=[[plain.item_ids[0]]], diversity=0.5, diversity_by="category")
     with pytest.raises(ConfigError, match="no item table"):
         other.recommend(histories=[[plain.item_ids[0]]], max_per={"category": 2})
     with pytest.raises(ConfigError, match="'category'"):
@@ -165,10 +211,24 @@ def test_a_folder_of_part_files_holds_the_same_and_knows_its_rules(tmp_path, rec
         "filter": "price < 61",
         "max_per": {"category": 3},
         "diversity": 0.4,
+        "diversity_by": "tags",
+        "slate": "dpp",
         "candidates": [f"i{n}" for n in range(149)],
     }.items():
         with pytest.raises(ConfigError, match=r"another request: .* was "):
             recommend_to_folder(recommender, users, tmp_path / "out", k=5, rows_per_part=3, **(rules | {name: value}))
+
+
+def test_a_folder_counts_histories_that_lists_cannot_be_calibrated_to(tmp_path, recommender):
+    users = tmp_path / "users.csv"
+    users.write_text("user_id,history\na,i1|i2\nb,x1|x2\nc,x3\nd,i3\n")
+    rules = {"k": 5, "diversity": 0.5, "diversity_by": "category", "slate": "calibrated"}
+    with pytest.warns(RediffuseWarning, match="2 of 4 histories have no value in the column"):
+        found = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=3, **rules)
+    assert found.counts["uncalibrated"] == 2
+    parts = pl.read_parquet(tmp_path / "out" / "part-*.parquet").filter(pl.col("user_id") == "a")
+    expected = recommender.recommend(users=["a"], histories=[["i1", "i2"]], **rules)
+    assert listed(parts) == listed(expected)
 
 
 # --- files of items ----------------------------------------------------------------------------------------
@@ -240,6 +300,19 @@ def test_the_command(tmp_path, capsys, monkeypatch, run, recommender):
     assert listed(pl.read_parquet(folder / "part-*.parquet")) == listed(expected)
 
 
+@pytest.mark.parametrize("rules", SLATES)
+def test_lists_as_a_whole_by_the_command_and_over_http(capsys, monkeypatch, run, recommender, client, rules):
+    expected = listed(recommender.recommend(users=["u3"], k=5, **rules))
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in rules.items() if name != "max_per"]
+    options += [f"--max-per={column}={limit}" for column, limit in rules.get("max_per", {}).items()]
+    code, out, _ = command(capsys, monkeypatch, "recommend", run.path, "--user", "u3", "-k", "5", "--json", *options)
+    assert code == 0
+    assert [(row["user_id"], row["item_id"]) for row in json.loads(out)["recommendations"]] == expected
+    answer = client.post("/v1/recommend", json={"users": ["u3"], "k": 5} | rules)
+    assert answer.status_code == 200, answer.text
+    assert [("u3", item["item_id"]) for item in answer.json()["results"][0]["items"]] == expected
+
+
 def test_a_history_for_a_user(capsys, monkeypatch, run, recommender):
     code, out, _ = command(
         capsys, monkeypatch, "recommend", run.path, "--user", "u3", "--history", "i1|i2", "-k", "3", "--json"
@@ -261,6 +334,8 @@ def test_a_history_for_a_user(capsys, monkeypatch, run, recommender):
         (["--user", "u1", "--steps", "4"], "sampling steps"),
         (["--user", "u1", "--noise", "2"], "draws no noise"),
         (["--user", "u1", "--diversity", "2"], "from 0"),
+        (["--user", "u1", "--slate", "dpp"], "no effect without diversity"),
+        (["--user", "u1", "--diversity", "0.5", "--slate", "mix"], "no slate 'mix'"),
     ],
 )
 def test_what_the_command_refuses(capsys, monkeypatch, run, arguments, said):
@@ -305,6 +380,9 @@ def test_rules_over_http(client, recommender):
     assert rows == listed(expected)
     few = client.post("/v1/recommend", json={"users": ["u1"], "filter": {"column": "price", "eq": 7}}).json()
     assert f"The filter leaves 3 of {ITEMS} items, fewer than k = 10." in few["notes"]
+    rules = {"diversity": 0.5, "diversity_by": "category", "slate": "calibrated"}
+    notes = client.post("/v1/recommend", json={"histories": [["i1"], []]} | rules).json()["notes"]
+    assert any(note.startswith("1 of 2 histories have no value in the column") for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +395,10 @@ def test_rules_over_http(client, recommender):
         ({"max_per": {"category": 0}}, "body.max_per"),
         ({"max_per": {"colour": 1}}, "no column 'colour'"),
         ({"diversity": 2}, "body.diversity"),
+        ({"diversity": 0.5, "slate": "mix"}, "body.slate"),
+        ({"diversity": 0.5, "slate": "calibrated"}, "need diversity_by"),
+        ({"slate": "dpp"}, "no effect without diversity"),
+        ({"diversity": 0.5, "diversity_by": "colour"}, "no column 'colour'"),
         ({"diversity": 0.5, "k": 1000, "users": ["u1", "u2", "u3"]}, "max_per or diversity"),
     ],
 )
@@ -360,10 +442,45 @@ def test_evaluate_measures_reranked_lists_beside_those_of_the_model(data, run):
     assert "reranked" not in rd.evaluate(run, data)
 
 
+@pytest.mark.parametrize("slate", ["dpp", "calibrated"])
+def test_evaluate_measures_lists_as_a_whole(data, run, slate):
+    found = rd.evaluate(run, data, diversity=0.7, diversity_by="category", slate=slate)
+    reranked = found["reranked"]
+    assert (reranked["slate"], reranked["diversity_by"], reranked["max_per"]) == (slate, "category", {})
+    better = reranked["difference"]["unseen"]
+    if slate == "dpp":
+        assert better["diversity@10"] > 0.01
+    else:
+        assert better["calibration@10"] < -0.01
+
+    # The calibration of the lists of `recommend`, with the histories of the test.
+    task, recommender = rd.split.leave_one_out(data).task("test"), rd.Recommender.load(run)
+    assert data.items is not None
+    category = data.items["category"].to_list()
+    values = []
+    query, _ = recommender.build_query(20, [], None, True, None, recommender.reranking(None, 0.7, "category", slate))
+    for row, user in enumerate(task.users.tolist()):
+        (ranked,) = recommender.ranker.rank(
+            task.histories.take(np.asarray([row])), np.asarray([user]), [query], recommender.sampling()
+        )
+        kinds = [[category[item] for item in items] for items in (task.histories.row(row), ranked.items[:10])]
+        p, q = ({kind: of.count(kind) / len(of) for kind in set(of)} for of in kinds)
+        values.append(sum(p[g] * np.log(p[g] / (0.99 * q.get(g, 0) + 0.01 * p[g])) for g in p))
+    assert reranked["metrics"]["unseen"]["calibration@10"] == pytest.approx(np.mean(values))
+
+
 def test_the_command_evaluate(tmp_path, capsys, monkeypatch, data, run):
     data.save(tmp_path / "data")
-    rules = ["--max-per", "category=2"]
+    rules = ["--max-per", "category=2", "--diversity", "0.5", "--diversity-by", "tags", "--slate", "dpp"]
     code, out, _ = command(capsys, monkeypatch, "evaluate", run.path, tmp_path / "data", *rules)
     assert code == 0
     assert "Re-ranked lists" in out
+    assert "calibration@10" in out
+    reranked = json.loads((run.path / "test.json").read_text())["reranked"]
+    assert {name: reranked[name] for name in ("max_per", "diversity", "diversity_by", "slate")} == {
+        "max_per": {"category": 2},
+        "diversity": 0.5,
+        "diversity_by": "tags",
+        "slate": "dpp",
+    }
     assert "Difference" in out

@@ -16,7 +16,7 @@ from rediffuse.cli.rules import parse_max_per
 HEADLINE = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 SHOWN_METRICS = (
     *(f"{kind}@{k}" for kind in ("hr", "ndcg") for k in (5, 10, 20)),
-    *("recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "diversity@10"),
+    *("recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "diversity@10", "calibration@10"),
     *("popularity@10", "popularity_lift@10"),
 )
 
@@ -39,7 +39,11 @@ def evaluate(
     max_per: Annotated[
         list[str] | None, typer.Option(help="Also measure lists with at most N items of one value: category=2.")
     ] = None,
-    diversity: Annotated[float, typer.Option(help="Also measure lists that are diversified, 0 to 1.")] = 0.0,
+    diversity: Annotated[
+        float | None, typer.Option(help="Also measure lists that are diversified, 0 to 1, as by recommend.")
+    ] = None,
+    diversity_by: Annotated[str | None, typer.Option(help="Column that they are diversified by.")] = None,
+    slate: Annotated[str | None, typer.Option(help="How they are judged: mmr, dpp or calibrated.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate runs on the test subset, and write the results into their folders."""
@@ -51,7 +55,12 @@ def evaluate(
     for run in runs:  # refuse a wrong folder before the work
         read_config(run)
     seeds, data = range(seed, seed + sampling_seeds), load_dataset(dataset)
-    rules = {"max_per": parse_max_per(max_per), "diversity": diversity}
+    rules = {
+        "max_per": parse_max_per(max_per),
+        "diversity": diversity,
+        "diversity_by": diversity_by,
+        "slate": slate,
+    }
     results = [evaluate(run, data, protocol=protocol, seeds=seeds, metrics=wanted, **rules) for run in runs]
 
     def print_summary() -> None:

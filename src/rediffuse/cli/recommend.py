@@ -50,7 +50,18 @@ def recommend(
     max_per: Annotated[
         list[str] | None, typer.Option(help="The most items of one value per list: category=2; may be repeated.")
     ] = None,
-    diversity: Annotated[float, typer.Option(help="0 to 1: how much an item loses by resembling others.")] = 0.0,
+    diversity: Annotated[
+        float | None, typer.Option(help="0 to 1: weight of the whole list against the relevance of its items.")
+    ] = None,
+    diversity_by: Annotated[
+        str | None, typer.Option(help="Column whose values say how items resemble each other; default: item vectors.")
+    ] = None,
+    slate: Annotated[
+        str | None,
+        typer.Option(
+            help="How --diversity judges lists: mmr (default), dpp, or calibrated to the history by the column."
+        ),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Of the preference that guides d3rec; above 1: more categories.")
     ] = None,
@@ -103,6 +114,8 @@ def recommend(
         "filter": item_filter,
         "max_per": parse_max_per(max_per),
         "diversity": diversity,
+        "diversity_by": diversity_by,
+        "slate": slate,
         "temperature": temperature,
         "guidance_scale": guidance_scale,
     }

@@ -34,11 +34,18 @@ from rediffuse.files import parquet_bytes
 from rediffuse.graphs import social_adjacency
 from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.models.directions import item_directions
-from rediffuse.reranking import Reranking, pool_size, require_diversity, require_max_per
+from rediffuse.reranking import (
+    ItemColumns,
+    RerankingOptions,
+    SlateName,
+    pool_size,
+    reranking_of,
+    uncalibrated_remark,
+)
 from rediffuse.runs.card import with_test
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
-from rediffuse.runs.run_folder import Run, RunContents, add_files, read_run, run_path
+from rediffuse.runs.run_folder import Run, add_files, read_run, run_path
 from rediffuse.runs.split_of import split_of
 from rediffuse.runs.tracking import log_test_metrics
 
@@ -72,7 +79,9 @@ def evaluate(
     seeds: Sequence[int] | int = (0,),
     metrics: Sequence[str] = (),
     max_per: Mapping[str, int] | None = None,
-    diversity: float = 0.0,
+    diversity: float | None = None,
+    diversity_by: str | None = None,
+    slate: SlateName | None = None,
 ) -> Evaluation:
     """Evaluate a run on the test subset of its split, and write the result into its folder.
 
@@ -87,6 +96,8 @@ def evaluate(
         seeds: seeds of the sampling noise, at least 0. A stochastic model is evaluated once per seed, other models with
             the first only. They also determine the items that ``sampled-N`` draws.
         metrics: metrics to compute besides the usual ones, for example ``["ndcg@50"]``.
+        max_per, diversity, diversity_by, slate: as for `Recommender.recommend`. Re-ranked lists of 20 items, made of
+            the best 200, are measured beside those of the model.
 
     Returns:
         A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; metrics over the users with a history
@@ -97,10 +108,10 @@ def evaluate(
             is working in its folder; another process of a distributed job has failed.
         StorageError: the folder cannot be written.
         ConfigError: the protocol or a metric is unknown; there is no seed, or one below 0; the run has no item table or
-            no such column for ``max_per``, or no item vectors for ``diversity``.
+            no such column for ``max_per`` or ``diversity_by``, or no item vectors for ``diversity``.
 
     Warns:
-        RediffuseWarning: no test user has a history.
+        RediffuseWarning: no test user has a history; there are histories that lists cannot be calibrated to.
     """
     distributed.init()
     folder, dataset, protocol = (
@@ -114,8 +125,9 @@ def evaluate(
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
     more = [str(metric) for metric in parse_metrics(metrics, (*ACCURACY, *LIST_METRICS))] if metrics else []
+    options = RerankingOptions(max_per, diversity, diversity_by, slate)
     with distributed.fail_together("Start the same command again."):
-        return Evaluation(_evaluate(folder, dataset, protocol, seeds, more, max_per, diversity))
+        return Evaluation(_evaluate(folder, dataset, protocol, seeds, more, options))
 
 
 def _evaluate(
@@ -124,11 +136,10 @@ def _evaluate(
     protocol: str | None,
     seeds: list[int],
     more: list[str],
-    max_per: Any,
-    diversity: Any,
+    options: RerankingOptions,
 ) -> dict[str, Any]:
     contents = read_run(folder)
-    reranking = _reranking(contents, max_per, diversity)
+    reranking = reranking_of(options, ItemColumns(contents.item_table), lambda: item_directions(contents.model).numpy())
 
     def check_lock() -> None:  # fail before the work, not after it
         with folder_lock(folder, "evaluating", PATIENCE):
@@ -144,7 +155,7 @@ def _evaluate(
     split = split_of(contents, dataset)
     rules = protocols.protocol(protocol or split.name)
     task, features = rules.task(split), item_features(dataset.items)
-    metrics = [*DEFAULT_METRICS, *(["diversity@10"] if features is not None else []), *more]
+    metrics = [*DEFAULT_METRICS, *(["diversity@10", "calibration@10"] if features is not None else []), *more]
     results: list[TaskResult] = []
     memory, seconds, reranked = PeakMemory(), [], []
     for seed in seeds if contents.model.stochastic else seeds[:1]:
@@ -165,7 +176,9 @@ def _evaluate(
             results.append(result)
             seconds.append(time.perf_counter() - began)
         if reranking is not None:
-            lists = rerank(result.ranking, reranking, LIST_LENGTH)
+            if not reranked and (unknown := reranking.uncalibrated(task.histories.without_synthetic())):
+                warnings.warn(uncalibrated_remark(unknown, len(task.users)), RediffuseWarning, stacklevel=4)
+            lists = rerank(result.ranking, reranking, LIST_LENGTH, task.histories)
             found = evaluate_ranking(lists, task, num_items=dataset.num_items, metrics=metrics, features=features)
             reranked.append({policy: found.metrics[policy] for policy in rules.policies})
     known = [
@@ -199,8 +212,7 @@ def _evaluate(
     if reranked:
         means, plain = _means(reranked), test_result["metrics"]
         test_result["reranked"] = {
-            "max_per": dict(max_per or {}),
-            "diversity": float(diversity),
+            **options.to_dict(),
             "metrics": means,
             "difference": {
                 policy: {name: value - plain[policy][name] for name, value in values.items()}
@@ -222,14 +234,6 @@ def _evaluate(
     distributed.main_process_first(lambda: add_files(folder, files, made_of=contents.weights))
     distributed.main_process_first(lambda: log_test_metrics(contents.config, folder, test_result))
     return test_result
-
-
-def _reranking(contents: RunContents, max_per: Any, diversity: Any) -> Reranking | None:
-    """As `rediffuse.recommender.Recommender.reranking`."""
-    limits, diversity = require_max_per(max_per, contents.item_table), require_diversity(diversity)
-    if not limits and not diversity:
-        return None
-    return Reranking(limits, diversity, item_directions(contents.model).numpy() if diversity else None)
 
 
 def _means(draws: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

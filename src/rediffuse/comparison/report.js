@@ -12,7 +12,7 @@ const style = (label) => {
 };
 // Higher is better for these metrics; for the others, no value is marked as best.
 const ACCURACY = /^(hr|ndcg|recall|precision|map|mrr)@/;
-const SHOWN = ["hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10", "diversity@10"];
+const SHOWN = ["hr@10", "ndcg@10", "recall@20", "mrr@10", "coverage@10", "gini@10", "novelty@10", "popularity_lift@10", "diversity@10", "calibration@10"];
 const state = { policy: D.policy, metric: D.metric, sort: D.metric, ascending: false };
 if (!D.facts.protocol.seen.includes(state.policy)) state.policy = D.facts.protocol.seen[0];
 

@@ -16,6 +16,8 @@ Lists = NDArray[np.int32]
 PerUser = NDArray[np.float64]
 # Item pairs that `diversity` compares at once.
 _BLOCK_PAIRS = 200_000
+# Steck's alpha in `calibration`.
+_SMOOTHING = 0.01
 
 
 def coverage(lists: Lists, num_items: int) -> float:
@@ -84,6 +86,36 @@ def diversity(lists: Lists, features: sparse.csr_array) -> PerUser:
         total = np.bincount(np.nonzero(both)[0], distance, minlength=len(items))
         result[start : start + step] = np.divide(total, pairs, where=pairs > 0, out=np.full(len(items), np.nan))
     return result
+
+
+def calibration(lists: Lists, features: sparse.csr_array, histories: Histories) -> PerUser:
+    """(users,) KL(p || q) in nats of the shares of features in the history (p) and in the list (q); 0 is the best.
+
+    Steck, RecSys 2018: each item divides one vote among its features, and 1 % of p is mixed into q. Items without
+    features are left out; NaN if none is left in the history or in the list.
+
+    Args:
+        features: as for `diversity`.
+        histories: of the users.
+    """
+    votes = sparse.csr_array(features, dtype=np.float64)  # a copy
+    votes.data /= np.repeat(np.diff(votes.indptr), np.diff(votes.indptr))
+
+    def shares(owners: NDArray[np.int64], items: NDArray[np.integer]) -> sparse.csr_array:
+        """(users, values) shares; an empty row if no item has a feature."""
+        taken = sparse.csr_array((np.ones(len(items)), (owners, items)), shape=(len(lists), len(votes.indptr) - 1))
+        found = sparse.csr_array(taken @ votes)
+        found.data /= np.repeat(found.sum(axis=1), np.diff(found.indptr))
+        return found
+
+    wanted = shares(histories.owners, histories.items)
+    listed = shares(np.nonzero(lists >= 0)[0], lists[lists >= 0])
+    rows, columns = wanted.nonzero()
+    p = wanted.data
+    q = (1 - _SMOOTHING) * np.asarray(listed[rows, columns]) + _SMOOTHING * p
+    divergence = np.bincount(rows, p * np.log(p / q), minlength=len(lists))
+    defined = (np.diff(wanted.indptr) > 0) & (np.diff(listed.indptr) > 0)
+    return np.where(defined, divergence, np.nan)
 
 
 def _mean(lists: Lists, values: NDArray[np.float64]) -> PerUser:

@@ -45,7 +45,7 @@ _FORMULAS: dict[str, _Formula] = {
 }
 ACCURACY = tuple(_FORMULAS)
 # Properties of the lists alone. They need the catalogue, so only `evaluate_task` computes them.
-LIST_METRICS = ("coverage", "gini", "popularity", "novelty", "popularity_lift", "diversity")
+LIST_METRICS = ("coverage", "gini", "popularity", "novelty", "popularity_lift", "diversity", "calibration")
 
 DEFAULT_METRICS: tuple[str, ...] = (
     *(f"{kind}@{k}" for k in (5, 10, 20) for kind in ACCURACY),

@@ -102,10 +102,12 @@ def _per_user_values(
 ) -> NDArray[np.float64]:
     """(users,) values of a list metric; NaN if undefined."""
     counts = np.asarray(task.popularity)
-    if kind == "diversity":
+    if kind in ("diversity", "calibration"):
         if features is None:
-            raise ConfigError("diversity needs item features.", "Pass features=..., or leave it out.")
-        return beyond_accuracy.diversity(top, features)
+            raise ConfigError(f"{kind} needs item features.", "Pass features=..., or leave it out.")
+        if kind == "diversity":
+            return beyond_accuracy.diversity(top, features)
+        return beyond_accuracy.calibration(top, features, task.histories.without_synthetic())
     if kind == "popularity_lift":
         return beyond_accuracy.popularity_lift(top, counts, task.histories.without_synthetic())
     return {"popularity": beyond_accuracy.popularity, "novelty": beyond_accuracy.novelty}[kind](top, counts)
@@ -151,10 +153,10 @@ def evaluate_task(
         k_list: length of the lists in the result; longer if a list metric needs it.
         user_block: users scored at once; None: see `rank_task`.
         shared: divide the users among the processes of a distributed job; see `rank_task`.
-        features: (num_items, values) binary, for ``diversity@K``; see `rediffuse.data.features`.
+        features: (num_items, values) binary, for ``diversity@K`` and ``calibration@K``; see `rediffuse.data.features`.
 
     Raises:
-        ConfigError: a metric is unknown, or ``diversity`` has no features.
+        ConfigError: a metric is unknown, or ``diversity`` or ``calibration`` has no features.
         DataError: there are no users, a user has no true item, or an item is outside the catalogue.
         TrainingError: a score is NaN.
     """

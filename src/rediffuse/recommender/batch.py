@@ -43,11 +43,12 @@ from rediffuse.recommender.item_filters import filter_text
 from rediffuse.recommender.recommender import Recommender
 from rediffuse.recommender.remarks import remarks
 from rediffuse.recommender.user_files import UserFile
+from rediffuse.reranking import SlateName
 
-FORMAT, VERSION = "rediffuse-recommendations", 4
+FORMAT, VERSION = "rediffuse-recommendations", 5
 REQUEST, MANIFEST, DONE = "request.json", "manifest.json", "done"
 ROWS_PER_PART = 50_000
-_COUNTS = ("users", "rows", "unknown_users", "unknown_items", "empty_histories")
+_COUNTS = ("users", "rows", "unknown_users", "unknown_items", "empty_histories", "uncalibrated")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class BatchResult:
         skipped: part files of this process that were complete before.
         missing: part files of other processes that are not complete yet. If 0, the folder is finished.
         finished_here: whether this process wrote the manifest. If several processes end at once, one of them did.
-        counts: users, rows, unknown_users, unknown_items and empty_histories over all complete part files.
+        counts: users, rows, unknown_users, unknown_items, empty_histories and uncalibrated (histories that lists could
+            not be calibrated to) over all complete part files.
         seconds: duration of the call.
     """
 
@@ -91,7 +93,9 @@ def recommend_to_folder(
     noise: float = 1.0,
     filter: Any = None,
     max_per: Mapping[str, int] | None = None,
-    diversity: float = 0.0,
+    diversity: float | None = None,
+    diversity_by: str | None = None,
+    slate: SlateName | None = None,
     temperature: float | None = None,
     guidance_scale: float | None = None,
     text: TextOptions | None = None,
@@ -112,7 +116,7 @@ def recommend_to_folder(
             checksum and, if the folder is new, once to count and check its rows, before the lists are made.
         folder: new, empty, or started with the same request.
         k, exclude, seed, samples, filter_seen, explain, candidates, sampling_steps, noise, filter, max_per, diversity,
-            temperature, guidance_scale: as for `Recommender.recommend`.
+            diversity_by, slate, temperature, guidance_scale: as for `Recommender.recommend`.
         text: how a user file of text is read.
         rows_per_part: users per part file: what is held in memory, and the most work that a kill loses.
         rank, world_size: this process writes every part file whose number modulo ``world_size`` is ``rank``.
@@ -125,8 +129,8 @@ def recommend_to_folder(
         StorageError: the folder cannot be written.
 
     Warns:
-        RediffuseWarning: unknown users, unknown items or empty histories, with their counts over all part files; only
-            in the process that finishes the folder.
+        RediffuseWarning: unknown users, unknown items, empty histories and histories that lists cannot be calibrated
+            to, with their counts over all part files; only in the process that finishes the folder.
     """
     start = time.perf_counter()
     k, samples = require_integer("k", k), require_integer("samples", samples)
@@ -137,7 +141,7 @@ def recommend_to_folder(
     if explain := require_flag("explain", explain):
         recommender.require_explained_scores()
     sampling = recommender.sampling(seed, sampling_steps, noise, temperature, guidance_scale)
-    reranking = recommender.reranking(max_per, diversity)
+    reranking = recommender.reranking(max_per, diversity, diversity_by, slate)
     query, unknown = recommender.build_query(k, exclude, candidates, filter_seen, filter, reranking)
     user_file = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text)
     options = {
@@ -153,7 +157,9 @@ def recommend_to_folder(
         "sampling_steps": sampling.sampling_steps,
         "noise": sampling.noise,
         "max_per": dict(max_per) if max_per else None,
-        "diversity": float(diversity),
+        "diversity": float(diversity or 0),
+        "diversity_by": diversity_by,
+        "slate": slate,
         "temperature": sampling.temperature,
         "guidance_scale": sampling.guidance_scale,
         "rows_per_part": rows_per_part,
@@ -172,6 +178,7 @@ def recommend_to_folder(
             for part, frame in user_file.blocks(rows_per_part, wanted.__contains__) if wanted else ():
                 ids, histories = frame["user_id"], frame["history"] if user_file.has_histories else None
                 labels, user_numbers, rows, counts = recommender.resolve_users(ids, histories)
+                counts["uncalibrated"] = 0 if reranking is None else reranking.uncalibrated(rows)
                 if labels.dtype != parts.user_id_type:
                     labels = as_text(ids)
                 lists = recommender.lists(labels, user_numbers, rows, query, sampling, samples, explain=explain)

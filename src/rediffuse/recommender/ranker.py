@@ -114,7 +114,10 @@ class Ranker:
         remaining = [row for row in range(len(histories)) if ranked.get(row) is None]
         rank_rows(self._score_all, np.asarray(remaining, dtype=np.int64))
         found = [items for _, items in sorted(ranked.items()) if items is not None]
-        return [_reranked(items, query) for items, query in zip(found, asked, strict=True)]
+        own = histories.without_synthetic()
+        return [
+            _reranked(items, query, own.row(row)) for row, (items, query) in enumerate(zip(found, asked, strict=True))
+        ]
 
     def _ranked_by_vectors(
         self, histories: Histories, user_numbers: NDArray[np.int64], queries: Sequence[RankingQuery]
@@ -242,11 +245,11 @@ class Ranker:
         return ranked
 
 
-def _reranked(ranked: RankedItems, query: RankingQuery) -> RankedItems:
+def _reranked(ranked: RankedItems, query: RankingQuery, history: NDArray[np.int32]) -> RankedItems:
     """The list that a query asks for, of a pool of ranked items."""
     if query.reranking is None:
         return ranked
-    chosen = query.reranking.choose(ranked.items, ranked.scores, query.k)
+    chosen = query.reranking.choose(ranked.items, ranked.scores, query.k, history)
     deviation = None if ranked.uncertainty is None else ranked.uncertainty[chosen]
     return RankedItems(ranked.items[chosen], ranked.scores[chosen], deviation)
 

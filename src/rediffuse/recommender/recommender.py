@@ -31,7 +31,7 @@ from rediffuse.recommender.item_filters import ItemFilters
 from rediffuse.recommender.ranker import RankedItems, Ranker, RankingQuery
 from rediffuse.recommender.remarks import held_out_remark, remarks
 from rediffuse.recommender.titles import Titles
-from rediffuse.reranking import Reranking, ValueLimit, require_diversity, require_max_per
+from rediffuse.reranking import ItemColumns, Reranking, RerankingOptions, SlateName, reranking_of
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 
 Retrieval = Literal["exact", "index"]
@@ -70,7 +70,7 @@ class Recommender(Displayed):
         self.model: Model = run.model
         self.knowledge = run.knowledge
         self.titles = Titles(run.items)
-        self.filters, self._limited = ItemFilters(run.item_table), dict[str, ValueLimit]()
+        self.filters, self._columns = ItemFilters(run.item_table), ItemColumns(run.item_table)
         with torch.no_grad():
             vectors = self.model.index_vectors()
         self.item_vectors = None if vectors is None else vectors.detach()
@@ -206,7 +206,9 @@ class Recommender(Displayed):
         explain: bool = False,
         filter: Any = None,
         max_per: Mapping[str, int] | None = None,
-        diversity: float = 0.0,
+        diversity: float | None = None,
+        diversity_by: str | None = None,
+        slate: SlateName | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
     ) -> Frame:
@@ -238,9 +240,14 @@ class Recommender(Displayed):
                 `rediffuse.recommender.item_filters`.
             max_per: column of the item table -> the most items of one value in a list: ``{"category": 2}``. In a column
                 of lists every value counts; missing values are not limited.
-            diversity: 0 to 1. Above 0, an item loses what it resembles the items before it; see
+            diversity: 0 to 1, the weight of the whole list against the relevance of its items; see
                 `rediffuse.reranking`. With this or ``max_per``, lists are made of the max(10 k, 100) items that the
                 model ranks first, and their scores need not descend.
+            diversity_by: column of the item table whose values say how items resemble each other: one value per item, a
+                list, or text separated by ``|`` or ``;``. None: the model's item vectors do.
+            slate: how the whole list is judged. ``mmr``, or None: an item loses what it resembles the items before it;
+                ``dpp``: by the determinant of all similarities; ``calibrated``: by how far the shares of the values of
+                ``diversity_by`` are from those in the user's history.
             temperature: of the category preference that guides the model `d3rec`. Above 1, the preference is flatter
                 and lists get more categories; below 1, they keep to the user's own. None: as trained.
             guidance_scale: weight of that guidance, from -1 (none); at 0 the preference is read and not exaggerated.
@@ -256,21 +263,23 @@ class Recommender(Displayed):
         Raises:
             ConfigError: neither users nor histories are given, or their lengths differ; ids are not in lists; a number
                 is out of range; the model has no use for sampling_steps, noise, temperature or guidance_scale; its
-                scores cannot be explained; it has no item vectors for ``diversity``; or the item table is missing or
-                does not fit ``filter`` or ``max_per``.
+                scores cannot be explained; it has no item vectors for ``diversity``; ``slate`` or
+                ``diversity_by`` are given without ``diversity``; or the item table is missing or does not fit
+                ``filter``, ``max_per`` or ``diversity_by``.
 
         Warns:
-            RediffuseWarning: unknown users, unknown items or empty histories, with their counts; lists that a filter or
-                a limit leaves shorter than k; once, that the model
-                has not learned from interactions that its split held out, which the histories of known users have.
+            RediffuseWarning: unknown users, unknown items or empty histories, and histories that lists cannot be
+                calibrated to, with their counts; lists that a filter or a limit leaves shorter than k; once, that the
+                model has not learned from interactions that its split held out, which the histories of known users
+                have.
         """
         k, samples = require_integer("k", k), require_integer("samples", samples)
         batch_size = require_integer("batch_size", batch_size)
         sampling = self.sampling(seed, sampling_steps, noise, temperature, guidance_scale)
         labels, user_numbers, rows, counts = self.resolve_users(users, histories)
-        query, unknown = self.build_query(
-            k, exclude, candidates, filter_seen, filter, self.reranking(max_per, diversity)
-        )
+        reranking = self.reranking(max_per, diversity, diversity_by, slate)
+        query, unknown = self.build_query(k, exclude, candidates, filter_seen, filter, reranking)
+        counts["uncalibrated"] = 0 if reranking is None else reranking.uncalibrated(rows)
         if histories is None and self.held_out_remark is not None and self._remark_due:
             warnings.warn(self.held_out_remark, RediffuseWarning, stacklevel=2)
             self._remark_due = False  # said once
@@ -397,7 +406,7 @@ class Recommender(Displayed):
     ) -> tuple[RankingQuery, dict[str, int]]:
         """The query in item numbers, and counts of unknown ids and of filtered items for `remarks`.
 
-        Arguments are those of `recommend`, with what `reranking` made of ``max_per`` and ``diversity``.
+        Arguments are those of `recommend`, with what `reranking` made of those of lists as a whole.
         """
         excluded = self.item_index([] if exclude is None else require_list("exclude", exclude))
         allowed = None if candidates is None else self.item_index(require_list("candidates", candidates))
@@ -412,17 +421,14 @@ class Recommender(Displayed):
         filter_seen = require_flag("filter_seen", filter_seen)
         return RankingQuery(k, excluded[excluded >= 0], allowed, filter_seen, reranking), counts
 
-    def reranking(self, max_per: Any, diversity: Any) -> Reranking | None:
+    def reranking(self, max_per: Any, diversity: Any, diversity_by: Any = None, slate: Any = None) -> Reranking | None:
         """How lists are made of what the model ranks first; arguments as for `recommend`.
 
         Raises:
             ConfigError: as `recommend`.
         """
-        limits = require_max_per(max_per, self.item_table, self._limited)
-        diversity = require_diversity(diversity)
-        if not limits and not diversity:
-            return None
-        return Reranking(limits, diversity, self.inspector.directions.numpy() if diversity else None)
+        options = RerankingOptions(max_per, diversity, diversity_by, slate)
+        return reranking_of(options, self._columns, lambda: self.inspector.directions.numpy())
 
     def item_index(self, items: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""

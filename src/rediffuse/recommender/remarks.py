@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rediffuse.reranking import uncalibrated_remark
+
 
 def remarks(counts: dict[str, int], answer: str = "they get popular items") -> list[str]:
     """Sentences about unknown ids, empty histories and filters; ``answer`` says what users without a history get."""
@@ -17,6 +19,8 @@ def remarks(counts: dict[str, int], answer: str = "they get popular items") -> l
         found.append(f"{counts['unknown_items']} items in the histories are not in the catalogue; they are skipped.")
     if counts.get("empty_histories"):
         found.append(f"{counts['empty_histories']} of {counts['users']} histories are empty; {answer}.")
+    if counts.get("uncalibrated"):
+        found.append(uncalibrated_remark(counts["uncalibrated"], counts["users"]))
     arguments = {"unknown_excluded": "items to exclude", "unknown_candidates": "candidates", "unknown_asked": "items"}
     for name, argument in arguments.items():
         if counts.get(name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
@@ -65,8 +65,19 @@ class RecommendRequest(_Request):
         description='Column of the item table -> the most items of one value in a list, such as {"category": 2}.',
         examples=[{"category": 2}],
     )
-    diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
-        0.0, description="How much an item loses by resembling the items before it in the list. Needs item vectors."
+    diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="Weight of the whole list against the relevance of its items. Default: relevance alone."
+    )
+    diversity_by: Annotated[StrictStr, Field(max_length=256)] | None = Field(
+        None,
+        description="Column of the item table whose values say how items resemble each other. Default: vectors do.",
+        examples=["category"],
+    )
+    slate: Literal["mmr", "dpp", "calibrated"] | None = Field(
+        None,
+        description="How the whole list is judged: `mmr` (default), by the most similar item before each; `dpp`, by "
+        "the determinant of all similarities; `calibrated`, by how far its shares of the values of `diversity_by` are "
+        "from those of the history. Needs `diversity`.",
     )
     temperature: Temperature | None = Field(
         None,

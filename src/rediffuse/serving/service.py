@@ -73,7 +73,8 @@ class Service:
 
         def resolve() -> tuple[Any, ...]:
             resolved = recommender.resolve_users(request.users, request.histories)
-            reranking = recommender.reranking(request.max_per, request.diversity)
+            reranking = recommender.reranking(request.max_per, request.diversity, request.diversity_by, request.slate)
+            resolved[-1]["uncalibrated"] = 0 if reranking is None else reranking.uncalibrated(resolved[2])
             query = recommender.build_query(
                 request.k, request.exclude, request.candidates, request.filter_seen, request.filter, reranking
             )
