@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rediffuse.data import cold_users, new_items
-from rediffuse.data.histories import BLOCK, Histories
+from rediffuse.data.histories import BLOCK, Histories, index_type
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, did_you_mean
 
@@ -189,6 +189,14 @@ class Split(Displayed):
     def train_counts(self) -> NDArray[np.int64]:
         """(num_items,) training interactions per item; synthetic ones do not count."""
         return self.item_counts(self.subset == TRAIN)
+
+    def user_counts(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(num_users,) interactions under ``chosen`` (interactions,) per user; synthetic ones do not count."""
+        interactions = self.dataset.interactions
+        kept = chosen if interactions.synthetic is None else chosen & ~interactions.synthetic
+        before = np.zeros(len(kept) + 1, dtype=index_type(len(kept)))
+        np.cumsum(kept, out=before[1:])
+        return np.diff(before[interactions.offsets]).astype(np.int64)
 
     def training_view(self) -> TrainingView:
         """The training and validation interactions, copied, and what describes users and items."""
