@@ -314,7 +314,8 @@ def cold_items(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> Split:
         leak += f" (on average {share:.0%} of the training interactions are later than a test interaction)"
     note = (
         f"{count:,} of {len(present):,} items are held out: {count - len(tested):,} for validation and {len(tested):,} "
-        "for the test."
+        "for the test. A model that reads no item features knows nothing of them, so its choices on validation data "
+        "are arbitrary."
     )
     return _checked(
         Split(dataset, COLD_ITEMS, {"fraction": fraction, "seed": seed}, subset, f"{leak}.", note),
