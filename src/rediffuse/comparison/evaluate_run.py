@@ -60,6 +60,8 @@ class Evaluation(Displayed, dict[str, Any]):
             facts["targets"] = self["counts"]["targets"]
         for policy, metrics in self["metrics"].items():
             facts[POLICY_NAMES[policy]] = {name: metrics[name] for name in SHOWN if name in metrics}
+        if self["counts"]["truth_never_trained"]:
+            facts["new items"] = f"{self['counts']['truth_never_trained_share']:.1%} of the true items"
         if self["counts"]["cold_users"]:
             facts["test"] = without_text(self["counts"])
             for policy, metrics in (self["metrics_with_history"] or {}).items():
@@ -324,7 +326,7 @@ def _truth(result: TaskResult, task: Task, dataset: Dataset, policies: Sequence[
 
 
 def _ages(truth: Histories, task: Task, dataset: Dataset) -> dict[str, NDArray[np.float64]]:
-    """The column of seconds from the first interaction of anyone with a true item to the user's; none without times.
+    """The column of seconds from the first interaction of any user with a true item to the user's; none without times.
 
     Args:
         truth: the distinct true items of the task. Of several interactions of a user with one, the first counts.
