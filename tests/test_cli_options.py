@@ -45,6 +45,10 @@ def runs(dataset) -> list[Path]:
             lambda data: rd.split.global_time(data, quantile=0.7, valid_quantile=0.8),
         ),
         (["--split", "ratio", "--ratio", "0.6,0.2"], lambda data: rd.split.ratio(data, train=0.6, valid=0.2)),
+        (
+            ["--split", "cold-items", "--fraction", 0.2, "--split-seed", 3],
+            lambda data: rd.split.cold_items(data, fraction=0.2, seed=3),
+        ),
     ],
 )
 def test_split_options_are_those_of_python(dataset, tmp_path, options, make):
@@ -69,6 +73,10 @@ def test_split_options_are_those_of_python(dataset, tmp_path, options, make):
         ),
         (["--split", "global-time", "--ratio", "0.8,0.1"], "--ratio does not go .* cut at a point in time"),
         (["--split", "none", "--ratio", "0.8,0.1"], "holds nothing out"),
+        (["--split", "ratio", "--fraction", 0.2], "--fraction does not go .* Add --split cold-items"),
+        (["--split", "leave-one-out", "--split-seed", 1], "--split-seed does not go .* Add --split ratio"),
+        (["--split", "cold-items", "--quantile", 0.7], "--quantile does not go .* drawn at random"),
+        (["--split", "cold-items", "--fraction", 1], "fraction was given 1.0. It must lie between 0 and 1"),
         (["--split", "ratio", "--ratio", "0.8"], "Give two shares"),
         (["--split", "ratio", "--ratio", "0.8,0.3"], "leave -0.1 for the test"),
         (["--split", "global-time", "--quantile", 1.5], "quantile was given 1.5"),

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import rediffuse as rd
 from rediffuse.cli import app
-from rediffuse.comparison.compare import groups_of_equal_size
+from rediffuse.comparison.slices import groups_of_equal_size
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.files import parquet_bytes
 from rediffuse.runs.run_folder import add_files, forget_files

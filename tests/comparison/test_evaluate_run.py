@@ -96,8 +96,8 @@ def test_protocols_of_papers_determine_input_filter_and_policies(released, tmp_p
     users = pl.read_parquet(run / "per_user_test-paper-diffrec.parquet")
     train = released.interactions.where(split.subset == TRAIN).take(split.task("test").users)
     assert users["history_length"].to_list() == train.lengths.tolist()
-    assert all(column.endswith("/unseen") for column in users.columns[3:])
-    assert pl.read_parquet(run / "truth_test-paper-diffrec.parquet").columns[3:] == ["rank/unseen"]
+    assert all(column.endswith("/unseen") for column in users.columns[4:])
+    assert pl.read_parquet(run / "truth_test-paper-diffrec.parquet").columns[4:] == ["rank/unseen"]
     lists = pl.read_parquet(run / "lists_test-paper-diffrec.parquet").with_columns(pl.col("policy").cast(pl.String))
     assert lists["policy"].unique().to_list() == ["unseen"]
     known = split.task("test").histories

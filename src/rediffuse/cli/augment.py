@@ -11,7 +11,17 @@ import typer
 
 from rediffuse.cli.app import AsJson, app
 from rediffuse.cli.output import emit, print_rich
-from rediffuse.cli.splits import Quantile, Ratio, SplitName, Targets, ValidQuantile, read_split, split_options
+from rediffuse.cli.splits import (
+    Fraction,
+    Quantile,
+    Ratio,
+    SplitName,
+    SplitSeed,
+    Targets,
+    ValidQuantile,
+    read_split,
+    split_options,
+)
 
 augment = typer.Typer(help="Generate synthetic interactions, or export the signals of pdrec.", no_args_is_help=True)
 app.add_typer(augment, name="augment")
@@ -84,6 +94,8 @@ def diffuasr(
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
     targets: Targets = None,
+    fraction: Fraction = None,
+    split_seed: SplitSeed = None,
     run: RunFolder = None,
     preset: Annotated[str | None, typer.Option(help="Preset of diffuasr.")] = None,
     settings: Settings = None,
@@ -99,7 +111,7 @@ def diffuasr(
         "diffuasr",
         dataset,
         out,
-        (split, quantile, valid_quantile, ratio, targets),
+        (split, quantile, valid_quantile, ratio, targets, fraction, split_seed),
         as_json,
         n=n,
         only_shorter_than=only_shorter_than,
@@ -122,6 +134,8 @@ def asrep(
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
     targets: Targets = None,
+    fraction: Fraction = None,
+    split_seed: SplitSeed = None,
     run: RunFolder = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -135,7 +149,7 @@ def asrep(
         "asrep",
         dataset,
         out,
-        (split, quantile, valid_quantile, ratio, targets),
+        (split, quantile, valid_quantile, ratio, targets, fraction, split_seed),
         as_json,
         n=n,
         only_shorter_than=only_shorter_than,
@@ -157,11 +171,13 @@ def random_items(
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
     targets: Targets = None,
+    fraction: Fraction = None,
+    split_seed: SplitSeed = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Put random items of the catalogue before each history: a control."""
-    chosen = (split, quantile, valid_quantile, ratio, targets)
+    chosen = (split, quantile, valid_quantile, ratio, targets, fraction, split_seed)
     _generate("random", dataset, out, chosen, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
 
 
@@ -176,11 +192,13 @@ def random_seq(
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
     targets: Targets = None,
+    fraction: Fraction = None,
+    split_seed: SplitSeed = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Put random items of the user's own history before it: a control."""
-    chosen = (split, quantile, valid_quantile, ratio, targets)
+    chosen = (split, quantile, valid_quantile, ratio, targets, fraction, split_seed)
     _generate("random-seq", dataset, out, chosen, as_json, n=n, only_shorter_than=only_shorter_than, seed=seed)
 
 
@@ -188,7 +206,7 @@ def _generate(
     method: str,
     dataset: Path,
     out: Path,
-    split: tuple[str, float | None, float | None, str | None, str | None],
+    split: tuple[str, float | None, float | None, str | None, str | None, float | None, int | None],
     as_json: bool,
     **options: Any,
 ) -> None:

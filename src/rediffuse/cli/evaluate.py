@@ -74,6 +74,9 @@ def evaluate(
             if result["counts"]["cold_users"] and result["metrics_with_history"]:
                 title = f"Those with a history, test of {run}"
                 print_rich(_metrics_table(result["metrics_with_history"], title, wanted or HEADLINE))
+            if len(results) == 1:
+                for policy in result["metrics"]:
+                    _print_slices(result, policy, wanted or HEADLINE)
             if (reranked := result.get("reranked")) is not None:
                 shown = wanted or (SHOWN_METRICS if len(results) == 1 else HEADLINE)
                 print_rich(_metrics_table(reranked["metrics"], f"Re-ranked lists of {run}", shown))
@@ -103,7 +106,23 @@ def _metric_names(metrics: str | None, k: str | None) -> list[str]:
     return [str(metric) for metric in parse_metrics(named, (*ACCURACY, *LIST_METRICS))]
 
 
+def _print_slices(result: dict[str, Any], policy: str, names: Sequence[str]) -> None:
+    """A table of new and known users and items, and of items by age, if there are several of a kind."""
+    kinds = [row["by"] for row in result["slices"]]
+    rows = [row for row in result["slices"] if kinds.count(row["by"]) > 1]
+    names = [name for name in names if all(name in row["metrics"][policy] for row in rows)]
+    if not rows or not names:
+        return
+    what = "targets" if "targets" in result["counts"] else "users"
+    listing = table(f"By users and true items, {LABELS[policy]}", "slice", what, "true items", *names)
+    for row in rows:
+        values = (_shown(name, row["metrics"][policy][name]) for name in names)
+        listing.add_row(row["slice"], f"{row['size']:,}", f"{row['truth_items']:,}", *values)
+    print_rich(listing)
+
+
 def _print_facts(result: dict[str, Any], about: str) -> None:
+    from rediffuse.comparison.slices import ceiling_text
     from rediffuse.data.cold_users import users_text, without_text
 
     rules, counts = result["protocol"], result["counts"]
@@ -112,9 +131,9 @@ def _print_facts(result: dict[str, Any], about: str) -> None:
     print_rich(
         f"{about}{users_text(counts)}, {counts['items']:,} items; "
         f"{without_text(counts)}; "
-        f"{counts['truth_never_trained_share']:.1%} of the true items were never in training; "
         f"{result['users_per_second']:,.0f} {what}/s. Validation interactions {inputs} part of the histories."
     )
+    print_rich(f"{ceiling_text(counts, result['ceiling'])}.")
     if seen := counts["truth_in_history"]:
         print_rich(
             f"{seen / counts['truth_items']:.1%} of the true items are in the user's history: "

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 SplitName = Annotated[
     str,
-    typer.Option("--split", help="default, global-time, sessions, leave-one-out, ratio, given, none or paper:diffrec."),
+    typer.Option(
+        "--split",
+        help="default, global-time, sessions, leave-one-out, ratio, cold-items, given, none or paper:diffrec.",
+    ),
 ]
 Quantile = Annotated[
     float | None,
@@ -30,6 +33,8 @@ Targets = Annotated[
     str | None,
     typer.Option(help="all, next or successive: what is predicted of a user after the cut (--split global-time)."),
 ]
+Fraction = Annotated[float | None, typer.Option(help="Share of the items to hold out (--split cold-items).")]
+SplitSeed = Annotated[int | None, typer.Option(help="Seed of a random split (--split ratio, cold-items).")]
 
 
 # The splits that an option of a command belongs to.
@@ -38,6 +43,8 @@ _OWNERS = {
     "valid_quantile": ("global-time", "sessions"),
     "targets": ("global-time",),
     "ratio": ("ratio",),
+    "fraction": ("cold-items",),
+    "split_seed": ("ratio", "cold-items"),
 }
 
 
@@ -48,6 +55,8 @@ def read_split(
     valid_quantile: float | None = None,
     ratio: str | None = None,
     targets: str | None = None,
+    fraction: float | None = None,
+    split_seed: int | None = None,
 ) -> Split:
     """Split a saved dataset by the name of a split or protocol, and print what leaks on stderr.
 
@@ -57,7 +66,7 @@ def read_split(
     from rediffuse.data.loading import load_dataset
     from rediffuse.evaluation.protocols import split_for
 
-    params = split_params(name, quantile, valid_quantile, ratio, targets)
+    params = split_params(name, quantile, valid_quantile, ratio, targets, fraction, split_seed)
     split = split_for(name, load_dataset(dataset), **params)
     for remark in (split.leak, split.note):
         if remark:
@@ -71,6 +80,8 @@ def split_params(
     valid_quantile: float | None = None,
     ratio: str | None = None,
     targets: str | None = None,
+    fraction: float | None = None,
+    split_seed: int | None = None,
 ) -> dict[str, Any]:
     """The parameters of the split ``name`` from the options of a command.
 
@@ -80,7 +91,8 @@ def split_params(
     from rediffuse.errors import ConfigError
 
     key = name.replace("_", "-")
-    given = {"quantile": quantile, "valid_quantile": valid_quantile, "targets": targets, "ratio": ratio or None}
+    given: dict[str, Any] = {"quantile": quantile, "valid_quantile": valid_quantile, "targets": targets}
+    given |= {"ratio": ratio or None, "fraction": fraction, "split_seed": split_seed}
     given = {option: value for option, value in given.items() if value is not None}
     for option in given:
         owners = _OWNERS[option]
@@ -93,14 +105,16 @@ def split_params(
                 "global-time": "its subsets are cut at a point in time",
                 "sessions": "it holds out whole sessions, and predicts each item but the first",
                 "ratio": "its subsets are random shares",
+                "cold-items": "its held-out items are drawn at random",
             }.get(key, "it has no such option")
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(
                 f"{flag} does not go with --split {name}: {why}.", f"Add --split {owners[0]}, or leave {flag} out."
             )
-    cut = {option: value for option, value in given.items() if option != "ratio"}
+    params = {option: value for option, value in given.items() if option not in ("ratio", "split_seed")}
+    params |= {} if split_seed is None else {"seed": split_seed}
     if ratio is None:
-        return cut
+        return params
     try:
         train, valid = (float(share) for share in ratio.split(","))
     except ValueError:
@@ -108,7 +122,7 @@ def split_params(
             f"--ratio was given {ratio!r}.",
             "Give two shares: --ratio 0.8,0.1 (training, validation; the rest is tested).",
         ) from None
-    return {"train": train, "valid": valid}
+    return params | {"train": train, "valid": valid}
 
 
 def split_options(
@@ -117,10 +131,12 @@ def split_options(
     valid_quantile: float | None = None,
     ratio: str | None = None,
     targets: str | None = None,
+    fraction: float | None = None,
+    split_seed: int | None = None,
 ) -> list[str]:
     """The options that choose the same split in another command."""
     options = [] if name == "default" else ["--split", name]
-    given = (("quantile", quantile), ("valid-quantile", valid_quantile), ("ratio", ratio), ("targets", targets))
-    for flag, value in given:
+    given = {"quantile": quantile, "valid-quantile": valid_quantile, "ratio": ratio, "targets": targets}
+    for flag, value in (given | {"fraction": fraction, "split-seed": split_seed}).items():
         options += [] if value is None else [f"--{flag}", str(value)]
     return options

@@ -14,7 +14,7 @@ from rediffuse.cli.estimates import print_estimates
 from rediffuse.cli.interrupts import says_how_to_resume
 from rediffuse.cli.output import emit, print_rich, rank, table
 from rediffuse.cli.overwriting import Overwrite, overwriting
-from rediffuse.cli.splits import Quantile, Ratio, SplitName, Targets, ValidQuantile, read_split
+from rediffuse.cli.splits import Fraction, Quantile, Ratio, SplitName, SplitSeed, Targets, ValidQuantile, read_split
 
 if TYPE_CHECKING:
     from rediffuse.runs.run_folder import Run
@@ -35,6 +35,8 @@ def train(
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
     targets: Targets = None,
+    fraction: Fraction = None,
+    split_seed: SplitSeed = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order of batches and noise.")] = 0,
     max_minutes: Annotated[float | None, typer.Option(help="Time limit of the training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
@@ -61,7 +63,7 @@ def train(
     from rediffuse.training import train as run_training
 
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
-    split = read_split(split_name, dataset, quantile, valid_quantile, ratio, targets)
+    split = read_split(split_name, dataset, quantile, valid_quantile, ratio, targets, fraction, split_seed)
     taken: dict[str, str | Path | Run] = {name: str(path) for name, path in parse_settings(phases or []).items()}
     chosen = {"preset": preset, "config": options, "seed": seed}
     if dry_run:

@@ -10,7 +10,17 @@ import typer
 
 from rediffuse.cli.app import MODEL_HELP, AsJson, app
 from rediffuse.cli.output import emit, print_rich, table
-from rediffuse.cli.splits import Quantile, Ratio, SplitName, Targets, ValidQuantile, read_split, split_options
+from rediffuse.cli.splits import (
+    Fraction,
+    Quantile,
+    Ratio,
+    SplitName,
+    SplitSeed,
+    Targets,
+    ValidQuantile,
+    read_split,
+    split_options,
+)
 
 SHOWN_TRIALS = 5
 
@@ -35,6 +45,8 @@ def tune(
     valid_quantile: ValidQuantile = None,
     ratio: Ratio = None,
     targets: Targets = None,
+    fraction: Fraction = None,
+    split_seed: SplitSeed = None,
     seed: Annotated[int, typer.Option(help="Seed of the search and of every training.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +56,7 @@ def tune(
 
     fixed = parse_settings(settings or [])
     fixed |= {name: value for name, value in (("epochs", epochs), ("metric", metric)) if value is not None}
-    split = read_split(split_name, dataset, quantile, valid_quantile, ratio, targets)
+    split = read_split(split_name, dataset, quantile, valid_quantile, ratio, targets, fraction, split_seed)
     study = search(
         model,
         split,
@@ -58,7 +70,7 @@ def tune(
     )
     ranking, states = study.ranking, study.trials["state"].to_list()
     command = ["rediffuse", "train", model, str(dataset), "--config", str(out / "best.yaml"), "-o", f"{out}-best"]
-    command += split_options(split_name, quantile, valid_quantile, ratio, targets)
+    command += split_options(split_name, quantile, valid_quantile, ratio, targets, fraction, split_seed)
     command += ["--seed", str(seed)] if seed else []
     best = ranking.head(SHOWN_TRIALS)
     result = {

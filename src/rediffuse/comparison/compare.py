@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from rediffuse.arguments import require_options, require_path, require_text, wrong_type
 from rediffuse.comparison.report import check_folder, write_report
 from rediffuse.comparison.result import Comparison
-from rediffuse.comparison.runs import BY_USER, EvaluatedRun, Variant, check_comparable, read_runs, variants
+from rediffuse.comparison.runs import EvaluatedRun, Variant, check_comparable, read_runs, variants
+from rediffuse.comparison.slices import slices
 from rediffuse.comparison.statistics import benjamini_hochberg, holm, mean_interval, p_over_seeds, paired_test
 from rediffuse.config import selected_value
 from rediffuse.errors import ConfigError, did_you_mean
@@ -25,10 +26,6 @@ from rediffuse.evaluation.metrics import POLICIES, flat_name
 from rediffuse.runs.run_folder import Run, run_path
 
 HEADLINE = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
-# Cut-off of the metrics of item slices.
-SLICE_K = 10
-# Number of groups of about equal size that slices aim at.
-SLICES = 4
 
 
 def compare(
@@ -82,7 +79,7 @@ def compare(
         _facts(groups),
         pl.DataFrame([row for p in policies for group in groups for row in _summary(group, p)], **_WHOLE),
         pl.DataFrame([row for p in policies for row in _pairs(groups, name, p, baseline)], **_WHOLE),
-        pl.DataFrame([row for p in policies for row in _slices(groups, measured, p)], **_WHOLE),
+        pl.DataFrame([row for p in policies for row in slices(groups, measured, p)], **_WHOLE),
         pl.DataFrame([_cost(group) for group in groups], **_WHOLE),
         pl.DataFrame([row for p in policies for row in _ablations(groups, measured, p)], **_WHOLE),
         pl.DataFrame([row for group in groups for row in _steps(group)], **_WHOLE),
@@ -137,6 +134,7 @@ def _facts(groups: list[Variant]) -> dict[str, Any]:
         "split": {key: run.config["split"][key] for key in ("name", "params", "leak")},
         "protocol": run.test["protocol"],
         "counts": run.test["counts"],
+        "ceiling": run.test.get("ceiling"),
         "selected_by": sorted({run.config["config"]["metric"] for group in groups for run in group.runs}),
         "refitted": [group.label for group in groups if any(_refitted(run.config) for run in group.runs)],
         "refitted_parts": {
@@ -245,59 +243,6 @@ def _p_seeds(first: Variant, second: Variant, metric: str, policy: str) -> float
     if values is None or others is None or np.isnan([*values, *others]).any():
         return None  # not measured, or undefined
     return p_over_seeds(values, others)
-
-
-def _slices(groups: list[Variant], measured: list[str], policy: str) -> Iterable[dict[str, Any]]:
-    users, items = groups[0].runs[0].per_user, groups[0].runs[0].truth
-    columns = [c for c in measured if flat_name(c.partition("/")[0], policy) == c]
-    rank = flat_name("rank", policy)
-    by_user = {
-        name: groups_of_equal_size(users[column].to_numpy())
-        for name, column in BY_USER.items()
-        if all(column in run.per_user.columns for group in groups for run in group.runs)
-    }
-    by_count = groups_of_equal_size(items["train_count"].to_numpy())
-    owners = items["user_id"].rank("dense").to_numpy()  # true items of one user are found or missed together
-    for group in groups:
-        ranks = np.stack([run.truth[rank].fill_null(SLICE_K + 1).to_numpy() for run in group.runs])
-        found = ranks <= SLICE_K
-        of_items = {"recall": found, "gain": found / np.log2(ranks + 1)}
-        sliced = [
-            *((by, of, c.partition("/")[0], group.per_user(c)) for by, of in by_user.items() for c in columns),
-            *(("item popularity", by_count, f"{k}@{SLICE_K}", v.mean(axis=0)) for k, v in of_items.items()),
-        ]
-        for by, (slice_of, names), metric, values in sliced:
-            for number, name in enumerate(names):
-                chosen = (slice_of == number) & ~np.isnan(values)
-                known = values[chosen]
-                if not len(known):
-                    continue
-                interval = mean_interval(known, _of(group.users if by in by_user else owners, chosen))
-                yield {
-                    "policy": policy,
-                    "by": by,
-                    "metric": metric,
-                    "slice": name,
-                    "size": len(known),
-                    "variant": group.label,
-                    "mean": interval.mean,
-                    "low": interval.low,
-                    "high": interval.high,
-                }
-
-
-def groups_of_equal_size(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
-    """The group (n,) of each number, and the names of the groups: zero, then about `SLICES` groups of equal size."""
-    positive = numbers[numbers > 0]
-    edges = [0]
-    if len(positive):
-        inner = np.quantile(positive, np.arange(1, SLICES) / SLICES, method="lower") + 1
-        edges = [edge for edge in np.unique([0, 1, *inner]).tolist() if edge <= positive.max()]
-    if not (numbers == 0).any():
-        edges = edges[1:]
-    tops = [edge - 1 for edge in edges[1:]] + [int(numbers.max())]
-    names = [str(low) if low == top else f"{low}-{top}" for low, top in zip(edges, tops, strict=True)]
-    return np.searchsorted(edges, numbers, side="right") - 1, names
 
 
 def _cost(group: Variant) -> dict[str, Any]:

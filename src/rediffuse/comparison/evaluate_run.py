@@ -19,17 +19,19 @@ from rediffuse import distributed
 from rediffuse.arguments import require_integer, require_text
 from rediffuse.comparison.markdown import POLICY_NAMES
 from rediffuse.comparison.runs import evaluation_file
+from rediffuse.comparison.slices import ceiling, slices_of_evaluation
 from rediffuse.data.cold_users import SPLITS_WITH_HISTORIES, without_text
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features
+from rediffuse.data.histories import Histories
 from rediffuse.data.loading import as_dataset
-from rediffuse.data.split import Task
+from rediffuse.data.split import TRAIN, VALID, Split, Task
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
-from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, flat_name, parse_metrics
+from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, flat_name, parse_metric, parse_metrics
 from rediffuse.evaluation.reranked import rerank
-from rediffuse.evaluation.task_evaluation import evaluate_ranking
+from rediffuse.evaluation.task_evaluation import evaluate_ranking, in_history
 from rediffuse.files import parquet_bytes
 from rediffuse.graphs import social_adjacency
 from rediffuse.memory import PeakMemory, keep_freed_memory
@@ -49,10 +51,11 @@ from rediffuse.runs.run_folder import Run, add_files, read_run, run_path
 from rediffuse.runs.split_of import split_of
 from rediffuse.runs.tracking import log_test_metrics
 
-# The metrics that `repr` shows.
+# The metrics that `repr` shows, and those of slices and ceilings.
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 # Length of the stored lists.
 LIST_LENGTH = 20
+_MEASURED = (*ACCURACY, *LIST_METRICS)
 
 
 class Evaluation(Displayed, dict[str, Any]):
@@ -64,6 +67,8 @@ class Evaluation(Displayed, dict[str, Any]):
             facts["targets"] = self["counts"]["targets"]
         for policy, metrics in self["metrics"].items():
             facts[POLICY_NAMES[policy]] = {name: metrics[name] for name in SHOWN if name in metrics}
+        if self["counts"]["truth_never_trained"]:
+            facts["new items"] = f"{self['counts']['truth_never_trained_share']:.1%} of the true items"
         if self["counts"]["cold_users"]:
             facts["test"] = without_text(self["counts"])
             for policy, metrics in (self["metrics_with_history"] or {}).items():
@@ -101,7 +106,9 @@ def evaluate(
 
     Returns:
         A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; metrics over the users with a history
-        alone (``metrics_with_history``; None if no user has one); counts, protocol, costs, environment.
+        alone (``metrics_with_history``; None if no user has one); metrics of new and known users and items and of items
+        by age (``slices``); the best means that can be reached with and without new items (``ceiling``); counts,
+        protocol, costs, environment.
 
     Raises:
         RunError: the run was trained on other data or another split, or does not fit the protocol; another process
@@ -124,7 +131,7 @@ def evaluate(
     seeds = [require_integer("seeds", seed, minimum=None) for seed in several]
     if min(seeds, default=-1) < 0:
         raise ConfigError(f"The sampling seeds are {seeds}.", "Give at least one, and none below 0, for example (0,).")
-    more = [str(metric) for metric in parse_metrics(metrics, (*ACCURACY, *LIST_METRICS))] if metrics else []
+    more = [str(metric) for metric in parse_metrics(metrics, _MEASURED)] if metrics else []
     options = RerankingOptions(max_per, diversity, diversity_by, slate)
     with distributed.fail_together("Start the same command again."):
         return Evaluation(_evaluate(folder, dataset, protocol, seeds, more, options))
@@ -153,7 +160,7 @@ def _evaluate(
             "Evaluate the run that it was made of, or train with a split.",
         )
     split = split_of(contents, dataset)
-    rules = protocols.protocol(protocol or split.name)
+    rules = protocols.protocol(protocol or split.name).on(split)
     task, features = rules.task(split), item_features(dataset.items)
     metrics = [*DEFAULT_METRICS, *(["diversity@10", "calibration@10"] if features is not None else []), *more]
     results: list[TaskResult] = []
@@ -192,6 +199,10 @@ def _evaluate(
             stacklevel=4,
         )
     by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
+    per_user = _per_user(results, split, rules.policies)
+    truths = [_truth(result, task, dataset, rules.policies) for result in results]
+    sliced = [*SHOWN, *(name for name in more if name not in SHOWN and parse_metric(name, _MEASURED).kind in ACCURACY)]
+    only_validated, ceilings = _new_items(results[0], task, split, sliced, rules.policies)
     test_result = {
         "run": str(folder),
         "split": split.name,
@@ -203,7 +214,9 @@ def _evaluate(
         "metrics": _means(by_seed),
         "metrics_by_seed": by_seed,
         "metrics_with_history": _means(known) if known else None,
-        "counts": results[0].counts,
+        "counts": results[0].counts | {"truth_only_in_validation": only_validated},
+        "slices": slices_of_evaluation(per_user, truths, sliced, rules.policies),
+        "ceiling": ceilings,
         "users_per_second": len(task.users) / seconds[0],
         "peak_memory_mib": memory.mib(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -221,8 +234,8 @@ def _evaluate(
         }
     other = None if rules.name == split.name else rules.name
     tables = {
-        "per_user_test": _per_user(results, dataset, rules.policies),
-        "truth_test": _truth(results[0], task, dataset, rules.policies),
+        "per_user_test": per_user,
+        "truth_test": truths[0],
         "lists_test": _lists(results[0], dataset, rules.policies),
     }
     files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
@@ -250,9 +263,33 @@ def _fingerprint(split: str, rules: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _per_user(results: list[TaskResult], dataset: Dataset, policies: Sequence[str]) -> pl.DataFrame:
+def _new_items(
+    result: TaskResult, task: Task, split: Split, metrics: Sequence[str], policies: Sequence[str]
+) -> tuple[int, dict[str, dict[str, dict[str, float]]]]:
+    """What models without features lose to new items.
+
+    Returns:
+        How many true items have validation interactions and no training interaction; the best means that lists can
+        reach, "all_items" or with "known_items" alone -> policy -> metric -> value.
+    """
+    truth = result.ranking.truth
+    known = task.popularity[truth.items] > 0
+    validated = split.item_counts(split.subset == VALID)[truth.items] > 0
+    filtered = in_history(task, truth, split.dataset.num_items)
+    parsed = [parse_metric(name) for name in metrics]
+    ceilings = {
+        name: {
+            policy: ceiling(parsed, truth.lengths, reachable & ~filtered if policy == "unseen" else reachable)
+            for policy in policies
+        }
+        for name, reachable in (("all_items", np.ones_like(known)), ("known_items", known))
+    }
+    return int((validated & ~known).sum()), ceilings
+
+
+def _per_user(results: list[TaskResult], split: Split, policies: Sequence[str]) -> pl.DataFrame:
     """The per-user table of the first draw, with metrics averaged over draws."""
-    first = results[0].per_user
+    first, dataset = results[0].per_user, split.dataset
     dropped = [policy for policy in POLICIES if policy not in policies]
     kept = [c for c in first.columns if not any(_is_of(c, policy) for policy in dropped)]
     averaged = [
@@ -261,6 +298,9 @@ def _per_user(results: list[TaskResult], dataset: Dataset, policies: Sequence[st
         if "@" in c
     ]
     ids = dataset.user_ids.gather(first["user"]).alias("user_id")
+    trained = split.user_counts(split.subset == TRAIN)[first["user"]]
+    kept.insert(kept.index("truth_items"), "train_interactions")
+    first = first.with_columns(train_interactions=pl.Series(trained, dtype=pl.Int64))
     if (links := dataset.social) is not None:
         friends = np.diff(social_adjacency(links.source, links.target, dataset.num_users).indptr)
         kept.insert(kept.index("truth_items"), "friends")
@@ -283,9 +323,27 @@ def _truth(result: TaskResult, task: Task, dataset: Dataset, policies: Sequence[
             **_target_of(result, truth.owners),
             "item_id": dataset.item_ids.gather(truth.items),
             "train_count": task.popularity[truth.items],
+            **_ages(truth, task, dataset),
             **{name: column.set(column == NOT_RANKED, None) for name, column in ranks.items()},
         }
     )
+
+
+def _ages(truth: Histories, task: Task, dataset: Dataset) -> dict[str, NDArray[np.float64]]:
+    """The column of seconds from the first interaction of any user with a true item to the user's; none without times.
+
+    Args:
+        truth: the distinct true items of the task. Of several interactions of a user with one, the first counts.
+    """
+    times, real = task.truth.times, dataset.interactions.without_synthetic()
+    if not dataset.has_timestamps or times is None or real.times is None:
+        return {}
+    appeared = np.full(dataset.num_items, np.inf)
+    np.minimum.at(appeared, real.items, real.times.astype(np.float64))
+    keys = task.truth.owners * dataset.num_items + task.truth.items
+    order = np.lexsort((times, keys))
+    first = order[np.unique(keys[order], return_index=True)[1]]  # in the order of ``truth``
+    return {"age": times[first].astype(np.float64) - appeared[truth.items]}
 
 
 def _target_of(result: TaskResult, rows: NDArray[np.int64]) -> dict[str, pl.Series]:

@@ -9,6 +9,7 @@ import polars as pl
 
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_USER
+from rediffuse.comparison.slices import NEW_USERS, OF_TRUTH, ceiling_text
 from rediffuse.data.cold_users import users_text, without_text
 from rediffuse.evaluation.metrics import flat_name
 
@@ -42,10 +43,11 @@ def markdown(comparison: Comparison) -> str:
     if len(comparison.steps):
         lines += ["## Validation quality by sampling steps", "", *_steps(comparison.steps), ""]
     slices = comparison.slices.filter(policy=comparison.policy)
-    of_users = [(by, comparison.metric) for by in BY_USER]
-    for by, metric in (*of_users, *(("item popularity", m) for m in ITEM_METRICS)):
+    of_users = [(by, comparison.metric) for by in (*BY_USER, NEW_USERS[0])]
+    of_items = [("item popularity", name) for name in ITEM_METRICS] + [(by, comparison.metric) for by in OF_TRUTH]
+    for by, metric in of_users + of_items:
         shown = slices.filter(by=by, metric=metric)
-        if not len(shown):  # by number of friends, without a social graph
+        if not len(shown):  # by number of friends, without a social graph; one group alone
             continue
         lines += [f"## {flat_name(metric, comparison.policy)} by {by}", "", *_slices(shown), ""]
     return "\n".join(lines)
@@ -110,6 +112,7 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"- Data: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
         f"tested: {users_text(counts)}, {without_text(counts)}.",
+        f"- New items: {ceiling_text(counts, facts['ceiling'])}.",
         f"- Protocol: {rules['name']} (split {split_text(facts['split'])}), candidates: {rules['candidates']}; "
         f"{' and '.join(POLICY_NAMES[policy] for policy in rules['seen'])}; validation interactions {inputs} part of "
         "the histories at test time.",

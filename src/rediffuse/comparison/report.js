@@ -223,9 +223,9 @@ function slices(id, by, metric) {
       error_y: { type: "data", array: mine.map((row) => (row.high ?? row.mean) - row.mean), thickness: 1, width: 2, color: style(label).color },
     };
   });
-  const axes = { "history length": "interactions in the history", "number of friends": "friends" };
+  const axes = { "history length": "interactions in the history", "number of friends": "friends", "item popularity": "training interactions of the item" };
   byId(id).hidden = !rows.length;
-  if (rows.length) draw(id, traces, axes[by] ?? "training interactions of the item", rows[0]?.metric ?? "", { xaxis: { type: "category" }, yaxis: { rangemode: "tozero" }, height: 420 });
+  if (rows.length) draw(id, traces, axes[by] ?? by, rows[0]?.metric ?? "", { xaxis: { type: "category" }, yaxis: { rangemode: "tozero" }, height: 420 });
 }
 
 function curves() {
@@ -251,6 +251,9 @@ function all() {
   slices("slices-users", "history length", sliced);
   slices("slices-friends", "number of friends", sliced);
   slices("slices-items", "item popularity", /^(ndcg|mrr|map)@/.test(state.metric) ? "gain@10" : "recall@10");
+  slices("slices-new-users", "new and known users", sliced);
+  slices("slices-new-items", "new and known items", sliced);
+  slices("slices-ages", "time since the item appeared", sliced);
   curves();
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rediffuse.comparison.markdown import DEPENDENT, POLICY_NAMES, SIGNIFICANT, markdown, split_text
 from rediffuse.comparison.result import Comparison
+from rediffuse.comparison.slices import ceiling_text
 from rediffuse.data.cold_users import users_text, without_text
 from rediffuse.errors import MissingExtraError, RunError
 from rediffuse.files import atomic_folder, is_leftover, parquet_bytes, staged_files, writing
@@ -82,6 +83,7 @@ def page(comparison: Comparison, content: str) -> str:
         facts=comparison.facts,
         tested=users_text(comparison.facts["counts"]),
         without=without_text(comparison.facts["counts"]),
+        new_items=ceiling_text(comparison.facts["counts"], comparison.facts["ceiling"]),
         dependent=DEPENDENT,
         policy_names=POLICY_NAMES,
         split=split_text(comparison.facts["split"]),

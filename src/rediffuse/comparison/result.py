@@ -27,10 +27,12 @@ class Comparison(Displayed):
             by Benjamini and Hochberg (`p_fdr`). `p_seeds` is p of Welch's t test between the training seeds of the
             two, not corrected; null if one of them has fewer than two seeds, or if neither varies over its seeds and
             they differ.
-        slices: one row per policy, variant, metric and group of users (by length of history, and by number of friends
-            if there is a social graph) or of true items (by training interactions). Metrics of items are "recall@10",
-            the share of true items in the first ten places, and "gain@10", the mean over true items of
-            1 / log2(rank + 1) in the first ten places and 0 elsewhere.
+        slices: one row per policy, variant, metric and group of users (by length of history, by number of friends if
+            there is a social graph, and new and known users) or of true items. By training interactions, metrics of
+            items are "recall@10", the share of true items in the first ten places, and "gain@10", the mean over true
+            items of 1 / log2(rank + 1) in the first ten places and 0 elsewhere. For new and known items, and by time
+            since the item appeared, they are the accuracy metrics with the truth restricted to the group, over the
+            users (``size``) who have such a true item.
         costs: one row per variant.
         ablations: one row per policy, diffusion variant and metric: the difference from the same variant without
             diffusion, with its interval and `p` over users, and `p_seeds` as for pairs; neither is corrected.

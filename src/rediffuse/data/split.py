@@ -1,4 +1,4 @@
-"""Ways to split a dataset: by time, leave-one-out, at random, or as given with the data.
+"""Ways to split a dataset: by time, leave-one-out, at random, by item, or as given with the data.
 
 They return a `Split`, which is in `rediffuse.data.subsets` together with its views (`TrainingView`, `Task`).
 
@@ -19,8 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rediffuse.arguments import require_integer, require_number, wrong_type
-from rediffuse.data import cold_users
-from rediffuse.data.subsets import SUBSETS, TEST, TRAIN, UNUSED, VALID, Split, Targets, Task, TrainingView, split_label
+from rediffuse.data import cold_users, new_items
+from rediffuse.data.subsets import (
+    COLD_ITEMS,
+    SUBSETS,
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALID,
+    Split,
+    Targets,
+    Task,
+    TrainingView,
+    split_label,
+)
 from rediffuse.data.targets import last_targets
 from rediffuse.data.targets import remark as remark_on_targets
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, did_you_mean, refuse_unknown
@@ -38,6 +50,7 @@ __all__ = [
     "TrainingView",
     "as_split",
     "by_name",
+    "cold_items",
     "default",
     "given",
     "global_time",
@@ -258,6 +271,59 @@ def ratio(dataset: Dataset, train: float = 0.8, valid: float = 0.1, seed: int = 
 
 
 @_of_real_interactions
+def cold_items(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> Split:
+    """Whole items are held out, drawn at random: nothing with them trains, so models meet them as new items.
+
+    Half of the held-out items are tested, one more if their number is odd; the others validate. Histories hold training
+    interactions alone, in validation and in the test, and all of those of a user, whatever their time. Under the policy
+    "unseen", the validation interactions of a user are filtered in the test too.
+
+    Args:
+        dataset: any; times are not needed.
+        fraction: share of the items with an interaction that are held out, rounded.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: the fraction is not between 0 and 1, or the seed is below 0.
+        DataError: that share is fewer than two items, or all of them.
+    """
+    if not 0 < require_number("fraction", fraction) < 1:
+        raise ConfigError(f"fraction was given {fraction}.", "It must lie between 0 and 1, for example 0.1.")
+    seed = require_integer("seed", seed, minimum=0)
+    interactions = dataset.interactions
+    present = np.flatnonzero(np.bincount(interactions.items, minlength=dataset.num_items))
+    count = round(fraction * len(present))
+    if not 2 <= count < len(present):
+        raise DataError(
+            f"fraction={fraction} of {len(present):,} items holds {count:,} out: at least two are needed, one for "
+            "validation and one for the test, and one must be left to train on.",
+            "Give another fraction, or bring data with more items.",
+        )
+    held_out = np.random.default_rng(seed).permutation(present)[:count]
+    tested = held_out[: (count + 1) // 2]
+    of_item = np.full(dataset.num_items, TRAIN, dtype=np.int8)
+    of_item[held_out] = VALID
+    of_item[tested] = TEST
+    subset = of_item[interactions.items]
+    leak = (
+        "Items are held out, not a time: training and histories hold interactions that happened after those that are "
+        "tested"
+    )
+    share = _share_of_later_training(dataset, subset)
+    if share is not None:
+        leak += f" (on average {share:.0%} of the training interactions are later than a test interaction)"
+    note = (
+        f"{count:,} of {len(present):,} items are held out: {count - len(tested):,} for validation and {len(tested):,} "
+        "for the test. A model that reads no item features knows nothing of them, so its choices on validation data "
+        "are arbitrary."
+    )
+    return _checked(
+        Split(dataset, COLD_ITEMS, {"fraction": fraction, "seed": seed}, subset, f"{leak}.", note),
+        "Give another fraction or seed, or bring more data.",
+    )
+
+
+@_of_real_interactions
 def given(dataset: Dataset, scheme: str | None = None) -> Split:
     """The split that came with the data.
 
@@ -359,6 +425,7 @@ _BY_NAME: dict[str, Callable[..., Split]] = {
     "global-time": global_time,
     "sessions": sessions,
     "ratio": ratio,
+    COLD_ITEMS: cold_items,
     "given": given,
     "none": none,
     "default": default,
@@ -448,5 +515,5 @@ def _checked(split: Split, remedy: str) -> Split:
             f"The {split.name} split leaves no target interaction in the test subset.",
             "Name more target events when reading the data, or use another split.",
         )
-    remarks = [sentence for sentence in (split.note, remark_on_targets(split), cold_users.remark(split)) if sentence]
-    return dataclasses.replace(split, note=" ".join(remarks) or None)
+    remarks = (split.note, remark_on_targets(split), cold_users.remark(split), new_items.remark(split))
+    return dataclasses.replace(split, note=" ".join(filter(None, remarks)) or None)

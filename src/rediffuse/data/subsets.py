@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rediffuse.data import cold_users
-from rediffuse.data.histories import BLOCK, Histories
+from rediffuse.data import cold_users, new_items
+from rediffuse.data.histories import BLOCK, Histories, index_type
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, did_you_mean
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1
 SUBSETS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
+# The name of the split that holds items out, whose histories are those of training.
+COLD_ITEMS = "cold-items"
 # Which interactions of a held-out subset are to be predicted, see `Split.targets`.
 Targets = Literal["all", "next", "successive", "later"]
 
@@ -42,7 +44,7 @@ class Task:
         users: (n,) int64 numbers of the users with at least one interaction in the subset. Where targets are predicted
             one after the other, there is a row for each of them, so a user is in several.
         histories: n rows, the interactions before the subset; empty for users who are new in it. In a row of a single
-            target, all that came before it.
+            target, all that came before it. Where items are held out, the training interactions.
         truth: n rows, the interactions in the subset; the target interactions alone, where the data name some.
         seen: n rows, the interactions that the policy "unseen" filters, where they are not ``histories``.
         popularity: (num_items,) int64 training interactions per item.
@@ -115,7 +117,7 @@ class Split(Displayed):
     """A dataset and the subset of each of its interactions.
 
     Attributes:
-        name: "leave-one-out", "global-time", "sessions", "ratio", "given" or "none".
+        name: "leave-one-out", "global-time", "sessions", "ratio", "cold-items", "given" or "none".
         params: what to pass to `rediffuse.data.split.by_name` to get the same split again.
         subset: (interactions,) int8: TRAIN=0, VALID=1, TEST=2, UNUSED=-1.
         leak: a sentence on what training sees that a system in use would not know, or None.
@@ -176,7 +178,29 @@ class Split(Displayed):
         if self.targets != "all":  # whatever came before, in the same subset too
             return (self.subset != UNUSED) & (self.subset <= SUBSETS[name])
         trains = self.subset == TRAIN
-        return trains if name == "valid" else trains | (self.subset == VALID)
+        return trains if name == "valid" or self.name == COLD_ITEMS else trains | (self.subset == VALID)
+
+    def item_counts(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(num_items,) interactions under ``chosen`` (interactions,) per item; synthetic ones do not count."""
+        interactions = self.dataset.interactions
+        counts = np.zeros(self.dataset.num_items, dtype=np.int64)
+        for start in range(0, len(chosen), BLOCK):
+            here = slice(start, start + BLOCK)
+            kept = chosen[here] if interactions.synthetic is None else chosen[here] & ~interactions.synthetic[here]
+            counts += np.bincount(interactions.items[here][kept], minlength=len(counts))
+        return counts
+
+    def train_counts(self) -> NDArray[np.int64]:
+        """(num_items,) training interactions per item; synthetic ones do not count."""
+        return self.item_counts(self.subset == TRAIN)
+
+    def user_counts(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(num_users,) interactions under ``chosen`` (interactions,) per user; synthetic ones do not count."""
+        interactions = self.dataset.interactions
+        kept = chosen if interactions.synthetic is None else chosen & ~interactions.synthetic
+        before = np.zeros(len(kept) + 1, dtype=index_type(len(kept)))
+        np.cumsum(kept, out=before[1:])
+        return np.diff(before[interactions.offsets]).astype(np.int64)
 
     def training_view(self) -> TrainingView:
         """The training and validation interactions, copied, and what describes users and items."""
@@ -208,8 +232,9 @@ class Split(Displayed):
     def task(self, name: Literal["valid", "test"]) -> Task:
         """The users with a (target) interaction in the subset, their earlier interactions and those to predict.
 
-        Validation histories are training interactions; test histories are training and validation interactions. Where
-        targets are predicted one after the other, those before a target are in its history, too.
+        Validation histories are training interactions; test histories are training and validation interactions, but
+        training interactions alone where items are held out. Where targets are predicted one after the other, those
+        before a target are in its history, too.
 
         Raises:
             ConfigError: ``name`` is neither "valid" nor "test".
@@ -220,16 +245,11 @@ class Split(Displayed):
 
     def _task(self, name: str, train: Histories | None = None) -> Task:
         """As `task`; arrays of ``train``, the training interactions, are shared if all their users are in the task."""
-        interactions, trains = self.dataset.interactions, self.subset == TRAIN
         users, histories, truth = self._together(name, train) if self.targets == "all" else self._one_by_one(name)
-        if interactions.synthetic is not None:
-            trains &= ~interactions.synthetic
-        popularity = np.zeros(self.dataset.num_items, dtype=np.int64)
-        for start in range(0, len(trains), BLOCK):
-            here = slice(start, start + BLOCK)
-            popularity += np.bincount(interactions.items[here][trains[here]], minlength=len(popularity))
-        seen = None if interactions.synthetic is None else histories.without_synthetic()
-        return Task(name, users, histories, truth, popularity, seen)
+        seen = None if self.dataset.interactions.synthetic is None else histories.without_synthetic()
+        if name == "test" and self.name == COLD_ITEMS:
+            seen = self.before_test().take(users).without_synthetic()
+        return Task(name, users, histories, truth, self.train_counts(), seen)
 
     def _together(self, name: str, train: Histories | None) -> tuple[NDArray[np.int64], Histories, Histories]:
         """Users, histories and truth, with one row per user."""
@@ -260,6 +280,7 @@ class Split(Displayed):
             "unused": f"{sizes['unused']:,} interactions" if sizes["unused"] else None,
             "dataset": f"{self.dataset.num_users:,} users, {self.dataset.num_items:,} items",
             "no history": cold_users.shares_text(self),
+            "new items": new_items.shares_text(self),
             "leak": self.leak,
             "note": self.note,
         }

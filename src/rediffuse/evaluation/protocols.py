@@ -19,6 +19,7 @@ from torch import Tensor
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TRAIN, Split, Task, by_name
+from rediffuse.data.subsets import COLD_ITEMS
 from rediffuse.errors import ConfigError, RunError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES
 from rediffuse.evaluation.rank import Score
@@ -89,7 +90,12 @@ class Protocol:
         if self.validation_is_input:
             return task
         train = split.dataset.interactions.where(split.subset == TRAIN).take(task.users)
-        return dataclasses.replace(task, histories=train, seen=task.histories.without_synthetic())
+        seen = task.histories.without_synthetic() if task.seen is None else task.seen
+        return dataclasses.replace(task, histories=train, seen=seen)
+
+    def on(self, split: Split) -> Protocol:
+        """The protocol as it is on a split: where items are held out, histories are those of training in any."""
+        return dataclasses.replace(self, validation_is_input=False) if split.name == COLD_ITEMS else self
 
 
 _PROTOCOLS = {
@@ -99,6 +105,7 @@ _PROTOCOLS = {
         Protocol("global-time", "global-time"),
         Protocol("sessions", "sessions"),
         Protocol("ratio", "ratio"),
+        Protocol(COLD_ITEMS, COLD_ITEMS, validation_is_input=False),
         Protocol("given", "given"),
         Protocol("paper:diffurec", "given", policies=("all",), note="As published: seen items are not filtered."),
         Protocol(

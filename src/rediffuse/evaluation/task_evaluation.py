@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from rediffuse.data.cold_users import users_text, without_text
+from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.evaluation import beyond_accuracy
@@ -113,11 +114,15 @@ def _per_user_values(
     return {"popularity": beyond_accuracy.popularity, "novelty": beyond_accuracy.novelty}[kind](top, counts)
 
 
+def in_history(task: RankingTask, truth: Histories, num_items: int) -> NDArray[np.bool_]:
+    """(true items,) which ones the policy "unseen" filters; ``truth`` has distinct items, see `Ranking`."""
+    seen = task.histories if task.seen is None else task.seen
+    return np.isin(truth.owners * num_items + truth.items, seen.owners * num_items + seen.items)
+
+
 def _counts(task: RankingTask, ranking: Ranking, num_items: int) -> dict[str, int | float]:
     history, truth = task.histories, ranking.truth
-    filtered = history if task.seen is None else task.seen
     never_trained = int((np.asarray(task.popularity)[truth.items] == 0).sum())
-    seen = np.isin(truth.owners * num_items + truth.items, filtered.owners * num_items + filtered.items)
     users = np.asarray(ranking.users)
     distinct = len(np.unique(users)) if len(users) and users.min() >= 0 else len(users)
     return {
@@ -126,7 +131,7 @@ def _counts(task: RankingTask, ranking: Ranking, num_items: int) -> dict[str, in
         "items": num_items,
         "truth_items": len(truth.items),
         "cold_users": int((history.without_synthetic().lengths == 0).sum()),
-        "truth_in_history": int(seen.sum()),
+        "truth_in_history": int(in_history(task, truth, num_items).sum()),
         "truth_never_trained": never_trained,
         "truth_never_trained_share": never_trained / len(truth.items),
     }

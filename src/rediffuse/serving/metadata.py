@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
-from rediffuse.comparison.compare import groups_of_equal_size
 from rediffuse.comparison.runs import BY_USER
+from rediffuse.comparison.slices import groups_of_equal_size
 from rediffuse.recommender import Recommender
 from rediffuse.runs.card import without_front_matter
 from rediffuse.serving.hosted import HostedRun
