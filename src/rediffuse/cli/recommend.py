@@ -62,6 +62,9 @@ def recommend(
             help="How --diversity judges lists: mmr (default), dpp, or calibrated to the history by the column."
         ),
     ] = None,
+    new_items: Annotated[
+        float, typer.Option(help="0 to 1: least share of each list that is items without an interaction in training.")
+    ] = 0.0,
     temperature: Annotated[
         float | None, typer.Option(help="Of the preference that guides d3rec; above 1: more categories.")
     ] = None,
@@ -116,6 +119,7 @@ def recommend(
         "diversity": diversity,
         "diversity_by": diversity_by,
         "slate": slate,
+        "new_items": new_items,
         "temperature": temperature,
         "guidance_scale": guidance_scale,
     }

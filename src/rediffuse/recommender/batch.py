@@ -96,6 +96,7 @@ def recommend_to_folder(
     diversity: float | None = None,
     diversity_by: str | None = None,
     slate: SlateName | None = None,
+    new_items: float = 0.0,
     temperature: float | None = None,
     guidance_scale: float | None = None,
     text: TextOptions | None = None,
@@ -116,7 +117,7 @@ def recommend_to_folder(
             checksum and, if the folder is new, once to count and check its rows, before the lists are made.
         folder: new, empty, or started with the same request.
         k, exclude, seed, samples, filter_seen, explain, candidates, sampling_steps, noise, filter, max_per, diversity,
-            diversity_by, slate, temperature, guidance_scale: as for `Recommender.recommend`.
+            diversity_by, slate, new_items, temperature, guidance_scale: as for `Recommender.recommend`.
         text: how a user file of text is read.
         rows_per_part: users per part file: what is held in memory, and the most work that a kill loses.
         rank, world_size: this process writes every part file whose number modulo ``world_size`` is ``rank``.
@@ -142,7 +143,7 @@ def recommend_to_folder(
         recommender.require_explained_scores()
     sampling = recommender.sampling(seed, sampling_steps, noise, temperature, guidance_scale)
     reranking = recommender.reranking(max_per, diversity, diversity_by, slate)
-    query, unknown = recommender.build_query(k, exclude, candidates, filter_seen, filter, reranking)
+    query, unknown = recommender.build_query(k, exclude, candidates, filter_seen, filter, reranking, new_items)
     user_file = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text)
     options = {
         "k": k,
@@ -160,6 +161,7 @@ def recommend_to_folder(
         "diversity": float(diversity or 0),
         "diversity_by": diversity_by,
         "slate": slate,
+        "new_items": float(new_items),
         "temperature": sampling.temperature,
         "guidance_scale": sampling.guidance_scale,
         "rows_per_part": rows_per_part,

@@ -26,8 +26,6 @@ from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.item_features import copied_encoder, read_encoder
 from rediffuse.runs.run_folder import LOG, Run, RunContents, artifacts_of, read_run, run_path, write_run
 
-NEW = "new"  # the column of the item table of a run that says which items were added
-
 
 @dataclass(frozen=True)
 class NewItems:
@@ -165,7 +163,7 @@ def _with_ids(table: pl.DataFrame, item: str, known: pl.Series, run: str) -> pl.
 
 def _catalogue(run: RunContents, fresh: pl.DataFrame) -> pl.DataFrame:
     """The items of the run, and the new ones behind them."""
-    old = run.items if NEW in run.items.columns else run.items.with_columns(pl.lit(False).alias(NEW))
+    old = run.items
     added = fresh.select("item_id").with_columns(pl.lit(0, old["train_count"].dtype).alias("train_count"))
     title = run.config["data"].get("title")
     if "title" in old.columns:
@@ -173,7 +171,7 @@ def _catalogue(run: RunContents, fresh: pl.DataFrame) -> pl.DataFrame:
             fresh[title].cast(pl.String) if title in fresh.columns else pl.Series([None] * len(fresh), dtype=pl.String)
         )
         added = added.with_columns(text.alias("title"))
-    return pl.concat((old, added.with_columns(pl.lit(True).alias(NEW)).select(old.columns)))
+    return pl.concat((old, added.select(old.columns)))
 
 
 def _table(run: RunContents, fresh: pl.DataFrame) -> pl.DataFrame | None:

@@ -29,6 +29,7 @@ class RankingQuery:
         candidates: the only items that may be in it, ascending; None: all items.
         filter_seen: leave out the items of the history.
         reranking: makes the list of the items that the model ranks first; None: it is those items.
+        new_items: of the list, at least ``least_new`` are of these item numbers, ascending, if so many are left.
     """
 
     k: int
@@ -36,6 +37,8 @@ class RankingQuery:
     candidates: NDArray[np.int64] | None = None
     filter_seen: bool = True
     reranking: Reranking | None = None
+    new_items: NDArray[np.int64] | None = None
+    least_new: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,18 @@ class Ranker:
         rank_rows(self._score_all, np.asarray(remaining, dtype=np.int64))
         found = [items for _, items in sorted(ranked.items()) if items is not None]
         own = histories.without_synthetic()
-        return [
+        lists = [
             _reranked(items, query, own.row(row)) for row, (items, query) in enumerate(zip(found, asked, strict=True))
         ]
+        short = [row for row, query in enumerate(asked) if query.least_new > _count_new(lists[row], query)]
+        if short:
+            rows = np.asarray(short, dtype=np.int64)
+            best = self.rank(
+                histories.take(rows), user_numbers[rows], [_new_alone(asked[row]) for row in short], sampling, samples
+            )
+            for row, new in zip(short, best, strict=True):
+                lists[row] = _with_new(lists[row], new, asked[row])
+        return lists
 
     def _ranked_by_vectors(
         self, histories: Histories, user_numbers: NDArray[np.int64], queries: Sequence[RankingQuery]
@@ -252,6 +264,31 @@ def _reranked(ranked: RankedItems, query: RankingQuery, history: NDArray[np.int3
     chosen = query.reranking.choose(ranked.items, ranked.scores, query.k, history)
     deviation = None if ranked.uncertainty is None else ranked.uncertainty[chosen]
     return RankedItems(ranked.items[chosen], ranked.scores[chosen], deviation)
+
+
+def _count_new(ranked: RankedItems, query: RankingQuery) -> int:
+    """How many items of a list are new."""
+    return int(np.isin(ranked.items, query.new_items).sum())
+
+
+def _new_alone(query: RankingQuery) -> RankingQuery:
+    """The query for the best new items alone."""
+    assert query.new_items is not None
+    allowed = query.new_items if query.candidates is None else np.intersect1d(query.new_items, query.candidates)
+    return replace(query, k=query.least_new, candidates=allowed, reranking=None, least_new=0)
+
+
+def _with_new(ranked: RankedItems, new: RankedItems, query: RankingQuery) -> RankedItems:
+    """A list with the best new items in place of its last others, by score; behind the others if it was re-ranked."""
+    others = np.flatnonzero(~np.isin(ranked.items, query.new_items))[: query.k - len(new.items)]
+    items, scores = (
+        np.concatenate((getattr(ranked, name)[others], getattr(new, name))) for name in ("items", "scores")
+    )
+    order = np.argsort(-scores, kind="stable") if query.reranking is None else np.arange(len(items))
+    deviation = None
+    if ranked.uncertainty is not None and new.uncertainty is not None:
+        deviation = np.concatenate((ranked.uncertainty[others], new.uncertainty))[order]
+    return RankedItems(items[order], scores[order], deviation)
 
 
 def _mean_and_deviation(scores: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:

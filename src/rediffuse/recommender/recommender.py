@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -56,6 +57,8 @@ class Recommender(Displayed):
         knowledge: edges of the knowledge graph that the model learned from, or None.
         titles: finds items by title.
         filters: finds items by the columns of the item table.
+        new_items: numbers of the items without an interaction in training, ascending; None where there are none, or the
+            model cannot rank them.
         item_vectors: (num_items, d), see `rediffuse.models.base.Model.index_vectors`, or None.
     """
 
@@ -79,6 +82,8 @@ class Recommender(Displayed):
         self.ranker = Ranker(self.model, self.item_vectors, index)
         self.inspector = Inspector(self.model, self.item_vectors)
         self._items = IdMap(run.items["item_id"])
+        unseen = np.flatnonzero(run.items["train_count"].to_numpy() == 0)
+        self.new_items = unseen if len(unseen) and self.model.scores_new_items else None
         self._use_histories(run)
         names = [name for name in FINGERPRINTED if index is not None or not name.startswith("index.")]
         checksums = "".join(f"{name} {run.digests.get(name)}\n" for name in names)
@@ -209,6 +214,7 @@ class Recommender(Displayed):
         diversity: float | None = None,
         diversity_by: str | None = None,
         slate: SlateName | None = None,
+        new_items: float = 0.0,
         temperature: float | None = None,
         guidance_scale: float | None = None,
     ) -> Frame:
@@ -248,13 +254,16 @@ class Recommender(Displayed):
             slate: how the whole list is judged. ``mmr``, or None: an item loses what it resembles the items before it;
                 ``dpp``: by the determinant of all similarities; ``calibrated``: by how far the shares of the values of
                 ``diversity_by`` are from those in the user's history.
+            new_items: 0 to 1, the least share of each list that is items without an interaction in training, if so many
+                are left. They take the places of the last others.
             temperature: of the category preference that guides the model `d3rec`. Above 1, the preference is flatter
                 and lists get more categories; below 1, they keep to the user's own. None: as trained.
             guidance_scale: weight of that guidance, from -1 (none); at 0 the preference is read and not exaggerated.
                 None: as trained.
 
         Returns:
-            A frame: user_id, item_id, rank (from 1), score, uncertainty, title if items have titles, and because. It is
+            A frame: user_id, item_id, rank (from 1), score, uncertainty, title if items have titles, ``new`` (whether
+            the item has no interaction in training) if the model ranks such items by their features, and because. It is
             of the library of ``users`` or ``histories`` if these are columns or frames of pandas or pyarrow, else of
             polars. Users are in the order given, with their best items first. Without ``users``, user_id is the
             position of the history, from 0. The ids are of the data's type; all user ids are text if one of them cannot
@@ -278,7 +287,7 @@ class Recommender(Displayed):
         sampling = self.sampling(seed, sampling_steps, noise, temperature, guidance_scale)
         labels, user_numbers, rows, counts = self.resolve_users(users, histories)
         reranking = self.reranking(max_per, diversity, diversity_by, slate)
-        query, unknown = self.build_query(k, exclude, candidates, filter_seen, filter, reranking)
+        query, unknown = self.build_query(k, exclude, candidates, filter_seen, filter, reranking, new_items)
         counts["uncalibrated"] = 0 if reranking is None else reranking.uncalibrated(rows)
         if histories is None and self.held_out_remark is not None and self._remark_due:
             warnings.warn(self.held_out_remark, RediffuseWarning, stacklevel=2)
@@ -403,11 +412,24 @@ class Recommender(Displayed):
         filter_seen: bool,
         filter: Any = None,
         reranking: Reranking | None = None,
+        new_items: float = 0.0,
     ) -> tuple[RankingQuery, dict[str, int]]:
         """The query in item numbers, and counts of unknown ids and of filtered items for `remarks`.
 
         Arguments are those of `recommend`, with what `reranking` made of those of lists as a whole.
+
+        Raises:
+            ConfigError: as `recommend`.
         """
+        share = require_number("new_items", new_items)
+        if not 0 <= share <= 1:
+            raise ConfigError(f"new_items is {share:g}.", "Give a share of each list, from 0 to 1.")
+        if share and self.new_items is None:
+            raise ConfigError(
+                "This run ranks no new items: its model learned nothing from features of items, or all items had "
+                "interactions.",
+                "Leave out new_items, or add items (rediffuse add-items) to a run that learned from item features.",
+            )
         excluded = self.item_index([] if exclude is None else require_list("exclude", exclude))
         allowed = None if candidates is None else self.item_index(require_list("candidates", candidates))
         counts = {"unknown_excluded": int((excluded < 0).sum())}
@@ -419,7 +441,8 @@ class Recommender(Displayed):
             if len(allowed) < k:
                 counts |= {"filter_left": len(allowed), "filter_of": len(fulfil), "filter_k": k}
         filter_seen = require_flag("filter_seen", filter_seen)
-        return RankingQuery(k, excluded[excluded >= 0], allowed, filter_seen, reranking), counts
+        of_new = (self.new_items, math.ceil(share * k)) if share else ()
+        return RankingQuery(k, excluded[excluded >= 0], allowed, filter_seen, reranking, *of_new), counts
 
     def reranking(self, max_per: Any, diversity: Any, diversity_by: Any = None, slate: Any = None) -> Reranking | None:
         """How lists are made of what the model ranks first; arguments as for `recommend`.
@@ -473,6 +496,14 @@ class Recommender(Displayed):
         frame = self._frame(labels, ranked, uncertain=samples > 1)
         return frame.with_columns(because=pl.concat(reasons)) if explain else frame
 
+    def marks_of(self, items: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+        """The column new of these item numbers, if the model ranks new items."""
+        return (
+            {"new": np.isin(items, [] if self.new_items is None else self.new_items)}
+            if self.model.scores_new_items
+            else {}
+        )
+
     def _titles_of(self, items: NDArray[np.int64]) -> dict[str, pl.Series]:
         """The column title of these item numbers, if items have titles."""
         return {"title": self.items["title"].gather(items)} if "title" in self.items.columns else {}
@@ -507,7 +538,7 @@ class Recommender(Displayed):
         }
         if uncertain:
             columns["uncertainty"] = joined([user.uncertainty for user in ranked], np.float32)
-        return pl.DataFrame(columns | self._titles_of(items))
+        return pl.DataFrame(columns | self._titles_of(items) | self.marks_of(items))
 
     # --- similar items, denoising trajectories, explanations -----------------------------------------------
 

@@ -79,6 +79,11 @@ class RecommendRequest(_Request):
         "the determinant of all similarities; `calibrated`, by how far its shares of the values of `diversity_by` are "
         "from those of the history. Needs `diversity`.",
     )
+    new_items: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        0.0,
+        description="Least share of each list that is items without an interaction in training, if the model ranks "
+        "such items by their features.",
+    )
     temperature: Temperature | None = Field(
         None,
         description="Of the category preference that guides the model; above 1, lists get more categories. Only for "
@@ -156,6 +161,9 @@ class Explanation(BaseModel):
 class RecommendedItem(Item):
     score: float
     uncertainty: float | None = Field(None, description="Standard deviation of the score over samples.")
+    new: bool | None = Field(
+        None, description="Whether the item has no interaction in training; null: the model cannot rank such items."
+    )
     explanation: Explanation | None = None
 
 

@@ -76,7 +76,13 @@ class Service:
             reranking = recommender.reranking(request.max_per, request.diversity, request.diversity_by, request.slate)
             resolved[-1]["uncalibrated"] = 0 if reranking is None else reranking.uncalibrated(resolved[2])
             query = recommender.build_query(
-                request.k, request.exclude, request.candidates, request.filter_seen, request.filter, reranking
+                request.k,
+                request.exclude,
+                request.candidates,
+                request.filter_seen,
+                request.filter,
+                reranking,
+                request.new_items,
             )
             return *resolved, *query
 
@@ -223,9 +229,11 @@ def _ignored(snapshot: RunSnapshot, counts: dict[str, int], histories: Iterable[
 
 
 def _items(snapshot: RunSnapshot, ranked: RankedItems) -> list[dict[str, Any]]:
+    marks = snapshot.recommender.marks_of(ranked.items).get("new")
+    new_items = [None] * len(ranked.items) if marks is None else marks.tolist()
     items = [
-        snapshot.item(number) | {"score": score, "uncertainty": None, "explanation": None}
-        for number, score in zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True)
+        snapshot.item(number) | {"score": score, "uncertainty": None, "new": new, "explanation": None}
+        for number, score, new in zip(ranked.items.tolist(), ranked.scores.tolist(), new_items, strict=True)
     ]
     if ranked.uncertainty is not None:
         for item, uncertainty in zip(items, ranked.uncertainty.tolist(), strict=True):

@@ -119,9 +119,10 @@ function row(run, item, n, { percent, decimals }, occurrences, lists) {
   const rounded = deviation && deviation < 10 ** -decimals ? Number(deviation.toPrecision(1)) : deviation.toFixed(decimals);
   const score = item.score.toFixed(decimals) + (item.uncertainty === null ? "" : ` ± ${rounded}`);
   const tag = occurrences > 1 ? el("span", { className: "tag" }, lists === 2 ? "both" : `${occurrences} of ${lists}`) : null;
+  const fresh = item.new ? el("span", { className: "tag", title: "No interaction in training: ranked by its features" }, "new") : null;
   return el("li", {},
     el("span", { className: "rank", ariaHidden: "true" }, n + 1),
-    el("div", { className: "title" }, el("span", {}, titleOf(item)), " ", tag, columnLine(item)),
+    el("div", { className: "title" }, el("span", {}, titleOf(item)), " ", fresh, " ", tag, columnLine(item)),
     el("button", {
       type: "button", className: "tiny", title: "Add to the history", ariaLabel: `Add ${titleOf(item)} to the history`,
       click: () => editHistory([...state.history, item]),
