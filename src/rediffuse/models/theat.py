@@ -115,7 +115,7 @@ class TemporalHeat(PropagationModel):
 
     def stages(self) -> list[dict[str, tuple[Any, ...]]]:
         graph = getattr(self, "content_graph", None)  # the base class asks before it is there
-        of_content = [] if graph is None else [{"content_weight": (0.0, 0.03, 0.1, 0.3, 1.0)}]
+        of_content = [] if graph is None else [{"content_weight": (0.03, 0.0, 0.1, 0.3, 1.0)}]
         return [
             *of_content,
             {"half_life": (5.0, 2.0, 10.0, 100.0), "transition_weight": (0.3, 0.0, 1.0, 3.0)},

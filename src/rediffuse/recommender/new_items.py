@@ -151,7 +151,8 @@ def add_items(run: str | Path | Run, items: Any, out: str | Path, *, item: str =
 def _with_ids(table: pl.DataFrame, item: str, known: pl.Series, run: str) -> pl.DataFrame:
     """The table with a column item_id of the type of ``known``."""
     ids = cast_ids(table[item], known.dtype)
-    if lost := ids.is_null().arg_max() if ids.null_count() else None:
+    if ids.null_count():
+        lost = int(ids.is_null().arg_max() or 0)
         raise DataError(
             f"Row {lost} of the table of items has the id {table[item][lost]!r}; the ids of {run} are like "
             f"{known[0]!r}.",
