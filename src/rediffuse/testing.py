@@ -40,6 +40,7 @@ from rediffuse.runs.run_folder import Run, read_log
 from rediffuse.training import train
 
 # Options that make training quick; those that a model does not have are left out.
+ITEM_FEATURES = "genres"  # of `synthetic_interactions`
 SMALL = {"embedding_size": 16, "batch_size": 64, "epochs": 3, "patience": 2}
 SEED = 5
 
@@ -90,7 +91,8 @@ def check_model(
         model: a class, the import path of one (``"my_package.module:MyModel"``), or a name.
         config: options on top of `SMALL`. Choose them so that a training takes a second.
         data: a dataset, which is split by leave-one-out, or a split; None: `synthetic_interactions` with friends, a
-            knowledge graph and categories. It needs at least 8 items and 3 users.
+            knowledge graph and categories, which are item features for models with ``reads_content``. It needs at least
+            8 items and 3 users.
 
     Raises:
         AssertionError: the model breaks contracts; names them all, and says what was found.
@@ -124,6 +126,8 @@ def train_small(
     kind = model_class(model)
     if data is None:
         data = synthetic_interactions(friends=3, knowledge=True, categories=True)
+        if kind.reads_content:
+            data = data.with_features(ITEM_FEATURES)
     split = data if isinstance(data, Split) else splits.leave_one_out(data)
     if split.dataset.num_items < 8 or split.dataset.num_users < 3:
         raise ConfigError("The contracts need data of at least 8 items and 3 users.", "Give other data, or none.")
@@ -254,6 +258,25 @@ def another_seed_gives_another_run(trained: TrainedModel) -> None:
     _require(_losses(other) != _losses(trained.run), "two seeds give the same losses: something else seeds the weights")
 
 
+def new_items_are_ranked_beside_the_others(trained: TrainedModel) -> None:
+    """A model that scores new items ranks them, and ranks the others as before."""
+    recommender = trained.recommender
+    if not recommender.model.scores_new_items:
+        raise NotApplicable("It scores no new items.")
+    table = recommender.item_table
+    assert table is not None
+    known = table["item_id"]
+    ids = [f"new {number}" if known.dtype == pl.String else 10**9 + number for number in range(3)]
+    described = table.head(3).with_columns(pl.Series("item_id", ids, dtype=known.dtype))
+    extended = recommender.with_items(described)
+    lists = [one.recommend(users=trained.users, k=len(one.items), seed=1) for one in (recommender, extended)]
+    new = lists[1].filter(pl.col("item_id").is_in(ids))
+    _require(len(new) == 3 * len(trained.users), "new items are not ranked for all users")
+    _require(bool(new["new"].all()), "new items are not marked as new")
+    others = lists[1].filter(~pl.col("item_id").is_in(ids))
+    _require(others["item_id"].equals(lists[0]["item_id"]), "new items change the order of the others")
+
+
 def another_sampling_seed_gives_other_scores(trained: TrainedModel) -> None:
     model = trained.recommender.model
     if not model.stochastic:
@@ -274,6 +297,7 @@ CONTRACTS: tuple[Callable[[TrainedModel], None], ...] = (
     presets_and_search_are_valid,
     the_same_seed_gives_the_same_run,
     another_seed_gives_another_run,
+    new_items_are_ranked_beside_the_others,
     another_sampling_seed_gives_other_scores,
 )
 

@@ -50,7 +50,7 @@ class ContentGraph(nn.Module):
             mass: sum of all weights.
         """
         graph = cls(len(content), (content.sparse.shape[1], content.dense.shape[1]))  # pyright: ignore
-        graph.sparse.set(content.sparse.copy())  # an item table may hold the same
+        graph.sparse.set(content.sparse.copy())  # the state of a model must not hold an array twice
         graph.dense.copy_(torch.from_numpy(content.dense))
         graph.learned.copy_(torch.from_numpy(learned))
         graph.column_weights.copy_(torch.from_numpy(column_weights(content, learned)))

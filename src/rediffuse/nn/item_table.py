@@ -100,7 +100,9 @@ class ItemTable(nn.Embedding):
         content = ItemContent(rows, (matrix.shape[1], dense.shape[1]), size)  # pyright: ignore[reportArgumentType]
         empty = np.full(rows - len(dense), matrix.nnz, dtype=matrix.indptr.dtype)
         offsets = np.concatenate((matrix.indptr, empty))
-        content.sparse.set(sparse.csr_array((matrix.data, matrix.indices, offsets), shape=(rows, matrix.shape[1])))
+        # Copies, because the state of a model must not hold an array twice.
+        copied = matrix.data.copy(), matrix.indices.copy(), offsets
+        content.sparse.set(sparse.csr_array(copied, shape=(rows, matrix.shape[1])))
         content.dense[: len(dense)] = torch.from_numpy(dense)
         content.learned[: len(learned)] = torch.from_numpy(learned)
         for name in _WEIGHTS:
