@@ -83,6 +83,33 @@ def test_it_trains_evaluates_compares_and_skips_what_is_finished(folder, tmp_pat
     assert weights(out) == before
 
 
+def test_features_of_a_public_data_set_are_declared(tmp_path, monkeypatch):
+    where = tmp_path / "sets/shop"
+    where.mkdir(parents=True)
+    data = synthetic_interactions()
+    rows = data.interactions
+    columns = {"user_id": data.user_ids.gather(rows.owners), "item_id": data.item_ids.gather(rows.items)}
+    pl.DataFrame(columns).write_parquet(where / "interactions.parquet")
+    kinds = pl.Series("kind", [("red", "blue")[item % 2] for item in range(data.num_items)])
+    pl.DataFrame([data.item_ids, kinds]).write_parquet(where / "items.parquet")
+    monkeypatch.setenv("REDIFFUSE_DATA", str(tmp_path / "sets"))
+    source = {"public": "shop", "item_features": "kind:category"}
+    file = write(
+        tmp_path / "e.yaml", content(tmp_path, tmp_path / "out", data=source, models=["popularity"], seeds=[0])
+    )
+    assert not run_experiment(read_experiment(file)).failed
+    kept = rd.load_dataset(tmp_path / "out/data")
+    assert [str(feature) for feature in kept.item_features] == ["kind:category"]
+    # The same file again changes nothing, and another declaration is of other data.
+    assert not run_experiment(read_experiment(file)).failed
+    changed = content(tmp_path, tmp_path / "out", data={"public": "shop"}, models=["popularity"], seeds=[0])
+    with pytest.raises(RunError, match="on other data"):
+        run_experiment(read_experiment(write(tmp_path / "e.yaml", changed)))
+    folder = {"folder": str(tmp_path / "out/data"), "item_features": "kind"}
+    with pytest.raises(ConfigError, match="is an option of tables"):
+        read_experiment(write(tmp_path / "e.yaml", content(tmp_path, tmp_path / "out", data=folder)))
+
+
 def test_what_is_left_is_done_and_what_was_interrupted_is_resumed(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     experiment = read_experiment(write(tmp_path / "e.yaml", content(folder, out)))

@@ -35,10 +35,15 @@ class _Section(BaseModel):
         return values
 
 
+# What is declared of a dataset that was read already.
+DECLARED = ("item_features", "user_features")
+
+
 class DataSection(BaseModel):
     """Where the interactions come from: exactly one of ``folder``, ``public`` and ``table``.
 
-    Other keys are the options of `rediffuse.read_interactions`, for a table.
+    Other keys are the options of `rediffuse.read_interactions`, for a table; those in `DECLARED` are for a public data
+    set too.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -210,7 +215,7 @@ class _Check:
             remedy = did_you_mean(option, [*known, "folder", "public", "table"])
             if option not in known:
                 raise self.refuse(("data", option), "there is no such key.", remedy)
-            if data.table is None:
+            if data.table is None and not (data.public is not None and option in DECLARED):
                 problem = f"is an option of tables, and the data come from {sources[0]}."
                 raise self.refuse(("data", option), problem, "Leave it out; a prepared dataset was read already.")
         if data.folder is not None and not (data.folder / "manifest.json").is_file():

@@ -16,7 +16,7 @@ from rediffuse.data.split import Split
 from rediffuse.errors import ConfigError, RediffuseError, RunError
 from rediffuse.evaluation.metrics import ACCURACY, LIST_METRICS, parse_metrics
 from rediffuse.evaluation.protocols import protocol, split_for
-from rediffuse.experiment.plan import Experiment, PlannedRun
+from rediffuse.experiment.plan import DECLARED, Experiment, PlannedRun
 from rediffuse.files import atomic_write_text
 from rediffuse.readers import read_interactions
 from rediffuse.readers.public_datasets import public_dataset
@@ -113,7 +113,7 @@ def _dataset(experiment: Experiment, say: Say) -> Dataset:
         return load_dataset(kept)  # published data do not change
     say(f"Reading {file.data.public or file.data.table}.")
     if file.data.public is not None:
-        data = public_dataset(file.data.public)
+        data = public_dataset(file.data.public).with_features(*map(file.data.options.get, DECLARED))
     else:
         data = read_interactions(file.data.table, **file.data.options)
     if kept.is_dir() and load_dataset(kept).fingerprint != data.fingerprint:
