@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import polars as pl
 import pytest
 from tests.comparison.folders import made_up_run
+from tests.test_cli import flat, succeeds
 
 import rediffuse as rd
 from rediffuse.comparison.statistics import mean_interval
@@ -264,3 +266,24 @@ def test_reports_show_the_slices_and_the_ceiling(shop, tmp_path):
         assert f"ndcg@10 {known['ndcg@10']:.3f} (of " in page
     for heading in ("new and known users", "new and known items", "time since the item appeared"):
         assert f"## ndcg@10 by {heading}" in text
+
+
+def test_the_command_prints_slices_of_one_run_and_the_ceiling_of_all(shop, tmp_path):
+    data = shop.save(tmp_path / "data")
+    runs = [rd.train(name, SPLITS["global-time"](shop), tmp_path / name).path for name in ("popularity", "itemknn")]
+    facts = json.loads(succeeds("evaluate", runs[0], data, "--metrics", "recall@7", "--json"))
+    alone = flat(succeeds("evaluate", runs[0], data, "--metrics", "recall@7"))
+    assert alone.count("By users and true items, seen items") == 2
+    for row in facts["slices"]:
+        for policy in ("all", "unseen"):
+            cells = [
+                row["slice"],
+                str(row["size"]),
+                str(row["truth_items"]),
+                f"{row['metrics'][policy]['recall@7']:.4f}",
+            ]
+            assert re.search(r"[\s│]+".join(map(re.escape, cells)), alone), cells
+    sentence = "of the true items were never in training: a model that cannot recommend them reaches at most hr@10"
+    several = flat(succeeds("evaluate", *runs, data))
+    assert "By users and true items" not in several
+    assert (alone.count(sentence), several.count(sentence)) == (1, 2)

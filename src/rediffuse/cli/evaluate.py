@@ -133,7 +133,7 @@ def _print_facts(result: dict[str, Any], about: str) -> None:
         f"{without_text(counts)}; "
         f"{result['users_per_second']:,.0f} {what}/s. Validation interactions {inputs} part of the histories."
     )
-    print_rich(f"{ceiling_text(counts, result['ceiling'])}.")
+    print_rich(f"{about}{ceiling_text(counts, result['ceiling'])}.")
     if seen := counts["truth_in_history"]:
         print_rich(
             f"{seen / counts['truth_items']:.1%} of the true items are in the user's history: "
