@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="ml-100k")
     parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--updates", type=int, default=4000)
     parser.add_argument("--runs", type=Path, default=Path("runs/slates"))
     out_option(parser, "slate-diffusion-ml-100k.json")
     arguments = parser.parse_args()
