@@ -48,6 +48,16 @@ METHODS: dict[str, dict[str, Any]] = {
 Point = dict[str, Any]
 
 
+def trained(name: str, split: Any, folder: Path, seed: int) -> tuple[Model, Point]:
+    """A model and what its training was; it is trained, or its training continued, unless the run is there."""
+    if not (folder / "manifest.json").exists():
+        rd.train(name, split, folder, config={"metric": METRIC}, seed=seed, resume=folder.exists())
+    run = read_run(folder)
+    training = run.config["training"]
+    kept = ("minutes", "best_epoch", "stopped", "precision")
+    return run.model, {"model": name, "seed": seed} | {key: training[key] for key in kept}
+
+
 def measured(model: Model, task: Any, dataset: Any) -> Iterator[tuple[Point, TaskResult]]:
     """The plain lists of a model, then those of each method and strength."""
     how = {"num_items": model.num_items, "metrics": METRICS, "features": item_features(dataset.items)}
@@ -113,15 +123,10 @@ def main() -> None:
     for name in arguments.models:
         seeds = []
         for seed in arguments.seeds:
-            folder = arguments.runs / f"{arguments.data}-{name}-{seed}"
-            if not (folder / "manifest.json").exists():
-                rd.train(name, split, folder, config={"metric": METRIC}, seed=seed, resume=folder.exists())
-            run = read_run(folder)
-            training = run.config["training"]
-            facts.append({"model": name, "seed": seed})
-            facts[-1] |= {key: training[key] for key in ("minutes", "best_epoch", "stopped", "precision")}
+            model, fact = trained(name, split, arguments.runs / f"{arguments.data}-{name}-{seed}", seed)
+            facts.append(fact)
             print(json.dumps(facts[-1]), flush=True)
-            seeds.append(list(measured(run.model, task, data)))
+            seeds.append(list(measured(model, task, data)))
         points = [{"model": name} | point for point in summary(seeds)]
         print(f"\n{name}\n\n{table(points)}\n", flush=True)
         test += points
