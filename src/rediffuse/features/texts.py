@@ -26,8 +26,8 @@ _BLOCK = 10_000
 _RANK = 1e-4
 # The projection of a vector of norm 1 that is shorter is rounding, and would be blown up to norm 1.
 _ROUNDING = 1e-5
-# As scikit-learn, words have at least two letters or digits. Digits alone are no word: the years at the end of the
-# titles of films are their most common words, and would be their leading directions.
+# As scikit-learn, words have at least two letters or digits. Digits alone are no word: with the years at the end of
+# MovieLens titles, the title nearest to a title was of the same year for 88 % of them, without for 15 %.
 _WORD = r"\b(?!\d+\b)\w\w+\b"
 
 
