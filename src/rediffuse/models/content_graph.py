@@ -27,6 +27,9 @@ class ContentGraph(nn.Module):
         widths: columns of the sparse and of the dense part of the content.
     """
 
+    edges: SparseMatrix
+    sparse: SparseMatrix
+    dense: Tensor
     learned: Tensor
     column_weights: Tensor
     scale: Tensor
