@@ -44,7 +44,7 @@ from rediffuse.reranking import MarginalRelevance, Reranking, VectorSimilarity, 
 
 STEPS, SAMPLING_STEPS, TIME_SIZE = 100, 20, 64
 WINDOWS, BATCH = 20_000, 256
-DRAWS = 3
+DRAWS = 1
 
 
 class SlateNetwork(nn.Module):
@@ -151,8 +151,8 @@ def drawn_by(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="ml-100k")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--updates", type=int, default=4000)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--updates", type=int, default=1500)
     parser.add_argument("--runs", type=Path, default=Path("runs/slates"))
     out_option(parser, "slate-diffusion-ml-100k.json")
     arguments = parser.parse_args()
@@ -191,6 +191,7 @@ def main() -> None:
         began = time.perf_counter()
         network = fitted(slates, conditions, process, arguments.hidden, arguments.updates, seed=0)
         minutes[name] = (time.perf_counter() - began) / 60
+        print(f"{name}: trained", flush=True)
         for draw, points in enumerate(seeds):
             drawn = drawn_by(network, process, wanted, slates.shape[1], draw)
             points += curve(name, DrawnLists(drawn.reshape(shape), items))

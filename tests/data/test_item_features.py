@@ -17,7 +17,7 @@ from rediffuse.data.item_features import Feature, parse_features
 from rediffuse.data.store import MANIFEST
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.files import sha256_json
-from rediffuse.models.baselines.popularity import Popularity
+from rediffuse.models.baselines.bprmf import BPRMF
 from rediffuse.training.loop import Trainer
 
 TABLE = pl.DataFrame(
@@ -131,9 +131,11 @@ def test_datasets_carry_features_to_the_training_view_and_through_files(tmp_path
         view = rd.split.leave_one_out(made).training_view() if made is again else rd.split.none(made).training_view()
         assert (view.item_features, view.user_features) == (items, users)
     view = rd.split.leave_one_out(data).training_view()
-    model = Popularity(Popularity.Config(), data.num_items, data.num_users)
+    model = BPRMF(BPRMF.Config(), data.num_items, data.num_users)
     trained_on = Trainer(model, view, tmp_path, seed=0, user_ids=data.user_ids).data
-    assert (trained_on.item_features, trained_on.user_features) == (items, users)
+    assert trained_on.content is not None
+    assert trained_on.user_content is not None
+    assert (len(trained_on.content), len(trained_on.user_content)) == (data.num_items, data.num_users)
 
 
 def test_older_folders_have_none_and_damaged_ones_are_refused(tmp_path: Path) -> None:
@@ -154,23 +156,26 @@ def test_older_folders_have_none_and_damaged_ones_are_refused(tmp_path: Path) ->
             rd.load_dataset(tmp_path / "data")
 
 
-def test_the_fingerprint_covers_what_is_declared_and_nothing_else() -> None:
+def test_the_features_fingerprint_covers_what_is_declared_and_nothing_else() -> None:
     plain = read()
     other = TABLE.with_columns(title=pl.Series(["A red shoe", "A blue shoe", None, "A cap"]))
     declared = {spec: plain.with_features(spec) for spec in ("category", "title:text", "category,price", "image")}
-    assert len({plain.fingerprint, *(data.fingerprint for data in declared.values())}) == 5
-    assert plain.with_features("title:category").fingerprint != declared["title:text"].fingerprint
-    assert declared["category"].with_features([]).fingerprint == plain.fingerprint
+    assert len({plain.features_fingerprint, *(data.features_fingerprint for data in declared.values())}) == 5
+    assert plain.with_features("title:category").features_fingerprint != declared["title:text"].features_fingerprint
+    assert declared["category"].with_features([]).features_fingerprint == plain.features_fingerprint
     assert {data.interactions_fingerprint for data in declared.values()} == {plain.interactions_fingerprint}
     changed = rd.read_interactions(INTERACTIONS, items=other.reverse().select(reversed(other.columns)))
-    assert changed.with_features("category").fingerprint == declared["category"].fingerprint
-    assert changed.with_features("title:text").fingerprint != declared["title:text"].fingerprint
+    assert changed.with_features("category").features_fingerprint == declared["category"].features_fingerprint
+    assert changed.with_features("title:text").features_fingerprint != declared["title:text"].features_fingerprint
     users = plain.with_features(users="age")
-    assert users.fingerprint not in {plain.fingerprint, plain.with_features("year").fingerprint}
+    assert users.features_fingerprint not in {
+        plain.features_fingerprint,
+        plain.with_features("year").features_fingerprint,
+    }
     # A missing value is not an empty text, and not the next row's value.
     moved = TABLE.with_columns(title=pl.Series(["A red shoe", None, "A blue shoe", "A hat"]))
     moved_data = rd.read_interactions(INTERACTIONS, items=moved, item_features="title:text")
-    assert moved_data.fingerprint != declared["title:text"].fingerprint
+    assert moved_data.features_fingerprint != declared["title:text"].features_fingerprint
 
 
 def test_another_declaration_takes_the_place_of_the_first_one_and_of_its_notes() -> None:

@@ -25,16 +25,22 @@ def column_weights(content: Content, fitted: NDArray[np.bool_]) -> NDArray[np.fl
 
 
 def nearest(
-    items: Content, among: Content, numbers: NDArray[np.int64], weights: NDArray[np.float32], count: int
+    items: Content,
+    own: NDArray[np.int64],
+    among: Content,
+    numbers: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    count: int,
 ) -> sparse.csr_array:
-    """(n, max(numbers) + 1) cosines of each item with the ``count`` items that are most like it, where positive.
+    """(n, max(numbers) + 1) cosines of each item with the ``count`` others that are most like it, where positive.
 
     Args:
         items: content of n items.
-        among: content of m other items.
-        numbers: (m,) their columns in the result.
+        own: (n,) their numbers; none is its own neighbour.
+        among: content of m items.
+        numbers: (m,) their numbers, ascending.
         weights: factors of the columns of the sparse content, see `column_weights`.
-        count: of neighbours; an item of which all of the content is the same may be left out among equals.
+        count: of neighbours. Which of equals are among them is not defined.
     """
     left, right = _unit(items, weights), _unit(among, weights)
     count = min(count, len(among))
@@ -43,6 +49,9 @@ def nearest(
     for start in range(0, len(items), step):
         block = slice(start, start + step)
         cosines = (left[0][block] @ right[0].T).toarray() + left[1][block] @ right[1].T  # pyright: ignore
+        place = np.minimum(np.searchsorted(numbers, own[block]), max(len(numbers) - 1, 0))
+        same = np.flatnonzero(numbers[place] == own[block]) if len(numbers) else np.zeros(0, dtype=np.int64)
+        cosines[same, place[same]] = 0
         best = np.argpartition(-cosines, count - 1, axis=1)[:, :count] if count else np.zeros((len(cosines), 0), int)
         found = np.take_along_axis(cosines, best, axis=1)
         row, place = np.nonzero(found > 0)

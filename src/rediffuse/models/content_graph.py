@@ -27,6 +27,9 @@ class ContentGraph(nn.Module):
         widths: columns of the sparse and of the dense part of the content.
     """
 
+    edges: SparseMatrix
+    sparse: SparseMatrix
+    dense: Tensor
     learned: Tensor
     column_weights: Tensor
     scale: Tensor
@@ -97,9 +100,7 @@ class ContentGraph(nn.Module):
     def _edges_to(self, content: Content, numbers: NDArray[np.int64]) -> sparse.csr_array:
         """(n, num_items) what leads to items of these numbers (n,), without factor."""
         learned = np.flatnonzero(self.learned.cpu().numpy())
-        # One more, because an item is the nearest to itself.
-        found = nearest(content, self.content.take(learned), learned, self.column_weights.cpu().numpy(), NEIGHBOURS + 1)
-        found = sparse.coo_array(found)
-        others = numbers[found.row] != found.col
-        entries = (found.data[others], (found.row[others], found.col[others]))
-        return sparse.csr_array(entries, shape=(len(numbers), len(self.learned)))
+        weights = self.column_weights.cpu().numpy()
+        found = nearest(content, numbers, self.content.take(learned), learned, weights, NEIGHBOURS)
+        found.resize(len(numbers), len(self.learned))
+        return found

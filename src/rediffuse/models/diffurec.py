@@ -55,6 +55,7 @@ from rediffuse.nn.transformer import Cache
 
 # The paper's network and training.
 PAPER: dict[str, Any] = {
+    "item_features": False,
     "normalize": False,
     "noise_schedule": "trunc_lin",
     "lambda_uncertainty": 0.001,

@@ -13,7 +13,7 @@ from rediffuse.models.content import ContentModel
 from rediffuse.models.factors import FactorConfig, FactorModel
 
 
-class BPRMFConfig(ContentConfig, FactorConfig):
+class BPRMFConfig(FactorConfig, ContentConfig):
     """Options of BPR-MF."""
 
 

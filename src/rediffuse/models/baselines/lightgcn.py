@@ -24,7 +24,7 @@ from rediffuse.models.content import ContentModel
 from rediffuse.models.factors import FactorConfig, FactorModel
 
 
-class LightGCNConfig(ContentConfig, FactorConfig):
+class LightGCNConfig(FactorConfig, ContentConfig):
     """Options of LightGCN, with the paper's three layers."""
 
     search = FactorConfig.search | {"layers": Range(1, 4)}
