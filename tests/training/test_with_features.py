@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rediffuse as rd
-from rediffuse.errors import DataError, RediffuseWarning
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning, RunError
 from rediffuse.models.base import TrainingData
 from rediffuse.runs.item_features import read_encoder
 from rediffuse.runs.run_folder import read_run
@@ -123,6 +123,26 @@ def test_items_that_were_added_are_updated_like_the_others(run, tmp_path):
     parts = recommender.explain([1001], history=[5])["part"].unique()
     assert {"content", "shared users"} <= set(parts)
     assert "added after the training" not in (updated.path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_run_with_added_items_is_not_tested_on_the_data(run, data, tmp_path):
+    grown, _ = rd.add_items(run, described([1001]), tmp_path / "grown")
+    with pytest.raises(RunError, match=r"has 1 items that were added after its training[\s\S]*run;"):
+        rd.evaluate(grown, data)
+
+
+def test_theat_always_keeps_a_road_to_new_items_unless_it_is_closed(data, tmp_path):
+    """Here the content of known items says nothing that shared users do not say, so the least weight is best."""
+    split = rd.split.leave_one_out(data)
+    chosen = rd.train("theat", split, tmp_path / "chosen")
+    assert chosen.config["resolved"]["settings"]["content_weight"] > 0
+    recommender = rd.Recommender.load(chosen).with_items(described(range(1000, 1004)))
+    lists = recommender.recommend(list(range(USERS)), k=ITEMS + 4).filter(pl.col("item_id") >= 1000)
+    first = lists.group_by("user_id").agg(pl.col("item_id").sort_by("rank").first())
+    assert (first["item_id"] % CATEGORIES == first["user_id"] % CATEGORIES).mean() > 0.9
+    closed = rd.train("theat", split, tmp_path / "closed", config={"content_weight": 0.0})
+    with pytest.raises(ConfigError, match="theat cannot rank new items in this run"):
+        rd.Recommender.load(closed).with_items(described([1000]))
 
 
 @pytest.mark.parametrize("asked", [{"history": [1, 5, 9]}, {"user": 3}])
