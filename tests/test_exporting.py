@@ -170,6 +170,24 @@ def test_onnx_runtime_gives_the_lists_of_the_library(kind, runs, exported):
         check_lists(runs(kind), folder, scores(folder, histories, seed), histories, seed)
 
 
+def test_content_is_part_of_the_exported_vectors(tmp_path):
+    events = pl.DataFrame(
+        [(user, (user * 3 + day) % 30, day) for user in range(40) for day in range(8)],
+        schema=["user_id", "item_id", "time"],
+        orient="row",
+    )
+    items = pl.DataFrame({"item_id": range(30), "kind": ["shoes", "hats", "socks"] * 10, "price": range(30)})
+    data = rd.read_interactions(events, time="time", items=items, item_features="kind,price:number")
+    run = rd.train("sasrec", rd.split.leave_one_out(data), tmp_path / "run", config=TINY | {"blocks": 1})
+    new = pl.DataFrame({"item_id": [100, 101], "kind": ["hats", "socks"], "price": [3, 29]})
+    grown, _ = rd.add_items(run, new, tmp_path / "grown")
+    export(grown.path, tmp_path / "out", "torch-export")
+    found = scores(tmp_path / "out", HISTORIES[:-2], graph=torch_graph)
+    assert found.shape[1] == 32
+    assert np.linalg.norm(load_file(tmp_path / "out" / "items.safetensors")["vectors"][-2:], axis=1).all()
+    check_lists(grown.path, tmp_path / "out", found, HISTORIES[:-2])
+
+
 @pytest.mark.parametrize("kind", [slow("causal"), slow("both"), "gru4rec"])
 def test_torch_export_gives_the_lists_of_the_library(kind, runs, tmp_path):
     export(runs(kind), tmp_path, "torch-export")

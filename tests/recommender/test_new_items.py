@@ -18,7 +18,10 @@ MODELS = {
     "theat": {},
     "heatrec": {"epochs": 8, "embedding_size": 16, "batch_size": 64, "learning_rate": 0.02},
 }
-pytestmark = pytest.mark.filterwarnings("ignore:The split of this run:rediffuse.errors.RediffuseWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The split of this run:rediffuse.errors.RediffuseWarning"),
+    pytest.mark.filterwarnings("ignore:Of the 96. interactions:rediffuse.errors.RediffuseWarning"),
+]
 
 
 def category(item: int) -> str:
@@ -99,6 +102,26 @@ def test_a_run_with_new_items_is_a_run(run, new, tmp_path):
     assert "5 were added after the training" in (made.path / "README.md").read_text(encoding="utf-8")
     again, _ = rd.add_items(made, new.with_columns(item_id=pl.col("item_id") + 100), tmp_path / "yet_more")
     assert len(rd.Recommender.load(again).items) == ITEMS + 10
+
+
+def test_histories_and_items_can_be_added_in_turn(run, new, tmp_path):
+    later = pl.DataFrame({"user_id": [1, 900], "item_id": [2, 5], "time": [1_700_000_000, 1_700_000_060]})
+    live, _ = rd.update_histories(run, later, tmp_path / "live", time="time")
+    both, _ = rd.add_items(live, new, tmp_path / "both")
+    recommender = rd.Recommender.load(both)
+    with pytest.warns(RediffuseWarning, match="unknown"):
+        in_memory = rd.Recommender.load(run).with_histories(later, time="time").with_items(new)
+    expected = in_memory.recommend([1, 2, 900], k=8)
+    assert recommender.recommend([1, 2, 900], k=8).equals(expected)
+    assert not set(expected.filter(user_id=900)["item_id"]) & {5}
+
+    # A new item that is bought is part of a history, and is not recommended again.
+    bought = pl.DataFrame({"user_id": [1], "item_id": [1003], "time": [1_700_000_090]})
+    after, found = rd.update_histories(both, bought, tmp_path / "after", time="time")
+    assert (found.added, len(found.unknown_items)) == (1, 0)
+    lists = rd.Recommender.load(after).recommend([1], k=ITEMS + 5)
+    assert 1003 not in lists["item_id"].to_list()
+    assert 1001 in lists["item_id"].to_list()
 
 
 def test_a_share_of_the_list_can_be_new(run, new):

@@ -26,10 +26,13 @@ HISTORIES = [[0, 1, 2], [5], []]
 pytestmark = pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
 
 
-def shop():
+def events():
     rows = [(f"customer-{user}@shop", (user * 3 + day) % 30, day) for user in range(60) for day in range(8)]
-    events = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
-    return rd.read_interactions(events, user="user", item="item", time="time")
+    return pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+
+
+def shop():
+    return rd.read_interactions(events(), user="user", item="item", time="time")
 
 
 class FakeHub:
@@ -119,6 +122,24 @@ def test_no_user_is_published_by_default(run, fake, tmp_path):
     card = (folder / "README.md").read_text()
     assert 'load("hf://ann/shop")' in card
     assert "This copy holds no users" in card
+
+
+def test_new_items_can_be_added_to_a_copy_without_users(fake, tmp_path):
+    kinds = ["shoes", "hats", "socks"]
+    items = pl.DataFrame({"item_id": range(30), "kind": kinds * 10})
+    data = rd.read_interactions(events(), user="user", item="item", time="time", items=items, item_features="kind")
+    run = rd.train("theat", rd.split.none(data), tmp_path / "theat")
+    new = pl.DataFrame({"item_id": [100, 101], "kind": ["hats", "socks"]})
+    rd.push(run, "ann/described")
+    assert {"item_features.json", "item_features.safetensors"} <= {
+        path.name for path in fake.folder("ann/described").iterdir()
+    }
+    found = [
+        rd.Recommender.load(place).with_items(new).recommend(histories=[[1, 4]], k=32)
+        for place in (run, "hf://ann/described")
+    ]
+    assert found[0].equals(found[1])
+    assert found[0]["new"].sum() == 2
 
 
 def test_histories_are_published_on_request(run, fake):

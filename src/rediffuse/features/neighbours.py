@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
 from rediffuse.features.content import Content
+from rediffuse.topk import exact_top_k
 
 # Similarities that are held at once.
-BLOCK = 16_000_000
+BLOCK = 4_000_000
 
 
 def column_weights(content: Content, fitted: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -42,26 +44,28 @@ def nearest(
         weights: factors of the columns of the sparse content, see `column_weights`.
         count: of neighbours. Which of equals are among them is not defined.
     """
-    left, right = _unit(items, weights), _unit(among, weights)
     count = min(count, len(among))
+    if not count or not len(items):
+        return sparse.csr_array((len(items), int(numbers.max(initial=-1)) + 1), dtype=np.float32)
+    left, right = _unit(items, weights), _unit(among, weights)
+    right_columns = right[0].T.tocsr()
     rows, columns, values = [], [], []
     step = max(1, BLOCK // max(len(among), 1))
     for start in range(0, len(items), step):
         block = slice(start, start + step)
-        cosines = (left[0][block] @ right[0].T).toarray() + left[1][block] @ right[1].T  # pyright: ignore
-        place = np.minimum(np.searchsorted(numbers, own[block]), max(len(numbers) - 1, 0))
-        same = np.flatnonzero(numbers[place] == own[block]) if len(numbers) else np.zeros(0, dtype=np.int64)
+        cosines = left[1][block] @ right[1].T
+        product = sparse.csr_array(left[0][block] @ right_columns)
+        cosines[np.repeat(np.arange(len(cosines)), np.diff(product.indptr)), product.indices] += product.data
+        place = np.minimum(np.searchsorted(numbers, own[block]), len(numbers) - 1)
+        same = np.flatnonzero(numbers[place] == own[block])
         cosines[same, place[same]] = 0
-        best = np.argpartition(-cosines, count - 1, axis=1)[:, :count] if count else np.zeros((len(cosines), 0), int)
-        found = np.take_along_axis(cosines, best, axis=1)
+        found, best = (part.numpy() for part in exact_top_k(torch.from_numpy(cosines), count))
         row, place = np.nonzero(found > 0)
         rows.append(row + start)
         columns.append(numbers[best[row, place]])
         values.append(found[row, place])
-    width = int(numbers.max(initial=-1)) + 1
-    parts = (np.concatenate(part) if part else np.zeros(0, int) for part in (values, rows, columns))
-    data, row, column = parts
-    return sparse.csr_array((data.astype(np.float32), (row, column)), shape=(len(items), width))
+    data, row, column = (np.concatenate(part) for part in (values, rows, columns))
+    return sparse.csr_array((data, (row, column)), shape=(len(items), int(numbers[-1]) + 1))
 
 
 def _unit(content: Content, weights: NDArray[np.float32]) -> tuple[sparse.csr_array, NDArray[np.float32]]:

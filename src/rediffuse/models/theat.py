@@ -115,7 +115,8 @@ class TemporalHeat(PropagationModel):
 
     def stages(self) -> list[dict[str, tuple[Any, ...]]]:
         graph = getattr(self, "content_graph", None)  # the base class asks before it is there
-        of_content = [] if graph is None else [{"content_weight": (0.03, 0.0, 0.1, 0.3, 1.0)}]
+        # Never 0: where validation has few new items, they would be reached by nothing.
+        of_content = [] if graph is None else [{"content_weight": (0.03, 0.003, 0.1, 0.3, 1.0)}]
         return [
             *of_content,
             {"half_life": (5.0, 2.0, 10.0, 100.0), "transition_weight": (0.3, 0.0, 1.0, 3.0)},
@@ -168,7 +169,7 @@ class TemporalHeat(PropagationModel):
 
     @property
     def scores_new_items(self) -> bool:
-        return self.content_graph is not None
+        return self.content_graph is not None and self.settings["content_weight"] > 0
 
     def with_items(self, content: Content) -> Self:
         state = dict(self.state_dict())

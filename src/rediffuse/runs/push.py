@@ -19,7 +19,7 @@ from rediffuse.table_files import read_parquet
 # Files that hold no user. All others stay here, unless the histories are published too.
 _WITHOUT_USERS = re.compile(
     r"config\.json|environment\.json|items\.parquet|item_table\.parquet|model\.safetensors|README\.md|metrics\.jsonl"
-    r"|knowledge\.parquet|index\.(json|faiss)|test[\w.:-]*\.json"
+    r"|knowledge\.parquet|index\.(json|faiss)|item_features\.(json|safetensors)|test[\w.:-]*\.json"
 )
 _USERS, _CARD = "users.parquet", "README.md"
 

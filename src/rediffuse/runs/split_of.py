@@ -10,11 +10,16 @@ from rediffuse.runs.run_folder import RunContents
 
 
 def check_data(run: RunContents, dataset: Dataset) -> None:
-    """Check that a run was trained on a dataset, with the same synthetic interactions.
+    """Check that a run was trained on a dataset, with the same synthetic interactions and items.
 
     Raises:
-        RunError: it was not.
+        RunError: it was not, or has items that were added afterwards.
     """
+    if added := run.config.get("items_added_to"):
+        raise RunError(
+            f"{run.path} has {added['items']:,} items that were added after its training and are not in the data.",
+            f"Use the run that they were added to, {added['run']}; its scores of other items are the same.",
+        )
     trained_on = run.config["data"]
     own = dataset.fingerprint_without_synthetic, augmentation(dataset)
     if (trained_on["fingerprint"], trained_on.get("augmentation")) != own:

@@ -13,7 +13,7 @@ from rediffuse.config import selected_value
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import as_dataset
 from rediffuse.data.split import none
-from rediffuse.errors import ConfigError, RunError, TrainingError
+from rediffuse.errors import ConfigError, DataError, RunError, TrainingError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend
 from rediffuse.runs.identity import open_run_folder
@@ -54,6 +54,7 @@ def refit(
 
     Raises:
         ConfigError: the run is a blend, or an argument has the wrong type.
+        DataError: the data do not declare the item features that the run has learned from.
         RunError: the run cannot be read, or its log is missing; ``out`` is not empty; with ``keep_test``, the run has
             no test subset, or other data.
         StorageError: ``out`` cannot be written.
@@ -74,6 +75,7 @@ def refit(
         )
     if keep_test and chosen["split"]["name"] == "none":
         raise RunError(f"{source} has no test subset to keep.", "Refit it without keep_test.")
+    _check_features(contents, dataset)
     split = split_of(contents, dataset).training_on_validation() if keep_test else none(dataset)
     memory = PeakMemory()
     steps = _chosen_steps(contents)
@@ -136,6 +138,30 @@ def refit(
         }
         distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
     return Run(folder, run_config, None, state.seconds / 60)
+
+
+def _check_features(contents: RunContents, dataset: Dataset) -> None:
+    """Check that a dataset declares the item features that a run has learned from.
+
+    Raises:
+        DataError: it declares others, or none, or the run has none.
+    """
+    if not type(contents.model).reads_content_with(contents.model.config):
+        return
+    described = contents.config["data"].get("item_features") or {"features": []}
+    learned = [f"{feature['column']}:{feature['kind']}" for feature in described["features"]]
+    declared = [str(feature) for feature in dataset.item_features]
+    if declared != learned:
+        raise DataError(
+            f"{contents.path} has learned from {_named(learned)}, and the data declare {_named(declared)}.",
+            f"Declare the same: data.with_features({learned}), or rediffuse prepare --item-features."
+            if learned
+            else "Take them away, data.with_features([]), or train a model with them and refit that.",
+        )
+
+
+def _named(features: list[str]) -> str:
+    return f"the item features {', '.join(features)}" if features else "no item features"
 
 
 def _chosen_steps(contents: RunContents) -> dict[str, int]:

@@ -52,7 +52,7 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
 
     Warns:
         RediffuseWarning: interactions that the run knows already were left out; interactions that its split held out
-            are learned too.
+            are learned too; features of new items are missing or were not known in training.
     """
     began, memory = time.monotonic(), PeakMemory()
     folder = require_path("out", out, 'Name a folder for the new run: out="runs/updated".')
@@ -66,6 +66,9 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
     model.resolve(contents.config["resolved"])
     popularity = np.bincount(merged.after.items, minlength=len(merged.item_ids))
     item_table, encoder = _item_columns(contents, new, merged), read_encoder(contents)
+    if encoder is not None and item_table is not None and len(added := item_table[len(contents.items) :]):
+        for note in encoder.notes(added):
+            warnings.warn(f"New items: {note}", RediffuseWarning, stacklevel=2)
     training_data = TrainingData(
         merged.after,
         len(merged.user_ids),
@@ -81,7 +84,8 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
     model.prepare()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     minutes = (time.monotonic() - began) / 60
-    earlier_config = {name: value for name, value in contents.config.items() if name != "histories_updated_from"}
+    made_of = ("histories_updated_from", "items_added_to")
+    earlier_config = {name: value for name, value in contents.config.items() if name not in made_of}
     run_config = earlier_config | {
         "created": now,
         "split": {"name": "none", "params": {}, "fingerprint": None, "leak": None},
@@ -209,12 +213,12 @@ def _item_table(contents: RunContents, new: Dataset, merged: _Merged, popularity
 
 
 def _item_columns(contents: RunContents, new: Dataset, merged: _Merged) -> pl.DataFrame | None:
-    """item_table.parquet of the new run: what the new dataset says of items wins over what the old run holds."""
+    """item_table.parquet of the new run: values of the new dataset win over those of the old run, which fill gaps."""
     tables = [
         table.rename({table.columns[0]: "item_id"}) for table in (new.items, contents.item_table) if table is not None
     ]
     if not tables:
         return None
-    described = pl.concat(tables, how="diagonal_relaxed").unique("item_id", keep="first", maintain_order=True)
+    described = pl.concat(tables, how="diagonal_relaxed").group_by("item_id").agg(pl.all().drop_nulls().first())
     ids = pl.DataFrame({"item_id": merged.item_ids})
     return ids.join(described, on="item_id", how="left", maintain_order="left")
