@@ -18,14 +18,10 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rediffuse.nn.sized import with_rows
 from rediffuse.nn.sparse import SparseMatrix
 
 _WEIGHTS = ("sparse_weight", "dense_weight")
-
-
-def with_rows(tensor: Tensor, at: int, added: int) -> Tensor:
-    """The tensor with ``added`` rows of zeros before row ``at``."""
-    return torch.cat((tensor[:at], tensor.new_zeros(added, *tensor.shape[1:]), tensor[at:]))
 
 
 class ItemContent(nn.Module):
