@@ -17,7 +17,7 @@ from tests.test_cli import succeeds
 from tests.test_docs import ROOT, examples
 from tests.test_docs import run as run_example
 
-CUSTOMERS, ITEMS, DAY = 60, 80, 86_400
+CUSTOMERS, ITEMS, PRODUCTS, DAY = 60, 80, 40, 86_400
 OPTIONS = {"sasrec": {"epochs": 2, "embedding_size": 16, "blocks": 1}, "bprmf": {"epochs": 2, "embedding_size": 8}}
 FILTER = "category in ['shoes', 'socks'] and price < 60"
 
@@ -29,6 +29,18 @@ def items() -> pl.DataFrame:
             "title": [f"Item {n}" for n in range(ITEMS)],
             "category": [("shoes", "socks", "hats", None)[n % 4] for n in range(ITEMS)],
             "price": [round(5 + 1.13 * n, 2) for n in range(ITEMS)],
+        }
+    )
+
+
+def products() -> pl.DataFrame:
+    """What arrives the next day."""
+    return pl.DataFrame(
+        {
+            "sku": [f"B{n:03}" for n in range(PRODUCTS)],
+            "title": [f"New item {n}" for n in range(PRODUCTS)],
+            "category": [("shoes", "socks", "hats", None)[n % 4] for n in range(PRODUCTS)],
+            "price": [round(7 + 1.31 * n, 2) for n in range(PRODUCTS)],
         }
     )
 
@@ -105,11 +117,66 @@ def test_in_python(model, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
+def test_new_products_are_served_the_same_day(tmp_path):
+    """40 products arrive as a table; the service reloads, and recommends them to customers of their category."""
+    testclient = pytest.importorskip("starlette.testclient")
+    app_module = pytest.importorskip("rediffuse.serving.app")
+    for name, table in {"events": BEFORE, "yesterday": AFTER, "items": items(), "products": products()}.items():
+        table.write_csv(tmp_path / f"{name}.csv")
+    columns = ["--user", "customer", "--item", "sku", "--time", "at"]
+    data, run, live, today, tomorrow = (tmp_path / name for name in ("data", "run", "live", "today", "tomorrow"))
+    features = ["--items", tmp_path / "items.csv", "--item-features", "category"]
+    succeeds("prepare", tmp_path / "events.csv", *columns, *features, "-o", data)
+    succeeds("train", "theat", data, "-o", run, "--set", "content_weight=0.3")
+    succeeds("refit", run, data, "-o", live)
+    succeeds("update-histories", live, tmp_path / "yesterday.csv", *columns, "-o", today)
+    (current := tmp_path / "current").symlink_to(today)
+    customers = [f"c{n}" for n in range(CUSTOMERS) if n % 4 < 3]  # those with a favourite category
+
+    def answer(client, **more):
+        response = client.post("/v1/recommend", json={"users": customers, "k": 10} | more)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    app = app_module.create_app([current])
+    with testclient.TestClient(app) as client:
+        before = answer(client)
+        assert not any(item["new"] for result in before["results"] for item in result["items"])
+        added = json.loads(
+            succeeds("add-items", today, tmp_path / "products.csv", "--item", "sku", "-o", tomorrow, "--json")
+        )
+        assert (added["added"], added["items"]) == (PRODUCTS, ITEMS + PRODUCTS)
+        (tmp_path / "next").symlink_to(tomorrow)
+        (tmp_path / "next").replace(current)
+        app.state.service.runs["current"].reload_if_changed()
+        after, shared = answer(client), answer(client, new_items=0.3)
+        socks = answer(client, new_items=0.3, filter={"column": "category", "eq": "socks"})
+    assert before["version"] != after["version"] == shared["version"]
+    new = {sku: category for sku, _, category, _ in products().iter_rows()}
+    right, lists = [], 0
+    for result in after["results"]:
+        for item in result["items"]:
+            assert item["new"] == (item["item_id"] in new)
+        # The first new product of a list is of the customer's category.
+        found = [new[item["item_id"]] for item in result["items"] if item["new"]]
+        lists += bool(found)
+        right += [found[0] == ("shoes", "socks", "hats")[int(result["user"][1:]) % 4]] if found else []
+    assert lists >= len(customers) / 4
+    assert np.mean(right) > 0.9
+    for result in shared["results"]:
+        assert sum(item["new"] for item in result["items"]) >= 3
+        assert len(result["items"]) == 10
+    for result in socks["results"]:
+        assert {new[item["item_id"]] for item in result["items"] if item["new"]} == {"socks"}
+
+
+@pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
 def test_the_page_about_production(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     BEFORE.write_csv("events.csv")
     AFTER.write_csv("yesterday.csv")
     items().write_csv("items.csv")
+    products().write_csv("products.csv")
     names: dict[str, object] = {}
     page = ROOT / "docs/production.md"
     for example in examples(page):
@@ -117,3 +184,7 @@ def test_the_page_about_production(tmp_path, monkeypatch):
     some, same = (names[name] for name in ("some", "same"))
     assert some["item_id"].to_list() != []
     assert len(some) == len(same) == 5
+    fresh = names["fresh"]
+    assert isinstance(fresh, pl.DataFrame)
+    assert fresh.filter("new")["item_id"].str.starts_with("B").all()
+    assert fresh["new"].sum() >= 2

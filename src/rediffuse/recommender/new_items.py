@@ -73,8 +73,8 @@ def with_new_items(run: RunContents, items: Any, *, item: str = "item_id") -> Ne
         raise ConfigError(
             f"{run.config['model']} cannot rank new items in this run: it has learned nothing from the features of "
             "items.",
-            "Declare features (rediffuse prepare --items FILE --item-features ...), and train a model with item "
-            "vectors, such as gru4rec, sasrec, diffurec, bprmf or lightgcn.",
+            "Declare features (rediffuse prepare --items FILE --item-features ...), and train theat, or a model with "
+            "item vectors, such as gru4rec, sasrec, diffurec, bprmf or lightgcn.",
         )
     source, known = read_table(items, "items", wanted=(item,)), run.items["item_id"]
     source.need(item, "item")
