@@ -249,6 +249,8 @@ def test_settings_and_arrays_are_checked() -> None:
         ("0.mean", np.array([np.nan, 1], dtype=np.float32), "'image': the mean is not finite"),
         ("3.idf", arrays["3.idf"][1:], "'title': terms, idf and components differ"),
         ("3.terms", arrays["3.terms"][::-1], "'title': terms do not increase"),
+        ("3.terms", arrays["3.terms"] + 2**20, "'title': terms are not below 1048576"),
+        ("3.terms", arrays["3.terms"] - 2**20, "'title': terms are not below 1048576"),
         ("3.components", arrays["3.components"] * np.inf, "'title': idf or components are not finite"),
         ("3.components", arrays["3.components"].astype(np.float64), "'title': components are missing or odd"),
     ):

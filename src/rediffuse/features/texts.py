@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy.sparse.linalg import norm
 
 from rediffuse.data.checks import require
 from rediffuse.data.feature_columns import texts_in
 from rediffuse.features.column import ColumnEncoder
-from rediffuse.features.svd import right_singular_vectors
 
 WIDTH = 64
 # Terms that are kept: those in at least two texts, the most common first. A term in a single text relates no items.
 MOST_TERMS = 2**16
 # Texts to learn from, drawn at random from more: 64 directions need no more, and take seconds.
 MOST_TEXTS = 100_000
+# Terms are known by their hash below this number. Only those that are kept take space.
+_HASHES = 2**20
 # Texts whose terms are in memory at a time.
 _BLOCK = 10_000
+# Singular values below this share of the largest are rounding.
+_RANK = 1e-4
 # The projection of a vector of norm 1 that is shorter is rounding, and would be blown up to norm 1.
 _ROUNDING = 1e-5
-# As scikit-learn: words have at least two letters or digits.
-_WORD = r"\b\w\w+\b"
+# As scikit-learn, words have at least two letters or digits. Digits alone are no word: with the years at the end of
+# MovieLens titles, the title nearest to a title was of the same year for 88 % of them, without for 15 %.
+_WORD = r"\b(?!\d+\b)\w\w+\b"
 
 
 class TextEncoder(ColumnEncoder):
     """Rows of norm 1: the projection of a text's TF-IDF vector to the leading singular vectors of the fitted texts.
 
-    Terms are known by the CRC-32 of their UTF-8 bytes, so that no text is stored.
+    Terms are known by the hashes of scikit-learn's HashingVectorizer, so that no text is stored.
 
     Args:
         column: name of the column.
@@ -62,12 +65,11 @@ class TextEncoder(ColumnEncoder):
         if given > MOST_TEXTS:
             texts = texts.gather(np.sort(np.random.default_rng(seed).choice(given, MOST_TEXTS, replace=False)))
         counts = _counts(texts)
-        common = counts.group_by("term").len("texts").filter(pl.col("texts") >= 2)
-        common = common.sort(["texts", "term"], descending=[True, False]).head(MOST_TERMS).sort("term")
-        terms = common["term"].to_numpy()
-        idf = (np.log((1 + len(texts)) / (1 + common["texts"].to_numpy())) + 1).astype(np.float32)
-        vectors = _tf_idf(counts, len(texts), terms, idf)
-        components = right_singular_vectors(vectors, WIDTH, seed).astype(np.float32)
+        frequency = np.bincount(counts.indices, minlength=_HASHES)
+        most = np.argsort(-frequency, kind="stable")[:MOST_TERMS]
+        terms = np.sort(most[frequency[most] >= 2])
+        idf = (np.log((1 + len(texts)) / (1 + frequency[terms])) + 1).astype(np.float32)
+        components = _components(_tf_idf(counts, terms, idf), seed)
         return cls(column, terms, idf, components, (len(texts), given))
 
     @classmethod
@@ -79,6 +81,7 @@ class TextEncoder(ColumnEncoder):
         terms, idf, components = (arrays[name] for name in kinds)
         require(len(terms) == len(idf) == len(components), "terms, idf and components differ in their numbers")
         require((terms[1:] > terms[:-1]).all(), "terms do not increase")
+        require(((terms >= 0) & (terms < _HASHES)).all(), f"terms are not below {_HASHES}")
         require(np.isfinite(idf).all() and np.isfinite(components).all(), "idf or components are not finite")
         counts = settings.get("learned_from")
         require(isinstance(counts, list) and list(map(type, counts)) == [int, int], "learned_from are not two counts")
@@ -91,10 +94,8 @@ class TextEncoder(ColumnEncoder):
         texts = texts_in(table[self.column])
         vectors = np.zeros((len(texts), self.components.shape[1]), dtype=np.float32)
         for start in range(0, len(texts), _BLOCK):
-            block = texts[start : start + _BLOCK]
-            vectors[start : start + _BLOCK] = (
-                _tf_idf(_counts(block), len(block), self.terms, self.idf) @ self.components
-            )
+            counts = _counts(texts[start : start + _BLOCK])
+            vectors[start : start + _BLOCK] = _tf_idf(counts, self.terms, self.idf) @ self.components
         norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
         return (vectors / np.where(norms > _ROUNDING, norms, np.inf)).astype(np.float32)
 
@@ -121,32 +122,39 @@ class TextEncoder(ColumnEncoder):
         return notes
 
 
-def _counts(texts: pl.Series) -> pl.DataFrame:
-    """How often each term is in each text: the columns row, term (hash) and count."""
-    starts = range(0, max(1, len(texts)), _BLOCK)
-    return pl.concat([_block_counts(texts[start : start + _BLOCK], start) for start in starts])
+def _counts(texts: pl.Series) -> Any:
+    """(texts, hashes) CSR, float32: how often each term is in each text."""
+    # Takes half a second to import, and runs without text need none of it.
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    vectorizer = HashingVectorizer(
+        token_pattern=_WORD,
+        ngram_range=(1, 2),
+        n_features=_HASHES,
+        alternate_sign=False,
+        norm=None,  # pyright: ignore[reportArgumentType]
+        dtype=np.float32,  # pyright: ignore[reportArgumentType]
+    )
+    # It refuses to transform no text.
+    return vectorizer.transform(texts.fill_null("").to_list() or [""])
 
 
-def _block_counts(texts: pl.Series, first: int) -> pl.DataFrame:
-    """As `_counts`, of texts whose rows begin at ``first``."""
-    found = texts.str.to_lowercase().str.extract_all(_WORD)
-    words = pl.DataFrame({"row": np.arange(first, first + len(texts)), "word": found}).explode("word").drop_nulls()
-    together = pl.col("word") + " " + pl.col("word").shift(-1)
-    pairs = words.with_columns(word=together).filter(words["row"] == words["row"].shift(-1))
-    counts = pl.concat([words, pairs]).group_by("row", "word").len("count")
-    distinct = counts["word"].unique()
-    hashes = np.fromiter((zlib.crc32(word.encode()) for word in distinct), dtype=np.int64, count=len(distinct))
-    hashed = pl.DataFrame({"word": distinct, "term": hashes})
-    # Two words of one hash are one term.
-    return counts.join(hashed, on="word").group_by("row", "term").agg(pl.col("count").sum())
+def _tf_idf(counts: Any, terms: NDArray[np.int64], idf: NDArray[np.float32]) -> Any:
+    """(texts, terms) CSR, rows of norm 1; terms that are not known count for nothing."""
+    known = counts[:, terms]
+    known.data *= idf[known.indices]
+    known.data /= np.repeat(norm(known, axis=1), np.diff(known.indptr))
+    return known
 
 
-def _tf_idf(counts: pl.DataFrame, rows: int, terms: NDArray[np.int64], idf: NDArray[np.float32]) -> sparse.csr_array:
-    """(rows, terms) float32, rows of norm 1; terms that are not known count for nothing."""
-    numbers = pl.DataFrame({"term": terms, "number": np.arange(len(terms))})
-    known = counts.join(numbers, on="term").sort("row", "number")
-    row, number = known["row"].to_numpy(), known["number"].to_numpy()
-    values = known["count"].to_numpy() * idf[number].astype(np.float64)
-    norms = np.sqrt(np.bincount(row, values**2, minlength=rows))
-    values = (values / norms[row]).astype(np.float32)
-    return sparse.csr_array((values, (row, number)), shape=(rows, len(terms)))
+def _components(vectors: Any, seed: int) -> NDArray[np.float32]:
+    """(terms, up to `WIDTH`) right singular vectors by falling singular value; fewer where the rank is lower."""
+    from sklearn.utils.extmath import randomized_svd
+
+    width = min(WIDTH, *vectors.shape)
+    if not width:
+        return np.zeros((vectors.shape[1], 0), dtype=np.float32)
+    # Singular values of text fall slowly: of MovieLens titles, a sketch with the usual 10 directions more misses 5 % of
+    # the space, with as many again 0.1 %.
+    _, sizes, transposed = randomized_svd(vectors, width, n_oversamples=WIDTH, random_state=seed)
+    return np.ascontiguousarray(transposed[sizes > _RANK * sizes[0]].T, dtype=np.float32)

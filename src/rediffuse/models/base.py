@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import polars as pl
@@ -19,9 +19,11 @@ from rediffuse.data.dataset import KnowledgeGraph, SocialGraph
 from rediffuse.data.histories import Histories
 from rediffuse.data.subsets import Task
 from rediffuse.diffusion import NoiseLevels
-from rediffuse.features import Content
 from rediffuse.models.sampling import Sampling
-from rediffuse.nn.item_table import with_rows
+from rediffuse.nn.sized import with_rows
+
+if TYPE_CHECKING:
+    from rediffuse.features import Content
 
 
 class Batches(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rediffuse.features import Content
 from rediffuse.features.neighbours import column_weights, nearest
-from rediffuse.nn.item_table import with_rows
+from rediffuse.nn.sized import with_rows
 from rediffuse.nn.sparse import SparseMatrix
 
 # Every item is reached from so many items that are most like it.
@@ -27,6 +27,9 @@ class ContentGraph(nn.Module):
         widths: columns of the sparse and of the dense part of the content.
     """
 
+    edges: SparseMatrix
+    sparse: SparseMatrix
+    dense: Tensor
     learned: Tensor
     column_weights: Tensor
     scale: Tensor

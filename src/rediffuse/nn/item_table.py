@@ -18,14 +18,10 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rediffuse.nn.sized import with_rows
 from rediffuse.nn.sparse import SparseMatrix
 
 _WEIGHTS = ("sparse_weight", "dense_weight")
-
-
-def with_rows(tensor: Tensor, at: int, added: int) -> Tensor:
-    """The tensor with ``added`` rows of zeros before row ``at``."""
-    return torch.cat((tensor[:at], tensor.new_zeros(added, *tensor.shape[1:]), tensor[at:]))
 
 
 class ItemContent(nn.Module):
@@ -37,7 +33,11 @@ class ItemContent(nn.Module):
         size: width of the item vectors.
     """
 
+    sparse: SparseMatrix
+    dense: Tensor
     learned: Tensor
+    sparse_weight: Tensor
+    dense_weight: Tensor
 
     def __init__(self, rows: int, widths: tuple[int, int], size: int) -> None:
         super().__init__()
@@ -97,12 +97,13 @@ class ItemTable(nn.Embedding):
         """
         self.id_dropout = id_dropout
         rows, size = self.weight.shape
-        content = ItemContent(rows, (matrix.shape[1], dense.shape[1]), size)  # pyright: ignore[reportArgumentType]
+        width: int = matrix.shape[1]  # pyright: ignore
+        content = ItemContent(rows, (width, dense.shape[1]), size)
         empty = np.full(rows - len(dense), matrix.nnz, dtype=matrix.indptr.dtype)
         offsets = np.concatenate((matrix.indptr, empty))
         # Copies, because the state of a model must not hold an array twice.
         copied = matrix.data.copy(), matrix.indices.copy(), offsets
-        content.sparse.set(sparse.csr_array(copied, shape=(rows, matrix.shape[1])))
+        content.sparse.set(sparse.csr_array(copied, shape=(rows, width)))
         content.dense[: len(dense)] = torch.from_numpy(dense)
         content.learned[: len(learned)] = torch.from_numpy(learned)
         for name in _WEIGHTS:

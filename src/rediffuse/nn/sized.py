@@ -54,3 +54,8 @@ class SizedByData(nn.Module):
         if given is not None and given.shape != self.value.shape:
             self.set(torch.empty_like(given))
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def with_rows(tensor: Tensor, at: int, added: int) -> Tensor:
+    """The tensor with ``added`` rows of zeros before row ``at``."""
+    return torch.cat((tensor[:at], tensor.new_zeros(added, *tensor.shape[1:]), tensor[at:]))

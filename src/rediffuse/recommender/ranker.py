@@ -268,7 +268,7 @@ def _reranked(ranked: RankedItems, query: RankingQuery, history: NDArray[np.int3
 
 def _count_new(ranked: RankedItems, query: RankingQuery) -> int:
     """How many items of a list are new."""
-    return int(np.isin(ranked.items, query.new_items).sum())
+    return 0 if query.new_items is None else int(np.isin(ranked.items, query.new_items).sum())
 
 
 def _new_alone(query: RankingQuery) -> RankingQuery:
@@ -280,6 +280,7 @@ def _new_alone(query: RankingQuery) -> RankingQuery:
 
 def _with_new(ranked: RankedItems, new: RankedItems, query: RankingQuery) -> RankedItems:
     """A list with the best new items in place of its last others, by score; behind the others if it was re-ranked."""
+    assert query.new_items is not None
     others = np.flatnonzero(~np.isin(ranked.items, query.new_items))[: query.k - len(new.items)]
     items, scores = (
         np.concatenate((getattr(ranked, name)[others], getattr(new, name))) for name in ("items", "scores")

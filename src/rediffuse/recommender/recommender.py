@@ -441,8 +441,9 @@ class Recommender(Displayed):
             if len(allowed) < k:
                 counts |= {"filter_left": len(allowed), "filter_of": len(fulfil), "filter_k": k}
         filter_seen = require_flag("filter_seen", filter_seen)
-        of_new = (self.new_items, math.ceil(share * k)) if share else ()
-        return RankingQuery(k, excluded[excluded >= 0], allowed, filter_seen, reranking, *of_new), counts
+        least_new = math.ceil(share * k)
+        new = self.new_items if least_new else None
+        return RankingQuery(k, excluded[excluded >= 0], allowed, filter_seen, reranking, new, least_new), counts
 
     def reranking(self, max_per: Any, diversity: Any, diversity_by: Any = None, slate: Any = None) -> Reranking | None:
         """How lists are made of what the model ranks first; arguments as for `recommend`.

@@ -10,7 +10,18 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("rediffuse", "torch", "accelerate", "numpy", "scipy", "polars", "narwhals", "pydantic", "safetensors")
+PACKAGES = (
+    "rediffuse",
+    "torch",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "polars",
+    "narwhals",
+    "pydantic",
+    "safetensors",
+)
 
 
 def environment() -> dict[str, Any]:
