@@ -90,6 +90,31 @@ def test_your_shop_with_pandas(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_cold_start(tmp_path, monkeypatch):
+    found = executed(
+        "cold_start",
+        tmp_path,
+        monkeypatch,
+        "{row['model'] + ' ' + row['features']: row for row in results.to_dicts()}",
+        "ceiling",
+        "shares.to_dicts()",
+        "why['part'].unique().to_list()",
+        "described.filter(user_id=one)['new'].sum()",
+    )
+    results, ceiling, shares, parts, shown = found.values()
+    for model in ("theat", "gru4rec"):
+        before, after = results[f"{model} without"], results[f"{model} with"]
+        assert before["Recall@20, new items"] == 0 < 0.3 < after["Recall@20, new items"]
+        assert after["Recall@20, known items"] > before["Recall@20, known items"]
+    assert ceiling["known_items"] < ceiling["all_items"] - 0.1
+    for row in shares:
+        assert row["share of new"] >= row["new_items"]
+        assert row["of these liked"] > (0.7 if row["new_items"] else 0.9)
+    assert parts == ["content"]
+    assert shown >= 1
+
+
+@pytest.mark.slow
 def test_serve_and_monitor(tmp_path, monkeypatch):
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         pytest.importorskip(package)
