@@ -124,6 +124,7 @@ def train_small(
     kind = model_class(model)
     if data is None:
         data = synthetic_interactions(friends=3, knowledge=True, categories=True)
+        data = data.with_features("genres") if kind.needs_content else data
     split = data if isinstance(data, Split) else splits.leave_one_out(data)
     if split.dataset.num_items < 8 or split.dataset.num_users < 3:
         raise ConfigError("The contracts need data of at least 8 items and 3 users.", "Give other data, or none.")
