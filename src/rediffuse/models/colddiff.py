@@ -108,7 +108,7 @@ class ColdDiffConfig(NeuralConfig):
     def of_phase(cls, phase: str, run: dict[str, Any]) -> dict[str, Any]:
         if run["data"].get("item_features"):
             raise ConfigError(
-                f"The run of {run['model']}, given for phase {phase!r}, has item vectors that hold the content already.",
+                f"The run of {run['model']}, given for phase {phase!r}, has item vectors made of content already.",
                 "Train it with --set item_features=false.",
             )
         return {phase: run["model"], f"{phase}_options": run["config"]}
