@@ -6,7 +6,7 @@ Amazon Beauty split by time, with its attributes as item features. A quarter of 
 never in training: 301 of 12,101 items. Every method ranks the whole catalogue without the items that a user has seen,
 and is measured on all true items, on those that are new, and on those that are known. No method learns from the
 validation interactions (theat is not refitted). All that ColdDiff's rows and "content-kNN" differ in is the vectors of
-the new items: the backbone, a GRU4Rec without features, is one run.
+the new items: the backbone, a GRU4Rec without features, is one run. s is the scale of the guidance; 1 unless said.
 
 Floors: "popularity in the category" gives an item the mean, over its attributes, of the mean recent popularity of the
 items that have it; "content of the history" ranks by the cosine of an item's content with that of the user's items;
@@ -32,6 +32,7 @@ import rediffuse as rd
 from benchmarks.common import out_option, write_result
 from rediffuse.batching.matrix import binary_matrix
 from rediffuse.batching.recency import FALLBACK_HALF_LIFE, recent_popularity
+from rediffuse.data.histories import Histories
 from rediffuse.data.subsets import Task
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.features import Content, FeatureEncoder
@@ -52,31 +53,50 @@ RUNS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "theat": ("theat", {"refit": False}, False),
     "theat, features": ("theat", {"refit": False}, True),
     "colddiff": ("colddiff", {}, True),
-    "colddiff, one draw": ("colddiff", {"draws": 1}, True),
-    "colddiff, guidance 1": ("colddiff", {"guidance_scale": 1.0}, True),
     "colddiff (no diffusion)": ("colddiff", {"diffusion": False}, True),
 }
-Scores = Callable[..., Tensor]
+# What is appended to the name of a row -> options of sampling: a trained generator draws the new items again.
+DRAWN_AGAIN: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "colddiff": [
+        (", s = 0", {"guidance_scale": 0.0}),
+        (", s = 2", {"guidance_scale": 2.0}),
+        (", one draw, s = 0", {"guidance_scale": 0.0, "draws": 1}),
+        (", one draw", {"draws": 1}),
+        (", one draw, s = 2", {"guidance_scale": 2.0, "draws": 1}),
+    ],
+    "colddiff (no diffusion)": [(", s = 0", {"guidance_scale": 0.0}), (", s = 2", {"guidance_scale": 2.0})],
+}
+BLOCK = 1024
+Scores = Callable[[Histories, int], Tensor]
 
 
-def part_of(task: Task, wanted: np.ndarray) -> Task:
-    """The task with the true items that are ``wanted`` (num_items,) bool, of the users who have one."""
-    truth = task.truth.where(wanted[task.truth.items])
-    rows = np.flatnonzero(truth.lengths > 0)
-    seen = None if task.seen is None else task.seen.take(rows)
-    return dataclasses.replace(
-        task, users=task.users[rows], histories=task.histories.take(rows), truth=truth.take(rows), seen=seen
-    )
+def rows_with(truth: Histories, wanted: np.ndarray) -> tuple[Histories, np.ndarray]:
+    """The true items that are ``wanted`` (num_items,) bool, and the rows that have one."""
+    left = truth.where(wanted[truth.items])
+    return left, np.flatnonzero(left.lengths > 0)
 
 
-def measure(scores: Callable[[Task], Scores], task: Task, new: np.ndarray) -> dict[str, dict[str, float]]:
-    """The metrics on all, new and known true items, seen items filtered."""
+def measure(score: Scores, task: Task, new: np.ndarray) -> dict[str, dict[str, float]]:
+    """The metrics on all, new and known true items, seen items filtered. All users are scored once."""
+    blocks = range(0, len(task.users), BLOCK)
+    rows_of = [np.arange(start, min(start + BLOCK, len(task.users))) for start in blocks]
+    scores = torch.cat([score(task.histories.take(rows), int(rows[0])).float() for rows in rows_of])
     found = {}
     for name, wanted in (("all", np.ones_like(new)), ("new", new), ("known", ~new)):
-        part = part_of(task, wanted)
-        result = evaluate_task(scores(part), part, num_items=len(new), metrics=list(METRICS))
+        truth, rows = rows_with(task.truth, wanted)
+        seen = None if task.seen is None else task.seen.take(rows)
+        part = dataclasses.replace(
+            task, users=task.users[rows], histories=task.histories.take(rows), truth=truth.take(rows), seen=seen
+        )
+        own = scores[torch.from_numpy(rows)]
+        result = evaluate_task(
+            lambda histories, start, own=own: own[start : start + len(histories)].clone(),
+            part,
+            num_items=len(new),
+            metrics=list(METRICS),
+        )
         found[name] = {metric: result.metrics["unseen"][metric] for metric in METRICS}
-        found[name] |= {"users": len(part.users), "true_items": len(part.truth.items)}
+        found[name] |= {"users": len(rows), "true_items": len(truth.items)}
     return found
 
 
@@ -93,19 +113,19 @@ def unit_rows(content: Content, weights: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def floors(split: Any, content: Content, known: np.ndarray) -> dict[str, Callable[[Task], Scores]]:
-    """What needs no training, as functions of a task that give a function of histories."""
+def floors(split: Any, content: Content, known: np.ndarray) -> dict[str, Scores]:
+    """What needs no training, as functions of histories."""
     train = split.training_view().train
     recent = recent_popularity(train, len(known), FALLBACK_HALF_LIFE)
     category = torch.from_numpy(of_category(content, recent)).float()
     rows = unit_rows(content, column_weights(content, known))
+
+    def by_content(histories: Histories, start: int) -> Tensor:
+        return torch.from_numpy((binary_matrix(histories, len(known)) @ rows @ rows.T).astype(np.float32))
+
     return {
-        "popularity in the category": lambda task: lambda histories, start: category.repeat(len(histories), 1),
-        "content of the history": lambda task: (
-            lambda histories, start: torch.from_numpy(
-                (binary_matrix(histories, len(known)) @ rows @ rows.T).astype(np.float32)
-            )
-        ),
+        "popularity in the category": lambda histories, start: category.repeat(len(histories), 1),
+        "content of the history": by_content,
     }
 
 
@@ -123,6 +143,7 @@ def by_neighbours(model: ColdDiff, content: Content, known: np.ndarray) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=20, help="of the networks, at most")
+    parser.add_argument("--generator-epochs", type=int, default=40, help="at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/cold"))
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
@@ -133,16 +154,17 @@ def main() -> None:
     data = plain.with_features(FEATURES)
     split = rd.split.global_time(data)
     task, known = split.task(arguments.subset), split.training_view().valid.popularity > 0
+    assert data.items is not None
     encoder = FeatureEncoder.fit(data.items, data.item_features, known)
     content = encoder.encode(data.items)
     rows: dict[str, Any] = {}
 
-    def add(name: str, scores: Callable[[Task], Scores], **facts: Any) -> None:
-        rows[name] = measure(scores, task, ~known) | facts
+    def add(name: str, score: Scores, **facts: Any) -> None:
+        rows[name] = measure(score, task, ~known) | facts
         print(json.dumps({"name": name} | rows[name]), flush=True)
 
-    for name, scores in floors(split, content, known).items():
-        add(name, scores)
+    for name, score in floors(split, content, known).items():
+        add(name, score)
     precision = None
     for name in arguments.only:
         kind, options, declared = RUNS[name]
@@ -152,6 +174,8 @@ def main() -> None:
             options = options | {"metric": METRIC}
             if kind == BACKBONE:
                 options |= {"epochs": arguments.epochs, "patience": 3}
+            elif kind == "colddiff":
+                options |= {"epochs": arguments.generator_epochs}
             taken = {"backbone": arguments.runs / f"{BACKBONE}-{arguments.seed}"} if kind == "colddiff" else {}
             on = split if declared else rd.split.global_time(plain)
             rd.train(kind, on, folder, config=options, phases_from=taken, seed=arguments.seed)
@@ -160,11 +184,17 @@ def main() -> None:
         precision = training["precision"] or precision
         facts = {key: training[key] for key in ("minutes", "best_epoch", "stopped", "parameters")}
         facts |= {"options": options, "hidden_items": run.config["resolved"].get("hidden_items")}
-        add(name, lambda part, model=run.model: model_scores(model, part), **facts)
-        if name == "colddiff":
-            assert isinstance(run.model, ColdDiff)
-            by_neighbours(run.model, content, known)
-            add("content-kNN", lambda part, model=run.model: model_scores(model, part))
+        model, score = run.model, model_scores(run.model, task)
+        add(name, score, **facts)
+        if isinstance(model, ColdDiff):
+            trained = model.config
+            for label, sampling in DRAWN_AGAIN[name]:
+                model.config = trained.model_copy(update=sampling)
+                model.prepare()
+                add(name + label, score, options=sampling)
+            if "content-kNN" not in rows:
+                by_neighbours(model, content, known)
+                add("content-kNN", score)
     print(table(rows))
     found = {"data": DATA, "features": FEATURES, "split": split.name, "params": split.params, "seed": arguments.seed}
     found |= {"subset": arguments.subset, "items": len(known), "new_items": int((~known).sum()), "rows": rows}

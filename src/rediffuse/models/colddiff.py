@@ -65,14 +65,15 @@ class ColdDiffConfig(NeuralConfig):
     """Options of the loop are those of the generator's training; the backbone's are all in ``backbone_options``."""
 
     search: ClassVar = {
-        "learning_rate": Range(3e-4, 3e-3, log=True),
+        "learning_rate": Range(5e-4, 5e-3, log=True),
         "hidden_size": (128, 256, 512),
         "dropout": Range(0.0, 0.5),
-        "guidance_scale": Range(0.0, 2.0),
+        "guidance_scale": Range(0.0, 3.0),
     }
 
     epochs: int = Field(200, ge=0, description="Upper bound; early stopping usually ends before it.")
     batch_size: int = Field(256, ge=1, description="Items per optimiser step.")
+    learning_rate: float = Field(2e-3, gt=0)
     validate_every: int = Field(10, ge=1, description="Epochs between validations.")
     patience: int = Field(5, ge=1, description="Validations without improvement before stopping.")
     backbone: str = Field("gru4rec", description="The model whose item vectors are generated, and which recommends.")
@@ -82,13 +83,15 @@ class ColdDiffConfig(NeuralConfig):
     diffusion: bool = Field(True, description="False: regression by the same network, the ablation.")
     hidden_size: int = Field(256, ge=2, description="Width of the denoiser.")
     layers: int = Field(2, ge=1, description="Residual layers of the denoiser.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="In the denoiser.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="In the denoiser.")
     noise_schedule: Literal["cosine", "cosine_clip", "linear", "sqrt"] = "cosine"
     diffusion_steps: int = Field(100, ge=1, description="T, the steps of the noise schedule.")
-    solver: Literal["ancestral", "ddim", "dpmpp_2m", "one_step"] = "ddim"
+    solver: Literal["ancestral", "ddim", "dpmpp_2m", "one_step"] = "ancestral"
     sampling_steps: int = Field(10, ge=1, description="Denoising steps of a draw.")
     condition_dropout: float = Field(0.1, ge=0, lt=1, description="Share of items trained without their content.")
-    guidance_scale: float = Field(0.0, ge=-1, description="Weight of the guidance by the content; 0: none beyond it.")
+    guidance_scale: float = Field(
+        1.0, ge=-1, description="Weight of the guidance by the content, also in the ablation; 0: none beyond it."
+    )
     draws: int = Field(8, ge=1, description="Vectors drawn for a new item, whose mean it gets; 1: it gets a sample.")
 
     @model_validator(mode="after")
@@ -232,17 +235,17 @@ class ColdDiff(Composite):
         super().fit(data)
         self.backbone.fit(data)
         self.seed.fill_(data.seed % 2**63)
-        content = data.content
-        assert content is not None, "call check first"
-        device = self.no_content.device
-        widths = (content.sparse.shape[1], content.dense.shape[1])
-        self.content = ItemContent(self.num_items, widths, self.config.hidden_size).to(device)  # pyright: ignore
-        self.content.sparse.set(content.sparse)
-        self.content.dense.copy_(torch.from_numpy(content.dense))
+        assert data.content is not None, "call check first"
+        matrix, dense = data.content.sparse, data.content.dense
+        widths = (matrix.shape[1], dense.shape[1])  # pyright: ignore[reportOptionalSubscript]
+        reader = ItemContent(self.num_items, widths, self.config.hidden_size)  # pyright: ignore[reportArgumentType]
+        reader.sparse.set(matrix)
+        reader.dense.copy_(torch.from_numpy(dense))
         # What it adds to the first layer begins with variance 1.
-        square = content.sparse.data.astype(np.float64) @ content.sparse.data + float((content.dense**2).sum())
-        for weight in (self.content.sparse_weight, self.content.dense_weight):
-            nn.init.normal_(weight, std=(len(content) / max(square, 1e-12)) ** 0.5)
+        square = float((matrix.data**2).sum(dtype=np.float64) + (dense**2).sum(dtype=np.float64)) / len(dense)
+        for weight in (reader.sparse_weight, reader.dense_weight):
+            nn.init.normal_(weight, std=max(square, 1e-12) ** -0.5)
+        self.content = reader.to(self.no_content.device)
 
     def begin_phase(self, phase: str, data: TrainingData) -> None:
         self.phase = phase
@@ -294,11 +297,10 @@ class ColdDiff(Composite):
         """The squared error of x0_hat, weighted by the evidence for each item."""
         x_0, config = self.targets[batch.items], self.config
         known, condition = self.conditions(batch.items)
+        known = known & ~condition_dropout(len(x_0), config.condition_dropout, device=x_0.device)
         if config.diffusion:
-            dropped = condition_dropout(len(x_0), config.condition_dropout, device=x_0.device)
             t = torch.randint(config.diffusion_steps, (len(x_0),), device=x_0.device)
             x_t = q_sample(self.schedule, x_0, t, torch.randn_like(x_0))
-            known = known & ~dropped
         else:
             t, x_t = torch.zeros_like(batch.items), torch.zeros_like(x_0)
         estimate = self.denoiser(x_t, t, torch.where(known[:, None], condition, self.no_content))
@@ -335,28 +337,27 @@ class ColdDiff(Composite):
     def draw(self, items: Tensor) -> Tensor:
         """(n, draws, d) the single draws of `generate`; the ablation has one, its prediction."""
         config, size = self.config, len(self.centre)
+        draws = config.draws if config.diffusion else 1
         known, condition = self.conditions(items)
-        condition = torch.where(known[:, None], condition, self.no_content)
-        if not config.diffusion:
-            zeros = condition.new_zeros(len(items), size)
-            estimate = self.denoiser(zeros, torch.zeros_like(items), condition)
-            return (self.centre + self.scale * estimate)[:, None]
-        condition = condition.repeat_interleave(config.draws, 0)
+        condition = torch.where(known[:, None], condition, self.no_content).repeat_interleave(draws, 0)
         nothing = self.no_content.expand_as(condition)
         network = classifier_free(
             lambda x, t: self.denoiser(x, t, condition),
             lambda x, t: self.denoiser(x, t, nothing),
             config.guidance_scale,
         )
-        source = RowNoise(mix(items), int(self.seed))
+        if config.diffusion:
+            source = RowNoise(mix(items), int(self.seed))
 
-        def noise(like: Tensor) -> Tensor:
-            return source(like.view(len(items), -1)).view_as(like)
+            def noise(like: Tensor) -> Tensor:
+                return source(like.view(len(items), -1)).view_as(like)
 
-        start = noise(condition.new_empty(len(condition), size))
-        steps = space_timesteps(config.diffusion_steps, config.sampling_steps)
-        x_0 = solver(config.solver)(network, start, self.schedule, steps, generator=noise)
-        return self.centre + self.scale * x_0.view(len(items), config.draws, size)
+            start = noise(condition.new_empty(len(condition), size))
+            steps = space_timesteps(config.diffusion_steps, config.sampling_steps)
+            x_0 = solver(config.solver)(network, start, self.schedule, steps, generator=noise)
+        else:
+            x_0 = network(condition.new_zeros(len(items), size), torch.zeros_like(items))
+        return self.centre + self.scale * x_0.view(len(items), draws, size)
 
     def prepare(self) -> None:
         """Place the items without an interaction in training, and in the generator's training the hidden ones."""

@@ -37,6 +37,7 @@ class ItemContent(nn.Module):
         size: width of the item vectors.
     """
 
+    dense: Tensor
     learned: Tensor
 
     def __init__(self, rows: int, widths: tuple[int, int], size: int) -> None:
