@@ -34,7 +34,7 @@ OWN = {
     **{"diffurec": ABLATION, "diffrec": ABLATION, "tdiffrec": ABLATION, "heatrec": ABLATION | {"prior": "none"}},
     "d3rec": ABLATION | {"condition_dropout": 0.0},
     **{"pdrec": {"diffusion": PHASE | ABLATION, "backbone_options": {"dropout": 0.0}}},
-    "colddiff": ABLATION | {"dropout": 0.0, "condition_dropout": 0.0, "backbone_options": PHASE},
+    "colddiff": ABLATION | {"dropout": 0.0, "condition_dropout": 0.0, "guidance_scale": 0.0, "backbone_options": PHASE},
     **{"diffuasr": {"classifier": PHASE, "backbone_options": {"dropout": 0.0}}},
 }
 FITS = [(name, OWN.get(name, {})) for name in models.names(installed=False)]

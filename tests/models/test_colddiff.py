@@ -31,6 +31,7 @@ SMALL = {
     "hidden_size": 32,
     "precision": "fp32",
     "validate_every": 20,
+    "guidance_scale": 0.0,
     "backbone_options": BACKBONE,
 }
 KIND = [Feature("kind", "category")]
@@ -205,10 +206,9 @@ def small_data(seed: int = 0) -> TrainingData:
 
 def begun(diffusion: bool = True, **options) -> tuple[ColdDiff, TrainingData]:
     torch.manual_seed(0)
-    config = ColdDiffConfig.build(
-        None,
-        {"diffusion": diffusion, "hidden_size": 8, "dropout": 0.0, "backbone_options": {"embedding_size": 4}} | options,
-    )
+    plain = {"hidden_size": 8, "dropout": 0.0, "condition_dropout": 0.0, "guidance_scale": 0.0}
+    backbone = {"backbone_options": {"embedding_size": 4}}
+    config = ColdDiffConfig.build(None, {"diffusion": diffusion} | plain | backbone | options)
     data = small_data()
     model = ColdDiff(config, 6, 5)
     model.fit(data)
@@ -250,7 +250,7 @@ def test_regression_learns_the_weighted_mean_of_items_with_the_same_content():
 
 def test_draws_are_vectors_of_items_with_the_same_content():
     """Two items share their content, so the draws of a third are near the one or the other, not between them."""
-    model, data = begun(draws=200, sampling_steps=25, condition_dropout=0.0)
+    model, data = begun(draws=200, sampling_steps=25)
     steps(model, data, 800, 0.01)
     found = (model.draw(torch.tensor([5]))[0] - model.centre) / model.scale
     left, right = model.targets[3], model.targets[4]
