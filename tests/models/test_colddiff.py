@@ -21,6 +21,7 @@ from rediffuse.errors import ConfigError, DataError, RediffuseWarning
 from rediffuse.features import FeatureEncoder
 from rediffuse.models.base import TrainingData
 from rediffuse.models.colddiff import EVIDENCE, ColdDiff, ColdDiffConfig
+from rediffuse.models.sampling import Sampling
 from rediffuse.runs.run_folder import read_run
 
 GROUPS, EACH, USERS = 4, 12, 80  # the last item of a group is new: it occurs as the last item of one user alone
@@ -375,3 +376,17 @@ def test_a_backbone_with_content_is_refused(split, tmp_path):
     with pytest.raises(ConfigError, match=r"(?s)made of content already.*item_features=false"):
         trained(split, run, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_hidden_and_new_items_are_ranked_among_themselves_while_the_generator_is_trained():
+    model, data = begun(backbone="gru4rec")
+    model.hidden = torch.tensor([1])  # five items are too few for a tenth
+    model.eval()
+    model.prepare()
+    rows = Histories.from_lists([[0, 3], [4]])
+    scores = model.score(rows)
+    expected = model.query_vectors(rows, np.array([-1, -1]), Sampling()) @ model.index_vectors().T
+    torch.testing.assert_close(scores[:, [1, 5]], expected[:, [1, 5]])
+    assert (scores[:, [0, 2, 3, 4]] < scores[:, [1, 5]].amin(1, keepdim=True)).all()
+    model.show_hidden()
+    torch.testing.assert_close(model.score(rows), model.backbone.score(rows))

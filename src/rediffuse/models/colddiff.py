@@ -9,8 +9,9 @@ of several draws, and the backbone ranks them with all others.
 The ablation is regression: the same network, which reads zeros in place of x_t, predicts the vector from the content.
 
 A tenth of the items is hidden from the second phase. While it is validated, these items are ranked by what is drawn for
-them, as new items are, so the metric that selects its weights is one of new items too. Afterwards they have their own
-vectors again.
+them, as new items are, and all others come after them. So the metric that selects the weights says how well hidden and
+new items are ranked among themselves; how they stand to the others does not count, which would prefer vectors that
+nothing leads to. Afterwards hidden items have their own vectors again.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ class ColdDiff(Composite):
 
     Attributes:
         content: content of the items and the first layer that reads it; None until `fit`, or until a run is loaded.
-        hidden: (h,) items that are ranked by their drawn vectors, while the generator is trained; None otherwise.
+        hidden: (h,) items that are ranked by their drawn vectors while the generator is trained; None otherwise.
         targets: (num_items, d) x_0 of the items; `begin_phase` fills it, and ``weights`` (num_items,).
     """
 
@@ -407,7 +408,11 @@ class ColdDiff(Composite):
         if self.drawn is None:
             return super().score_known(histories, users, sampling)
         queries = self.query_vectors(histories, users, sampling)
-        return self.scores_by_vectors(queries, self.index_vectors(), histories)
+        scores = self.scores_by_vectors(queries, self.index_vectors(), histories)
+        others = self.popularity > 0
+        others[self.hidden] = False
+        lowest = scores.amin(1, keepdim=True) - 1
+        return torch.where(others, lowest, scores)
 
     # --- new items -----------------------------------------------------------------------------------------
 
