@@ -379,7 +379,7 @@ def test_a_backbone_with_content_is_refused(split, tmp_path):
 
 
 def test_hidden_and_new_items_are_ranked_among_themselves_while_the_generator_is_trained():
-    model, data = begun(backbone="gru4rec")
+    model, _ = begun()
     model.hidden = torch.tensor([1])  # five items are too few for a tenth
     model.eval()
     model.prepare()
