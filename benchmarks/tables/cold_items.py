@@ -60,7 +60,6 @@ DRAWN_AGAIN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "colddiff": [
         (", s = 0", {"guidance_scale": 0.0}),
         (", s = 2", {"guidance_scale": 2.0}),
-        (", one draw, s = 0", {"guidance_scale": 0.0, "draws": 1}),
         (", one draw", {"draws": 1}),
         (", one draw, s = 2", {"guidance_scale": 2.0, "draws": 1}),
     ],
@@ -143,7 +142,7 @@ def by_neighbours(model: ColdDiff, content: Content, known: np.ndarray) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=20, help="of the networks, at most")
-    parser.add_argument("--generator-epochs", type=int, default=40, help="at most")
+    parser.add_argument("--generator-epochs", type=int, default=20, help="at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/cold"))
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
@@ -175,7 +174,7 @@ def main() -> None:
             if kind == BACKBONE:
                 options |= {"epochs": arguments.epochs, "patience": 3}
             elif kind == "colddiff":
-                options |= {"epochs": arguments.generator_epochs}
+                options |= {"epochs": arguments.generator_epochs, "patience": 3}
             taken = {"backbone": arguments.runs / f"{BACKBONE}-{arguments.seed}"} if kind == "colddiff" else {}
             on = split if declared else rd.split.global_time(plain)
             rd.train(kind, on, folder, config=options, phases_from=taken, seed=arguments.seed)

@@ -66,7 +66,7 @@ class ColdDiffConfig(NeuralConfig):
     """Options of the loop are those of the generator's training; the backbone's are all in ``backbone_options``."""
 
     search: ClassVar = {
-        "learning_rate": Range(5e-4, 5e-3, log=True),
+        "learning_rate": Range(3e-4, 3e-3, log=True),
         "hidden_size": (128, 256, 512),
         "dropout": Range(0.0, 0.5),
         "guidance_scale": Range(0.0, 3.0),
@@ -74,8 +74,7 @@ class ColdDiffConfig(NeuralConfig):
 
     epochs: int = Field(200, ge=0, description="Upper bound; early stopping usually ends before it.")
     batch_size: int = Field(256, ge=1, description="Items per optimiser step.")
-    learning_rate: float = Field(2e-3, gt=0)
-    validate_every: int = Field(10, ge=1, description="Epochs between validations.")
+    validate_every: int = Field(2, ge=1, description="Epochs between validations.")
     patience: int = Field(5, ge=1, description="Validations without improvement before stopping.")
     backbone: str = Field("gru4rec", description="The model whose item vectors are generated, and which recommends.")
     backbone_options: dict[str, Any] = Field(
