@@ -137,7 +137,7 @@ def test_models_need_what_the_table_says(tmp_path):
             rd.train(kind, split, tmp_path / name, config=options)
             continue
         words = {"timestamps": "times", "social graph": "social", "knowledge graph": "knowledge"}
-        words |= {"item categories": "item table"}
+        words |= {"item categories": "item table", "item features": "item features"}
         with pytest.raises(RediffuseError, match="|".join(words[need] for need in needs)):
             rd.train(kind, split, tmp_path / name, config=options)
 

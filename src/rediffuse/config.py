@@ -153,6 +153,16 @@ class ModelConfig(BaseModel):
         return config
 
     @classmethod
+    def of_phase(cls, phase: str, run: dict[str, Any]) -> dict[str, Any]:
+        """The options that a run brings along which a phase is taken from.
+
+        Args:
+            phase: the name of the phase, which is that of an option too.
+            run: config.json of the run.
+        """
+        return {phase: run["config"]}
+
+    @classmethod
     def preset_names(cls) -> list[str]:
         """Names that `build` accepts: default, paper, released and the data-set configurations, in this order."""
         return list(dict.fromkeys(("default", *ModelConfig.presets, *cls.presets)))

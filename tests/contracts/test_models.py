@@ -17,6 +17,8 @@ TINY = {
     **{"n": 2, "generator_epochs": 2, "pretrain_epochs": 2, "classifier": {"epochs": 2}},
 }
 
+OWN = {"colddiff": {"backbone_options": {"epochs": 2, "embedding_size": 16}}}
+
 # Beside the models that are trained by their name: networks with a prior, and a blend.
 OTHERS = {
     "bprmf-head": {"prior": "head"},
@@ -27,6 +29,8 @@ OTHERS = {
     "d3rec-guided": {"guidance_scale": 0.5, "temperature": 3.0},
     "ldiffrec-noised": {"noising_steps": 3, "sampling_noise": True},
     "diffnet-layers": {"layer": "relu"},
+    "colddiff-bprmf": {"backbone": "bprmf", "guidance_scale": 1.0, "solver": "ancestral"},
+    "colddiff-lightgcn": {"backbone": "lightgcn", "diffusion": False},
     "diffuasr-own": {"item_vectors": "own"},
 }
 BLENDED = ("gru4rec", "transition")
@@ -50,7 +54,8 @@ def small(name: str, folder) -> TrainedModel:
     """A small run of a model, or of a model with an option (`OTHERS`)."""
     kind = name.partition("-")[0]
     known = models.model_class(kind).Config.model_fields
-    options = {name: value for name, value in TINY.items() if name in known} | OTHERS.get(name, {})
+    options = {name: value for name, value in TINY.items() if name in known}
+    options |= OWN.get(kind, {}) | OTHERS.get(name, {})
     return train_small(kind, folder, options)
 
 

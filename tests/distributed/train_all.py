@@ -34,6 +34,7 @@ OWN = {
     **{"diffurec": ABLATION, "diffrec": ABLATION, "tdiffrec": ABLATION, "heatrec": ABLATION | {"prior": "none"}},
     "d3rec": ABLATION | {"condition_dropout": 0.0},
     **{"pdrec": {"diffusion": PHASE | ABLATION, "backbone_options": {"dropout": 0.0}}},
+    "colddiff": ABLATION | {"dropout": 0.0, "condition_dropout": 0.0, "guidance_scale": 0.0, "backbone_options": PHASE},
     **{"diffuasr": {"classifier": PHASE, "backbone_options": {"dropout": 0.0}}},
 }
 FITS = [(name, OWN.get(name, {})) for name in models.names(installed=False)]
@@ -41,7 +42,8 @@ FITS += [(name, DRAWN) for name in ("diffurec", "diffrec", "ldiffrec")] + [("sas
 
 
 def main(out: Path) -> None:
-    split = rd.split.leave_one_out(synthetic_interactions(friends=3, knowledge=True, categories=True))
+    data = synthetic_interactions(friends=3, knowledge=True, categories=True)
+    plain, described = (rd.split.leave_one_out(each) for each in (data, data.with_features("genres")))
     trained: list[Model] = []
     module = importlib.import_module("rediffuse.training.train")  # the name in the package is the function
     make_trainer = module.make_trainer
@@ -58,6 +60,7 @@ def main(out: Path) -> None:
     rank.true_ranks = counted
     for name, changed in FITS:
         folder = out / folder_name(name, changed)
+        split = described if models.model_class(name).needs_content else plain
         rd.train(name, split, folder, config=known(name, OPTIONS) | changed, seed=3)
         sums = {key: zlib.crc32(tensor.numpy().tobytes()) for key, tensor in trained[-1].state_dict().items()}
         atomic_write_text(folder / f"rank{distributed.rank()}.json", json.dumps({"ranked": ranked, "state": sums}))

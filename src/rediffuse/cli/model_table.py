@@ -16,7 +16,7 @@ class Entry:
     Attributes:
         kind: "diffusion", "neural" or "closed form", or "diffusion, closed form".
         needs: what a dataset must have beside interactions: "timestamps", "social graph", "knowledge graph",
-            "item categories".
+            "item categories", "item features".
         line: what the model does.
     """
 
@@ -29,6 +29,7 @@ _ENTRIES = {
     "bert4rec": Entry("neural", (), "Bidirectional transformer over histories with masked items."),
     "blend": Entry("made of runs", (), "Weighted sum of finished runs; made by `rediffuse blend`."),
     "bprmf": Entry("neural", (), "Matrix factorisation with the BPR loss."),
+    "colddiff": Entry("diffusion", ("item features",), "Draws the vectors of new items from their content."),
     "d3rec": Entry("diffusion", ("item categories",), "DiffRec that a temperature steers to more categories."),
     "diffkg": Entry("diffusion", ("knowledge graph",), "Denoised knowledge graph beside the interaction graph."),
     "diffnet": Entry("diffusion", ("social graph",), "Influence that spreads along social links."),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rediffuse.models.baselines.sasrec import SASRec
     from rediffuse.models.baselines.slist import SLIST
     from rediffuse.models.blend import Blend
+    from rediffuse.models.colddiff import ColdDiff
     from rediffuse.models.d3rec import D3Rec
     from rediffuse.models.diffkg import DiffKG
     from rediffuse.models.diffnet import DiffNet
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _MODELS = {
     "bert4rec": ("rediffuse.models.baselines.bert4rec", "BERT4Rec"),
     "bprmf": ("rediffuse.models.baselines.bprmf", "BPRMF"),
+    "colddiff": ("rediffuse.models.colddiff", "ColdDiff"),
     "d3rec": ("rediffuse.models.d3rec", "D3Rec"),
     "diffkg": ("rediffuse.models.diffkg", "DiffKG"),
     "diffnet": ("rediffuse.models.diffnet", "DiffNet"),
@@ -144,6 +146,7 @@ __all__ = [
     "SLIST",
     "BERT4Rec",
     "Blend",
+    "ColdDiff",
     "D3Rec",
     "DiffKG",
     "DiffNet",

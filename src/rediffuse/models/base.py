@@ -156,6 +156,7 @@ class Model(nn.Module):
     - ``reads_synthetic``: whether synthetic interactions train it and remain in the histories that it scores.
     - ``reads_tables``: whether it learns from ``item_table`` or ``user_table``.
     - ``reads_content``: whether it learns from `TrainingData.content`.
+    - ``needs_content``: whether it refuses data without item features.
     - ``item_rows``: tensors of its state that have a row for each item.
     - ``reads_times``: whether scores depend on the times of interactions, not only on their order.
     - ``holds_users``: whether its weights hold users: their vectors or their interactions. `rediffuse.push` publishes
@@ -174,6 +175,7 @@ class Model(nn.Module):
     reads_synthetic: ClassVar[bool] = False
     reads_tables: ClassVar[bool] = False
     reads_content: ClassVar[bool] = False
+    needs_content: ClassVar[bool] = False
     reads_times: ClassVar[bool] = False
     holds_users: ClassVar[bool] = True
     popularity: Tensor

@@ -56,6 +56,13 @@ class ContentModel(NeuralModel):
             model.prior.graph.describe_added(content, self.num_items)
         return model.eval()
 
+    def place_items(self, items: Tensor, vectors: Tensor) -> None:
+        """Give items (n,) without an interaction in training these `index_vectors` (n, d), which come from elsewhere.
+
+        For tables that no content is a part of.
+        """
+        raise NotImplementedError
+
     def add_item_rows(self, state: dict[str, Tensor], prefix: str, added: int) -> None:
         super().add_item_rows(state, prefix, added)
         self.item_embedding.add_rows(state, f"{prefix}item_embedding.", self.num_items, added)

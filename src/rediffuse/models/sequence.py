@@ -247,6 +247,14 @@ class SequenceModel(ContentModel):
         """(..., d) vectors of items (...) in metric space."""
         return self.metric_space(self.item_embedding(items))
 
+    @torch.no_grad()
+    def place_items(self, items: Tensor, vectors: Tensor) -> None:
+        table = self.item_embedding.weight
+        if self.config.temperature is not None:  # lengths do not rank, but histories are read with them
+            length = table[: self.num_items][self.popularity > 0].norm(dim=1).mean()
+            vectors = nn.functional.normalize(vectors, dim=-1) * length
+        table[items] = vectors
+
     # --- biases of logits ----------------------------------------------------------------------------------
 
     def biased(self, batch: SequenceBatch) -> Biased | None:

@@ -226,10 +226,11 @@ def plan(kind: type[Model], split: Split, preset: Any, config: Any, seed: int, p
         options = with_another_prior(kind, phase_runs[NETWORK], preset, config)
         source = phase_runs[NETWORK].config
         return Plan(kind, split, source["preset"], options, source["seed"], phase_runs)
-    phase_options = {phase: run.config["config"] for phase, run in phase_runs.items()}
-    for phase in phase_options:
+    phase_options: dict[str, Any] = {}
+    for phase, run in phase_runs.items():
         if phase not in kind.Config.model_fields:
             raise ConfigError(f"{kind.name} has no phase {phase!r} that could be taken from a run.", "Leave it out.")
+        phase_options |= kind.Config.of_phase(phase, run.config)
     for phase in phase_options.keys() & config.keys():
         problem = f"Both options and a run were given for {phase!r}."
         raise ConfigError(problem, "Leave out the options: the run has its own.")

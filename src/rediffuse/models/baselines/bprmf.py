@@ -37,6 +37,10 @@ class BPRMF(ContentModel, FactorModel):
         users = F.pad(self.user_embedding.weight, (0, 1), value=1.0)
         return users, torch.cat((self.item_embedding.all(), self.item_bias[:, None]), dim=1)
 
+    @torch.no_grad()
+    def place_items(self, items: Tensor, vectors: Tensor) -> None:
+        self.item_embedding.weight[items], self.item_bias[items] = vectors[:, :-1], vectors[:, -1]
+
     def fold_in(self, histories: Histories) -> Tensor:
         """The direction of BPR's first gradient step from zero, scaled to the mean length of the users' vectors.
 

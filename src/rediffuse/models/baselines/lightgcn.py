@@ -89,6 +89,10 @@ class LightGCN(ContentModel, FactorModel):
         model.item_vectors[self.num_items :], model.item_spread[self.num_items :] = alone, alone
         return model
 
+    @torch.no_grad()
+    def place_items(self, items: Tensor, vectors: Tensor) -> None:
+        self.item_vectors[items] = self.item_spread[items] = vectors
+
     def answering_vectors(self) -> tuple[Tensor, Tensor]:
         return self.user_vectors, self.item_vectors
 
