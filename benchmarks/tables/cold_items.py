@@ -60,6 +60,7 @@ DRAWN_AGAIN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "colddiff": [
         (", s = 0", {"guidance_scale": 0.0}),
         (", s = 2", {"guidance_scale": 2.0}),
+        (", s = 5", {"guidance_scale": 5.0}),
         (", one draw", {"draws": 1}),
         (", one draw, s = 2", {"guidance_scale": 2.0, "draws": 1}),
     ],
