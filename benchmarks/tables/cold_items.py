@@ -183,7 +183,9 @@ def main() -> None:
         training = run.config["training"]
         precision = training["precision"] or precision
         facts = {key: training[key] for key in ("minutes", "best_epoch", "stopped", "parameters")}
-        facts |= {"options": options, "hidden_items": run.config["resolved"].get("hidden_items")}
+        chosen, usual = run.config["config"], run.config["defaults"]
+        changed = {option: value for option, value in chosen.items() if value != usual[option]}
+        facts |= {"options": changed, "hidden_items": run.config["resolved"].get("hidden_items")}
         model, score = run.model, model_scores(run.model, task)
         add(name, score, **facts)
         if isinstance(model, ColdDiff):
