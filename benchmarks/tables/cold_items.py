@@ -60,6 +60,7 @@ DRAWN_AGAIN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "colddiff": [
         (", s = 0", {"guidance_scale": 0.0}),
         (", s = 2", {"guidance_scale": 2.0}),
+        (", s = 5", {"guidance_scale": 5.0}),
         (", one draw", {"draws": 1}),
         (", one draw, s = 2", {"guidance_scale": 2.0, "draws": 1}),
     ],
@@ -182,7 +183,9 @@ def main() -> None:
         training = run.config["training"]
         precision = training["precision"] or precision
         facts = {key: training[key] for key in ("minutes", "best_epoch", "stopped", "parameters")}
-        facts |= {"options": options, "hidden_items": run.config["resolved"].get("hidden_items")}
+        chosen, usual = run.config["config"], run.config["defaults"]
+        changed = {option: value for option, value in chosen.items() if value != usual[option]}
+        facts |= {"options": changed, "hidden_items": run.config["resolved"].get("hidden_items")}
         model, score = run.model, model_scores(run.model, task)
         add(name, score, **facts)
         if isinstance(model, ColdDiff):

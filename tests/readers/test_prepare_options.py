@@ -134,7 +134,7 @@ def content(folder: Path) -> tuple:
     data = rd.load_dataset(folder)
     tables = [None if table is None else table.to_dict(as_series=False) for table in (data.items, data.users)]
     given = {scheme: subset.tolist() for scheme, subset in data.given.items()}
-    return data.fingerprint, data.title, tables, given, data.has_timestamps
+    return data.fingerprint, data.features_fingerprint, data.title, tables, given, data.has_timestamps
 
 
 def test_every_option_is_enumerated() -> None:

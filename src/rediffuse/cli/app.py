@@ -12,7 +12,8 @@ from rediffuse.errors import ConfigError
 
 # In the order of their use.
 COMMANDS = ("data", "prepare", "models", "train", "evaluate", "compare", "run", "blend", "tune", "augment")
-COMMANDS += ("recommend", "refit", "update", "update-histories", "push", "serve", "index", "export", "doctor")
+COMMANDS += ("recommend", "refit", "update", "update-histories", "add-items", "push", "serve", "index", "export")
+COMMANDS += ("doctor",)
 
 
 class _Commands(TyperGroup):

@@ -116,15 +116,19 @@ def _dataset(experiment: Experiment, say: Say) -> Dataset:
         data = public_dataset(file.data.public).with_features(*map(file.data.options.get, DECLARED))
     else:
         data = read_interactions(file.data.table, **file.data.options)
-    if kept.is_dir() and load_dataset(kept).fingerprint != data.fingerprint:
+    if kept.is_dir() and _identity(load_dataset(kept)) != _identity(data):
         raise RunError(
-            f"{file.out} holds an experiment on other data: the interactions have changed since it began.",
+            f"{file.out} holds an experiment on other data: the interactions or features have changed since it began.",
             "Choose another folder (out: ...), or remove that one.",
         )
     _record(experiment, source)
     if not kept.is_dir():
         data.save(kept)
     return data
+
+
+def _identity(data: Dataset) -> tuple[str, str]:
+    return data.fingerprint, data.features_fingerprint
 
 
 def _record(experiment: Experiment, source: dict[str, Any] | None) -> None:
@@ -153,6 +157,7 @@ def _state(planned: PlannedRun, split: Split) -> str:
     )
     same = all(recorded[name] == wanted[name] for name in ("model", "class", "config", "seed", "split"))
     same = same and recorded["data"]["fingerprint"] == wanted["data"]["fingerprint"]
+    same = same and recorded["data"].get("item_features") == wanted["data"]["item_features"]
     training = recorded["training"]
     spent = planned.max_minutes is not None and training["minutes"] >= planned.max_minutes
     return "skipped" if same and (training["finished"] or spent) else "resumed"

@@ -116,6 +116,8 @@ def tune(
         "seed": seed,
         "split": {"name": split.name, "params": split.params, "fingerprint": split.fingerprint},
     }
+    if split.dataset.item_features and kind.reads_content_with(default):
+        identity["features"] = split.dataset.features_fingerprint
     identity = json.loads(json.dumps(identity))
     refuse_other_folder(folder, identity)  # before anything is written
     with quiet_optuna(), folder_lock(folder, "tuning"):
