@@ -11,6 +11,9 @@ the new items: the backbone, a GRU4Rec without features, is one run. s is the sc
 Floors: "popularity in the category" gives an item the mean, over its attributes, of the mean recent popularity of the
 items that have it; "content of the history" ranks by the cosine of an item's content with that of the user's items;
 "content-kNN" gives a new item the mean vector of the 50 items that are most like it, weighted by their cosine.
+
+"share" rows keep a least share of each list of 20 for new items (`recommend --new-items`): the best new items take the
+places of the last others.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "gru4rec, features": ("gru4rec", {}, True),
     "theat": ("theat", {"refit": False}, False),
     "theat, features": ("theat", {"refit": False}, True),
+    "theat, features, content_weight = 1": ("theat", {"refit": False, "content_weight": 1.0}, True),
     "colddiff": ("colddiff", {}, True),
     "colddiff (no diffusion)": ("colddiff", {"diffusion": False}, True),
 }
@@ -66,6 +70,8 @@ DRAWN_AGAIN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "colddiff (no diffusion)": [(", s = 0", {"guidance_scale": 0.0}), (", s = 2", {"guidance_scale": 2.0})],
 }
+# Least shares of the first 20 items that are new, as `Recommender.recommend` keeps them, of the rows with features.
+SHARES, LIST = (0.05, 0.1, 0.2), 20
 BLOCK = 1024
 Scores = Callable[[Histories, int], Tensor]
 
@@ -129,10 +135,32 @@ def floors(split: Any, content: Content, known: np.ndarray) -> dict[str, Scores]
     }
 
 
+def with_share(score: Scores, new: np.ndarray, share: float) -> Scores:
+    """Scores that put so many new items among the first `LIST` unseen ones, where they are not there already."""
+    least, is_new = int(np.ceil(share * LIST)), torch.from_numpy(new)
+
+    def shared(histories: Histories, start: int) -> Tensor:
+        found = score(histories, start).float().clone()
+        unseen = found.clone()
+        unseen[torch.from_numpy(histories.owners), torch.from_numpy(histories.items.astype(np.int64))] = -torch.inf
+        ranked = unseen.argsort(dim=1, descending=True, stable=True)
+        for row, order in enumerate(ranked):
+            fresh = order[is_new[order]][:least]
+            short = least - int(is_new[order[:LIST]].sum())
+            if short > 0:
+                others = order[~is_new[order]]
+                top, below = found[row, others[LIST - least - 1]], found[row, others[LIST - least]]
+                places = torch.linspace(1, 0, least + 2)[1:-1]
+                found[row, fresh] = torch.maximum(found[row, fresh], below + (top - below) * places)
+        return found
+
+    return shared
+
+
 def by_neighbours(model: ColdDiff, content: Content, known: np.ndarray) -> None:
     """Give the new items of a trained model the mean vector of their neighbours by content."""
     new, numbers = np.flatnonzero(~known), np.flatnonzero(known)
-    found = nearest(content.take(new), content.take(numbers), numbers, column_weights(content, known), NEIGHBOURS)
+    found = nearest(content.take(new), new, content.take(numbers), numbers, column_weights(content, known), NEIGHBOURS)
     weights = sparse.csr_array(found / np.maximum(np.ravel(found.sum(axis=1)), 1e-12)[:, None])
     vectors = model.backbone.index_vectors()
     assert vectors is not None
@@ -188,6 +216,8 @@ def main() -> None:
         facts |= {"options": changed, "hidden_items": run.config["resolved"].get("hidden_items")}
         model, score = run.model, model_scores(run.model, task)
         add(name, score, **facts)
+        for share in SHARES if declared and model.scores_new_items and not isinstance(model, ColdDiff) else ():
+            add(f"{name}, share {share:g}", with_share(score, ~known, share))
         if isinstance(model, ColdDiff):
             trained = model.config
             for label, sampling in DRAWN_AGAIN[name]:
