@@ -193,6 +193,8 @@ def main() -> None:
 
     for name, score in floors(split, content, known).items():
         add(name, score)
+        for share in SHARES:
+            add(f"{name}, share {share:g}", with_share(score, ~known, share))
     precision = None
     for name in arguments.only:
         kind, options, declared = RUNS[name]
