@@ -53,6 +53,8 @@ BACKBONE = "gru4rec"
 RUNS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "gru4rec": ("gru4rec", {"item_features": False}, True),
     "gru4rec, features": ("gru4rec", {}, True),
+    "heatrec": ("heatrec", {"item_features": False}, True),
+    "heatrec, features": ("heatrec", {}, True),
     "theat": ("theat", {"refit": False}, False),
     "theat, features": ("theat", {"refit": False}, True),
     "theat, features, content_weight = 1": ("theat", {"refit": False, "content_weight": 1.0}, True),
@@ -202,7 +204,7 @@ def main() -> None:
         if not (folder / "manifest.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
             options = options | {"metric": METRIC}
-            if kind == BACKBONE:
+            if kind in (BACKBONE, "heatrec"):
                 options |= {"epochs": arguments.epochs, "patience": 3}
             elif kind == "colddiff":
                 options |= {"epochs": arguments.generator_epochs, "patience": 3}
