@@ -150,6 +150,8 @@ def test_what_cannot_be_added_is_refused(run, new, data, tmp_path):
         recommender.with_items(data.items.head(3))
     with pytest.raises(DataError, match=r"'x'[\s\S]*ids"):
         recommender.with_items(new.with_columns(item_id=pl.lit("x")))
+    with pytest.warns(RediffuseWarning, match="does not have were left out: colour"):
+        recommender.with_items(new.with_columns(colour=pl.lit("red")))
     with pytest.warns(RediffuseWarning, match="2 rows are about items that the run has already"):
         recommender.with_items(pl.concat((data.items.head(2), new.head(2).select(data.items.columns))))
 

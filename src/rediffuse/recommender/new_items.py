@@ -99,7 +99,10 @@ def with_new_items(run: RunContents, items: Any, *, item: str = "item_id") -> Ne
     }
     contents = replace(run, config=config, model=model, items=_catalogue(run, fresh), item_table=_table(run, fresh))
     example = left_out["item_id"][0] if len(left_out) else None
-    return NewItems(contents, len(fresh), len(left_out), example, tuple(encoder.notes(fresh)))
+    notes = encoder.notes(fresh)
+    if run.item_table is not None and (others := [c for c in fresh.columns if c not in run.item_table.columns]):
+        notes.append(f"Columns that the run's item table does not have were left out: {', '.join(others)}.")
+    return NewItems(contents, len(fresh), len(left_out), example, tuple(notes))
 
 
 def add_items(run: str | Path | Run, items: Any, out: str | Path, *, item: str = "item_id") -> tuple[Run, NewItems]:
