@@ -19,7 +19,7 @@ demo: $(VENV)/.run-ready
 	$(PY) benchmarks/demo.py
 
 test: $(VENV)/.dev-ready
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile
 
 # TORCH=2.13.0 make test-lowest takes another torch than the lowest, whose packages have gigabytes of CUDA.
 test-lowest: LIMITS := .venv-lowest/limits.txt

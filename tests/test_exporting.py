@@ -199,7 +199,7 @@ def test_torch_export_gives_the_lists_of_the_library(kind, runs, tmp_path):
     run_readme(runs(kind), tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["causal", "prefix", slow("guided"), "both", "ablation"])
+@pytest.mark.parametrize("kind", ["causal", slow("prefix"), slow("guided"), slow("both"), "ablation"])
 def test_the_code_of_the_readme_gives_the_lists_of_the_library(kind, runs, exported):
     run_readme(runs(kind), exported(kind))
 
