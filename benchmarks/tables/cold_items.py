@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.tables.cold_items --runs runs/cold
 
-Amazon Beauty split by time, with its attributes as item features. A quarter of what users take in the test time was
-never in training: 301 of 12,101 items. Every method ranks the whole catalogue without the items that a user has seen,
+Amazon Beauty split by time, with its attributes as item features, or MovieLens-100K with its genres. On Beauty, a quarter
+of what users take in the test time was never in training: 301 of 12,101 items. Every method ranks the whole catalogue without the items that a user has seen,
 and is measured on all true items, on those that are new, and on those that are known. No method learns from the
 validation interactions (theat is not refitted). All that ColdDiff's rows and "content-kNN" differ in is the vectors of
 the new items: the backbone, a GRU4Rec without features, is one run. s is the scale of the guidance; 1 unless said.
@@ -32,7 +32,7 @@ from scipy import sparse
 from torch import Tensor
 
 import rediffuse as rd
-from benchmarks.common import out_option, write_result
+from benchmarks.common import RESULTS, write_result
 from rediffuse.batching.matrix import binary_matrix
 from rediffuse.batching.recency import FALLBACK_HALF_LIFE, recent_popularity
 from rediffuse.data.histories import Histories
@@ -47,7 +47,7 @@ from rediffuse.runs.run_folder import read_run
 METRIC = "ndcg@10/unseen"
 METRICS = ("recall@20", "ndcg@10")
 NEIGHBOURS = 50
-DATA, FEATURES = "amazon-beauty", "attributes"
+FEATURES = {"amazon-beauty": "attributes", "ml-100k": "genres"}
 BACKBONE = "gru4rec"
 # name -> model, options, whether the features are declared; and what is taken from a run.
 RUNS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -178,10 +178,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/cold"))
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--subset", choices=("valid", "test"), default="test")
-    out_option(parser, f"cold_items-{DATA}.json")
+    parser.add_argument("--data", choices=FEATURES, default="amazon-beauty")
+    parser.add_argument("--out", type=Path, help="result file; default: results/cold_items-DATA.json")
     arguments = parser.parse_args()
-    plain = public_dataset(DATA)
-    data = plain.with_features(FEATURES)
+    plain, features = public_dataset(arguments.data), FEATURES[arguments.data]
+    data = plain.with_features(features)
     split = rd.split.global_time(data)
     task, known = split.task(arguments.subset), split.training_view().valid.popularity > 0
     assert data.items is not None
@@ -232,9 +233,9 @@ def main() -> None:
                 by_neighbours(model, content, known)
                 add("content-kNN", score)
     print(table(rows))
-    found = {"data": DATA, "features": FEATURES, "split": split.name, "params": split.params, "seed": arguments.seed}
+    found = {"data": arguments.data, "features": features, "split": split.name, "params": split.params, "seed": arguments.seed}
     found |= {"subset": arguments.subset, "items": len(known), "new_items": int((~known).sum()), "rows": rows}
-    write_result(arguments.out, found, precision=precision)
+    write_result(arguments.out or RESULTS / f"cold_items-{arguments.data}.json", found, precision=precision)
 
 
 def table(rows: dict[str, Any]) -> str:
