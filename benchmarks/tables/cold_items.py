@@ -233,7 +233,13 @@ def main() -> None:
                 by_neighbours(model, content, known)
                 add("content-kNN", score)
     print(table(rows))
-    found = {"data": arguments.data, "features": features, "split": split.name, "params": split.params, "seed": arguments.seed}
+    found = {
+        "data": arguments.data,
+        "features": features,
+        "split": split.name,
+        "params": split.params,
+        "seed": arguments.seed,
+    }
     found |= {"subset": arguments.subset, "items": len(known), "new_items": int((~known).sum()), "rows": rows}
     write_result(arguments.out or RESULTS / f"cold_items-{arguments.data}.json", found, precision=precision)
 
