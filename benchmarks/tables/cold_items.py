@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.tables.cold_items --runs runs/cold
 
-Amazon Beauty split by time, with its attributes as item features, or MovieLens-100K with its genres. On Beauty, a quarter
-of what users take in the test time was never in training: 301 of 12,101 items. Every method ranks the whole catalogue without the items that a user has seen,
-and is measured on all true items, on those that are new, and on those that are known. No method learns from the
+Amazon Beauty split by time, with its attributes as item features, or MovieLens-100K with its genres (``--data``). On
+Beauty, a quarter of what users take in the test time was never in training: 301 of 12,101 items. Every method ranks the
+whole catalogue without the items that a user has seen, and is measured on all true items, on those that are new, and on those that are known. No method learns from the
 validation interactions (theat is not refitted). All that ColdDiff's rows and "content-kNN" differ in is the vectors of
 the new items: the backbone, a GRU4Rec without features, is one run. s is the scale of the guidance; 1 unless said.
 
