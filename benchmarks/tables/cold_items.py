@@ -4,9 +4,10 @@
 
 Amazon Beauty split by time, with its attributes as item features, or MovieLens-100K with its genres (``--data``). On
 Beauty, a quarter of what users take in the test time was never in training: 301 of 12,101 items. Every method ranks the
-whole catalogue without the items that a user has seen, and is measured on all true items, on those that are new, and on those that are known. No method learns from the
-validation interactions (theat is not refitted). All that ColdDiff's rows and "content-kNN" differ in is the vectors of
-the new items: the backbone, a GRU4Rec without features, is one run. s is the scale of the guidance; 1 unless said.
+whole catalogue without the items that a user has seen, and is measured on all true items, on those that are new, and on
+those that are known. No method learns from the validation interactions (theat is not refitted), but for the prior of
+HeatRec. All that ColdDiff's rows and "content-kNN" differ in is the vectors of the new items: the backbone, a GRU4Rec
+without features, is one run. s is the scale of the guidance; 1 unless said.
 
 Floors: "popularity in the category" gives an item the mean, over its attributes, of the mean recent popularity of the
 items that have it; "content of the history" ranks by the cosine of an item's content with that of the user's items;
