@@ -95,7 +95,7 @@ def test_rows_are_added_before_the_padding(content, padding):
     new.load_state_dict(state)
     new.eval()
     matrix, dense = (part[[3, 1]] for part in content)
-    new.describe_added(matrix, dense, ITEMS)
+    new.content.describe_added(matrix, dense, ITEMS)
     torch.testing.assert_close(new.all()[:ITEMS], old.all()[:ITEMS])
     torch.testing.assert_close(new.all()[ITEMS : ITEMS + 2], old.content(torch.tensor([3, 1])))
     assert torch.equal(new.all()[ITEMS + 2 :], old.all()[ITEMS:])

@@ -398,6 +398,17 @@ class Model(nn.Module):
         Returns:
             A model of ``num_items + n`` items with the same scores for the first ``num_items``.
         """
+        state = dict(self.state_dict())
+        self.add_item_rows(state, "", len(content))
+        model = type(self)(self.config, self.num_items + len(content), self.num_users)
+        model.load_state_dict(state)
+        model.eval()
+        model.describe_added(content, self.num_items)
+        return model
+
+    def describe_added(self, content: Content, at: int) -> None:
+        """Give items that were added, from number ``at`` on, their content. Implemented where `scores_new_items` is
+        true."""
         raise NotImplementedError
 
     def add_item_rows(self, state: dict[str, Tensor], prefix: str, added: int) -> None:

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,7 +48,7 @@ from rediffuse.models.base import TrainingData, Validation
 from rediffuse.models.composite import Composite
 from rediffuse.models.content import ContentModel
 from rediffuse.models.sampling import Sampling
-from rediffuse.nn.item_table import ItemContent, with_rows
+from rediffuse.nn.item_table import ItemContent
 from rediffuse.nn.vector_denoiser import VectorDenoiser
 from rediffuse.seeds import derive
 
@@ -419,27 +418,16 @@ class ColdDiff(Composite):
     def scores_new_items(self) -> bool:
         return self.content is not None
 
-    def with_items(self, content: Content) -> Self:
-        state, added = dict(self.state_dict()), len(content)
-        self.add_item_rows(state, "", added)
-        model = type(self)(self.config, self.num_items + added, self.num_users)
-        model.load_state_dict(state)
-        model.eval()
-        assert model.content is not None
-        before = model.content.sparse.csr[: self.num_items]
-        model.content.sparse.set(sparse.csr_array(sparse.vstack((before, content.sparse), format="csr")))
-        model.content.dense[self.num_items :] = torch.from_numpy(content.dense)
-        if model.prior is not None:
-            model.prior.graph.describe_added(content, self.num_items)
-        new = torch.arange(self.num_items, model.num_items)
-        model.backbone.place_items(new, model.generate(new))
-        return model
+    def describe_added(self, content: Content, at: int) -> None:
+        assert self.content is not None
+        self.content.describe_added(content.sparse, content.dense, at)
+        if self.prior is not None:
+            self.prior.graph.describe_added(content, at)
+        new = torch.arange(at, self.num_items)
+        self.backbone.place_items(new, self.generate(new))
 
     def add_item_rows(self, state: dict[str, Tensor], prefix: str, added: int) -> None:
         super().add_item_rows(state, prefix, added)
         self.backbone.add_item_rows(state, f"{prefix}backbone.", added)
-        for name in ("dense", "learned"):
-            key = f"{prefix}content.{name}"
-            state[key] = with_rows(state[key], self.num_items, added)
-        offsets = state[key := f"{prefix}content.sparse.offsets.value"]
-        state[key] = torch.cat((offsets, offsets[-1].repeat(added)))
+        assert self.content is not None
+        self.content.add_rows(state, f"{prefix}content.", self.num_items, added)

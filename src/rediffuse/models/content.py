@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
 from torch import Tensor
 
@@ -46,15 +44,11 @@ class ContentModel(NeuralModel):
     def scores_new_items(self) -> bool:
         return self.item_embedding.content is not None
 
-    def with_items(self, content: Content) -> Self:
-        state, added = dict(self.state_dict()), len(content.dense)
-        self.add_item_rows(state, "", added)
-        model = type(self)(self.config, self.num_items + added, self.num_users)
-        model.load_state_dict(state)
-        model.item_embedding.describe_added(content.sparse, content.dense, self.num_items)
-        if model.prior is not None:
-            model.prior.graph.describe_added(content, self.num_items)
-        return model.eval()
+    def describe_added(self, content: Content, at: int) -> None:
+        assert self.item_embedding.content is not None
+        self.item_embedding.content.describe_added(content.sparse, content.dense, at)
+        if self.prior is not None:
+            self.prior.graph.describe_added(content, at)
 
     def place_items(self, items: Tensor, vectors: Tensor) -> None:
         """Give items (n,) without an interaction in training these `index_vectors` (n, d), which come from elsewhere.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rediffuse.features import Content
 from rediffuse.features.neighbours import column_weights, nearest
 from rediffuse.nn.sized import with_rows
-from rediffuse.nn.sparse import SparseMatrix
+from rediffuse.nn.sparse import SparseMatrix, add_empty_rows
 
 # Every item is reached from so many items that are most like it.
 NEIGHBOURS = 50
@@ -87,8 +87,7 @@ class ContentGraph(nn.Module):
         for name in ("dense", "learned"):
             state[prefix + name] = with_rows(state[prefix + name], at, added)
         for name in ("edges", "sparse"):
-            offsets = state[key := f"{prefix}{name}.offsets.value"]
-            state[key] = torch.cat((offsets, offsets[-1].repeat(added)))
+            add_empty_rows(state, f"{prefix}{name}.", at, added)
 
     def describe_added(self, content: Content, at: int) -> None:
         """Place new items, from number ``at`` on, by their content."""

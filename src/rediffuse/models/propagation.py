@@ -23,6 +23,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.graphs.item_graph import ItemGraph, singular_vectors
 from rediffuse.models.base import Contribution, Model, TrainingData, Validation, is_clearly_better
 from rediffuse.models.sampling import Sampling
+from rediffuse.nn.sparse import add_empty_rows
 
 # The options of a model, with a value for each that was null.
 Settings = dict[str, Any]
@@ -134,8 +135,8 @@ class PropagationModel(Model):
     def add_item_rows(self, state: dict[str, Tensor], prefix: str, added: int) -> None:
         super().add_item_rows(state, prefix, added)
         for name in self.item_matrices:
-            if len(offsets := state[key := f"{prefix}{name}.offsets.value"]):
-                state[key] = torch.cat((offsets, offsets[-1].repeat(added)))
+            if len(state[f"{prefix}{name}.offsets.value"]):
+                add_empty_rows(state, f"{prefix}{name}.", self.num_items, added)
 
     # --- choices -------------------------------------------------------------------------------------------
 

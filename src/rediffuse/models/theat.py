@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,16 +171,7 @@ class TemporalHeat(PropagationModel):
     def scores_new_items(self) -> bool:
         return self.content_graph is not None and self.settings["content_weight"] > 0
 
-    def with_items(self, content: Content) -> Self:
-        state = dict(self.state_dict())
-        self.add_item_rows(state, "", len(content))
-        model = type(self)(self.config, self.num_items + len(content), self.num_users)
-        model.load_state_dict(state)
-        model.describe_added(content, self.num_items)
-        return model.eval()
-
     def describe_added(self, content: Content, at: int) -> None:
-        """Give new items, from number ``at`` on, their content."""
         if self.content_graph is not None:
             self.content_graph.describe_added(content, at)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rediffuse.nn.sized import with_rows
-from rediffuse.nn.sparse import SparseMatrix
+from rediffuse.nn.sparse import SparseMatrix, add_empty_rows
 
 _WEIGHTS = ("sparse_weight", "dense_weight")
 
@@ -70,6 +70,18 @@ class ItemContent(nn.Module):
             )
             return of_sparse + dense @ self.dense_weight
 
+    def add_rows(self, state: dict[str, Tensor], prefix: str, at: int, added: int) -> None:
+        """Insert rows without content before row ``at`` into a state dict of this content."""
+        for name in ("dense", "learned"):
+            state[prefix + name] = with_rows(state[prefix + name], at, added)
+        add_empty_rows(state, f"{prefix}sparse.", at, added)
+
+    def describe_added(self, matrix: sparse.csr_array, dense: NDArray[np.float32], at: int) -> None:
+        """Give the rows from ``at`` on, which have no content, that of n items: (n, columns), in two parts."""
+        before, end = self.sparse.csr, at + len(dense)
+        self.sparse.set(sparse.csr_array(sparse.vstack((before[:at], matrix, before[end:]), format="csr")))
+        self.dense[at:end] = torch.from_numpy(dense).to(self.dense.device)
+
 
 class ItemTable(nn.Embedding):
     """Item vectors, an `nn.Embedding` until it `describe`\\ s the items by their content.
@@ -112,19 +124,9 @@ class ItemTable(nn.Embedding):
 
     def add_rows(self, state: dict[str, Tensor], prefix: str, at: int, added: int) -> None:
         """Insert rows of zeros before row ``at`` into a state dict of this table: items that are not described yet."""
-        names = ["weight"] if self.content is None else ["weight", "content.dense", "content.learned"]
-        for name in names:
-            state[prefix + name] = with_rows(state[prefix + name], at, added)
+        state[f"{prefix}weight"] = with_rows(state[f"{prefix}weight"], at, added)
         if self.content is not None:
-            offsets = state[name := f"{prefix}content.sparse.offsets.value"]
-            state[name] = torch.cat((offsets[:at], offsets[at].repeat(added), offsets[at:]))
-
-    def describe_added(self, matrix: sparse.csr_array, dense: NDArray[np.float32], at: int) -> None:
-        """Give rows without content, from row ``at`` on, the content (n, columns), as `describe` has it."""
-        assert self.content is not None
-        before, end = self.content.sparse.csr, at + len(dense)
-        self.content.sparse.set(sparse.csr_array(sparse.vstack((before[:at], matrix, before[end:]), format="csr")))
-        self.content.dense[at:end] = torch.from_numpy(dense).to(self.content.dense.device)
+            self.content.add_rows(state, f"{prefix}content.", at, added)
 
     def bake(self) -> None:
         """Replace the parts by their sum, for inference without content."""

@@ -31,6 +31,12 @@ def wrong_rows(offsets: Tensor, numbers: Tensor, values: Tensor, rows: int, colu
     return None
 
 
+def add_empty_rows(state: dict[str, Tensor], prefix: str, at: int, added: int) -> None:
+    """Insert rows without entries before row ``at`` into the state dict of a `SparseMatrix` that is not empty."""
+    offsets = state[key := f"{prefix}offsets.value"]
+    state[key] = torch.cat((offsets[:at], offsets[at].repeat(added), offsets[at:]))
+
+
 class SparseMatrix(nn.Module):
     """A sparse matrix that is saved with the model: compressed rows, float32. It is empty until it is `set` or loaded.
 

@@ -7,8 +7,6 @@ by their histories, or, if the model cannot do that, as users without a history 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,24 +23,18 @@ from rediffuse.data.loading import load_dataset
 from rediffuse.data.merging import Merged, extended_ids, merge
 from rediffuse.data.store import MANIFEST as DATASET_MANIFEST
 from rediffuse.errors import DataError
-from rediffuse.files import atomic_write_bytes
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.rows import Columns, Forms, InteractionRows
 from rediffuse.readers.tables import read_table
 from rediffuse.readers.unused_columns import note_unused
 from rediffuse.recommender.id_map import cast_ids
-from rediffuse.runs.card import model_card
-from rediffuse.runs.identity import open_run_folder
-from rediffuse.runs.item_features import copied_encoder
+from rediffuse.runs.derived import write_derived
 from rediffuse.runs.run_folder import (
-    LOG,
     Run,
     RunContents,
     add_files,
-    artifacts_of,
     read_run,
     run_path,
-    write_run,
 )
 
 # How many unknown items a warning names.
@@ -193,25 +185,8 @@ def update_histories(
     source = run_path("run", run)
     old = read_run(source)
     found = fresh_histories(old, interactions, user=user, item=item, time=time, time_format=time_format)
-    contents, made_in = found.contents, _environment(source)
-    with contextlib.ExitStack() as stack:
-        open_run_folder(folder, contents.config, resume=False, stack=stack)
-        if LOG in old.digests:
-            atomic_write_bytes(folder / LOG, (source / LOG).read_bytes())
-        write_run(
-            folder,
-            contents.config,
-            made_in,
-            contents.model,
-            contents.items,
-            contents.user_ids,
-            contents.histories,
-            model_card(type(contents.model), contents.config, made_in),
-            artifacts_of(old),
-            held_out=contents.held_out,
-            item_table=contents.item_table,
-            others=copied_encoder(old),
-        )
+    contents = found.contents
+    write_derived(folder, old, contents)
     if all(name in old.digests for name in _INDEX):
         add_files(folder, {name: (source / name).read_bytes() for name in _INDEX})
     return Run(folder, contents.config, contents.config["validation"], contents.config["training"]["minutes"]), found
@@ -268,8 +243,3 @@ def _held_out(contents: RunContents, merged: Merged) -> NDArray[np.bool_]:
     """What the model has not learned from: what was held out before, and what is new."""
     before = np.zeros(len(contents.histories.items), dtype=np.bool_) if contents.held_out is None else contents.held_out
     return np.where(merged.source < 0, True, before[merged.source])
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    """Where the model was trained."""
-    return json.loads((folder / "environment.json").read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ catalogue that had no interaction in training.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +15,13 @@ import polars as pl
 
 from rediffuse.arguments import require_path
 from rediffuse.errors import ConfigError, DataError
-from rediffuse.files import atomic_write_bytes
 from rediffuse.readers.tables import read_table
 from rediffuse.recommender.id_map import cast_ids
 from rediffuse.recommender.index import METADATA_FILE
 from rediffuse.recommender.index_building import build_index
-from rediffuse.runs.card import model_card
-from rediffuse.runs.identity import open_run_folder
-from rediffuse.runs.item_features import copied_encoder, read_encoder
-from rediffuse.runs.run_folder import LOG, Run, RunContents, artifacts_of, read_run, run_path, write_run
+from rediffuse.runs.derived import write_derived
+from rediffuse.runs.item_features import read_encoder
+from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 
 
 @dataclass(frozen=True)
@@ -126,25 +123,7 @@ def add_items(run: str | Path | Run, items: Any, out: str | Path, *, item: str =
     old = read_run(source)
     found = with_new_items(old, items, item=item)
     contents = found.contents
-    made_in = json.loads((old.path / "environment.json").read_text(encoding="utf-8"))
-    with contextlib.ExitStack() as stack:
-        open_run_folder(folder, contents.config, resume=False, stack=stack)
-        if LOG in old.digests:
-            atomic_write_bytes(folder / LOG, (old.path / LOG).read_bytes())
-        write_run(
-            folder,
-            contents.config,
-            made_in,
-            contents.model,
-            contents.items,
-            contents.user_ids,
-            contents.histories,
-            model_card(type(contents.model), contents.config, made_in),
-            artifacts_of(old),
-            held_out=contents.held_out,
-            item_table=contents.item_table,
-            others=copied_encoder(old),
-        )
+    write_derived(folder, old, contents)
     if METADATA_FILE in old.digests:
         options = json.loads((old.path / METADATA_FILE).read_text(encoding="utf-8"))
         build_index(folder, options["kind"], options["k"], options["wanted_recall"])

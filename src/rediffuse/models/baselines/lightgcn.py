@@ -6,8 +6,6 @@ a node's vector is the mean of its e^(0) .. e^(layers) (eq. 8). Only e^(0) is le
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
 import torch
 from pydantic import Field
@@ -82,12 +80,11 @@ class LightGCN(ContentModel, FactorModel):
         self.item_spread.copy_(sent * self.item_degree.clamp(min=1).rsqrt()[:, None])
 
     @torch.no_grad()
-    def with_items(self, content: Content) -> Self:
-        model = super().with_items(content)
+    def describe_added(self, content: Content, at: int) -> None:
+        super().describe_added(content, at)
         # New items have no neighbours, so propagation leaves them e^(0) alone.
-        alone = model.item_embedding.all()[self.num_items :] / (self.config.layers + 1)
-        model.item_vectors[self.num_items :], model.item_spread[self.num_items :] = alone, alone
-        return model
+        alone = self.item_embedding.all()[at:] / (self.config.layers + 1)
+        self.item_vectors[at:], self.item_spread[at:] = alone, alone
 
     @torch.no_grad()
     def place_items(self, items: Tensor, vectors: Tensor) -> None:
