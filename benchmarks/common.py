@@ -9,7 +9,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,28 @@ def rerun(*words: str, stdin: str | None = None, read: bool = False) -> str:
 def measured_alone(*words: str, stdin: str | None = None) -> dict[str, Any]:
     """`rerun`, and read the JSON on the last line that it prints; its peak of memory is its own."""
     return json.loads(rerun(*words, stdin=stdin, read=True).splitlines()[-1])
+
+
+def anonymous_growth(call: Callable[[], object]) -> float:
+    """MiB by which the anonymous memory of this process grew at most during a call: without mapped files. Linux only."""
+    ended, before = threading.Event(), _anonymous_kib()
+    most = before
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.001):
+            most = max(most, _anonymous_kib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        ended.set()
+        watcher.join()
+    return round((max(most, _anonymous_kib()) - before) / 1024, 1)
+
+
+def _anonymous_kib() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))

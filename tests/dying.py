@@ -25,6 +25,7 @@ PLACES = {
     "epoch": "rediffuse.training.loop:Trainer._log",
     "end": "rediffuse.training.train:write_run",
     "write": "pathlib:Path.write_bytes",  # after half of the bytes
+    "block": "rediffuse.files:DigestedFile.write",  # after half of a block of tensors, or of their header
     "sync": "rediffuse.files:sync",
     "rename": "pathlib:Path.replace",
     "renamed": "pathlib:Path.replace",
@@ -110,9 +111,9 @@ def _patch(place: str, is_time: Callable[[], Any]) -> None:
             result = function(*args, **kwargs)
             return _die() if is_time() else result
         if is_time():
-            if place == "write":
-                path, content = args
-                function(path, content[: len(content) // 2])
+            if place in ("write", "block"):
+                target, content = args
+                function(target, content[: len(content) // 2])
             _die()
         return function(*args, **kwargs)
 

@@ -16,16 +16,42 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from rediffuse import forks
 from rediffuse.errors import StorageError
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+class DigestedFile:
+    """A file that is written from its beginning to its end, and the sha256 of what was written.
+
+    Args:
+        file: open for writing, at its beginning.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._sha256 = file, hashlib.sha256()
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append ``content``."""
+        self._sha256.update(content)
+        self._file.write(content)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what was written so far."""
+        return self._sha256.hexdigest()
+
+
+# What a file is to hold: the bytes, or a function that writes them, so that they are never all in memory.
+Content: TypeAlias = bytes | Callable[[DigestedFile], object]
 
 
 def sha256_file(path: Path) -> str:
@@ -52,6 +78,16 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
         StorageError: the file cannot be written.
     """
     _atomic(path, lambda temporary: temporary.write_bytes(content))
+
+
+def atomic_write_stream(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write what ``write`` writes into a file, as `atomic_write_bytes` does."""
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            write(file)
+
+    _atomic(path, fill)
 
 
 def atomic_create_bytes(path: Path, content: bytes) -> bool:
@@ -111,8 +147,27 @@ def _atomic(path: Path, write: Callable[[Path], object]) -> None:
         sync(path.parent)
 
 
+@dataclass(frozen=True)
+class Staged:
+    """Files under temporary names.
+
+    Attributes:
+        folder: where they are.
+        digests: sha256 of each, by its final name.
+        temporary: its present path, by its final name.
+    """
+
+    folder: Path
+    digests: dict[str, str]
+    temporary: dict[str, Path]
+
+    def put(self, name: str) -> None:
+        """Give a file its final name."""
+        self.temporary[name].replace(self.folder / name)
+
+
 @contextmanager
-def staged_files(folder: Path, contents: dict[str, bytes]) -> Iterator[Callable[[str], None]]:
+def staged_files(folder: Path, contents: Mapping[str, Content]) -> Iterator[Staged]:
     """Write files under temporary names in ``folder``, then let the caller rename each of them to its final name.
 
     So a full disk is noticed before any file is replaced.
@@ -121,31 +176,35 @@ def staged_files(folder: Path, contents: dict[str, bytes]) -> Iterator[Callable[
         folder: created if it does not exist.
         contents: content of each file, by its final name.
 
-    Yields:
-        A function that renames one file, given its final name.
-
     Raises:
         StorageError: a file cannot be written.
     """
-    temporary = {name: _sibling(folder / name, "tmp") for name in contents}
-
-    def put(name: str) -> None:
-        temporary[name].replace(folder / name)
-
+    staged = Staged(folder, {}, {name: _sibling(folder / name, "tmp") for name in contents})
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             with writing(folder / name):
-                temporary[name].write_bytes(content)
-                sync(temporary[name])
+                staged.digests[name] = _write(staged.temporary[name], content)
+                sync(staged.temporary[name])
         with writing(folder):
-            yield put
+            yield staged
             sync(folder)
     finally:
         with suppress(OSError):  # a disk that cannot be written to does not allow removal either
-            for path in temporary.values():
+            for path in staged.temporary.values():
                 path.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: Content) -> str:
+    """Write a file; returns its sha256."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+    with path.open("wb") as file:
+        digested = DigestedFile(file)
+        content(digested)
+    return digested.sha256
 
 
 @contextmanager

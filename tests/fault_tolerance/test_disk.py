@@ -139,7 +139,7 @@ def test_training_on_a_full_disk_is_resumed_once_there_is_space(disk, train, lon
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("pages", [0, 2, 20])
+@pytest.mark.parametrize("pages", [0, 2, 16])
 def test_a_finished_run_survives_a_full_disk_during_further_training(disk, run, train, longer, pages):
     folder = shutil.copytree(run, disk.path / "run")
     disk.set_free(4096 * pages)

@@ -60,7 +60,10 @@ def uninterrupted(split, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("place", "count"),
-    [("step", 2), ("update", 17), ("checkpoint", 9), ("rename", 6), ("write", 40), ("evaluation", 3), ("end", 0)],
+    [
+        *(("step", 2), ("update", 17), ("checkpoint", 9), ("rename", 6), ("write", 4), ("evaluation", 3), ("end", 0)),
+        *(("block", 2000), ("block", 4085)),  # within a checkpoint, and within the weights of the finished run
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_weights(split, uninterrupted, tmp_path, place, count):
     dies(place, count, rd.train, "diffurec", split, tmp_path / "run", config=LOSSAWARE, seed=3)

@@ -55,9 +55,9 @@ def write_report(comparison: Comparison, out: Path) -> None:
     files |= {"report.md": markdown(comparison).encode(), "report.html": page(comparison, content).encode()}
     files[REPORT] = content.encode()
     if out.is_dir() and (out.is_mount() or out.samefile(Path.cwd())):  # such a folder cannot be exchanged
-        with staged_files(out, files) as put:
+        with staged_files(out, files) as staged:
             for name in files:
-                put(name)
+                staged.put(name)
             for name in FILES - files.keys():
                 (out / name).unlink(missing_ok=True)
         return

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from safetensors.torch import save
 
 from rediffuse.arguments import require_path
 from rediffuse.config import WITH_HISTORY, ModelConfig
@@ -20,12 +19,12 @@ from rediffuse.data.checks import require_plain_names
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RunError
-from rediffuse.files import atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
+from rediffuse.files import Content, atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
 from rediffuse.runs import checks, former_options, hub
 from rediffuse.runs.lock import PATIENCE, folder_lock
-from rediffuse.runs.tensors import load_tensors, load_weights
+from rediffuse.runs.tensors import load_tensors, load_weights, write_tensors
 from rediffuse.table_files import read_parquet
 
 FORMAT = 1
@@ -146,13 +145,13 @@ def write_run(
         users = users.with_columns(synthetic=_as_lists(histories, histories.synthetic).list.sum())
     if held_out is not None and held_out.any():
         users = users.with_columns(held_out=_as_lists(histories, held_out))
-    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    files = {
+    about_weights = {"note": json.dumps({"model": config["model"]})}  # the manifest has their checksum
+    files: dict[str, Content] = {
         "config.json": json.dumps(config, indent=2).encode(),
         "environment.json": json.dumps(environment, indent=2).encode(),
         "items.parquet": parquet_bytes(items),
         "users.parquet": parquet_bytes(users),
-        "model.safetensors": save(weights, metadata={"note": json.dumps({"model": config["model"]})}),
+        "model.safetensors": functools.partial(write_tensors, tensors=model.state_dict(), metadata=about_weights),
         "README.md": card.encode(),
         **{name: parquet_bytes(table) for name, table in artifacts.items()},
         **(others or {}),
@@ -164,7 +163,7 @@ def write_run(
     _replace_files(folder, files, {})
 
 
-def add_files(folder: Path, files: dict[str, bytes], made_of: str | None = None) -> None:
+def add_files(folder: Path, files: Mapping[str, Content], made_of: str | None = None) -> None:
     """Add files to a run folder, or replace them, and list them in its manifest.
 
     Args:
@@ -195,18 +194,21 @@ def forget_files(folder: Path, names: Iterable[str]) -> None:
         atomic_write_text(folder / MANIFEST, manifest_text(kept))
 
 
-def _replace_files(folder: Path, files: dict[str, bytes], listed: dict[str, str]) -> None:
+def _replace_files(folder: Path, files: Mapping[str, Content], listed: dict[str, str]) -> None:
     """Write ``files`` and a manifest of these and of the files in ``listed`` (sha256 by name)."""
     kept = {name: digest for name, digest in listed.items() if name not in files}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    with staged_files(folder, files | {MANIFEST: manifest_text(kept | digests).encode()}) as put:
+    with (
+        staged_files(folder, files) as staged,
+        staged_files(folder, {MANIFEST: manifest_text(kept | staged.digests).encode()}) as manifest,
+    ):
         # After a kill in between, the manifest lists none of the replaced files, rather than wrong checksums.
         if not kept:
             (folder / MANIFEST).unlink(missing_ok=True)
         elif kept != listed:
             atomic_write_text(folder / MANIFEST, manifest_text(kept))
-        for name in (*files, MANIFEST):
-            put(name)
+        for name in files:
+            staged.put(name)
+        manifest.put(MANIFEST)
 
 
 def manifest_text(files: dict[str, str]) -> str:

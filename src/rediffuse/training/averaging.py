@@ -38,15 +38,18 @@ class Averaging:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the context, the model has the average as its weights."""
-        own = [weight.detach().clone() for weight in self.weights]
-        self.apply()
+        """Within the context, the model has the average as its weights, and the average those of the model."""
+        self._exchange()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for weight, value in zip(self.weights, own, strict=True):
-                    weight.copy_(value)
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """Exchange weights and average, if there is one, without a copy."""
+        if self.averaged.n_averaged:
+            for weight, average in zip(self.weights, self.averaged.module.parameters(), strict=True):
+                weight.data, average.data = average.data, weight.data
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that `restore` takes."""

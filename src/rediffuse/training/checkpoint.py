@@ -1,4 +1,8 @@
-"""Checkpoints: weights, their average, optimiser state and progress in one file."""
+"""Checkpoints: weights, their average, optimiser state and progress in one file.
+
+Neither writing nor reading one takes memory that grows with the model: tensors are written block by block, and copied
+from the mapped file into the weights, the average and the state.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from rediffuse.runs.tensors import load_tensors, load_weights, save_tensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds besides the weights.
+    """What a checkpoint holds besides the weights; its tensors are mapped from the file.
 
     Attributes:
         progress: JSON-able.
@@ -67,5 +71,11 @@ def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
-    """Load the saved state into a new optimiser."""
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    """Copy the saved state into a new optimiser."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # torch would keep the mapped tensors, and with them the file after the next checkpoint has replaced it.
+    own = {
+        index: {name: value.to(parameters[index].device, copy=True) for name, value in values.items()}
+        for index, values in state.items()
+    }
+    optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
