@@ -1,4 +1,4 @@
-"""Files of tensors: the official library reads them, damage is found, and they are written and read in little memory."""
+"""Files of tensors: the official library reads them, damage is found, and writing and reading take little memory."""
 
 from __future__ import annotations
 
