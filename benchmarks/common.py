@@ -132,7 +132,7 @@ def measured_alone(*words: str, stdin: str | None = None) -> dict[str, Any]:
 
 
 def anonymous_growth(call: Callable[[], object]) -> float:
-    """MiB by which the anonymous memory of this process grew at most during a call, without mapped files. Linux only."""
+    """MiB by which the anonymous memory of this process grew at most during a call, without mapped files. On Linux."""
     ended, before = threading.Event(), _anonymous_kib()
     most = before
 
