@@ -167,6 +167,41 @@ def all_reduce_max(*arrays: NDArray[Any]) -> None:
             array[...] = _all_reduce(torch.from_numpy(np.ascontiguousarray(array)), "MAX").numpy()
 
 
+def broadcast(tensor: torch.Tensor) -> None:
+    """Replace a tensor, on the device of the training, by that of process 0. Collective."""
+    if world_size() > 1:
+        import torch.distributed as dist
+
+        dist.broadcast(tensor, 0)
+
+
+def all_gather_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The rows (n, ...) of all processes, in order of rank, which may have different n. Collective.
+
+    Args:
+        tensors: with the same n, on the device of the training. They are sent padded to the largest n.
+    """
+    if world_size() == 1:
+        return list(tensors)
+    import torch
+    import torch.distributed as dist
+
+    count = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    counts = count.new_empty(world_size())
+    dist.all_gather_into_tensor(counts, count)
+    sizes: list[int] = counts.tolist()
+    most, gathered = max(sizes), []
+    if not most:
+        return list(tensors)
+    for tensor in tensors:
+        padded = tensor.new_zeros(most, *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        received = tensor.new_empty(len(sizes) * most, *tensor.shape[1:])
+        dist.all_gather_into_tensor(received, padded)
+        gathered.append(torch.cat([part[:size] for part, size in zip(received.split(most), sizes, strict=True)]))
+    return gathered
+
+
 def main_process_first(work: Callable[[], None]) -> None:
     """Run ``work`` in process 0 while the others wait. Collective.
 

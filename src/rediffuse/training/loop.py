@@ -47,6 +47,7 @@ from rediffuse.training.content import encoded_items, encoded_users
 from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.precision import autocast, resolve_precision
 from rediffuse.training.progress import Pace, Progress, left_in_words, logger, short
+from rediffuse.training.row_gradients import exchange_rows, exclude_tables
 from rediffuse.training.schedule import Schedule
 
 # Within a long epoch, a checkpoint is written at this interval.
@@ -148,6 +149,7 @@ class Trainer:
         self.callbacks = callbacks or Callbacks([])
         self.steps = steps or {}
         self.interrupted = False
+        self.tables: list[torch.Tensor] = []  # whose sparse gradients the processes exchange themselves
         self.trained_network: Model | None = None
 
     def take_phase(self, phase: str, trained: Model) -> None:
@@ -279,6 +281,7 @@ class Trainer:
             schedule.restore(self.state.schedule)
         if saved is not None and saved.average and self.averaging is not None:
             self.averaging.restore(saved.average)
+        self.tables = exclude_tables(self.model, groups)
         with warnings.catch_warnings():
             # torch 2.13 renames the option to forward_sync_buffers, which Accelerate does not support yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -341,6 +344,7 @@ class Trainer:
 
     def _update(self, network: Any, stepper: Any) -> None:
         """One step of the optimiser, of the learning rate and of the average."""
+        exchange_rows(self.tables)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(network.parameters(), self.config.clip_norm)
         stepper.step()

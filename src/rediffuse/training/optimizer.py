@@ -44,7 +44,7 @@ class Optimizer(torch.optim.AdamW):
         super().step(closure)
 
     def _step_rows(self, table: Tensor, group: dict[str, Any]) -> None:
-        rows, values = _summed(table.grad)  # type: ignore[arg-type]
+        rows, values = summed_rows(table.grad)  # type: ignore[arg-type]
         state = self.state[table]
         if not state:
             state["step"] = torch.zeros((), device=table.device)  # torch's Adam wants it when a state is loaded
@@ -56,7 +56,7 @@ class Optimizer(torch.optim.AdamW):
         table.index_add_(0, rows, change, alpha=-group["lr"] * ADAGRAD_RATE)
 
 
-def _summed(gradient: Tensor) -> tuple[Tensor, Tensor]:
+def summed_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows (r,) of a sparse gradient and their sums (r, d), in half the time of `coalesce`."""
     rows, values = gradient._indices()[0], gradient._values()
     order = torch.argsort(rows, stable=True)
