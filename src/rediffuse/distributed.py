@@ -188,7 +188,7 @@ def all_gather_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
     count = torch.tensor([len(tensors[0])], device=tensors[0].device)
     counts = count.new_empty(world_size())
-    dist.all_gather_into_tensor(counts, count)
+    dist.all_gather(list(counts.split(1)), count)
     sizes: list[int] = counts.tolist()
     most, gathered = max(sizes), []
     if not most:
@@ -196,9 +196,9 @@ def all_gather_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
     for tensor in tensors:
         padded = tensor.new_zeros(most, *tensor.shape[1:])
         padded[: len(tensor)] = tensor
-        received = tensor.new_empty(len(sizes) * most, *tensor.shape[1:])
-        dist.all_gather_into_tensor(received, padded)
-        gathered.append(torch.cat([part[:size] for part, size in zip(received.split(most), sizes, strict=True)]))
+        received = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(received, padded)
+        gathered.append(torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)]))
     return gathered
 
 

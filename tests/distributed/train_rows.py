@@ -57,18 +57,18 @@ def steps(accumulate: int) -> dict[str, Any]:
     network = DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=True)
     alone.linear.load_state_dict(model.linear.state_dict())  # DDP has sent these
     sent = {"dense": 0, "rows": 0}
-    gather = dist.all_gather_into_tensor
+    gather = dist.all_gather
 
-    def counted_gather(output: Tensor, own: Tensor, **options: Any) -> Any:
+    def counted_gather(received: list[Tensor], own: Tensor, **options: Any) -> Any:
         sent["rows"] += own.nbytes
-        return gather(output, own, **options)
+        return gather(received, own, **options)
 
     def counted_reduce(state, bucket):
         sent["dense"] += bucket.buffer().nbytes
         return dist.all_reduce(bucket.buffer().div_(2), async_op=True).get_future().then(lambda f: f.value()[0])
 
     network.register_comm_hook(None, counted_reduce)
-    dist.all_gather_into_tensor = counted_gather
+    dist.all_gather = counted_gather
     generator, worst = torch.Generator().manual_seed(1), 0.0
     for step in range(STEPS):
         for part in range(accumulate):
@@ -87,7 +87,7 @@ def steps(accumulate: int) -> dict[str, Any]:
             optimizer.zero_grad()
         for one, other in zip(model.parameters(), alone.parameters(), strict=True):
             worst = max(worst, float((one - other).detach().abs().max()))
-    dist.all_gather_into_tensor = gather
+    dist.all_gather = gather
     return {"worst": worst, "sent": {name: count / STEPS for name, count in sent.items()}, "rank": states(model)}
 
 
