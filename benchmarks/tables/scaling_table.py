@@ -72,8 +72,8 @@ def growth() -> None:
     for x in found:
         x["axis"] = RENAMED.get(x["axis"], x["axis"])
     for axis in dict.fromkeys(x["axis"] for x in found):
-        rows = [x for x in found if x["axis"] == axis]
-        fields = [name for name in rows[0] if name not in ("stamp", "date", "environment", "axis")]
+        rows = list({(x["model"], x["size"]): x for x in found if x["axis"] == axis}.values())  # the newest of each
+        fields = [name for name in rows[-1] if name not in ("stamp", "date", "environment", "axis")]
         print(axis)
         table(fields, [[row.get(name) for name in fields] for row in rows])
 
