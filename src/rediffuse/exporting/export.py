@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import polars as pl
-from safetensors.torch import save
 
 from rediffuse.diffusion.respace import respace
 from rediffuse.errors import ConfigError, MissingExtraError, RunError, did_you_mean
 from rediffuse.exporting.graphs import Graph, graphs_of, write_graph
 from rediffuse.exporting.readme import readme
-from rediffuse.files import atomic_folder, parquet_bytes
+from rediffuse.files import DigestedFile, atomic_folder, parquet_bytes
 from rediffuse.models.base import Model
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffrec import DiffRec
@@ -28,6 +27,7 @@ from rediffuse.models.factors import FactorModel
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import REPEAT_RATE, SequenceModel
 from rediffuse.runs.run_folder import RunContents, read_run
+from rediffuse.runs.tensors import write_tensors
 
 Format = Literal["onnx", "torch-export"]
 VERSION = 1
@@ -75,9 +75,8 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
             for name, graph in graphs.items():
                 _write(model, graph, new / (name + _SUFFIXES[format]))
             vectors = {"vectors": model.index_vectors().detach(), "popularity": contents.model.fallback}
-            # safetensors' own save_file makes files that only their owner can read.
-            content = save({name: tensor.contiguous().clone() for name, tensor in vectors.items()})
-            (new / "items.safetensors").write_bytes(content)
+            with (new / "items.safetensors").open("wb") as file:
+                write_tensors(DigestedFile(file), vectors)
             columns = [name for name in ("item_id", "title") if name in contents.items.columns]
             items = contents.items.select(columns).with_row_index("item").with_columns(pl.col("item").cast(pl.Int64))
             (new / "items.parquet").write_bytes(parquet_bytes(items))

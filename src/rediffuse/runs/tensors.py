@@ -56,7 +56,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], note: dict[str, Any]
     atomic_write_stream(path, write)
 
 
-def write_tensors(file: DigestedFile, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(file: DigestedFile, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors on any device in the safetensors format, without a copy of any.
 
     Raises:
@@ -64,7 +64,7 @@ def write_tensors(file: DigestedFile, tensors: Mapping[str, Tensor], metadata: d
     """
     # Wide dtypes first, so that each tensor lies where it can be mapped; the format allows no holes.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name in names:
         tensor, start = tensors[name], end
