@@ -36,6 +36,8 @@ class Two(nn.Module):
         torch.manual_seed(5 + distributed.rank())  # they differ until process 0 has sent its own
         self.often, self.rarely = (nn.Embedding(ITEMS, WIDTH, sparse=True) for _ in range(2))
         self.linear = nn.Linear(WIDTH, 3)
+        self.tied = nn.Embedding(ITEMS, WIDTH, sparse=True)
+        self.tied.weight = self.often.weight
 
     def groups(self) -> list[dict[str, Any]]:
         tables = [self.often.weight, self.rarely.weight]

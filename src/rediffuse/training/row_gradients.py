@@ -29,7 +29,8 @@ def exclude_tables(model: nn.Module, groups: list[dict[str, Any]]) -> list[Tenso
         return []
     tables = [table for group in groups if group.get("rowwise") for table in group["params"]]
     ours = {id(table) for table in tables}
-    model._ddp_params_and_buffers_to_ignore = {name for name, p in model.named_parameters() if id(p) in ours}  # type: ignore[assignment]
+    named = model.named_parameters(remove_duplicate=False)  # DDP asks for a tied table by each of its names
+    model._ddp_params_and_buffers_to_ignore = {name for name, p in named if id(p) in ours}  # type: ignore[assignment]
     for table in tables:
         distributed.broadcast(table.data)
     return tables
