@@ -15,6 +15,8 @@ _LAZY = {
     "Recommender": ("rediffuse.recommender", "Recommender"),
     "add_items": ("rediffuse.recommender.new_items", "add_items"),
     "read_interactions": ("rediffuse.readers.interactions", "read_interactions"),
+    "read_numbered": ("rediffuse.readers.numbered", "read_numbered"),
+    "load_partitions": ("rediffuse.readers.numbered", "load_partitions"),
     "read_atomic": ("rediffuse.readers.recbole", "read_atomic"),
     "load_dataset": ("rediffuse.data.loading", "load_dataset"),
     "public_dataset": ("rediffuse.readers.public_datasets", "public_dataset"),
@@ -53,11 +55,13 @@ __all__ = [
     "evaluate_lists",
     "evaluation",
     "load_dataset",
+    "load_partitions",
     "models",
     "public_dataset",
     "push",
     "read_atomic",
     "read_interactions",
+    "read_numbered",
     "refit",
     "split",
     "testing",
@@ -76,6 +80,7 @@ if TYPE_CHECKING:
     from rediffuse.data.loading import load_dataset
     from rediffuse.evaluation import evaluate_lists
     from rediffuse.readers.interactions import read_interactions
+    from rediffuse.readers.numbered import load_partitions, read_numbered
     from rediffuse.readers.public_datasets import public_dataset
     from rediffuse.readers.recbole import read_atomic
     from rediffuse.recommender import Recommender

@@ -56,7 +56,12 @@ def data(
 @app.command()
 def prepare(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="CSV, TSV or Parquet file(s), or RecBole .inter file or folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="CSV, TSV or Parquet file(s), RecBole .inter file or folder, or folder of numbered tables."
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write the dataset to.")],
     user: Annotated[str, typer.Option(help="Column of user ids.")] = "user_id",
     item: Annotated[str, typer.Option(help="Column of item ids.")] = "item_id",
@@ -126,12 +131,18 @@ def prepare(
 ) -> None:
     """Turn a table of interactions into a dataset."""
     from rediffuse.readers import read_atomic, read_interactions
+    from rediffuse.readers.tables import is_numbered
 
     # Options that were not given are left to the reader, which knows the same defaults.
     others = ("source", "out", "as_json")
     options = {
         name: value for name, value in context.params.items() if name not in others and _was_given(context, name)
     }
+    if is_numbered(Path(source)):
+        made = _read_numbered(Path(source), out, options)
+        made.save(out)
+        _report(made, out, as_json)
+        return
     if options.pop("no_header", False):
         options["header"] = None
     if weights is not None:
@@ -140,6 +151,22 @@ def prepare(
     made = (read_atomic if is_atomic else read_interactions)(source, **options)
     made.save(out)
     _report(made, out, as_json)
+
+
+def _read_numbered(folder: Path, out: Path, options: dict[str, Any]) -> Dataset:
+    """The dataset of numbered tables, with its interactions in a temporary file beside ``out``."""
+    from rediffuse.data.store import refuse_foreign
+    from rediffuse.errors import ConfigError
+    from rediffuse.readers import read_numbered
+
+    for name in options:
+        if name not in ("title", "item_features", "user_features"):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} does not go with {folder}, a folder of numbered tables.",
+                "Leave it out: whatever it asks for is done where the tables are made, see docs/large-tables.md.",
+            )
+    refuse_foreign(out)
+    return read_numbered(folder, **options, scratch=out.absolute().parent)
 
 
 def _parse_weights(text: str) -> dict[str, float]:

@@ -301,15 +301,16 @@ def ratings(column: Column | Pieces) -> NDArray[np.float32]:
     Raises:
         DataError: missing, not a number, NaN, infinite or negative.
     """
+    return joined(column, plain_ratings, np.float32)
+
+
+def plain_ratings(piece: Column) -> NDArray[Any]:
+    """(rows,) the ratings of one piece. Raises as `ratings`."""
     remedy = "Ratings are numbers >= 0, higher is better. Fix or remove the row, or shift the scale."
-
-    def read(piece: Column) -> NDArray[Any]:
-        numbers = _numbers(piece, "a number")
-        piece.refuse_first(numbers < 0, "is {}, which is negative", remedy)
-        piece.refuse_first(numbers > _LARGEST, "is {}, more than 32 bits hold", remedy)
-        return numbers.to_numpy()
-
-    return joined(column, read, np.float32)
+    numbers = plain_numbers(piece, "a number")
+    piece.refuse_first(numbers < 0, "is {}, which is negative", remedy)
+    piece.refuse_first(numbers > _LARGEST, "is {}, more than 32 bits hold", remedy)
+    return numbers.to_numpy()
 
 
 def order(column: Column | Pieces) -> NDArray[Any]:
@@ -318,10 +319,10 @@ def order(column: Column | Pieces) -> NDArray[Any]:
     Raises:
         DataError: missing, not a number, NaN or infinite.
     """
-    return joined(column, lambda piece: _numbers(piece, "a number that orders the interactions").to_numpy())
+    return joined(column, lambda piece: plain_numbers(piece, "a number that orders the interactions").to_numpy())
 
 
-def _numbers(column: Column, expected: str) -> pl.Series:
+def plain_numbers(column: Column, expected: str) -> pl.Series:
     """Int64 or Float64, finite and without nulls."""
     values = column.complete()
     remedy = f"Expected {expected}. Fix or remove the row."
@@ -427,7 +428,7 @@ def _in_unit(column: Column | Pieces, time_unit: str) -> Times:
 
 def _time_numbers(column: Column) -> NDArray[Any]:
     if column.values.dtype != pl.String:
-        numbers = _numbers(column, "a time")
+        numbers = plain_numbers(column, "a time")
     else:
         numbers = parse_numbers(column.complete())
         column.refuse_first(numbers.is_null(), "is {}, and most other values are numbers", _TIME_REMEDY)

@@ -334,6 +334,20 @@ def _from_frame(source: Any, what: str) -> Table:
     return Table(name, frame.lazy(), frame.columns, {})
 
 
+def parquet_table(paths: list[Path], name: str, *, hive_partitioning: bool = False) -> Table:
+    """Parquet files of one schema as a table.
+
+    Raises:
+        DataError: one is missing or damaged.
+    """
+    stamps = [_stamp(path) for path in paths]
+    try:
+        frame = scan_parquet(paths, hive_partitioning=hive_partitioning)
+        return Table(name, frame, frame.collect_schema().names(), {}, paths, stamps)
+    except UNREADABLE as error:
+        raise DataError(f"{name} cannot be read as Parquet: {first_line(error)}", _TRUNCATED) from None
+
+
 def _from_files(paths: list[Path], name: str, wanted: Sequence[str], options: TextOptions, insist: bool) -> Table:
     stamps = [_stamp(path) for path in paths]
     kinds = {kind_of(path): path for path in paths}
@@ -347,11 +361,8 @@ def _from_files(paths: list[Path], name: str, wanted: Sequence[str], options: Te
     kind = next(iter(kinds))
     if kind == "parquet":
         _refuse_other_folders(paths)
-        try:
-            frame = _scan(paths)
-            return Table(name, frame, frame.collect_schema().names(), {}, paths, stamps)
-        except UNREADABLE as error:
-            raise DataError(f"{name} cannot be read as Parquet: {first_line(error)}", _TRUNCATED) from None
+        # Folders named like date=2024-03-01 stand for a column, which polars ignores by default for lists of paths.
+        return parquet_table(paths, name, hive_partitioning=_in_hive_folders(paths))
     if kind != "text":
         frame = _load(paths, kind)
         return Table(name, frame.lazy(), frame.columns, {}, (), stamps, paths)
@@ -395,8 +406,11 @@ def _load(paths: list[Path], kind: str) -> pl.DataFrame:
 
 
 def _scan(paths: list[Path]) -> pl.LazyFrame:
-    # Folders named like date=2024-03-01 stand for a column, which polars ignores by default for lists of paths.
-    return scan_parquet(paths, hive_partitioning=any("=" in path.parent.name for path in paths))
+    return scan_parquet(paths, hive_partitioning=_in_hive_folders(paths))
+
+
+def _in_hive_folders(paths: list[Path]) -> bool:
+    return any("=" in path.parent.name for path in paths)
 
 
 def _refuse_other_folders(paths: list[Path]) -> None:
@@ -440,7 +454,10 @@ def _expand(path: Path, what: str) -> list[Path]:
     if folder:
         if (path / "manifest.json").is_file():
             raise DataError(f"{path} is a dataset already.", "Load it with rediffuse.load_dataset.")
-        files = next(filter(None, (_below(path, *endings) for endings in _ENDINGS)), [])
+        if is_numbered(path):
+            problem = f"{path} is a folder of numbered tables, not one table."
+            raise DataError(problem, "Read it with rediffuse.read_numbered or `rediffuse prepare`.")
+        files = next(filter(None, (files_below(path, *endings) for endings in _ENDINGS)), [])
         if not files:
             raise DataError(
                 f"The folder {path} holds no Parquet, CSV or TSV files, and no JSON or Arrow files.",
@@ -489,7 +506,13 @@ _ENDINGS = (
 )
 
 
-def _below(folder: Path, *endings: str) -> list[Path]:
+def is_numbered(folder: Path) -> bool:
+    """Whether a folder is laid out as docs/large-tables.md says: numbered interactions, with tables of ids beside."""
+    beside = any((folder / name).exists() for name in ("users.parquet", "items.parquet"))
+    return beside and (folder / "interactions").is_dir()
+
+
+def files_below(folder: Path, *endings: str) -> list[Path]:
     """Files in a folder and the folders in it, sorted."""
     found = (file for ending in endings for file in folder.rglob(f"*.{ending}") if file.is_file())
     return sorted(file for file in found if not _is_skipped(file.relative_to(folder).parts))
