@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rediffuse import forks
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Seconds that a process has to end after SIGTERM; launchers kill it after 30.
 _GRACE_SECONDS = 5.0
+# Bytes of a path on Linux.
+_LONGEST_PATH = 4096
 
 
 def launched() -> bool:
@@ -216,6 +219,38 @@ def main_process_first(work: Callable[[], None]) -> None:
             failed = error
     if any_rank(failed is not None):
         raise failed or RunError("Process 0 of this job failed.", "See its error message.")
+
+
+def first_of_host(work: Callable[[], Path]) -> Path:
+    """Run ``work`` in the first process of each host, and give its path to all processes of the host. Collective.
+
+    A process without LOCAL_RANK, which torchrun and Accelerate set, counts as a host of its own.
+
+    Raises:
+        RediffuseError: ``work`` raised it; the others raise a RunError.
+    """
+    import numpy as np
+
+    failed: RediffuseError | None = None
+    local, path = _integer("LOCAL_RANK", 0), b""
+    if local == 0:
+        try:
+            path = os.fsencode(work())
+        except RediffuseError as error:
+            failed = error
+    if any_rank(failed is not None):
+        raise failed or RunError("The first process of a host of this job failed.", "See its error message.")
+    paths = np.zeros((world_size(), _LONGEST_PATH), dtype=np.uint8)
+    paths[rank(), : len(path)] = np.frombuffer(path, dtype=np.uint8)
+    all_reduce_max(paths)
+    # Launchers number the processes of a host one after the other.
+    found = Path(os.fsdecode(paths[rank() - local].tobytes().rstrip(b"\0")))
+    if any_rank(not found.exists()):
+        raise RunError(
+            f"Process {rank()} of this job cannot read what the first process of its host wrote.",
+            "Start the processes with torchrun, which numbers those of a host one after the other.",
+        )
+    return found
 
 
 @contextlib.contextmanager

@@ -58,16 +58,17 @@ def read_split(
     fraction: float | None = None,
     split_seed: int | None = None,
 ) -> Split:
-    """Split a saved dataset by the name of a split or protocol, and print what leaks on stderr.
+    """Split a saved dataset by the name of a split or protocol, and print what leaks on stderr. Collective.
 
     Raises:
         ConfigError, DataError: as `split_params`, `rediffuse.evaluation.protocols.split_for` and `load_dataset`.
     """
     from rediffuse.data.loading import load_dataset
+    from rediffuse.data.shared import shared_split
     from rediffuse.evaluation.protocols import split_for
 
     params = split_params(name, quantile, valid_quantile, ratio, targets, fraction, split_seed)
-    split = split_for(name, load_dataset(dataset), **params)
+    split = shared_split(load_dataset(dataset), lambda data: split_for(name, data, **params))
     for remark in (split.leak, split.note):
         if remark:
             say(f"Note: {remark}")

@@ -57,12 +57,15 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a model and write its run folder."""
+    from rediffuse import distributed
     from rediffuse.config import parse_settings, read_settings
     from rediffuse.runs.card import duration
     from rediffuse.training import estimate
     from rediffuse.training import train as run_training
 
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
+    if distributed.launched():
+        distributed.init()  # before the split, which one process makes for all of its host
     split = read_split(split_name, dataset, quantile, valid_quantile, ratio, targets, fraction, split_seed)
     taken: dict[str, str | Path | Run] = {name: str(path) for name, path in parse_settings(phases or []).items()}
     chosen = {"preset": preset, "config": options, "seed": seed}

@@ -459,12 +459,13 @@ def by_name_function(name: str) -> Callable[..., Split]:
     return _BY_NAME[key]
 
 
-def as_split(name: str, value: Any) -> Split:
+def as_split(name: str, value: Any, make: Callable[[Dataset], Split] = default) -> Split:
     """A split as it is; of a dataset, or of the path of a dataset folder, the default split.
 
     Args:
         name: name of the argument, for errors.
         value: what was passed for it.
+        make: makes the default split.
 
     Raises:
         ConfigError: it is something else.
@@ -477,7 +478,7 @@ def as_split(name: str, value: Any) -> Split:
         return value
     from rediffuse.data.loading import as_dataset
 
-    split = default(as_dataset(name, value, "a Split, a Dataset or a dataset folder"))
+    split = make(as_dataset(name, value, "a Split, a Dataset or a dataset folder"))
     leak = "".join(f" {sentence}" for sentence in (split.leak, split.note) if sentence)
     warnings.warn(
         f"No split was given, so the default split of this dataset is used: {split_label(split.name, split.params)}."

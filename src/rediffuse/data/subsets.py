@@ -204,11 +204,15 @@ class Split(Displayed):
 
     def training_view(self) -> TrainingView:
         """The training and validation interactions, copied, and what describes users and items."""
+        train = self.dataset.interactions.where(self.subset == TRAIN)
+        return self.view_of(train, self._task("valid", train))
+
+    def view_of(self, train: Histories, valid: Task) -> TrainingView:
+        """The training view of its training interactions and its validation task."""
         data = self.dataset
-        train = data.interactions.where(self.subset == TRAIN)
         return TrainingView(
             train=train,
-            valid=self._task("valid", train),
+            valid=valid,
             num_users=data.num_users,
             num_items=data.num_items,
             item_ids=data.item_ids,

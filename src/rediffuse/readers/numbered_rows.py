@@ -24,7 +24,9 @@ from rediffuse.readers.tables import Table, files_below, parquet_table
 PIECE = 1 << 22
 GUIDE = "docs/large-tables.md has the layout."
 _NEEDED, _OPTIONAL = ("user", "item"), ("timestamp", "order", "rating", "target", "split")
-_ORDER = "Write each partition in the order of user, then time. An engine with several threads may need to be told so."
+_ORDER = (
+    "Write each partition in the order of user, then time. An engine with several threads may mix the rows of a file."
+)
 # The parts of a second in a unit of polars' datetimes.
 _PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 _NOT_SECONDS = 1e11  # the year 5138

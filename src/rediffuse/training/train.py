@@ -29,7 +29,8 @@ from rediffuse.config import ModelConfig
 from rediffuse.data.cold_users import refuse_selection, selection_remark, without_history
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
-from rediffuse.data.split import TEST, TRAIN, VALID, Split, TrainingView, as_split
+from rediffuse.data.shared import shared_json, shared_split, shared_view
+from rediffuse.data.split import TEST, TRAIN, VALID, Split, TrainingView, as_split, default
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import ConfigError, RediffuseWarning, TrainingError
 from rediffuse.files import atomic_write_text, sha256_file
@@ -123,9 +124,11 @@ def train(
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
     kind = model_class(model)
-    split = as_split("data", data)
+    split = as_split("data", data, lambda dataset: shared_split(dataset, default))
     planned = plan(kind, split, preset, config, seed, phases_from)
-    run_config = describe_run(planned.kind, planned.preset, planned.options, planned.seed, split, planned.phase_runs)
+    run_config = shared_json(
+        lambda: describe_run(planned.kind, planned.preset, planned.options, planned.seed, split, planned.phase_runs)
+    )
     if not external.is_importable(planned.kind):
         warnings.warn(
             f"{run_config['class']} is defined in a script, a notebook or a function, so the run can be used only "
@@ -178,7 +181,7 @@ class Plan:
             DataError: the weights would be chosen on validation data, where no user has a history.
             ConfigError: the model cannot use a run that a phase is to be taken from.
         """
-        view, user_ids = self.split.training_view(), self.split.dataset.user_ids
+        view, user_ids = shared_view(self.split), self.split.dataset.user_ids
         warn_of_unread_features(self.kind, self.options, view)
         trainer = make_trainer(self.kind, self.options, view, folder, seed=self.seed, user_ids=user_ids, **others)
         network = trainer.model
@@ -323,7 +326,16 @@ def _subsets(split: Split) -> dict[str, dict[str, int]]:
     """The counts of each subset, and of training and validation together."""
     train, valid, test = (split.subset == subset for subset in (TRAIN, VALID, TEST))
     masks = {"train": train, "valid": valid, "before_test": train | valid, "test": test}
-    return {name: counts(split.dataset.interactions.where(mask)) for name, mask in masks.items()}
+    synthetic = split.dataset.interactions.synthetic
+    return {
+        name: {
+            "interactions": int((mask if synthetic is None else mask & ~synthetic).sum()),
+            "users": int((split.user_counts(mask) > 0).sum()),
+            "items": int((split.item_counts(mask) > 0).sum()),
+            "synthetic": 0 if synthetic is None else int((mask & synthetic).sum()),
+        }
+        for name, mask in masks.items()
+    }
 
 
 def counts(histories: Histories) -> dict[str, int]:
