@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ from rediffuse.readers.tables import Table, files_below, parquet_table
 PIECE = 1 << 22
 GUIDE = "docs/large-tables.md has the layout."
 _NEEDED, _OPTIONAL = ("user", "item"), ("timestamp", "order", "rating", "target", "split")
-_ORDER = (
-    "Write each partition in the order of user, then time. An engine with several threads may mix the rows of a file."
-)
+_ORDER = "Write each partition in order of user, then time. An engine with several threads may mix the rows of a file."
+_ONE_FILE = "Write all rows of a user to one file."
 # The parts of a second in a unit of polars' datetimes.
 _PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 _NOT_SECONDS = 1e11  # the year 5138
@@ -127,7 +127,7 @@ class NumberedRows:
         before = np.concatenate(([last], users[:-1]))
         if new_file and users[0] == last:
             problem = f"is {last}, and another file of the partition holds the same user"
-            raise column.refuse(0, problem, "Write each user to one file.")
+            raise column.refuse(0, problem, _ONE_FILE)
         column.refuse_first(pl.Series(users < before), "is {}, below that of the row above", _ORDER)
         return users
 
@@ -221,7 +221,11 @@ def _in_order(folder: Path) -> list[Table]:
             firsts.append((user[0] if user.dtype.is_integer() and not user.null_count() else -1, table))
     if not firsts:
         raise DataError(f"{folder} holds no rows in Parquet files.", f"Write the partition again. {GUIDE}")
-    return [table for _, table in sorted(firsts, key=lambda pair: pair[0])]
+    firsts.sort(key=lambda pair: pair[0])
+    for (user, table), (other, following) in pairwise(firsts):
+        if user == other >= 0:
+            raise DataError(f"{following.name} and {table.name} hold the same user, {user}.", _ONE_FILE)
+    return [table for _, table in firsts]
 
 
 def _pieces(table: Table, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
