@@ -5,7 +5,8 @@
 Made-up interactions with times and ratings are saved as a dataset; two processes then train a small SASRec on its
 default split (by time) until the first step ends. For each process: own_bytes, anonymous memory per interaction at the
 first step, beyond what the process held before it loaded the dataset; peak_bytes, the highest value up to there,
-sampled 200 times a second; shared_bytes, what it maps from files and other processes can map too. Linux only.
+sampled 200 times a second; shared_bytes, what it maps from files, of which a host holds one copy. "copied": every process
+makes the split and the view for itself, as before they were shared. Linux only.
 """
 
 from __future__ import annotations
@@ -35,25 +36,26 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=200_000)
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--of-process", metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--of-process", nargs=2, metavar=("FOLDER", "FORM"), help=argparse.SUPPRESS)
     out_option(parser, "view_memory.json")
     arguments = parser.parse_args()
     if arguments.of_process:
-        train(Path(arguments.of_process))
+        train(Path(arguments.of_process[0]), arguments.of_process[1])
         return
+    ranks: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        made_up(arguments.rows, arguments.users, arguments.items).save(folder / "data")
+        made_up(arguments.rows, arguments.users, arguments.items).save(Path(name) / "data")
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
-        subprocess.run(
-            [sys.executable, *launcher, "-m", "benchmarks.measure.view_memory", "--of-process", name],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            check=True,
-        )
-        rows = [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+        for form in ("copied", "mapped"):
+            subprocess.run(
+                [sys.executable, *launcher, "-m", "benchmarks.measure.view_memory", "--of-process", name, form],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                check=True,
+            )
+            ranks[form] = [json.loads(path.read_text()) for path in sorted(Path(name).glob(f"{form}-rank*.json"))]
+            print(form, json.dumps(ranks[form]), flush=True)
     sizes = {name: getattr(arguments, name) for name in ("rows", "users", "items", "processes")}
-    print(json.dumps(rows))
-    write_result(arguments.out, {**sizes, "ranks": rows}, precision="fp32")
+    write_result(arguments.out, {**sizes, "bytes_per_interaction": ranks}, precision="fp32")
 
 
 def made_up(rows: int, users: int, items: int) -> Any:
@@ -83,13 +85,28 @@ class Done(Exception):
     """Ends training after its first step."""
 
 
-def train(folder: Path) -> None:
+def train(folder: Path, form: str) -> None:
     """Train until the first step ends, and write what this process holds then."""
     import rediffuse as rd
     from rediffuse import distributed
+    from rediffuse.data.split import Split
+    from rediffuse.testing import synthetic_interactions
+    from rediffuse.training import train as of_package
 
     distributed.init()
-    rd.train("sasrec", small(), folder / "warm-up", config={"epochs": 1, "embedding_size": 8, "blocks": 1})
+    if form == "copied":
+        module: Any = sys.modules[of_package.__module__]
+        module.shared_view = Split.training_view
+        module.shared_split = lambda dataset, make: make(dataset)
+        module.shared_json = lambda make: make()
+    warnings.simplefilter("ignore", rd.errors.RediffuseWarning)
+    # First, all is loaded that a training needs.
+    rd.train(
+        "sasrec",
+        synthetic_interactions(),
+        folder / f"{form}-first",
+        config={"epochs": 1, "embedding_size": 8, "blocks": 1},
+    )
     give_back()
     fields = ("RssAnon", "RssFile")
     before = {field: memory(field) for field in fields}
@@ -108,8 +125,7 @@ def train(folder: Path) -> None:
     sampler.start()
     start, data = time.monotonic(), rd.load_dataset(folder / "data")
     try:
-        warnings.simplefilter("ignore", rd.errors.RediffuseWarning)
-        rd.train("sasrec", data, folder / "run", config=OPTIONS, callbacks=[Stop()])
+        rd.train("sasrec", data, folder / form, config=OPTIONS, callbacks=[Stop()])
     except Done:
         ended.set()
     rows = data.num_interactions
@@ -119,7 +135,7 @@ def train(folder: Path) -> None:
         "shared_bytes": round((at_step["RssFile"] - before["RssFile"]) / rows, 2),
         "seconds": round(time.monotonic() - start, 1),
     }
-    (folder / f"rank{distributed.rank()}.json").write_text(json.dumps(found))
+    (folder / f"{form}-rank{distributed.rank()}.json").write_text(json.dumps(found))
 
 
 def give_back() -> None:
@@ -128,13 +144,6 @@ def give_back() -> None:
     for setting in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         libc.mallopt(setting, 128 << 10)
     libc.malloc_trim(0)
-
-
-def small() -> Any:
-    """What is trained first, so that all is loaded that a training needs."""
-    from rediffuse.testing import synthetic_interactions
-
-    return synthetic_interactions()
 
 
 if __name__ == "__main__":
