@@ -5,8 +5,8 @@
 Made-up interactions with times and ratings are saved as a dataset; two processes then train a small SASRec on its
 default split (by time) until the first step ends. For each process: own_bytes, anonymous memory per interaction at the
 first step, beyond what the process held before it loaded the dataset; peak_bytes, the highest value up to there,
-sampled 200 times a second; shared_bytes, what it maps from files, of which a host holds one copy. "copied": every process
-makes the split and the view for itself, as before they were shared. Linux only.
+sampled 200 times a second; shared_bytes, what it maps from files, of which a host holds one copy. "copied": every
+process makes the split and the view for itself, as before they were shared. Linux only.
 """
 
 from __future__ import annotations
@@ -101,12 +101,7 @@ def train(folder: Path, form: str) -> None:
         module.shared_json = lambda make: make()
     warnings.simplefilter("ignore", rd.errors.RediffuseWarning)
     # First, all is loaded that a training needs.
-    rd.train(
-        "sasrec",
-        synthetic_interactions(),
-        folder / f"{form}-first",
-        config={"epochs": 1, "embedding_size": 8, "blocks": 1},
-    )
+    rd.train("sasrec", synthetic_interactions(), folder / f"{form}-first", config=OPTIONS)
     give_back()
     fields = ("RssAnon", "RssFile")
     before = {field: memory(field) for field in fields}
