@@ -65,24 +65,38 @@ def shared_view(split: Split) -> TrainingView:
         return split.training_view()
 
     def write(folder: Path) -> None:
-        view = split.training_view()
+        files: dict[int, str] = {}
+
+        def place(train: Histories) -> Histories:  # of the copies, only one is in memory at a time
+            names = _write(folder, _arrays_of("train", train), {})
+            arrays, _ = _read(folder)
+            files.update({id(arrays[name]): file for name, file in names.items()})
+            return _histories_of("train", arrays)
+
+        view = split.training_view(place)
         rows = {"train": view.train, "histories": view.valid.histories, "truth": view.valid.truth}
         if view.valid.seen is not None:
             rows["seen"] = view.valid.seen
         arrays = {"users": view.valid.users, "popularity": view.valid.popularity}
         for prefix, histories in rows.items():
-            arrays |= {f"{prefix}.{field.name}": getattr(histories, field.name) for field in fields(Histories)}
-        _write(folder, {name: array for name, array in arrays.items() if array is not None}, {})
+            arrays |= _arrays_of(prefix, histories)
+        _write(folder, arrays, {}, files)
 
     with _made_once(write) as folder:
         arrays, _ = _read(folder)
+        seen = _histories_of("seen", arrays) if "seen.items" in arrays else None
+        parts = (_histories_of(prefix, arrays) for prefix in ("histories", "truth"))
+        valid = Task("valid", arrays["users"], *parts, arrays["popularity"], seen)
+        return split.view_of(_histories_of("train", arrays), valid)
 
-        def rows(prefix: str) -> Histories:
-            return Histories(**{field.name: arrays.get(f"{prefix}.{field.name}") for field in fields(Histories)})  # pyright: ignore[reportArgumentType]
 
-        seen = rows("seen") if "seen.items" in arrays else None
-        valid = Task("valid", arrays["users"], rows("histories"), rows("truth"), arrays["popularity"], seen)
-        return split.view_of(rows("train"), valid)
+def _arrays_of(prefix: str, histories: Histories) -> dict[str, NDArray[Any]]:
+    arrays = {f"{prefix}.{field.name}": getattr(histories, field.name) for field in fields(Histories)}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _histories_of(prefix: str, arrays: dict[str, NDArray[Any]]) -> Histories:
+    return Histories(*(arrays.get(f"{prefix}.{field.name}") for field in fields(Histories)))  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager
@@ -104,9 +118,18 @@ def _made_once(write: Callable[[Path], None]) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> None:
-    """Write arrays, each once, and what is not an array."""
-    files: dict[int, str] = {}
+def _write(
+    folder: Path, arrays: dict[str, NDArray[Any]], described: dict[str, Any], written: dict[int, str] | None = None
+) -> dict[str, str]:
+    """Write arrays, each once, and what is not an array.
+
+    Args:
+        written: id of an array -> its file, of those that are written already.
+
+    Returns:
+        The file of each array.
+    """
+    files = dict(written or {})
     with writing(folder):
         for array in arrays.values():
             if id(array) not in files:
@@ -114,6 +137,7 @@ def _write(folder: Path, arrays: dict[str, NDArray[Any]], described: dict[str, A
                 np.save(folder / files[id(array)], array, allow_pickle=False)
         names = {name: files[id(array)] for name, array in arrays.items()}
         (folder / _NAMES).write_text(json.dumps([names, described]), encoding="utf-8")
+    return names
 
 
 def _read(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

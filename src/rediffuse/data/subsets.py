@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -202,9 +203,14 @@ class Split(Displayed):
         np.cumsum(kept, out=before[1:])
         return np.diff(before[interactions.offsets]).astype(np.int64)
 
-    def training_view(self) -> TrainingView:
-        """The training and validation interactions, copied, and what describes users and items."""
+    def training_view(self, place: Callable[[Histories], Histories] | None = None) -> TrainingView:
+        """The training and validation interactions, copied, and what describes users and items.
+
+        Args:
+            place: is given the training interactions, before others are copied, and returns them from another place.
+        """
         train = self.dataset.interactions.where(self.subset == TRAIN)
+        train = train if place is None else place(train)
         return self.view_of(train, self._task("valid", train))
 
     def view_of(self, train: Histories, valid: Task) -> TrainingView:
