@@ -85,8 +85,8 @@ def shared_view(split: Split) -> TrainingView:
     with _made_once(write) as folder:
         arrays, _ = _read(folder)
         seen = _histories_of("seen", arrays) if "seen.items" in arrays else None
-        parts = (_histories_of(prefix, arrays) for prefix in ("histories", "truth"))
-        valid = Task("valid", arrays["users"], *parts, arrays["popularity"], seen)
+        histories, truth = (_histories_of(prefix, arrays) for prefix in ("histories", "truth"))
+        valid = Task("valid", arrays["users"], histories, truth, arrays["popularity"], seen)
         return split.view_of(_histories_of("train", arrays), valid)
 
 
@@ -100,7 +100,7 @@ def _histories_of(prefix: str, arrays: dict[str, NDArray[Any]]) -> Histories:
 
 
 @contextmanager
-def _made_once(write: Callable[[Path], None]) -> Iterator[Path]:
+def _made_once(write: Callable[[Path], object]) -> Iterator[Path]:
     """A folder that the first process of each host fills; it is removed when all have read it. Collective."""
     made: list[Path] = []
 
