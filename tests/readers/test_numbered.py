@@ -110,6 +110,24 @@ def test_an_order_a_target_and_a_split(tmp_path):
     assert made.interactions.target.tolist() == [row[4] for row in rows]
     assert made.given["given"].tolist() == [codes[row[5]] for row in rows]
     assert rd.split.given(made).sizes()["test"] == 100
+    assert any("interactions are targets" in note for note in made.report["notes"])
+
+
+@pytest.mark.parametrize("kind", [pl.Int32, pl.Float64])
+def test_an_order_keeps_its_type(tmp_path, kind):
+    table = raw().with_columns(pl.col("timestamp").cast(kind).alias("order")).drop("timestamp")
+    made = rd.read_numbered(write(tmp_path, table, key="order"))
+    assert made.fingerprint == rd.read_interactions(table, order="order", rating="rating").fingerprint
+
+
+def test_neither_a_time_nor_an_order(tmp_path):
+    table = raw().with_row_index("n")
+    folder = write(tmp_path, table, key="n")
+    for part in range(PARTS):
+        change(folder / f"interactions/part={part}/1.parquet", lambda t: t.select("item", "user"))
+    made = rd.read_numbered(folder)
+    assert made.interactions.times is None
+    assert made.fingerprint == rd.read_interactions(table.select("user_id", "item_id")).fingerprint
 
 
 def test_tables_of_items_and_users(folder, tmp_path):

@@ -186,7 +186,7 @@ def read_interactions(
         knowledge = side_tables.read_knowledge(beside["kg"], beside["item_entity"], item, item_ids, report, missing_ids)
 
     interactions = rows.histories(len(user_ids))
-    _note_targets(interactions, report)
+    note_targets(interactions, report)
     report.values.update(interactions=len(rows), users=len(user_ids), items=len(item_ids))
     if len(user_ids) == 1:
         report.note("There is a single user.")
@@ -245,7 +245,8 @@ def _refuse_unused(tables: list[Table], options: TextOptions) -> None:
         )
 
 
-def _note_targets(interactions: Histories, report: ReadReport) -> None:
+def note_targets(interactions: Histories, report: ReadReport) -> None:
+    """Note how many interactions are targets, and how many of them are about an item that the user knows."""
     target = interactions.target
     if target is None:
         return

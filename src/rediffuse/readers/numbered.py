@@ -18,6 +18,7 @@ from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError
 from rediffuse.readers import side_tables
 from rediffuse.readers.columns import Column, plain_ids
+from rediffuse.readers.interactions import note_targets
 from rediffuse.readers.numbered_rows import GUIDE, NumberedRows
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.tables import Table, files_below, is_numbered, parquet_table
@@ -159,6 +160,7 @@ def _dataset(folder: Path, folders: list[Path], chosen: list[int] | None, scratc
     report.values.update(counts, users=len(user_table), items=len(item_table), partitions=len(folders))
     if rows.has_timestamps:
         report.values["time_unit"] = "seconds"
+    note_targets(interactions, report)
     if chosen is not None:
         report.values["partitions_read"] = chosen
         report.note(f"The interactions are those of {len(chosen):,} of {len(folders):,} partitions.")

@@ -109,7 +109,8 @@ class NumberedRows:
                     lengths[users[runs]] += np.diff(runs, append=len(users))
                     if self.time is not None and fractions:
                         values = self._times(Column(frame[self.time], table, "time", start))
-                        self._whole_times &= bool((values == np.floor(values)).all())
+                        # As in `read_interactions`: seconds without a fraction are integers, orders stay as they are.
+                        self._whole_times &= self.has_timestamps and bool((values == np.floor(values)).all())
         np.cumsum(self._offsets, out=self._offsets)
 
     def _users(self, column: Column, partition: int, last: int, new_file: bool) -> NDArray[np.int64]:
