@@ -209,6 +209,13 @@ def test_a_process_killed_during_evaluation_is_reported(tmp_path):
     assert "Start the same command again." in errors
 
 
+@pytest.mark.slow
+def test_a_process_killed_while_it_makes_the_view_is_reported(tmp_path):
+    errors = work("view", tmp_path).stderr
+    assert "Error: Another process of this job has ended." in errors
+    assert "Start the same command again." in errors
+
+
 def test_a_process_that_waits_for_another_still_handles_sigterm(tmp_path):
     errors = work("blocked", tmp_path).stderr
     assert "Error: Another process of this job has ended." in errors

@@ -14,6 +14,7 @@ from typing import Any
 import rediffuse as rd
 from rediffuse import distributed
 from rediffuse.comparison import evaluate_run
+from rediffuse.data.subsets import Split
 from rediffuse.errors import RediffuseError, StorageError
 from rediffuse.evaluation import rank
 from rediffuse.models.base import Model
@@ -76,6 +77,16 @@ def evaluation(folder: Path) -> None:
         sys.exit(f"Error: {error}")
 
 
+def view(folder: Path) -> None:
+    """Process 0 is killed while it makes the view for both."""
+    if distributed.launched() and os.environ["RANK"] == "0":
+        Split.training_view = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        rd.train("popularity", rd.split.leave_one_out(synthetic_interactions()), folder / "run")
+    except RediffuseError as error:
+        sys.exit(f"Error: {error}")
+
+
 def blocked(folder: Path) -> None:
     """Process 0 waits for process 1, which sends it SIGTERM as a launcher would."""
     distributed._GRACE_SECONDS = 0.1
@@ -104,4 +115,6 @@ def report(value: object) -> None:
 
 
 if __name__ == "__main__":
-    {"waits": waits, "fails": fails, "evaluation": evaluation, "blocked": blocked}[sys.argv[1]](Path(sys.argv[2]))
+    {"waits": waits, "fails": fails, "evaluation": evaluation, "view": view, "blocked": blocked}[sys.argv[1]](
+        Path(sys.argv[2])
+    )

@@ -111,8 +111,11 @@ def _made_once(write: Callable[[Path], object]) -> Iterator[Path]:
         return made[0]
 
     try:
-        yield distributed.first_of_host(make)
-        distributed.any_rank(False)  # all have mapped it
+        with distributed.fail_together("Start the same command again."):
+            found = distributed.first_of_host(make)
+        yield found
+        with distributed.fail_together("Start the same command again."):
+            distributed.any_rank(False)  # all have mapped it
     finally:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
