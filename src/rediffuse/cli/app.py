@@ -34,6 +34,9 @@ MODEL_HELP = (
     "A name (see: rediffuse models), or my_package.module:MyModel for a class of your own. "
     "The module may be in the current directory."
 )
+Device = Annotated[
+    str, typer.Option(help="Where the model computes: cpu, cuda, cuda:1, mps, or auto: what torch finds.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.app import AsJson, Device, app
 from rediffuse.cli.output import emit, print_rich, rank, table
 from rediffuse.cli.rules import parse_max_per
 
@@ -44,6 +44,7 @@ def evaluate(
     ] = None,
     diversity_by: Annotated[str | None, typer.Option(help="Column that they are diversified by.")] = None,
     slate: Annotated[str | None, typer.Option(help="How they are judged: mmr, dpp or calibrated.")] = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Evaluate runs on the test subset, and write the results into their folders."""
@@ -60,6 +61,7 @@ def evaluate(
         "diversity": diversity,
         "diversity_by": diversity_by,
         "slate": slate,
+        "device": device,
     }
     results = [evaluate(run, data, protocol=protocol, seeds=seeds, metrics=wanted, **rules) for run in runs]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.app import AsJson, Device, app
 from rediffuse.cli.output import emit, print_rich
 
 
@@ -17,6 +17,7 @@ def index(
     kind: Annotated[str, typer.Option(help="ivf (clusters) or hnsw (a graph; slow to build).")] = "ivf",
     recall: Annotated[float, typer.Option(help="Target recall: share of the exact top k that the index finds.")] = 0.95,
     k: Annotated[int, typer.Option("-k", help="Length of the lists on which recall is measured.")] = 100,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Build an approximate index for large catalogues; the model card states its measured recall."""
@@ -26,7 +27,7 @@ def index(
     if kind not in ("hnsw", "ivf"):
         raise ConfigError(f"--kind is {kind!r}.", "Give hnsw or ivf.")
     chosen: Literal["hnsw", "ivf"] = "ivf" if kind == "ivf" else "hnsw"
-    result = {"run": str(run), **build_index(run, chosen, k, recall)}
+    result = {"run": str(run), **build_index(run, chosen, k, recall, device)}
 
     def print_summary() -> None:
         print_rich(

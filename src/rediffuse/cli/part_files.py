@@ -22,6 +22,7 @@ def recommend_to_part_files(
     choose: Callable[[Recommender], dict[str, Any]],
     options: dict[str, Any],
     as_json: bool,
+    device: str,
 ) -> None:
     """Write recommendations for a user file as part files, and print a summary.
 
@@ -32,6 +33,7 @@ def recommend_to_part_files(
         choose: the options that depend on the run: items to exclude, and candidates.
         options: the other options of `rediffuse.recommender.batch.recommend_to_folder`.
         as_json: print one JSON object.
+        device: as for `Recommender.load`.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -42,7 +44,7 @@ def recommend_to_part_files(
     rank, world_size = rank_and_world_size()
     local_rank = os.environ.get("LOCAL_RANK")
     shown = sys.stderr.isatty() and local_rank in (None, "0")
-    recommender = Recommender.load(run)
+    recommender = Recommender.load(run, device=device)
     bar = Progress(console=Console(stderr=True), disable=not shown, transient=True)
     with warnings.catch_warnings(), bar:
         warnings.showwarning = print_note  # only the process that finishes the folder warns, whatever its rank

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.app import AsJson, Device, app
 from rediffuse.cli.explaining import because_as_text, find_paths, path_lines, share_lines
 from rediffuse.cli.output import emit, print_rich, table
 from rediffuse.cli.part_files import rank_and_world_size, recommend_to_part_files
@@ -91,6 +91,7 @@ def recommend(
     no_header: Annotated[
         bool, typer.Option("--no-header", help="Files of text have no header: ids come first, then histories.")
     ] = False,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Recommend items to known users, or for any history."""
@@ -140,7 +141,7 @@ def recommend(
         options |= {"explain": explain, "text": text}
         if rows_per_part is not None:
             options["rows_per_part"] = rows_per_part
-        recommend_to_part_files(run, users, out, choose, options, as_json)
+        recommend_to_part_files(run, users, out, choose, options, as_json, device)
         return
     if rows_per_part is not None:
         raise ConfigError(
@@ -151,7 +152,7 @@ def recommend(
             "A launcher started several processes, and only a folder of part files can be divided among them.",
             "Give a folder with -o, or run rediffuse recommend without a launcher.",
         )
-    recommender = Recommender.load(run)
+    recommender = Recommender.load(run, device=device)
     with_paths = explain and recommender.has_paths and not recommender.model.explains_scores
     if with_paths and (users or out or len(user or []) > 1):
         raise ConfigError(

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, cast, get_args
 
 import typer
 
-from rediffuse.cli.app import app
+from rediffuse.cli.app import Device, app
 from rediffuse.cli.output import print_rich
 
 log = logging.getLogger("rediffuse.serving")
@@ -35,6 +35,7 @@ def serve(
     timeout: Annotated[
         float, typer.Option(help="The most seconds that a request may take to arrive, or to answer.")
     ] = 10.0,
+    device: Device = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch uses to score.")] = 1,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
@@ -61,6 +62,7 @@ def serve(
     _check_numbers(threads, timeout)
     import torch
 
+    from rediffuse import devices
     from rediffuse.serving.app import create_app
     from rediffuse.serving.connections import Server, allowed_connections
     from rediffuse.serving.settings import Settings
@@ -73,10 +75,11 @@ def serve(
     connections = allowed_connections(Settings.max_connections)
     settings = Settings(max_batch, timeout, connections, token=token, hosts=hosts, access_log=access_log)
     kind: Literal["exact", "index"] = "index" if retrieval == "index" else "exact"
-    application = create_app(runs, settings, kind)
+    application = create_app(runs, settings, kind, device)
     address = f"[{host}]" if ":" in host else host
     names = ", ".join(application.state.service.runs)
-    print_rich(f"Serving {names} at http://{address}:{listener.getsockname()[1]} (stop with Ctrl+C)")
+    where = "" if device == "cpu" else f" on {devices.description(devices.resolve(device))}"
+    print_rich(f"Serving {names}{where} at http://{address}:{listener.getsockname()[1]} (stop with Ctrl+C)")
     for run in application.state.service.runs.values():
         if remark := run.snapshot.recommender.held_out_remark:
             log.warning("%s: %s", run.name, remark)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
-from rediffuse import distributed
+from rediffuse import devices, distributed
 from rediffuse.arguments import require_integer, require_text
 from rediffuse.comparison.markdown import POLICY_NAMES
 from rediffuse.comparison.runs import evaluation_file
@@ -87,6 +88,7 @@ def evaluate(
     diversity: float | None = None,
     diversity_by: str | None = None,
     slate: SlateName | None = None,
+    device: str | torch.device = "cpu",
 ) -> Evaluation:
     """Evaluate a run on the test subset of its split, and write the result into its folder.
 
@@ -103,6 +105,7 @@ def evaluate(
         metrics: metrics to compute besides the usual ones, for example ``["ndcg@50"]``.
         max_per, diversity, diversity_by, slate: as for `Recommender.recommend`. Re-ranked lists of 20 items, made of
             the best 200, are measured beside those of the model.
+        device: where the model computes and ranks are counted, as for `Recommender.load`; the result names it.
 
     Returns:
         A dict: metrics per policy, averaged over ``seeds``; metrics of each seed; metrics over the users with a history
@@ -115,12 +118,14 @@ def evaluate(
             is working in its folder; another process of a distributed job has failed.
         StorageError: the folder cannot be written.
         ConfigError: the protocol or a metric is unknown; there is no seed, or one below 0; the run has no item table or
-            no such column for ``max_per`` or ``diversity_by``, or no item vectors for ``diversity``.
+            no such column for ``max_per`` or ``diversity_by``, or no item vectors for ``diversity``; torch finds no
+            such device.
 
     Warns:
         RediffuseWarning: no test user has a history; there are histories that lists cannot be calibrated to.
     """
     distributed.init()
+    chosen = devices.resolve(device)
     folder, dataset, protocol = (
         run_path("run", run, writes=True),
         as_dataset("data", data),
@@ -134,7 +139,7 @@ def evaluate(
     more = [str(metric) for metric in parse_metrics(metrics, _MEASURED)] if metrics else []
     options = RerankingOptions(max_per, diversity, diversity_by, slate)
     with distributed.fail_together("Start the same command again."):
-        return Evaluation(_evaluate(folder, dataset, protocol, seeds, more, options))
+        return Evaluation(_evaluate(folder, dataset, protocol, seeds, more, options, chosen))
 
 
 def _evaluate(
@@ -144,9 +149,13 @@ def _evaluate(
     seeds: list[int],
     more: list[str],
     options: RerankingOptions,
+    device: torch.device,
 ) -> dict[str, Any]:
     contents = read_run(folder)
-    reranking = reranking_of(options, ItemColumns(contents.item_table), lambda: item_directions(contents.model).numpy())
+    contents.model.to(device)
+    reranking = reranking_of(
+        options, ItemColumns(contents.item_table), lambda: item_directions(contents.model).cpu().numpy()
+    )
 
     def check_lock() -> None:  # fail before the work, not after it
         with folder_lock(folder, "evaluating", PATIENCE):
@@ -220,6 +229,7 @@ def _evaluate(
         "users_per_second": len(task.users) / seconds[0],
         "peak_memory_mib": memory.mib(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": devices.description(device),
         "environment": environment(),
     }
     if reranked:

@@ -96,6 +96,11 @@ def distinct(rows: Histories, num_items: int, what: str) -> Histories:
     return Histories(offsets.astype(np.int64), (keys % num_items).astype(np.int32))
 
 
+def cells(rows: Histories, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(t,) row and (t,) column of each item of the rows, in a matrix of scores on a device."""
+    return torch.from_numpy(rows.owners).to(device), torch.from_numpy(rows.items.astype(np.int64)).to(device)
+
+
 def _checked(scores: Tensor, rows: int, num_items: int, users: NDArray[np.int64], start: int) -> Tensor:
     """The scores as contiguous float32. NaN raises an error that names the users."""
     if tuple(scores.shape) != (rows, num_items):
@@ -133,7 +138,7 @@ def true_ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.
     """
     device = scores.device
     owners = truth.owners
-    own = scores[torch.from_numpy(owners).to(device), torch.from_numpy(truth.items.astype(np.int64)).to(device)]
+    own = scores[cells(truth, device)]
     at_least = torch.zeros(len(owners), dtype=torch.int64, device=device)
     lengths = truth.lengths
     for j in range(int(lengths.max(initial=0))):
@@ -154,15 +159,15 @@ def true_ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.
 def ranks_up_to(k: int, scores: Tensor, truth: Histories) -> NDArray[np.int64]:
     """(t,) as `true_ranks` where a rank is at most ``k``, otherwise `NOT_RANKED`: what a metric at k needs, faster."""
     best, _ = exact_top_k(scores, min(k, scores.shape[1]))
-    owners, items = torch.from_numpy(truth.owners), torch.from_numpy(truth.items.astype(np.int64))
+    owners, items = cells(truth, scores.device)
     own, worst = scores[owners, items], best[owners, -1]
     at_least = (best[owners] >= own[:, None]).sum(1)
     tied = torch.nonzero(own == worst).squeeze(1)  # with items beyond the k-th, perhaps
     at_least[tied] = (scores[owners[tied]] >= own[tied, None]).sum(1)
-    true_scores, ranks = own.numpy(), at_least.numpy()
+    true_scores, ranks = own.cpu().numpy(), at_least.cpu().numpy()
     if len(owners) > len(truth):
         ranks -= _tied_later(true_scores, truth.owners)
-    return np.where((own < worst).numpy() | (true_scores == -np.inf) | (ranks > k), NOT_RANKED, ranks)
+    return np.where((own < worst).cpu().numpy() | (true_scores == -np.inf) | (ranks > k), NOT_RANKED, ranks)
 
 
 def rank_task(
@@ -214,7 +219,7 @@ def rank_task(
             if scratch is None:
                 scratch = torch.empty_like(scores)
             true, hidden = truth.take(rows), seen.take(rows)
-            where = torch.from_numpy(hidden.owners), torch.from_numpy(hidden.items.astype(np.int64))
+            where = cells(hidden, scores.device)
             kept = scores[where]
             for policy in POLICIES:
                 if policy == "unseen":

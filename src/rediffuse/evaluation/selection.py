@@ -13,7 +13,7 @@ from torch import Tensor
 from rediffuse.data.histories import Histories
 from rediffuse.data.subsets import Task
 from rediffuse.evaluation.metrics import accuracy_values, parse_metric
-from rediffuse.evaluation.rank import block_of_users, distinct, ranks_up_to
+from rediffuse.evaluation.rank import block_of_users, cells, distinct, ranks_up_to
 
 # Settings are compared on at most so many users, spread evenly over the task. The standard error of a hit rate of 10 %
 # is then half a percentage point, and smaller for differences, since all settings see the same users.
@@ -69,11 +69,10 @@ class SubsetValidation:
         for start in range(0, len(rows), block):
             part = np.arange(start, min(start + block, len(rows)))
             true, hidden = truth.take(part), seen.take(part)
-            where = torch.from_numpy(hidden.owners), torch.from_numpy(hidden.items.astype(np.int64))
             found = score(task.histories.take(rows[part]), task.users[rows[part]])
             for setting, scores in enumerate(found):
                 if policy == "unseen":
-                    scores[where] = -torch.inf
+                    scores[cells(hidden, scores.device)] = -torch.inf
                 if setting == len(ranks):
                     ranks.append([])
                 ranks[setting].append(ranks_up_to(parsed.k, scores, true))

@@ -188,6 +188,11 @@ class Model(nn.Module):
         self.register_buffer("popularity", torch.zeros(num_items))
         self.register_buffer("fallback", torch.zeros(num_items))
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes. What it computes with SciPy, as from item graphs, is on the CPU; the scores are moved."""
+        return self.popularity.device
+
     @classmethod
     def reads_tables_with(cls, config: ModelConfig) -> bool:
         """Whether it learns from ``item_table`` or ``user_table`` with these options."""
@@ -361,7 +366,7 @@ class Model(nn.Module):
             return score(histories, users)
         scores = self.fallback.repeat(len(histories), 1)
         if len(known):
-            scores[torch.from_numpy(known)] = score(histories.take(known), users[known])
+            scores[torch.from_numpy(known).to(scores.device)] = score(histories.take(known), users[known])
         return scores
 
     def score_known(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:

@@ -110,7 +110,8 @@ class Transition(PropagationModel):
     def map_matrix(self) -> sparse.csr_array:
         exponent = self.settings["row_exponent"]
         matrix = self.transitions.csr
-        return scaled(matrix, power(self.row_sums.numpy(), -exponent), power(self.column_sums.numpy(), exponent - 1))
+        before = power(self.row_sums.cpu().numpy(), -exponent)
+        return scaled(matrix, before, power(self.column_sums.cpu().numpy(), exponent - 1))
 
     def _second_hop(self, settings: Settings) -> float:
         return settings["second_hop"] if self.config.diffusion else 0.0

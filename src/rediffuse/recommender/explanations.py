@@ -79,7 +79,7 @@ def _parts(
     if len(row.items) or model.has_user_state(user_number)[0]:
         return model.contributions(row, user_number, items)
     part = "popularity" if torch.equal(model.fallback, model.popularity) else "recent popularity"
-    return [Contribution(-1, part, model.fallback[torch.from_numpy(items)].double().numpy())]
+    return [Contribution(-1, part, model.fallback.cpu()[torch.from_numpy(items)].double().numpy())]
 
 
 def _with_the_rest_as_one(found: pl.DataFrame, top: int) -> pl.DataFrame:

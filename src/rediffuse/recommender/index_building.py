@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rediffuse import devices
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.index import METADATA_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
@@ -28,7 +29,13 @@ MAX_QUERIES = 1000
 TIMED_QUERIES = 100
 
 
-def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float = 0.95) -> dict[str, Any]:
+def build_index(
+    run: str | Path,
+    kind: Kind = "ivf",
+    k: int = 100,
+    recall: float = 0.95,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
     """Build the index of a run, or build it again; write index.faiss, index.json and a section of the model card.
 
     The effort of a search (`rediffuse.recommender.index.ItemIndex.effort`) is the lowest that finds ``recall`` of the
@@ -40,6 +47,8 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
         kind: ``hnsw`` or ``ivf``, see `rediffuse.recommender.index`.
         k: items per list.
         recall: share of the exact best items that the index must find, in (0, 1].
+        device: where the model computes the vectors and the exact lists, as for `Recommender.load`. The index itself is
+            built, searched and timed on the CPU.
 
     Returns:
         The content of index.json: kind, effort, k, recall and wanted_recall, reached (whether an effort sufficed),
@@ -47,8 +56,8 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
         items, size, bytes, weights (sha256), faiss, processor, date.
 
     Raises:
-        ConfigError: the model does not rank by inner products, an option is out of range, or there are too few users
-            to measure with.
+        ConfigError: the model does not rank by inner products, an option is out of range, there are too few users to
+            measure with, or torch finds no such device.
         RunError: the folder is not a run, or another process is writing in it.
         StorageError: the folder cannot be written.
         MissingExtraError: faiss is not installed.
@@ -63,6 +72,7 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
         raise ConfigError(f"k is {k}.", "Give at least 1.")
     if not 0 < recall <= 1:
         raise ConfigError(f"recall is {recall}.", "Give a share of more than 0 and at most 1, for example 0.95.")
+    chosen = devices.resolve(device)
     run = run_path("run", run, writes=True)
     try:
         contents = read_run(run)
@@ -72,9 +82,11 @@ def build_index(run: str | Path, kind: Kind = "ivf", k: int = 100, recall: float
         with folder_lock(run, "building an index", PATIENCE):
             forget_files(run, (METADATA_FILE, VECTORS_FILE))
         contents = read_run(run)
+    contents.model.to(chosen)
     vectors, queries = _vectors(contents)
     k = min(k, len(vectors))
-    thresholds = exact_thresholds(vectors, queries, k)
+    thresholds = exact_thresholds(vectors, queries, k).cpu()
+    vectors, queries = vectors.cpu(), queries.cpu()
     tuned_on, measured_on = slice(0, len(queries) // 2), slice(len(queries) // 2, None)
 
     start = time.perf_counter()

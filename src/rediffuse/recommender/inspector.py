@@ -67,13 +67,13 @@ class Inspector:
         """
         if not self.model.has_item_neighbours:
             return list(zip(*self.nearest(items, k), strict=True))
-        weights = self.model.item_neighbours(items).float().cpu()
-        weights[torch.arange(len(items)), torch.from_numpy(items)] = 0
+        weights = self.model.item_neighbours(items).float()
+        weights[torch.arange(len(items), device=weights.device), torch.from_numpy(items).to(weights.device)] = 0
         found = []
         for row in weights:
             values, near = exact_top_k(row[None], min(k, self.model.num_items))
             kept = values[0] > 0
-            found.append((values[0][kept].numpy(), near[0][kept].numpy()))
+            found.append((values[0][kept].cpu().numpy(), near[0][kept].cpu().numpy()))
         return found
 
     def nearest(self, items: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -82,11 +82,12 @@ class Inspector:
         Raises:
             ConfigError: the model has no item vectors.
         """
-        cosines = self.directions[torch.from_numpy(items)] @ self.directions.T
-        cosines[torch.arange(len(items)), torch.from_numpy(items)] = -torch.inf
+        numbers = torch.from_numpy(items).to(self.directions.device)
+        cosines = self.directions[numbers] @ self.directions.T
+        cosines[torch.arange(len(items), device=numbers.device), numbers] = -torch.inf
         others = min(k, self.model.num_items - 1)
         values, near = exact_top_k(cosines, others) if len(items) else (cosines, cosines.long())
-        return values[:, :k].numpy(), near[:, :k].numpy()
+        return values[:, :k].cpu().numpy(), near[:, :k].cpu().numpy()
 
     @property
     def has_similar(self) -> bool:
@@ -109,7 +110,7 @@ class Inspector:
         Raises:
             ConfigError: the model has no item vectors.
         """
-        return item_map(self.directions)
+        return item_map(self.directions.cpu())
 
     @torch.inference_mode()
     def denoising_trajectory(self, rows: Histories, user_numbers: NDArray[np.int64], sampling: Sampling) -> list[Step]:
@@ -158,4 +159,4 @@ class Inspector:
         """Numbers (n,) and masses (n,) of the k items with the most ``mass`` (num_items,), without those of mass 0."""
         masses, items = exact_top_k(mass.float()[None], min(k, self.model.num_items))
         found = masses[0] != 0
-        return items[0][found].numpy(), masses[0][found].numpy()
+        return items[0][found].cpu().numpy(), masses[0][found].cpu().numpy()

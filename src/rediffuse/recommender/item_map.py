@@ -13,7 +13,7 @@ from rediffuse.errors import ConfigError
 
 @dataclass(frozen=True)
 class ItemMap:
-    """The first two principal components of the item vectors, normalised to length one.
+    """The first two principal components of the item vectors, normalised to length one. It is on the CPU.
 
     Attributes:
         centre: (d,) mean of the normalised vectors.
@@ -29,7 +29,7 @@ class ItemMap:
 
     def place(self, vectors: Tensor) -> Tensor:
         """(B, 2) positions of vectors (B, d) on the map."""
-        return (F.normalize(vectors.float(), dim=1) - self.centre) @ self.axes
+        return (F.normalize(vectors.to(self.centre.device).float(), dim=1) - self.centre) @ self.axes
 
 
 def item_map(vectors: Tensor) -> ItemMap:

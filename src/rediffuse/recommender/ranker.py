@@ -166,17 +166,17 @@ class Ranker:
         mean, deviation = _mean_and_deviation(self._scores(histories, user_numbers, draw) for draw in draws)
         for row, query in enumerate(queries):
             if query.candidates is not None:
-                others = torch.ones(mean.shape[1], dtype=torch.bool)
-                others[torch.from_numpy(query.candidates)] = False
+                others = torch.ones(mean.shape[1], dtype=torch.bool, device=mean.device)
+                others[self._tensor(query.candidates)] = False
                 mean[row, others] = -torch.inf
-            if len(query.excluded):
-                mean[row, torch.from_numpy(query.excluded)] = -torch.inf
         filtered = np.repeat([query.filter_seen for query in queries], own.lengths)
-        rows, seen = own.owners[filtered], own.items[filtered].astype(np.int64)
-        mean[torch.from_numpy(rows), torch.from_numpy(seen)] = -torch.inf
+        rows = [own.owners[filtered], np.repeat(np.arange(len(queries)), [len(query.excluded) for query in queries])]
+        left_out = [own.items[filtered], *(query.excluded for query in queries)]
+        mean[self._tensor(np.concatenate(rows)), self._tensor(np.concatenate(left_out))] = -torch.inf
+        # From here on, a device has k numbers per user to send, not one per item.
         scores, items = exact_top_k(mean, min(max((query.k for query in queries), default=1), mean.shape[1]))
         deviation = torch.zeros_like(scores) if deviation is None else deviation.gather(1, items)
-        rankings = zip(items.numpy(), scores.numpy(), deviation.numpy(), strict=True)
+        rankings = zip(items.cpu().numpy(), scores.cpu().numpy(), deviation.cpu().numpy(), strict=True)
         return [_ranked_items(*row, query.k, uncertain) for row, query in zip(rankings, queries, strict=True)]
 
     def _scores(self, histories: Histories, user_numbers: NDArray[np.int64], sampling: Sampling) -> Tensor:
@@ -210,7 +210,7 @@ class Ranker:
         lengths = own.lengths.tolist()
         depths = [1 << (self._depth(query) + lengths[row] - 1).bit_length() for row, query in enumerate(queries)]
         found: dict[int, NDArray[np.int64]] = {}
-        mean_vectors = vectors.mean(0).numpy()  # the mean score over draws is the score of the mean vector
+        mean_vectors = vectors.mean(0).cpu().numpy()  # the mean score over draws is the score of the mean vector
         for depth in set(depths):
             rows = [row for row, other in enumerate(depths) if other == depth]
             lists = self.index.search(mean_vectors[rows], min(depth, self.model.num_items))
@@ -225,12 +225,7 @@ class Ranker:
             if len(items) < min(query.k, left):
                 ranked.append(None)
                 continue
-            scores = vectors[:, row] @ self.item_vectors[torch.from_numpy(items)].T
-            mean, deviation = _mean_and_deviation(scores)
-            order = torch.argsort(mean, descending=True, stable=True)[: query.k]
-            deviation = torch.zeros_like(mean) if deviation is None else deviation
-            ranking = items[order.numpy()], mean[order].numpy(), deviation[order].numpy()
-            ranked.append(_ranked_items(*ranking, query.k, uncertain))
+            ranked.append(self._best_of(items, vectors[:, row], query.k, uncertain))
         return ranked
 
     def _score_candidates(
@@ -249,12 +244,21 @@ class Ranker:
         for row, query in enumerate(queries):
             assert query.candidates is not None
             items = np.setdiff1d(query.candidates, np.union1d(own.row(row), query.excluded))
-            mean, deviation = _mean_and_deviation(vectors[:, row] @ self.item_vectors[torch.from_numpy(items)].T)
-            order = torch.argsort(mean, descending=True, stable=True)[: query.k]
-            deviation = torch.zeros_like(mean) if deviation is None else deviation
-            ranking = items[order.numpy()], mean[order].numpy(), deviation[order].numpy()
-            ranked.append(_ranked_items(*ranking, query.k, uncertain))
+            ranked.append(self._best_of(items, vectors[:, row], query.k, uncertain))
         return ranked
+
+    def _best_of(self, items: NDArray[np.int64], vectors: Tensor, k: int, uncertain: bool) -> RankedItems:
+        """The best of ``items`` (n,) by their inner products with the vectors (draws, d) of a user."""
+        assert self.item_vectors is not None
+        mean, deviation = _mean_and_deviation(vectors @ self.item_vectors[self._tensor(items)].T)
+        order = torch.argsort(mean, descending=True, stable=True)[:k]
+        deviation = torch.zeros_like(mean) if deviation is None else deviation
+        ranking = items[order.cpu().numpy()], mean[order].cpu().numpy(), deviation[order].cpu().numpy()
+        return _ranked_items(*ranking, k, uncertain)
+
+    def _tensor(self, numbers: NDArray[np.integer]) -> Tensor:
+        """Item or row numbers as a tensor, where the model computes."""
+        return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(self.model.device)
 
 
 def _reranked(ranked: RankedItems, query: RankingQuery, history: NDArray[np.int32]) -> RankedItems:

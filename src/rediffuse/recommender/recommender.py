@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from rediffuse import forks
+from rediffuse import devices, forks
 from rediffuse.arguments import described, require_flag, require_integer, require_number, wrong_type
 from rediffuse.data.histories import Histories
 from rediffuse.display import Displayed
@@ -49,7 +49,8 @@ class Recommender(Displayed):
         items: row i describes item number i: item_id, train_count and, if items have titles, title.
         item_table: row i describes item number i, with the columns of the dataset's item table; None without one.
         user_ids: ids of the users in training, by user number, then of those with fresh histories alone.
-        model: in evaluation mode.
+        model: in evaluation mode, on ``device``.
+        device: where it computes.
         ranker: ranks in item numbers, without ids.
         inspector: similar items, item map and denoising trajectories, in item numbers.
         held_out_remark: a sentence about the interactions that the split held out; None if it held out none.
@@ -62,22 +63,23 @@ class Recommender(Displayed):
         item_vectors: (num_items, d), see `rediffuse.models.base.Model.index_vectors`, or None.
     """
 
-    def __init__(self, run: RunContents, retrieval: Retrieval = "exact") -> None:
+    def __init__(self, run: RunContents, retrieval: Retrieval = "exact", device: str | torch.device = "cpu") -> None:
         if not isinstance(run, RunContents):
             raise wrong_type("run", run, "the content of a run", "Create it with Recommender.load(run).")
         if retrieval not in get_args(Retrieval):
             raise ConfigError(f"There is no retrieval {retrieval!r}.", did_you_mean(retrieval, get_args(Retrieval)))
         forks.enter()
+        self.device = devices.resolve(device)
         self.items: pl.DataFrame = run.items
         self.item_table: pl.DataFrame | None = run.item_table
-        self.model: Model = run.model
+        self.model: Model = run.model.to(self.device)
         self.knowledge = run.knowledge
         self.titles = Titles(run.items)
         self.filters, self._columns = ItemFilters(run.item_table), ItemColumns(run.item_table)
         with torch.no_grad():
             vectors = self.model.index_vectors()
         self.item_vectors = None if vectors is None else vectors.detach()
-        table = None if self.item_vectors is None else self.item_vectors.numpy()
+        table = None if self.item_vectors is None else self.item_vectors.cpu().numpy()
         index = read_index(run.path, table) if retrieval == "index" else None
         self.ranker = Ranker(self.model, self.item_vectors, index)
         self.inspector = Inspector(self.model, self.item_vectors)
@@ -103,7 +105,9 @@ class Recommender(Displayed):
         self._remark_due = self.held_out_remark is not None
 
     @classmethod
-    def load(cls, run: str | Path | Run, retrieval: Retrieval = "exact") -> Recommender:
+    def load(
+        cls, run: str | Path | Run, retrieval: Retrieval = "exact", device: str | torch.device = "cpu"
+    ) -> Recommender:
         """Load a run folder; the training data is not needed.
 
         Args:
@@ -112,13 +116,18 @@ class Recommender(Displayed):
             retrieval: ``exact`` scores all items, ``index`` only those that the run's index finds
                 (`rediffuse.recommender.index`). Queries that an index does not support, such as those that keep seen
                 items or give candidates, are still answered exactly.
+            device: where the model computes: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``, which is the
+                accelerator that torch finds, otherwise the CPU. Lists are the same but for rounding: items whose scores
+                differ by less may change places. Models that diffuse over the item graph (theat, heat, transition), and
+                priors, compute with SciPy on the CPU in any case.
 
         Raises:
             RunError: the folder is not a finished run, a file in it is missing or damaged, or it has no index.
-            ConfigError: ``run`` is neither a path nor a run.
+            ConfigError: ``run`` is neither a path nor a run, or torch finds no such device.
         """
         forks.enter()
-        return cls(read_run(run_path("run", run)), retrieval)
+        chosen = devices.resolve(device)  # refused before a large run is read
+        return cls(read_run(run_path("run", run)), retrieval, chosen)
 
     def with_histories(
         self,
@@ -188,10 +197,10 @@ class Recommender(Displayed):
         found = with_new_items(self._run, items, item=item)
         for message in found.remarks():
             warnings.warn(message, RediffuseWarning, stacklevel=2)
-        other = Recommender(found.contents)
+        other = Recommender(found.contents, device=self.device)
         digest = hashlib.sha256(self.fingerprint.encode())
         digest.update("\n".join(map(str, other.items["item_id"])).encode())
-        digest.update(b"" if other.item_vectors is None else other.item_vectors.numpy().tobytes())
+        digest.update(b"" if other.item_vectors is None else other.item_vectors.cpu().numpy().tobytes())
         other.fingerprint = digest.hexdigest()
         return other
 
@@ -452,7 +461,7 @@ class Recommender(Displayed):
             ConfigError: as `recommend`.
         """
         options = RerankingOptions(max_per, diversity, diversity_by, slate)
-        return reranking_of(options, self._columns, lambda: self.inspector.directions.numpy())
+        return reranking_of(options, self._columns, lambda: self.inspector.directions.cpu().numpy())
 
     def item_index(self, items: pl.Series | Iterable[Any]) -> NDArray[np.int64]:
         """Item numbers, -1 for unknown ids."""
@@ -518,6 +527,7 @@ class Recommender(Displayed):
             "stochastic": self.model.stochastic,
             "has guidance": self.model.has_guidance,
             "sampling steps": self.model.max_sampling_steps and f"up to {self.model.max_sampling_steps}",
+            "device": devices.description(self.device),
             "retrieval": "exact" if self.ranker.index is None else "index",
             "similar items": self.inspector.has_similar,
             "explains scores": self.model.explains_scores,

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi import Depends, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
-from rediffuse import __version__
+from rediffuse import __version__, devices
 from rediffuse.recommender.recommender import Retrieval
 from rediffuse.serving import explorer, problems
 from rediffuse.serving.api import PROBLEMS, api, bearer
@@ -24,20 +25,26 @@ from rediffuse.serving.settings import Settings
 from rediffuse.serving.telemetry import Telemetry
 
 
-def create_app(folders: Sequence[Path], settings: Settings | None = None, retrieval: Retrieval = "exact") -> FastAPI:
+def create_app(
+    folders: Sequence[Path],
+    settings: Settings | None = None,
+    retrieval: Retrieval = "exact",
+    device: str | torch.device = "cpu",
+) -> FastAPI:
     """Create an ASGI application that serves run folders.
 
     Args:
         folders: the run folders; the first is the default model. They are read now, and again whenever they change.
         settings: limits; the defaults suit one machine.
-        retrieval: see `rediffuse.Recommender.load`.
+        retrieval, device: see `rediffuse.Recommender.load`.
 
     Raises:
-        ConfigError: no folders were given, or two have the same name.
+        ConfigError: no folders were given, two have the same name, or torch finds no such device.
         RunError: a folder is not a run, or has no index although ``retrieval`` is ``"index"``.
     """
     settings, telemetry = settings or Settings(), Telemetry()
-    runs = host([Path(folder) for folder in folders], retrieval, settings.max_batch, telemetry)
+    chosen = devices.resolve(device)
+    runs = host([Path(folder) for folder in folders], retrieval, settings.max_batch, telemetry, chosen)
     ready = False
 
     async def watch_folders() -> None:

@@ -70,7 +70,8 @@ def _nearest(snapshot: RunSnapshot, history: NDArray[np.int64], ranked: RankedIt
     if recommender.item_vectors is None or not len(history):
         return [[] for _ in ranked.items]
     directions = recommender.inspector.directions
-    similarity = directions[torch.from_numpy(ranked.items)] @ directions[torch.from_numpy(history)].T
+    recommended, past = (torch.from_numpy(items).to(directions.device) for items in (ranked.items, history))
+    similarity = directions[recommended] @ directions[past].T
     cosines, positions = similarity.topk(min(NEAREST, len(history)))
     return [
         [

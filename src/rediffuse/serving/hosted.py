@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 
 from rediffuse.errors import ConfigError, RediffuseError
 from rediffuse.recommender import Recommender
@@ -24,10 +25,10 @@ log = logging.getLogger("rediffuse.serving")
 class RunSnapshot:
     """The content of a run folder at one time. A request uses one snapshot from beginning to end."""
 
-    def __init__(self, folder: Path, retrieval: Retrieval) -> None:
+    def __init__(self, folder: Path, retrieval: Retrieval, device: torch.device) -> None:
         # The version is computed first. If the folder changes while it is read, the next check finds another version.
         self.version = _version(folder) if (folder / MANIFEST).is_file() else ""
-        self.recommender = Recommender.load(folder, retrieval)
+        self.recommender = Recommender.load(folder, retrieval, device)
         self.loaded_at = datetime.datetime.now(datetime.UTC)
         items = self.recommender.items
         self.titles = items["title"].to_list() if "title" in items.columns else None
@@ -42,10 +43,13 @@ class RunSnapshot:
 class HostedRun:
     """A run that is served under the name of its folder, with its current snapshot and its batcher."""
 
-    def __init__(self, folder: Path, retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> None:
+    def __init__(
+        self, folder: Path, retrieval: Retrieval, max_batch: int, telemetry: Telemetry, device: torch.device
+    ) -> None:
         self.folder, self.name = run_path("run", folder), _name(folder)
         self.retrieval: Retrieval = retrieval
-        self.snapshot = RunSnapshot(self.folder, retrieval)
+        self.device = device
+        self.snapshot = RunSnapshot(self.folder, retrieval, device)
         self.telemetry, self.reloading = telemetry, threading.Lock()
         self.training: tuple[object, dict[str, Any]] | None = (
             None  # see `metadata.training`, with what it was read from
@@ -73,7 +77,7 @@ class HostedRun:
                 return
             old = self.snapshot
             try:
-                self.snapshot = RunSnapshot(self.folder, self.retrieval)
+                self.snapshot = RunSnapshot(self.folder, self.retrieval, self.device)
             except Exception as error:  # files that change while they are read can raise any error
                 self.failed_state = state
                 self.telemetry.reloads.labels(self.name, "failed").inc()
@@ -99,7 +103,9 @@ class HostedRun:
             )
 
 
-def host(folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: Telemetry) -> dict[str, HostedRun]:
+def host(
+    folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: Telemetry, device: torch.device
+) -> dict[str, HostedRun]:
     """Read run folders and return the runs by name.
 
     Raises:
@@ -113,7 +119,8 @@ def host(folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: T
         if names.count(name) > 1:
             raise ConfigError(f"{names.count(name)} of the run folders are called {name!r}.", "Rename all but one.")
     return {
-        name: HostedRun(folder, retrieval, max_batch, telemetry) for name, folder in zip(names, folders, strict=True)
+        name: HostedRun(folder, retrieval, max_batch, telemetry, device)
+        for name, folder in zip(names, folders, strict=True)
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
+from rediffuse import devices
 from rediffuse.comparison.runs import BY_USER
 from rediffuse.comparison.slices import groups_of_equal_size
 from rediffuse.recommender import Recommender
@@ -41,6 +42,7 @@ def describe(run: HostedRun) -> dict[str, Any]:
         "stochastic": recommender.model.stochastic,
         "has_guidance": recommender.model.has_guidance,
         "retrieval": run.retrieval,
+        "device": devices.description(recommender.device),
         "max_sampling_steps": recommender.model.max_sampling_steps,
         "calibrated_sampling_steps": config["resolved"].get("sampling_steps"),
         "fingerprint": recommender.fingerprint,

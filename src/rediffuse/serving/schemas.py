@@ -299,6 +299,7 @@ class ModelInfo(BaseModel):
     stochastic: bool = Field(description="Whether scores depend on the seed.")
     has_guidance: bool = Field(description="Whether requests can give temperature and guidance_scale.")
     retrieval: str = Field(description="`exact` or `index`.")
+    device: str = Field(description="Where the model computes, for example `cpu` or `cuda:0 (NVIDIA H200)`.")
     max_sampling_steps: int | None = Field(description="The most that a request may ask for; null: no choice.")
     calibrated_sampling_steps: int | None = Field(description="The default, calibrated on validation data.")
     fingerprint: str = Field(description="sha256 over the files of the run that recommendations depend on.")

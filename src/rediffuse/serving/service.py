@@ -168,7 +168,7 @@ class Service:
         for hop, mass in inspector.spread(histories, user_numbers):
             best = zip(*inspector.most_mass(mass, request.k), strict=True)
             items = [snapshot.item(int(item)) | {"mass": float(value)} for item, value in best]
-            total, reached = float(mass.double().sum()), int(torch.count_nonzero(mass))
+            total, reached = float(mass.cpu().double().sum()), int(torch.count_nonzero(mass))
             steps.append({"hop": hop, "total": total, "reached": reached, "items": items})
         notes = remarks(counts, "there is no mass to spread for them")
         ignored = _ignored(snapshot, counts, [request.history or ()])
