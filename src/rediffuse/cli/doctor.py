@@ -48,16 +48,18 @@ def doctor(
 def _describe_machine(as_json: bool) -> None:
     import torch
 
+    from rediffuse import devices
     from rediffuse.runs.environment import environment
     from rediffuse.training.precision import resolve_precision
 
     found = environment()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = devices.resolve("auto")
     result: dict[str, Any] = {
         **found,
         "memory_gib": _memory_gib(),
         "device": str(device),
-        "precision": resolve_precision("auto", torch.device(device or "cpu")),
+        "devices": [devices.description(torch.device(name)) for name in devices.available()],
+        "precision": resolve_precision("auto", device),
         "missing_extras": {p: extra for p, extra in EXTRAS.items() if importlib.util.find_spec(p) is None},
         "data_folder": os.environ.get("REDIFFUSE_DATA"),
     }
@@ -69,6 +71,11 @@ def _describe_machine(as_json: bool) -> None:
         for package, version in found["packages"].items():
             listing.add_row(package, version)
         print_rich(listing)
+        if device.type != "cpu":
+            print_rich(
+                f"Found {', '.join(result['devices'])}. Training uses {device}; evaluate, recommend, serve and index use "
+                "the CPU unless you give --device auto."
+            )
         for package, extra in result["missing_extras"].items():
             print_rich(f"{package} is not installed. If you need it: pip install 'rediffuse[{extra}]'")
         if not result["data_folder"]:

@@ -37,6 +37,7 @@ from rediffuse.files import parquet_bytes
 from rediffuse.graphs import social_adjacency
 from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.models.directions import item_directions
+from rediffuse.models.placement import place
 from rediffuse.reranking import (
     ItemColumns,
     RerankingOptions,
@@ -125,7 +126,7 @@ def evaluate(
         RediffuseWarning: no test user has a history; there are histories that lists cannot be calibrated to.
     """
     distributed.init()
-    chosen = devices.resolve(device)
+    devices.resolve(device)  # refuses it before the run is read
     folder, dataset, protocol = (
         run_path("run", run, writes=True),
         as_dataset("data", data),
@@ -139,7 +140,7 @@ def evaluate(
     more = [str(metric) for metric in parse_metrics(metrics, _MEASURED)] if metrics else []
     options = RerankingOptions(max_per, diversity, diversity_by, slate)
     with distributed.fail_together("Start the same command again."):
-        return Evaluation(_evaluate(folder, dataset, protocol, seeds, more, options, chosen))
+        return Evaluation(_evaluate(folder, dataset, protocol, seeds, more, options, device))
 
 
 def _evaluate(
@@ -149,10 +150,10 @@ def _evaluate(
     seeds: list[int],
     more: list[str],
     options: RerankingOptions,
-    device: torch.device,
+    device: str | torch.device,
 ) -> dict[str, Any]:
     contents = read_run(folder)
-    contents.model.to(device)
+    computed_on = place(contents.model, device)
     reranking = reranking_of(
         options, ItemColumns(contents.item_table), lambda: item_directions(contents.model).cpu().numpy()
     )
@@ -229,7 +230,7 @@ def _evaluate(
         "users_per_second": len(task.users) / seconds[0],
         "peak_memory_mib": memory.mib(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": devices.description(device),
+        "device": devices.description(computed_on),
         "environment": environment(),
     }
     if reranked:

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+NO_FLOAT64 = {"mps"}  # devices without double precision
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 
 
@@ -51,6 +52,7 @@ class RowNoise:
     """
 
     def __init__(self, keys: Tensor, seed: int, scale: float = 1.0) -> None:
+        keys = keys.cpu() if keys.device.type in NO_FLOAT64 else keys
         self.keys = mix(keys ^ mix(torch.tensor(_wrap(seed + _GOLDEN), device=keys.device)))
         self.draw, self.scale = 0, scale
 
@@ -59,9 +61,9 @@ class RowNoise:
         self.draw += 1
         count = like[0].numel()
         stream = mix(self.keys + _wrap(self.draw * _GOLDEN))
-        bits = mix(stream[:, None] + torch.arange(1, count + 1, device=like.device) * _GOLDEN)
+        bits = mix(stream[:, None] + torch.arange(1, count + 1, device=self.keys.device) * _GOLDEN)
         # Two uniforms from one 64-bit hash, then Box & Muller 1958; the first must not be zero.
         first = ((bits & 0xFFFFFFFF).double() + 0.5) * 2.0**-32
         second = _shift_right(bits, 32).double() * 2.0**-32
         normal = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()
-        return (self.scale * normal).to(like.dtype).view(like.shape)
+        return (self.scale * normal).to(like.dtype).to(like.device).view(like.shape)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
+from rediffuse.diffusion.noise import NO_FLOAT64
 from rediffuse.diffusion.schedule import check_steps
 from rediffuse.errors import ConfigError, did_you_mean, refuse_unknown
 
@@ -195,7 +196,7 @@ class LossAwareSampler(UniformSampler):
 
 def _wide(device: torch.device) -> torch.dtype:
     """The widest float type of a device."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float32 if device.type in NO_FLOAT64 else torch.float64
 
 
 TIMESTEP_SAMPLERS: dict[str, type[UniformSampler]] = {

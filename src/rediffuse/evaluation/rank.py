@@ -147,7 +147,7 @@ def true_ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.
         selected = scores if len(rows) == len(scores) else scores[torch.from_numpy(rows).to(device)]
         # Sums of floats are three times as fast as sums of booleans. In single precision they are exact below 2**24.
         higher = torch.ge(selected, own[entries, None], out=scratch[: len(rows)])
-        wide = torch.float64 if higher.shape[1] >= 2**24 else None
+        wide = torch.int64 if higher.shape[1] >= 2**24 else None  # not every device has double precision
         at_least[entries] = higher.sum(1, dtype=wide).long()
     true_scores = own.cpu().numpy()
     ranks = at_least.cpu().numpy()

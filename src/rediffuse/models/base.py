@@ -161,6 +161,7 @@ class Model(nn.Module):
     - ``reads_times``: whether scores depend on the times of interactions, not only on their order.
     - ``holds_users``: whether its weights hold users: their vectors or their interactions. `rediffuse.push` publishes
       such weights only together with the histories.
+    - ``on_cpu``: whether it computes with SciPy, so that answering moves it to no other device.
 
     The buffer ``fallback`` (num_items,) scores users without history: by recent popularity where interactions have
     times, otherwise by popularity. The buffer ``popularity`` (num_items,) holds the training interactions of each item.
@@ -178,6 +179,7 @@ class Model(nn.Module):
     needs_content: ClassVar[bool] = False
     reads_times: ClassVar[bool] = False
     holds_users: ClassVar[bool] = True
+    on_cpu: ClassVar[bool] = False
     popularity: Tensor
     fallback: Tensor
 
@@ -190,7 +192,7 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes. What it computes with SciPy, as from item graphs, is on the CPU; the scores are moved."""
+        """Where it computes, see `rediffuse.models.placement.place`."""
         return self.popularity.device
 
     @classmethod

@@ -174,7 +174,7 @@ class Blend(Model):
         """(B, num_items) the logarithms of the scores of each part."""
         found = []
         for part in self.models:
-            scores = part.score(histories, users=users, sampling=sampling)
+            scores = part.score(histories, users=users, sampling=sampling).to(self.device)
             own = histories if part.reads_synthetic else histories.without_synthetic()
             unknown = torch.from_numpy((own.lengths == 0) & ~part.has_user_state(users)).to(scores.device)
             logs = log_scores(scores, part.scores_are_logits)

@@ -66,6 +66,7 @@ class PropagationModel(Model):
     Config = PropagationConfig
     config: PropagationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     trained_by_gradient = False
+    on_cpu = True
     explains_scores = True
     item_matrices: ClassVar[tuple[str, ...]] = ()
     settings: Settings

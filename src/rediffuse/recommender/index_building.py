@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rediffuse import devices
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
+from rediffuse.models.placement import place
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.index import METADATA_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
 from rediffuse.recommender.index_recall import exact_thresholds, median_milliseconds, recall_of
@@ -72,7 +73,7 @@ def build_index(
         raise ConfigError(f"k is {k}.", "Give at least 1.")
     if not 0 < recall <= 1:
         raise ConfigError(f"recall is {recall}.", "Give a share of more than 0 and at most 1, for example 0.95.")
-    chosen = devices.resolve(device)
+    devices.resolve(device)
     run = run_path("run", run, writes=True)
     try:
         contents = read_run(run)
@@ -82,7 +83,7 @@ def build_index(
         with folder_lock(run, "building an index", PATIENCE):
             forget_files(run, (METADATA_FILE, VECTORS_FILE))
         contents = read_run(run)
-    contents.model.to(chosen)
+    place(contents.model, device)
     vectors, queries = _vectors(contents)
     k = min(k, len(vectors))
     thresholds = exact_thresholds(vectors, queries, k).cpu()

@@ -23,6 +23,7 @@ from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RediffuseWarning, did_you_mean
 from rediffuse.frames import Frame, as_kind, kind_of
 from rediffuse.models.base import Model
+from rediffuse.models.placement import place
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender import explanations
 from rediffuse.recommender.id_map import IdMap, columns_of_users, flatten_histories, require_list, user_labels
@@ -69,10 +70,10 @@ class Recommender(Displayed):
         if retrieval not in get_args(Retrieval):
             raise ConfigError(f"There is no retrieval {retrieval!r}.", did_you_mean(retrieval, get_args(Retrieval)))
         forks.enter()
-        self.device = devices.resolve(device)
         self.items: pl.DataFrame = run.items
         self.item_table: pl.DataFrame | None = run.item_table
-        self.model: Model = run.model.to(self.device)
+        self.model: Model = run.model
+        self.device = place(self.model, device)
         self.knowledge = run.knowledge
         self.titles = Titles(run.items)
         self.filters, self._columns = ItemFilters(run.item_table), ItemColumns(run.item_table)
@@ -119,15 +120,18 @@ class Recommender(Displayed):
             device: where the model computes: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``, which is the
                 accelerator that torch finds, otherwise the CPU. Lists are the same but for rounding: items whose scores
                 differ by less may change places. Models that diffuse over the item graph (theat, heat, transition), and
-                priors, compute with SciPy on the CPU in any case.
+                priors, compute with SciPy and stay on the CPU.
 
         Raises:
             RunError: the folder is not a finished run, a file in it is missing or damaged, or it has no index.
             ConfigError: ``run`` is neither a path nor a run, or torch finds no such device.
+
+        Warns:
+            RediffuseWarning: the model computes on the CPU although another device is named.
         """
         forks.enter()
-        chosen = devices.resolve(device)  # refused before a large run is read
-        return cls(read_run(run_path("run", run)), retrieval, chosen)
+        devices.resolve(device)  # refuses it before a large run is read
+        return cls(read_run(run_path("run", run)), retrieval, device)
 
     def with_histories(
         self,

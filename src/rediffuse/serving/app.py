@@ -43,8 +43,8 @@ def create_app(
         RunError: a folder is not a run, or has no index although ``retrieval`` is ``"index"``.
     """
     settings, telemetry = settings or Settings(), Telemetry()
-    chosen = devices.resolve(device)
-    runs = host([Path(folder) for folder in folders], retrieval, settings.max_batch, telemetry, chosen)
+    devices.resolve(device)  # refuses it before runs are read
+    runs = host([Path(folder) for folder in folders], retrieval, settings.max_batch, telemetry, device)
     ready = False
 
     async def watch_folders() -> None:

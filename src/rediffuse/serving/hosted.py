@@ -25,7 +25,7 @@ log = logging.getLogger("rediffuse.serving")
 class RunSnapshot:
     """The content of a run folder at one time. A request uses one snapshot from beginning to end."""
 
-    def __init__(self, folder: Path, retrieval: Retrieval, device: torch.device) -> None:
+    def __init__(self, folder: Path, retrieval: Retrieval, device: str | torch.device) -> None:
         # The version is computed first. If the folder changes while it is read, the next check finds another version.
         self.version = _version(folder) if (folder / MANIFEST).is_file() else ""
         self.recommender = Recommender.load(folder, retrieval, device)
@@ -44,7 +44,7 @@ class HostedRun:
     """A run that is served under the name of its folder, with its current snapshot and its batcher."""
 
     def __init__(
-        self, folder: Path, retrieval: Retrieval, max_batch: int, telemetry: Telemetry, device: torch.device
+        self, folder: Path, retrieval: Retrieval, max_batch: int, telemetry: Telemetry, device: str | torch.device
     ) -> None:
         self.folder, self.name = run_path("run", folder), _name(folder)
         self.retrieval: Retrieval = retrieval
@@ -104,7 +104,7 @@ class HostedRun:
 
 
 def host(
-    folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: Telemetry, device: torch.device
+    folders: list[Path], retrieval: Retrieval, max_batch: int, telemetry: Telemetry, device: str | torch.device
 ) -> dict[str, HostedRun]:
     """Read run folders and return the runs by name.
 
