@@ -2,7 +2,7 @@
 
 A tensor on the device "fake" holds a CPU tensor, and every operation is the CPU's. An operation on a tensor of the
 device and one of the CPU is an error, as is `Tensor.numpy`. It is stricter than CUDA in one respect: indices on the CPU
-are refused too, since CUDA copies them to the device at every use.
+are refused too, since CUDA copies them to the device at every use. As MPS, it has no double precision.
 
 `register` makes it the accelerator of the whole process, for good; so tests do it in a process of their own.
 """
@@ -27,6 +27,8 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> OnDevice:
+        if held.dtype == torch.float64:
+            raise TypeError(f"Cannot make a tensor of float64 on {DEVICE}.")
         with torch.inference_mode(held.is_inference()):  # a view of a weight is none, also within inference mode
             made = torch.Tensor._make_wrapper_subclass(
                 cls,

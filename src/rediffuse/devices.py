@@ -29,7 +29,7 @@ def resolve(device: str | torch.device) -> torch.device:
         name = kind or "cpu"
     if name == kind:
         # Each process of a launcher has a device of its own.
-        number = int(os.environ.get("LOCAL_RANK", torch.accelerator.current_device_index()))
+        number = int(os.environ.get("LOCAL_RANK") or torch.empty(0, device=kind).device.index)
         name = f"{kind}:{number % torch.accelerator.device_count()}"
     if name in found:
         if kind == "cuda" and name != "cpu":
@@ -55,5 +55,5 @@ def description(device: torch.device) -> str:
 
 def _accelerator() -> str | None:
     """The kind of accelerator that torch finds, or None."""
-    found = torch.accelerator.current_accelerator(check_available=True)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return None if found is None else found.type

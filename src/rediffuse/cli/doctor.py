@@ -73,8 +73,8 @@ def _describe_machine(as_json: bool) -> None:
         print_rich(listing)
         if device.type != "cpu":
             print_rich(
-                f"Found {', '.join(result['devices'])}. Training uses {device}; evaluate, recommend, serve and index use "
-                "the CPU unless you give --device auto."
+                f"Found {', '.join(result['devices'])}. Training uses {device}; evaluate, recommend, serve and index "
+                "use the CPU unless you give --device auto."
             )
         for package, extra in result["missing_extras"].items():
             print_rich(f"{package} is not installed. If you need it: pip install 'rediffuse[{extra}]'")

@@ -1,0 +1,75 @@
+"""Answers on a device: those of the CPU, of every model. The device is `tests.fake_device`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.on_fake_device import BLEND, CHECKS
+
+import rediffuse as rd
+from rediffuse import devices, models
+from rediffuse.errors import ConfigError
+
+# Beside the built-in models: a prior, noise that is drawn, guidance, and a blend of a network with a graph.
+NAMES = [*models.names(installed=False), "gru4rec-residual", "bprmf-head", "diffrec-noised", "d3rec-guided", BLEND]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What `tests.on_fake_device` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.on_fake_device", str(tmp_path_factory.mktemp("runs")), *NAMES],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_answers_on_a_device_as_on_the_cpu(outcomes, name):
+    assert outcomes[name] == {}, "\n".join(f"{question}: {wrong}" for question, wrong in outcomes[name].items())
+
+
+@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
+def test_what_else_answers_on_a_device(outcomes, check):
+    assert outcomes[check] == "", outcomes[check]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+@pytest.mark.parametrize(
+    ("device", "remedy"),
+    [
+        ("cuda", "driver"),
+        ("cuda:1", "driver"),
+        ("mps", "driver"),
+        ("gpu", "Known: auto, cpu"),
+        ("meta", "Known"),
+        (0, "Known"),
+    ],
+)
+def test_a_device_that_does_not_exist_is_refused_before_anything_is_read(tmp_path, device, remedy):
+    for ask in (
+        lambda: rd.Recommender.load(tmp_path / "no run", device=device),
+        lambda: rd.evaluate(tmp_path / "no run", tmp_path / "no data", device=device),
+    ):
+        with pytest.raises(ConfigError, match=r"There is no device .*: torch finds cpu") as caught:
+            ask()
+        assert remedy in caught.value.remedy
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_auto_is_the_cpu_where_there_is_no_accelerator():
+    assert devices.available() == ["cpu"]
+    assert (
+        devices.resolve("auto") == devices.resolve("cpu") == devices.resolve(torch.device("cpu")) == torch.device("cpu")
+    )
