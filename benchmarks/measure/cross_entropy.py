@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.measure.cross_entropy
     python -m benchmarks.measure.cross_entropy --device auto --dtype bfloat16 --targets 4096 --items 12101 1000000
 
-Times are medians of calls in turns, so what slows the machine slows all. Memory is the peak of a process that calls one of
-them, above what it holds before the first call; on a GPU, what torch has allocated. ``torch, a loss per row`` is what
-importance weights need: torch's weights are per item. Torch's functions need torch 2.13.
+Times are medians of calls in turns, so what slows the machine slows all: seconds of the CPU, which other work does not
+lengthen, or of the clock on a GPU. Memory is the peak of a process that calls one of them, above what it holds before the
+first call; on a GPU, what torch has allocated. ``torch, a loss per row`` is what importance weights need: torch's weights
+are per item. Torch's functions need torch 2.13.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def call(loss: Loss, tensors: tuple[Tensor, ...]) -> tuple[float, Tensor]:
 
 
 def measure(tensors: tuple[Tensor, ...], turns: int) -> dict[str, dict[str, Any]]:
-    """Seconds of each loss, and how far its value and its gradient are from those of whole logits in double precision."""
+    """Seconds of each loss, and how far it and its gradient are from those of whole logits in double precision."""
+    clock = time.process_time if tensors[0].device.type == "cpu" else time.perf_counter
     exact = tuple(each.detach().double().requires_grad_() if each.is_floating_point() else each for each in tensors)
     value, gradient = call(LOSSES["whole logits"], exact)
     seconds: dict[str, list[float]] = {name: [] for name in LOSSES}
@@ -97,12 +99,12 @@ def measure(tensors: tuple[Tensor, ...], turns: int) -> dict[str, dict[str, Any]
     with keep_freed_memory():
         for turn in range(turns + 1):
             for name, loss in LOSSES.items():
-                started = time.perf_counter()
+                started = clock()
                 own, own_gradient = call(loss, tensors)
                 if tensors[0].device.type != "cpu":
                     torch.accelerator.synchronize()
                 if turn:  # the first one warms up
-                    seconds[name].append(time.perf_counter() - started)
+                    seconds[name].append(clock() - started)
                 off = (own_gradient.double() - gradient).abs().max() / gradient.abs().max()
                 found[name] = {"relative_error": abs(own / value - 1), "relative_error_of_gradient": float(off)}
     fastest = {name: statistics.median(times) for name, times in seconds.items()}
