@@ -4,7 +4,8 @@ A tensor on the device "fake" holds a CPU tensor, and every operation is the CPU
 device and one of the CPU is an error, as is `Tensor.numpy`. It is stricter than CUDA in one respect: indices on the CPU
 are refused too, since CUDA copies them to the device at every use. As MPS, it has no double precision.
 
-`register` makes it the accelerator of the whole process, for good; so tests do it in a process of their own.
+`register` makes it the accelerator of the whole process, for good, and before any gradient is computed; so tests do it
+in a process of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 
 NAME = "fake"
 DEVICE = torch.device("cpu")  # until `register` has made the device known
+present = True  # whether torch is to find it
 elements_to_cpu: list[int] = []  # of each tensor that was copied to the CPU
 
 _libraries: list[torch.library.Library] = []
@@ -78,8 +80,17 @@ def register() -> torch.device:
 class _Module(_DummyBackendModule):
     """What torch asks a device for, as `torch.cuda` has it."""
 
+    def is_available(self) -> bool:
+        return present
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
+
+    def get_rng_state(self, device: object = None) -> torch.Tensor:  # of the CPU, which draws the numbers
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
+        torch.set_rng_state(state)
 
     def synchronize(self, device: object = None) -> None:
         """Nothing runs in the background."""

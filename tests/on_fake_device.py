@@ -51,6 +51,9 @@ QUESTIONS: dict[str, Callable[[rd.Recommender, list[Any], list[Any]], pl.DataFra
 def main(folder: Path, names: list[str]) -> dict[str, dict[str, str]]:
     warnings.simplefilter("ignore", RediffuseWarning)
     TINY.update(epochs=1, generator_epochs=1, pretrain_epochs=1)
+    fake_device.register()
+    noise.NO_FLOAT64.add(fake_device.NAME)  # as on MPS
+    fake_device.present = False  # while the runs are trained
     runs: Runs = {}
     for name in names:
         if name == BLEND:
@@ -61,8 +64,7 @@ def main(folder: Path, names: list[str]) -> dict[str, dict[str, str]]:
             trained = small(name, folder / name)
             run, data = trained.run, trained.split.dataset
         runs[name] = run.path, data
-    fake_device.register()
-    noise.NO_FLOAT64.add(fake_device.NAME)  # as on MPS
+    fake_device.present = True
     return {
         **{name: wrong_answers(*run) for name, run in runs.items()},
         **{check.__name__: outcome(check, runs) for check in CHECKS},
@@ -209,8 +211,24 @@ def the_service(runs: Runs) -> None:
             return own + [item for value in answer.values() for item in items_of(value)]
         return [item for value in answer for item in items_of(value)] if isinstance(answer, list) else []
 
-    assert len(items_of(answers[0])) > 45
-    assert items_of(answers[0]) == items_of(answers[1])
+    assert len(items_of(list(answers[0]))) > 45, answers[0]
+    assert items_of(list(answers[0])) == items_of(list(answers[1]))
+
+
+def training(runs: Runs) -> None:
+    data = runs["sasrec"][1]
+    for model, options in (("sasrec", {}), ("diffurec", {}), ("bprmf", {"prior": "head"}), ("theat", None)):
+        known = {} if options is None else {"epochs": 1, "embedding_size": 16, "precision": "fp32"} | options
+        if model != "bprmf" and known:
+            known |= {"dropout": 0.0, "blocks": 1}
+        made = [
+            rd.train(model, data, runs["sasrec"][0].parent / f"{model}-{device}", config=known, device=device)
+            for device in ("cpu", "auto" if model == "theat" else fake_device.NAME)
+        ]
+        if model != "diffurec":  # whose noise in training is drawn on the device
+            assert made[0].validation == pytest.approx(made[1].validation, abs=1e-3), model
+        used = [run.config["training"]["device"] for run in made]
+        assert used == ["cpu", "cpu" if model == "theat" else "fake:0"], used
 
 
 def what_is_not_moved_is_an_error(runs: Runs) -> None:
@@ -228,6 +246,7 @@ CHECKS = (
     an_index,
     new_items,
     the_service,
+    training,
     what_is_not_moved_is_an_error,
 )
 

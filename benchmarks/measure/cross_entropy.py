@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.measure.cross_entropy
     python -m benchmarks.measure.cross_entropy --device auto --dtype bfloat16 --targets 4096 --items 12101 1000000
 
-Times are medians of calls in turns, so what slows the machine slows all: seconds of the CPU, which other work does not
-lengthen, or of the clock on a GPU. Memory is the peak of a process that calls one of them, above what it holds before the
-first call; on a GPU, what torch has allocated. ``torch, a loss per row`` is what importance weights need: torch's weights
-are per item. Torch's functions need torch 2.13.
+Times are medians of calls in turns, so what slows the machine slows all: seconds of the CPU, which other work does
+not lengthen, or of the clock on a GPU. Memory is the peak of a process that calls one of them, above what it holds
+before the first call; on a GPU, what torch has allocated. ``torch, a loss per row`` is what importance weights need:
+torch's weights are per item. Torch's functions need torch 2.13.
 """
 
 from __future__ import annotations

@@ -7,10 +7,14 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from rediffuse.errors import TrainingError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def free_memory() -> int:
@@ -57,14 +61,17 @@ LESS_MEMORY = "Lower batch_size, negatives, max_length or widths such as embeddi
 class PeakMemory:
     """The peak of memory use since this object was created.
 
-    With a GPU, the memory of its tensors; otherwise the resident memory of this process, which includes the interpreter
+    On a GPU, the memory of its tensors; otherwise the resident memory of this process, which includes the interpreter
     and everything loaded before.
+
+    Args:
+        device: where the work is; None: on a GPU, if there is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         import torch  # not above: reading tables needs `free_memory` alone
 
-        self.cuda = torch.cuda.is_available()
+        self.cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             return

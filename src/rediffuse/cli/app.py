@@ -37,6 +37,9 @@ MODEL_HELP = (
 Device = Annotated[
     str, typer.Option(help="Where the model computes: cpu, cuda, cuda:1, mps, or auto: what torch finds.")
 ]
+TrainingDevice = Annotated[
+    str, typer.Option("--device", help="Where to train: auto (what torch finds), cpu, cuda, cuda:1, mps.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

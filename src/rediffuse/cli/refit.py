@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.app import AsJson, TrainingDevice, app
 from rediffuse.cli.interrupts import says_how_to_resume
 from rediffuse.cli.output import emit, print_rich, rank
 
@@ -22,6 +22,7 @@ def refit(
     ] = False,
     max_minutes: Annotated[float | None, typer.Option(help="Time limit of the training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    device: TrainingDevice = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train the model of a run again on all interactions, for use in production."""
@@ -29,7 +30,8 @@ def refit(
     from rediffuse.training import refit as run_refit
 
     with says_how_to_resume(out):
-        made = run_refit(run, dataset, out, keep_test=keep_test, resume=resume, max_minutes=max_minutes, progress=True)
+        options = {"keep_test": keep_test, "resume": resume, "max_minutes": max_minutes, "device": device}
+        made = run_refit(run, dataset, out, **options, progress=True)
     data, epochs = made.config["data"], made.config["training"]["epochs"]
     result = {"run": str(made.path), "refit_of": str(run), "minutes": made.minutes, "epochs": epochs}
     result |= {name: data[name] for name in ("users", "items", "interactions", "histories_end")}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rediffuse.cli.app import MODEL_HELP, AsJson, app
+from rediffuse.cli.app import MODEL_HELP, AsJson, TrainingDevice, app
 from rediffuse.cli.estimates import print_estimates
 from rediffuse.cli.interrupts import says_how_to_resume
 from rediffuse.cli.output import emit, print_rich, rank, table
@@ -54,6 +54,7 @@ def train(
             "--phase", help="name=RUN: take a phase from a run instead of training it; fit=RUN: the whole network."
         ),
     ] = None,
+    device: TrainingDevice = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train a model and write its run folder."""
@@ -68,7 +69,7 @@ def train(
         distributed.init()  # before the split, which one process makes for all of its host
     split = read_split(split_name, dataset, quantile, valid_quantile, ratio, targets, fraction, split_seed)
     taken: dict[str, str | Path | Run] = {name: str(path) for name, path in parse_settings(phases or []).items()}
-    chosen = {"preset": preset, "config": options, "seed": seed}
+    chosen = {"preset": preset, "config": options, "seed": seed, "device": device}
     if dry_run:
         print_estimates([estimate(model, split, max_minutes=max_minutes, phases_from=taken, **chosen)], as_json)
         return

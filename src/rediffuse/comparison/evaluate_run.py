@@ -174,7 +174,7 @@ def _evaluate(
     task, features = rules.task(split), item_features(dataset.items)
     metrics = [*DEFAULT_METRICS, *(["diversity@10", "calibration@10"] if features is not None else []), *more]
     results: list[TaskResult] = []
-    memory, seconds, reranked = PeakMemory(), [], []
+    memory, seconds, reranked = PeakMemory(computed_on), [], []
     for seed in seeds if contents.model.stochastic else seeds[:1]:
         score = model_scores(contents.model, task, seed)
         if rules.negatives is not None:

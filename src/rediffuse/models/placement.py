@@ -25,7 +25,7 @@ def place(model: Model, device: str | torch.device) -> torch.device:
         RediffuseWarning: a device was named, and the model computes on the CPU nevertheless.
     """
     found = devices.resolve(device)
-    _move(model, found)
+    move(model, found)
     if model.device.type != found.type and device != devices.AUTO:
         warnings.warn(
             f"{model.name} computes with SciPy, on the CPU; the device {found} is not used.",
@@ -35,10 +35,20 @@ def place(model: Model, device: str | torch.device) -> torch.device:
     return model.device
 
 
-def _move(module: nn.Module, device: torch.device) -> None:
-    """As `Module.to`, without the parts that stay."""
+def move(module: nn.Module, device: torch.device) -> None:
+    """Move a model or a part of one, as `Module.to`, without what stays on the CPU."""
     if isinstance(module, Model) and module.on_cpu:
         return
     for child in module.children():
-        _move(child, device)
+        move(child, device)
     module._apply(lambda tensor: tensor.to(device), recurse=False)
+
+
+def on_cpu(model: Model) -> list[str]:
+    """Names of the weights that `move` leaves on the CPU, of parts of a model."""
+    return [
+        f"{part}.{name}"
+        for part, module in model.named_modules()
+        if part and isinstance(module, Model) and module.on_cpu
+        for name in module.state_dict()
+    ]

@@ -16,6 +16,7 @@ from rediffuse.data.split import Split
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend, BlendConfig
+from rediffuse.models.placement import move
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 from rediffuse.runs.split_of import check_data, split_of
@@ -84,7 +85,7 @@ def blend(
     network = Blend(options, view.num_items, view.num_users)
     network.fill([part.model for part in parts])
     trainer = Trainer(network, view, folder, seed=seed, user_ids=dataset.user_ids)
-    network.to(trainer.accelerator.device)
+    move(network, trainer.device)
     for part in refitted:
         own = Trainer(part.model, view, folder, seed=part.config["seed"], user_ids=dataset.user_ids)
         own.refit(view.train)
@@ -96,7 +97,7 @@ def blend(
         validation = trainer.validate()
         if refitted:
             network.fill([read_run(part.path).model if part in refitted else part.model for part in parts])
-            network.to(trainer.accelerator.device)
+            move(network, trainer.device)
             trainer.refit(split.before_test())
         minutes = (time.monotonic() - began) / 60
         run_config |= {

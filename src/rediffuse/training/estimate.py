@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rediffuse import distributed
+from rediffuse import devices, distributed
 from rediffuse.arguments import require_integer, require_number
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import Dataset
@@ -18,6 +18,7 @@ from rediffuse.data.split import Split, as_split
 from rediffuse.memory import PeakMemory, keep_freed_memory
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
+from rediffuse.models.placement import move
 from rediffuse.runs.run_folder import Run
 from rediffuse.seeds import seed_torch
 from rediffuse.training.loop import Trainer
@@ -100,6 +101,7 @@ def estimate(
     seed: int = 0,
     max_minutes: float | None = None,
     phases_from: dict[str, str | Path | Run] | None = None,
+    device: str | torch.device = devices.AUTO,
 ) -> Estimate:
     """Measure a few training steps and a validation of a model, and estimate what its training takes. Writes nothing.
 
@@ -112,22 +114,22 @@ def estimate(
         ConfigError, DataError, TrainingError: as `rediffuse.train`, before its first epoch.
     """
     distributed.init()
+    memory = PeakMemory(devices.resolve(device))
     seed = require_integer("seed", seed, minimum=None)
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
     planned = plan(model_class(model), as_split("data", data), preset, config, seed, phases_from)
-    memory = PeakMemory()
-    trainer = planned.trainer(Path(), max_minutes=max_minutes)
-    network, device = trainer.model, trainer.accelerator.device
+    trainer = planned.trainer(Path(), max_minutes=max_minutes, device=device)
+    network = trainer.model
     with torch.random.fork_rng(), keep_freed_memory():
-        network.to(device)
+        move(network, trainer.device)
         began = time.perf_counter()
         seed_torch(seed, "fit")
         network.fit(trainer.data)
         fitted = time.perf_counter() - began
         phases = [_measure(trainer, index, phase) for index, phase in enumerate(trainer.phases)]
         validation = None if trainer.phases else _validation_seconds(trainer)
-    return Estimate(network.name, fitted, phases, validation, memory.mib(), str(device), max_minutes)
+    return Estimate(network.name, fitted, phases, validation, memory.mib(), str(trainer.device), max_minutes)
 
 
 def _measure(trainer: Trainer, index: int, phase: str) -> PhaseEstimate:

@@ -24,18 +24,20 @@ import numpy as np
 import polars as pl
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch.nn.parallel import DistributedDataParallel
 
-from rediffuse import distributed
+from rediffuse import devices, distributed
 from rediffuse.config import WITH_HISTORY, selected_value
 from rediffuse.data.histories import Histories
 from rediffuse.data.split import TrainingView
 from rediffuse.data.subsets import Task
-from rediffuse.errors import RunError, TrainingError
+from rediffuse.errors import ConfigError, RunError, TrainingError
 from rediffuse.evaluation import evaluate_task, model_scores
 from rediffuse.evaluation.selection import SubsetValidation
 from rediffuse.files import atomic_write_bytes, writing
 from rediffuse.memory import keep_freed_memory
 from rediffuse.models.base import Batches, Model, TrainingData
+from rediffuse.models.placement import move, on_cpu
 from rediffuse.runs.run_folder import LOG
 from rediffuse.runs.tensors import load_tensors, load_weights, save_tensors
 from rediffuse.runs.tracking import Tracking
@@ -108,13 +110,23 @@ class Trainer:
         show_progress: bool = False,
         callbacks: Callbacks | None = None,
         steps: dict[str, int] | None = None,
+        device: str | torch.device = devices.AUTO,
     ) -> None:
         # A phase, a batch or an option can leave weights without a gradient. Buffers are functions of the weights, the
         # data and values that all ranks share, so they agree without a broadcast at every step.
         ddp_options = DistributedDataParallelKwargs(
             find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        self.accelerator = Accelerator(cpu=distributed.cpu_only(), kwargs_handlers=[ddp_options])
+        self.accelerator = Accelerator(
+            device_placement=False, cpu=distributed.cpu_only(), kwargs_handlers=[ddp_options]
+        )
+        several = distributed.world_size() > 1
+        if several and device != devices.AUTO:
+            raise ConfigError(
+                f"device is {device}, and several processes train: each has the device of its rank.",
+                "Leave it out; to train on CPUs, hide the accelerators (CUDA_VISIBLE_DEVICES=).",
+            )
+        self.device = self.accelerator.device if several else devices.resolve(device)
         self.model, self.view, self.folder, self.seed = model, view, folder, seed
         self.phases: tuple[str, ...] = model.phases if model.trained_by_gradient else ()
         self.config = model.config
@@ -141,7 +153,7 @@ class Trainer:
             encoded_users(model, view, seed),
         )
         model.check(self.data)
-        self.state = State(precision=resolve_precision(self.config.precision, self.accelerator.device))
+        self.state = State(precision=resolve_precision(self.config.precision, self.device))
         self.checkpoint: Checkpoint | None = None  # to restore what its phase makes
         self.schedule: Schedule | None = None
         self.averaging: Averaging | None = None
@@ -174,7 +186,7 @@ class Trainer:
             Interrupted: Ctrl+C; the checkpoint is saved.
         """
         with torch.random.fork_rng(), keep_freed_memory(), self.progress:
-            self.model.to(self.accelerator.device)
+            move(self.model, self.device)
             seed_torch(self.seed, "fit")
             self.model.fit(self.data)
             if self.trained_network is not None:
@@ -285,6 +297,8 @@ class Trainer:
         with warnings.catch_warnings():
             # torch 2.13 renames the option to forward_sync_buffers, which Accelerate does not support yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            # What stays on the CPU is the same in all processes, and NCCL could not send it.
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, on_cpu(self.model))
             return optimizer, schedule, *self.accelerator.prepare(self.model, optimizer)
 
     def batches(self, phase: str, epoch: int) -> Batches:
@@ -329,8 +343,8 @@ class Trainer:
         ends = self._ends_group(state.step, len(batches))
         # Processes exchange gradients once per group.
         with contextlib.nullcontext() if ends else accelerator.no_sync(network):
-            with autocast(state.precision, accelerator.device):
-                loss = network(batch.to(accelerator.device))
+            with autocast(state.precision, self.device):
+                loss = network(batch.to(self.device))
             value = distributed.all_reduce_mean(float(loss.detach()))
             if not math.isfinite(value):
                 users = self.user_ids.gather(batches.users(state.step)[:5]).to_list()

@@ -7,7 +7,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from rediffuse import distributed
+import torch
+
+from rediffuse import devices, distributed
 from rediffuse.arguments import require_flag, require_number, require_path
 from rediffuse.config import selected_value
 from rediffuse.data.dataset import Dataset
@@ -32,6 +34,7 @@ def refit(
     resume: bool = False,
     max_minutes: float | None = None,
     progress: bool = False,
+    device: str | torch.device = devices.AUTO,
 ) -> Run:
     """Train the model of a finished run again on all interactions, and write it as a run of its own.
 
@@ -51,9 +54,10 @@ def refit(
         resume: continue from the last checkpoint in ``out``.
         max_minutes: limit of the wall time over all sessions.
         progress: say on stderr how training goes, as `rediffuse.train`.
+        device: where to train, as for `rediffuse.train`.
 
     Raises:
-        ConfigError: the run is a blend, or an argument has the wrong type.
+        ConfigError: the run is a blend, an argument has the wrong type, or torch finds no such device.
         DataError: the data do not declare the item features that the run has learned from.
         RunError: the run cannot be read, or its log is missing; ``out`` is not empty; with ``keep_test``, the run has
             no test subset, or other data.
@@ -61,6 +65,7 @@ def refit(
         TrainingError: as `rediffuse.train`, or the time ran out. The checkpoint is kept.
     """
     distributed.init()
+    memory = PeakMemory(devices.resolve(device))
     source = run_path("run", run)
     dataset = as_dataset("data", data)
     folder = require_path("out", out, 'Name a folder for the new run: out="runs/live".')
@@ -77,7 +82,6 @@ def refit(
         raise RunError(f"{source} has no test subset to keep.", "Refit it without keep_test.")
     _check_features(contents, dataset)
     split = split_of(contents, dataset).training_on_validation() if keep_test else none(dataset)
-    memory = PeakMemory()
     steps = _chosen_steps(contents)
     run_config = describe_run(kind, chosen["preset"], contents.model.config, chosen["seed"], split, {})
     if keep_test:
@@ -100,6 +104,7 @@ def refit(
         max_minutes=max_minutes,
         show_progress=progress,
         steps=steps,
+        device=device,
     )
     network = trainer.model
     resolved = copy.deepcopy(chosen["resolved"])
@@ -130,6 +135,7 @@ def refit(
                 "refitted": keep_test,
                 "minutes": state.seconds / 60,
                 "precision": state.precision,
+                "device": devices.description(trainer.device),
                 "processes": distributed.world_size(),
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "peak_memory_mib": memory.mib(),

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from rediffuse import distributed
+from rediffuse import devices, distributed
 from rediffuse.arguments import (
     require_flag,
     require_integer,
@@ -73,6 +73,7 @@ def train(
     progress: bool = False,
     callbacks: Iterable[Any] = (),
     phases_from: dict[str, str | Path | Run] | None = None,
+    device: str | torch.device = devices.AUTO,
 ) -> Run:
     """Train a model and write its run folder.
 
@@ -97,10 +98,12 @@ def train(
         phases_from: phase -> run folder to take it from instead of training it, for models whose phases train models of
             their own, for example ``pdrec`` and ``{"diffusion": "runs/tdiffrec"}``. ``{"fit": run}`` takes the trained
             network, its options and its seed from a run of the same model; ``config`` may change ``prior``.
+        device: where to train: ``auto``, which is the accelerator that torch finds, otherwise the CPU; or ``cpu``,
+            ``cuda``, ``cuda:1``, ``mps``. Several processes have the device of their rank.
 
     Raises:
         ConfigError: an unknown model, preset, option or tracker, a value out of range, a class that lacks what a model
-            needs, or a callback without a method to call.
+            needs, a callback without a method to call, or a device that torch does not find.
         MissingExtraError: the package of the tracker is not installed.
         KeyboardInterrupt: Ctrl+C; the checkpoint is saved, and ``resume`` continues to the same weights.
         RunError: ``out`` is not empty, is in use by another process, or holds a damaged checkpoint or that of another
@@ -115,6 +118,7 @@ def train(
             users without a history, on whom nothing is chosen.
     """
     distributed.init()
+    memory = PeakMemory(devices.resolve(device))
     folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
     tracker = require_text("tracker", tracker)
     track_artifacts = require_flag("track_artifacts", track_artifacts)
@@ -136,8 +140,7 @@ def train(
             RediffuseWarning,
             stacklevel=2,
         )
-    memory = PeakMemory()
-    trainer = planned.trainer(folder, max_minutes=max_minutes, show_progress=progress, callbacks=called)
+    trainer = planned.trainer(folder, max_minutes=max_minutes, show_progress=progress, callbacks=called, device=device)
     if not len(trainer.view.valid.users):
         warnings.warn(_without_validation(trainer), RediffuseWarning, stacklevel=2)
     elif remark := selection_remark(trainer.view.valid):
@@ -409,6 +412,7 @@ def _train(
             "refitted": refitted,
             "minutes": minutes,
             "precision": taken.get("precision", state.precision),
+            "device": taken.get("device", devices.description(trainer.device)),
             "processes": distributed.world_size(),
             "parameters": sum(p.numel() for p in network.parameters()),
             "peak_memory_mib": memory.mib(),
