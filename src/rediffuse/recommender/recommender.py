@@ -37,6 +37,8 @@ from rediffuse.reranking import ItemColumns, Reranking, RerankingOptions, SlateN
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 
 Retrieval = Literal["exact", "index"]
+# Scores held at once, a gigabyte: of a large catalogue, fewer users than asked for are scored together.
+MAX_SCORES = 1 << 28
 # The files of a run that recommendations depend on. Others, such as test results, may be added later.
 FINGERPRINTED = ("config.json", "items.parquet", "users.parquet", "model.safetensors", "item_table.parquet")
 FINGERPRINTED += ("index.json", "index.faiss")
@@ -498,6 +500,7 @@ class Recommender(Displayed):
         """
         if explain:
             self.require_explained_scores()
+        batch_size = min(batch_size, max(MAX_SCORES // len(self.items), 1))
         ranked: list[RankedItems] = []
         reasons: list[pl.Series] = []
         for start in range(0, max(len(rows), 1), batch_size):  # also if there are no users, for the type of the column
