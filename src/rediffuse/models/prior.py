@@ -204,7 +204,7 @@ class NeuralModel(Model):
         def network(histories: Histories, users: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
             own = histories if self.reads_synthetic else histories.without_synthetic()
             known = torch.from_numpy((own.lengths > 0) | self.has_user_state(users))
-            return self.score(histories, users=users), known
+            return self.score(histories, users=users), known.to(self.device)
 
         return {"prior": self.prior.calibrate(validate, network, self.network_gives_logits)}
 

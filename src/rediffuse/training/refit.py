@@ -135,7 +135,7 @@ def refit(
                 "refitted": keep_test,
                 "minutes": state.seconds / 60,
                 "precision": state.precision,
-                "device": devices.description(trainer.device),
+                "device": devices.description(trainer.model.device),
                 "processes": distributed.world_size(),
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "peak_memory_mib": memory.mib(),

@@ -412,7 +412,7 @@ def _train(
             "refitted": refitted,
             "minutes": minutes,
             "precision": taken.get("precision", state.precision),
-            "device": taken.get("device", devices.description(trainer.device)),
+            "device": taken.get("device", devices.description(trainer.model.device)),
             "processes": distributed.world_size(),
             "parameters": sum(p.numel() for p in network.parameters()),
             "peak_memory_mib": memory.mib(),
