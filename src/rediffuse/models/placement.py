@@ -44,11 +44,11 @@ def move(module: nn.Module, device: torch.device) -> None:
     module._apply(lambda tensor: tensor.to(device), recurse=False)
 
 
-def on_cpu(model: Model) -> list[str]:
+def on_cpu(model: nn.Module) -> set[str]:
     """Names of the weights that `move` leaves on the CPU, of parts of a model."""
-    return [
+    return {
         f"{part}.{name}"
         for part, module in model.named_modules()
         if part and isinstance(module, Model) and module.on_cpu
         for name in module.state_dict()
-    ]
+    }

@@ -24,7 +24,6 @@ import numpy as np
 import polars as pl
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch.nn.parallel import DistributedDataParallel
 
 from rediffuse import devices, distributed
 from rediffuse.config import WITH_HISTORY, selected_value
@@ -37,7 +36,7 @@ from rediffuse.evaluation.selection import SubsetValidation
 from rediffuse.files import atomic_write_bytes, writing
 from rediffuse.memory import keep_freed_memory
 from rediffuse.models.base import Batches, Model, TrainingData
-from rediffuse.models.placement import move, on_cpu
+from rediffuse.models.placement import move
 from rediffuse.runs.run_folder import LOG
 from rediffuse.runs.tensors import load_tensors, load_weights, save_tensors
 from rediffuse.runs.tracking import Tracking
@@ -297,8 +296,6 @@ class Trainer:
         with warnings.catch_warnings():
             # torch 2.13 renames the option to forward_sync_buffers, which Accelerate does not support yet.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            # What stays on the CPU is the same in all processes, and NCCL could not send it.
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, on_cpu(self.model))
             return optimizer, schedule, *self.accelerator.prepare(self.model, optimizer)
 
     def batches(self, phase: str, epoch: int) -> Batches:

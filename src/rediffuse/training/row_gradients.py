@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rediffuse import distributed
+from rediffuse.models.placement import on_cpu
 from rediffuse.training.optimizer import summed_rows
 
 
 def exclude_tables(model: nn.Module, groups: list[dict[str, Any]]) -> list[Tensor]:
     """Make DDP leave alone the tables with sparse gradients, which all processes then have from process 0. Collective.
+
+    It leaves alone as well what `rediffuse.models.placement.move` leaves on the CPU.
 
     Args:
         model: not yet wrapped.
@@ -30,7 +33,9 @@ def exclude_tables(model: nn.Module, groups: list[dict[str, Any]]) -> list[Tenso
     tables = [table for group in groups if group.get("rowwise") for table in group["params"]]
     ours = {id(table) for table in tables}
     named = model.named_parameters(remove_duplicate=False)  # DDP asks for a tied table by each of its names
-    model._ddp_params_and_buffers_to_ignore = {name for name, p in named if id(p) in ours}  # type: ignore[assignment]
+    ignored = {name for name, p in named if id(p) in ours}
+    # What stays on the CPU is the same in all processes, and NCCL could not send it.
+    model._ddp_params_and_buffers_to_ignore = ignored | on_cpu(model)  # type: ignore[assignment]
     for table in tables:
         distributed.broadcast(table.data)
     return tables
