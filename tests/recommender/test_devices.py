@@ -15,6 +15,8 @@ from tests.on_fake_device import BLEND, CHECKS
 import rediffuse as rd
 from rediffuse import devices, models
 from rediffuse.errors import ConfigError
+from rediffuse.recommender import recommender
+from rediffuse.testing import synthetic_interactions
 
 # Beside the built-in models: a prior, noise that is drawn, guidance, and a blend of a network with a graph.
 NAMES = [*models.names(installed=False), "gru4rec-residual", "bprmf-head", "diffrec-noised", "d3rec-guided", BLEND]
@@ -73,3 +75,16 @@ def test_auto_is_the_cpu_where_there_is_no_accelerator():
     assert (
         devices.resolve("auto") == devices.resolve("cpu") == devices.resolve(torch.device("cpu")) == torch.device("cpu")
     )
+
+
+def test_a_large_catalogue_is_scored_for_fewer_users_at_once(tmp_path, monkeypatch):
+    data = synthetic_interactions()
+    made = rd.Recommender.load(rd.train("popularity", rd.split.none(data), tmp_path / "run"))
+    users, scored = data.user_ids.to_list(), []
+    expected = made.recommend(users=users, k=5)
+    rank = made.ranker.rank
+    monkeypatch.setattr(made.ranker, "rank", lambda rows, *others: scored.append(len(rows)) or rank(rows, *others))
+    monkeypatch.setattr(recommender, "MAX_SCORES", 7 * data.num_items + 1)
+    assert made.recommend(users=users, k=5).equals(expected)
+    assert max(scored) == 7
+    assert sum(scored) == len(users)
