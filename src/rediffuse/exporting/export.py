@@ -59,7 +59,8 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
     """
     run, out = Path(run), Path(out)
     if format not in get_args(Format):
-        raise ConfigError(f"There is no format {format!r}.", did_you_mean(str(format), get_args(Format)))
+        known = (*get_args(Format), "vectors", "run")  # the command writes the last two elsewhere
+        raise ConfigError(f"There is no format {format!r}.", did_you_mean(str(format), known))
     for package in ("onnx", "onnxscript") if format == "onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "export")
