@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_plus
 
 from rediffuse.errors import ConfigError
 
@@ -52,17 +53,23 @@ def parse_address(url: str) -> Address:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    # The text is not repeated in errors: it may hold a password.
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        # The text is not repeated: it may hold a password.
+    except (ArgumentError, ValueError):
         raise ConfigError(
             "storage is not the URL of a database.",
             "For example: postgresql://user:password@host/database or sqlite:///study.db",
         ) from None
+    if "@" in (parsed.host or ""):
+        raise ConfigError(
+            "storage has a user or password with characters that end it in a URL.",
+            "Write them in percent: / is %2F, @ is %40, : is %3A.",
+        )
     options = [value for value in parsed.query.values() if isinstance(value, str)]
     where = f"{parsed.host or ''}{f':{parsed.port}' if parsed.port else ''}"
-    secrets = (url, parsed.render_as_string(hide_password=False), *filter(None, (parsed.password, *options)))
+    passwords = [each for each in (parsed.password, *options) if each]
+    secrets = (url, parsed.render_as_string(hide_password=False), *passwords, *map(quote_plus, passwords))
     return Address(url, f"{parsed.drivername}://{where}/{parsed.database or ''}", secrets)
 
 
