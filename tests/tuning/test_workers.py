@@ -111,6 +111,28 @@ def test_workers_without_a_common_folder_share_a_database(split, tmp_path):
     assert sorted(ran) == [f"{number:04d}" for number in tables[0]["number"]]
 
 
+def test_the_result_has_all_trials_that_made_the_study_finished(split, tmp_path, monkeypatch):
+    """Another worker finishes the last trial while this one saves the result."""
+    import optuna
+
+    storage = f"sqlite:///{tmp_path}/trials.db"
+    rd.tune("sasrec", split, tmp_path / "study", trials=2, config=FIXED, storage=storage)
+    save, other = search.Search.save, []
+
+    def slow(self, *limits):
+        result = save(self, *limits)
+        if not other:
+            study = optuna.load_study(study_name="study", storage=storage)
+            other.append(study.ask({name: study.trials[0].distributions[name] for name in SEARCHED}))
+            study.tell(other[0], 0.5)
+        return result
+
+    monkeypatch.setattr(search.Search, "save", slow)
+    study = rd.tune("sasrec", split, tmp_path / "study", trials=3, config=FIXED, storage=storage)
+    assert study.trials["state"].to_list() == ["complete"] * 3
+    assert study.best_value == 0.5
+
+
 @pytest.fixture
 def claims(tmp_path):
     """A search whose trials are in memory."""

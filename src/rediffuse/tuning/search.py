@@ -73,9 +73,10 @@ class Search:
             with contextlib.ExitStack() as running:
                 with self.workers.turn():
                     self.recover()
+                    # Before the result is saved: trials that others finish meanwhile are not in it.
+                    finished, remaining = self.finished(), (max_minutes or math.inf) - self.minutes()
                     result = self.save(trials, max_minutes)
-                    remaining = (max_minutes or math.inf) - self.minutes()
-                    if self.finished() >= trials or remaining <= 0:
+                    if finished >= trials or remaining <= 0:
                         return result
                     if (trial := self.claim(trials)) is not None:
                         running.enter_context(self.workers.running(trial))
