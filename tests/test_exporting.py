@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 import rediffuse as rd
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.errors import ConfigError, MissingExtraError, RunError
-from rediffuse.exporting import export
+from rediffuse.exporting import export, graphs
+from rediffuse.files import sha256_file
 from rediffuse.testing import synthetic_interactions
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, of the extra export, is not installed")
@@ -231,6 +232,9 @@ def test_files_are_described_and_name_no_machine(exported):
     assert {path.name for path in folder.iterdir()} == {
         *("export.json", "README.md", "history.onnx", "step.onnx", "items.parquet", "items.safetensors")
     }
+    assert description["files"] == {
+        path.name: sha256_file(path) for path in folder.iterdir() if path.name not in ("export.json", "README.md")
+    }
     session = onnxruntime.InferenceSession(folder / "step.onnx")
     step = description["graphs"]["step"]
     for side, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
@@ -242,6 +246,27 @@ def test_files_are_described_and_name_no_machine(exported):
     assert pl.read_parquet(folder / "items.parquet").columns == ["item", "item_id", "title"]
     checkout = str(Path(__file__).parents[1]).encode()
     assert not any(checkout in path.read_bytes() for path in folder.iterdir())
+
+
+def test_large_weights_are_in_a_file_of_their_own(runs, exported, tmp_path, monkeypatch):
+    """As those of more than 1 GiB are; the scores are those of one file."""
+    monkeypatch.setattr(graphs, "MAX_IN_GRAPH", 1000)
+    for _ in range(2):  # an earlier export is replaced
+        result = export(runs("ablation"), tmp_path / "out")
+    names = {"history.onnx", "history.onnx.data"}
+    assert names < result["files"].keys()
+    items = rd.Recommender.load(runs("ablation")).items
+    assert result["files"]["history.onnx.data"] > 4 * 16 * len(items), "the item embeddings are in it"
+    assert result["files"]["history.onnx"] < (exported("ablation") / "history.onnx").stat().st_size
+    description = json.loads((tmp_path / "out" / "export.json").read_text())
+    for name in names:
+        assert description["files"][name] == sha256_file(tmp_path / "out" / name)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "weights are in `history.onnx.data`" in text
+    assert "onnx.data" not in (exported("ablation") / "README.md").read_text()
+    moved = (tmp_path / "out").rename(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(scores(moved, HISTORIES), scores(exported("ablation"), HISTORIES))
+    run_readme(runs("ablation"), moved)
 
 
 def test_an_occupied_folder_is_left_alone(runs, tmp_path):

@@ -117,7 +117,7 @@ def test_no_user_is_published_by_default(run, fake, tmp_path):
     } | ({"item_table.parquet"} & published)
     assert pl.read_parquet(folder / "users.parquet").height == 0
     assert not any(b"customer-" in path.read_bytes() for path in folder.iterdir())
-    with pytest.warns(RediffuseWarning, match="unknown|not in training"):
+    with pytest.raises(ConfigError, match="holds no users"):
         rd.Recommender.load("hf://ann/shop").recommend(users=read_run(run.path).user_ids[:2].to_list())
     card = (folder / "README.md").read_text()
     assert 'load("hf://ann/shop")' in card

@@ -47,9 +47,17 @@ def test_the_resources_refer_to_each_other(resources, pod):
     secret = next(one for one in container["env"] if one["name"] == "REDIFFUSE_TOKEN")["valueFrom"]["secretKeyRef"]
     assert secret["name"] == resources["Secret"]["metadata"]["name"]
     assert len(resources["Secret"]["stringData"][secret["key"]]) >= 16  # what the service accepts
-    claims = {one["name"]: one.get("persistentVolumeClaim", {}).get("claimName") for one in pod["volumes"]}
-    assert claims["runs"] == resources["PersistentVolumeClaim"]["metadata"]["name"]
-    assert {one["name"] for one in container["volumeMounts"]} == set(claims)
+    for one in (container, *pod["initContainers"]):
+        assert {mount["name"] for mount in one["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert pod["serviceAccountName"] == resources["ServiceAccount"]["metadata"]["name"]
+    autoscaler, budget = resources["HorizontalPodAutoscaler"]["spec"], resources["PodDisruptionBudget"]["spec"]
+    target = {name: resources["Deployment"][name] for name in ("apiVersion", "kind")}
+    assert autoscaler["scaleTargetRef"] == target | {"name": resources["Deployment"]["metadata"]["name"]}
+    assert "replicas" not in resources["Deployment"]["spec"], "each apply would undo the autoscaler"
+    assert budget["selector"]["matchLabels"] == labels
+    assert 1 <= budget["maxUnavailable"] < autoscaler["minReplicas"] < autoscaler["maxReplicas"]
+    # The share of the CPU is one of what is requested.
+    assert autoscaler["metrics"][0]["resource"]["name"] in container["resources"]["requests"]
     assert resources["Service"]["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
 
 
@@ -67,12 +75,101 @@ def test_ports_paths_and_options_are_those_of_the_service(pod, folders):
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert client.get(container[probe]["httpGet"]["path"]).status_code == 200
             assert container[probe]["httpGet"]["port"] == container["ports"][0]["name"]
-    assert pod["terminationGracePeriodSeconds"] > options["--timeout"].default
+    before = int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert pod["terminationGracePeriodSeconds"] > options["--timeout"].default + before
 
 
-def test_the_container_is_restricted(pod):
+def test_the_init_container_fetches_the_run_that_is_served(pod):
+    (init,), (container,) = pod["initContainers"], pod["containers"]
+    *command, source, folder = init["args"]
+    assert command == ["s3", "cp", "--recursive", "--only-show-errors"]
+    names = {one["name"]: one["value"] for one in init["env"]}
+    assert source == "$(RUN)"
+    assert re.fullmatch(r"s3://[a-z0-9.-]+/\S+[^/]", names["RUN"])
+    assert folder == container["args"][0]
+    mounts = {one["mountPath"]: one for one in init["volumeMounts"]}
+    assert "readOnly" not in mounts[str(Path(folder).parent)]
+    assert names["HOME"] in mounts, "the file system is read-only elsewhere"
+    text = (ROOT / "deploy/kubernetes.yaml").read_text()
+    assert f"--containers={init['name']} RUN=" in text
+
+
+# What the API knows of the fields that we use: field -> fields of its values; None: a value, or a mapping of values.
+_LABELLED = {"matchLabels": None}
+_CONTAINER = (
+    dict.fromkeys(("name", "image", "args"))
+    | {
+        "env": {"name": None, "value": None, "valueFrom": {"secretKeyRef": {"name": None, "key": None}}},
+        "envFrom": {"secretRef": {"name": None, "optional": None}},
+        "ports": {"name": None, "containerPort": None},
+        "resources": {"requests": {"cpu": None, "memory": None}, "limits": {"cpu": None, "memory": None}},
+        "volumeMounts": dict.fromkeys(("name", "mountPath", "readOnly")),
+        "lifecycle": {"preStop": {"exec": {"command": None}}},
+        "securityContext": dict.fromkeys(("allowPrivilegeEscalation", "readOnlyRootFilesystem"))
+        | {"capabilities": {"drop": None}},
+    }
+    | {
+        probe: {"httpGet": {"path": None, "port": None}}
+        | dict.fromkeys(("periodSeconds", "failureThreshold", "timeoutSeconds"))
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+    }
+)
+_POD = dict.fromkeys(("serviceAccountName", "automountServiceAccountToken", "terminationGracePeriodSeconds")) | {
+    "securityContext": dict.fromkeys(("runAsNonRoot", "runAsUser", "fsGroup")) | {"seccompProfile": {"type": None}},
+    "topologySpreadConstraints": dict.fromkeys(("maxSkew", "topologyKey", "whenUnsatisfiable"))
+    | {"labelSelector": _LABELLED},
+    "initContainers": _CONTAINER,
+    "containers": _CONTAINER,
+    "volumes": {"name": None, "emptyDir": {"sizeLimit": None}},
+}
+_FIELDS = {
+    ("v1", "Secret"): {"type": None, "stringData": None},
+    ("v1", "ServiceAccount"): {},
+    ("apps/v1", "Deployment"): {
+        "spec": {
+            "selector": _LABELLED,
+            "strategy": {"rollingUpdate": {"maxUnavailable": None, "maxSurge": None}},
+            "template": {"metadata": {"labels": None}, "spec": _POD},
+        }
+    },
+    ("v1", "Service"): {"spec": {"selector": None, "ports": dict.fromkeys(("name", "port", "targetPort"))}},
+    ("autoscaling/v2", "HorizontalPodAutoscaler"): {
+        "spec": {
+            "scaleTargetRef": dict.fromkeys(("apiVersion", "kind", "name")),
+            "minReplicas": None,
+            "maxReplicas": None,
+            "metrics": {
+                "type": None,
+                "resource": {"name": None, "target": {"type": None, "averageUtilization": None}},
+            },
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": None}},
+        }
+    },
+    ("policy/v1", "PodDisruptionBudget"): {"spec": {"maxUnavailable": None, "selector": _LABELLED}},
+}
+_RESOURCE = {"apiVersion": None, "kind": None, "metadata": {"name": None, "labels": None}}
+
+
+def test_the_fields_are_those_of_the_api(resources):
+    """There is no cluster here to ask. A misspelt field would be dropped by one that does not validate."""
+
+    def check(value, known, path):
+        for one in value if isinstance(value, list) else [value]:
+            if known is not None:
+                assert isinstance(one, dict), path
+                assert one.keys() <= known.keys(), f"{path}: {one.keys() - known.keys()}"
+                for name, inner in one.items():
+                    check(inner, known[name], f"{path}.{name}")
+
+    for kind, one in resources.items():
+        check(one, _RESOURCE | _FIELDS[one["apiVersion"], kind], kind)
+
+
+def test_the_containers_are_restricted(pod):
     (container,) = pod["containers"]
-    assert container["resources"].keys() == {"requests", "limits"}
+    for one in (container, *pod["initContainers"]):
+        assert one["resources"].keys() == {"requests", "limits"}
+        assert one["securityContext"] == container["securityContext"]
     (user,) = re.findall(r"^USER (\d+)$", DOCKERFILE, flags=re.MULTILINE)
     assert f"--uid {user} " in DOCKERFILE
     assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsNonRoot"]) == (int(user), True)

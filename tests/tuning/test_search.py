@@ -34,7 +34,7 @@ from rediffuse.models import model_class, names
 from rediffuse.runs.lock import folder_lock
 from rediffuse.testing import synthetic_interactions
 from rediffuse.training.loop import Trainer
-from rediffuse.tuning import search
+from rediffuse.tuning import search, workers
 from rediffuse.tuning import study as study_module
 
 FIXED = {"embedding_size": 8, "batch_size": 64, "epochs": 2, "blocks": 1, "precision": "fp32"}
@@ -210,8 +210,7 @@ def test_a_folder_with_other_files_or_in_use_is_refused(split, tmp_path):
 
 def test_a_study_that_another_process_starts_meanwhile_is_not_changed(split, tmp_path, monkeypatch):
     """The other process writes study.json between the first check of the folder and the lock."""
-    tune_module = sys.modules["rediffuse.tuning.tune"]
-    original = tune_module.folder_lock
+    original = workers.folder_lock
 
     @contextlib.contextmanager
     def lock_after_another(folder, activity):
@@ -219,7 +218,7 @@ def test_a_study_that_another_process_starts_meanwhile_is_not_changed(split, tmp
             (folder / "study.json").write_text(json.dumps({"format": study_module.FORMAT, "model": "diffurec"}))
             yield
 
-    monkeypatch.setattr(tune_module, "folder_lock", lock_after_another)
+    monkeypatch.setattr(workers, "folder_lock", lock_after_another)
     with pytest.raises(RunError, match="another model"):
         rd.tune("sasrec", split, tmp_path / "study", trials=1, config=FIXED)
     assert json.loads((tmp_path / "study" / "study.json").read_text())["model"] == "diffurec"
@@ -338,9 +337,9 @@ def test_trials_cannot_reach_the_test_subset(monkeypatch, tmp_path):
     monkeypatch.setattr(Split, "training_view", lambda self: (views.append(1), training_view(self))[1])
     run_trial = search.Search.run_trial
 
-    def inspect_and_run(self, max_minutes):
+    def inspect_and_run(self, trial, max_minutes):
         reached.extend(_reachable(self))
-        run_trial(self, max_minutes)
+        run_trial(self, trial, max_minutes)
 
     monkeypatch.setattr(search.Search, "run_trial", inspect_and_run)
     rd.tune("sasrec", split, tmp_path / "study", trials=1, config=FIXED)

@@ -161,7 +161,10 @@ def recommend(
         )
     ids, histories = user, None
     if users is not None:
-        ids, histories = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text).read()
+        user_file = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text)
+        if not user_file.has_histories:
+            recommender.require_users()
+        ids, histories = user_file.read()
     asked = find_names(recommender, history) if history else None
     if asked is not None:
         histories = [asked]

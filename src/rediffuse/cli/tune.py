@@ -48,6 +48,17 @@ def tune(
     fraction: Fraction = None,
     split_seed: SplitSeed = None,
     seed: Annotated[int, typer.Option(help="Seed of the search and of every training.")] = 0,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Share the study with other workers, on one file system.")
+    ] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            envvar="REDIFFUSE_STORAGE",
+            show_envvar=True,
+            help="URL of a database in which workers share the study.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Search a model's options on validation data. The test subset is not read."""
@@ -67,6 +78,8 @@ def tune(
         preset=preset,
         seed=seed,
         progress=True,
+        worker=worker,
+        storage=storage,
     )
     ranking, states = study.ranking, study.trials["state"].to_list()
     command = ["rediffuse", "train", model, str(dataset), "--config", str(out / "best.yaml"), "-o", f"{out}-best"]

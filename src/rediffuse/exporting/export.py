@@ -16,9 +16,9 @@ import polars as pl
 
 from rediffuse.diffusion.respace import respace
 from rediffuse.errors import ConfigError, MissingExtraError, RunError, did_you_mean
-from rediffuse.exporting.graphs import Graph, graphs_of, write_graph
+from rediffuse.exporting.graphs import EXTERNAL, Graph, graphs_of, write_graph
 from rediffuse.exporting.readme import readme
-from rediffuse.files import DigestedFile, atomic_folder, parquet_bytes
+from rediffuse.files import DigestedFile, atomic_folder, parquet_bytes, sha256_file
 from rediffuse.models.base import Model
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffrec import DiffRec
@@ -34,10 +34,8 @@ VERSION = 1
 DESCRIPTION = "export.json"
 _SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 _FILES = {DESCRIPTION, "README.md", "items.safetensors", "items.parquet"} | {
-    graph + suffix for graph in ("history", "step") for suffix in _SUFFIXES.values()
+    graph + suffix for graph in ("history", "step") for suffix in (*_SUFFIXES.values(), _SUFFIXES["onnx"] + EXTERNAL)
 }
-# One ONNX file holds at most 2 GiB. The item embeddings need nearly all of it; the rest is reserved.
-_MAX_ONNX_EMBEDDINGS = 2**31 - 2**24
 
 
 def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[str, Any]:
@@ -52,22 +50,20 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
         run, out, model, format, and the size of each file in bytes.
 
     Raises:
-        ConfigError: the format is unknown, the model or its solver cannot be exported, or the item embeddings are too
-            large for ONNX.
+        ConfigError: the format is unknown, or the model or its solver cannot be exported.
         MissingExtraError: a package that writes ONNX is not installed.
         RunError: ``run`` is not a finished run, or ``out`` holds other files or cannot be written.
     """
     run, out = Path(run), Path(out)
     if format not in get_args(Format):
-        raise ConfigError(f"There is no format {format!r}.", did_you_mean(str(format), get_args(Format)))
+        known = (*get_args(Format), "vectors", "run")  # the command writes the last two elsewhere
+        raise ConfigError(f"There is no format {format!r}.", did_you_mean(str(format), known))
     for package in ("onnx", "onnxscript") if format == "onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "export")
     _refuse_other_files(out)
     contents = read_run(run)
     model = _next_item_model(contents)
-    if format == "onnx" and model.item_embedding.weight.nbytes > _MAX_ONNX_EMBEDDINGS:
-        raise ConfigError("The item embeddings do not fit into an ONNX file of 2 GiB.", "Use --format torch-export.")
     graphs = graphs_of(model)
     description = _describe(contents, model, format, graphs)
     try:
@@ -80,6 +76,7 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
             columns = [name for name in ("item_id", "title") if name in contents.items.columns]
             items = contents.items.select(columns).with_row_index("item").with_columns(pl.col("item").cast(pl.Int64))
             (new / "items.parquet").write_bytes(parquet_bytes(items))
+            description["files"] = {path.name: sha256_file(path) for path in sorted(new.iterdir())}
             (new / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             (new / "README.md").write_text(readme(description), encoding="utf-8")
     except OSError as error:

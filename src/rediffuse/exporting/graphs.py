@@ -21,6 +21,10 @@ from rediffuse.models.sequence import SequenceModel
 # Sizes that graphs are traced with. No other dimension has them, so tracing takes no dynamic axis for a constant.
 _TRACED = {"B": 3, "L": 7}
 
+# One file of ONNX holds at most 2 GiB; torch writes weights of more than 1.5 GiB beside it in any case.
+MAX_IN_GRAPH = 2**30
+EXTERNAL = ".data"  # what torch appends to the name of a graph for the file of its weights
+
 Shape = tuple[str | int, ...]  # "B": users; "L": items of the longest history; both are dynamic, from 1
 
 
@@ -169,7 +173,10 @@ def graphs_of(model: SequenceModel) -> dict[str, Graph]:
 
 
 def write_graph(graph: Graph, path: Path) -> None:
-    """Trace a graph with dynamic numbers of users and items, and write it as .onnx or .pt2."""
+    """Trace a graph with dynamic numbers of users and items, and write it as .onnx or .pt2.
+
+    Large weights of an .onnx are in a file of their own beside it, with the suffix `EXTERNAL`.
+    """
     with torch.no_grad(), _quiet():
         _write(graph, path)
 
@@ -184,16 +191,18 @@ def _write(graph: Graph, path: Path) -> None:
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # contains paths of this machine
     if path.suffix == ".onnx":
-        torch.onnx.export(
+        exported = torch.onnx.export(
             program,
-            f=path,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             dynamic_shapes=dynamic,  # names the axes
-            external_data=False,
             verbose=False,
             dynamo=True,
         )
+        assert exported is not None
+        weights = (value.const_value for value in exported.model.graph.initializers.values())
+        size = sum(weight.nbytes for weight in weights if weight is not None)
+        exported.save(path, external_data=size > MAX_IN_GRAPH)
     else:
         # Without example inputs, nothing in the file is pickled.
         program.example_inputs = None

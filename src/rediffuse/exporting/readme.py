@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rediffuse.exporting.graphs import EXTERNAL
+
 _IMPORTS = {
     "onnx": """import onnxruntime
 import polars as pl
@@ -112,14 +114,17 @@ def readme(description: dict[str, Any]) -> str:
     packages = {"onnx": "onnxruntime", "torch-export": "torch"}[description["format"]]
     code = "import json\nfrom pathlib import Path\n\nimport numpy as np\n"
     code += _IMPORTS[description["format"]] + "\n" + _WINDOWS + query + _RANKED
-    graphs = "\n".join(f"- `{graph['file']}`: {_signature(graph)}" for graph in description["graphs"].values())
+    graphs = "\n".join(
+        f"- `{graph['file']}`: {_signature(graph)}{_weights(graph['file'] + EXTERNAL, description)}"
+        for graph in description["graphs"].values()
+    )
     return f"""# {description["model"]}, exported by Rediffuse {description["rediffuse"]}
 
 {graphs}
 - `items.safetensors`: `vectors` ({description["num_items"]}, {description["embedding_size"]}), whose inner products
   with a query are the scores, and `popularity`, the scores for users without a history.
 - `items.parquet`: the number and the id of each item.
-- `export.json`: the shapes and types of the graphs, and all numbers that the code below needs.
+- `export.json`: the shapes and types of the graphs, all numbers that the code below needs, and the sha256 of each file.
 
 B is the number of users, L the length of the longest history, at most {description["max_length"]}; both may be any
 number from 1. Histories are padded on the right with {description["pad"]}. This Python code needs numpy, polars,
@@ -128,6 +133,11 @@ safetensors and {packages}:
 ```python
 {code}```
 {noise}"""
+
+
+def _weights(file: str, description: dict[str, Any]) -> str:
+    """Where the weights of a graph are, if they are in a file of their own."""
+    return f" Its weights are in `{file}`, which must be in the same folder." if file in description["files"] else ""
 
 
 def _signature(graph: dict[str, Any]) -> str:

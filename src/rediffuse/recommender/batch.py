@@ -124,8 +124,8 @@ def recommend_to_folder(
         on_progress: called with the number of complete part files of this process and the number it has in all.
 
     Raises:
-        ConfigError: an argument is out of range, the scores of the model cannot be explained, or the folder was started
-            with another request.
+        ConfigError: an argument is out of range, the scores of the model cannot be explained, neither the user file nor
+            the run has histories, or the folder was started with another request.
         DataError: the user file cannot be read; the folder holds something else, or its request is damaged.
         StorageError: the folder cannot be written.
 
@@ -145,6 +145,8 @@ def recommend_to_folder(
     reranking = recommender.reranking(max_per, diversity, diversity_by, slate)
     query, unknown = recommender.build_query(k, exclude, candidates, filter_seen, filter, reranking, new_items)
     user_file = UserFile(users, recommender.is_known_user, recommender.titles.ids_in_text, text)
+    if not user_file.has_histories:
+        recommender.require_users()
     options = {
         "k": k,
         "exclude": recommender.items["item_id"].gather(sorted(set(query.excluded.tolist()))).to_list(),

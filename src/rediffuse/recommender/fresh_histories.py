@@ -22,7 +22,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.loading import load_dataset
 from rediffuse.data.merging import Merged, extended_ids, merge
 from rediffuse.data.store import MANIFEST as DATASET_MANIFEST
-from rediffuse.errors import DataError
+from rediffuse.errors import DataError, RunError
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.rows import Columns, Forms, InteractionRows
 from rediffuse.readers.tables import read_table
@@ -178,12 +178,17 @@ def update_histories(
 
     Raises:
         DataError: as `fresh_histories`.
-        RunError: the run cannot be read; ``out`` is not empty.
+        RunError: the run cannot be read or holds no users; ``out`` is not empty.
         StorageError: ``out`` cannot be written.
     """
     folder = require_path("out", out, 'Name a folder for the new run: out="runs/today".')
     source = run_path("run", run)
     old = read_run(source)
+    if not len(old.user_ids) and old.config["data"]["users"]:
+        raise RunError(
+            f"{source} holds no users, so it has no histories to add to.",
+            "Update the run that it was made of, or send the histories with each request.",
+        )
     found = fresh_histories(old, interactions, user=user, item=item, time=time, time_format=time_format)
     contents = found.contents
     write_derived(folder, old, contents)

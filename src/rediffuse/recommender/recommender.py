@@ -102,7 +102,8 @@ class Recommender(Displayed):
         self._histories = run.histories if self.model.reads_times else replace(run.histories, times=None)
         # Fresh histories are newer than the training: no split held them out.
         fresh = "histories_updated_from" in run.config and run.config["split"]["name"] == "none"
-        held_out = None if fresh else run.held_out
+        # A run without its users has no interactions.
+        held_out = None if fresh or not len(run.histories.items) else run.held_out
         updated = "histories_updated_from" in run.config
         self.held_out_remark = None if held_out is None else held_out_remark(held_out, updated=updated)
         self._remark_due = self.held_out_remark is not None
@@ -285,11 +286,11 @@ class Recommender(Displayed):
             be of that type.
 
         Raises:
-            ConfigError: neither users nor histories are given, or their lengths differ; ids are not in lists; a number
-                is out of range; the model has no use for sampling_steps, noise, temperature or guidance_scale; its
-                scores cannot be explained; it has no item vectors for ``diversity``; ``slate`` or
-                ``diversity_by`` are given without ``diversity``; or the item table is missing or does not fit
-                ``filter``, ``max_per`` or ``diversity_by``.
+            ConfigError: neither users nor histories are given, or their lengths differ; users are given alone, and the
+                run holds none; ids are not in lists; a number is out of range; the model has no use for
+                sampling_steps, noise, temperature or guidance_scale; its scores cannot be explained; it
+                has no item vectors for ``diversity``; ``slate`` or ``diversity_by`` are given without ``diversity``; or
+                the item table is missing or does not fit ``filter``, ``max_per`` or ``diversity_by``.
 
         Warns:
             RediffuseWarning: unknown users, unknown items or empty histories, and histories that lists cannot be
@@ -374,6 +375,18 @@ class Recommender(Displayed):
         """Whether the run holds a history of a user of this id."""
         return bool(self._users.find([user])[0] >= 0)
 
+    def require_users(self) -> None:
+        """Refuse to look up users in a run that was exported or published without them.
+
+        Raises:
+            ConfigError: the run holds no users.
+        """
+        if not len(self.user_ids) and self.config["data"]["users"]:
+            raise ConfigError(
+                "This run holds no users, so it does not know their histories.",
+                "Give their histories: histories= in Python and HTTP, --history or a column history in a user file.",
+            )
+
     # --- from ids to numbers -------------------------------------------------------------------------------
 
     def resolve_users(
@@ -393,6 +406,7 @@ class Recommender(Displayed):
         counts = {"unknown_users": 0, "unknown_items": 0}
         if histories is None:
             assert ids is not None
+            self.require_users()
             user_numbers = self._users.find(ids)
             counts["unknown_users"] = int((user_numbers < 0).sum())
             # One empty row after the last user stands for all unknown users.

@@ -12,7 +12,7 @@ from rediffuse.runs.run_folder import LOG, DamagedManifest, forget_files
 from rediffuse.runs.tensors import load_tensors, save_tensors
 
 
-def refuse_other_identity(folder: Path, recorded: dict[str, Any], wanted: dict[str, Any], remedy: str) -> None:
+def refuse_other_identity(folder: Path | str, recorded: dict[str, Any], wanted: dict[str, Any], remedy: str) -> None:
     """Check that a folder was started with the settings that are now wanted.
 
     Raises:

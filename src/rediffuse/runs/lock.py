@@ -46,7 +46,7 @@ def folder_lock(folder: Path, activity: str, wait: float = 0.0) -> Iterator[None
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            if _can_lock(folder):
+            if can_lock(folder):
                 lock.acquire(timeout=wait)
             else:
                 warnings.warn(
@@ -69,7 +69,7 @@ def folder_lock(folder: Path, activity: str, wait: float = 0.0) -> Iterator[None
         lock.release()
 
 
-def _can_lock(folder: Path) -> bool:
+def can_lock(folder: Path) -> bool:
     """Whether the file system of a folder can lock files; some network disks cannot.
 
     Not every version of filelock reports this: it may take the error for a lock held by another process, or fall back
@@ -87,6 +87,19 @@ def _can_lock(folder: Path) -> bool:
                 raise
             return False
     return True
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder at this moment."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def is_unused(folder: Path) -> bool:

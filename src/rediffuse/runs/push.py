@@ -9,19 +9,10 @@ from pathlib import Path
 
 from rediffuse.arguments import require_flag, require_text, wrong_type
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
-from rediffuse.files import parquet_bytes
-from rediffuse.models.base import Model
-from rediffuse.runs.card import THIS_RUN, with_section
+from rediffuse.runs.card import THIS_RUN
 from rediffuse.runs.hub import LOGIN, REPO, SCHEME, explained
 from rediffuse.runs.run_folder import MANIFEST, Run, RunContents, manifest_text, read_manifest, read_run, run_path
-from rediffuse.table_files import read_parquet
-
-# Files that hold no user. All others stay here, unless the histories are published too.
-_WITHOUT_USERS = re.compile(
-    r"config\.json|environment\.json|items\.parquet|item_table\.parquet|model\.safetensors|README\.md|metrics\.jsonl"
-    r"|knowledge\.parquet|index\.(json|faiss)|item_features\.(json|safetensors)|test[\w.:-]*\.json"
-)
-_USERS, _CARD = "users.parquet", "README.md"
+from rediffuse.runs.without_users import CARD, files_without_users
 
 
 def push(
@@ -83,7 +74,10 @@ def push(
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         stale = set(api.list_repo_files(repo, revision=revision)) - {*files, ".gitattributes"}
-        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        operations = [
+            CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
+            for name, content in files.items()
+        ]
         commit = api.create_commit(
             repo,
             [*operations, *(CommitOperationDelete(name) for name in sorted(stale))],
@@ -95,23 +89,16 @@ def push(
     return f"{SCHEME}{repo}@{commit.oid}"
 
 
-def _published(contents: RunContents, repo: str, with_histories: bool) -> dict[str, str | bytes]:
+def _published(contents: RunContents, repo: str, with_histories: bool) -> dict[str, Path | bytes]:
     """What is uploaded: the path or the content of each file, with a manifest of its own."""
     folder, digests = contents.path, dict(contents.digests)
-    changed: dict[str, bytes] = {}
     users = len(contents.user_ids)
-    if with_histories:
-        warnings.warn(f"The ids and histories of {users:,} users are published.", RediffuseWarning, stacklevel=3)
-    else:
-        if _holds_users(contents.model):
-            raise ConfigError(
-                f"The weights of {contents.config['model']} hold the vectors or interactions of its {users:,} users.",
-                "Publish a model that does not, or, if you may publish them, push with_histories (--with-histories).",
-            )
-        kept = {name for name in digests if _WITHOUT_USERS.fullmatch(name)}
-        left_out = sorted(digests.keys() - kept - {_USERS})
-        digests = {name: digest for name, digest in digests.items() if name in kept}
-        changed[_USERS] = parquet_bytes(read_parquet(folder / _USERS).clear())
+    if not with_histories:
+        files, left_out = files_without_users(
+            contents,
+            f"{SCHEME}{repo}",
+            "Publish a model that does not, or, if you may publish them, push with_histories (--with-histories).",
+        )
         more = f" and {', '.join(left_out)}" if left_out else ""
         warnings.warn(
             f"The ids and histories of {users:,} users{more} stay here. The copy recommends for histories= and knows "
@@ -119,20 +106,12 @@ def _published(contents: RunContents, repo: str, with_histories: bool) -> dict[s
             RediffuseWarning,
             stacklevel=3,
         )
-    card = folder / _CARD
-    if card.exists():
-        text = card.read_text(encoding="utf-8").replace(f'"{THIS_RUN}"', f'"{SCHEME}{repo}"')
-        if not with_histories:
-            lines = ["This copy holds no users: give their histories, `recommend(histories=[[...]])`."]
-            text = with_section(text, "Users", lines)
-        changed[_CARD] = text.encode()
+        return files
+    warnings.warn(f"The ids and histories of {users:,} users are published.", RediffuseWarning, stacklevel=3)
+    changed: dict[str, bytes] = {}
+    if (folder / CARD).exists():
+        text = (folder / CARD).read_text(encoding="utf-8").replace(f'"{THIS_RUN}"', f'"{SCHEME}{repo}"')
+        changed[CARD] = text.encode()
     digests |= {name: hashlib.sha256(content).hexdigest() for name, content in changed.items()}
-    files: dict[str, str | bytes] = {name: str(folder / name) for name in digests}
+    files = {name: folder / name for name in digests}
     return files | changed | {MANIFEST: manifest_text(digests).encode()}
-
-
-def _holds_users(model: Model) -> bool:
-    """Whether the weights hold users; so they may where a class from elsewhere only inherits that they do not."""
-    kind = type(model)
-    own = kind.__module__.startswith("rediffuse.") or "holds_users" in vars(kind)
-    return model.holds_users or not own

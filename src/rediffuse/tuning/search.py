@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,7 @@ import yaml
 
 from rediffuse.config import ModelConfig, Range, selected_value
 from rediffuse.data.split import TrainingView
-from rediffuse.errors import ConfigError, TrainingError
+from rediffuse.errors import ConfigError, RediffuseWarning, TrainingError
 from rediffuse.files import atomic_write_parquet, atomic_write_text
 from rediffuse.memory import LESS_MEMORY, out_of_memory
 from rediffuse.models.base import Model
@@ -25,6 +28,7 @@ from rediffuse.seeds import derive
 from rediffuse.training.callbacks import Callbacks, TrainingEvent
 from rediffuse.training.train import make_trainer
 from rediffuse.tuning.study import Study, rank_trials, read_study
+from rediffuse.tuning.workers import Alone, trial_folder
 
 if TYPE_CHECKING:
     import optuna
@@ -46,6 +50,7 @@ class Search:
         seed: seed of the search and of every training.
         study: Optuna's study.
         progress: draw a progress bar and print a line per trial on stderr.
+        workers: who else runs trials of this study.
     """
 
     kind: type[Model]
@@ -57,17 +62,43 @@ class Search:
     seed: int
     study: optuna.Study
     progress: bool
+    workers: Alone
 
     # --- running -------------------------------------------------------------------------------------------
 
+    def run(self, trials: int, max_minutes: float | None) -> Study | None:
+        """Run trials until ``trials`` are finished, or the time is spent; returns the result as `save` does."""
+        waiting = False
+        while True:
+            with contextlib.ExitStack() as running:
+                with self.workers.turn():
+                    self.recover()
+                    # Before the result is saved: trials that others finish meanwhile are not in it.
+                    finished, remaining = self.finished(), (max_minutes or math.inf) - self.minutes()
+                    result = self.save(trials, max_minutes)
+                    if finished >= trials or remaining <= 0:
+                        return result
+                    if (trial := self.claim(trials)) is not None:
+                        running.enter_context(self.workers.running(trial))
+                if trial is not None:
+                    self.run_trial(trial, remaining)
+            if trial is None:
+                if self.progress and not waiting:
+                    print("Other workers run all trials that are left; waiting for them.", file=sys.stderr)
+                self.workers.wait()
+            waiting = trial is None
+
     def recover(self) -> None:
         """Queue interrupted trials again; in a new study, queue the default."""
+        import optuna
         from optuna.trial import TrialState
 
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            shutil.rmtree(self._trial_folder(trial.number) / "checkpoints", ignore_errors=True)
-        trials = self.study.get_trials(deepcopy=False)
+        for trial in self.workers.lost(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))):
+            # Another worker may notice at the same moment.
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            shutil.rmtree(trial_folder(self.folder, trial.number) / "checkpoints", ignore_errors=True)
+        trials = self.trials()
         # What is queued already is read from the journal, so a kill within this method does no harm.
         repeated = {trial.user_attrs.get("repeats") for trial in trials}
         default_params = {option: getattr(self.default, option) for option in self.searched}
@@ -90,19 +121,48 @@ class Search:
         known = trial.system_attrs.get("fixed_params", {}) | trial.params
         return known if known.keys() >= self.searched.keys() else {}
 
-    def run_trial(self, max_minutes: float) -> None:
-        """Run the next trial, for at most ``max_minutes``."""
+    def claim(self, trials: int) -> optuna.Trial | None:
+        """The next trial, with its options; None while others run all that are left.
+
+        No claim makes more than ``trials`` of them, or one trial twice, even where workers do not take turns: of the
+        claims, those with the lowest numbers hold, and all workers see the same numbers.
+        """
         import optuna
         from optuna.trial import TrialState
 
-        # A sampler per trial, seeded by the number of finished trials: interruptions do not change what it proposes.
-        self.study.sampler = optuna.samplers.TPESampler(seed=derive(self.seed, "tune", self.finished()) % 2**32)
-        distributions = {
-            option: distribution(option, domain, getattr(self.default, option))
-            for option, domain in self.searched.items()
-        }
-        trial = self.study.ask(distributions)
-        folder, start = self._trial_folder(trial.number), time.monotonic()
+        states = [trial.state for trial in self.trials()]
+        if self.finished() + states.count(TrialState.RUNNING) >= trials:
+            return None
+        trial = self.study.ask()
+        all_trials = {other.number: other for other in self.study.get_trials(deepcopy=False)}
+        earlier = [other for number, other in all_trials.items() if number < trial.number]
+        queued = _queued_as(all_trials[trial.number])
+        if sum(other.state != TrialState.FAIL for other in earlier) >= trials or (
+            queued and queued in map(_queued_as, earlier)
+        ):
+            trial.set_user_attr("surplus", True)
+            self.study.tell(trial, state=TrialState.FAIL)
+            return None
+        # A sampler per trial, seeded by its place among the proposals: interruptions do not change what it proposes,
+        # and workers do not propose the same.
+        first = trial.number
+        while "repeats" in all_trials[first].user_attrs:
+            first = all_trials[first].user_attrs["repeats"]
+        place = sum(number < first and "repeats" not in other.user_attrs for number, other in all_trials.items())
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=derive(self.seed, "tune", place) % 2**32,
+            constant_liar=self.workers.several,  # keep away from what other workers are trying
+        )
+        for option, domain in self.searched.items():
+            _suggest(trial, option, distribution(option, domain, getattr(self.default, option)))
+        return trial
+
+    def run_trial(self, trial: optuna.Trial, max_minutes: float) -> None:
+        """Run a trial that was claimed, for at most ``max_minutes``."""
+        import optuna
+        from optuna.trial import TrialState
+
+        folder, start = trial_folder(self.folder, trial.number), time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
 
         class Prune:
@@ -140,10 +200,15 @@ class Search:
             # Options that fail are a result: to the sampler they are the worst ones, and the study continues.
             state = TrialState.PRUNED
             trial.set_user_attr("error", str(error))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return self._taken(trial)
         finally:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        trial.set_user_attr("minutes", (time.monotonic() - start) / 60)
-        finished = self.study.tell(trial, value, state)
+        try:
+            trial.set_user_attr("minutes", (time.monotonic() - start) / 60)
+            finished = self.study.tell(trial, value, state)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return self._taken(trial)
         if self.progress:
             shown = "-" if (best := _value(finished)) is None else f"{best:.4f}"
             print(f"Trial {trial.number}: {_state(finished, set())}, {self.default.metric} {shown}", file=sys.stderr)
@@ -152,10 +217,19 @@ class Search:
         """The options of a trial: the default, with the trial's values of the searched options."""
         return self.kind.Config.build(None, self.default.model_dump() | params)
 
-    def _trial_folder(self, number: int) -> Path:
-        return self.folder / "trials" / f"{number:04d}"
+    def _taken(self, trial: optuna.Trial) -> None:
+        warnings.warn(
+            f"This process was silent for so long that other workers took it for dead: trial {trial.number} is run "
+            "again, and its result here does not count.",
+            RediffuseWarning,
+            stacklevel=3,
+        )
 
     # --- the state of the study ----------------------------------------------------------------------------
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials but claims that did not hold."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if "surplus" not in trial.user_attrs]
 
     def finished(self) -> int:
         """Number of complete, pruned and failed trials."""
@@ -171,13 +245,13 @@ class Search:
         if "minutes" in trial.user_attrs or trial.datetime_start is None:
             return trial.user_attrs.get("minutes", 0.0)
         # The trial was killed: the epochs in its log tell how long it took. Clocks do not: they may be set meanwhile.
-        log = self._trial_folder(trial.number) / "metrics.jsonl"
+        log = trial_folder(self.folder, trial.number) / "metrics.jsonl"
         lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
         return sum(float(json.loads(line)["seconds"]) for line in lines) / 60
 
     def table(self) -> pl.DataFrame:
         """One row per trial, as in `Study.trials`."""
-        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        trials = [trial for trial in self.trials() if trial.state.is_finished()]
         repeated = {trial.user_attrs.get("repeats") for trial in trials}
         columns: dict[str, list[Any]] = {
             "number": [trial.number for trial in trials],
@@ -248,6 +322,25 @@ def _state(trial: FrozenTrial, repeated: set[int | None]) -> str:
     if trial.state.name == "FAIL":
         return "repeated" if trial.number in repeated else "interrupted"
     return "failed" if "error" in trial.user_attrs else trial.state.name.lower()
+
+
+def _queued_as(trial: FrozenTrial) -> tuple[bool, int | None] | None:
+    """What a trial was queued for: the default, a repetition, or both; None: it was not queued."""
+    attributes = trial.user_attrs
+    queued = ("default" in attributes, attributes.get("repeats"))
+    return None if queued == (False, None) else queued
+
+
+def _suggest(trial: optuna.Trial, option: str, values: BaseDistribution) -> None:
+    """Let the sampler choose an option of a trial."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(values, CategoricalDistribution):
+        trial.suggest_categorical(option, values.choices)
+    elif isinstance(values, IntDistribution):
+        trial.suggest_int(option, values.low, values.high, log=values.log)
+    elif isinstance(values, FloatDistribution):
+        trial.suggest_float(option, values.low, values.high, log=values.log)
 
 
 def distribution(option: str, domain: Range | tuple[Any, ...], default: Any) -> BaseDistribution:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from filelock import FileLock
 
 from rediffuse.display import Displayed
 from rediffuse.errors import RunError
@@ -82,10 +83,24 @@ def refuse_other_folder(folder: Path, identity: dict[str, Any]) -> None:
         RunError: the folder holds another study, or something else.
     """
     if (folder / "study.json").exists():
-        remedy = "Use the options it was started with (trials and minutes may change), or choose another folder."
-        refuse_other_identity(folder, read_study(folder), identity, remedy)
+        recorded = read_study(folder)
+        if recorded.get("storage", "journal") != identity.get("storage", "journal"):
+            there = "in a database" if "storage" in recorded else "in its journal"
+            remedy = "Name it: --storage URL." if "storage" in recorded else "Leave out --storage."
+            raise RunError(f"The trials of {folder} are {there}.", remedy)
+        refuse_other_study(folder, recorded, identity)
     elif not is_unused(folder):
         raise RunError(f"{folder} is not empty and holds no study.", "Choose another folder.")
+
+
+def refuse_other_study(place: Path | str, recorded: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Check that the study recorded at a place has this identity.
+
+    Raises:
+        RunError: it has another one.
+    """
+    remedy = "Use the options it was started with (trials and minutes may change), or choose another folder."
+    refuse_other_identity(place, recorded, identity, remedy)
 
 
 def start_study(folder: Path, identity: dict[str, Any]) -> None:
@@ -118,8 +133,12 @@ def read_study(folder: Path) -> dict[str, Any]:
     return content
 
 
-def open_journal(path: Path) -> optuna.storages.JournalStorage:
-    """Open the journal of a study whose folder the caller has locked. Drops an incomplete last line, left by a kill.
+def open_journal(path: Path, *, shared: bool = False) -> optuna.storages.JournalStorage:
+    """Open the journal of a study. An incomplete last line, left by a kill, is dropped.
+
+    Args:
+        path: of the journal, in a folder that the caller has locked.
+        shared: other processes will write to it, while the folder is not locked.
 
     Raises:
         RunError: the journal is damaged before its last line.
@@ -132,14 +151,33 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
             with writing(path):
                 super().append_logs(logs)
 
-    with writing(path):
+    def complete() -> None:
         with path.open("ab") as file:
             file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        # Locks left by a killed process.
-        for stale in path.parent.glob(f"{path.name}.*"):
-            stale.unlink()
+
+    class SharedLock(JournalFileOpenLock):
+        """A lock that the system releases when its process is killed; Optuna's would be waited for, then broken."""
+
+        def __init__(self) -> None:
+            self._lock = FileLock(f"{path}.lock")
+
+        def acquire(self) -> bool:
+            self._lock.acquire()
+            complete()
+            return True
+
+        def release(self) -> None:
+            self._lock.release()
+
+    with writing(path):
+        if not shared:
+            complete()
+            # Locks left by a killed process.
+            for stale in path.parent.glob(f"{path.name}.*"):
+                stale.unlink()
+    lock = SharedLock() if shared else JournalFileOpenLock(str(path))
     try:
-        return JournalStorage(Backend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+        return JournalStorage(Backend(str(path), lock_obj=lock))
     except (ValueError, LookupError, TypeError) as error:
         raise RunError(f"{path} is damaged ({error!r}).", "Restore it from a copy, or choose another folder.") from None
 

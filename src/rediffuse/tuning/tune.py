@@ -10,6 +10,7 @@ from typing import Any
 
 from rediffuse import distributed
 from rediffuse.arguments import (
+    require_flag,
     require_integer,
     require_number,
     require_options,
@@ -24,9 +25,10 @@ from rediffuse.errors import ConfigError, DataError, MissingExtraError, Rediffus
 from rediffuse.evaluation.metrics import parse_metric
 from rediffuse.models import external, model_class, names
 from rediffuse.models.base import Model
-from rediffuse.runs.lock import folder_lock
+from rediffuse.tuning.database import parse_address
 from rediffuse.tuning.search import Search, describe_domain
-from rediffuse.tuning.study import Study, open_journal, quiet_optuna, refuse_other_folder, start_study
+from rediffuse.tuning.study import Study, quiet_optuna, refuse_other_folder, start_study
+from rediffuse.tuning.workers import Alone, OnDatabase, OnFolder
 
 # Trials that are complete before any is pruned for being below their median.
 TRIALS_BEFORE_PRUNING = 5
@@ -45,10 +47,14 @@ def tune(
     preset: str | None = None,
     seed: int = 0,
     progress: bool = False,
+    worker: bool = False,
+    storage: str | None = None,
 ) -> Study:
     """Search the options of a model for the best value of its validation metric, or continue the study in ``out``.
 
     The first trial is the default: the model with ``preset`` and ``config``. All trials train with the same seed.
+    Several processes share a study if each of them sets ``worker`` or ``storage``. Every trial is run once; that of a
+    killed worker is run again by another one.
 
     Args:
         model: a name (see `rediffuse.models.names`), the import path of a class (``"my_package.module:MyModel"``), or
@@ -62,14 +68,18 @@ def tune(
         preset: named options to start from; they are searched.
         seed: seed of the search and of every training.
         progress: draw a progress bar and print a line per trial on stderr.
+        worker: join the other workers of the study in ``out``, on a file system that all of them see.
+        storage: the URL of a database, in which workers without a common file system share a study. It has the name of
+            the folder ``out``. The URL is written nowhere.
 
     Raises:
         MissingExtraError: Optuna is not installed.
         ConfigError: an unknown model, preset, option or metric; there is nothing to search; ``trials`` or
             ``max_minutes`` is not positive.
         DataError: the split has no validation subset, or no validation user has a history.
-        RunError: ``out`` holds another study or something else, or another process is working on the study.
-        StorageError: ``out`` cannot be written.
+        RunError: ``out`` or the database holds another study, ``out`` holds something else, or another process that is
+            not a worker is working on the study.
+        StorageError: ``out`` cannot be written, or the database cannot be used.
         TrainingError: no trial reached a validation.
 
     Warns:
@@ -86,6 +96,8 @@ def tune(
     trials = require_integer("trials", trials)
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes, above=0)
+    worker, storage = require_flag("worker", worker), require_text("storage", storage)
+    address = None if storage is None else parse_address(storage)
     preset, seed = require_text("preset", preset), require_integer("seed", seed, minimum=None)
     distributed.init()
     if distributed.world_size() > 1:
@@ -118,24 +130,25 @@ def tune(
     }
     if split.dataset.item_features and kind.reads_content_with(default):
         identity["features"] = split.dataset.features_fingerprint
+    if address:
+        identity["storage"] = "database"
     identity = json.loads(json.dumps(identity))
     refuse_other_folder(folder, identity)  # before anything is written
-    with quiet_optuna(), folder_lock(folder, "tuning"):
-        start_study(folder, identity)
-        study = optuna.create_study(
-            study_name=kind.name,
-            storage=open_journal(folder / "study.journal"),
-            direction="maximize",
-            pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING, math.ceil(WARM_UP * default.epochs)),
-            load_if_exists=True,
-        )
+    workers = OnDatabase(folder, address) if address else OnFolder(folder) if worker else Alone(folder)
+    with quiet_optuna(), workers.joined():
+        with workers.turn():
+            start_study(folder, identity)
+            study = optuna.create_study(
+                study_name=folder.resolve().name if address else kind.name,
+                storage=workers.storage(),
+                direction="maximize",
+                pruner=optuna.pruners.MedianPruner(TRIALS_BEFORE_PRUNING, math.ceil(WARM_UP * default.epochs)),
+                load_if_exists=True,
+            )
+            workers.agree(study, identity)
         # From here on, nothing refers to the split.
-        search = Search(kind, default, searched, view, split.dataset.user_ids, folder, seed, study, progress)
-        search.recover()
-        result = search.save(trials, max_minutes)
-        while search.finished() < trials and (remaining := (max_minutes or math.inf) - search.minutes()) > 0:
-            search.run_trial(remaining)
-            result = search.save(trials, max_minutes)
+        search = Search(kind, default, searched, view, split.dataset.user_ids, folder, seed, study, progress, workers)
+        result = search.run(trials, max_minutes)
     if result is None:
         errors = [text for trial in study.trials if (text := trial.user_attrs.get("error"))]
         remedy = f"The last error was: {errors[-1]}" if errors else "Give it more minutes."
