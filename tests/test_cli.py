@@ -17,7 +17,6 @@ import pytest
 import rediffuse as rd
 from rediffuse import cli
 from rediffuse.testing import synthetic_interactions
-from tests.dying import dies, start
 from tests.two_hops import TwoHops
 
 
@@ -388,27 +387,17 @@ def test_scores_are_explained_on_screen_in_json_and_in_files(dataset, trained, t
     assert not (tmp_path / "x").exists()
 
 
-def as_rank(rank: int, result: Path, *arguments: object) -> None:
-    """Run a command as one of two processes of a launcher, and write what it printed into a file."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    result.write_text(json.dumps(command(*arguments)[1:]))
-
-
-def test_two_processes_write_one_folder_and_one_prints(trained, tmp_path):
-    """Two processes at once, as a launcher starts them."""
+def test_folders_of_part_files(trained, tmp_path):
     ids = [f"u{n % 60}" for n in range(61)] + ["stranger"]
     pl.DataFrame({"user_id": ids}).write_csv(tmp_path / "users.csv")
     out = tmp_path / "out"
     recommend = ["recommend", trained, "--users", tmp_path / "users.csv", "-o", out, "-k", "3", "--rows-per-part", "8"]
-    results = [tmp_path / "0.json", tmp_path / "1.json"]
-    processes = [start({}, as_rank, rank, result, *recommend, "--json") for rank, result in enumerate(results)]
-    for process in processes:
-        process.join()
-    printed = [json.loads(result.read_text()) for result in results]
-    (facts,) = [json.loads(text) for text, _ in printed if text]
+    code, text, err = command(*recommend, "--json")
+    assert code == 0, err
+    facts = json.loads(text)
     assert (facts["users"], facts["rows"], facts["parts"], facts["unknown_users"]) == (62, 186, 8, 1)
     assert facts["finished"] is True
-    assert "".join(errors for _, errors in printed).count("1 of 62 users are unknown") == 1
+    assert err.count("1 of 62 users are unknown") == 1
     found = pl.read_parquet(out / "part-*.parquet")
     assert found["user_id"].to_list() == [user for user in ids for _ in range(3)]
     assert {"item_id", "rank", "score", "title"} <= set(found.columns)
@@ -419,68 +408,34 @@ def test_two_processes_write_one_folder_and_one_prints(trained, tmp_path):
     assert "unknown" not in err
 
 
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_the_process_that_finishes_the_folder_reports_unknown_users(trained, tmp_path, monkeypatch, order):
-    pl.DataFrame({"user_id": ["u1", "stranger", "u2"]}).write_csv(tmp_path / "users.csv")
-    recommend = ["recommend", trained, "--users", tmp_path / "users.csv", "-o", tmp_path / "out", "--rows-per-part", 1]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    notes = []
-    for rank in order:
-        monkeypatch.setenv("RANK", str(rank))
-        code, _, err = command(*recommend)
-        assert code == 0, err
-        notes.append(err)
-    assert ["1 of 3 users are unknown" in err for err in notes] == [False, True]
-
-
-def test_several_processes_and_part_sizes_need_a_folder(trained, tmp_path, monkeypatch):
+def test_part_sizes_and_engines_need_a_folder(trained, tmp_path):
     pl.DataFrame({"user_id": ["u1"]}).write_csv(tmp_path / "users.csv")
     recommend = ["recommend", trained, "--users", tmp_path / "users.csv"]
     for more in ([], ["-o", tmp_path / "lists.csv"]):
-        code, _, err = command(*recommend, *more, "--rows-per-part", "5")
-        assert code == 2
-        assert "--rows-per-part is for a folder of part files" in err
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    for more in ([], ["-o", tmp_path / "lists.csv"]):
-        code, out, err = command(*recommend, *more)
-        assert code == 2
-        assert not out
-        assert "A launcher started several processes" in err
+        for option, said in [
+            (["--rows-per-part", "5"], "--rows-per-part is for a folder of part files"),
+            (["--engine", "ray"], "--engine writes a folder of part files"),
+            (["--engine", "rya"], "There is no engine 'rya'. Did you mean 'ray'"),
+            (["--workers", "2"], "Add --engine ray"),
+        ]:
+            code, out, err = command(*recommend, *more, *option)
+            assert code == 2
+            assert not out
+            assert said in flat(err)
     assert not (tmp_path / "lists.csv").exists()
 
 
-def test_machines_without_a_launcher_report_missing_part_files(trained, tmp_path, monkeypatch):
-    pl.DataFrame({"user_id": [f"u{n}" for n in range(30)]}).write_csv(tmp_path / "users.csv")
-    recommend = ["recommend", trained, "--users", tmp_path / "users.csv", "-o", tmp_path / "out", "--rows-per-part", 10]
+def test_recommending_under_a_launcher_is_refused(trained, tmp_path, monkeypatch):
+    pl.DataFrame({"user_id": ["u1"]}).write_csv(tmp_path / "users.csv")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    facts = json.loads(succeeds(*recommend, "--json"))
-    assert (facts["written_parts"], facts["missing_parts"], facts["users"], facts["finished"]) == (2, 1, 20, False)
-    assert (facts["rank"], facts["world_size"]) == (0, 2)
-    assert "1 part files of other processes are still missing" in flat(succeeds(*recommend))
     monkeypatch.setenv("RANK", "1")
-    assert json.loads(succeeds(*recommend, "--json"))["finished"] is True
-    for rank in ("2", "-1", "x", ""):
-        monkeypatch.setenv("RANK", rank)
-        code, _, err = command(*recommend)
+    for more in (["--user", "u1"], ["--users", tmp_path / "users.csv", "-o", tmp_path / "lists"]):
+        code, out, err = command("recommend", trained, *more)
         assert code == 2
-        assert f"RANK={rank}" in err
-
-
-def test_a_killed_command_is_continued(trained, tmp_path, monkeypatch):
-    pl.DataFrame({"user_id": [f"u{n}" for n in range(40)]}).write_parquet(tmp_path / "users.parquet")
-    users = str(tmp_path / "users.parquet")
-    recommend = ["recommend", str(trained), "--users", users, "--rows-per-part", "9", "--json"]
-    succeeds(*recommend, "-o", tmp_path / "alone")
-    out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["rediffuse", *recommend, "-o", str(out)])  # new processes inherit it
-    dies("lists", 2, cli.main)
-    facts = json.loads(succeeds(*recommend, "-o", out))
-    assert (facts["skipped_parts"], facts["written_parts"], facts["finished"]) == (2, 3, True)
-    parts = sorted(path.name for path in out.glob("*.parquet"))
-    assert parts == [f"part-0000{n}.parquet" for n in range(5)]
-    assert all((out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes() for name in parts)
+        assert not out
+        assert "rediffuse recommend runs in one process, and a launcher started several" in flat(err)
+        assert "--engine ray" in err
+    assert not (tmp_path / "lists").exists()
 
 
 def test_part_files_need_a_user_file(trained, tmp_path):

@@ -9,7 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+import rediffuse as rd
 from rediffuse import models
+from rediffuse.testing import synthetic_interactions
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,6 +101,34 @@ def test_cold_start_examples_run(tables):
     assert (tables / "runs/live/model.safetensors").exists()
     rd = names["rd"]
     assert 900 in rd.Recommender.load("runs/today").items["item_id"]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_spark_recipe_answers_frames_as_spark_passes_them(tmp_path):
+    """Spark passes histories as numpy arrays, in an iterator of pandas frames per partition."""
+    pd = pytest.importorskip("pandas")
+    page = ROOT / "docs/batch_inference.md"
+    (example,) = (example for example in examples(page) if "mapInPandas" in example)
+    trained = rd.train("itemknn", rd.split.leave_one_out(synthetic_interactions()), tmp_path / "run").path
+    histories = [np.array(["i1", f"i{n % 40}"], dtype=object) for n in range(20)]
+    users = pd.DataFrame({"user_id": [f"u{n}" for n in range(20)], "history": histories})
+
+    class Spark:  # as much of it as the recipe uses
+        def __getattr__(self, name):
+            return self if name in ("read", "write") else lambda *arguments: self
+
+        def mapInPandas(self, function, schema):
+            found = list(function(iter([users[:7], users[7:14], users[14:]])))
+            assert len(found) == 3
+            self.found, self.schema = pd.concat(found), schema
+            return self
+
+    spark = Spark()
+    run(example.replace("/shared/runs/a", str(trained)), page, {"spark": spark})
+    wanted = rd.Recommender.load(trained).recommend(list(users["user_id"]), [list(h) for h in histories], k=10)
+    assert pl.from_pandas(spark.found).equals(wanted.select("user_id", "item_id", "rank", "score"))
+    types = {"string": pl.String, "int": pl.Int32, "float": pl.Float32}
+    named = dict(column.split() for column in spark.schema.split(", "))
+    assert {name: types[kind] for name, kind in named.items()} == dict(pl.from_pandas(spark.found).schema)
 
 
 def options_on_the_page() -> dict[tuple[str, str], list[str]]:

@@ -32,6 +32,10 @@ _GRACE_SECONDS = 5.0
 _LONGEST_PATH = 4096
 
 
+class LostProcessError(RunError):
+    """Another process of a distributed job has ended."""
+
+
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
     return _integer("WORLD_SIZE", 1) > 1
@@ -261,14 +265,14 @@ def fail_together(remedy: str) -> Iterator[None]:
         remedy: what to do then, as an instruction.
 
     Raises:
-        RunError: another process has ended.
+        LostProcessError: another process has ended.
     """
     if world_size() == 1:
         yield
         return
     import torch.distributed as dist
 
-    lost = RunError(
+    lost = LostProcessError(
         "Another process of this job has ended.",
         "See its error message above. If there is none, the system may have killed it for lack of memory. " + remedy,
     )

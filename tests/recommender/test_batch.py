@@ -1,4 +1,4 @@
-"""Batch inference: each user once and in order, whichever process writes the part files and whatever fails."""
+"""Batch inference: each user once and in order, whatever fails."""
 
 from __future__ import annotations
 
@@ -212,13 +212,9 @@ def test_a_completion_record_with_wrong_types_does_not_count(recommender, users,
     assert contents(out) == before
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_part_file_damaged_meanwhile_is_written_again_before_the_folder_is_finished(
-    recommender, users, tmp_path, processes
-):
+def test_a_part_file_damaged_meanwhile_is_written_again_before_the_folder_is_finished(recommender, users, tmp_path):
     recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
-    damaged = tmp_path / "out/part-00002.parquet"  # of process 0
-
+    damaged = tmp_path / "out/part-00002.parquet"
     once = iter([True])
 
     def damage(done: int, total: int) -> None:
@@ -226,9 +222,7 @@ def test_a_part_file_damaged_meanwhile_is_written_again_before_the_folder_is_fin
             content = damaged.read_bytes()
             damaged.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
 
-    for rank in range(processes):
-        options = {"rank": rank, "world_size": processes} | ({"on_progress": damage} if rank == 0 else {})
-        result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, **options)
+    result = recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, on_progress=damage)
     assert (result.missing, result.finished_here) == (0, True)
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 
@@ -455,18 +449,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(recommender, users, tmp
 # --- several processes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 9])
-def test_several_processes_write_the_folder_of_one(recommender, users, tmp_path, world_size):
-    recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
-    results = [
-        recommend_to_folder(recommender, users, tmp_path / "out", rows_per_part=SIZE, rank=rank, world_size=world_size)
-        for rank in reversed(range(world_size))
-    ]
-    assert sum(result.written for result in results) == 7
-    assert [result.finished_here for result in results] == [False] * (world_size - 1) + [True]
-    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
-
-
 def test_processes_that_start_and_end_together(recommender, users, tmp_path, monkeypatch):
     """All find an empty folder and all find all part files: one starts the folder, and one finishes it."""
     recommend_to_folder(recommender, users, tmp_path / "alone", rows_per_part=SIZE)
@@ -522,12 +504,6 @@ def test_a_file_is_created_once_also_without_hard_links(tmp_path, monkeypatch):
     assert files.atomic_create_bytes(tmp_path / "b", b"1")
     assert not files.atomic_create_bytes(tmp_path / "b", b"2")
     assert contents(tmp_path) == {"a": b"1", "b": b"1"}
-
-
-@pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 0)])
-def test_ranks_out_of_range_are_refused(recommender, users, tmp_path, rank, world_size):
-    with pytest.raises(ConfigError):
-        recommend_to_folder(recommender, users, tmp_path / "out", rank=rank, world_size=world_size)
 
 
 def test_known_users_cause_no_warning(recommender, users, tmp_path):

@@ -52,7 +52,8 @@ def _version(wanted: bool) -> None:
 
 
 # Commands that divide their work among the processes of a launcher; the others would repeat it in each.
-DISTRIBUTED = ("train", "refit", "evaluate", "recommend")
+DISTRIBUTED = ("train", "refit", "evaluate")
+RECOMMEND = "With --engine ray it recommends in several processes, on one machine or more."
 
 
 @app.callback()
@@ -64,8 +65,9 @@ def options(
 ) -> None:
     """Train, evaluate, compare and serve diffusion recommenders and baselines."""
     distributed.check_launcher()
-    if distributed.launched() and context.invoked_subcommand not in DISTRIBUTED:
+    if distributed.launched() and (command := context.invoked_subcommand) not in DISTRIBUTED:
+        others = f"Distributed commands are {', '.join(DISTRIBUTED)}."
         raise ConfigError(
-            f"rediffuse {context.invoked_subcommand} runs in one process, and a launcher started several.",
-            f"Run it without a launcher. Distributed commands are {', '.join(DISTRIBUTED)}.",
+            f"rediffuse {command} runs in one process, and a launcher started several.",
+            f"Run it without a launcher. {RECOMMEND if command == 'recommend' else others}",
         )

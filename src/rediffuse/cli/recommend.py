@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rediffuse.cli.app import AsJson, Device, app
+from rediffuse.cli.engines import Engine, Workers, uses_ray
 from rediffuse.cli.explaining import because_as_text, find_paths, path_lines, share_lines
 from rediffuse.cli.output import emit, print_rich, table
-from rediffuse.cli.part_files import rank_and_world_size, recommend_to_part_files
+from rediffuse.cli.part_files import recommend_to_part_files
 from rediffuse.cli.rules import chosen_items, find_names, parse_max_per
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def recommend(
         typer.Option("--guard-formulas", help="Begin text in a .csv file that a spreadsheet would compute with a '."),
     ] = False,
     rows_per_part: Annotated[int | None, typer.Option(min=1, help="Users per part file; default: 50000.")] = None,
+    engine: Engine = None,
+    workers: Workers = None,
     quoting: Annotated[
         str, typer.Option(help="Quotes in files of text: standard, or none: they are characters like any other.")
     ] = "standard",
@@ -101,6 +104,7 @@ def recommend(
     from rediffuse.recommender.user_files import UserFile
 
     text = TextOptions(quoting=quoting, header=None if no_header else 0)
+    with_ray = uses_ray(engine, workers)
     if (users is None) == (not history and not user):
         raise ConfigError(
             "Give either --users, or --user or --history.",
@@ -141,16 +145,13 @@ def recommend(
         options |= {"explain": explain, "text": text}
         if rows_per_part is not None:
             options["rows_per_part"] = rows_per_part
-        recommend_to_part_files(run, users, out, choose, options, as_json, device)
+        recommend_to_part_files(run, users, out, choose, options, with_ray, workers, as_json, device)
         return
+    if with_ray:
+        raise ConfigError("--engine writes a folder of part files.", "Give a folder with -o, or leave the option out.")
     if rows_per_part is not None:
         raise ConfigError(
             "--rows-per-part is for a folder of part files.", "Give a folder with -o, or leave the option out."
-        )
-    if rank_and_world_size()[1] > 1:
-        raise ConfigError(
-            "A launcher started several processes, and only a folder of part files can be divided among them.",
-            "Give a folder with -o, or run rediffuse recommend without a launcher.",
         )
     recommender = Recommender.load(run, device=device)
     with_paths = explain and recommender.has_paths and not recommender.model.explains_scores

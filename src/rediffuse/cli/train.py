@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rediffuse.cli.app import MODEL_HELP, AsJson, TrainingDevice, app
+from rediffuse.cli.engines import Engine, Workers, uses_ray
 from rediffuse.cli.estimates import print_estimates
 from rediffuse.cli.interrupts import says_how_to_resume
 from rediffuse.cli.output import emit, print_rich, rank, table
@@ -55,6 +57,8 @@ def train(
         ),
     ] = None,
     device: TrainingDevice = "auto",
+    engine: Engine = None,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and write its run folder."""
@@ -64,6 +68,10 @@ def train(
     from rediffuse.training import estimate
     from rediffuse.training import train as run_training
 
+    if uses_ray(engine, workers):
+        from rediffuse.engines import ray
+
+        run_training = partial(ray.train, workers=workers or 2)
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
     if distributed.launched():
         distributed.init()  # before the split, which one process makes for all of its host

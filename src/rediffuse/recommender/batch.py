@@ -7,8 +7,8 @@
       manifest.json          all completion records together; written when every part file is complete
 
 The number of a part file determines its users, and the request determines their lists. So it does not matter which
-process writes a part file, when, or how often: processes divide the part files by rank and do not communicate, and
-after a kill the same command continues. A part file counts only if its checksum is the one in its completion record.
+process writes a part file, when, or how often: after a kill the same command continues, and an engine may spread a
+`PartWork` over processes and machines. A part file counts only if its checksum is the one in its completion record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rediffuse.arguments import require_flag, require_integer
-from rediffuse.errors import ConfigError, DataError, RediffuseWarning
+from rediffuse.errors import ConfigError, DataError, RediffuseWarning, RunError
 from rediffuse.files import (
     atomic_create_bytes,
     atomic_write_bytes,
@@ -37,9 +37,11 @@ from rediffuse.files import (
     storage_error,
 )
 from rediffuse.memory import keep_freed_memory
+from rediffuse.models.sampling import Sampling
 from rediffuse.readers.text_files import TextOptions
 from rediffuse.recommender.id_map import as_text, cast_ids
 from rediffuse.recommender.item_filters import filter_text
+from rediffuse.recommender.ranker import RankingQuery
 from rediffuse.recommender.recommender import Recommender
 from rediffuse.recommender.remarks import remarks
 from rediffuse.recommender.user_files import UserFile
@@ -58,10 +60,10 @@ class BatchResult:
     Attributes:
         folder: its path.
         parts: number of part files of the complete folder.
-        written: part files that this process wrote.
-        skipped: part files of this process that were complete before.
-        missing: part files of other processes that are not complete yet. If 0, the folder is finished.
-        finished_here: whether this process wrote the manifest. If several processes end at once, one of them did.
+        written: part files that this call wrote.
+        skipped: part files that were complete before.
+        missing: part files that were damaged again after they had been written twice. If 0, the folder is finished.
+        finished_here: whether this call wrote the manifest; False if the folder was finished before.
         counts: users, rows, unknown_users, unknown_items, empty_histories and uncalibrated (histories that lists could
             not be calibrated to) over all complete part files.
         seconds: duration of the call.
@@ -101,9 +103,8 @@ def recommend_to_folder(
     guidance_scale: float | None = None,
     text: TextOptions | None = None,
     rows_per_part: int = ROWS_PER_PART,
-    rank: int = 0,
-    world_size: int = 1,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
+    engine: Callable[[PartWork, set[int]], Iterable[int]] | None = None,
 ) -> BatchResult:
     """Recommend to all users of a user file of any length, and write their lists as numbered part files.
 
@@ -120,8 +121,9 @@ def recommend_to_folder(
             diversity_by, slate, new_items, temperature, guidance_scale: as for `Recommender.recommend`.
         text: how a user file of text is read.
         rows_per_part: users per part file: what is held in memory, and the most work that a kill loses.
-        rank, world_size: this process writes every part file whose number modulo ``world_size`` is ``rank``.
-        on_progress: called with the number of complete part files of this process and the number it has in all.
+        on_progress: called with the number of complete part files and the number of all.
+        engine: writes part files of these numbers elsewhere, and yields the number of each that is complete. None: this
+            process writes them.
 
     Raises:
         ConfigError: an argument is out of range, the scores of the model cannot be explained, neither the user file nor
@@ -131,14 +133,11 @@ def recommend_to_folder(
 
     Warns:
         RediffuseWarning: unknown users, unknown items, empty histories and histories that lists cannot be calibrated
-            to, with their counts over all part files; only in the process that finishes the folder.
+            to, with their counts over all part files, once the folder is finished.
     """
     start = time.perf_counter()
     k, samples = require_integer("k", k), require_integer("samples", samples)
     rows_per_part = require_integer("rows_per_part", rows_per_part)
-    world_size, rank = require_integer("world_size", world_size), require_integer("rank", rank, minimum=0)
-    if rank >= world_size:
-        raise ConfigError(f"rank is {rank} of {world_size} processes.", f"Give 0 to {world_size - 1}.")
     if explain := require_flag("explain", explain):
         recommender.require_explained_scores()
     sampling = recommender.sampling(seed, sampling_steps, noise, temperature, guidance_scale)
@@ -172,26 +171,24 @@ def recommend_to_folder(
     run = {"model": recommender.config["model"], "sha256": recommender.fingerprint}
     request = {"run": run, "input": user_file.identity(), "options": options}
     try:
-        parts = _PartFiles(Path(folder), request, user_file, recommender)
-        own = range(rank, parts.count, world_size)
-        skipped = {part for part in own if parts.verify(part)}
+        parts = PartFiles.start(Path(folder), request, user_file, recommender)
+        work = PartWork(
+            parts, run, Path(users), request["input"], text, rows_per_part, query, sampling, samples, explain
+        )
+        skipped = {part for part in range(parts.count) if parts.verify(part)}
         written: set[int] = set()
-        on_progress(len(skipped), len(own))
+        on_progress(len(skipped), parts.count)
 
         def write_parts(wanted: set[int]) -> None:
-            for part, frame in user_file.blocks(rows_per_part, wanted.__contains__) if wanted else ():
-                ids, histories = frame["user_id"], frame["history"] if user_file.has_histories else None
-                labels, user_numbers, rows, counts = recommender.resolve_users(ids, histories)
-                counts["uncalibrated"] = 0 if reranking is None else reranking.uncalibrated(rows)
-                if labels.dtype != parts.user_id_type:
-                    labels = as_text(ids)
-                lists = recommender.lists(labels, user_numbers, rows, query, sampling, samples, explain=explain)
-                parts.write(part, lists, counts)
+            if not wanted:
+                return
+            own = work.write(recommender, user_file, wanted.__contains__) if engine is None else engine(work, wanted)
+            for part in own:
                 written.add(part)
-                on_progress(len((skipped | written).intersection(own)), len(own))
+                on_progress(len(skipped | written), parts.count)
 
         with keep_freed_memory():
-            write_parts(set(own) - skipped)
+            write_parts(set(range(parts.count)) - skipped)
             counts, missing, damaged, finished_here = parts.finish()
             if damaged:  # only once: do not write forever to a disk that damages what was just written
                 write_parts(damaged)
@@ -205,22 +202,93 @@ def recommend_to_folder(
     return BatchResult(parts.folder, parts.count, len(written), len(skipped), missing, finished_here, counts, seconds)
 
 
-class _PartFiles:
-    """The folder of part files. It is started with the request, or checked against it.
+@dataclass(frozen=True)
+class PartWork:
+    """What makes part files: the request, in item numbers. Any process with the run and the user file can write them.
 
     Attributes:
+        parts: the folder.
+        run: name of the model, and the fingerprint of the recommender.
+        users, input: the user file, and its identity.
+        text: how it is read, if it is text.
+        rows_per_part: users per part file.
+        query, sampling, samples, explain: as `Recommender.lists` takes them.
+    """
+
+    parts: PartFiles
+    run: dict[str, str]
+    users: Path
+    input: dict[str, Any]
+    text: TextOptions | None
+    rows_per_part: int
+    query: RankingQuery
+    sampling: Sampling
+    samples: int
+    explain: bool
+
+    def open_users(self, recommender: Recommender) -> UserFile:
+        """The user file, opened by another process than the one that started the folder.
+
+        Raises:
+            DataError: it cannot be read, or is not the one of the request.
+            RunError: ``recommender`` is not of the run of the request.
+        """
+        with warnings.catch_warnings(action="ignore", category=RediffuseWarning):  # said when the folder was started
+            user_file = UserFile(self.users, recommender.is_known_user, recommender.titles.ids_in_text, self.text)
+        if recommender.fingerprint != self.run["sha256"]:
+            remedy = "Put the run where all processes find the same files."
+            raise RunError("Processes of one request loaded different runs from the same path.", remedy)
+        if user_file.identity() != self.input:
+            raise DataError(f"{self.users} differs between processes.", "Put it where all find the same file.")
+        return user_file
+
+    def write(self, recommender: Recommender, user_file: UserFile, wanted: Callable[[int], bool]) -> Iterator[int]:
+        """Write the wanted part files in the order of their numbers, and yield each number when it is complete.
+
+        Raises:
+            DataError, StorageError: as `recommend_to_folder`.
+        """
+        for part, frame in user_file.blocks(self.rows_per_part, wanted):
+            ids, histories = frame["user_id"], frame["history"] if user_file.has_histories else None
+            labels, user_numbers, rows, counts = recommender.resolve_users(ids, histories)
+            reranking = self.query.reranking
+            counts["uncalibrated"] = 0 if reranking is None else reranking.uncalibrated(rows)
+            if labels.dtype != self.parts.user_id_type:
+                labels = as_text(ids)
+            request = self.query, self.sampling, self.samples
+            self.parts.write(
+                part, recommender.lists(labels, user_numbers, rows, *request, explain=self.explain), counts
+            )
+            yield part
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """The folder of part files.
+
+    Attributes:
+        folder: its path.
         count: number of part files of the complete folder.
         user_id_type: type of the column user_id in all of them: that of the run's ids, or text if a user id of the
             file cannot be of that type.
     """
 
-    def __init__(self, folder: Path, request: dict[str, Any], user_file: UserFile, recommender: Recommender) -> None:
-        self.folder = folder
+    folder: Path
+    count: int
+    user_id_type: pl.DataType
+
+    @classmethod
+    def start(cls, folder: Path, request: dict[str, Any], user_file: UserFile, recommender: Recommender) -> PartFiles:
+        """Start the folder with the request, or check it against the one it was started with.
+
+        Raises:
+            ConfigError, DataError: as `recommend_to_folder`.
+        """
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file.", "Name a folder, or a new file that ends in .parquet or .csv.")
         run_id_type = recommender.user_ids.dtype
         if not (folder / REQUEST).exists():
-            self._refuse_other_files(set())
+            _refuse_other_files(folder, set())
             user_file.require_known()
             rows, fits = 0, True
             for _, frame in user_file.blocks(ids_only=True):
@@ -229,7 +297,7 @@ class _PartFiles:
             content = {"format": FORMAT, "version": VERSION, **request}
             content |= {"rows": rows, "user_id": str(run_id_type if fits else pl.String)}
             atomic_create_bytes(folder / REQUEST, _json(content | {"sha256": sha256_json(content)}))
-        earlier = self._read_request()
+        earlier = _read_request(folder / REQUEST)
         messages = {"run": "the run is another one", "input": f"the content of the user file {user_file.name} differs"}
         differences = [text for key, text in messages.items() if earlier[key]["sha256"] != request[key]["sha256"]]
         before, now = earlier["options"], request["options"]
@@ -241,9 +309,10 @@ class _PartFiles:
                 f"{folder} was started with another request: {'; '.join(differences)}.",
                 "Repeat the earlier request, or write into a new folder.",
             )
-        self.count = -(-earlier["rows"] // request["options"]["rows_per_part"])
-        self.user_id_type = pl.String() if earlier["user_id"] == "String" else run_id_type
-        self._refuse_other_files({REQUEST, MANIFEST, DONE, *(self.path(part).name for part in range(self.count))})
+        count = -(-earlier["rows"] // request["options"]["rows_per_part"])
+        parts = cls(folder, count, pl.String() if earlier["user_id"] == "String" else run_id_type)
+        _refuse_other_files(folder, {REQUEST, MANIFEST, DONE, *(parts.path(part).name for part in range(count))})
+        return parts
 
     def path(self, part: int) -> Path:
         return self.folder / f"part-{part:0{max(5, len(str(self.count - 1)))}}.parquet"
@@ -271,12 +340,12 @@ class _PartFiles:
 
         Returns:
             Counts over the complete part files, the number of missing ones, the numbers of those that were complete
-            and are damaged now, and whether this process wrote the manifest.
+            and are damaged now, and whether this call wrote the manifest.
         """
         records = {part: record for part in range(self.count) if (record := self._record(part))}
         damaged: set[int] = set()
         if len(records) == self.count and not self._is_finished(records):
-            # The manifest vouches for the part files of all processes, so verify them once more.
+            # The manifest vouches for part files that any process may have written, so verify them once more.
             damaged = {part for part in records if not self.verify(part)}
         records = {part: record for part, record in records.items() if part not in damaged}
         counts, missing = _sums(records), self.count - len(records)
@@ -315,32 +384,33 @@ class _PartFiles:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
-    def _read_request(self) -> dict[str, Any]:
-        path = self.folder / REQUEST
-        remedy = "Remove the folder, or write into a new one."
-        try:
-            request = json.loads(path.read_bytes())
-        except ValueError:
-            raise DataError(f"{path} is damaged: it is not JSON.", remedy) from None
-        if not isinstance(request, dict) or request.get("format") != FORMAT:
-            raise DataError(f"{path} is not a request for recommendations.", remedy)
-        if request.get("version") != VERSION:
-            problem = f"{path} has version {request.get('version')}; this version of Rediffuse reads version {VERSION}."
-            raise DataError(problem, "Use the version that wrote it, or write into a new folder.")
-        if request.pop("sha256", None) != sha256_json(request):
-            raise DataError(f"{path} was changed after it was written.", remedy)
-        return request
 
-    def _refuse_other_files(self, expected: set[str]) -> None:
-        """Refuse a folder that holds anything but files of these names; hidden files do not count."""
-        names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
-        others = sorted(name for name in names if name not in expected and not name.startswith("."))
-        # If the folder looked new, another process may have started it in the meantime, with the same request.
-        if others and (expected or not (self.folder / REQUEST).exists()):
-            raise DataError(
-                f"{self.folder} holds {others[0]!r}, which does not belong to these recommendations.",
-                "Name a new or empty folder, or the one that was started with the same request.",
-            )
+def _read_request(path: Path) -> dict[str, Any]:
+    remedy = "Remove the folder, or write into a new one."
+    try:
+        request = json.loads(path.read_bytes())
+    except ValueError:
+        raise DataError(f"{path} is damaged: it is not JSON.", remedy) from None
+    if not isinstance(request, dict) or request.get("format") != FORMAT:
+        raise DataError(f"{path} is not a request for recommendations.", remedy)
+    if request.get("version") != VERSION:
+        problem = f"{path} has version {request.get('version')}; this version of Rediffuse reads version {VERSION}."
+        raise DataError(problem, "Use the version that wrote it, or write into a new folder.")
+    if request.pop("sha256", None) != sha256_json(request):
+        raise DataError(f"{path} was changed after it was written.", remedy)
+    return request
+
+
+def _refuse_other_files(folder: Path, expected: set[str]) -> None:
+    """Refuse a folder that holds anything but files of these names; hidden files do not count."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    others = sorted(name for name in names if name not in expected and not name.startswith("."))
+    # If the folder looked new, another process may have started it in the meantime, with the same request.
+    if others and (expected or not (folder / REQUEST).exists()):
+        raise DataError(
+            f"{folder} holds {others[0]!r}, which does not belong to these recommendations.",
+            "Name a new or empty folder, or the one that was started with the same request.",
+        )
 
 
 def _sums(records: dict[int, dict[str, Any]]) -> dict[str, int]:

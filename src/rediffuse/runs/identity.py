@@ -40,9 +40,9 @@ def open_run_folder(folder: Path, run_config: dict[str, Any], resume: bool, stac
     """
     path = identity_path(folder)
     if not (folder / HOLDER).exists():
-        _check_use(folder, resume)  # no other process is there, so refuse before anything is written
+        check_use(folder, resume)  # no other process is there, so refuse before anything is written
     stack.enter_context(folder_lock(folder, "training"))
-    _check_use(folder, resume)
+    check_use(folder, resume)
     identity = {name: run_config[name] for name in ("model", "class", "seed", "split")} | {
         "config": {k: v for k, v in run_config["config"].items() if k not in ("epochs", "patience")},
         "phases_from": {phase: source["weights"] for phase, source in run_config["phases_from"].items()},
@@ -63,7 +63,12 @@ def open_run_folder(folder: Path, run_config: dict[str, Any], resume: bool, stac
         save_tensors(path, {}, identity)
 
 
-def _check_use(folder: Path, resume: bool) -> None:
+def check_use(folder: Path, resume: bool) -> None:
+    """Refuse a folder that a training cannot start in, or with ``resume`` continue in.
+
+    Raises:
+        RunError: as `open_run_folder`.
+    """
     if resume and not identity_path(folder).exists():
         raise RunError(f"{folder} holds no training to resume.", "Leave out --resume to start.")
     if not resume and not is_unused(folder):
