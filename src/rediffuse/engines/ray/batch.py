@@ -7,7 +7,6 @@ all CPUs wait for ever for a read that gets none.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -61,21 +60,23 @@ def recommend(
 
 def _on_actors(run: str, workers: int | None, work: PartWork, wanted: set[int]) -> Iterator[int]:
     """The numbers of the wanted part files, each when it is complete."""
+    import ray
     import ray.data
 
     size = max(1, min(workers or int(ray.cluster_resources().get("CPU", 1)), len(wanted)))
     numbers = ray.data.from_items([{"part": part} for part in sorted(wanted)], override_num_blocks=len(wanted))
-    starts: Any = ray.remote(_Starts).options(num_cpus=0).remote(size + _RESTARTS)  # pyright: ignore
+    board: Any = ray.remote(_Board).options(num_cpus=0).remote(size + _RESTARTS)  # pyright: ignore
     written = numbers.map_batches(
         _Actor,
-        fn_constructor_args=(starts, run, work),
+        fn_constructor_args=(board, run, work),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
         num_cpus=1,
     )
     for row in written.iter_rows():
-        if row["error"]:
-            raise pickle.loads(row["error"])
+        if row["failed"]:
+            error: Any = ray.get(board.error.remote())
+            raise error
         yield row["part"]
 
 
@@ -98,39 +99,52 @@ class _Writer:
         next(self.parts)
 
 
-class _Starts:
-    """An actor that counts the starts of the others."""
+class _Board:
+    """An actor that counts the starts of the others, and keeps the first error of ours."""
 
     def __init__(self, most: int) -> None:
         self.left = most
+        self.first: RediffuseError | None = None
 
     def allow(self) -> bool:
         self.left -= 1
         return self.left >= 0
 
+    def fail(self, error: RediffuseError) -> None:
+        self.first = self.first or error
+
+    def error(self) -> RediffuseError | None:
+        return self.first
+
 
 class _Actor:
     """A `_Writer` in a process that Ray starts again if it dies, not for ever.
 
-    Errors of ours are returned as rows: of what is raised, Ray passes on the text alone.
+    Of what is raised in an actor, Ray passes on the text alone, so errors of ours go to the board.
     """
 
-    def __init__(self, starts: Any, run: str, work: PartWork) -> None:
+    def __init__(self, board: Any, run: str, work: PartWork) -> None:
         import ray
 
-        self.error = b""
+        self.board, self.failed = board, False
         try:
-            if not ray.get(starts.allow.remote()):
+            if not ray.get(board.allow.remote()):
                 raise RunError("Actors died too often.", "Give them more memory, or fewer --rows-per-part.")
             self.writer = _Writer(run, work)
         except RediffuseError as error:
-            self.error = pickle.dumps(error)
+            self.fail(error)
+
+    def fail(self, error: RediffuseError) -> None:
+        import ray
+
+        ray.get(self.board.fail.remote(error))
+        self.failed = True
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         (part,) = batch["part"].tolist()
-        if not self.error:
+        if not self.failed:
             try:
                 self.writer.write(part)
             except RediffuseError as error:
-                self.error = pickle.dumps(error)
-        return {"part": [part], "error": [self.error]}
+                self.fail(error)
+        return {"part": [part], "failed": [self.failed]}
