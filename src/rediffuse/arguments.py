@@ -9,6 +9,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from rediffuse.addresses import refuse_address
 from rediffuse.errors import ConfigError
 
 _PLAIN = (str, bytes, bool, int, float, type(None))
@@ -39,12 +40,13 @@ def require_path(name: str, value: Any, remedy: str | None = None) -> Path:
     """The value as a path.
 
     Raises:
-        ConfigError: it is neither text nor a path, or empty.
+        ConfigError: it is neither text nor a path, empty, or an address such as ``s3://bucket``.
     """
     if not isinstance(value, str | PathLike) or not isinstance(fspath(value), str):
         raise wrong_type(name, value, "a path", remedy or f'Give {name} as text or a path: {name}="folder".')
     if not str(value):
         raise ConfigError(f"{name} is empty text, not a path.", remedy)
+    refuse_address(name, value)
     return Path(value)
 
 

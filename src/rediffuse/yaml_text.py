@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from rediffuse.addresses import refuse_address
 from rediffuse.errors import ConfigError
 
 # What no options come near: the bytes of a file, the depth of its mappings and lists, and its entries, also after
@@ -24,6 +25,7 @@ def read_text(path: Path, what: str) -> str:
     Raises:
         ConfigError: it is missing, larger than `MOST_BYTES`, no regular file (a pipe might never end) or not UTF-8.
     """
+    refuse_address(what, path)
     try:
         if not path.exists():
             raise ConfigError(f"{what} {path} does not exist.", "Check its name; paths are relative to this folder.")

@@ -28,7 +28,7 @@ from rediffuse.table_files import read_csv, read_parquet, scan_parquet
 TABLE = "user_id,item_id,rating\n7,1,3\n7,2,4\n8,1,5\n"
 ROWS = [(7, 1, 3.0), (7, 2, 4.0), (8, 1, 5.0)]
 # Names that polars, a URL or a terminal would read as something else.
-NAMES = ["r[1]", "r*", "r?", "r{1,2}", "~r", "r [v2]", "r%20", "r#1", "[red]r", "file:"]
+NAMES = ["r[1]", "r*", "r?", "r{1,2}", "~r", "r [v2]", "r%20", "r#1", "[red]r", "f:"]
 
 
 def put(folder: Path, name: str, content: str | bytes) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from rediffuse import distributed
+from rediffuse.addresses import address_of, refuse_address
 from rediffuse.errors import ConfigError
 
 # In the order of their use.
@@ -22,7 +24,34 @@ class _Commands(TyperGroup):
         return sorted(self.commands, key=COMMANDS.index)
 
 
-app = typer.Typer(
+# Arguments that name a run, which may be on the hub.
+RUNS = ("run", "runs")
+
+
+class _Command(TyperCommand):
+    """A command whose arguments and options of type `Path` are local: addresses are refused before it runs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for param in self.params:
+            value = ctx.params.get(param.name)
+            for path in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(path, Path) and not (param.name in RUNS and (address_of(path) or "").startswith("hf://")):
+                    refuse_address(_shown(param), path)
+        return super().invoke(ctx)
+
+
+def _shown(param: Any) -> str:
+    """The name of an argument or option as ``--help`` has it."""
+    return max(param.opts, key=len) if param.param_type_name == "option" else param.name.upper()
+
+
+class Application(typer.Typer):
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        """As `typer.Typer.command`, with the checks of `_Command`."""
+        return super().command(name, cls=_Command, **options)
+
+
+app = Application(
     name="rediffuse",
     cls=_Commands,
     help="Train, evaluate, compare and serve diffusion recommenders and baselines.",

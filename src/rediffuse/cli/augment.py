@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rediffuse.cli.app import AsJson, app
+from rediffuse.cli.app import Application, AsJson, app
 from rediffuse.cli.output import emit, print_rich
 from rediffuse.cli.splits import (
     Fraction,
@@ -23,7 +23,7 @@ from rediffuse.cli.splits import (
     split_options,
 )
 
-augment = typer.Typer(help="Generate synthetic interactions, or export the signals of pdrec.", no_args_is_help=True)
+augment = Application(help="Generate synthetic interactions, or export the signals of pdrec.", no_args_is_help=True)
 app.add_typer(augment, name="augment")
 
 
@@ -40,11 +40,12 @@ def pdrec(
     """
     from rediffuse.errors import ConfigError, RunError
     from rediffuse.files import atomic_write_parquet
-    from rediffuse.runs.run_folder import read_config, read_manifest
+    from rediffuse.runs.run_folder import read_config, read_manifest, run_path
     from rediffuse.table_files import read_parquet
 
     if out.suffix != ".parquet":
         raise ConfigError(f"{out} is not a .parquet file.", "Lists need Parquet: -o signals.parquet")
+    run = run_path("RUN", run)
     config = read_config(run)
     if config["model"] != "pdrec" or "signals.parquet" not in read_manifest(run)["files"]:
         raise RunError(

@@ -57,7 +57,7 @@ def data(
 def prepare(
     context: typer.Context,
     source: Annotated[
-        str,
+        Path,
         typer.Argument(
             help="CSV, TSV or Parquet file(s), RecBole .inter file or folder, or folder of numbered tables."
         ),
@@ -104,16 +104,16 @@ def prepare(
             help='What separates items where the item column holds lists in text, or "none" if these are ids.'
         ),
     ] = None,
-    items: Annotated[str | None, typer.Option(help="Table that describes items.")] = None,
+    items: Annotated[Path | None, typer.Option(help="Table that describes items.")] = None,
     title: Annotated[str | None, typer.Option(help="Column of the item table with a readable name.")] = None,
-    users: Annotated[str | None, typer.Option(help="Table that describes users.")] = None,
+    users: Annotated[Path | None, typer.Option(help="Table that describes users.")] = None,
     item_features: ItemFeatures = None,
     user_features: UserFeatures = None,
-    social: Annotated[str | None, typer.Option(help="Table of links between users.")] = None,
-    kg: Annotated[str | None, typer.Option(help="Table of triples: head, relation, tail.")] = None,
-    item_entity: Annotated[str | None, typer.Option(help="Table that links items to entities of the graph.")] = None,
+    social: Annotated[Path | None, typer.Option(help="Table of links between users.")] = None,
+    kg: Annotated[Path | None, typer.Option(help="Table of triples: head, relation, tail.")] = None,
+    item_entity: Annotated[Path | None, typer.Option(help="Table that links items to entities of the graph.")] = None,
     splits: Annotated[
-        str | None, typer.Option(help="Table with the columns user, item and split (train, valid or test).")
+        Path | None, typer.Option(help="Table with the columns user, item and split (train, valid or test).")
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of text files; default: UTF-8.")] = None,
     separator: Annotated[str | None, typer.Option(help="Separator of text files; default: detected.")] = None,
@@ -138,8 +138,8 @@ def prepare(
     options = {
         name: value for name, value in context.params.items() if name not in others and _was_given(context, name)
     }
-    if is_numbered(Path(source)):
-        made = _read_numbered(Path(source), out, options)
+    if is_numbered(source):
+        made = _read_numbered(source, out, options)
         made.save(out)
         _report(made, out, as_json)
         return
@@ -147,7 +147,7 @@ def prepare(
         options["header"] = None
     if weights is not None:
         options["weights"] = _parse_weights(weights)
-    is_atomic = source.endswith(".inter") or (Path(source).is_dir() and any(Path(source).glob("*.inter")))
+    is_atomic = source.suffix == ".inter" or (source.is_dir() and any(source.glob("*.inter")))
     made = (read_atomic if is_atomic else read_interactions)(source, **options)
     made.save(out)
     _report(made, out, as_json)

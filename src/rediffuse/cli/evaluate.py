@@ -50,11 +50,11 @@ def evaluate(
     """Evaluate runs on the test subset, and write the results into their folders."""
     from rediffuse.comparison import evaluate
     from rediffuse.data.loading import load_dataset
-    from rediffuse.runs.run_folder import read_config
+    from rediffuse.runs.run_folder import read_config, run_path
 
     wanted = _metric_names(metrics, k)
     for run in runs:  # refuse a wrong folder before the work
-        read_config(run)
+        read_config(run_path("RUN", run, writes=True))
     seeds, data = range(seed, seed + sampling_seeds), load_dataset(dataset)
     rules = {
         "max_per": parse_max_per(max_per),

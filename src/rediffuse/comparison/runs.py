@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rediffuse.arguments import require_path
 from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.runs.run_folder import LOG, read_config, read_log, read_manifest
 from rediffuse.table_files import read_parquet
@@ -130,7 +131,7 @@ def read_runs(paths: Iterable[str | Path], protocol: str | None = None) -> list[
     Warns:
         RediffuseWarning: paths were left out; names them.
     """
-    given = [Path(path) for path in paths]
+    given = [require_path("runs", path) for path in paths]
     if missing := [str(path) for path in given if not path.exists()]:
         raise RunError(f"{', '.join(missing)}: no such folder.", "Give run folders: runs/*")
     folders = [path for path in given if (path / "manifest.json").exists() or (path / "checkpoints").exists()]

@@ -10,6 +10,7 @@ from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from rediffuse.addresses import refuse_address
 from rediffuse.config import ModelConfig
 from rediffuse.data import split as splits
 from rediffuse.errors import ConfigError, RediffuseError, did_you_mean
@@ -187,6 +188,7 @@ class _Check:
             file = File.model_validate(self.content)
         except ValidationError as error:
             raise self._of_pydantic(error) from None
+        self._refuse_addresses(file)
         self._data(file.data)
         self._split(file.split)
         runs, notes = self._runs(file)
@@ -204,6 +206,14 @@ class _Check:
             keys = ", ".join(section.model_fields) if section is not None else ""
             return self.refuse(key, "is missing.", f"Add it. The keys here: {keys}.")
         return self.refuse(key, f"{first.get('input')!r} cannot be used: {first['msg']}.", "See docs/experiments.md.")
+
+    def _refuse_addresses(self, file: File) -> None:
+        places: dict[Key, Any] = {("data", name): value for name, value in file.data}
+        places |= {("out",): file.out, ("report",): file.report}
+        for key, value in places.items():
+            with self.during(key):
+                for path in value if isinstance(value, list) else [value]:
+                    refuse_address(str(key[-1]), path)
 
     def _data(self, data: DataSection) -> None:
         sources = [name for name in ("folder", "public", "table") if getattr(data, name) is not None]

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
+from rediffuse.arguments import require_path
 from rediffuse.diffusion.respace import respace
 from rediffuse.errors import ConfigError, MissingExtraError, RunError, did_you_mean
 from rediffuse.exporting.graphs import EXTERNAL, Graph, graphs_of, write_graph
@@ -26,7 +27,7 @@ from rediffuse.models.diffurec import DiffuRec
 from rediffuse.models.factors import FactorModel
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import REPEAT_RATE, SequenceModel
-from rediffuse.runs.run_folder import RunContents, read_run
+from rediffuse.runs.run_folder import RunContents, read_run, run_path
 from rediffuse.runs.tensors import write_tensors
 
 Format = Literal["onnx", "torch-export"]
@@ -54,7 +55,7 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
         MissingExtraError: a package that writes ONNX is not installed.
         RunError: ``run`` is not a finished run, or ``out`` holds other files or cannot be written.
     """
-    run, out = Path(run), Path(out)
+    run, out = run_path("run", run), require_path("out", out)
     if format not in get_args(Format):
         known = (*get_args(Format), "vectors", "run")  # the command writes the last two elsewhere
         raise ConfigError(f"There is no format {format!r}.", did_you_mean(str(format), known))

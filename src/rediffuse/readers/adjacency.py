@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from rediffuse.addresses import refuse_address
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.columns import as_integers
 from rediffuse.readers.packing import open_unpacked
@@ -30,6 +31,7 @@ def expanded(source: Any, format: str, user: str, item: str) -> Any:
     """
     if format not in ("table", "adjacency"):
         raise ConfigError(f"There is no format {format!r}.", did_you_mean(format, ("table", "adjacency")))
+    refuse_address("source", source)
     is_path = isinstance(source, str | PathLike)
     if format == "adjacency":
         if not is_path or not Path(source).is_file() or Path(source).suffix == ".inter":

@@ -25,7 +25,8 @@ from typing import Any
 
 import polars as pl
 
-from rediffuse.arguments import wrong_type
+from rediffuse.addresses import refuse_address
+from rediffuse.arguments import require_path, wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.interactions import read_interactions
@@ -79,6 +80,8 @@ def public_dataset(
         DataError: no source could be reached, or what it sent is not the data set; the error lists what was
             tried.
     """
+    if out is not None:
+        require_path("out", out)  # before the work
     if from_folder is not None:
         dataset = read_released(name, from_folder)
         if out is not None:
@@ -110,6 +113,7 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path | None:
     place = root if root is not None else os.environ.get("REDIFFUSE_DATA")
     if not place:
         return None
+    refuse_address("The data folder", place)
     if not Path(place).is_dir():
         raise DataError(f"The data folder {place} does not exist.", "Set REDIFFUSE_DATA to a folder of data sets.")
     return Path(place)

@@ -16,6 +16,7 @@ import narwhals as nw
 import polars as pl
 
 from rediffuse import forks
+from rediffuse.addresses import refuse_address
 from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import DataError, RediffuseWarning, closest, did_you_mean
@@ -294,6 +295,8 @@ def read_table(
     """
     forks.enter()
     text = text or TextOptions()
+    for path in source if isinstance(source, (list, tuple)) else [source]:
+        refuse_address(f"The {what} table", path)
     if isinstance(source, (str, PathLike)):
         return _from_files(_expand(Path(source), what), str(source), wanted, text, insist)
     if isinstance(source, (list, tuple)) and source and all(isinstance(s, (str, PathLike)) for s in source):

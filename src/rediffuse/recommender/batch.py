@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.arguments import require_flag, require_integer
+from rediffuse.arguments import require_flag, require_integer, require_path
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, RunError
 from rediffuse.files import (
     atomic_create_bytes,
@@ -136,6 +136,7 @@ def recommend_to_folder(
             to, with their counts over all part files, once the folder is finished.
     """
     start = time.perf_counter()
+    folder = require_path("folder", folder)
     k, samples = require_integer("k", k), require_integer("samples", samples)
     rows_per_part = require_integer("rows_per_part", rows_per_part)
     if explain := require_flag("explain", explain):
@@ -171,7 +172,7 @@ def recommend_to_folder(
     run = {"model": recommender.config["model"], "sha256": recommender.fingerprint}
     request = {"run": run, "input": user_file.identity(), "options": options}
     try:
-        parts = PartFiles.start(Path(folder), request, user_file, recommender)
+        parts = PartFiles.start(folder, request, user_file, recommender)
         work = PartWork(
             parts, run, Path(users), request["input"], text, rows_per_part, query, sampling, samples, explain
         )

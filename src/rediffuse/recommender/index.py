@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rediffuse.arguments import require_path
 from rediffuse.errors import MissingExtraError, RunError
 from rediffuse.runs.run_folder import read_manifest
 
@@ -196,7 +197,7 @@ def read_index(folder: str | Path, item_vectors: NDArray[np.float32] | None) -> 
         RunError: the run has no index, or the index is damaged or was built from other weights.
         MissingExtraError: faiss is not installed.
     """
-    folder = Path(folder)
+    folder = require_path("folder", folder)
     remedy = f"Build it: rediffuse index {folder}"
     if item_vectors is None:
         raise RunError(f"The model of {folder} has no item vectors to index.", "Use retrieval='exact'.")

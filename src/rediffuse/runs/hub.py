@@ -9,6 +9,7 @@ from os import fspath
 from pathlib import Path
 from typing import Any
 
+from rediffuse.addresses import address_of
 from rediffuse.errors import ConfigError, RunError
 
 SCHEME = "hf://"
@@ -20,7 +21,7 @@ LOGIN = "Log in with: hf auth login, or set HF_TOKEN."
 
 def is_address(value: Any) -> bool:
     """Whether a run is given by its address on the hub, as text or as a path."""
-    return isinstance(value, str | Path) and fspath(value).replace("\\", "/").startswith("hf:/")
+    return (address_of(value) or "").startswith(SCHEME)
 
 
 def download(address: str | Path) -> Path:

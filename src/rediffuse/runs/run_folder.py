@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rediffuse.addresses import address_of
 from rediffuse.arguments import require_path
 from rediffuse.config import WITH_HISTORY, ModelConfig
 from rediffuse.data.checks import require_plain_names
@@ -243,7 +244,7 @@ def read_run(folder: str | Path) -> RunContents:
         RunError: the folder is not a run; a file, which the error names, is missing or damaged; the class of the model
             cannot be imported; or the run was replaced while it was read.
     """
-    folder = hub.download(folder) if hub.is_address(folder) else Path(folder)
+    folder = hub.download(folder) if hub.is_address(folder) else require_path("run", folder)
     digests = _verify(folder)
     config = _parse_config(folder)
     num_users = config["data"]["users"]  # users whose histories were added later are not among them
@@ -415,7 +416,7 @@ def run_path(name: str, value: Any, *, writes: bool = False) -> Path:
     if hub.is_address(value):
         if writes:
             raise ConfigError(
-                f"{value} is on the hub, and results are written into the folder of a run.",
+                f"{address_of(value)} is on the hub, and results are written into the folder of a run.",
                 "Download it into a folder of your own: hf download user/name --local-dir runs/mine",
             )
         return hub.download(value)

@@ -15,6 +15,7 @@ from fastapi.responses import PlainTextResponse
 
 from rediffuse import __version__, devices
 from rediffuse.recommender.recommender import Retrieval
+from rediffuse.runs.run_folder import run_path
 from rediffuse.serving import explorer, problems
 from rediffuse.serving.api import PROBLEMS, api, bearer
 from rediffuse.serving.hosted import host
@@ -44,7 +45,8 @@ def create_app(
     """
     settings, telemetry = settings or Settings(), Telemetry()
     devices.resolve(device)  # refuses it before runs are read
-    runs = host([Path(folder) for folder in folders], retrieval, settings.max_batch, telemetry, device)
+    places = [run_path("folders", folder) for folder in folders]
+    runs = host(places, retrieval, settings.max_batch, telemetry, device)
     ready = False
 
     async def watch_folders() -> None:
