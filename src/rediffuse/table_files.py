@@ -44,6 +44,12 @@ def scan_parquet(paths: Sequence[str | PathLike[str]], *, hive_partitioning: boo
     return pl.scan_parquet([_literal(path) for path in paths], glob=False, hive_partitioning=hive_partitioning)
 
 
+def scan_objects(addresses: Sequence[str], *, hive_partitioning: bool = False, **options: Any) -> pl.LazyFrame:
+    """As `scan_parquet`, of objects in a store; ``options`` are those of `polars.scan_parquet` that reach it."""
+    forks.enter()
+    return pl.scan_parquet(list(addresses), glob=False, hive_partitioning=hive_partitioning, **options)
+
+
 def read_csv(source: str | PathLike[str] | bytes, **options: Any) -> pl.DataFrame:
     """A text file, or the content of one; ``options`` are those of `polars.read_csv`.
 

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from rediffuse import distributed
-from rediffuse.addresses import address_of, refuse_address
+from rediffuse.addresses import AddressPath, address_of, refuse_address, refuse_unknown
 from rediffuse.errors import ConfigError
 
 # In the order of their use.
@@ -24,20 +24,29 @@ class _Commands(TyperGroup):
         return sorted(self.commands, key=COMMANDS.index)
 
 
-# Arguments that name a run, which may be on the hub.
-RUNS = ("run", "runs")
+# Arguments and options that may be addresses; the functions that they reach refuse what they cannot use.
+ADDRESSES = ("run", "runs", "dataset", "data", "out", "source", "interactions", "items", "users", "exclude_file")
+ADDRESSES += ("candidates", "social", "kg", "item_entity", "splits")
 
 
 class _Command(TyperCommand):
-    """A command whose arguments and options of type `Path` are local: addresses are refused before it runs."""
+    """A command whose arguments and options of type `Path` are looked at before it runs: addresses are refused where
+    their scheme is unknown, and where only a local path makes sense."""
 
     def invoke(self, ctx: Any) -> Any:
         for param in self.params:
             value = ctx.params.get(param.name)
-            for path in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(path, Path) and not (param.name in RUNS and (address_of(path) or "").startswith("hf://")):
-                    refuse_address(_shown(param), path)
+            if isinstance(value, list | tuple):
+                ctx.params[param.name] = type(value)(self._checked(param, one) for one in value)
+            else:
+                ctx.params[param.name] = self._checked(param, value)
         return super().invoke(ctx)
+
+    def _checked(self, param: Any, value: Any) -> Any:
+        if not isinstance(value, Path):
+            return value
+        (refuse_unknown if param.name in ADDRESSES else refuse_address)(_shown(param), value)
+        return value if address_of(value) is None else AddressPath(value)
 
 
 def _shown(param: Any) -> str:

@@ -38,11 +38,13 @@ def pdrec(
     Columns: user_id; items, the training history, oldest first; weights, of the loss at each item (null for the first,
     which is not a target); positives, items to be taken as liked, best first.
     """
+    from rediffuse.addresses import refuse_address
     from rediffuse.errors import ConfigError, RunError
     from rediffuse.files import atomic_write_parquet
     from rediffuse.runs.run_folder import read_config, read_manifest, run_path
     from rediffuse.table_files import read_parquet
 
+    refuse_address("--out", out)
     if out.suffix != ".parquet":
         raise ConfigError(f"{out} is not a .parquet file.", "Lists need Parquet: -o signals.parquet")
     run = run_path("RUN", run)
@@ -211,10 +213,14 @@ def _generate(
     as_json: bool,
     **options: Any,
 ) -> None:
+    from rediffuse.addresses import address_of
     from rediffuse.augmentation import augment as run_augmentation
     from rediffuse.data.store import refuse_foreign
+    from rediffuse.errors import ConfigError
 
     refuse_foreign(out)  # before the work
+    if "run" in options and address_of(options["run"]) is not None:
+        raise ConfigError("The generator is trained in a local folder.", "Name one: --run runs/generator")
     chosen = read_split(split[0], dataset, *split[1:])
     augmented = run_augmentation(chosen, method, progress=sys.stderr.isatty(), **options)
     augmented.save(out)

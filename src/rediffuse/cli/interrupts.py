@@ -19,10 +19,11 @@ def says_how_to_resume(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        from rediffuse.objects.folders import output
         from rediffuse.runs.identity import identity_path
 
         if rank() == 0:
-            say(f"Interrupted.{_remedy(folder, identity_path(folder).exists())}")
+            say(f"Interrupted.{_remedy(folder, identity_path(output('--out', folder).folder).exists())}")
         raise typer.Exit(130) from None
 
 

@@ -27,10 +27,13 @@ def overwriting(out: Path, overwrite: bool, resume: bool) -> Iterator[Path]:
         RunError: ``out`` is not a run of ours, holds files that are no part of it, or is in use.
     """
     from rediffuse import distributed
+    from rediffuse.addresses import address_of
     from rediffuse.errors import ConfigError
     from rediffuse.files import atomic_folder
     from rediffuse.runs.lock import folder_lock, is_unused
 
+    if overwrite and address_of(out) is not None:
+        raise ConfigError(f"--overwrite replaces local runs, and --out is {out}.", "Remove that run first.")
     if not overwrite or is_unused(out):
         yield out
         return

@@ -211,10 +211,12 @@ def _number(value: float) -> str:
 def _write(frame: pl.DataFrame, path: Path, guard_formulas: bool) -> None:
     import polars as pl
 
-    from rediffuse.files import atomic_write_bytes, atomic_write_parquet
+    from rediffuse.addresses import address_of
+    from rediffuse.files import atomic_write_bytes, parquet_bytes
+    from rediffuse.objects.store import put_bytes
 
     if path.suffix == ".parquet":
-        atomic_write_parquet(path, frame)
+        content = parquet_bytes(frame)
     else:
         frame = because_as_text(frame)
         if guard_formulas:
@@ -222,4 +224,8 @@ def _write(frame: pl.DataFrame, path: Path, guard_formulas: bool) -> None:
             frame = frame.with_columns(
                 pl.when(formula).then("'" + pl.col(pl.String)).otherwise(pl.col(pl.String)).name.keep()
             )
-        atomic_write_bytes(path, frame.write_csv().encode())
+        content = frame.write_csv().encode()
+    if (address := address_of(path)) is not None:
+        put_bytes(content, address)
+    else:
+        atomic_write_bytes(path, content)

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.arguments import require_options, require_path, require_text, wrong_type
-from rediffuse.comparison.report import check_folder, write_report
+from rediffuse.arguments import require_options, require_text, wrong_type
+from rediffuse.comparison.report import FILES, REPORT, check_folder, write_report
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import EvaluatedRun, Variant, check_comparable, read_runs, variants
 from rediffuse.comparison.slices import slices
@@ -23,6 +23,7 @@ from rediffuse.comparison.statistics import benjamini_hochberg, holm, mean_inter
 from rediffuse.config import selected_value
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES, flat_name
+from rediffuse.objects.folders import output
 from rediffuse.runs.run_folder import Run, run_path
 
 HEADLINE = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
@@ -56,8 +57,10 @@ def compare(
             numbers.
         MissingExtraError: ``out`` is given, and plotly or jinja2 is not installed.
     """
-    if out is not None:
-        check_folder(require_path("out", out))  # before the work
+    place = None if out is None else output("out", out)
+    if place is not None:
+        place.start(replaces=lambda report: FILES, last=REPORT)
+        check_folder(place.folder)  # before the work
     check_published(require_options("published", published, example='{"SASRec": {"ndcg@10": 0.32}}'))
     if not isinstance(metric, str):
         raise wrong_type("metric", metric, "the name of a metric", 'For example: metric="ndcg@10".')
@@ -86,8 +89,9 @@ def compare(
         pl.DataFrame([row for group in groups for row in _curve(group)], **_WHOLE),
         published or {},
     )
-    if out is not None:
-        write_report(comparison, Path(out))
+    if place is not None:
+        write_report(comparison, place.folder)
+        place.publish(REPORT)
     return comparison
 
 

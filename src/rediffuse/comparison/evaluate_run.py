@@ -49,7 +49,7 @@ from rediffuse.reranking import (
 from rediffuse.runs.card import with_test
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
-from rediffuse.runs.run_folder import Run, add_files, read_run, run_path
+from rediffuse.runs.run_folder import Run, add_files, publish_changes, read_run, run_path
 from rediffuse.runs.split_of import split_of
 from rediffuse.runs.tracking import log_test_metrics
 
@@ -140,7 +140,9 @@ def evaluate(
     more = [str(metric) for metric in parse_metrics(metrics, _MEASURED)] if metrics else []
     options = RerankingOptions(max_per, diversity, diversity_by, slate)
     with distributed.fail_together("Start the same command again."):
-        return Evaluation(_evaluate(folder, dataset, protocol, seeds, more, options, device))
+        found = Evaluation(_evaluate(folder, dataset, protocol, seeds, more, options, device))
+        distributed.main_process_first(lambda: publish_changes(run, folder))
+        return found
 
 
 def _evaluate(

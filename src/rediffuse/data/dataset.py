@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rediffuse.arguments import require_path
 from rediffuse.data.features import feature_vectors
 from rediffuse.data.histories import BLOCK, Histories
 from rediffuse.data.item_features import Feature, content_of, parse_features
 from rediffuse.display import Displayed
-from rediffuse.errors import ConfigError
+from rediffuse.errors import ConfigError, DataError
+from rediffuse.objects.folders import output
 
 if TYPE_CHECKING:
     import polars as pl
@@ -221,9 +221,10 @@ class Dataset(Displayed):
             DataError: ``folder`` holds something other than a dataset, or cannot be written.
             ConfigError: ``folder`` is not a path.
         """
-        from rediffuse.data.store import write_dataset
+        from rediffuse.data.store import files_of, write_dataset
 
-        folder = require_path("folder", folder)
+        place = output("folder", folder)
+        place.start(replaces=files_of, kind=DataError)
         metadata = {
             "counts": {"users": self.num_users, "items": self.num_items, "interactions": self.num_interactions},
             "fingerprint": self.fingerprint,
@@ -237,8 +238,9 @@ class Dataset(Displayed):
             "schemes": list(self.given),
             "report": self.report,
         }
-        write_dataset(folder, self._frames(), self._arrays(), metadata)
-        return folder
+        write_dataset(place.folder, self._frames(), self._arrays(), metadata)
+        place.publish()
+        return place.path
 
     def _display(self) -> tuple[str, dict[str, Any]]:
         pairs = max(1, self.num_users * self.num_items)

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from rediffuse import forks
+from rediffuse.addresses import address_of, refuse_unknown
 from rediffuse.arguments import require_path, wrong_type
 from rediffuse.data.checks import check_histories, ids_of, numbers_of, require
 from rediffuse.data.dataset import Dataset, KnowledgeGraph, SocialGraph
@@ -26,6 +27,7 @@ from rediffuse.data.store import (
 )
 from rediffuse.errors import DataError
 from rediffuse.files import os_error
+from rediffuse.objects.folders import fetch_folder
 from rediffuse.table_files import read_parquet
 
 # How often loading starts again when another dataset replaces the folder meanwhile.
@@ -41,8 +43,11 @@ def load_dataset(folder: str | PathLike[str]) -> Dataset:
         DataError: a file is missing, damaged or of another version; the error names it.
         ConfigError: ``folder`` is not a path.
     """
-    folder = require_path("folder", folder, "Give the folder of a dataset; read_interactions reads tables.")
+    refuse_unknown("folder", folder)
     forks.enter()
+    if (address := address_of(folder)) is not None:
+        folder = fetch_folder(address, _digests, DataError)
+    folder = require_path("folder", folder, "Give the folder of a dataset; read_interactions reads tables.")
     for _ in range(_TRIES):
         before = manifest_bytes(folder)
         try:
@@ -56,6 +61,10 @@ def load_dataset(folder: str | PathLike[str]) -> Dataset:
     raise DataError(
         f"{folder} was replaced again and again while it was read.", "Load it when no process saves datasets there."
     )
+
+
+def _digests(path: Path, manifest: bytes | None) -> dict[str, str]:
+    return {name: known["sha256"] for name, known in parse_manifest(path, manifest)["files"].items()}
 
 
 def as_dataset(name: str, value: Any, wanted: str = "a Dataset or a dataset folder") -> Dataset:

@@ -102,6 +102,15 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
+def files_of(manifest: bytes) -> set[str] | None:
+    """The files that the manifest of a dataset lists; None if it is of something else."""
+    try:
+        content = json.loads(manifest)
+        return set(content["files"]) if content["format"] == FORMAT else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def manifest_bytes(folder: Path) -> bytes | None:
     """The content of a dataset's manifest, None if there is none."""
     try:

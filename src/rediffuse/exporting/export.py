@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
-from rediffuse.arguments import require_path
 from rediffuse.diffusion.respace import respace
 from rediffuse.errors import ConfigError, MissingExtraError, RunError, did_you_mean
 from rediffuse.exporting.graphs import EXTERNAL, Graph, graphs_of, write_graph
@@ -27,6 +26,7 @@ from rediffuse.models.diffurec import DiffuRec
 from rediffuse.models.factors import FactorModel
 from rediffuse.models.sampling import Sampling
 from rediffuse.models.sequence import REPEAT_RATE, SequenceModel
+from rediffuse.objects.folders import output
 from rediffuse.runs.run_folder import RunContents, read_run, run_path
 from rediffuse.runs.tensors import write_tensors
 
@@ -55,13 +55,15 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
         MissingExtraError: a package that writes ONNX is not installed.
         RunError: ``run`` is not a finished run, or ``out`` holds other files or cannot be written.
     """
-    run, out = run_path("run", run), require_path("out", out)
+    run, place = run_path("run", run), output("out", out)
     if format not in get_args(Format):
         known = (*get_args(Format), "vectors", "run")  # the command writes the last two elsewhere
         raise ConfigError(f"There is no format {format!r}.", did_you_mean(str(format), known))
     for package in ("onnx", "onnxscript") if format == "onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "export")
+    place.start(replaces=lambda description: _FILES, last=DESCRIPTION)
+    out = place.folder
     _refuse_other_files(out)
     contents = read_run(run)
     model = _next_item_model(contents)
@@ -84,7 +86,8 @@ def export(run: str | Path, out: str | Path, format: Format = "onnx") -> dict[st
         remedy = "Check the permissions and the free disk space. An earlier export is unchanged."
         raise RunError(f"{out} cannot be written: {error.strerror or error}.", remedy) from error
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
-    return {"run": str(run), "out": str(out), "model": description["model"], "format": format, "files": sizes}
+    place.publish(DESCRIPTION)
+    return {"run": str(run), "out": str(place.path), "model": description["model"], "format": format, "files": sizes}
 
 
 def _refuse_other_files(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from rediffuse.addresses import refuse_address
+from rediffuse.addresses import address_of, refuse_address
 from rediffuse.errors import ConfigError, DataError, did_you_mean
 from rediffuse.readers.columns import as_integers
 from rediffuse.readers.packing import open_unpacked
@@ -31,16 +31,16 @@ def expanded(source: Any, format: str, user: str, item: str) -> Any:
     """
     if format not in ("table", "adjacency"):
         raise ConfigError(f"There is no format {format!r}.", did_you_mean(format, ("table", "adjacency")))
-    refuse_address("source", source)
     is_path = isinstance(source, str | PathLike)
     if format == "adjacency":
+        refuse_address("source", source)
         if not is_path or not Path(source).is_file() or Path(source).suffix == ".inter":
             what = source if is_path else "a dataframe"
             raise ConfigError(f"format='adjacency' reads a text file, and {what} is none.", "Name a text file.")
         pairs = read_adjacency(source)
         _refuse_header(pairs, source)
         return pl.DataFrame([_integers(pairs["user_id"]).alias(user), _integers(pairs["item_id"]).alias(item)])
-    if is_path and _looks_like_adjacency(Path(source)):
+    if is_path and address_of(source) is None and _looks_like_adjacency(Path(source)):
         raise DataError(
             f"{source} has no header, and lines of different numbers of integers: it looks like adjacency text, "
             "a user and the user's items on each line.",

@@ -16,12 +16,14 @@ import narwhals as nw
 import polars as pl
 
 from rediffuse import forks
-from rediffuse.addresses import refuse_address
+from rediffuse.addresses import address_of, refuse_unknown
 from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import DataError, RediffuseWarning, closest, did_you_mean
+from rediffuse.objects.store import scan_options
 from rediffuse.readers.json_tables import read_json
 from rediffuse.readers.packing import kind_of, refuse_special
+from rediffuse.readers.remote_tables import RemoteFile, changed, expand_address
 from rediffuse.readers.text_files import (
     TextFile,
     TextOptions,
@@ -32,7 +34,7 @@ from rediffuse.readers.text_files import (
     no_header,
     scan,
 )
-from rediffuse.table_files import read_arrow, scan_parquet
+from rediffuse.table_files import read_arrow, scan_objects, scan_parquet
 
 # Rows of a column that are read at once, so that memory does not grow with the table. Numbering strings builds a table
 # of all ids per piece, so pieces are not small.
@@ -68,7 +70,7 @@ class Table:
     frame: pl.LazyFrame
     columns: list[str]
     types: dict[str, str]
-    files: Sequence[Path | TextFile] = ()
+    files: Sequence[Path | TextFile | RemoteFile] = ()
     stamps: Sequence[Stamp] = ()
     loaded: Sequence[Path] = ()
 
@@ -92,7 +94,8 @@ class Table:
         return not self.is_text or all(file.has_header for file in self.files if isinstance(file, TextFile))
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[Path | RemoteFile]:
+        """The files that the table is made of."""
         return [*(file.path if isinstance(file, TextFile) else file for file in self.files), *self.loaded]
 
     def refuse_changed(self) -> None:
@@ -101,9 +104,12 @@ class Table:
         Raises:
             DataError: it names the file.
         """
-        for path, stamp in zip(self.paths, self.stamps, strict=True):
-            if _stamp(path) != stamp:
-                raise DataError(f"{path} was changed while it was read.", "Wait until it is complete, and start again.")
+        remote = [file for file in self.files if isinstance(file, RemoteFile)]
+        pairs = zip(self.paths, self.stamps, strict=True)
+        local = ((path, stamp) for path, stamp in pairs if isinstance(path, Path))
+        path = next((path for path, stamp in local if _stamp(path) != stamp), None) or changed(remote)
+        if path is not None:
+            raise DataError(f"{path} was changed while it was read.", "Wait until it is complete, and start again.")
 
     def need(self, column: str, role: str, *, fixed: bool = False) -> str:
         """``column``, if the table has it.
@@ -205,7 +211,7 @@ class Table:
             DataError: they do not agree, or cannot be read.
         """
         columns = list(dict.fromkeys(columns))
-        files = [file for file in self.files if isinstance(file, Path)]
+        files = [file for file in self.files if isinstance(file, Path | RemoteFile)]
         if len(files) < 2:
             return self.frame.select(columns)
         schemas = [self._schema(file) for file in files]
@@ -227,9 +233,9 @@ class Table:
         casts = [pl.col(name).cast(kinds[name]) if name in kinds else pl.col(name) for name in columns]
         return pl.concat([_scan([file for file, _ in run]).select(casts) for run in runs])
 
-    def _schema(self, file: Path) -> dict[str, pl.DataType]:
+    def _schema(self, file: Path | RemoteFile) -> dict[str, pl.DataType]:
         try:
-            return dict(scan_parquet([file]).collect_schema())
+            return dict(_scan([file], False).collect_schema())
         except UNREADABLE as error:
             self.refuse_changed()
             raise DataError(f"{file} cannot be read as Parquet: {first_line(error)}", _TRUNCATED) from None
@@ -264,7 +270,7 @@ class Table:
                     if number == row + 1:
                         return f"{file.path}, line {line}"
             else:
-                rows = scan_parquet([file]).select(pl.len()).collect().item()
+                rows = _scan([file], False).select(pl.len()).collect().item()
                 if row < rows:
                     return f"{file}, row {row + 1}"
             row -= rows
@@ -296,11 +302,11 @@ def read_table(
     forks.enter()
     text = text or TextOptions()
     for path in source if isinstance(source, (list, tuple)) else [source]:
-        refuse_address(f"The {what} table", path)
+        refuse_unknown(f"The {what} table", path)
     if isinstance(source, (str, PathLike)):
-        return _from_files(_expand(Path(source), what), str(source), wanted, text, insist)
+        return _from_files(_places(source, what), address_of(source) or str(source), wanted, text, insist)
     if isinstance(source, (list, tuple)) and source and all(isinstance(s, (str, PathLike)) for s in source):
-        paths = [path for entry in source for path in _expand(Path(entry), what)]
+        paths = [path for entry in source for path in _places(entry, what)]
         name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         return _from_files(paths, name, wanted, text, insist)
     return _from_frame(source, what)
@@ -337,23 +343,32 @@ def _from_frame(source: Any, what: str) -> Table:
     return Table(name, frame.lazy(), frame.columns, {})
 
 
-def parquet_table(paths: list[Path], name: str, *, hive_partitioning: bool = False) -> Table:
+def parquet_table(files: Sequence[Path | RemoteFile], name: str, *, hive_partitioning: bool = False) -> Table:
     """Parquet files of one schema as a table.
 
     Raises:
         DataError: one is missing or damaged.
     """
-    stamps = [_stamp(path) for path in paths]
+    stamps = [_stamp(file) if isinstance(file, Path) else None for file in files]
     try:
-        frame = scan_parquet(paths, hive_partitioning=hive_partitioning)
-        return Table(name, frame, frame.collect_schema().names(), {}, paths, stamps)
+        frame = _scan(files, hive_partitioning)
+        return Table(name, frame, frame.collect_schema().names(), {}, files, stamps)
     except UNREADABLE as error:
         raise DataError(f"{name} cannot be read as Parquet: {first_line(error)}", _TRUNCATED) from None
 
 
-def _from_files(paths: list[Path], name: str, wanted: Sequence[str], options: TextOptions, insist: bool) -> Table:
-    stamps = [_stamp(path) for path in paths]
-    kinds = {kind_of(path): path for path in paths}
+def _places(source: str | PathLike[str], what: str) -> list[Path | RemoteFile]:
+    if (address := address_of(source)) is not None:
+        return expand_address(address, what, _ENDINGS)
+    return [*_expand(Path(source), what)]
+
+
+def _from_files(
+    found: list[Path | RemoteFile], name: str, wanted: Sequence[str], options: TextOptions, insist: bool
+) -> Table:
+    paths = [path for path in found if isinstance(path, Path)]
+    stamps = [_stamp(path) if isinstance(path, Path) else None for path in found]
+    kinds = {kind_of(path) for path in paths} | ({"parquet"} if len(paths) < len(found) else set())
     if len(kinds) > 1:
         raise DataError(
             f"{name} mixes {' and '.join(_KINDS[kind] for kind in sorted(kinds, reverse=True))} files.".replace(
@@ -363,9 +378,9 @@ def _from_files(paths: list[Path], name: str, wanted: Sequence[str], options: Te
         )
     kind = next(iter(kinds))
     if kind == "parquet":
-        _refuse_other_folders(paths)
+        _refuse_other_folders(found)
         # Folders named like date=2024-03-01 stand for a column, which polars ignores by default for lists of paths.
-        return parquet_table(paths, name, hive_partitioning=_in_hive_folders(paths))
+        return parquet_table(found, name, hive_partitioning=_in_hive_folders(found))
     if kind != "text":
         frame = _load(paths, kind)
         return Table(name, frame.lazy(), frame.columns, {}, (), stamps, paths)
@@ -408,15 +423,21 @@ def _load(paths: list[Path], kind: str) -> pl.DataFrame:
         raise DataError(problem, "Write each column as one type into all files.") from None
 
 
-def _scan(paths: list[Path]) -> pl.LazyFrame:
-    return scan_parquet(paths, hive_partitioning=_in_hive_folders(paths))
+def _scan(files: Sequence[Path | RemoteFile], hive_partitioning: bool | None = None) -> pl.LazyFrame:
+    hive = _in_hive_folders(files) if hive_partitioning is None else hive_partitioning
+    local = [file for file in files if isinstance(file, Path)]
+    remote = [file.address for file in files if isinstance(file, RemoteFile)]
+    frames = [scan_parquet(local, hive_partitioning=hive)] if local else []
+    if remote:
+        frames.append(scan_objects(remote, hive_partitioning=hive, **scan_options(remote[0])))
+    return frames[0] if len(frames) == 1 else pl.concat(frames)
 
 
-def _in_hive_folders(paths: list[Path]) -> bool:
-    return any("=" in path.parent.name for path in paths)
+def _in_hive_folders(files: Sequence[Path | RemoteFile]) -> bool:
+    return any("=" in file.parent.name for file in files)
 
 
-def _refuse_other_folders(paths: list[Path]) -> None:
+def _refuse_other_folders(paths: Sequence[Path | RemoteFile]) -> None:
     """Raise if files lie in folders named column=value, and not all of them for the same columns."""
     columns = [[part.partition("=")[0] for part in path.parent.parts if "=" in part] for path in paths]
     if not any("=" in path.parent.name for path in paths):

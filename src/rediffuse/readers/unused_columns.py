@@ -73,7 +73,7 @@ def _first_file(table: Table, user: str) -> Table:
     """The table, or the first of its Parquet files: the others need not have columns that are not used."""
     if table.is_text or len(table.files) < 2:
         return table
-    return read_table(table.paths[0], "interactions", wanted=(user,))
+    return read_table(str(table.paths[0]), "interactions", wanted=(user,))
 
 
 def _may_be_time(name: str, dtype: Any) -> bool:

@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.arguments import require_flag, require_integer, require_path
+from rediffuse.arguments import require_flag, require_integer
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, RunError
 from rediffuse.files import (
     atomic_create_bytes,
@@ -38,6 +38,7 @@ from rediffuse.files import (
 )
 from rediffuse.memory import keep_freed_memory
 from rediffuse.models.sampling import Sampling
+from rediffuse.objects.folders import output
 from rediffuse.readers.text_files import TextOptions
 from rediffuse.recommender.id_map import as_text, cast_ids
 from rediffuse.recommender.item_filters import filter_text
@@ -116,7 +117,7 @@ def recommend_to_folder(
         recommender: the recommender of the run.
         users: a CSV or Parquet file, a folder of such files, or a glob; see `UserFile`. It is read once for its
             checksum and, if the folder is new, once to count and check its rows, before the lists are made.
-        folder: new, empty, or started with the same request.
+        folder: new, empty, or started with the same request. It may be in a bucket: "s3://bucket/lists".
         k, exclude, seed, samples, filter_seen, explain, candidates, sampling_steps, noise, filter, max_per, diversity,
             diversity_by, slate, new_items, temperature, guidance_scale: as for `Recommender.recommend`.
         text: how a user file of text is read.
@@ -136,7 +137,7 @@ def recommend_to_folder(
             to, with their counts over all part files, once the folder is finished.
     """
     start = time.perf_counter()
-    folder = require_path("folder", folder)
+    place = output("folder", folder)
     k, samples = require_integer("k", k), require_integer("samples", samples)
     rows_per_part = require_integer("rows_per_part", rows_per_part)
     if explain := require_flag("explain", explain):
@@ -171,8 +172,11 @@ def recommend_to_folder(
     }
     run = {"model": recommender.config["model"], "sha256": recommender.fingerprint}
     request = {"run": run, "input": user_file.identity(), "options": options}
+    if place.address is not None and engine is not None:
+        raise ConfigError("The workers of an engine cannot write part files to an address.", "Give a shared folder.")
+    place.join(REQUEST)
     try:
-        parts = PartFiles.start(folder, request, user_file, recommender)
+        parts = PartFiles.start(place.folder, request, user_file, recommender)
         work = PartWork(
             parts, run, Path(users), request["input"], text, rows_per_part, query, sampling, samples, explain
         )
@@ -185,6 +189,7 @@ def recommend_to_folder(
                 return
             own = work.write(recommender, user_file, wanted.__contains__) if engine is None else engine(work, wanted)
             for part in own:
+                place.upload((REQUEST, *parts.files_of(part)))
                 written.add(part)
                 on_progress(len(skipped | written), parts.count)
 
@@ -195,12 +200,14 @@ def recommend_to_folder(
                 write_parts(damaged)
                 counts, missing, _, finished_here = parts.finish()
     except OSError as error:
-        raise storage_error(f"{folder} cannot be written", error) from error
+        raise storage_error(f"{place.path} cannot be written", error) from error
+    if not missing:
+        place.publish()
     if finished_here:
         for message in remarks(counts | unknown):
             warnings.warn(message, RediffuseWarning, stacklevel=2)
     seconds = time.perf_counter() - start
-    return BatchResult(parts.folder, parts.count, len(written), len(skipped), missing, finished_here, counts, seconds)
+    return BatchResult(place.path, parts.count, len(written), len(skipped), missing, finished_here, counts, seconds)
 
 
 @dataclass(frozen=True)
@@ -317,6 +324,10 @@ class PartFiles:
 
     def path(self, part: int) -> Path:
         return self.folder / f"part-{part:0{max(5, len(str(self.count - 1)))}}.parquet"
+
+    def files_of(self, part: int) -> tuple[str, str]:
+        """The names of a part file and its completion record."""
+        return self.path(part).name, self._record_path(part).relative_to(self.folder).as_posix()
 
     def verify(self, part: int) -> bool:
         """Verify the checksum of a part file; if it fails, delete the completion record and the manifest."""

@@ -16,13 +16,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.arguments import require_path
+from rediffuse.addresses import address_of, refuse_unknown
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.loading import load_dataset
 from rediffuse.data.merging import Merged, extended_ids, merge
 from rediffuse.data.store import MANIFEST as DATASET_MANIFEST
 from rediffuse.errors import DataError, RunError
+from rediffuse.objects.folders import output
+from rediffuse.objects.store import look
 from rediffuse.readers.report import ReadReport
 from rediffuse.readers.rows import Columns, Forms, InteractionRows
 from rediffuse.readers.tables import read_table
@@ -181,7 +183,8 @@ def update_histories(
         RunError: the run cannot be read or holds no users; ``out`` is not empty.
         StorageError: ``out`` cannot be written.
     """
-    folder = require_path("out", out, 'Name a folder for the new run: out="runs/today".')
+    place = output("out", out, 'Name a folder for the new run: out="runs/today".')
+    place.start()
     source = run_path("run", run)
     old = read_run(source)
     if not len(old.user_ids) and old.config["data"]["users"]:
@@ -191,10 +194,13 @@ def update_histories(
         )
     found = fresh_histories(old, interactions, user=user, item=item, time=time, time_format=time_format)
     contents = found.contents
-    write_derived(folder, old, contents)
+    write_derived(place.folder, old, contents)
     if all(name in old.digests for name in _INDEX):
-        add_files(folder, {name: (source / name).read_bytes() for name in _INDEX})
-    return Run(folder, contents.config, contents.config["validation"], contents.config["training"]["minutes"]), found
+        add_files(place.folder, {name: (source / name).read_bytes() for name in _INDEX})
+    place.publish()
+    return Run(
+        place.path, contents.config, contents.config["validation"], contents.config["training"]["minutes"]
+    ), found
 
 
 @dataclass(frozen=True)
@@ -208,8 +214,16 @@ class _New:
     notes: tuple[str, ...] = ()
 
 
+def _is_dataset(place: str | Path) -> bool:
+    address = address_of(place)
+    if address is None:
+        return (Path(place) / DATASET_MANIFEST).is_file()
+    refuse_unknown("interactions", place)
+    return look(f"{address}/{DATASET_MANIFEST}") is not None
+
+
 def _read(source: Any, user: str, item: str, time: str | None, time_format: str | None) -> _New:
-    if isinstance(source, str | Path) and (Path(source) / DATASET_MANIFEST).is_file():
+    if isinstance(source, str | Path) and _is_dataset(source):
         source = load_dataset(source)
     if isinstance(source, Dataset):
         return _New(source.interactions.without_synthetic(), source.user_ids, source.item_ids, source.has_timestamps)

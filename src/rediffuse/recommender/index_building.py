@@ -15,14 +15,21 @@ from torch import Tensor
 
 from rediffuse import devices
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
-from rediffuse.models.placement import place
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.index import METADATA_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
 from rediffuse.recommender.index_recall import exact_thresholds, median_milliseconds, recall_of
 from rediffuse.runs.card import THIS_RUN, with_section
 from rediffuse.runs.environment import processor
 from rediffuse.runs.lock import PATIENCE, folder_lock
-from rediffuse.runs.run_folder import RunContents, add_files, forget_files, read_manifest, read_run, run_path
+from rediffuse.runs.run_folder import (
+    RunContents,
+    add_files,
+    forget_files,
+    publish_changes,
+    read_manifest,
+    read_run,
+    run_path,
+)
 from rediffuse.seeds import derive
 from rediffuse.topk import exact_top_k
 
@@ -74,6 +81,7 @@ def build_index(
     if not 0 < recall <= 1:
         raise ConfigError(f"recall is {recall}.", "Give a share of more than 0 and at most 1, for example 0.95.")
     devices.resolve(device)
+    place = run
     run = run_path("run", run, writes=True)
     try:
         contents = read_run(run)
@@ -138,6 +146,7 @@ def build_index(
         "README.md": with_section(text, "Index", index_section(report)).encode(),
     }
     add_files(contents.path, files, made_of=contents.weights)
+    publish_changes(place, contents.path)
     return report
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import polars as pl
 
-from rediffuse.arguments import require_path
 from rediffuse.errors import ConfigError, DataError
+from rediffuse.objects.folders import output
 from rediffuse.readers.tables import read_table
 from rediffuse.recommender.id_map import cast_ids
 from rediffuse.recommender.index import METADATA_FILE
@@ -118,16 +118,20 @@ def add_items(run: str | Path | Run, items: Any, out: str | Path, *, item: str =
         RunError: the run cannot be read; ``out`` is not empty.
         StorageError: ``out`` cannot be written.
     """
-    folder = require_path("out", out, 'Name a folder for the new run: out="runs/today".')
+    place = output("out", out, 'Name a folder for the new run: out="runs/today".')
+    place.start()
     source = run_path("run", run)
     old = read_run(source)
     found = with_new_items(old, items, item=item)
     contents = found.contents
-    write_derived(folder, old, contents)
+    write_derived(place.folder, old, contents)
     if METADATA_FILE in old.digests:
         options = json.loads((old.path / METADATA_FILE).read_text(encoding="utf-8"))
-        build_index(folder, options["kind"], options["k"], options["wanted_recall"])
-    return Run(folder, contents.config, contents.config["validation"], contents.config["training"]["minutes"]), found
+        build_index(place.folder, options["kind"], options["k"], options["wanted_recall"])
+    place.publish()
+    return Run(
+        place.path, contents.config, contents.config["validation"], contents.config["training"]["minutes"]
+    ), found
 
 
 def _with_ids(table: pl.DataFrame, item: str, known: pl.Series, run: str) -> pl.DataFrame:

@@ -14,6 +14,7 @@ from rediffuse.errors import DataError, RediffuseWarning
 from rediffuse.files import sha256_file
 from rediffuse.readers.columns import Column, plain_ids
 from rediffuse.readers.item_lists import NoListError
+from rediffuse.readers.remote_tables import RemoteFile
 from rediffuse.readers.tables import read_table
 from rediffuse.readers.text_files import TextFile, TextOptions, first_line, listed
 from rediffuse.recommender.bars import BarSplitter
@@ -97,12 +98,15 @@ class UserFile:
     def identity(self) -> dict[str, Any]:
         """Size and sha256 of the content, independent of its path; of several files, the sha256 of their digests.
 
+        Of an object in a store, what the store says of it stands for its sha256.
+
         Raises:
             DataError: a file cannot be read.
         """
         try:
-            digests = [sha256_file(path) for path in self._table.paths]
-            size = sum(path.stat().st_size for path in self._table.paths)
+            files = self._table.paths
+            digests = [path.seen.tag if isinstance(path, RemoteFile) else sha256_file(path) for path in files]
+            size = sum(path.seen.size if isinstance(path, RemoteFile) else path.stat().st_size for path in files)
         except OSError as error:
             raise DataError(f"{self.name} cannot be read: {first_line(error)}", _REMEDY) from None
         digest = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

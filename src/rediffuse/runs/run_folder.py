@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.addresses import address_of
+from rediffuse.addresses import address_of, refuse_unknown
 from rediffuse.arguments import require_path
 from rediffuse.config import WITH_HISTORY, ModelConfig
 from rediffuse.data.checks import require_plain_names
@@ -23,6 +23,7 @@ from rediffuse.errors import ConfigError, RunError
 from rediffuse.files import Content, atomic_write_text, parquet_bytes, sha256_file, sha256_json, staged_files
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
+from rediffuse.objects.folders import changed, fetch_folder
 from rediffuse.runs import checks, former_options, hub
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.tensors import load_tensors, load_weights, write_tensors
@@ -244,7 +245,7 @@ def read_run(folder: str | Path) -> RunContents:
         RunError: the folder is not a run; a file, which the error names, is missing or damaged; the class of the model
             cannot be imported; or the run was replaced while it was read.
     """
-    folder = hub.download(folder) if hub.is_address(folder) else require_path("run", folder)
+    folder = run_path("run", folder)
     digests = _verify(folder)
     config = _parse_config(folder)
     num_users = config["data"]["users"]  # users whose histories were added later are not among them
@@ -364,13 +365,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DamagedManifest: the manifest is damaged.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    return parse_manifest(path, path.read_bytes() if path.is_file() else None)
+
+
+def parse_manifest(path: Path, written: bytes | None) -> dict[str, Any]:
+    """The content of a manifest, checked; raises as `read_manifest`. None: there is no file at ``path``."""
+    folder = path.parent
+    if written is None:
         state = "holds unfinished training" if (folder / "checkpoints").is_dir() else "is not a run folder"
         raise RunError(
             f"{folder} {state}: it has no {MANIFEST}.", "Give the folder of a finished run, or finish it with --resume."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(written)
         version = manifest["format"]
         if version == "rediffuse-dataset":
             raise RunError(f"{folder} is a dataset, not a run folder.", "Give the folder that training wrote.")
@@ -400,7 +407,9 @@ def _as_lists(histories: Histories, values: NDArray[Any]) -> pl.Series:
 
 
 def run_path(name: str, value: Any, *, writes: bool = False) -> Path:
-    """The folder of a run that is passed as a path, as ``hf://user/name``, or as the `Run` that training returned.
+    """The folder of a run that is passed as a path, an address, or as the `Run` that training returned.
+
+    A run in a bucket is fetched; after ``writes``, the caller uploads what has changed: `publish_changes`.
 
     Args:
         name: name of the argument, for errors.
@@ -409,10 +418,15 @@ def run_path(name: str, value: Any, *, writes: bool = False) -> Path:
 
     Raises:
         ConfigError: it is something else.
-        RunError: it is on the hub and cannot be downloaded, see `rediffuse.runs.hub.download`.
+        RunError: it is on the hub or in a bucket and cannot be downloaded, see `rediffuse.runs.hub.download` and
+            `rediffuse.objects.folders.fetch_folder`.
     """
     if isinstance(value, Run):
-        return value.path
+        value = value.path
+    refuse_unknown(name, value)
+    address = address_of(value)
+    if address is not None and not hub.is_address(value):
+        return fetch_folder(address, lambda path, content: parse_manifest(path, content)["files"], RunError)
     if hub.is_address(value):
         if writes:
             raise ConfigError(
@@ -421,3 +435,12 @@ def run_path(name: str, value: Any, *, writes: bool = False) -> Path:
             )
         return hub.download(value)
     return require_path(name, value, "Give the folder of a run, or what rediffuse.train returned.")
+
+
+def publish_changes(run: Any, folder: Path) -> None:
+    """Upload what has changed in ``folder``, the local copy of a run, if ``run`` is in a bucket.
+
+    Raises:
+        StorageError: the store cannot be written.
+    """
+    changed(run.path if isinstance(run, Run) else run, folder).publish()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from rediffuse.arguments import require_path, require_text
+from rediffuse.arguments import require_text
 from rediffuse.data.cold_users import refuse_selection
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import as_dataset
@@ -17,6 +17,7 @@ from rediffuse.errors import ConfigError, RunError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend, BlendConfig
 from rediffuse.models.placement import move
+from rediffuse.objects.folders import output
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path
 from rediffuse.runs.split_of import check_data, split_of
@@ -56,7 +57,9 @@ def blend(
     """
     folders = [run_path("runs", run) for run in ([runs] if isinstance(runs, str | Path | Run) else runs)]
     dataset = as_dataset("data", data)
-    folder = require_path("out", out, 'Name a folder for the run: out="runs/blend".')
+    place = output("out", out, 'Name a folder for the run: out="runs/blend".')
+    place.start()
+    folder = place.folder
     metric = require_text("metric", metric)
     if len(folders) < 2:
         raise ConfigError(f"{len(folders)} runs were given.", "Give at least two to blend.")
@@ -116,7 +119,8 @@ def blend(
             "validation": validation,
         }
         write_files(trainer, split, folder, run_config)
-    return Run(folder, run_config, validation, minutes)
+    place.publish()
+    return Run(place.path, run_config, validation, minutes)
 
 
 def _refitted(parts: list[RunContents]) -> bool | str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rediffuse import devices, distributed
-from rediffuse.arguments import require_flag, require_number, require_path
+from rediffuse.arguments import require_flag, require_number
 from rediffuse.config import selected_value
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.loading import as_dataset
@@ -18,11 +18,14 @@ from rediffuse.data.split import none
 from rediffuse.errors import ConfigError, DataError, RunError, TrainingError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend
+from rediffuse.objects.folders import output
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.run_folder import LOG, Run, RunContents, read_log, read_run, run_path
 from rediffuse.runs.split_of import split_of
+from rediffuse.training.callbacks import Callbacks
 from rediffuse.training.progress import reporting
 from rediffuse.training.train import describe_run, make_trainer, noise_of, now, write_files
+from rediffuse.training.uploads import with_uploads
 
 
 def refit(
@@ -68,7 +71,8 @@ def refit(
     memory = PeakMemory(devices.resolve(device))
     source = run_path("run", run)
     dataset = as_dataset("data", data)
-    folder = require_path("out", out, 'Name a folder for the new run: out="runs/live".')
+    place = output("out", out, 'Name a folder for the new run: out="runs/live".')
+    folder = place.folder
     keep_test, resume = require_flag("keep_test", keep_test), require_flag("resume", resume)
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
@@ -105,11 +109,13 @@ def refit(
         show_progress=progress,
         steps=steps,
         device=device,
+        callbacks=with_uploads(Callbacks([]), place),
     )
     network = trainer.model
     resolved = copy.deepcopy(chosen["resolved"])
     remedy = "The last checkpoint is kept: start the same command again with --resume."
     with distributed.fail_together(remedy), reporting(progress), contextlib.ExitStack() as stack:
+        distributed.main_process_first(lambda: place.start(resume=resume))
         distributed.main_process_first(lambda: open_run_folder(folder, run_config, resume, stack))
         if not network.trained_by_gradient:
             network.resolve(resolved)  # the choices are part of what is fitted
@@ -143,7 +149,8 @@ def refit(
             "validation": None,
         }
         distributed.main_process_first(lambda: write_files(trainer, split, folder, run_config))
-    return Run(folder, run_config, None, state.seconds / 60)
+    distributed.main_process_first(place.publish)
+    return Run(place.path, run_config, None, state.seconds / 60)
 
 
 def _check_features(contents: RunContents, dataset: Dataset) -> None:

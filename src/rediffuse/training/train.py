@@ -8,7 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from rediffuse.arguments import (
     require_integer,
     require_number,
     require_options,
-    require_path,
     require_text,
 )
 from rediffuse.config import ModelConfig
@@ -38,6 +37,7 @@ from rediffuse.memory import LESS_MEMORY, PeakMemory, out_of_memory
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
 from rediffuse.models.sizes import check_size
+from rediffuse.objects.folders import output
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.former_options import CONFIG_FORMAT
@@ -56,6 +56,7 @@ from rediffuse.training.callbacks import Callbacks
 from rediffuse.training.loop import Trainer
 from rediffuse.training.phases import NETWORK, read_phase_run, with_another_prior
 from rediffuse.training.progress import reporting
+from rediffuse.training.uploads import with_uploads
 
 
 def train(
@@ -82,7 +83,8 @@ def train(
             the class itself.
         data: a split, whose training and validation subsets are used; training cannot reach the test subset. For a
             dataset, or the path of a dataset folder, the default split is used, and a warning names it.
-        out: the run folder, which is required; new, unless ``resume``.
+        out: the run folder, which is required; new, unless ``resume``. It may be in a bucket ("s3://bucket/run"), where
+            the checkpoints are uploaded too; see docs/object-storage.md.
         preset: named options of the model, for example "paper".
         config: options that override the preset, as a dict or a Config of the model.
         seed: seed of the weights, the order of batches and all noise.
@@ -119,11 +121,12 @@ def train(
     """
     distributed.init()
     memory = PeakMemory(devices.resolve(device))
-    folder = require_path("out", out, 'Name a folder for the run: out="runs/mine".')
+    place = output("out", out, 'Name a folder for the run: out="runs/mine".')
+    folder = place.folder
     tracker = require_text("tracker", tracker)
     track_artifacts = require_flag("track_artifacts", track_artifacts)
     check_tracker(tracker, track_artifacts)
-    called = Callbacks(callbacks)
+    called = with_uploads(Callbacks(callbacks), place)
     seed = require_integer("seed", seed, minimum=None)
     if max_minutes is not None:
         max_minutes = require_number("max_minutes", max_minutes)
@@ -148,13 +151,15 @@ def train(
     # The folder is created only after a model could be built from the options.
     remedy = "The last checkpoint is kept: start the same command again with --resume."
     with distributed.fail_together(remedy), reporting(progress), contextlib.ExitStack() as stack:
+        distributed.main_process_first(lambda: place.start(resume=resume))
         distributed.main_process_first(lambda: open_run_folder(folder, run_config, resume, stack))
         if tracker is not None and distributed.rank() == 0:
             trainer.tracking = _start_tracking(tracker, folder, run_config, resume, stack)
         run = _train(trainer, split, folder, run_config, resume, memory, planned.phase_runs.get(NETWORK))
         if track_artifacts and trainer.tracking is not None:
             trainer.tracking.log_folder()
-        return run
+    distributed.main_process_first(place.publish)
+    return replace(run, path=place.path)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.arguments import require_path
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
 from rediffuse.data.loading import as_dataset
@@ -21,6 +20,7 @@ from rediffuse.data.merging import extended_ids, merge
 from rediffuse.errors import ConfigError, DataError, RediffuseWarning, RunError
 from rediffuse.memory import PeakMemory
 from rediffuse.models.base import TrainingData
+from rediffuse.objects.folders import output
 from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.identity import open_run_folder
@@ -55,7 +55,9 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
             are learned too; features of new items are missing or were not known in training.
     """
     began, memory = time.monotonic(), PeakMemory()
-    folder = require_path("out", out, 'Name a folder for the new run: out="runs/updated".')
+    place = output("out", out, 'Name a folder for the new run: out="runs/updated".')
+    place.start()
+    folder = place.folder
     source = run_path("run", run)
     new = as_dataset("data", data)
     contents = read_run(source)
@@ -118,7 +120,8 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
             item_table=item_table,
             others=copied_encoder(contents),
         )
-    return Run(folder, run_config, None, minutes)
+    place.publish()
+    return Run(place.path, run_config, None, minutes)
 
 
 def _all_in_training(histories: Histories) -> dict[str, dict[str, int]]:
