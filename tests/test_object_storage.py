@@ -9,16 +9,27 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import typer
 
 import rediffuse as rd
 from rediffuse.addresses import AddressPath
-from rediffuse.errors import ConfigError, DataError, MissingExtraError, RediffuseWarning, RunError, StorageError
+from rediffuse.cli.app import ADDRESSES, app
+from rediffuse.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    RediffuseError,
+    RediffuseWarning,
+    RunError,
+    StorageError,
+)
 from rediffuse.objects import store as object_store
 from rediffuse.objects.cache import cache_folder
 from rediffuse.readers import tables
 from rediffuse.recommender.batch import recommend_to_folder
 from rediffuse.testing import synthetic_interactions
 from tests.s3 import bucket, names, server, store  # noqa: F401 (fixtures)
+from tests.test_addresses import PATHS, arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
 
@@ -421,6 +432,36 @@ def test_runs_are_derived_evaluated_and_compared_in_a_bucket(bucket, data, tmp_p
     assert lists(live, users).equals(lists(local, users))
     with pytest.raises(RunError, match=r"s3://.*/live is not empty"):
         rd.refit(ease, data, out=f"{bucket}/live")
+
+
+@pytest.mark.parametrize(("words", "param"), PATHS)
+def test_every_path_of_every_command_in_a_bucket_is_used_or_refused(words, param, bucket, tmp_path, monkeypatch):  # noqa: F811
+    """Nothing is there, so every command fails: with an error of ours, and without a local folder s3:."""
+    monkeypatch.chdir(tmp_path)
+    line = arguments(words, param, f"{bucket}/x")
+    if words == ("data",):
+        line.insert(1, "unheard-of")
+    with pytest.raises(RediffuseError) as raised:
+        typer.main.get_command(app)(line, standalone_mode=False)
+    assert raised.value.remedy
+    assert not (tmp_path / "s3:").exists()
+    if param.name not in ADDRESSES:
+        assert f"is {bucket}/x, on S3 and stores like it, and only a local path" in raised.value.problem
+
+
+def test_an_interrupted_evaluation_leaves_a_run_that_works(bucket, data, monkeypatch):  # noqa: F811
+    run = rd.train("popularity", rd.split.leave_one_out(data), f"{bucket}/run")
+    with monkeypatch.context() as broken:
+        stops_after(broken, 2)
+        with pytest.raises(StorageError):
+            rd.evaluate(run, data)
+    lose_cache()
+    assert len(lists(run, data.user_ids[:2].to_list()))
+    rd.evaluate(run, data)
+    lose_cache()
+    listed = json.loads(store().cat_file(f"{bucket}/run/manifest.json"))["files"]
+    assert {"test.json", "README.md"} <= set(listed)
+    assert len(lists(run, data.user_ids[:2].to_list()))
 
 
 def test_what_cannot_be_in_a_bucket_is_refused(bucket, data):  # noqa: F811

@@ -19,7 +19,7 @@ DEFAULT_MODELS = ("sasrec", "diffurec")  # whose training doctor estimates
 EXTRAS = {
     **{"tensorboard": "track", "wandb": "wandb", "mlflow": "mlflow"},
     **{"plotly": "report", "jinja2": "report", "optuna": "tune"},
-    **{"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "faiss": "ann"},
+    **{"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "faiss": "ann", "s3fs": "cloud"},
     **{"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
     "ray": "ray",
 }

@@ -29,13 +29,14 @@ _TRIES = 3
 Digests = Callable[[Path, bytes | None], dict[str, str]]
 
 
-def fetch_folder(address: str, digests: Digests, kind: type[RediffuseError]) -> Path:
+def fetch_folder(address: str, digests: Digests, kind: type[RediffuseError], unlisted: Iterable[str] = ()) -> Path:
     """The local copy of a folder, whose files have the checksums that the manifest lists.
 
     Args:
         address: of the folder.
         digests: reads the manifest; raises what is wrong with it.
         kind: of the errors.
+        unlisted: files to fetch as they are where the manifest does not list them, because an upload was interrupted.
 
     Raises:
         RediffuseError: of ``kind``, the store cannot be read; a file, which the error names, is missing or damaged.
@@ -57,6 +58,8 @@ def fetch_folder(address: str, digests: Digests, kind: type[RediffuseError]) -> 
                 if problem:
                     break
             if problem is None:
+                for name in there.keys() & set(unlisted) - listed.keys():
+                    _fetch(address, name, folder, there[name], record, kind)
                 atomic_write_bytes(folder / MANIFEST, content or b"")
                 return folder
             if store.read_bytes(str(path), kind) == content:
@@ -212,8 +215,12 @@ class Output:
                     store.put(self.folder / name, address)
                     record.add(name, digest, store.look(address, StorageError))
 
-    def publish(self, last: str = MANIFEST) -> None:
+    def publish(self, last: str = MANIFEST, meanwhile: bytes | None = None) -> None:
         """Upload the staging folder, the file ``last`` at the end, and keep it as the local copy of the address.
+
+        Args:
+            last: the manifest.
+            meanwhile: its content while other files change; None: there is none then.
 
         Raises:
             StorageError: the store cannot be written; the same call continues.
@@ -224,7 +231,10 @@ class Output:
         with locked(self.address):
             there, record = store.find(self.address, StorageError), Record(self.address)
             if last in there and record.sha256(last, there[last]) != sha256_file(self.folder / last):
-                store.remove(f"{self.address}/{last}")
+                if meanwhile is None:
+                    store.remove(f"{self.address}/{last}")
+                else:
+                    store.put_bytes(meanwhile, f"{self.address}/{last}")
         self.upload([*(name for name in names if name != last), last])
         with locked(self.address):
             for name in self._stale.difference(names):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 
 from rediffuse.addresses import SCHEMES, scheme_of
 from rediffuse.errors import DataError, MissingExtraError, RediffuseError, StorageError
-from rediffuse.files import os_error, storage_error
+from rediffuse.files import storage_error
 
 # The fsspec implementation of a scheme.
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "hf": "huggingface_hub"}
@@ -25,7 +26,7 @@ _CREDENTIALS = {
 _AZURE = "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, or a connection string"
 # What says whether an object is still the same, the first that a store has.
 _TAGS = ("ETag", "etag", "generation", "blob_id", "LastModified", "last_modified", "mtime", "created")
-_DENIED = ("AccessDenied", "Forbidden", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "401")
+_DENIED = r"AccessDenied|Forbidden|Unauthorized|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|\b40[13]\b"
 _NO_CREDENTIALS = ("Unable to locate credentials", "NoCredentials", "DefaultCredentials", "Anonymous caller")
 
 
@@ -56,9 +57,9 @@ def explained(address: str, kind: type[RediffuseError]) -> Iterator[None]:
     except ImportError:
         raise MissingExtraError(_PACKAGES[scheme_of(address)], "cloud") from None
     except Exception as error:
-        cause = os_error(error)
-        if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise storage_error(f"{address} cannot be copied to {cause.filename or 'the cache'}", cause) from error
+        if isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            # Of this machine: stores name no file.
+            raise storage_error(f"{address} cannot be copied to {error.filename or 'the cache'}", error) from error
         problem, remedy = _said(address, error, "written" if kind is StorageError else "read")
         raise kind(problem, remedy) from error
 
@@ -70,10 +71,10 @@ def _said(address: str, error: Exception, done: str) -> tuple[str, str]:
     found = f"Credentials are taken from {_CREDENTIALS.get(scheme, _AZURE)}."
     if any(sign in named for sign in _NO_CREDENTIALS):
         return f"{address} cannot be {done}: there are no credentials for {SCHEMES[scheme]}.", found
-    if isinstance(error, PermissionError) or any(sign in named for sign in _DENIED):
-        return f"{address} may not be {done}: {text}.", f"Check the credentials and their rights there. {found}"
     if isinstance(error, FileNotFoundError):
         return f"{address} cannot be {done}: {text}.", "Check the bucket and the path; buckets are not created."
+    if isinstance(error, PermissionError) or re.search(_DENIED, named):
+        return f"{address} may not be {done}: {text}.", f"Check the credentials and their rights there. {found}"
     return (
         f"{address} cannot be {done}: {text or type(error).__name__}.",
         "Check the network, the endpoint and the region, then start again. What was copied is not copied again.",
@@ -84,7 +85,9 @@ def _open(address: str) -> tuple[Any, str]:
     """The file system of an address, and its path there."""
     import fsspec.core
 
-    return fsspec.core.url_to_fs(address, use_listings_cache=False)
+    system, path = fsspec.core.url_to_fs(address)
+    system.invalidate_cache()  # other machines write there too
+    return system, path
 
 
 def _object(info: dict[str, Any]) -> Object:
@@ -159,7 +162,7 @@ def put(path: Path, address: str) -> None:
     """
     with explained(address, StorageError):
         system, there = _open(address)
-        system.put_file(str(path), there)
+        system.put_file(str(path), there, **({"overwrite": True} if _PACKAGES[scheme_of(address)] == "adlfs" else {}))
 
 
 def put_bytes(content: bytes, address: str) -> None:
@@ -188,8 +191,10 @@ def scan_options(address: str) -> dict[str, Any]:
         system, path = _open(address)
         bucket = path.split("/")[0]
         client = system.s3.meta
-        answer = system.call_s3("head_bucket", Bucket=bucket)
-        region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region") or client.region_name
+        region = client.region_name
+        with suppress(OSError):  # who may read objects need not see the bucket
+            answer = system.call_s3("head_bucket", Bucket=bucket)
+            region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region") or region
         options = {"aws_region": region or "us-east-1"}
         place = urlsplit(client.endpoint_url)
         if "amazonaws.com" not in (place.hostname or ""):

@@ -26,9 +26,10 @@ from typing import Any
 import polars as pl
 
 from rediffuse.addresses import refuse_address
-from rediffuse.arguments import require_path, wrong_type
+from rediffuse.arguments import wrong_type
 from rediffuse.data.dataset import Dataset
 from rediffuse.errors import ConfigError, DataError, did_you_mean
+from rediffuse.objects.folders import output
 from rediffuse.readers.interactions import read_interactions
 from rediffuse.readers.research import FORMS, SETS, read_released
 from rediffuse.table_files import read_csv, read_parquet, scan_parquet
@@ -81,7 +82,7 @@ def public_dataset(
             tried.
     """
     if out is not None:
-        require_path("out", out)  # before the work
+        output("out", out)  # before the work
     if from_folder is not None:
         dataset = read_released(name, from_folder)
         if out is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.addresses import address_of, refuse_unknown
+from rediffuse.addresses import AddressPath, address_of, refuse_unknown
 from rediffuse.arguments import require_path
 from rediffuse.config import WITH_HISTORY, ModelConfig
 from rediffuse.data.checks import require_plain_names
@@ -24,6 +24,7 @@ from rediffuse.files import Content, atomic_write_text, parquet_bytes, sha256_fi
 from rediffuse.models import external, model_class
 from rediffuse.models.base import Model
 from rediffuse.objects.folders import changed, fetch_folder
+from rediffuse.objects.store import read_bytes
 from rediffuse.runs import checks, former_options, hub
 from rediffuse.runs.lock import PATIENCE, folder_lock
 from rediffuse.runs.tensors import load_tensors, load_weights, write_tensors
@@ -426,7 +427,8 @@ def run_path(name: str, value: Any, *, writes: bool = False) -> Path:
     refuse_unknown(name, value)
     address = address_of(value)
     if address is not None and not hub.is_address(value):
-        return fetch_folder(address, lambda path, content: parse_manifest(path, content)["files"], RunError)
+        card = ("README.md",) if writes else ()  # it gets another section
+        return fetch_folder(address, lambda path, content: parse_manifest(path, content)["files"], RunError, card)
     if hub.is_address(value):
         if writes:
             raise ConfigError(
@@ -437,10 +439,23 @@ def run_path(name: str, value: Any, *, writes: bool = False) -> Path:
     return require_path(name, value, "Give the folder of a run, or what rediffuse.train returned.")
 
 
+def named(run: Any, folder: Path) -> str:
+    """What to call a run in files that last: its address, rather than the folder that it was fetched into."""
+    return address_of(run.path if isinstance(run, Run) else run) or str(folder)
+
+
 def publish_changes(run: Any, folder: Path) -> None:
     """Upload what has changed in ``folder``, the local copy of a run, if ``run`` is in a bucket.
 
     Raises:
         StorageError: the store cannot be written.
     """
-    changed(run.path if isinstance(run, Run) else run, folder).publish()
+    place = changed(named(run, folder), folder)
+    if place.address is None:
+        return
+    path = AddressPath(place.address) / MANIFEST
+    there = parse_manifest(path, read_bytes(str(path), RunError))["files"]
+    here = read_manifest(folder)["files"]
+    # Readers see the run without the files that change, as in a local folder.
+    kept = {name: digest for name, digest in there.items() if here.get(name) == digest}
+    place.publish(meanwhile=manifest_text(kept).encode())

@@ -20,7 +20,7 @@ from rediffuse.memory import PeakMemory
 from rediffuse.models.blend import Blend
 from rediffuse.objects.folders import output
 from rediffuse.runs.identity import open_run_folder
-from rediffuse.runs.run_folder import LOG, Run, RunContents, read_log, read_run, run_path
+from rediffuse.runs.run_folder import LOG, Run, RunContents, named, read_log, read_run, run_path
 from rediffuse.runs.split_of import split_of
 from rediffuse.training.callbacks import Callbacks
 from rediffuse.training.progress import reporting
@@ -91,7 +91,7 @@ def refit(
     if keep_test:
         run_config["split"] = chosen["split"]
     run_config["refit_of"] = {
-        "run": str(source),
+        "run": named(run, source),
         "weights": contents.weights,
         "split": chosen["split"],
         "metric": contents.model.config.metric,

@@ -25,7 +25,7 @@ from rediffuse.runs.card import model_card
 from rediffuse.runs.environment import environment
 from rediffuse.runs.identity import open_run_folder
 from rediffuse.runs.item_features import copied_encoder, read_encoder
-from rediffuse.runs.run_folder import Run, RunContents, read_run, run_path, write_run
+from rediffuse.runs.run_folder import Run, RunContents, named, read_run, run_path, write_run
 from rediffuse.training.train import counts
 
 
@@ -102,7 +102,11 @@ def update(run: str | Path | Run, data: Dataset | str | Path, out: str | Path) -
         },
         "training": contents.config["training"] | {"minutes": minutes, "peak_memory_mib": memory.mib()},
         "validation": None,
-        "updated_from": {"run": str(source), "weights": contents.weights, "interactions": merged.added},
+        "updated_from": {
+            "run": named(run, source),
+            "weights": contents.weights,
+            "interactions": merged.added,
+        },
     }
     made_in = environment()
     with contextlib.ExitStack() as stack:
