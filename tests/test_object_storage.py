@@ -129,6 +129,25 @@ def test_text_is_copied_once_and_that_is_said(bucket, table, tmp_path, monkeypat
     assert rd.read_interactions(f"{bucket}/t.csv", time="time").num_interactions == 200
 
 
+def test_tables_and_datasets_of_the_hub_are_copied(data, table, tmp_path, monkeypatch):
+    """With a file system in memory in the place of the hub's."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    system = MemoryFileSystem()
+    monkeypatch.setattr(object_store, "_open", lambda address: (system, "/" + address.partition("://")[2]))
+    monkeypatch.setenv("REDIFFUSE_CACHE", str(tmp_path / "cache"))
+    with system.open("/datasets/ann/shop/t.parquet", "wb") as file:
+        table.write_parquet(file)
+    table.write_parquet(tmp_path / "t.parquet")
+    wanted = rd.read_interactions(tmp_path / "t.parquet", time="time").fingerprint
+    with pytest.warns(RediffuseWarning, match="was copied as a whole"):
+        assert rd.read_interactions("hf://datasets/ann/shop", time="time").fingerprint == wanted
+    for path in data.save(tmp_path / "data").iterdir():
+        system.pipe_file(f"/datasets/ann/data/{path.name}", path.read_bytes())
+    assert rd.load_dataset("hf://datasets/ann/data").fingerprint == data.fingerprint
+    system.rm("/datasets", recursive=True)
+
+
 def test_a_table_that_changes_while_it_is_read_is_refused(bucket, table):  # noqa: F811
     write(table, f"{bucket}/t.parquet")
     opened = tables.read_table(f"{bucket}/t.parquet", "interactions")

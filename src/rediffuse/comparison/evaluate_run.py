@@ -49,7 +49,7 @@ from rediffuse.reranking import (
 from rediffuse.runs.card import with_test
 from rediffuse.runs.environment import environment
 from rediffuse.runs.lock import PATIENCE, folder_lock
-from rediffuse.runs.run_folder import Run, add_files, publish_changes, read_run, run_path
+from rediffuse.runs.run_folder import Run, add_files, named, publish_changes, read_run, run_path
 from rediffuse.runs.split_of import split_of
 from rediffuse.runs.tracking import log_test_metrics
 
@@ -140,13 +140,14 @@ def evaluate(
     more = [str(metric) for metric in parse_metrics(metrics, _MEASURED)] if metrics else []
     options = RerankingOptions(max_per, diversity, diversity_by, slate)
     with distributed.fail_together("Start the same command again."):
-        found = Evaluation(_evaluate(folder, dataset, protocol, seeds, more, options, device))
+        found = Evaluation(_evaluate(folder, named(run, folder), dataset, protocol, seeds, more, options, device))
         distributed.main_process_first(lambda: publish_changes(run, folder))
         return found
 
 
 def _evaluate(
     folder: Path,
+    name: str,
     dataset: Dataset,
     protocol: str | None,
     seeds: list[int],
@@ -216,7 +217,7 @@ def _evaluate(
     sliced = [*SHOWN, *(name for name in more if name not in SHOWN and parse_metric(name, _MEASURED).kind in ACCURACY)]
     only_validated, ceilings = _new_items(results[0], task, split, sliced, rules.policies)
     test_result = {
-        "run": str(folder),
+        "run": name,
         "split": split.name,
         "leak": split.leak,
         "protocol": rules.to_dict(),

@@ -32,11 +32,11 @@ def cache_folder() -> Path:
 
 
 def copy_of(address: str, purpose: Literal["fetched", "staged", "tables", "records", "locks"]) -> Path:
-    """Where the local copy of an address lies; the same for every process of this user."""
+    """Where the local copy of an address lies, under the name that it has there; the same for all processes."""
     store = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     digest = hashlib.sha256(f"{store} {address}".encode()).hexdigest()[:16]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", address.partition("://")[2])[-40:].strip("-.")
-    return cache_folder() / purpose / f"{name}-{digest}"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", address.rpartition("/")[2]).strip(".")
+    return cache_folder() / purpose / digest / (name or "root")
 
 
 @contextmanager
