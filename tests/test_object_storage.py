@@ -28,6 +28,7 @@ from rediffuse.objects.cache import cache_folder
 from rediffuse.readers import tables
 from rediffuse.recommender.batch import recommend_to_folder
 from rediffuse.testing import synthetic_interactions
+from rediffuse.training import uploads as checkpoint_uploads
 from tests.s3 import bucket, names, server, store  # noqa: F401 (fixtures)
 from tests.test_addresses import PATHS, arguments
 
@@ -363,6 +364,12 @@ def test_part_files_go_on_on_another_machine(bucket, data, tmp_path, monkeypatch
     assert (again.skipped, again.written) == (3, 0)
 
 
+@pytest.fixture
+def uploads_at_once(monkeypatch) -> None:
+    """Training uploads every checkpoint, however short an epoch is."""
+    monkeypatch.setattr(checkpoint_uploads, "SECONDS", 0.0)
+
+
 class Stop(Exception):
     pass
 
@@ -378,6 +385,7 @@ class StopsAt:
             raise Stop
 
 
+@pytest.mark.usefixtures("uploads_at_once")
 @pytest.mark.parametrize("machine", ["the same", "another"])
 def test_a_training_goes_on_from_its_last_upload(bucket, data, tmp_path, machine):  # noqa: F811
     wanted = rd.train("gru4rec", data, tmp_path / "run", config=CONFIG)
@@ -398,6 +406,7 @@ def test_a_training_goes_on_from_its_last_upload(bucket, data, tmp_path, machine
     assert lists(run, users).equals(lists(wanted, users))
 
 
+@pytest.mark.usefixtures("uploads_at_once")
 def test_a_machine_that_was_overtaken_fetches_the_newer_checkpoint(bucket, data, tmp_path, monkeypatch):  # noqa: F811
     place = f"{bucket}/run"
     with pytest.raises(Stop):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 import warnings
 from typing import Any
 
@@ -12,6 +14,8 @@ from rediffuse.objects.folders import Output
 from rediffuse.runs.run_folder import LOG
 from rediffuse.training.callbacks import Callbacks
 
+# Between two uploads: epochs may take less time than requests.
+SECONDS = 30.0
 _LAST = "checkpoints/last.safetensors"
 
 
@@ -35,7 +39,7 @@ def with_uploads(callbacks: Callbacks, place: Output) -> Callbacks:
 
 class _Uploads:
     def __init__(self, place: Output) -> None:
-        self.place, self.uploaded = place, None
+        self.place, self.uploaded, self.ended = place, None, -math.inf
 
     def on_step(self, event: Any) -> None:
         self.upload()
@@ -44,11 +48,11 @@ class _Uploads:
         self.upload()
 
     def upload(self) -> None:
-        """Upload the checkpoints if the last one is new. What they need comes first: a resumed training reads the last
+        """Upload the checkpoints if the last one is new. What it needs comes first: a resumed training reads the last
         one, and repeats what came after it."""
         last = self.place.folder / _LAST
         stamp = last.stat().st_mtime_ns if last.exists() else None
-        if stamp == self.uploaded:
+        if stamp == self.uploaded or time.monotonic() - self.ended < SECONDS:
             return
         names = [LOG] if (self.place.folder / LOG).exists() else []
         names += sorted(f"checkpoints/{path.name}" for path in last.parent.iterdir() if not path.name.startswith("."))
@@ -60,4 +64,4 @@ class _Uploads:
                 RediffuseWarning,
                 stacklevel=2,
             )
-        self.uploaded = stamp
+        self.uploaded, self.ended = stamp, time.monotonic()
