@@ -99,6 +99,8 @@ CALLS = {
     "read_interactions items": lambda: rd.read_interactions(TABLE, items=Path(ADDRESS)),
     "read_interactions adjacency": lambda: rd.read_interactions(ADDRESS, format="adjacency"),
     "read_atomic": lambda: rd.read_atomic(ADDRESS),
+    "read_numbered": lambda: rd.read_numbered(ADDRESS),
+    "load_partitions": lambda: rd.load_partitions(ADDRESS, [0]),
     "load_dataset": lambda: rd.load_dataset(Path(ADDRESS)),
     "public_dataset from": lambda: rd.public_dataset("diffurec", from_folder=ADDRESS),
     "public_dataset out": lambda: rd.public_dataset("ml-100k", out=ADDRESS),

@@ -163,6 +163,7 @@ def test_a_table_that_changes_while_it_is_read_is_refused(bucket, table):  # noq
     [
         ("/ratings.parquet", r"/ratings.parquet does not exist[\s\S]*Did you mean 'rating.parquet'"),
         ("/no*.parquet", r"No object matches s3://"),
+        ("/numbered", r"folder of numbered tables[\s\S]*from a local folder"),
         ("/empty", r"holds no Parquet, CSV or TSV files"),
         ("-none/t.parquet", r"-none/t.parquet .*bucket does not exist[\s\S]*buckets are not created"),
     ],
@@ -170,6 +171,8 @@ def test_a_table_that_changes_while_it_is_read_is_refused(bucket, table):  # noq
 def test_missing_tables_are_named(bucket, table, source, says):  # noqa: F811
     write(table, f"{bucket}/rating.parquet")
     store().pipe_file(f"{bucket}/empty/notes.md", b"x")
+    for name in ("users.parquet", "interactions/part=0/rows.parquet"):
+        store().pipe_file(f"{bucket}/numbered/{name}", b"x")
     with pytest.raises(DataError, match=says):
         rd.read_interactions(bucket + source)
 

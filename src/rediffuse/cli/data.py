@@ -157,6 +157,7 @@ def _read_numbered(folder: Path, out: Path, options: dict[str, Any]) -> Dataset:
     """The dataset of numbered tables, with its interactions in a temporary file beside ``out``."""
     from rediffuse.data.store import refuse_foreign
     from rediffuse.errors import ConfigError
+    from rediffuse.objects.folders import output
     from rediffuse.readers import read_numbered
 
     for name in options:
@@ -166,7 +167,7 @@ def _read_numbered(folder: Path, out: Path, options: dict[str, Any]) -> Dataset:
                 "Leave it out: whatever it asks for is done where the tables are made, see docs/large-tables.md.",
             )
     refuse_foreign(out)
-    return read_numbered(folder, **options, scratch=out.absolute().parent)
+    return read_numbered(folder, **options, scratch=output("--out", out).folder.absolute().parent)
 
 
 def _parse_weights(text: str) -> dict[str, float]:

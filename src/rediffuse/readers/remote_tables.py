@@ -85,6 +85,12 @@ def _found(address: str, what: str, endings: tuple[tuple[str, ...], ...]) -> dic
     below = store.find(address)
     if "manifest.json" in below and "items.parquet" in below:
         raise DataError(f"{address} is a dataset already.", "Load it with rediffuse.load_dataset.")
+    if {"users.parquet", "items.parquet"}.intersection(below) and any(
+        name.startswith("interactions/") for name in below
+    ):
+        raise DataError(
+            f"{address} is a folder of numbered tables.", "They are read from a local folder: copy it there."
+        )
     if not below:
         parent, _, name = address.rpartition("/")
         near = closest(name, [other for other in store.find(parent) if "/" not in other])
