@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rediffuse import devices
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
+from rediffuse.models.placement import place
 from rediffuse.models.sampling import Sampling
 from rediffuse.recommender.index import METADATA_FILE, VECTORS_FILE, ItemIndex, Kind, load_faiss
 from rediffuse.recommender.index_recall import exact_thresholds, median_milliseconds, recall_of
@@ -81,7 +82,7 @@ def build_index(
     if not 0 < recall <= 1:
         raise ConfigError(f"recall is {recall}.", "Give a share of more than 0 and at most 1, for example 0.95.")
     devices.resolve(device)
-    place = run
+    given = run
     run = run_path("run", run, writes=True)
     try:
         contents = read_run(run)
@@ -146,7 +147,7 @@ def build_index(
         "README.md": with_section(text, "Index", index_section(report)).encode(),
     }
     add_files(contents.path, files, made_of=contents.weights)
-    publish_changes(place, contents.path)
+    publish_changes(given, contents.path)
     return report
 
 

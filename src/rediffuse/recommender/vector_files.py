@@ -20,6 +20,7 @@ import polars as pl
 import torch
 from polars.io.plugins import register_io_source
 
+from rediffuse.arguments import require_path
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.files import atomic_folder, parquet_bytes, sha256_file, storage_error
 from rediffuse.readers.text_files import TextOptions
@@ -66,7 +67,7 @@ def write_vectors(
     Warns:
         RediffuseWarning: users without a vector, which are left out, and unknown items, with their counts.
     """
-    out, config = Path(out), recommender.config
+    out, config = require_path("out", out), recommender.config
     vectors = _item_vectors(recommender)
     _refuse_other_files(out)
     user_file, dtype = None, recommender.user_ids.dtype
