@@ -209,6 +209,19 @@ def all_gather_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return gathered
 
 
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+    """(processes, ...) the tensors (...) of all processes, of one shape, on the device of this one's. Collective."""
+    if world_size() == 1:
+        return tensor[None]
+    import torch
+    import torch.distributed as dist
+
+    sent = tensor.contiguous().cuda() if dist.get_backend() == "nccl" else tensor.contiguous()
+    received = [torch.empty_like(sent) for _ in range(world_size())]
+    dist.all_gather(received, sent)
+    return torch.stack(received).to(tensor.device)
+
+
 def main_process_first(work: Callable[[], None]) -> None:
     """Run ``work`` in process 0 while the others wait. Collective.
 

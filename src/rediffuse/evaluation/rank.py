@@ -101,7 +101,7 @@ def cells(rows: Histories, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rows.owners).to(device), torch.from_numpy(rows.items.astype(np.int64)).to(device)
 
 
-def _checked(scores: Tensor, rows: int, num_items: int, users: NDArray[np.int64], start: int) -> Tensor:
+def checked(scores: Tensor, rows: int, num_items: int, users: NDArray[np.int64], start: int) -> Tensor:
     """The scores as contiguous float32. NaN raises an error that names the users."""
     if tuple(scores.shape) != (rows, num_items):
         raise ValueError(f"score returned shape {tuple(scores.shape)}, expected {(rows, num_items)}")
@@ -137,9 +137,14 @@ def true_ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.
     tied with it and come later. So within a tie, other items come first, then the true ones by item number.
     """
     device = scores.device
-    owners = truth.owners
     own = scores[cells(truth, device)]
-    at_least = torch.zeros(len(owners), dtype=torch.int64, device=device)
+    return ranks_of(own, at_least(own, scores, truth, scratch), truth)
+
+
+def at_least(own: Tensor, scores: Tensor, truth: Histories, scratch: Tensor) -> Tensor:
+    """(t,) how many of the scores (B, n) of its user are at least each score ``own`` (t,) of a true item."""
+    device = scores.device
+    counts = torch.zeros(len(own), dtype=torch.int64, device=device)
     lengths = truth.lengths
     for j in range(int(lengths.max(initial=0))):
         rows = np.flatnonzero(lengths > j)
@@ -148,11 +153,16 @@ def true_ranks(scores: Tensor, truth: Histories, scratch: Tensor) -> NDArray[np.
         # Sums of floats are three times as fast as sums of booleans. In single precision they are exact below 2**24.
         higher = torch.ge(selected, own[entries, None], out=scratch[: len(rows)])
         wide = torch.int64 if higher.shape[1] >= 2**24 else None  # not every device has double precision
-        at_least[entries] = higher.sum(1, dtype=wide).long()
+        counts[entries] = higher.sum(1, dtype=wide).long()
+    return counts
+
+
+def ranks_of(own: Tensor, counts: Tensor, truth: Histories) -> NDArray[np.int64]:
+    """(t,) as `true_ranks`, from the scores ``own`` (t,) of the true items and from `at_least` of the catalogue."""
     true_scores = own.cpu().numpy()
-    ranks = at_least.cpu().numpy()
-    if len(owners) > len(truth):
-        ranks -= _tied_later(true_scores, owners)
+    ranks = counts.cpu().numpy()
+    if len(own) > len(truth):
+        ranks -= _tied_later(true_scores, truth.owners)
     return np.where(true_scores == -np.inf, NOT_RANKED, ranks)
 
 
@@ -215,7 +225,7 @@ def rank_task(
         rank, world_size = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
         for start in range(rank * block, users, world_size * block):
             rows = np.arange(start, min(start + block, users))
-            scores = _checked(score(task.histories.take(rows), start), len(rows), num_items, task.users, start)
+            scores = checked(score(task.histories.take(rows), start), len(rows), num_items, task.users, start)
             if scratch is None:
                 scratch = torch.empty_like(scores)
             true, hidden = truth.take(rows), seen.take(rows)

@@ -283,7 +283,7 @@ class DiffuRec(SequenceModel):
             unconditional=config.diffusion and config.history_dropout > 0,
             gated=config.block == "ligr",
         )
-        nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
+        self.item_embedding.initialise(std=config.embedding_std)
         if config.fidelity == "released":  # those layers of the transformer that the authors' program initialises
             for block in self.approximator.encoder.blocks:
                 for layer in (block.out, block.expand, block.contract):

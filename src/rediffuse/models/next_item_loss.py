@@ -51,8 +51,23 @@ def negative_draws(loss: str, popularity: Tensor) -> Draws | None:
     return None
 
 
+def draw_negatives(model: ItemRanker, targets: int, device: torch.device) -> Tensor | None:
+    """The negatives of a batch with so many targets: (m,) items for all, or (targets, k); None: the loss draws none."""
+    loss = model.config.loss
+    count = model.config.negatives or NEGATIVES.get(loss, 1)
+    if loss == "sampled_softmax":
+        return model.draws.draw(count)
+    if loss in ("uniform_softmax", "bce", "gbce"):
+        return torch.randint(model.num_items, (targets, count), device=device)
+    return None
+
+
 def next_item_loss(
-    model: ItemRanker, vectors: Tensor, batch: SequenceBatch, weights: Tensor | None = None
+    model: ItemRanker,
+    vectors: Tensor,
+    batch: SequenceBatch,
+    drawn: Tensor | None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch that the model's option ``loss`` names.
 
@@ -60,13 +75,13 @@ def next_item_loss(
         model: gives the item vectors, the options and the draws of negatives.
         vectors: (n, d) one per target of the batch.
         batch: its targets.
+        drawn: what `draw_negatives` gave for it.
         weights: (n,) importance weights, or None for ones.
 
     Returns:
         The scalar loss, and the (n,) unweighted losses of the targets, detached; NaN where ``sce`` left a target out.
     """
     loss, targets = model.config.loss, batch.targets
-    negatives = model.config.negatives or NEGATIVES.get(loss, 1)
     # Inner products are not bounded, and bfloat16 rounds a logit of 100 by up to 0.25. Cosines over a temperature are
     # small enough for it.
     exact = model.config.temperature is None
@@ -85,19 +100,21 @@ def next_item_loss(
             return sampled_softmax(queries, positives, positives, targets, targets, log_counts, weights, same_row)
 
         if loss == "sampled_softmax":
-            drawn = model.draws.draw(negatives)
-            log_counts = model.draws.log_probabilities[drawn] + math.log(negatives)
+            assert drawn is not None
+            log_counts = model.draws.log_probabilities[drawn] + math.log(len(drawn))
             return sampled_softmax(queries, positives, model.item_vectors(drawn), targets, drawn, log_counts, weights)
 
         if loss == "sce":
             items = model.metric_space(model.catalogue().detach())
+            negatives = model.config.negatives or NEGATIVES[loss]
             return scalable_cross_entropy(queries, positives, items, model.item_vectors, targets, negatives, weights)
 
         # uniform_softmax, bce and gbce
-        drawn = torch.randint(model.num_items, (len(queries), negatives), device=queries.device)
-        table, sparse = model.item_embedding.all(), model.item_embedding.sparse
-        operands = queries, positives, table, model.metric_space, targets, drawn
+        assert drawn is not None
+        table, *places = model.item_embedding.nearby(targets, drawn)
+        operands = queries, positives, table, model.metric_space, *places
+        sparse = model.item_embedding.sparse
         if loss == "uniform_softmax":
             return uniform_softmax(*operands, weights=weights, sparse=sparse)
-        beta = gbce_beta(negatives, model.num_items) if loss == "gbce" else 1.0
+        beta = gbce_beta(drawn.shape[1], model.num_items) if loss == "gbce" else 1.0
         return binary_cross_entropy(*operands, beta=beta, weights=weights, sparse=sparse)

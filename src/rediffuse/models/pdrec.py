@@ -290,7 +290,8 @@ class PDRec(Composite):
             weights: (n,) weights of interactions, which have negatives too; None: the targets are liked items.
         """
         if self.config.loss == "softmax":
-            return next_item_loss(self.backbone, hidden, batch, importance if weights is None else weights * importance)
+            weights = importance if weights is None else weights * importance
+            return next_item_loss(self.backbone, hidden, batch, None, weights)
         hidden = self.backbone.metric_space(hidden)
         table = self.backbone.metric_space(self.backbone.catalogue())
         positive = F.softplus(-(hidden * table[batch.targets]).sum(-1).float())

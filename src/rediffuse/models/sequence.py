@@ -21,9 +21,9 @@ from rediffuse.losses.softmax import Biased
 from rediffuse.models.base import TrainingData
 from rediffuse.models.content import ContentModel
 from rediffuse.models.history_noise import HistoryNoise
-from rediffuse.models.next_item_loss import negative_draws, next_item_loss
+from rediffuse.models.next_item_loss import draw_negatives, negative_draws, next_item_loss
 from rediffuse.models.sampling import Sampling
-from rediffuse.nn.item_table import ItemTable
+from rediffuse.nn.item_table import item_table
 
 # The repeat bias is this times a parameter, so Adam moves it this much faster than a weight: its values are large, and
 # those of an item table are not.
@@ -159,7 +159,7 @@ class SequenceModel(ContentModel):
     def __init__(self, config: SequenceConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         sparse = config.item_optimizer != "adamw"
-        self.item_embedding = ItemTable(num_items + 1, config.embedding_size, sparse=sparse)
+        self.item_embedding = item_table(num_items + 1, config.embedding_size, sparse=sparse)
         self.repeat = nn.Parameter(torch.zeros(())) if config.repeat_bias else None
         self.noise: HistoryNoise | None = None
 
@@ -168,8 +168,12 @@ class SequenceModel(ContentModel):
     def loss(self, batch: SequenceBatch) -> Tensor:
         batch = self.training_batch(batch)
         # The repeat bias and the prior are for what the user interacted with; the network alone reads the noise.
-        encoded = self.encode(self.noised(batch))
-        loss, per_target = next_item_loss(self, encoded.vectors, batch, encoded.weights)
+        noised = self.noised(batch)
+        negatives = draw_negatives(self, len(batch.targets), batch.targets.device)
+        # One exchange between processes for all that the step reads, where the table is divided among them.
+        self.item_embedding.fetch(noised.items, batch.targets, *(() if negatives is None else (negatives,)))
+        encoded = self.encode(noised)
+        loss, per_target = next_item_loss(self, encoded.vectors, batch, negatives, encoded.weights)
         if encoded.timesteps is not None:
             counted = rank_rows(batch.rank_weight)
             self.update_timestep_sampler(encoded.timesteps[counted], per_target[counted])
@@ -198,7 +202,7 @@ class SequenceModel(ContentModel):
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
         if self.noise_time:
-            uniform, device = self.config.noise_graph == "uniform", self.item_embedding.weight.device
+            uniform, device = self.config.noise_graph == "uniform", self.item_embedding.device
             self.noise = HistoryNoise(data.train, self.num_items, self.noise_time, uniform, device)
         draws = negative_draws(self.config.loss, self.popularity)
         if draws is not None:
@@ -324,7 +328,7 @@ class SequenceModel(ContentModel):
         return self.metric_space(self.catalogue())
 
     def query_vectors(self, histories: Histories, users: NDArray[np.int64], sampling: Sampling) -> Tensor:
-        device = self.item_embedding.weight.device
+        device = self.item_embedding.device
         hidden = torch.empty(len(histories), self.config.embedding_size, device=device)
         items, lengths = pad_right(histories, self.config.max_length, self.pad)
         items, lengths = items.to(device), lengths.to(device)

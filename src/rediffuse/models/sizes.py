@@ -84,13 +84,20 @@ def _negative_bytes(options: ModelConfig, num_users: int) -> int:
     return negatives * (1 if shared else min(options.batch_size, num_users)) * (4 * size + 16)
 
 
-def check_size(kind: type[Model], options: ModelConfig, num_items: int, num_users: int) -> None:
+def check_size(
+    kind: type[Model], options: ModelConfig, num_items: int, num_users: int, processes: int = 1
+) -> None:
     """Refuse a model that does not fit into the free memory. A large one is built without memory, on the device "meta".
+
+    Args:
+        kind, options, num_items, num_users: the model.
+        processes: those that the items are divided among.
 
     Raises:
         ConfigError: it does not fit; the error names the option that makes it large.
     """
-    needed, free = model_bytes(kind, options, num_items, num_users), free_memory()
+    held = -(-num_items // processes)
+    needed, free = model_bytes(kind, options, held, num_users), free_memory()
     if needed is None or needed <= free:
         return
     smaller: dict[str, int] = {}
@@ -101,7 +108,7 @@ def check_size(kind: type[Model], options: ModelConfig, num_items: int, num_user
             continue
         try:
             changed = kind.Config.build(None, options.model_dump() | {option: default})
-            smaller[option] = model_bytes(kind, changed, num_items, num_users) or needed
+            smaller[option] = model_bytes(kind, changed, held, num_users) or needed
         except RediffuseError:  # the others do not fit the default
             continue
     size = "more memory than any machine has" if needed >= _ENDLESS else f"{needed / 2**30:,.1f} GiB"

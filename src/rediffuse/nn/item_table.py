@@ -5,10 +5,16 @@
 e_i is learned for the item alone, f_i is its content and W is learned for all. k_i is 0 for items without an
 interaction in training, so such an item is its content alone. In training, k_i is also 0 with the probability
 ``id_dropout``, because otherwise e_i would learn what W f_i can say (DropoutNet, Volkovs et al., NeurIPS 2017).
+
+A table may also lie in the memory of several processes. Sequence models call only what such a table has too:
+``device``, ``sparse``, `ItemTable.initialise`, `ItemTable.fetch`, `ItemTable.forward` and `ItemTable.nearby`.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -97,6 +103,22 @@ class ItemTable(nn.Embedding):
         self.id_dropout = 0.0
         self.content: ItemContent | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors are."""
+        return self.weight.device
+
+    def initialise(self, std: float) -> None:
+        """Draw the vectors from a normal distribution around 0."""
+        nn.init.normal_(self.weight, std=std)
+
+    def fetch(self, *items: Tensor) -> None:
+        """Announce the only items that are read until the next call; a table that lies elsewhere fetches them."""
+
+    def nearby(self, *items: Tensor) -> tuple[Tensor, ...]:
+        """A table (m, d) with the rows of all fetched items, differentiable; and the row in it of each of ``items``."""
+        return self.all(), *items
+
     def describe(
         self, matrix: sparse.csr_array, dense: NDArray[np.float32], learned: NDArray[np.bool_], id_dropout: float
     ) -> None:
@@ -158,3 +180,21 @@ class ItemTable(nn.Embedding):
             of_sparse, of_dense, _ = parts
             self.content = ItemContent(len(self.weight), (len(of_sparse), len(of_dense)), self.embedding_dim)  # pyright: ignore
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+_make: ContextVar[Callable[..., Any]] = ContextVar("item_table", default=ItemTable)
+
+
+def item_table(rows: int, size: int, *, sparse: bool) -> ItemTable:
+    """A new item table: an `ItemTable`, or what `item_tables_from` says."""
+    return _make.get()(rows, size, sparse=sparse)
+
+
+@contextlib.contextmanager
+def item_tables_from(make: Callable[..., Any]) -> Iterator[None]:
+    """Within the context, sequence models get their tables from ``make``, which takes the arguments of `item_table`."""
+    token = _make.set(make)
+    try:
+        yield
+    finally:
+        _make.reset(token)

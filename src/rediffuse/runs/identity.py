@@ -48,6 +48,7 @@ def open_run_folder(folder: Path, run_config: dict[str, Any], resume: bool, stac
         "phases_from": {phase: source["weights"] for phase, source in run_config["phases_from"].items()},
         "augmentation": run_config["data"]["augmentation"],
         "tables": run_config["data"]["tables"],
+        "item_table": run_config.get("item_table"),
         **({"item_features": features} if (features := run_config["data"].get("item_features")) else {}),
     }
     if resume:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -31,7 +31,7 @@ from rediffuse.data.histories import Histories
 from rediffuse.data.split import TrainingView
 from rediffuse.data.subsets import Task
 from rediffuse.errors import ConfigError, RunError, TrainingError
-from rediffuse.evaluation import evaluate_task, model_scores
+from rediffuse.evaluation import TaskResult, evaluate_task, model_scores
 from rediffuse.evaluation.selection import SubsetValidation
 from rediffuse.files import atomic_write_bytes, writing
 from rediffuse.memory import keep_freed_memory
@@ -95,7 +95,12 @@ class Trainer:
         callbacks: called as `Callbacks` says, once it is logged and saved. An exception that one raises
             ends training and is passed on by `run`.
         steps: phase -> optimiser steps, which replace its number of epochs; whole epochs are trained, at least one.
+
+    Attributes:
+        item_table: how the processes hold the item table; None: each has a copy.
     """
+
+    item_table: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -242,7 +247,7 @@ class Trainer:
                 if self._out_of_time():
                     self._save(optimizer)
                     return self._stops(False)
-                if time.monotonic() - last_saved > CHECKPOINT_SECONDS or self.interrupted:
+                if self._checkpoint_is_due(last_saved) or self.interrupted:
                     self._save(optimizer)
                     last_saved = time.monotonic()
                     self._raise_if_interrupted()
@@ -375,6 +380,9 @@ class Trainer:
         self.state.seconds = time.monotonic() - self.started
         return self.max_seconds < math.inf and distributed.any_rank(self.state.seconds > self.max_seconds)
 
+    def _checkpoint_is_due(self, last_saved: float) -> bool:
+        return time.monotonic() - last_saved > CHECKPOINT_SECONDS
+
     # --- what it says --------------------------------------------------------------------------------------
 
     def _call(self, method: str, optimizer: Optimizer | None, **facts: Any) -> None:
@@ -491,17 +499,15 @@ class Trainer:
         self.model.eval()
         self.model.prepare()
         metrics = dict.fromkeys((*VALIDATION_METRICS, self.config.metric.removesuffix("/unseen")))
-        result = evaluate_task(
-            model_scores(self.model, task, self.seed),
-            task,
-            num_items=self.view.num_items,
-            metrics=list(metrics),
-            shared=True,
-        )
+        result = self._evaluate(task, list(metrics))
         values = _flat(result.metrics)
         if result.with_history and result.counts["cold_users"]:
             values |= {WITH_HISTORY + name: value for name, value in _flat(result.with_history).items()}
         return values
+
+    def _evaluate(self, task: Task, metrics: list[str]) -> TaskResult:
+        scores = model_scores(self.model, task, self.seed)
+        return evaluate_task(scores, task, num_items=self.view.num_items, metrics=metrics, shared=True)
 
     def _validate_and_select(self) -> dict[str, float] | None:
         """Validate, and save the weights if they are the best of this phase; None without a validation subset.
@@ -519,11 +525,14 @@ class Trainer:
         if state.best is None or value > state.best:
             state.best, state.best_epoch, state.stale = value, state.epoch, 0
             # Written before the checkpoint: after a kill between the two, the epoch is repeated and written again.
-            if self.accelerator.is_main_process:
-                save_tensors(self.best_path, self.model.state_dict(), {"epoch": state.epoch})
+            self._save_best()
         else:
             state.stale += 1
         return metrics
+
+    def _save_best(self) -> None:
+        if self.accelerator.is_main_process:
+            save_tensors(self.best_path, self.model.state_dict(), {"epoch": self.state.epoch})
 
     def _load_best(self) -> None:
         """Load the best weights of this phase, or the average of the last if none was validated; then prepare the model
@@ -561,6 +570,9 @@ class Trainer:
         self.model.refit(self.data)
         self.model.eval()
         self.model.prepare()
+
+    def finish(self) -> None:
+        """Called in all processes before the main process writes the files of the finished run."""
 
     # --- checkpoints and the log ---------------------------------------------------------------------------
 

@@ -9,6 +9,9 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,18 @@ from rediffuse.training.loop import Trainer
 from rediffuse.training.phases import NETWORK, read_phase_run, with_another_prior
 from rediffuse.training.progress import reporting
 from rediffuse.training.uploads import with_uploads
+
+_make: ContextVar[Callable[..., Trainer] | None] = ContextVar("make_trainer", default=None)
+
+
+@contextlib.contextmanager
+def trainers_from(make: Callable[..., Trainer]) -> Iterator[None]:
+    """Within the context, `train` uses ``make`` in place of `make_trainer`: so an engine has a loop of its own."""
+    token = _make.set(make)
+    try:
+        yield
+    finally:
+        _make.reset(token)
 
 
 def train(
@@ -144,6 +159,8 @@ def train(
             stacklevel=2,
         )
     trainer = planned.trainer(folder, max_minutes=max_minutes, show_progress=progress, callbacks=called, device=device)
+    if trainer.item_table is not None:
+        run_config["item_table"] = trainer.item_table
     if not len(trainer.view.valid.users):
         warnings.warn(_without_validation(trainer), RediffuseWarning, stacklevel=2)
     elif remark := selection_remark(trainer.view.valid):
@@ -191,7 +208,8 @@ class Plan:
         """
         view, user_ids = shared_view(self.split), self.split.dataset.user_ids
         warn_of_unread_features(self.kind, self.options, view)
-        trainer = make_trainer(self.kind, self.options, view, folder, seed=self.seed, user_ids=user_ids, **others)
+        make = _make.get() or make_trainer
+        trainer = make(self.kind, self.options, view, folder, seed=self.seed, user_ids=user_ids, **others)
         network = trainer.model
         for phase, run in self.phase_runs.items():
             if phase == NETWORK:
@@ -406,9 +424,11 @@ def _train(
         minutes += taken["minutes"] + (time.monotonic() - trained) / 60
     if not network.trained_by_gradient:
         minutes += (time.monotonic() - trained) / 60  # the choices are its training
+    noise = noise_of(trainer)
+    trainer.finish()
     run_config |= {
         "resolved": resolved,
-        "noise": noise_of(trainer),
+        "noise": noise,
         "created": now(),
         "training": {
             "best_epoch": taken.get("best_epoch", state.best_epoch),

@@ -42,7 +42,7 @@ class GRU4Rec(SequenceModel):
         self.drop = Dropout(config.dropout)
         self.gru = nn.GRU(size, size, config.layers, batch_first=True)
         self.project = nn.Linear(size, size)
-        nn.init.normal_(self.item_embedding.weight, std=0.02)
+        self.item_embedding.initialise(std=0.02)
 
     def read(self, items: Tensor) -> Tensor:
         """States (B, L, d) of items (B, L), padded on the right: no real position sees the padding."""

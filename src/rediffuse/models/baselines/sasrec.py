@@ -56,9 +56,9 @@ class SASRec(SequenceModel):
             size, config.blocks, config.heads, config.dropout, causal=self.every_position, gated=config.block == "ligr"
         )
         self.drop = Dropout(config.dropout)
-        for table in (self.item_embedding, self.position_embedding):
-            if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
+        self.item_embedding.initialise(std=0.02)
+        if self.position_embedding is not None:
+            nn.init.normal_(self.position_embedding.weight, std=0.02)
 
     def tokens(self, items: Tensor) -> Tensor:
         """Input of the encoder (B, L, d), from items (B, L)."""
