@@ -59,11 +59,16 @@ def train(
     device: TrainingDevice = "auto",
     engine: Engine = None,
     workers: Workers = None,
+    shard_items: Annotated[
+        bool,
+        typer.Option("--shard-items", help="Divide the item table among the processes of a launch (extra cluster)."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and write its run folder."""
     from rediffuse import distributed
     from rediffuse.config import parse_settings, read_settings
+    from rediffuse.errors import ConfigError
     from rediffuse.runs.card import duration
     from rediffuse.training import estimate
     from rediffuse.training import train as run_training
@@ -72,6 +77,8 @@ def train(
         from rediffuse.engines import ray
 
         run_training = partial(ray.train, workers=workers or 2)
+    if shard_items:
+        from rediffuse.engines.sharded import train as run_training
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
     if distributed.launched():
         distributed.init()  # before the split, which one process makes for all of its host
@@ -79,6 +86,8 @@ def train(
     taken: dict[str, str | Path | Run] = {name: str(path) for name, path in parse_settings(phases or []).items()}
     chosen = {"preset": preset, "config": options, "seed": seed, "device": device}
     if dry_run:
+        if shard_items:
+            raise ConfigError("--dry-run measures one process, whose item table is whole.", "Leave out --shard-items.")
         print_estimates([estimate(model, split, max_minutes=max_minutes, phases_from=taken, **chosen)], as_json)
         return
     # An interrupted replacement is discarded, so there is nothing to resume.

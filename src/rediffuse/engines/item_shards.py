@@ -7,18 +7,23 @@ updated once. The update is that of `rediffuse.training.optimizer`.
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
@@ -29,14 +34,19 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, r
 from torchrec.distributed.types import ShardingEnv
 
 from rediffuse import distributed
-from rediffuse.files import writing
+from rediffuse.errors import RunError
+from rediffuse.files import atomic_write_text, sha256_file, writing
 from rediffuse.training.optimizer import ADAGRAD_RATE, EPSILON
 
+# It warns of how TorchRec uses torch.
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 # Numbers that are drawn at once when the table is initialised. A multiple of 16: torch then draws what it would draw
 # for the whole table.
 _DRAWN = 1 << 22
 # Rows that are read at once from a saved table.
 _ROWS = 1 << 16
+# The checksums of the files of a saved table, written last.
+_SUMS = "sha256.json"
 
 
 class ShardedItemTable(nn.Module):
@@ -63,7 +73,7 @@ class ShardedItemTable(nn.Module):
         # `nearby` holds few rows, so their gradient is not sparse, and the table is not in the optimiser.
         self.sparse, self.content = False, None
         self.rows, self.size, self.device = rows, size, device
-        group = dist.new_group()  # of its own, so that its messages cannot mix with those of DDP
+        group: Any = dist.new_group()  # of its own, so that its messages cannot mix with those of DDP
         table = EmbeddingConfig(name="table", embedding_dim=size, num_embeddings=rows, feature_names=["item"])
         whole = EmbeddingCollection(tables=[table], device=torch.device("meta"))
         adagrad = {
@@ -129,6 +139,11 @@ class ShardedItemTable(nn.Module):
             raise RuntimeError("The model reads items that it has not fetched.")  # a fault of the model's program
         return places
 
+    def mean_square(self, count: int, space: Callable[[Tensor], Tensor]) -> float:
+        """As of `ItemTable`. Collective."""
+        own = space(self.shard[: max(count - self.held.start, 0)].float()).square().sum(dtype=torch.float64)
+        return float(distributed.all_gather(own).sum()) / (count * self.size)
+
     def set_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next backward pass, which is the step of this table."""
         optimizer: Any = self._lookup[0].fused_optimizer
@@ -146,11 +161,29 @@ class ShardedItemTable(nn.Module):
         """
         distributed.main_process_first(lambda: shutil.rmtree(folder, ignore_errors=True))
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        dcp.save(self._state(), storage_writer=writer, process_group=self._group)
+        with writing(folder):
+            try:
+                save(self._state(), storage_writer=writer, process_group=self._group)
+            except CheckpointException as error:
+                raise next(iter(error.failures.values()))[0] from error
+        names = sorted(path.name for path in folder.glob("*.safetensors"))  # one of each process, in their order
+        digest = torch.frombuffer(bytearray.fromhex(sha256_file(folder / names[dist.get_rank()])), dtype=torch.uint8)
+        digests = [bytes(digest.tolist()).hex() for digest in distributed.all_gather(digest)]
+        sums = json.dumps(dict(zip(names, digests, strict=True)))
+        distributed.main_process_first(lambda: atomic_write_text(folder / _SUMS, sums))
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, by any number of processes. Collective."""
-        dcp.load(self._state(), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=self._group)
+        """Read what `save` wrote, by any number of processes. Collective.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
+        sums = json.loads((folder / _SUMS).read_text(encoding="utf-8")) if (folder / _SUMS).exists() else {}
+        mine = list(sums.items())[dist.get_rank() :: dist.get_world_size()]
+        intact = all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in mine)
+        if distributed.any_rank(not (sums and intact)):
+            raise RunError(f"A file in {folder} is missing or damaged.", "Train again, or restore it from a copy.")
+        load(self._state(), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=self._group)
 
     def gathered(self, folder: Path, path: Path) -> Tensor:
         """(rows, d) the vectors in a folder that `save` wrote, mapped from the file ``path``, which is removed.
@@ -172,7 +205,8 @@ class ShardedItemTable(nn.Module):
     def _state(self) -> dict[str, Any]:
         def whole(part: Tensor, *shape: int) -> DTensor:
             stride = torch.empty(shape, device="meta").stride()
-            return DTensor.from_local(part, self._mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride)
+            size = torch.Size(shape)
+            return DTensor.from_local(part, self._mesh, [Shard(0)], run_check=False, shape=size, stride=stride)
 
         return {
             "weight": whole(self.shard.detach(), self.rows, self.size),

@@ -6,10 +6,8 @@ other weights are copied to every process, as usual. The finished run is an ordi
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import shutil
-import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +35,7 @@ from rediffuse.seeds import seed_torch
 from rediffuse.training import loop
 from rediffuse.training.train import trainers_from
 
-MODELS = ("sasrec", "gru4rec", "heatrec")
+MODELS = ("sasrec", "gru4rec", "heatrec", "diffurec")
 LOSSES = ("sampled_softmax", "in_batch", "uniform_softmax", "bce", "gbce")
 
 
@@ -69,7 +67,8 @@ def _make_trainer(
     except ImportError:
         raise MissingExtraError("TorchRec", "cluster") from None
     check_size(kind, options, view.num_items, view.num_users, processes)
-    make = functools.partial(ShardedItemTable, device=PartialState().device, weight_decay=options.weight_decay)
+    device: Any = PartialState().device
+    make = functools.partial(ShardedItemTable, device=device, weight_decay=options.weight_decay)
     with torch.random.fork_rng(), item_tables_from(make):
         seed_torch(seed, "weights")
         network = kind(options, view.num_items, view.num_users)
@@ -138,10 +137,10 @@ class Trainer(loop.Trainer):
     def take_network(self, trained: Model) -> None:
         raise ConfigError("A sharded item table does not go with phases_from.", "Leave it out.")
 
-    def _step(self, *arguments: Any) -> float:
+    def _step(self, network: Any, stepper: Any, batches: Any, phase: str) -> float:
         assert self.schedule is not None
         self.table.set_rate(self.schedule.rate)
-        return super()._step(*arguments)
+        return super()._step(network, stepper, batches, phase)
 
     # --- evaluation ----------------------------------------------------------------------------------------
 

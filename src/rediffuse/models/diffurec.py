@@ -371,12 +371,12 @@ class DiffuRec(SequenceModel):
         if not self.config.diffusion:
             return []
         rows = data.train.take(np.flatnonzero(data.train.lengths)[:MEASURED_ROWS])
-        estimate = None
+        estimate, table = None, self.item_embedding
+        items, lengths = (x.to(table.device) for x in pad_right(rows, self.config.max_length, self.pad))
+        table.fetch(items)
         if len(rows):
-            table = self.item_embedding.weight
-            items, lengths = (x.to(table.device) for x in pad_right(rows, self.config.max_length, self.pad))
             estimate = float(self.represent(items, lengths, Sampling()).float().square().mean())
-        mean_square = float(self.noised_space(self.catalogue().float()).square().mean())
+        mean_square = table.mean_square(self.num_items, self.noised_space)
         return [
             noise_levels(
                 self.schedule,

@@ -84,9 +84,7 @@ def _negative_bytes(options: ModelConfig, num_users: int) -> int:
     return negatives * (1 if shared else min(options.batch_size, num_users)) * (4 * size + 16)
 
 
-def check_size(
-    kind: type[Model], options: ModelConfig, num_items: int, num_users: int, processes: int = 1
-) -> None:
+def check_size(kind: type[Model], options: ModelConfig, num_items: int, num_users: int, processes: int = 1) -> None:
     """Refuse a model that does not fit into the free memory. A large one is built without memory, on the device "meta".
 
     Args:

@@ -7,7 +7,8 @@ interaction in training, so such an item is its content alone. In training, k_i 
 ``id_dropout``, because otherwise e_i would learn what W f_i can say (DropoutNet, Volkovs et al., NeurIPS 2017).
 
 A table may also lie in the memory of several processes. Sequence models call only what such a table has too:
-``device``, ``sparse``, `ItemTable.initialise`, `ItemTable.fetch`, `ItemTable.forward` and `ItemTable.nearby`.
+``device``, ``sparse``, `ItemTable.initialise`, `ItemTable.fetch`, `ItemTable.forward`, `ItemTable.nearby` and
+`ItemTable.mean_square`.
 """
 
 from __future__ import annotations
@@ -118,6 +119,10 @@ class ItemTable(nn.Embedding):
     def nearby(self, *items: Tensor) -> tuple[Tensor, ...]:
         """A table (m, d) with the rows of all fetched items, differentiable; and the row in it of each of ``items``."""
         return self.all(), *items
+
+    def mean_square(self, count: int, space: Callable[[Tensor], Tensor]) -> float:
+        """The mean square of the elements of the first ``count`` vectors, taken to another ``space``."""
+        return float(space(self.all()[:count].float()).square().mean())
 
     def describe(
         self, matrix: sparse.csr_array, dense: NDArray[np.float32], learned: NDArray[np.bool_], id_dropout: float

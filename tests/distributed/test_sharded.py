@@ -1,0 +1,145 @@
+"""A sharded item table trains what a whole one does, and its run is read by one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.distributed.test_distributed import HERE, TORCHRUN, log, output, run, weights
+from tests.distributed.train_sharded import FITS, SHARDED
+
+import rediffuse as rd
+from rediffuse import distributed
+from rediffuse.engines import sharded
+from rediffuse.errors import ConfigError, MissingExtraError, RunError
+from rediffuse.testing import synthetic_interactions
+
+needs_torchrec = pytest.mark.skipif(
+    find_spec("torchrec") is None or find_spec("fbgemm_gpu") is None, reason="needs the extra cluster (TorchRec)"
+)
+SCRIPT = str(HERE / "train_sharded.py")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """The folders of the runs of one process, and of those of two with a sharded table."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    output(sys.executable, SCRIPT, str(one))
+    output(*TORCHRUN, SCRIPT, str(two))
+    return one, two
+
+
+every_fit = pytest.mark.parametrize("name", [name for name in FITS if name != "diffusion"])
+
+
+@needs_torchrec
+@every_fit
+def test_the_losses_and_metrics_are_those_of_one_process(trained, name):
+    of_one, of_two = (log(folder / name) for folder in trained)
+    assert len(of_one) == len(of_two) == SHARDED["epochs"]
+    np.testing.assert_allclose([x["loss"] for x in of_two], [x["loss"] for x in of_one], rtol=1e-5)
+    for one, two in zip(of_one, of_two, strict=True):
+        assert one["validation"] == pytest.approx(two["validation"], abs=1e-9)
+
+
+@needs_torchrec
+@every_fit
+def test_saved_by_two_processes_and_loaded_by_one(trained, name):
+    of_one, of_two = (load_file(folder / name / "model.safetensors") for folder in trained)
+    assert {key: value.shape for key, value in of_one.items()} == {key: value.shape for key, value in of_two.items()}
+    table = "item_embedding.weight"
+    # The padding item, which no history sees, decays in other steps.
+    np.testing.assert_allclose(of_two[table][:-1], of_one[table][:-1], atol=1e-5)
+    users = synthetic_interactions().user_ids.to_list()
+    lists = [rd.Recommender.load(folder / name).recommend(users, k=10) for folder in trained]
+    assert lists[0]["item_id"].to_list() == lists[1]["item_id"].to_list()
+
+
+@needs_torchrec
+def test_a_diffusion_model_trains_and_says_how_it_was_noised(trained):
+    for folder in trained:
+        config = json.loads((folder / "diffusion" / "config.json").read_text())
+        assert config["noise"][0]["rms"] == pytest.approx(1.0, abs=1e-3)
+        assert config["training"]["parameters"] > 0
+    assert config["item_table"] == "sharded"
+
+
+@needs_torchrec
+def test_ranks_and_lists_over_shards_are_those_of_one_process(trained):
+    assert [json.loads((trained[1] / f"ranks{rank}.json").read_text()) for rank in (0, 1)] == [[], []]
+
+
+@needs_torchrec
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    output(*TORCHRUN, SCRIPT, str(whole), "--one-run")
+    done = run(*TORCHRUN, SCRIPT, str(broken), "--one-run", "--kill", "1")
+    assert "Another process of this job has ended." in done.stderr
+    assert [line["epoch"] for line in log(broken)] == [1]
+    damaged = tmp_path / "damaged"
+    shutil.copytree(broken, damaged)
+    part = next(damaged.glob("checkpoints/table-*/*00002*.safetensors"))
+    part.write_bytes(part.read_bytes()[:-1] + b"\x01")
+    refused = run(*TORCHRUN, SCRIPT, str(damaged), "--one-run", "--resume")
+    assert "is missing or damaged" in refused.stderr
+    output(*TORCHRUN, SCRIPT, str(broken), "--one-run", "--resume")
+    assert weights(broken) == weights(whole)
+    assert len(list(broken.glob("checkpoints/*table-*"))) == 2  # of the last checkpoint, and the best
+    # Without a sharded table the run cannot be continued.
+    options = json.loads((whole / "config.json").read_text())["config"]
+    split = rd.split.leave_one_out(synthetic_interactions())
+    with pytest.raises(RunError, match="item_table"):
+        rd.train("sasrec", split, whole, config=options, seed=3, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "changed", "said", "remedy"),
+    [
+        ("bprmf", None, "bprmf cannot be sharded", "sasrec, gru4rec"),
+        ("bert4rec", None, "bert4rec cannot be sharded", "rediffuse.train"),
+        ("sasrec", {"loss": "softmax", "item_optimizer": "adamw"}, "loss=softmax", "sampled_softmax"),
+        ("sasrec", {"loss": "sce"}, "loss=sce", "sampled_softmax"),
+        ("sasrec", {"item_optimizer": "adamw"}, "item_optimizer=adamw", "item_optimizer=rowwise_adagrad"),
+        ("heatrec", {}, "prior=head", "prior=none"),
+        ("sasrec", {"ema": 0.9}, "ema=0.9", "ema=null"),
+        ("sasrec", {"accumulate": 2}, "accumulate=2", "accumulate=1"),
+        ("sasrec", {"embedding_size": 18}, "embedding_size=18", "embedding_size=20"),
+        ("sasrec", {}, "needs several processes", "torchrun"),
+    ],
+)
+def test_what_needs_the_whole_table_is_refused_before_training(tmp_path, model, changed, said, remedy):
+    split = rd.split.leave_one_out(synthetic_interactions())
+    options: dict[str, Any] | None = None if changed is None else SHARDED | changed
+    with pytest.raises(ConfigError, match=said) as caught:
+        sharded.train(model, split, tmp_path / "run", config=options)
+    assert remedy in str(caught.value.remedy)
+    assert not (tmp_path / "run").exists()
+
+
+def test_item_features_are_refused(tmp_path):
+    split = rd.split.leave_one_out(synthetic_interactions(categories=True).with_features("genres"))
+    with pytest.raises(ConfigError, match="item_features=true"):
+        sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
+
+
+def test_more_processes_than_items_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 39)
+    split = rd.split.leave_one_out(synthetic_interactions())
+    with pytest.raises(ConfigError, match="cannot be divided among 39 processes"):
+        sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
+
+
+def test_the_extra_is_named_where_torchrec_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setitem(sys.modules, "rediffuse.engines.item_shards", None)
+    split = rd.split.leave_one_out(synthetic_interactions())
+    with pytest.raises(MissingExtraError, match=r"rediffuse\[cluster\]"):
+        sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
