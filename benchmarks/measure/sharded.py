@@ -50,7 +50,7 @@ def measured(way: str, items: int, steps: int, folder: Path) -> dict[str, Any]:
     distributed.init()
     split = made_up_split(items, TESTED + 20_000)
     view, kind = split.training_view(), model_class("sasrec")
-    make = sharded._make_trainer if way == "sharded" else make_trainer
+    make = sharded.make_trainer if way == "sharded" else make_trainer
     with keep_freed_memory():
         memory = PeakMemory()
         options = kind.Config.build(None, OPTIONS | {"item_optimizer": WAYS[way]})

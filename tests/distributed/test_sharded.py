@@ -16,6 +16,7 @@ from tests.distributed.test_distributed import HERE, TORCHRUN, log, output, run,
 from tests.distributed.train_sharded import FITS, SHARDED
 
 import rediffuse as rd
+from benchmarks.measure.sharded import launched
 from rediffuse import distributed
 from rediffuse.engines import sharded
 from rediffuse.errors import ConfigError, MissingExtraError, RunError
@@ -98,6 +99,15 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path):
     split = rd.split.leave_one_out(synthetic_interactions())
     with pytest.raises(RunError, match="item_table"):
         rd.train("sasrec", split, whole, config=options, seed=3, resume=True)
+
+
+@needs_torchrec
+@pytest.mark.slow
+def test_the_peak_of_memory_falls_at_4_million_items():
+    copied, divided = (launched(way, 4_000_000, 1) for way in ("copied, sparse", "sharded"))
+    table_mib = 4_000_000 * 64 * 4 / 2**20
+    assert divided["peak_mib_steps"] < copied["peak_mib_steps"] - 0.4 * table_mib
+    assert divided["ndcg@10"] == pytest.approx(copied["ndcg@10"], abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from rediffuse import distributed, training
 from rediffuse.batching.sequences import pad_right
+from rediffuse.data.dataset import Dataset
 from rediffuse.data.histories import Histories
-from rediffuse.data.split import TrainingView
+from rediffuse.data.split import Split, TrainingView
 from rediffuse.data.subsets import Task
 from rediffuse.errors import ConfigError, MissingExtraError
 from rediffuse.evaluation.rank import Score
@@ -39,27 +40,35 @@ MODELS = ("sasrec", "gru4rec", "heatrec", "diffurec")
 LOSSES = ("sampled_softmax", "in_batch", "uniform_softmax", "bce", "gbce")
 
 
-def train(*arguments: Any, **options: Any) -> Run:
+def train(
+    model: str | type[Model], data: Split | Dataset | str | Path, out: str | Path | None = None, **options: Any
+) -> Run:
     """Train a model whose item table is divided among the processes of a launch, and write its run folder.
 
-    Call it in every process of ``torchrun --nproc-per-node N script.py``. The run is that of `rediffuse.train` with the
-    same arguments, but for rounding; process r has every row of the item table from r / N of the table on.
+    Call it in every process of ``torchrun --nproc-per-node N script.py``. But for rounding, the run is that of
+    `rediffuse.train` with the same arguments.
 
     Args:
-        arguments, options: those of `rediffuse.train`.
+        model, data, out, options: those of `rediffuse.train`.
 
     Raises:
         ConfigError: beyond those of `rediffuse.train`: there is one process only; or the model or an option needs the
             whole table in every process.
         MissingExtraError: TorchRec is not installed (extra ``cluster``).
+        RunError, StorageError, TrainingError, DataError: as `rediffuse.train`.
     """
-    with trainers_from(_make_trainer):
-        return training.train(*arguments, **options)
+    with trainers_from(make_trainer):
+        return training.train(model, data, out, **options)
 
 
-def _make_trainer(
+def make_trainer(
     kind: type[Model], options: SequenceConfig, view: TrainingView, folder: Path, *, seed: int, **others: Any
 ) -> Trainer:
+    """As `rediffuse.training.train.make_trainer`, with this process's part of the item table.
+
+    Raises:
+        ConfigError, MissingExtraError: as `train`.
+    """
     processes = distributed.world_size()
     _check(kind, options, view, processes)
     try:
