@@ -7,9 +7,7 @@ updated once. The update is that of `rediffuse.training.optimizer`.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,7 @@ import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
-from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
@@ -34,8 +27,7 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, r
 from torchrec.distributed.types import ShardingEnv
 
 from rediffuse import distributed
-from rediffuse.errors import RunError
-from rediffuse.files import atomic_write_text, sha256_file, writing
+from rediffuse.engines.shard_files import load_shards, save_shards
 from rediffuse.training.optimizer import ADAGRAD_RATE, EPSILON
 
 # It warns of how TorchRec uses torch.
@@ -43,10 +35,6 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 # Numbers that are drawn at once when the table is initialised. A multiple of 16: torch then draws what it would draw
 # for the whole table.
 _DRAWN = 1 << 22
-# Rows that are read at once from a saved table.
-_ROWS = 1 << 16
-# The checksums of the files of a saved table, written last.
-_SUMS = "sha256.json"
 
 
 class ShardedItemTable(nn.Module):
@@ -154,55 +142,14 @@ class ShardedItemTable(nn.Module):
     # --- files ---------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write the table and its sums into a new folder, each process its own rows. Collective.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        distributed.main_process_first(lambda: shutil.rmtree(folder, ignore_errors=True))
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        with writing(folder):
-            try:
-                save(self._state(), storage_writer=writer, process_group=self._group)
-            except CheckpointException as error:
-                raise next(iter(error.failures.values()))[0] from error
-        names = sorted(path.name for path in folder.glob("*.safetensors"))  # one of each process, in their order
-        digest = torch.frombuffer(bytearray.fromhex(sha256_file(folder / names[dist.get_rank()])), dtype=torch.uint8)
-        digests = [bytes(digest.tolist()).hex() for digest in distributed.all_gather(digest)]
-        sums = json.dumps(dict(zip(names, digests, strict=True)))
-        distributed.main_process_first(lambda: atomic_write_text(folder / _SUMS, sums))
+        """Write the table and its sums, see `save_shards`. Collective."""
+        save_shards(folder, self._state(), self._group)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, by any number of processes. Collective.
+        """Read what `save` wrote, see `load_shards`. Collective."""
+        load_shards(folder, self._state(), self._group)
 
-        Raises:
-            RunError: a file is missing or damaged.
-        """
-        sums = json.loads((folder / _SUMS).read_text(encoding="utf-8")) if (folder / _SUMS).exists() else {}
-        mine = list(sums.items())[dist.get_rank() :: dist.get_world_size()]
-        intact = all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in mine)
-        if distributed.any_rank(not (sums and intact)):
-            raise RunError(f"A file in {folder} is missing or damaged.", "Train again, or restore it from a copy.")
-        load(self._state(), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=self._group)
-
-    def gathered(self, folder: Path, path: Path) -> Tensor:
-        """(rows, d) the vectors in a folder that `save` wrote, mapped from the file ``path``, which is removed.
-
-        They are read in pieces, and the system may drop mapped pages, so the table need not fit into memory.
-        """
-        with writing(path):
-            with path.open("wb") as file:
-                for part in sorted(folder.glob("*.safetensors")):
-                    with safe_open(part, framework="np") as tensors:
-                        rows = tensors.get_slice("weight")
-                        count = rows.get_shape()[0]
-                        for start in range(0, count, _ROWS):
-                            file.write(rows[start : min(start + _ROWS, count)].data)
-            mapped = torch.from_file(str(path), shared=False, size=self.rows * self.size, dtype=torch.float32)
-            path.unlink()
-        return mapped.view(self.rows, self.size)
-
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, DTensor]:
         def whole(part: Tensor, *shape: int) -> DTensor:
             stride = torch.empty(shape, device="meta").stride()
             size = torch.Size(shape)

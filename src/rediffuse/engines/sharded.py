@@ -226,13 +226,15 @@ class Trainer(loop.Trainer):
 
     def finish(self) -> None:
         """Give the model a plain item table, which the main process maps from a file and the others do not have."""
+        from rediffuse.engines.shard_files import joined
+
         table, path = self.table, self.last_path.with_name("whole-table.bin")
         saved = self._best_table() if self.state.best is not None else self._last_table()
         with torch.device("meta"):
             plain = ItemTable(table.rows, table.size)
 
         def gather() -> None:
-            plain.weight = nn.Parameter(table.gathered(saved, path), requires_grad=False)
+            plain.weight = nn.Parameter(joined(saved, "weight", path), requires_grad=False)
 
         distributed.main_process_first(gather)
         self.model.item_embedding = plain
