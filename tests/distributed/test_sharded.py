@@ -147,9 +147,20 @@ def test_more_processes_than_items_are_refused(tmp_path, monkeypatch):
         sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
 
 
-def test_the_extra_is_named_where_torchrec_is_missing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("package", ["torchrec", "fbgemm_gpu"])
+def test_the_extra_is_named_where_a_package_is_missing(tmp_path, monkeypatch, package):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(sharded, "find_spec", lambda name: None if name == package else find_spec("json"))
+    split = rd.split.leave_one_out(synthetic_interactions())
+    with pytest.raises(MissingExtraError, match=rf"{package}[\s\S]*rediffuse\[cluster\]"):
+        sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
+
+
+def test_packages_that_do_not_belong_together_are_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(sharded, "find_spec", lambda name: find_spec("json"))
     monkeypatch.setitem(sys.modules, "rediffuse.engines.item_shards", None)
     split = rd.split.leave_one_out(synthetic_interactions())
-    with pytest.raises(MissingExtraError, match=r"rediffuse\[cluster\]"):
+    with pytest.raises(ConfigError, match="cannot be loaded") as caught:
         sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
+    assert "belong together" in str(caught.value.remedy)

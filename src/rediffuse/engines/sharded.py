@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,6 +35,7 @@ from rediffuse.nn.item_table import ItemTable, item_tables_from
 from rediffuse.runs.run_folder import Run
 from rediffuse.seeds import seed_torch
 from rediffuse.training import loop
+from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.train import trainers_from
 
 MODELS = ("sasrec", "gru4rec", "heatrec", "diffurec")
@@ -71,10 +73,16 @@ def make_trainer(
     """
     processes = distributed.world_size()
     _check(kind, options, view, processes)
+    for package in ("torchrec", "fbgemm_gpu"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "cluster")
     try:
         from rediffuse.engines.item_shards import ShardedItemTable
-    except ImportError:
-        raise MissingExtraError("TorchRec", "cluster") from None
+    except (ImportError, OSError, AttributeError) as error:
+        raise ConfigError(
+            f"TorchRec is installed and cannot be loaded: {error}.",
+            "Install the versions of torch, TorchRec and fbgemm-gpu that belong together: docs/install.md.",
+        ) from error
     check_size(kind, options, view.num_items, view.num_users, processes)
     device: Any = PartialState().device
     make = functools.partial(ShardedItemTable, device=device, weight_decay=options.weight_decay)
@@ -150,6 +158,9 @@ class Trainer(loop.Trainer):
         assert self.schedule is not None
         self.table.set_rate(self.schedule.rate)
         return super()._step(network, stepper, batches, phase)
+
+    def _call(self, method: str, optimizer: Optimizer | None, **facts: Any) -> None:
+        super()._call(method, None, **facts)  # where a callback fails in one process, that one cannot save alone
 
     # --- evaluation ----------------------------------------------------------------------------------------
 
