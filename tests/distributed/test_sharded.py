@@ -7,13 +7,15 @@ import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from tests.distributed.test_distributed import HERE, TORCHRUN, log, output, run, weights
-from tests.distributed.train_sharded import FITS, SHARDED
+from tests.distributed.train_sharded import FITS, SHARDED, UNLIKE_ONE_PROCESS
 
 import rediffuse as rd
 from benchmarks.measure.sharded import launched
@@ -37,7 +39,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
     return one, two
 
 
-every_fit = pytest.mark.parametrize("name", [name for name in FITS if name != "diffusion"])
+every_fit = pytest.mark.parametrize("name", [name for name in FITS if name not in UNLIKE_ONE_PROCESS])
 
 
 @needs_torchrec
@@ -64,12 +66,38 @@ def test_saved_by_two_processes_and_loaded_by_one(trained, name):
 
 
 @needs_torchrec
+@pytest.mark.parametrize(("rows", "size"), [(41, 16), (7, 20), (33, 4), (3, 4)])
+def test_pieces_of_a_table_are_drawn_as_the_whole(monkeypatch, rows, size):
+    from rediffuse.engines import item_shards
+
+    monkeypatch.setattr(item_shards, "_DRAWN", 32)
+    torch.manual_seed(5)
+    whole, following = torch.empty(rows, size).normal_(0.0, 0.02), torch.rand(3)
+    half = -(-rows // 2)
+    for held in (range(half), range(half, rows)):
+        part = SimpleNamespace(
+            rows=rows, size=size, held=held, shard=torch.zeros(len(held), size), device=torch.device("cpu")
+        )
+        torch.manual_seed(5)
+        item_shards.ShardedItemTable.initialise(part, 0.02)  # pyright: ignore
+        assert torch.equal(part.shard, whole[held.start : held.stop])
+        assert torch.equal(torch.rand(3), following)
+
+
+@needs_torchrec
 def test_a_diffusion_model_trains_and_says_how_it_was_noised(trained):
     for folder in trained:
         config = json.loads((folder / "diffusion" / "config.json").read_text())
         assert config["noise"][0]["rms"] == pytest.approx(1.0, abs=1e-3)
         assert config["training"]["parameters"] > 0
     assert config["item_table"] == "sharded"
+
+
+@needs_torchrec
+def test_in_batch_negatives_train(trained):
+    losses = [line["loss"] for line in log(trained[1] / "in_batch")]
+    assert losses == sorted(losses, reverse=True)
+    assert rd.Recommender.load(trained[1] / "in_batch").recommend(histories=[["i1"]], k=3).height == 3
 
 
 @needs_torchrec

@@ -40,8 +40,11 @@ FITS: dict[str, tuple[str, dict[str, Any]]] = {
     "gru4rec": ("gru4rec", {"temperature": None, "loss": "uniform_softmax"}),
     "heatrec": ("heatrec", {"prior": "none", "diffusion": False, "learning_rate_schedule": "cosine"}),
     "diffurec": ("diffurec", {"blocks": 1, "diffusion": False, "embedding_dropout": 0.0}),
-    "diffusion": ("diffurec", {"blocks": 1, "epochs": 1}),  # its processes draw noise
+    # Processes draw noise of their own, or compare targets with those of their part of the batch.
+    "diffusion": ("diffurec", {"blocks": 1, "epochs": 1}),
+    "in_batch": ("gru4rec", {"loss": "in_batch"}),
 }
+UNLIKE_ONE_PROCESS = ("diffusion", "in_batch")
 
 
 def main(folder: Path, several: bool) -> None:

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
@@ -77,7 +78,7 @@ class ShardedItemTable(nn.Module):
             {"table": row_wise(compute_kernel=EmbeddingComputeKernel.FUSED.value)},
             sharder,  # pyright: ignore[reportArgumentType]
             world_size=processes,
-            local_size=processes,
+            local_size=get_local_size(processes),
             device_type=device.type,
         )
         with torch.random.fork_rng():  # TorchRec draws weights of its own
