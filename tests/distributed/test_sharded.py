@@ -168,27 +168,29 @@ def test_item_features_are_refused(tmp_path):
         sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
 
 
+def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    """What `sharded.train` does first, as in one of several processes."""
+    split, kind = rd.split.leave_one_out(synthetic_interactions()), rd.models.SASRec
+    view, options = split.training_view(), kind.Config.build(None, SHARDED)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    sharded.make_trainer(kind, options, view, tmp_path, seed=0, user_ids=split.dataset.user_ids)
+
+
 def test_more_processes_than_items_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 39)
-    split = rd.split.leave_one_out(synthetic_interactions())
     with pytest.raises(ConfigError, match="cannot be divided among 39 processes"):
-        sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
+        make_trainer(tmp_path, monkeypatch, 39)
 
 
 @pytest.mark.parametrize("package", ["torchrec", "fbgemm_gpu"])
 def test_the_extra_is_named_where_a_package_is_missing(tmp_path, monkeypatch, package):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(sharded, "find_spec", lambda name: None if name == package else find_spec("json"))
-    split = rd.split.leave_one_out(synthetic_interactions())
     with pytest.raises(MissingExtraError, match=rf"{package}[\s\S]*rediffuse\[cluster\]"):
-        sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
+        make_trainer(tmp_path, monkeypatch, 2)
 
 
 def test_packages_that_do_not_belong_together_are_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(sharded, "find_spec", lambda name: find_spec("json"))
     monkeypatch.setitem(sys.modules, "rediffuse.engines.item_shards", None)
-    split = rd.split.leave_one_out(synthetic_interactions())
     with pytest.raises(ConfigError, match="cannot be loaded") as caught:
-        sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
+        make_trainer(tmp_path, monkeypatch, 2)
     assert "belong together" in str(caught.value.remedy)

@@ -97,9 +97,9 @@ class _Writer(HuggingFaceStorageWriter):
     sha256: str
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        name = _name(dist.get_rank())
-        tensors: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
-        where = {item.index.fqn: {"saved_offsets": _offsets(item)} for item in plan.items}
+        name, items = _name(dist.get_rank()), plan.items
+        tensors: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in items}
+        where = {item.index.fqn: {"saved_offsets": _offsets(item)} for item in items}
         with (Path(self.path) / name).open("wb") as file:
             digested = DigestedFile(file)
             write_tensors(digested, tensors, {"DCP_SHARDING_INFO": json.dumps(where)})
@@ -107,7 +107,7 @@ class _Writer(HuggingFaceStorageWriter):
             os.fsync(file.fileno())
         self.sha256 = digested.sha256
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(item.index, tensors[item.index.fqn].nbytes, name) for item in plan.items])
+        done.set_result([WriteResult(item.index, tensors[item.index.fqn].nbytes, name) for item in items])
         return done
 
 

@@ -40,6 +40,8 @@ from rediffuse.training.train import trainers_from
 
 MODELS = ("sasrec", "gru4rec", "heatrec", "diffurec")
 LOSSES = ("sampled_softmax", "in_batch", "uniform_softmax", "bce", "gbce")
+# Rows of the item table that are scored together.
+SCORED_ROWS = 1 << 16
 
 
 def train(
@@ -178,19 +180,21 @@ class Trainer(loop.Trainer):
         some items do not train the one, and `_check` refuses the other.
         """
         model, rank, processes = self.model, distributed.rank(), distributed.world_size()
-        vectors = model.metric_space(self.table.shard[: len(items)])
+        own_rows, device = self.table.shard[: len(items)], self.table.device
 
         def score(histories: Histories, start: int) -> Tensor:
             known = np.flatnonzero(histories.lengths > 0)
             mine = np.array_split(np.arange(len(known)), processes)[rank]
             own = histories.take(known[mine])
-            queries = torch.zeros(len(known), vectors.shape[1], device=vectors.device)
-            self.table.fetch(pad_right(own, model.config.max_length, model.pad)[0].to(vectors.device))
+            queries = torch.zeros(len(known), own_rows.shape[1], device=device)
+            self.table.fetch(pad_right(own, model.config.max_length, model.pad)[0].to(device))
             if len(mine):
                 queries[mine] = model.query_vectors(own, task.users[start + known[mine]], Sampling(self.seed))
             queries = distributed.all_gather(queries).sum(0)  # zeros but in one of them
             scores = model.fallback[items.start : items.stop].repeat(len(histories), 1)
-            scores[known] = queries @ vectors.T
+            for first in range(0, len(items), SCORED_ROWS):  # so that there is no second copy of the rows
+                rows = slice(first, first + SCORED_ROWS)
+                scores[known, rows] = queries @ model.metric_space(own_rows[rows]).T
             return scores
 
         return score
