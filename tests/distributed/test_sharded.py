@@ -16,10 +16,12 @@ import torch
 from safetensors.numpy import load_file
 from tests.distributed.test_distributed import HERE, TORCHRUN, log, output, run, weights
 from tests.distributed.train_sharded import FITS, SHARDED, UNLIKE_ONE_PROCESS
+from typer.testing import CliRunner
 
 import rediffuse as rd
 from benchmarks.measure.sharded import launched
 from rediffuse import distributed
+from rediffuse.cli import app
 from rediffuse.engines import sharded
 from rediffuse.errors import ConfigError, MissingExtraError, RunError
 from rediffuse.testing import synthetic_interactions
@@ -166,6 +168,16 @@ def test_item_features_are_refused(tmp_path):
     split = rd.split.leave_one_out(synthetic_interactions(categories=True).with_features("genres"))
     with pytest.raises(ConfigError, match="item_features=true"):
         sharded.train("sasrec", split, tmp_path / "run", config=SHARDED)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--dry-run", "--dry-run measures one process"), ("--engine=ray", "does not go with --engine ray")],
+)
+def test_options_of_the_command_that_do_not_fit(tmp_path, option, said):
+    synthetic_interactions().save(tmp_path / "data")
+    words = ["train", "sasrec", str(tmp_path / "data"), "-o", str(tmp_path / "run"), "--shard-items", option]
+    assert said in str(CliRunner().invoke(app, words).exception)
 
 
 def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:

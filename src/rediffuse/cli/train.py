@@ -79,6 +79,9 @@ def train(
         run_training = partial(ray.train, workers=workers or 2)
     if shard_items:
         from rediffuse.engines.sharded import train as run_training
+
+        if uses_ray(engine, workers):
+            raise ConfigError("--shard-items does not go with --engine ray.", "Start the processes with torchrun.")
     options = (read_settings(config) if config else {}) | parse_settings(settings or [])
     if distributed.launched():
         distributed.init()  # before the split, which one process makes for all of its host
