@@ -7,11 +7,9 @@ import datetime
 import json
 import time
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
