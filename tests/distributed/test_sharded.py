@@ -180,6 +180,11 @@ def test_options_of_the_command_that_do_not_fit(tmp_path, option, said):
     assert said in str(CliRunner().invoke(app, words).exception)
 
 
+def test_a_bucket_is_refused():
+    with pytest.raises(ConfigError, match="a folder that all processes share"):
+        sharded.train("sasrec", rd.split.leave_one_out(synthetic_interactions()), "s3://bucket/run", config=SHARDED)
+
+
 def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
     """What `sharded.train` does first, as in one of several processes."""
     split, kind = rd.split.leave_one_out(synthetic_interactions()), rd.models.SASRec

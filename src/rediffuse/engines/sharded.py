@@ -61,6 +61,11 @@ def train(
         MissingExtraError: TorchRec is not installed (extra ``cluster``).
         RunError, StorageError, TrainingError, DataError: as `rediffuse.train`.
     """
+    if isinstance(out, str) and "://" in out:
+        raise ConfigError(
+            f"A sharded item table is saved in a folder that all processes share, and out is {out}.",
+            "Name a folder, and upload the finished run.",
+        )
     with trainers_from(make_trainer):
         return training.train(model, data, out, **options)
 
