@@ -84,17 +84,42 @@ def open_database(address: Address) -> RDBStorage:
 
     # A connection that the server has closed while a trial was trained is replaced.
     options: dict[str, Any] = {"pool_pre_ping": True}
-    if address.url.startswith("sqlite"):
+    sqlite = address.url.startswith("sqlite")
+    if sqlite:
         options["connect_args"] = {"timeout": SQLITE_TIMEOUT}
     try:
+        storage = None
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(OperationalError, ProgrammingError, IntegrityError):
-                return RDBStorage(address.url, engine_kwargs=options)
+                storage = RDBStorage(address.url, engine_kwargs=options)
+                break
             time.sleep(random.uniform(0.1, 0.5))
-        return RDBStorage(address.url, engine_kwargs=options)
+        storage = storage or RDBStorage(address.url, engine_kwargs=options)
     except (ImportError, NoSuchModuleError) as error:
         reason = address.without_password(str(error.__cause__ or error))
         raise ConfigError(
             f"The database {address} cannot be opened: {reason}",
             "Install the package that connects to it, such as psycopg2-binary for postgresql://.",
         ) from None
+    if sqlite:
+        _lock_before_reading(storage)
+    return storage
+
+
+def _lock_before_reading(storage: RDBStorage) -> None:
+    """Make every transaction on an SQLite file take the lock to write when it begins.
+
+    Optuna reads the state of a trial and then claims it. Other databases lock the row that is read (``FOR UPDATE``);
+    SQLite has no such lock, so two workers could claim one trial.
+    """
+    from sqlalchemy import event
+
+    @event.listens_for(storage.engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver would begin transactions by itself, and without the lock
+
+    @event.listens_for(storage.engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    storage.engine.dispose()  # of connections that were made before
