@@ -26,9 +26,16 @@ from rediffuse.engines import sharded
 from rediffuse.errors import ConfigError, MissingExtraError, RunError
 from rediffuse.testing import synthetic_interactions
 
-needs_torchrec = pytest.mark.skipif(
+# CI has no TorchRec: its packages are made for one version of torch.
+missing = pytest.mark.skipif(
     find_spec("torchrec") is None or find_spec("fbgemm_gpu") is None, reason="needs the extra cluster (TorchRec)"
 )
+
+
+def needs_torchrec(test):
+    return pytest.mark.slow(missing(test))
+
+
 SCRIPT = str(HERE / "train_sharded.py")
 
 
@@ -108,7 +115,6 @@ def test_ranks_and_lists_over_shards_are_those_of_one_process(trained):
 
 
 @needs_torchrec
-@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     output(*TORCHRUN, SCRIPT, str(whole), "--one-run")
@@ -132,7 +138,6 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path):
 
 
 @needs_torchrec
-@pytest.mark.slow
 def test_the_peak_of_memory_falls_at_4_million_items():
     copied, divided = (launched(way, 4_000_000, 1) for way in ("copied, sparse", "sharded"))
     table_mib = 4_000_000 * 64 * 4 / 2**20

@@ -69,7 +69,7 @@ def outcome(work, path, expected):
 @every_damage
 def test_a_damaged_run_is_refused_or_recommends_the_same(run, tmp_path, damage):
     def recommend(folder):
-        return RunSnapshot(folder, "index").recommender.recommend(users=["u1", "u2"], k=5).to_dicts()
+        return RunSnapshot(folder, "index", "cpu").recommender.recommend(users=["u1", "u2"], k=5).to_dicts()
 
     expected = recommend(run)
     outcomes = {}

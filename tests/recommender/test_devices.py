@@ -20,13 +20,15 @@ from rediffuse.testing import synthetic_interactions
 
 # Beside the built-in models: a prior, noise that is drawn, guidance, and a blend of a network with a graph.
 NAMES = [*models.names(installed=False), "gru4rec-residual", "bprmf-head", "diffrec-noised", "d3rec-guided", BLEND]
+# Score with the code of models that are not in this set.
+ALIKE = {"bert4rec", "bprmf", "diffnet", "diffuasr", "friends", "itemknn", "ldiffrec", "pdrec", "recentpop", "s3rec"}
+ALIKE |= {"slist", "tdiffrec"}
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def answers(folder: Path, names: list[str]) -> dict:
     """What `tests.on_fake_device` prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.on_fake_device", str(tmp_path_factory.mktemp("runs")), *NAMES],
+        [sys.executable, "-m", "tests.on_fake_device", str(folder), *names],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -37,9 +39,26 @@ def outcomes(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    return answers(tmp_path_factory.mktemp("runs"), [name for name in NAMES if name not in ALIKE])
+
+
+@pytest.fixture(scope="module")
+def outcomes_alike(tmp_path_factory):
+    return answers(tmp_path_factory.mktemp("alike"), [*sorted(ALIKE), "gru4rec", "theat", "sasrec", BLEND])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ALIKE])
 def test_every_model_answers_on_a_device_as_on_the_cpu(outcomes, name):
     assert outcomes[name] == {}, "\n".join(f"{question}: {wrong}" for question, wrong in outcomes[name].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ALIKE))
+def test_models_alike_answer_on_a_device_as_on_the_cpu(outcomes_alike, name):
+    wrong = outcomes_alike[name]
+    assert wrong == {}, "\n".join(f"{question}: {answer}" for question, answer in wrong.items())
 
 
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])

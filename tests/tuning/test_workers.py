@@ -36,7 +36,7 @@ def split():
     return rd.split.leave_one_out(synthetic_interactions())
 
 
-@pytest.fixture(params=["folder", "database"])
+@pytest.fixture(params=["folder", pytest.param("database", marks=pytest.mark.slow)])
 def sharing(request, tmp_path):
     """The options with which workers share a study."""
     return {"worker": True} if request.param == "folder" else {"storage": f"sqlite:///{tmp_path}/trials.db"}
