@@ -5,6 +5,8 @@ backward pass sends their gradients to where the rows are. There they are summed
 updated once. The update is that of `rediffuse.training.optimizer`.
 """
 
+# pyright: reportMissingImports=false
+# CI has no TorchRec: its packages are made for one version of torch.
 from __future__ import annotations
 
 import logging
