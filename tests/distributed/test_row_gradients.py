@@ -13,6 +13,9 @@ from tests.distributed.train_rows import CASES, ITEMS, SASREC, WIDTH
 
 TRAIN_ROWS = str(Path(__file__).parent / "train_rows.py")
 
+# The losses of two processes and of one are compared in test_distributed.py too, for one case.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:

@@ -52,12 +52,14 @@ def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) | {"folder": str(folder)} for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_one_process_makes_the_split(ranks):
     assert [rank["calls"] for rank in ranks] == [1, 0]
     split = rd.split.global_time(rd.load_dataset(Path(ranks[0]["folder"]) / "data"))
     assert [rank["split"] for rank in ranks] == [split.fingerprint] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux says whose memory it is")
 def test_a_mapped_view_takes_no_memory_of_its_own(ranks):
     for rank in ranks:
@@ -65,10 +67,12 @@ def test_a_mapped_view_takes_no_memory_of_its_own(ranks):
         assert rank["mapped"] < 1
 
 
+@pytest.mark.slow
 def test_a_mapped_view_equals_a_copy(ranks):
     assert [rank["differing"] for rank in ranks] == [[], []]
 
 
+@pytest.mark.slow
 def test_weights_equal_those_of_copied_views(ranks):
     folder = Path(ranks[0]["folder"])
     mapped, copied = ((folder / name / "model.safetensors").read_bytes() for name in ("mapped", "copied"))
@@ -77,10 +81,12 @@ def test_weights_equal_those_of_copied_views(ranks):
     assert configs[0]["data"] == configs[1]["data"]
 
 
+@pytest.mark.slow
 def test_nothing_is_left(ranks):
     assert not list((Path(ranks[0]["folder"]) / "scratch").glob("rediffuse-*"))
 
 
+@pytest.mark.slow
 def test_errors_end_both(ranks):
     assert all("error" in rank for rank in ranks)
 

@@ -92,6 +92,7 @@ def test_the_trial_of_a_killed_worker_is_run_again_by_another(split, tmp_path, s
     assert not list((tmp_path / "study").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_workers_without_a_common_folder_share_a_database(split, tmp_path):
     """They take no turns, so only the rule of the lowest numbers keeps them from running too many trials."""
     storage = f"sqlite:///{tmp_path}/trials.db"
