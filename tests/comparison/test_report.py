@@ -94,8 +94,7 @@ def test_the_metric_selector_changes_the_plot(page):
 
 def test_no_plot_is_wider_than_a_phone(page):
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(300)
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.wait_for_function("document.documentElement.scrollWidth == 390")
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
