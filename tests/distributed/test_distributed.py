@@ -57,23 +57,37 @@ def log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+# In closed form, or trained by the code of another model that is not in this set.
+ALIKE = {"bert4rec", "diffnet", "friends", "gru4rec", "heat", "itemknn", "popularity", "recentpop", "s3rec", "slist"}
+ALIKE |= {"tdiffrec", "transition"}
+
+
+def asked_for(request: pytest.FixtureRequest) -> list[str]:
+    """Names of the models that the selected tests are about."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    return sorted({call.params["name"] for call in calls if call is not None and "name" in call.params})
+
+
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory) -> Path:
-    """All models, trained by one process."""
+def one_process(request, tmp_path_factory) -> Path:
+    """Models, trained by one process."""
     folder = tmp_path_factory.mktemp("one")
-    output(sys.executable, str(HERE / "train_all.py"), str(folder))
+    output(sys.executable, str(HERE / "train_all.py"), str(folder), *asked_for(request))
     return folder
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> Path:
-    """All models, trained by two processes."""
+def two_processes(request, tmp_path_factory) -> Path:
+    """Models, trained by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    output(*TORCHRUN, str(HERE / "train_all.py"), str(folder))
+    output(*TORCHRUN, str(HERE / "train_all.py"), str(folder), *asked_for(request))
     return folder
 
 
-every_fit = pytest.mark.parametrize(("name", "options"), FITS, ids=[folder_name(*fit) for fit in FITS])
+every_fit = pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*fit, id=folder_name(*fit), marks=[pytest.mark.slow] if fit[0] in ALIKE else []) for fit in FITS],
+)
 
 
 @every_fit

@@ -1,4 +1,4 @@
-"""Trains every registered model in all processes of a launch."""
+"""Trains registered models in all processes of a launch: a folder, and the names of the models."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FITS = [(name, OWN.get(name, {})) for name in models.names(installed=False)]
 FITS += [(name, DRAWN) for name in ("diffurec", "diffrec", "ldiffrec")] + [("sasrec", ROWS)]
 
 
-def main(out: Path) -> None:
+def main(out: Path, names: list[str]) -> None:
     data = synthetic_interactions(friends=3, knowledge=True, categories=True)
     plain, described = (rd.split.leave_one_out(each) for each in (data, data.with_features("genres")))
     trained: list[Model] = []
@@ -59,6 +59,8 @@ def main(out: Path) -> None:
 
     rank.true_ranks = counted
     for name, changed in FITS:
+        if name not in names:
+            continue
         folder = out / folder_name(name, changed)
         split = described if models.model_class(name).needs_content else plain
         rd.train(name, split, folder, config=known(name, OPTIONS) | changed, seed=3)
@@ -82,4 +84,4 @@ def keep(trainer: Any, trained: list[Model]) -> Any:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
