@@ -131,6 +131,24 @@ def measured_alone(*words: str, stdin: str | None = None) -> dict[str, Any]:
     return json.loads(rerun(*words, stdin=stdin, read=True).splitlines()[-1])
 
 
+def launched(processes: int, module: str, *words: str) -> str:
+    """Run a module in several processes of one thread each, by torchrun, and return what they print.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", module, *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
 def anonymous_growth(call: Callable[[], object]) -> float:
     """MiB by which the anonymous memory of this process grew at most during a call, without mapped files. On Linux."""
     ended, before = threading.Event(), _anonymous_kib()

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -22,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.common import ROOT, out_option, write_result
+from benchmarks.common import launched, out_option, write_result
 from benchmarks.measure.catalogues import TESTED, WARM_UP, made_up_split
 from benchmarks.measure.growth import fresh, training_data
 from rediffuse import distributed
@@ -93,26 +90,12 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     for _ in range(options.turns):
         for way in WAYS:
-            found = launched(way, options.items, options.steps)
+            words = ["--one", way, "--items", str(options.items), "--steps", str(options.steps)]
+            found = json.loads(launched(PROCESSES, "benchmarks.measure.row_gradients", *words).splitlines()[-1])
             print(json.dumps(found), flush=True)
             if way not in rows or found["step_seconds"] < rows[way]["step_seconds"]:
                 rows[way] = found
     write_result(options.out, {"processes": PROCESSES, "rows": list(rows.values())}, precision="fp32", device="cpu")
-
-
-def launched(way: str, items: int, steps: int) -> dict[str, Any]:
-    """What the first of several processes measures."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-    words = ["-m", "benchmarks.measure.row_gradients", "--one", way, "--items", str(items), "--steps", str(steps)]
-    done = subprocess.run(
-        [sys.executable, *launcher, *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

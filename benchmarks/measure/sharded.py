@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, out_option, write_result
+from benchmarks.common import launched, out_option, write_result
 from benchmarks.measure.catalogues import TESTED, WARM_UP, made_up_split
 from rediffuse import distributed
 from rediffuse.data.subsets import Task
@@ -115,7 +112,7 @@ def main() -> None:
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     for items in options.items:
         for way in [*WAYS] * options.turns:
-            found = launched(way, items, options.steps)
+            found = of_processes(way, items, options.steps)
             print(json.dumps(found), flush=True)
             known = rows.setdefault((items, way), found)
             if found["step_seconds"] < known["step_seconds"]:
@@ -125,20 +122,12 @@ def main() -> None:
     write_result(options.out, report, precision="fp32", device="cpu", packages=("torchrec", "fbgemm_gpu-cpu"))
 
 
-def launched(way: str, items: int, steps: int) -> dict[str, Any]:
+def of_processes(way: str, items: int, steps: int) -> dict[str, Any]:
     """What the first of several processes measures."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-    words = ["-m", "benchmarks.measure.sharded", "--one", way, "--items", str(items), "--steps", str(steps)]
+    words = ["--one", way, "--items", str(items), "--steps", str(steps)]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, *launcher, *words, "--out", folder],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+        printed = launched(PROCESSES, "benchmarks.measure.sharded", *words, "--out", folder)
+    return json.loads(printed.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,7 +22,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import out_option, write_result
+from benchmarks.common import launched, out_option, write_result
 
 STATUS = Path("/proc/self/status")
 OPTIONS = {"embedding_size": 8, "blocks": 1, "epochs": 1, "batch_size": 1024, "loss": "sampled_softmax"}
@@ -45,13 +43,8 @@ def main() -> None:
     ranks: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         made_up(arguments.rows, arguments.users, arguments.items).save(Path(name) / "data")
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes)]
         for form in ("copied", "mapped"):
-            subprocess.run(
-                [sys.executable, *launcher, "-m", "benchmarks.measure.view_memory", "--of-process", name, form],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                check=True,
-            )
+            launched(arguments.processes, "benchmarks.measure.view_memory", "--of-process", name, form)
             ranks[form] = [json.loads(path.read_text()) for path in sorted(Path(name).glob(f"{form}-rank*.json"))]
             print(form, json.dumps(ranks[form]), flush=True)
     sizes = {name: getattr(arguments, name) for name in ("rows", "users", "items", "processes")}

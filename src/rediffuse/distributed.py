@@ -191,21 +191,16 @@ def all_gather_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
     if world_size() == 1:
         return list(tensors)
     import torch
-    import torch.distributed as dist
 
-    count = torch.tensor([len(tensors[0])], device=tensors[0].device)
-    counts = count.new_empty(world_size())
-    dist.all_gather(list(counts.split(1)), count)
-    sizes: list[int] = counts.tolist()
+    sizes: list[int] = all_gather(torch.tensor(len(tensors[0]), device=tensors[0].device)).tolist()
     most, gathered = max(sizes), []
     if not most:
         return list(tensors)
     for tensor in tensors:
         padded = tensor.new_zeros(most, *tensor.shape[1:])
         padded[: len(tensor)] = tensor
-        received = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(received, padded)
-        gathered.append(torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)]))
+        parts = zip(all_gather(padded), sizes, strict=True)
+        gathered.append(torch.cat([part[:size] for part, size in parts]))
     return gathered
 
 

@@ -19,7 +19,7 @@ from tests.distributed.train_sharded import FITS, SHARDED, UNLIKE_ONE_PROCESS
 from typer.testing import CliRunner
 
 import rediffuse as rd
-from benchmarks.measure.sharded import launched
+from benchmarks.measure.sharded import of_processes
 from rediffuse import distributed
 from rediffuse.cli import app
 from rediffuse.engines import sharded
@@ -139,7 +139,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(tmp_path):
 
 @needs_torchrec
 def test_the_peak_of_memory_falls_at_4_million_items():
-    copied, divided = (launched(way, 4_000_000, 1) for way in ("copied, sparse", "sharded"))
+    copied, divided = (of_processes(way, 4_000_000, 1) for way in ("copied, sparse", "sharded"))
     table_mib = 4_000_000 * 64 * 4 / 2**20
     assert divided["peak_mib_steps"] < copied["peak_mib_steps"] - 0.4 * table_mib
     assert divided["ndcg@10"] == pytest.approx(copied["ndcg@10"], abs=1e-6)

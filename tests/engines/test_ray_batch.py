@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from tests.engines.deadly import Deadly
-from tests.recommender.test_batch import KNOWN, SIZE, contents, read, same_lists
+from tests.recommender.test_batch import KNOWN, SIZE, contents, read, same_lists, small_run
 
 import rediffuse as rd
 from rediffuse.engines.ray import cluster
@@ -32,9 +32,7 @@ REQUEST = {"k": 4, "seed": 3, "samples": 2, "exclude": ["i4"], "filter_seen": Fa
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    split = rd.split.leave_one_out(synthetic_interactions())
-    options = {"embedding_size": 16, "epochs": 1, "blocks": 1, "batch_size": 64}
-    return rd.train("diffurec", split, tmp_path_factory.mktemp("runs") / "run", config=options).path
+    return small_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

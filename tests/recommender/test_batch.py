@@ -26,11 +26,15 @@ USERS, SIZE = 50, 8  # seven part files, the last with two users
 KNOWN = [f"u{7 * n % 60}" for n in range(USERS)]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def small_run(folder: Path) -> Path:
     split = rd.split.leave_one_out(synthetic_interactions())
     options = {"embedding_size": 16, "epochs": 1, "blocks": 1, "batch_size": 64}
-    return rd.train("diffurec", split, tmp_path_factory.mktemp("runs") / "run", config=options).path
+    return rd.train("diffurec", split, folder / "run", config=options).path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return small_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
