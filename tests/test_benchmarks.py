@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import common
+from benchmarks.measure import uncertainty, uncertainty_figure
 from benchmarks.tables import page
 
 SCRIPTS = sorted(path for path in (common.ROOT / "benchmarks").glob("*/*.py") if path.stem != "__init__")
@@ -65,3 +66,11 @@ def test_the_tables_of_the_page_are_those_of_the_results() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert "<!-- table-" in text
     assert page.filled(text) == text, "Run python -m benchmarks.tables.page"
+
+
+def test_the_tables_of_uncertainty_are_those_of_the_result() -> None:
+    stored = json.loads((common.RESULTS / "uncertainty-ml-100k.json").read_text(encoding="utf-8"))
+    text = (common.ROOT / "docs" / "uncertainty.md").read_text(encoding="utf-8")
+    assert not [name for name, found in stored["models"].items() if uncertainty.table(found) not in text]
+    figure = (common.ROOT / "docs" / "img" / "uncertainty.svg").read_text(encoding="utf-8")
+    assert uncertainty_figure.drawing(stored["models"]["diffurec"]) == figure

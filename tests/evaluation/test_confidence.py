@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise, permutations
+from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -71,3 +74,13 @@ def test_the_calibration_error_is_the_mean_distance_of_the_bins() -> None:
     probability = rng.random(20_000)
     assert calibration_error(probability, rng.random(20_000) < probability) < 0.01
     assert calibration_error(probability, rng.random(20_000) < probability / 2) == pytest.approx(0.25, abs=0.01)
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "uncertainty.md").read_text(encoding="utf-8")
+    example = next(code for code in re.findall(r"```python\n(.*?)```", page, flags=re.S) if "import numpy" in code)
+    names: dict = {}
+    exec(dedent(example), names)
+    confidence, hit = names["confidence"], names["hit"]
+    assert mean_of_the_surest(confidence, hit) == pytest.approx([1, 0.75, 2 / 3, 0.5])
+    assert area_under_risk_coverage(confidence, 1 - hit) == pytest.approx(0.27, abs=0.01)

@@ -248,7 +248,8 @@ class Recommender(Displayed):
             exclude: ids of items that are recommended to no user.
             seed: seed of the noise of a stochastic model. A user's list depends on the history and the seed alone.
             samples: number of draws that a stochastic model averages. More than one adds the column ``uncertainty``,
-                the standard deviation of the score over draws (0 for a model without noise).
+                the standard deviation of the score over draws (0 for a model without noise). It says how far noise
+                moves the score, not how likely the item is (docs/uncertainty.md).
             filter_seen: leave out the items of the user's history.
             batch_size: users scored at once; it changes memory and time, not lists.
             candidates: ids of the only items that may be recommended.

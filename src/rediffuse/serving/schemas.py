@@ -160,7 +160,9 @@ class Explanation(BaseModel):
 
 class RecommendedItem(Item):
     score: float
-    uncertainty: float | None = Field(None, description="Standard deviation of the score over samples.")
+    uncertainty: float | None = Field(
+        None, description="Standard deviation of the score over samples: not how likely the item is."
+    )
     new: bool | None = Field(
         None, description="Whether the item has no interaction in training; null: the model cannot rank such items."
     )
