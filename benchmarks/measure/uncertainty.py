@@ -260,17 +260,17 @@ def table(found: dict[str, Any]) -> str:
 
     def difference(row: dict[str, Any], other: str) -> str:
         value, low, high = (100 * each for each in row[other])
-        return f"{value:+.2f} ({low:+.2f} to {high:+.2f})" if value else ""
+        return f"{value:+.1f} ({low:+.1f} to {high:+.1f})" if value else ""
 
     lines = [
-        "| Confidence | AUROC | AURC | less that of history length | less that of the score | Surest quarter | ECE |",
+        "| Confidence | AUROC | AURC | − history | − score | Quarter | ECE |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in found["confidences"]:
-        cells = [row["confidence"], f"{row['auroc']:.2f}", f"{100 * row['aurc'][0]:.2f}"]
+        cells = [row["confidence"], f"{row['auroc']:.2f}", f"{100 * row['aurc'][0]:.1f}"]
         cells += [difference(row, "aurc_less_history"), difference(row, "aurc_less_score")]
         cells += [f"{100 * row['ndcg_of_the_surest'][COVERAGES // 4 - 1]:.1f}"]
-        cells += [(f"{row['ece']:.2f} → " if "ece" in row else "") + f"{row['ece_recalibrated']:.2f}"]
+        cells += [f"{row['ece']:.2f}" if "ece" in row else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
