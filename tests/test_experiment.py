@@ -133,7 +133,7 @@ def test_what_is_left_is_done_and_what_was_interrupted_is_resumed(folder, tmp_pa
     (finished / "manifest.json").unlink()
     outcome = run_experiment(experiment)
     assert [row["state"] for row in outcome.rows] == ["skipped", "resumed", "trained"]
-    assert outcome.comparison is not None
+    assert list(outcome.comparisons) == [("data", "leave-one-out")]
 
 
 def test_other_options_for_a_finished_run_are_refused_and_the_others_go_on(folder, tmp_path):

@@ -117,11 +117,11 @@ def atomic_write_text(path: Path, content: str) -> None:
     atomic_write_bytes(path, content.encode("utf-8"))
 
 
-def parquet_bytes(frame: pl.DataFrame) -> bytes:
-    """The content of a Parquet file of ``frame``."""
+def parquet_bytes(frame: pl.DataFrame, metadata: dict[str, str] | None = None) -> bytes:
+    """The content of a Parquet file of ``frame``, with ``metadata`` in its footer."""
     forks.enter()
     buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
+    frame.write_parquet(buffer, compression="zstd", metadata=metadata)
     return buffer.getvalue()
 
 

@@ -30,6 +30,13 @@ def read_parquet(path: str | PathLike[str], columns: Sequence[str] | None = None
     return pl.read_parquet(_literal(path), columns=_listed(columns), glob=False, hive_partitioning=False)
 
 
+def read_parquet_metadata(path: str | PathLike[str]) -> dict[str, str]:
+    """The texts in the footer of a Parquet file, by name. Raises as `read_parquet`."""
+    forks.enter()
+    with Path(path).open("rb") as file:
+        return pl.read_parquet_metadata(file)
+
+
 def scan_parquet(paths: Sequence[str | PathLike[str]], *, hive_partitioning: bool = False) -> pl.LazyFrame:
     """Parquet files of one schema as one lazy frame.
 

@@ -80,13 +80,13 @@ def compare(
         policy,
         baseline,
         _facts(groups),
-        pl.DataFrame([row for p in policies for group in groups for row in _summary(group, p)], **_WHOLE),
-        pl.DataFrame([row for p in policies for row in _pairs(groups, name, p, baseline)], **_WHOLE),
-        pl.DataFrame([row for p in policies for row in slices(groups, measured, p)], **_WHOLE),
-        pl.DataFrame([_cost(group) for group in groups], **_WHOLE),
-        pl.DataFrame([row for p in policies for row in _ablations(groups, measured, p)], **_WHOLE),
-        pl.DataFrame([row for group in groups for row in _steps(group)], **_WHOLE),
-        pl.DataFrame([row for group in groups for row in _curve(group)], **_WHOLE),
+        pl.DataFrame([row for p in policies for group in groups for row in summary_rows(group, p)], **WHOLE),
+        pl.DataFrame([row for p in policies for row in pair_rows(groups, name, p, baseline)], **WHOLE),
+        pl.DataFrame([row for p in policies for row in slices(groups, measured, p)], **WHOLE),
+        pl.DataFrame([_cost(group) for group in groups], **WHOLE),
+        pl.DataFrame([row for p in policies for row in _ablations(groups, measured, p)], **WHOLE),
+        pl.DataFrame([row for group in groups for row in _steps(group)], **WHOLE),
+        pl.DataFrame([row for group in groups for row in _curve(group)], **WHOLE),
         published or {},
     )
     if place is not None:
@@ -105,7 +105,7 @@ def _folders(runs: Any) -> list[Path]:
 
 
 # Infer column types from all rows: a column may begin with nulls or integers. p_seeds may be all null.
-_WHOLE: dict[str, Any] = {"infer_schema_length": None, "schema_overrides": {"p_seeds": pl.Float64}}
+WHOLE: dict[str, Any] = {"infer_schema_length": None, "schema_overrides": {"p_seeds": pl.Float64}}
 
 
 def _measured(runs: list[EvaluatedRun]) -> list[str]:
@@ -139,7 +139,9 @@ def _facts(groups: list[Variant]) -> dict[str, Any]:
         "protocol": run.test["protocol"],
         "counts": run.test["counts"],
         "ceiling": run.test.get("ceiling"),
-        "selected_by": sorted({run.config["config"]["metric"] for group in groups for run in group.runs}),
+        "selected_by": sorted(
+            {metric for group in groups for run in group.runs if (metric := run.config["config"].get("metric"))}
+        ),
         "refitted": [group.label for group in groups if any(_refitted(run.config) for run in group.runs)],
         "refitted_parts": {
             group.label: part
@@ -166,7 +168,8 @@ def _hardware(environment: dict[str, Any]) -> str:
     return f"{environment['processor']}{cores}{cuda}"
 
 
-def _summary(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
+def summary_rows(group: Variant, policy: str) -> Iterable[dict[str, Any]]:
+    """Rows of `Comparison.summary` of a variant."""
     for metric in group.runs[0].test["metrics"][policy]:
         values = group.values(metric, policy)
         if values is None or np.isnan(values).any():
@@ -211,7 +214,8 @@ def _with_history(group: Variant, metric: str, policy: str) -> float | None:
     return None if None in found else float(np.mean(found))
 
 
-def _pairs(groups: list[Variant], metric: str, policy: str, baseline: str | None) -> list[dict[str, Any]]:
+def pair_rows(groups: list[Variant], metric: str, policy: str, baseline: str | None) -> list[dict[str, Any]]:
+    """Rows of `Comparison.pairs` of a policy."""
     values = {group.label: group.per_user(flat_name(metric, policy)) for group in groups}
     by_label = {group.label: group for group in groups}
     rows = []

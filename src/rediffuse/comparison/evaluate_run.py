@@ -30,7 +30,15 @@ from rediffuse.data.split import TRAIN, VALID, Split, Task
 from rediffuse.display import Displayed
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, evaluate_task, model_scores, protocols
-from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, flat_name, parse_metric, parse_metrics
+from rediffuse.evaluation.metrics import (
+    ACCURACY,
+    DEFAULT_METRICS,
+    LIST_METRICS,
+    Metric,
+    flat_name,
+    parse_metric,
+    parse_metrics,
+)
 from rediffuse.evaluation.reranked import rerank
 from rediffuse.evaluation.task_evaluation import evaluate_ranking, in_history
 from rediffuse.files import parquet_bytes
@@ -175,7 +183,7 @@ def _evaluate(
     split = split_of(contents, dataset)
     rules = protocols.protocol(protocol or split.name).on(split)
     task, features = rules.task(split), item_features(dataset.items)
-    metrics = [*DEFAULT_METRICS, *(["diversity@10", "calibration@10"] if features is not None else []), *more]
+    metrics = [str(metric) for metric in measures(dataset, more)]
     results: list[TaskResult] = []
     memory, seconds, reranked = PeakMemory(computed_on), [], []
     for seed in seeds if contents.model.stochastic else seeds[:1]:
@@ -201,40 +209,11 @@ def _evaluate(
             lists = rerank(result.ranking, reranking, LIST_LENGTH, task.histories)
             found = evaluate_ranking(lists, task, num_items=dataset.num_items, metrics=metrics, features=features)
             reranked.append({policy: found.metrics[policy] for policy in rules.policies})
-    known = [
-        {policy: result.with_history[policy] for policy in rules.policies} for result in results if result.with_history
-    ]
-    if not known:
-        warnings.warn(
-            f"None of the {len(task.users):,} test users has a history, so all get one list by popularity, and these "
-            f"figures say nothing of models beyond it. {SPLITS_WITH_HISTORIES}",
-            RediffuseWarning,
-            stacklevel=4,
-        )
-    by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
-    per_user = _per_user(results, split, rules.policies)
-    truths = [_truth(result, task, dataset, rules.policies) for result in results]
-    sliced = [*SHOWN, *(name for name in more if name not in SHOWN and parse_metric(name, _MEASURED).kind in ACCURACY)]
-    only_validated, ceilings = _new_items(results[0], task, split, sliced, rules.policies)
-    test_result = {
-        "run": name,
-        "split": split.name,
-        "leak": split.leak,
-        "protocol": rules.to_dict(),
-        "task_fingerprint": _fingerprint(made_with["fingerprint"], rules.to_dict()),
-        "seed": seeds[0],
-        "sampling_seeds": seeds[: len(results)],
-        "metrics": _means(by_seed),
-        "metrics_by_seed": by_seed,
-        "metrics_with_history": _means(known) if known else None,
-        "counts": results[0].counts | {"truth_only_in_validation": only_validated},
-        "slices": slices_of_evaluation(per_user, truths, sliced, rules.policies),
-        "ceiling": ceilings,
+    test_result, tables = evaluation_content(results, split, task, rules, seeds[: len(results)], more, name=name)
+    test_result |= {
         "users_per_second": len(task.users) / seconds[0],
         "peak_memory_mib": memory.mib(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": devices.description(computed_on),
-        "environment": environment(),
     }
     if reranked:
         means, plain = _means(reranked), test_result["metrics"]
@@ -247,13 +226,7 @@ def _evaluate(
             },
         }
     other = None if rules.name == split.name else rules.name
-    tables = {
-        "per_user_test": per_user,
-        "truth_test": truths[0],
-        "lists_test": _lists(results[0], dataset, rules.policies),
-    }
-    files = {evaluation_file(f"{name}.parquet", other): parquet_bytes(table) for name, table in tables.items()}
-    files[evaluation_file("test.json", other)] = json.dumps(test_result, indent=2).encode()
+    files = evaluation_files(test_result, tables, other)
     card = folder / "README.md"
     if other is None and card.exists():
         text = card.read_text(encoding="utf-8")
@@ -261,6 +234,83 @@ def _evaluate(
     distributed.main_process_first(lambda: add_files(folder, files, made_of=contents.weights))
     distributed.main_process_first(lambda: log_test_metrics(contents.config, folder, test_result))
     return test_result
+
+
+def measures(dataset: Dataset, more: Sequence[str]) -> tuple[Metric, ...]:
+    """The usual metrics of a dataset, and ``more``."""
+    of_features = ["diversity@10", "calibration@10"] if item_features(dataset.items) is not None else []
+    return parse_metrics([*DEFAULT_METRICS, *of_features, *more], _MEASURED)
+
+
+def evaluation_content(
+    results: list[TaskResult],
+    split: Split,
+    task: Task,
+    rules: protocols.Protocol,
+    seeds: list[int],
+    more: Sequence[str],
+    *,
+    name: str,
+) -> tuple[Evaluation, dict[str, pl.DataFrame]]:
+    """The content of test.json but for costs, and the tables of an evaluation by name.
+
+    Args:
+        results: one per draw.
+        split, task, rules: what was evaluated, and how.
+        seeds: of the draws.
+        more: metrics besides the usual ones.
+        name: of the run.
+    """
+    known = [
+        {policy: result.with_history[policy] for policy in rules.policies} for result in results if result.with_history
+    ]
+    if not known:
+        warnings.warn(
+            f"None of the {len(task.users):,} test users has a history, so all get one list by popularity, and these "
+            f"figures say nothing of models beyond it. {SPLITS_WITH_HISTORIES}",
+            RediffuseWarning,
+            stacklevel=5,
+        )
+    by_seed = [{policy: result.metrics[policy] for policy in rules.policies} for result in results]
+    per_user = _per_user(results, split, rules.policies)
+    truths = [_truth(result, task, split.dataset, rules.policies) for result in results]
+    measured = by_seed[0][rules.policies[0]]
+    sliced = [
+        n for n in dict.fromkeys((*SHOWN, *more)) if n in measured and parse_metric(n, _MEASURED).kind in ACCURACY
+    ]
+    only_validated, ceilings = _new_items(results[0], task, split, sliced, rules.policies)
+    content = Evaluation(
+        {
+            "run": name,
+            "split": split.name,
+            "leak": split.leak,
+            "protocol": rules.to_dict(),
+            "task_fingerprint": _fingerprint(split.fingerprint, rules.to_dict()),
+            "seed": seeds[0],
+            "sampling_seeds": seeds,
+            "metrics": _means(by_seed),
+            "metrics_by_seed": by_seed,
+            "metrics_with_history": _means(known) if known else None,
+            "counts": results[0].counts | {"truth_only_in_validation": only_validated},
+            "slices": slices_of_evaluation(per_user, truths, sliced, rules.policies),
+            "ceiling": ceilings,
+            "users_per_second": None,
+            "peak_memory_mib": None,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "device": None,
+            "environment": environment(),
+        }
+    )
+    lists = _lists(results[0], split.dataset, rules.policies)
+    return content, {"per_user_test": per_user, "truth_test": truths[0], "lists_test": lists}
+
+
+def evaluation_files(
+    content: dict[str, Any], tables: dict[str, pl.DataFrame], protocol: str | None
+) -> dict[str, bytes]:
+    """The files of an evaluation by name; ``protocol`` is as for `evaluation_file`."""
+    files = {evaluation_file(f"{name}.parquet", protocol): parquet_bytes(table) for name, table in tables.items()}
+    return files | {evaluation_file("test.json", protocol): json.dumps(content, indent=2).encode()}
 
 
 def _means(draws: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

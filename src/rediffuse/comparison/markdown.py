@@ -27,7 +27,7 @@ ITEM_METRICS = ("recall@10", "gain@10")
 def markdown(comparison: Comparison) -> str:
     """The main tables of a comparison."""
     facts = comparison.facts
-    lines = ["# Comparison", "", *_protocol(facts), ""]
+    lines = ["# Comparison", "", *protocol_lines(facts), ""]
     for policy in facts["protocol"]["seen"]:
         lines += [f"## {POLICY_NAMES[policy].capitalize()}", "", *_metrics(comparison, policy), ""]
         if facts["counts"]["cold_users"]:
@@ -105,7 +105,8 @@ def _option_text(value: Any) -> str:
     return "default" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _protocol(facts: dict[str, Any]) -> list[str]:
+def protocol_lines(facts: dict[str, Any]) -> list[str]:
+    """What was compared on, as the lines of a list."""
     data, rules, counts = facts["data"], facts["protocol"], facts["counts"]
     inputs = "are" if rules["validation_is_input"] else "are not"
     leak = facts["split"]["leak"] or "none known: training is strictly earlier than the test subset."
@@ -125,6 +126,11 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
 
 
 def _metrics(comparison: Comparison, policy: str) -> list[str]:
+    return [*_table(*metric_cells(comparison, policy)), "", "± is half the 95 % interval over training seeds."]
+
+
+def metric_cells(comparison: Comparison, policy: str) -> tuple[list[str], list[list[str]]]:
+    """The heads and the rows of the table of metrics."""
     rows = comparison.summary.filter(policy=policy)
     names = [name for name in SHOWN if name in set(rows["metric"])]
     cells: dict[str, dict[str, str]] = {}
@@ -137,7 +143,7 @@ def _metrics(comparison: Comparison, policy: str) -> list[str]:
         shown = [f"{figures[n]:.4f}" if (n := flat_name(name, policy)) in figures else "" for name in names]
         if any(shown):
             table.append([f"{label} (published, not run here: {figures.get('source', 'no source')})", "", *shown])
-    return [*_table(["", "seeds", *names], table), "", "± is half the 95 % interval over training seeds."]
+    return ["", "seeds", *names], table
 
 
 def _with_history(comparison: Comparison, policy: str) -> list[str]:
@@ -204,9 +210,17 @@ def _costs(costs: pl.DataFrame) -> list[str]:
 
 
 def _pairs(pairs: pl.DataFrame, counts: dict[str, Any]) -> list[str]:
-    what, note = "users", ""
-    if "targets" in counts:
-        what, note = "targets", " " + DEPENDENT
+    what, note = ("targets", " " + DEPENDENT) if "targets" in counts else ("users", "")
+    return [
+        *_table(*pair_cells(pairs)),
+        "",
+        f"Paired t tests over {pairs['users'][0]:,} {what}, values averaged over seeds. Holm bounds the chance of any "
+        f"false finding, FDR (Benjamini and Hochberg) their expected share. {SEEDS_NOTE}{note}",
+    ]
+
+
+def pair_cells(pairs: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """The heads and the rows of the table of pairs."""
     rows = [
         [
             f"{r['first']} − {r['second']}",
@@ -217,12 +231,7 @@ def _pairs(pairs: pl.DataFrame, counts: dict[str, Any]) -> list[str]:
         ]
         for r in pairs.iter_rows(named=True)
     ]
-    return [
-        *_table(["", "difference", "95 % interval", "effect d_z", *P_COLUMNS], rows),
-        "",
-        f"Paired t tests over {pairs['users'][0]:,} {what}, values averaged over seeds. Holm bounds the chance of any "
-        f"false finding, FDR (Benjamini and Hochberg) their expected share. {SEEDS_NOTE}{note}",
-    ]
+    return ["", "difference", "95 % interval", "effect d_z", *P_COLUMNS], rows
 
 
 def _ablations(ablations: pl.DataFrame) -> list[str]:

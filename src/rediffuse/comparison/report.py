@@ -80,6 +80,7 @@ def page(comparison: Comparison, content: str) -> str:
     template = (here / "report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
+        style=(here / "page.css").read_text(encoding="utf-8"),
         facts=comparison.facts,
         tested=users_text(comparison.facts["counts"]),
         without=without_text(comparison.facts["counts"]),

@@ -19,6 +19,8 @@ from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.runs.run_folder import LOG, read_config, read_log, read_manifest
 from rediffuse.table_files import read_parquet
 
+# What stands for config.json where lists of another library were evaluated; their folder holds no model.
+LISTS = "lists.json"
 EVALUATION = ("test.json", "per_user_test.parquet", "truth_test.parquet")
 
 
@@ -142,7 +144,7 @@ def read_runs(paths: Iterable[str | Path], protocol: str | None = None) -> list[
     places = [path.resolve() for path in folders]
     if repeated := sorted({str(path) for path, place in zip(folders, places, strict=True) if places.count(place) > 1}):
         raise RunError(f"{' and '.join(repeated)}: the same run is given more than once.", "Give it once.")
-    configs = [read_config(folder) for folder in folders]
+    configs = [_config(folder) for folder in folders]
     own = [None if protocol == config["split"]["name"] else protocol for config in configs]
     if waiting := [str(folder) for folder, rules in zip(folders, own, strict=True) if not _is_evaluated(folder, rules)]:
         options = f" --protocol {protocol}" if protocol else ""
@@ -154,6 +156,12 @@ def read_runs(paths: Iterable[str | Path], protocol: str | None = None) -> list[
         EvaluatedRun(folder, config, json.loads((folder / evaluation_file("test.json", rules)).read_text()), rules)
         for folder, config, rules in zip(folders, configs, own, strict=True)
     ]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if LISTS in read_manifest(folder)["files"]:
+        return json.loads((folder / LISTS).read_text(encoding="utf-8"))
+    return read_config(folder)
 
 
 def _is_evaluated(folder: Path, protocol: str | None) -> bool:

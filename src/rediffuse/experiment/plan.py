@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from rediffuse.addresses import refuse_address
 from rediffuse.config import ModelConfig
@@ -16,6 +17,8 @@ from rediffuse.data import split as splits
 from rediffuse.errors import ConfigError, RediffuseError, did_you_mean
 from rediffuse.evaluation import protocols
 from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, POLICIES, parse_metric, parse_metrics
+from rediffuse.experiment.list_files import LIST_COLUMNS
+from rediffuse.experiment.sections import DECLARED, FORMS, DataSection, File, SplitSection, section_of
 from rediffuse.experiment.yaml_lines import Key, dotted, read_yaml
 from rediffuse.models import model_class
 from rediffuse.models.base import Model
@@ -23,97 +26,30 @@ from rediffuse.readers import read_interactions
 from rediffuse.readers.public_datasets import public_dataset_names
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+@dataclass(frozen=True)
+class Setting:
+    """Data and a split: what models are compared on.
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_flags(cls, values: Any) -> Any:
-        """No key takes true or false, which pydantic would count as 1 or 0."""
-        for key, value in values.items() if isinstance(values, dict) else ():
-            if any(isinstance(entry, bool) for entry in (value if isinstance(value, list) else [value])):
-                raise ValueError(f"{key} is true or false, and takes a number or text")
-        return values
-
-
-# What is declared of a dataset that was read already.
-DECLARED = ("item_features", "user_features")
-
-
-class DataSection(BaseModel):
-    """Where the interactions come from: exactly one of ``folder``, ``public`` and ``table``.
-
-    Other keys are the options of `rediffuse.read_interactions`, for a table; those in `DECLARED` are for a public data
-    set too.
+    Attributes:
+        data, split: the sections of the file.
+        data_label, split_label: their names in tables.
+        place: what tells the folders of several settings apart: DATA/SPLIT; empty if the file has a single one.
+        kept: folder of the data, if they come from a table or a public source.
+        report: folder of the comparison.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    folder: Path | None = None
-    public: str | None = None
-    table: str | list[str] | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of the reader."""
-        return self.model_extra or {}
-
-
-class SplitSection(BaseModel):
-    """The name of a split; other keys are its parameters."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = "default"
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Parameters of the split."""
-        return self.model_extra or {}
-
-
-class ModelSection(_Section):
-    """One variant: a model with its options."""
-
-    model: str
-    label: str | None = None
-    preset: str | None = None
-    options: dict[str, Any] = {}
-    max_minutes: float | None = Field(None, gt=0)
-
-
-class EvaluateSection(_Section):
-    """How the runs are evaluated."""
-
-    protocol: str | None = None
-    metrics: list[str] = []
-    sampling_seeds: int = Field(default=1, ge=1)
-
-
-class File(_Section):
-    """All keys of an experiment file."""
-
     data: DataSection
-    split: SplitSection = SplitSection()
-    models: list[ModelSection] = Field(min_length=1)
-    seeds: list[int] = Field([0], min_length=1)
-    max_minutes: float | None = Field(None, gt=0)
-    evaluate: EvaluateSection = EvaluateSection()
-    metric: str = "ndcg@10"
-    out: Path
-    report: Path | None = None
+    split: SplitSection
+    data_label: str
+    split_label: str
+    place: Path
+    kept: Path
+    report: Path
 
-    @field_validator("models", mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return [{"model": entry} if isinstance(entry, str) else entry for entry in value]
-
-    @field_validator("split", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    @property
+    def name(self) -> str:
+        """The setting in a sentence; empty if the file has a single one."""
+        return f"{self.data_label}, {self.split_label}" if self.place.parts else ""
 
 
 @dataclass(frozen=True)
@@ -121,15 +57,19 @@ class PlannedRun:
     """One training.
 
     Attributes:
+        setting: the data and the split.
         label: name of the variant.
         kind: class of the model.
         preset: named options.
-        options: all options, checked.
+        options: all options, checked; before the search, where there is one.
         seed: of the training.
         max_minutes: its time limit.
         folder: its run folder.
+        study: folder of the search of its options; None if they are not searched.
+        fixed: options of the file, which are not searched.
     """
 
+    setting: Setting
     label: str
     kind: type[Model]
     preset: str | None
@@ -137,6 +77,30 @@ class PlannedRun:
     seed: int
     max_minutes: float | None
     folder: Path
+    study: Path | None
+    fixed: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The run in a sentence."""
+        return ", ".join(filter(None, (self.setting.name, self.label, f"seed {self.seed}")))
+
+
+@dataclass(frozen=True)
+class PlannedLists:
+    """Recommendations of another library to evaluate; attributes as in the file, and the folder of the evaluation."""
+
+    setting: Setting
+    label: str
+    file: Path
+    columns: dict[str, str]
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The lists in a sentence."""
+        return ", ".join(filter(None, (self.setting.name, f"lists of {self.label}")))
 
 
 @dataclass(frozen=True)
@@ -146,19 +110,28 @@ class Experiment:
     Attributes:
         path: the file.
         file: its content.
+        settings: each data set with each split.
         runs: the trainings, in order.
+        lists: recommendations of other libraries.
         notes: what was decided, in sentences.
     """
 
     path: Path
     file: File
+    settings: tuple[Setting, ...]
     runs: tuple[PlannedRun, ...]
+    lists: tuple[PlannedLists, ...]
     notes: tuple[str, ...]
 
     @property
-    def report(self) -> Path:
-        """The folder of the report."""
-        return self.file.report or self.file.out / "report"
+    def results(self) -> Path:
+        """The table of all per-user results."""
+        return self.file.out / "results.parquet"
+
+    @property
+    def page(self) -> Path:
+        """The page of all settings."""
+        return self.file.out / "index.html"
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -189,17 +162,17 @@ class _Check:
         except ValidationError as error:
             raise self._of_pydantic(error) from None
         self._refuse_addresses(file)
-        self._data(file.data)
-        self._split(file.split)
-        runs, notes = self._runs(file)
+        settings = self._settings(file)
+        runs, notes = self._runs(file, settings)
+        lists = self._lists(file, settings)
         self._evaluation(file)
-        return Experiment(self.path, file, runs, notes)
+        return Experiment(self.path, file, settings, runs, lists, notes)
 
     def _of_pydantic(self, error: ValidationError) -> ConfigError:
         # An unknown key is the likely cause of a missing one, so it comes first.
         first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-        key = tuple(first["loc"])
-        section = _section(key[:-1])
+        key = tuple(part for part in first["loc"] if part not in FORMS)
+        section = section_of(key[:-1])
         if first["type"] == "extra_forbidden" and section is not None:
             return self.refuse(key, "there is no such key.", did_you_mean(key[-1], section.model_fields))
         if first["type"] == "missing":
@@ -208,40 +181,74 @@ class _Check:
         return self.refuse(key, f"{first.get('input')!r} cannot be used: {first['msg']}.", "See docs/experiments.md.")
 
     def _refuse_addresses(self, file: File) -> None:
-        places: dict[Key, Any] = {("data", name): value for name, value in file.data}
+        places: dict[Key, Any] = {
+            (*key, name): value for key, section in _each("data", file.data) for name, value in section
+        }
+        places |= {("lists", number, "file"): entry.file for number, entry in enumerate(file.lists)}
         places |= {("out",): file.out, ("report",): file.report}
         for key, value in places.items():
             with self.during(key):
                 for path in value if isinstance(value, list) else [value]:
                     refuse_address(str(key[-1]), path)
 
-    def _data(self, data: DataSection) -> None:
+    def _settings(self, file: File) -> tuple[Setting, ...]:
+        """Every data set with every split, in folders of their own if the file has lists of them."""
+        data, split = list(_each("data", file.data)), list(_each("split", file.split))
+        for key, section in data:
+            self._data(key, section)
+        for key, section in split:
+            self._split(key, section)
+        labels = [section.name for _, section in data], [section.label or section.name for _, section in split]
+        for sections, names in zip((data, split), labels, strict=True):
+            for number, (key, _) in enumerate(sections):
+                if len(key) > 1:  # one of a list
+                    self._label(key, names[number], names[:number])
+        several = isinstance(file.data, list) or isinstance(file.split, list)
+        settings = []
+        for data_label, (_, source) in zip(labels[0], data, strict=True):
+            kept = file.out / "data" / (data_label if isinstance(file.data, list) else "")
+            for split_label, (_, splitting) in zip(labels[1], split, strict=True):
+                place = Path(data_label, split_label) if several else Path()
+                report = (file.report or file.out / "report") / place
+                settings.append(Setting(source, splitting, data_label, split_label, place, kept, report))
+        return tuple(settings)
+
+    def _label(self, key: Key, label: str, taken: Collection[str]) -> None:
+        """Check a label that names a folder."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label):
+            problem = f"{label!r} cannot be the name of a folder."
+            raise self.refuse((*key, "label"), problem, "Use letters, digits, dots, hyphens and underscores.")
+        if label in taken:
+            remedy = f"Give one of them a label of its own, for example {label}-2."
+            raise self.refuse(key, f"{key[0]}[{list(taken).index(label)}] is called {label!r} too.", remedy)
+
+    def _data(self, at: Key, data: DataSection) -> None:
         sources = [name for name in ("folder", "public", "table") if getattr(data, name) is not None]
         if len(sources) != 1:
             found = " and ".join(sources) or "none of them"
-            raise self.refuse(("data",), f"needs one of folder, public and table, and has {found}.", "Name one.")
+            raise self.refuse(at, f"needs one of folder, public and table, and has {found}.", "Name one.")
         known = list(inspect.signature(read_interactions).parameters)[1:]
         for option in data.options:
             remedy = did_you_mean(option, [*known, "folder", "public", "table"])
             if option not in known:
-                raise self.refuse(("data", option), "there is no such key.", remedy)
+                raise self.refuse((*at, option), "there is no such key.", remedy)
             if data.table is None and not (data.public is not None and option in DECLARED):
                 problem = f"is an option of tables, and the data come from {sources[0]}."
-                raise self.refuse(("data", option), problem, "Leave it out; a prepared dataset was read already.")
+                raise self.refuse((*at, option), problem, "Leave it out; a prepared dataset was read already.")
         if data.folder is not None and not (data.folder / "manifest.json").is_file():
             remedy = "Prepare it: rediffuse prepare TABLE -o FOLDER; or use table."
-            raise self.refuse(("data", "folder"), f"{data.folder} holds no dataset.", remedy)
+            raise self.refuse((*at, "folder"), f"{data.folder} holds no dataset.", remedy)
         if data.public is not None and data.public not in (names := public_dataset_names()):
             problem = f"there is no data set {data.public!r}."
-            raise self.refuse(("data", "public"), problem, did_you_mean(data.public, names))
+            raise self.refuse((*at, "public"), problem, did_you_mean(data.public, names))
         paths = [data.table] if isinstance(data.table, str) else data.table or []
         for path in (path for path in paths if not any(sign in path for sign in "*?[") and not Path(path).exists()):
             remedy = "Paths are relative to the working directory."
-            raise self.refuse(("data", "table"), f"{path} does not exist.", remedy)
+            raise self.refuse((*at, "table"), f"{path} does not exist.", remedy)
 
-    def _split(self, split: SplitSection) -> None:
+    def _split(self, at: Key, split: SplitSection) -> None:
         name = split.name
-        with self.during(("split",)):
+        with self.during(at):
             if name.startswith("paper:"):
                 name = protocols.protocol(name).split or name
             function = splits.by_name_function(name)
@@ -249,15 +256,15 @@ class _Check:
         for option in split.params:
             if option not in known:
                 remedy = did_you_mean(option, known) if known else f"{name} has no options."
-                raise self.refuse(("split", option), "there is no such key.", remedy)
+                raise self.refuse((*at, option), "there is no such key.", remedy)
         if name == "none":
             problem = "it holds nothing out, so there is nothing to evaluate."
-            raise self.refuse(("split",), problem, "Choose another, and refit the best model: rediffuse refit.")
+            raise self.refuse(at, problem, "Choose another, and refit the best model: rediffuse refit.")
 
-    def _runs(self, file: File) -> tuple[tuple[PlannedRun, ...], tuple[str, ...]]:
+    def _runs(self, file: File, settings: tuple[Setting, ...]) -> tuple[tuple[PlannedRun, ...], tuple[str, ...]]:
         if min(file.seeds) < 0 or len(set(file.seeds)) < len(file.seeds):
             raise self.refuse(("seeds",), f"{file.seeds} repeats a seed or has one below 0.", "For example: [0, 1, 2]")
-        runs, notes, labels = [], [], {}
+        runs, notes, labels, untuned = [], [], [], []
         for number, entry in enumerate(file.models):
             key = ("models", number)
             with self.during((*key, "model")):
@@ -265,21 +272,65 @@ class _Check:
             with self.during((*key, "options")):
                 options = kind.Config.build(entry.preset, entry.options)
             label = entry.label or kind.name
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label):
-                problem = f"{label!r} cannot be the name of a folder."
-                raise self.refuse((*key, "label"), problem, "Use letters, digits, dots, hyphens and underscores.")
-            if label in labels:
-                problem = f"models[{labels[label]}] is called {label!r} too."
-                raise self.refuse(key, problem, f"Give one of them a label of its own, for example {label}-2.")
-            labels[label] = number
+            self._label(key, label, labels)
+            labels.append(label)
             seeds = file.seeds if kind.trained_by_gradient else file.seeds[:1]
             if len(seeds) < len(file.seeds):
                 notes.append(f"{label} is in closed form, so it is trained with the first seed only.")
+            searched = file.tune is not None and bool(kind.Config.search.keys() - entry.options.keys())
+            if file.tune is not None and not searched:
+                untuned.append(label)
             minutes = file.max_minutes if entry.max_minutes is None else entry.max_minutes
-            for seed in seeds:
-                folder = file.out / "runs" / label / f"seed-{seed}"
-                runs.append(PlannedRun(label, kind, entry.preset, options, seed, minutes, folder))
-        return tuple(runs), tuple(notes)
+            for setting in settings:
+                study = file.out / "tuning" / setting.place / label if searched else None
+                for seed in seeds:
+                    folder = file.out / "runs" / setting.place / label / f"seed-{seed}"
+                    runs.append(
+                        PlannedRun(
+                            setting, label, kind, entry.preset, options, seed, minutes, folder, study, entry.options
+                        )
+                    )
+        if untuned:
+            notes.append(f"Without options to search, so not tuned: {', '.join(untuned)}.")
+        order = {id(setting): place for place, setting in enumerate(settings)}
+        return tuple(sorted(runs, key=lambda run: order[id(run.setting)])), tuple(notes)
+
+    def _lists(self, file: File, settings: tuple[Setting, ...]) -> tuple[PlannedLists, ...]:
+        found: dict[tuple[Path, str, int], PlannedLists] = {}
+        models = [entry.label or entry.model for entry in file.models]
+        for number, entry in enumerate(file.lists):
+            key: Key = ("lists", number)
+            self._label(key, entry.label, ())
+            if entry.label in models:
+                problem = f"a model is called {entry.label!r} too."
+                raise self.refuse((*key, "label"), problem, f"Choose another, for example {entry.label}-lists.")
+            for name in entry.columns:
+                if name not in LIST_COLUMNS:
+                    remedy = did_you_mean(name, LIST_COLUMNS)
+                    raise self.refuse((*key, "columns", name), "there is no such key.", remedy)
+            if not entry.file.is_file():
+                remedy = "Paths are relative to the working directory."
+                raise self.refuse((*key, "file"), f"{entry.file} does not exist.", remedy)
+            for part in ("data", "split"):
+                labels = list(dict.fromkeys(getattr(setting, f"{part}_label") for setting in settings))
+                value = getattr(entry, part)
+                if value is None and len(labels) > 1:
+                    problem = f"does not say which {part} the lists are for."
+                    raise self.refuse(key, problem, f"Add {part}: one of {', '.join(labels)}.")
+                if value is not None and value not in labels:
+                    raise self.refuse((*key, part), f"no {part} is called {value!r}.", did_you_mean(value, labels))
+            setting = next(
+                setting
+                for setting in settings
+                if entry.data in (None, setting.data_label) and entry.split in (None, setting.split_label)
+            )
+            folder = file.out / "lists" / setting.place / entry.label / f"seed-{entry.seed}"
+            identity = setting.place, entry.label, entry.seed
+            if identity in found:
+                problem = f"lists of {entry.label!r} with seed {entry.seed} are named before."
+                raise self.refuse(key, problem, "Give them another label, or the seed that they were made with.")
+            found[identity] = PlannedLists(setting, entry.label, entry.file, entry.columns, entry.seed, folder)
+        return tuple(found.values())
 
     def _evaluation(self, file: File) -> None:
         known = (*ACCURACY, *LIST_METRICS)
@@ -312,16 +363,9 @@ class _Located:
             raise self.check.refuse(self.key, error.problem, error.remedy) from None
 
 
-def _section(key: Key) -> type[BaseModel] | None:
-    """The class that describes the section under ``key``; None if options are free there."""
-    found: Any = File
-    for part in key:
-        if isinstance(part, int):
-            continue
-        field = found.model_fields.get(part) if isinstance(found, type) and issubclass(found, BaseModel) else None
-        if field is None:
-            return None
-        found = field.annotation
-        if inner := [entry for entry in get_args(found) if isinstance(entry, type) and issubclass(entry, BaseModel)]:
-            found = inner[0]
-    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+def _each(name: str, sections: Any) -> Iterator[tuple[Key, Any]]:
+    """The sections under a key with their own keys, in either form."""
+    if isinstance(sections, list):
+        yield from (((name, number), section) for number, section in enumerate(sections))
+    else:
+        yield (name,), sections

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rediffuse.comparison import Comparison, compare, evaluate
+from rediffuse.comparison.evaluate_lists import evaluate_listed
 from rediffuse.comparison.report import check_folder
-from rediffuse.comparison.runs import evaluation_file
+from rediffuse.comparison.runs import LISTS, evaluation_file
+from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import Dataset
-from rediffuse.data.loading import load_dataset
 from rediffuse.data.split import Split
-from rediffuse.errors import ConfigError, RediffuseError, RunError
+from rediffuse.errors import DataError, MissingExtraError, RediffuseError
 from rediffuse.evaluation.metrics import ACCURACY, LIST_METRICS, parse_metrics
-from rediffuse.evaluation.protocols import protocol, split_for
-from rediffuse.experiment.plan import DECLARED, Experiment, PlannedRun
-from rediffuse.files import atomic_write_text
-from rediffuse.readers import read_interactions
-from rediffuse.readers.public_datasets import public_dataset
+from rediffuse.experiment.datasets import Say, prepare
+from rediffuse.experiment.energy import Meter, energy_of
+from rediffuse.experiment.estimate import is_finished, left
+from rediffuse.experiment.list_files import read_list_file
+from rediffuse.experiment.page import write_page
+from rediffuse.experiment.plan import Experiment, PlannedLists, PlannedRun, Setting
+from rediffuse.experiment.results import aggregates, read_results, rows_of_run, write_results
+from rediffuse.experiment.tuned import search, tuning_facts
+from rediffuse.files import sha256_file
 from rediffuse.runs.identity import identity_path
 from rediffuse.runs.run_folder import MANIFEST, read_config, read_manifest
+from rediffuse.table_files import read_parquet
 from rediffuse.training import train
 from rediffuse.training.train import describe_run
-
-RECORD = "experiment.json"
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -34,13 +41,15 @@ class Outcome:
     """The result of `run_experiment`.
 
     Attributes:
-        rows: one per run: label, seed, run (folder), state ("trained", "resumed", "skipped" or "failed"), minutes,
-            metrics (policy -> metric -> value) or None, and problem, of a run that failed.
-        comparison: of all runs that were evaluated; None if there is none.
+        rows: one per run and per lists of another library: data and split (labels), label, seed, run (folder), state
+            ("trained", "resumed", "evaluated" for lists, "skipped" or "failed"), minutes, metrics (policy -> metric ->
+            value) or None, problem, of a run that failed, ``tuning`` (trials, minutes, default_rank, energy) or None,
+            and ``energy`` (kwh, co2_kg, and the minutes that were measured) or None.
+        comparisons: (data, split) -> comparison of all runs that were evaluated there.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    comparison: Comparison | None = None
+    comparisons: dict[tuple[str, str], Comparison] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -59,40 +68,200 @@ def run_experiment(experiment: Experiment, *, progress: bool = False, say: Say =
         say: called with a sentence at every step.
 
     Raises:
-        ConfigError, DataError: the data cannot be read or split.
+        ConfigError, DataError: the data cannot be read or split; codecarbon does not know the country.
         RunError: the output folder was made by an experiment on other data, or is no folder of an experiment.
-        MissingExtraError: the report needs packages that are not installed.
+        MissingExtraError: the report, the search or the measurement of energy needs packages that are not installed.
     """
-    check_folder(experiment.report)
+    for setting in experiment.settings:
+        check_folder(setting.report)
     file = experiment.file
-    data = _dataset(experiment, say)
-    split = split_for(file.split.name, data, **file.split.params)
-    rules = file.evaluate.protocol
-    if rules is not None and (needs := protocol(rules).split) not in (None, split.name):
-        raise ConfigError(f"Protocol {rules!r} needs the split {needs!r}, and this is {split.name!r}.", "Change one.")
-    for remark in (split.leak, split.note):
-        if remark:
-            say(remark)
-    outcome = Outcome()
-    for number, planned in enumerate(experiment.runs, start=1):
-        name = f"{planned.label}, seed {planned.seed} ({number} of {len(experiment.runs)})"
-        row: dict[str, Any] = {"label": planned.label, "seed": planned.seed, "run": str(planned.folder)}
-        row |= {"state": "failed", "minutes": None, "metrics": None, "problem": None}
-        outcome.rows.append(row)
+    if file.tune is not None and importlib.util.find_spec("optuna") is None:
+        raise MissingExtraError("optuna", "tune")
+    meter = None if file.energy is None else Meter(file.energy.country)
+    if len(experiment.settings) > 1:  # what cannot be read or split is said before the first training
+        for setting in experiment.settings:
+            prepare(experiment, setting, say)
+    say(str(left(experiment)))
+    return _Session(experiment, meter, progress, say).run()
+
+
+def report_again(experiment: Experiment) -> Path:
+    """Make the page of an experiment again from its results.parquet alone; returns the page.
+
+    Raises:
+        RunError: there are no results, or they are damaged.
+        MissingExtraError: the page needs packages that are not installed.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise MissingExtraError("jinja2", "report")
+    write_page(read_results(experiment.results), experiment.page)
+    return experiment.page
+
+
+class _Session:
+    """One start of an experiment."""
+
+    def __init__(self, experiment: Experiment, meter: Meter | None, progress: bool, say: Say) -> None:
+        self.experiment, self.meter, self.progress, self.say = experiment, meter, progress, say
+        self.outcome, self.visited = Outcome(), set[Path]()
+        self.parts, self.settings = [], []
+
+    def run(self) -> Outcome:
+        for setting in self.experiment.settings:
+            self.run_setting(setting)
+        return self.outcome
+
+    def run_setting(self, setting: Setting) -> None:
+        """Everything on one data set and split; then its report, and the table and the page of all so far."""
+        data, split = prepare(self.experiment, setting, self.say)
+        for remark in (split.leak, split.note):
+            if remark:
+                self.say(remark)
+        searched: dict[str, ModelConfig | RediffuseError] = {}
+        for planned in (run for run in self.experiment.runs if run.setting is setting):
+            self.row(planned, lambda row, run=planned: self.trained(row, run, searched, data, split))
+            self.visited.add(planned.folder)
+            if self.outcome.rows[-1]["state"] != "skipped" and len(self.visited) < len(self.experiment.runs):
+                self.say(str(left(self.experiment, self.visited)))
+        for lists in (lists for lists in self.experiment.lists if lists.setting is setting):
+            self.row(lists, lambda row, lists=lists: self.listed(row, lists, split))
+        mine = [row for row in self.outcome.rows if (row["data"], row["split"]) == _labels(setting)]
+        found = [row for row in mine if row["metrics"] is not None]
+        if found:
+            file, rules = self.experiment.file, rules_of(self.experiment.file.evaluate.protocol, split)
+            folders = [row["run"] for row in found]
+            comparison = compare(folders, setting.report, metric=file.metric, protocol=rules)
+            self.outcome.comparisons[_labels(setting)] = comparison
+            link = os.path.relpath(setting.report / "report.html", file.out)
+            self.settings.append(
+                {"data": setting.data_label, "split": setting.split_label, "report": link, "facts": comparison.facts}
+            )
+            for row in found:
+                per_user = read_parquet(Path(row["run"]) / evaluation_file("per_user_test.parquet", rules))
+                self.parts.append(rows_of_run(row, per_user, comparison.facts["protocol"]["seen"]))
+                row["aggregates"] = aggregates(row["metrics"], per_user)
+        if self.parts:
+            write_results(self.experiment.results, self.parts, self.facts())
+            report_again(self.experiment)
+
+    def facts(self) -> dict[str, Any]:
+        """What results.parquet holds beside the values of users."""
+        file = self.experiment.file
+        columns = ("data", "split", "label", "seed", "run", "minutes", "tuning", "energy", "aggregates")
+        rows = [row for row in self.outcome.rows if row["metrics"] is not None]
+        tuned = {run.label for run in self.experiment.runs if run.study is not None}
+        return {
+            "metric": file.metric,
+            "planned": len(self.experiment.runs) + len(self.experiment.lists),
+            "tune": file.tune and file.tune.model_dump(),
+            "untuned": list(dict.fromkeys(run.label for run in self.experiment.runs if run.label not in tuned)),
+            "settings": self.settings,
+            "runs": [{name: row[name] for name in columns} for row in rows],
+            "failed": [{"name": row["name"], "problem": row["problem"]} for row in self.outcome.failed],
+        }
+
+    def row(self, planned: PlannedRun | PlannedLists, work: Callable[[dict[str, Any]], None]) -> None:
+        """Do the work of a run; what fails is written into its row."""
+        labels = dict(zip(("data", "split"), _labels(planned.setting), strict=True))
+        row: dict[str, Any] = labels | {"label": planned.label, "seed": planned.seed, "run": str(planned.folder)}
+        row |= {"name": planned.name, "state": "failed", "minutes": None, "metrics": None, "problem": None}
+        row |= {"tuning": None, "energy": None}
+        self.outcome.rows.append(row)
         try:
-            state = _state(planned, split)
-            say(f"{name}: {'finished already' if state == 'skipped' else 'trains' if state == 'trained' else state}.")
-            if state != "skipped":
-                _train(planned, split, resume=state == "resumed", progress=progress)
-            row["minutes"] = read_config(planned.folder)["training"]["minutes"]
-            row["metrics"] = _evaluated(experiment, planned, split, data)
-            row["state"] = state
+            work(row)
         except RediffuseError as error:
-            row["problem"] = error.problem
-            say(f"{name} failed: {error}")
-    if folders := [row["run"] for row in outcome.rows if row["metrics"] is not None]:
-        outcome.comparison = compare(folders, experiment.report, metric=file.metric, protocol=rules_of(rules, split))
-    return outcome
+            row |= {"state": "failed", "metrics": None, "problem": error.problem}
+            self.say(f"{planned.name} failed: {error}")
+
+    def trained(
+        self,
+        row: dict[str, Any],
+        planned: PlannedRun,
+        searched: dict[str, ModelConfig | RediffuseError],
+        data: Dataset,
+        split: Split,
+    ) -> None:
+        """Search the options of a run, train and evaluate it, as far as that was not done before."""
+        options = planned.options
+        if planned.study is not None:
+            if planned.label not in searched:
+                searched[planned.label] = self.search(planned, split)
+            found = searched[planned.label]
+            if isinstance(found, RediffuseError):
+                raise found
+            options = found
+            energy = energy_of(self.energy_file(planned, "tuning"))
+            row["tuning"] = (tuning_facts(planned.study) or {}) | {"energy": energy}
+        state = _state(planned, options, split)
+        number = f"{len(self.visited) + 1} of {len(self.experiment.runs)}"
+        done = {"skipped": "finished already", "trained": "trains"}.get(state, state)
+        self.say(f"{planned.name} ({number}): {done}.")
+        measured = self.energy_file(planned, f"seed-{planned.seed}")
+        if state == "skipped":
+            row["metrics"] = _evaluated(self.experiment, planned, split, data)
+        else:
+            with self.measuring(measured):
+                _train(planned, options, split, resume=state == "resumed", progress=self.progress)
+                row["metrics"] = _evaluated(self.experiment, planned, split, data)
+        row["minutes"] = read_config(planned.folder)["training"]["minutes"]
+        row |= {"energy": energy_of(measured), "state": state}
+
+    def search(self, planned: PlannedRun, split: Split) -> ModelConfig | RediffuseError:
+        """The options that the search finds; or why it failed, which then holds for all seeds."""
+        budget = self.experiment.file.tune
+        assert budget is not None
+        place = planned.setting.name
+        self.say(f"{f'{place}, ' * bool(place)}{planned.label}: its options are searched.")
+        facts = tuning_facts(planned.study) if planned.study is not None else None
+        spent = facts is not None and (
+            facts["trials"] >= budget.trials or (budget.minutes is not None and facts["minutes"] >= budget.minutes)
+        )
+        path = self.energy_file(planned, "tuning")
+        try:
+            with contextlib.nullcontext() if spent else self.measuring(path):
+                return search(planned, split, budget, self.experiment.file.seeds[0], progress=self.progress)
+        except RediffuseError as error:
+            return error
+
+    def listed(self, row: dict[str, Any], planned: PlannedLists, split: Split) -> None:
+        """Evaluate lists of another library, unless the same file was evaluated on this split before."""
+        file = self.experiment.file
+        metrics, name = _metrics(self.experiment), file.metric.partition("/")[0]
+        source = {"file": str(planned.file), "sha256": sha256_file(planned.file), "columns": planned.columns}
+        source |= {"metrics": metrics}
+        found = _listed_before(planned.folder, source, split, file.evaluate.protocol)
+        if found is None:
+            self.say(f"{planned.name}: evaluated.")
+            found = evaluate_listed(
+                read_list_file(planned.file, planned.columns),
+                split,
+                planned.folder,
+                label=planned.label,
+                seed=planned.seed,
+                protocol=file.evaluate.protocol,
+                metrics=metrics,
+                source=source,
+            )
+            state = "evaluated"
+        else:
+            self.say(f"{planned.name}: evaluated already.")
+            state = "skipped"
+        if name not in next(iter(found["metrics"].values())):
+            raise DataError(
+                f"The lists of {planned.label} are too short for {name}, which the experiment tests.",
+                "Export more items for each user, or choose another metric.",
+            )
+        row |= {"metrics": found["metrics"], "state": state}
+
+    def energy_file(self, planned: PlannedRun, name: str) -> Path:
+        return self.experiment.file.out / "energy" / planned.setting.place / planned.label / f"{name}.json"
+
+    def measuring(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.meter is None else self.meter.measuring(path)
+
+
+def _labels(setting: Setting) -> tuple[str, str]:
+    return setting.data_label, setting.split_label
 
 
 def rules_of(rules: str | None, split: Split) -> str | None:
@@ -100,76 +269,27 @@ def rules_of(rules: str | None, split: Split) -> str | None:
     return None if rules == split.name else rules
 
 
-def _dataset(experiment: Experiment, say: Say) -> Dataset:
-    """The dataset; one that was read from a table or a public source is kept in the output folder."""
-    file = experiment.file
-    if file.data.folder is not None:
-        _record(experiment, None)
-        return load_dataset(file.data.folder)
-    kept, record = file.out / "data", file.out / RECORD
-    source = file.data.model_dump(mode="json", exclude_none=True)
-    earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-    if file.data.public is not None and earlier is not None and earlier["data"] == source and kept.is_dir():
-        return load_dataset(kept)  # published data do not change
-    say(f"Reading {file.data.public or file.data.table}.")
-    if file.data.public is not None:
-        data = public_dataset(file.data.public).with_features(*map(file.data.options.get, DECLARED))
-    else:
-        data = read_interactions(file.data.table, **file.data.options)
-    if kept.is_dir() and _identity(load_dataset(kept)) != _identity(data):
-        raise RunError(
-            f"{file.out} holds an experiment on other data: the interactions or features have changed since it began.",
-            "Choose another folder (out: ...), or remove that one.",
-        )
-    _record(experiment, source)
-    if not kept.is_dir():
-        data.save(kept)
-    return data
-
-
-def _identity(data: Dataset) -> tuple[str, str]:
-    return data.fingerprint, data.features_fingerprint
-
-
-def _record(experiment: Experiment, source: dict[str, Any] | None) -> None:
-    """Write what the folder is into it.
-
-    Raises:
-        RunError: it holds something else.
-    """
-    out = experiment.file.out
-    if out.exists() and not (out / RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} exists and is no folder of an experiment.", "Choose another folder (out: ...).")
-    out.mkdir(parents=True, exist_ok=True)
-    content = {"experiment": experiment.file.model_dump(mode="json"), "data": source}
-    atomic_write_text(out / RECORD, json.dumps(content, indent=2) + "\n")
-
-
-def _state(planned: PlannedRun, split: Split) -> str:
+def _state(planned: PlannedRun, options: ModelConfig, split: Split) -> str:
     """What is to be done with a run. Whether another training may be resumed is checked by `train`."""
     if not identity_path(planned.folder).exists():
         return "trained"
     if not (planned.folder / MANIFEST).exists():
         return "resumed"
     recorded = read_config(planned.folder)
-    wanted = json.loads(
-        json.dumps(describe_run(planned.kind, planned.preset, planned.options, planned.seed, split, {}))
-    )
+    wanted = json.loads(json.dumps(describe_run(planned.kind, planned.preset, options, planned.seed, split, {})))
     same = all(recorded[name] == wanted[name] for name in ("model", "class", "config", "seed", "split"))
     same = same and recorded["data"]["fingerprint"] == wanted["data"]["fingerprint"]
     same = same and recorded["data"].get("item_features") == wanted["data"]["item_features"]
-    training = recorded["training"]
-    spent = planned.max_minutes is not None and training["minutes"] >= planned.max_minutes
-    return "skipped" if same and (training["finished"] or spent) else "resumed"
+    return "skipped" if same and is_finished(recorded["training"], planned.max_minutes) else "resumed"
 
 
-def _train(planned: PlannedRun, split: Split, *, resume: bool, progress: bool) -> None:
+def _train(planned: PlannedRun, options: ModelConfig, split: Split, *, resume: bool, progress: bool) -> None:
     train(
         planned.kind,
         split,
         planned.folder,
         preset=planned.preset,
-        config=planned.options,
+        config=options,
         seed=planned.seed,
         resume=resume,
         max_minutes=planned.max_minutes,
@@ -179,8 +299,7 @@ def _train(planned: PlannedRun, split: Split, *, resume: bool, progress: bool) -
 
 def _evaluated(experiment: Experiment, planned: PlannedRun, split: Split, data: Dataset) -> dict[str, Any]:
     """The test metrics; those in the run folder if they are of these weights and of the same evaluation."""
-    wanted, known = experiment.file.evaluate, (*ACCURACY, *LIST_METRICS)
-    metrics = [str(metric) for metric in parse_metrics(wanted.metrics, known)] if wanted.metrics else []
+    wanted, metrics = experiment.file.evaluate, _metrics(experiment)
     seeds = list(range(wanted.sampling_seeds))
     name = evaluation_file("test.json", rules_of(wanted.protocol, split))
     if name in read_manifest(planned.folder)["files"]:
@@ -191,3 +310,20 @@ def _evaluated(experiment: Experiment, planned: PlannedRun, split: Split, data: 
         if test["sampling_seeds"] in drawn and measured.issuperset(metrics):
             return test["metrics"]
     return evaluate(planned.folder, data, protocol=wanted.protocol, seeds=seeds, metrics=metrics)["metrics"]
+
+
+def _metrics(experiment: Experiment) -> list[str]:
+    """The metrics of the file, besides the usual ones."""
+    named = experiment.file.evaluate.metrics
+    return [str(metric) for metric in parse_metrics(named, (*ACCURACY, *LIST_METRICS))] if named else []
+
+
+def _listed_before(folder: Path, source: dict[str, Any], split: Split, protocol: str | None) -> dict[str, Any] | None:
+    """The evaluation of the same lists on the same split with the same metrics; None if there is none."""
+    name = evaluation_file("test.json", rules_of(protocol, split))
+    if not (folder / MANIFEST).is_file() or not {LISTS, name} <= read_manifest(folder)["files"].keys():
+        return None
+    config = json.loads((folder / LISTS).read_text(encoding="utf-8"))
+    test = json.loads((folder / name).read_text(encoding="utf-8"))
+    same = config["lists"] == source and config["split"]["fingerprint"] == split.fingerprint
+    return test if same else None
