@@ -108,7 +108,7 @@ def _print_plan(experiment: Experiment) -> None:
     if (tune := experiment.file.tune) is not None:
         minutes = "" if tune.minutes is None else f", or {tune.minutes:g} minutes"
         print_rich(f"Options of each model are searched before: {tune.trials} trials{minutes}.")
-    print_rich(str(left(experiment)), *experiment.notes)
+    print_rich(left(experiment).text, *experiment.notes)
 
 
 def _print_outcome(experiment: Experiment, outcome: Outcome) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rediffuse.experiment.plan import Experiment, PlannedRun
-from rediffuse.experiment.tuned import tuning_facts
+from rediffuse.experiment.tuned import is_spent, tuning_facts
 from rediffuse.runs.run_folder import MANIFEST
 
 
@@ -19,100 +20,98 @@ class Left:
     Attributes:
         runs: how many runs.
         searches: how many searches of options.
-        most: minutes that they take at most; None if that is unknown.
-        expected: minutes that they take if they take as long as finished runs of the same entry; None if unknown.
-        basis: what the times rest on, or why they are unknown, in a sentence.
+        most: minutes that they take at most, by their time limits; None if one of them has no limit.
+        expected: minutes that they take, going by finished runs of the same entries; None if one of them has none.
+        text: what is left and how long it takes, what that rests on, and what is unknown and why.
     """
 
     runs: int
     searches: int
     most: float | None
     expected: float | None
-    basis: str
-
-    def __str__(self) -> str:
-        if not self.runs and not self.searches:
-            return "Nothing is left to train."
-        count = f"{self.runs} run{'s' * (self.runs != 1)}"
-        if self.searches:
-            count += f" and {self.searches} search{'es' * (self.searches != 1)} of options"
-        most = "unknown" if self.most is None else _minutes(self.most)
-        about = "" if self.expected is None else f", about {_minutes(self.expected)} going by finished runs"
-        verb = "is" if self.runs + self.searches == 1 else "are"
-        return f"{count} {verb} left: at most {most}{about}. {self.basis}"
+    text: str
 
 
-def left(experiment: Experiment, visited: set[Path] = frozenset()) -> Left:  # pyright: ignore[reportArgumentType]
+def left(experiment: Experiment, visited: Collection[Path] = ()) -> Left:
     """What is left, by what the folders of an experiment hold; ``visited`` are folders of runs that are done with.
 
     The options of finished runs are not compared with those of the file, which needs the data.
     """
-    minutes = {run.folder: _trained(run.folder) for run in experiment.runs}
-    waiting = [run for run in experiment.runs if run.folder not in visited and not _finished(run)]
-    most: list[float | None] = []
-    expected: list[float | None] = []
-    unlimited: dict[str, None] = {}
+    trained = {run.folder: _training(run.folder) for run in experiment.runs}
+    waiting = [
+        run
+        for run in experiment.runs
+        if run.folder not in visited and not is_finished(trained[run.folder], run.max_minutes)
+    ]
+    if not waiting:
+        return Left(0, 0, 0.0, 0.0, "Nothing is left to train.")
+    limits: list[float] = []
+    expected: list[float] = []
+    unlimited: dict[str, list[str]] = {}
     for run in waiting:
-        spent = minutes[run.folder] or 0.0
-        limit = None if run.max_minutes is None else max(run.max_minutes - spent, 0.0)
+        spent = (trained[run.folder] or {"minutes": 0.0})["minutes"]
         alike = [
-            took
+            training["minutes"]
             for other in experiment.runs
-            if (other.setting, other.label) == (run.setting, run.label) and other is not run
-            if _finished(other) and (took := minutes[other.folder]) is not None
+            if (other.setting, other.label) == (run.setting, run.label) and (training := trained[other.folder])
+            if is_finished(training, other.max_minutes)
         ]
-        most.append(limit)
-        expected.append(max(sum(alike) / len(alike) - spent, 0.0) if alike else None)
-        if limit is None:
-            unlimited[run.label] = None
-    studies = {run.study: run for run in waiting if run.study is not None}
-    budget, searches, unbounded = experiment.file.tune, 0, False
-    for study in studies:
-        facts = tuning_facts(study)
-        if budget is None or (facts and facts["trials"] >= budget.trials):
-            continue
-        rest = None if budget.minutes is None else max(budget.minutes - (facts["minutes"] if facts else 0.0), 0.0)
-        if rest == 0:
-            continue
-        searches, unbounded = searches + 1, unbounded or rest is None
-        most.append(rest)
-        expected.append(None)
-    reasons = []
-    if unlimited:
-        reasons.append(f"{', '.join(unlimited)}: no time limit (max_minutes)")
-    if unbounded:
-        reasons.append("tune: no minutes")
-    limits = " and tune.minutes" * (searches > 0)
-    basis = f"{'; '.join(reasons)}." if reasons else f"The limit is max_minutes{limits}; evaluation is not in it."
-    return Left(len(waiting), searches, _sum(most), _sum(expected), basis)
+        if alike:
+            expected.append(max(sum(alike) / len(alike) - spent, 0.0))
+        if run.max_minutes is None or not run.kind.trained_by_gradient:
+            reason = "no max_minutes" if run.kind.trained_by_gradient else "closed form, which no limit stops"
+            unlimited.setdefault(reason, []).append(run.label)
+        else:
+            limits.append(max(run.max_minutes - spent, 0.0))
+    searches = _searches(experiment, waiting)
+    limited = [limit for limit in searches if limit is not None]
+    if len(limited) < len(searches):
+        unlimited["tune has no minutes"] = ["searches of options"]
+    what = _count(len(waiting), len(searches))
+    sentences = [f"{what} {'is' if len(waiting) + len(searches) == 1 else 'are'} left."]
+    if limits or limited:
+        named = " and ".join(["max_minutes"] * bool(limits) + ["tune.minutes"] * bool(limited))
+        total = _minutes(sum(limits) + sum(limited))
+        sentences.append(f"At most {total} for {_count(len(limits), len(limited))}, by {named}.")
+    for reason, labels in unlimited.items():
+        sentences.append(f"Unknown for {', '.join(dict.fromkeys(labels))}: {reason}.")
+    if expected:
+        finished = f"for {_count(len(expected), 0)}, by finished runs of the same entry"
+        sentences.append(f"About {_minutes(sum(expected))} {finished}.")
+    sentences.append("Calibration and evaluation come on top.")
+    most = None if unlimited else sum(limits) + sum(limited)
+    about = sum(expected) if len(expected) == len(waiting) and not searches else None
+    return Left(len(waiting), len(searches), most, about, " ".join(sentences))
 
 
-def _sum(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+def _searches(experiment: Experiment, waiting: Sequence[PlannedRun]) -> list[float | None]:
+    """The minutes that each search of the waiting runs has left; None: it has no limit."""
+    budget, found = experiment.file.tune, []
+    for study in {run.study: None for run in waiting if run.study is not None}:
+        if budget is not None and not is_spent(facts := tuning_facts(study), budget):
+            spent = facts["minutes"] if facts else 0.0
+            found.append(None if budget.minutes is None else budget.minutes - spent)
+    return found
+
+
+def _count(runs: int, searches: int) -> str:
+    parts = [f"{runs} run{'s' * (runs != 1)}"] * bool(runs)
+    parts += [f"{searches} search{'es' * (searches != 1)} of options"] * bool(searches)
+    return " and ".join(parts)
 
 
 def _minutes(value: float) -> str:
     return f"{value:.1f} minutes" if value < 90 else f"{value / 60:.1f} hours"
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
-    """The training section of a finished or stopped run; None if it has no weights yet."""
+def _training(folder: Path) -> dict[str, Any] | None:
+    """What config.json says of the training of a run; None if it has no weights yet."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]
     except (OSError, ValueError, KeyError):
         return None  # `train` reports it
-
-
-def _trained(folder: Path) -> float | None:
-    training = _config(folder)
-    return None if training is None else training["minutes"]
-
-
-def _finished(run: PlannedRun) -> bool:
-    return is_finished(_config(run.folder), run.max_minutes)
 
 
 def is_finished(training: dict[str, Any] | None, max_minutes: float | None) -> bool:

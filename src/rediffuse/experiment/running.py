@@ -27,7 +27,7 @@ from rediffuse.experiment.list_files import read_list_file
 from rediffuse.experiment.page import write_page
 from rediffuse.experiment.plan import Experiment, PlannedLists, PlannedRun, Setting
 from rediffuse.experiment.results import aggregates, read_results, rows_of_run, write_results
-from rediffuse.experiment.tuned import search, tuning_facts
+from rediffuse.experiment.tuned import is_spent, search, tuning_facts
 from rediffuse.files import sha256_file
 from rediffuse.runs.identity import identity_path
 from rediffuse.runs.run_folder import MANIFEST, read_config, read_manifest
@@ -81,7 +81,7 @@ def run_experiment(experiment: Experiment, *, progress: bool = False, say: Say =
     if len(experiment.settings) > 1:  # what cannot be read or split is said before the first training
         for setting in experiment.settings:
             prepare(experiment, setting, say)
-    say(str(left(experiment)))
+    say(left(experiment).text)
     return _Session(experiment, meter, progress, say).run()
 
 
@@ -122,7 +122,7 @@ class _Session:
             self.row(planned, lambda row, run=planned: self.trained(row, run, searched, data, split))
             self.visited.add(planned.folder)
             if self.outcome.rows[-1]["state"] != "skipped" and len(self.visited) < len(self.experiment.runs):
-                self.say(str(left(self.experiment, self.visited)))
+                self.say(left(self.experiment, self.visited).text)
         for lists in (lists for lists in self.experiment.lists if lists.setting is setting):
             self.row(lists, lambda row, lists=lists: self.listed(row, lists, split))
         mine = [row for row in self.outcome.rows if (row["data"], row["split"]) == _labels(setting)]
@@ -210,12 +210,10 @@ class _Session:
         """The options that the search finds; or why it failed, which then holds for all seeds."""
         budget = self.experiment.file.tune
         assert budget is not None
-        place = planned.setting.name
-        self.say(f"{f'{place}, ' * bool(place)}{planned.label}: its options are searched.")
-        facts = tuning_facts(planned.study) if planned.study is not None else None
-        spent = facts is not None and (
-            facts["trials"] >= budget.trials or (budget.minutes is not None and facts["minutes"] >= budget.minutes)
-        )
+        assert planned.study is not None
+        spent = is_spent(tuning_facts(planned.study), budget)
+        name = ", ".join(filter(None, (planned.setting.name, planned.label)))
+        self.say(f"{name}: its options {'were searched already' if spent else 'are searched'}.")
         path = self.energy_file(planned, "tuning")
         try:
             with contextlib.nullcontext() if spent else self.measuring(path):

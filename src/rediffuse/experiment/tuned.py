@@ -44,3 +44,10 @@ def tuning_facts(study: Path) -> dict[str, Any] | None:
         return None
     finished = sum(found["states"].get(state, 0) for state in ("complete", "pruned", "failed"))
     return {"trials": finished, "minutes": found["minutes"], "default_rank": found["default_rank"]}
+
+
+def is_spent(facts: dict[str, Any] | None, budget: TuneSection) -> bool:
+    """Whether a search has used its budget; ``facts`` are from `tuning_facts`."""
+    if facts is None:
+        return False
+    return facts["trials"] >= budget.trials or (budget.minutes is not None and facts["minutes"] >= budget.minutes)
