@@ -49,6 +49,7 @@ def run(
     result: dict[str, Any] = {
         "page": str(experiment.page) if reports else None,
         "results": str(experiment.results) if reports else None,
+        "energy": outcome.energy,
         "reports": [str(report) for report in reports],
         "runs": [{name: value for name, value in row.items() if name != "aggregates"} for row in outcome.rows],
     }
@@ -112,22 +113,30 @@ def _print_plan(experiment: Experiment) -> None:
 
 
 def _print_outcome(experiment: Experiment, outcome: Outcome) -> None:
-    from rediffuse.experiment.page import cost_cells
+    from rediffuse.experiment.energy import ESTIMATE
 
     for setting in experiment.settings:
         rows = [row for row in outcome.rows if (row["data"], row["split"]) == _labels(setting)]
         title = f"Experiment {experiment.path}{f': {setting.name}' * bool(setting.name)}"
-        heads, costs = cost_cells(rows)
-        listing = table(title, "model", "seed", "state", *heads[2:], *SHOWN)
+        tuning = ("trials", "tuning") if experiment.file.tune is not None else ()
+        listing = table(title, "model", "seed", "state", "minutes", *tuning, *SHOWN)
         listing.columns[0].overflow = "fold"
-        for row, spent in zip(rows, costs, strict=True):
+        for row in rows:
             # The policy that seen items are filtered by is in the report.
             metrics = next(iter((row["metrics"] or {}).values()), {})
             values = (f"{metrics[name]:.4f}" if name in metrics else "" for name in SHOWN)
-            listing.add_row(row["label"], str(row["seed"]), row["state"], *spent[2:], *values)
+            minutes = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
+            spent = row["tuning"] or {}
+            searched = [f"{spent['trials']}", f"{spent['minutes']:.1f}"] if spent else [""] * 2
+            listing.add_row(row["label"], str(row["seed"]), row["state"], minutes, *searched[: len(tuning)], *values)
         print_rich(listing)
     for row in outcome.failed:
         print_rich(f"{row['name']}, failed: {row['problem']}")
+    if (total := outcome.energy) is not None:
+        print_rich(
+            f"Energy: {total['kwh']:.3g} kWh, {total['co2_kg']:.3g} kg CO2eq in {total['minutes']:.1f} minutes, which "
+            f"were measured, searches included. {ESTIMATE}"
+        )
     for setting in experiment.settings:
         if _labels(setting) in outcome.comparisons:
             print_rich(f"Report: {setting.report / 'report.html'}")

@@ -72,9 +72,9 @@ def cost_cells(runs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         "tuning, trials": lambda run: _number(_look(run, "tuning", "trials"), "d"),
         "tuning, min": lambda run: _number(_look(run, "tuning", "minutes"), ".2f"),
         "energy, kWh": lambda run: _number(_look(run, "energy", "kwh"), ".3g"),
-        "CO2, kg": lambda run: _number(_look(run, "energy", "co2_kg"), ".3g"),
+        "CO2eq, kg": lambda run: _number(_look(run, "energy", "co2_kg"), ".3g"),
         "tuning, kWh": lambda run: _number(_look(run, "tuning", "energy", "kwh"), ".3g"),
-        "tuning, CO2, kg": lambda run: _number(_look(run, "tuning", "energy", "co2_kg"), ".3g"),
+        "tuning, CO2eq, kg": lambda run: _number(_look(run, "tuning", "energy", "co2_kg"), ".3g"),
     }
     shown = {head: [value(run) for run in runs] for head, value in columns.items()}
     shown = {head: cells for head, cells in shown.items() if any(cells)}

@@ -21,7 +21,7 @@ from rediffuse.data.split import Split
 from rediffuse.errors import DataError, MissingExtraError, RediffuseError
 from rediffuse.evaluation.metrics import ACCURACY, LIST_METRICS, parse_metrics
 from rediffuse.experiment.datasets import Say, prepare
-from rediffuse.experiment.energy import Meter, energy_of
+from rediffuse.experiment.energy import SUMS, Meter, energy_of
 from rediffuse.experiment.estimate import is_finished, left
 from rediffuse.experiment.list_files import read_list_file
 from rediffuse.experiment.page import write_page
@@ -55,6 +55,14 @@ class Outcome:
     def failed(self) -> list[dict[str, Any]]:
         """The rows of runs that failed."""
         return [row for row in self.rows if row["state"] == "failed"]
+
+    @property
+    def energy(self) -> dict[str, float] | None:
+        """The sums of all trainings and searches: kwh, co2_kg, measured minutes; None if nothing was measured."""
+        found = [row["energy"] for row in self.rows]
+        searches = {(row["data"], row["split"], row["label"]): row["tuning"] for row in self.rows if row["tuning"]}
+        measured = [each for each in (*found, *(tuning["energy"] for tuning in searches.values())) if each]
+        return {name: sum(each[name] for each in measured) for name in SUMS} if measured else None
 
 
 def run_experiment(experiment: Experiment, *, progress: bool = False, say: Say = lambda sentence: None) -> Outcome:
