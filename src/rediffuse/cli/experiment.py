@@ -13,7 +13,7 @@ from rediffuse.cli.output import emit, print_rich, say, table
 
 if TYPE_CHECKING:
     from rediffuse.experiment import Experiment, Outcome
-    from rediffuse.experiment.plan import Setting
+    from rediffuse.experiment.planned import Setting
 
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 
@@ -51,7 +51,7 @@ def run(
         "results": str(experiment.results) if reports else None,
         "energy": outcome.energy,
         "reports": [str(report) for report in reports],
-        "runs": [{name: value for name, value in row.items() if name != "aggregates"} for row in outcome.rows],
+        "runs": outcome.rows,
     }
     emit(result, as_json, lambda: _print_outcome(experiment, outcome))
     if outcome.failed:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rediffuse.comparison.evaluate_run import Evaluation, evaluation_content, evaluation_files, measures
+from rediffuse.comparison.evaluation_content import Evaluation, evaluation_content, evaluation_files, measures
 from rediffuse.comparison.runs import LISTS
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.features import item_features

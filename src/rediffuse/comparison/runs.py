@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from rediffuse.arguments import require_path
+from rediffuse.data.split import Split
 from rediffuse.errors import RediffuseWarning, RunError
 from rediffuse.runs.run_folder import LOG, read_config, read_log, read_manifest
 from rediffuse.table_files import read_parquet
@@ -28,6 +29,11 @@ def evaluation_file(name: str, protocol: str | None) -> str:
     """Name of a file of an evaluation; with the protocol in it, unless that is the run's own (None)."""
     stem, ending = name.split(".")
     return name if protocol is None else f"{stem}-{protocol.replace(':', '-')}.{ending}"
+
+
+def rules_of(protocol: str | None, split: Split) -> str | None:
+    """The protocol as `evaluation_file` and `compare` take it: None if it is that of the split."""
+    return None if protocol == split.name else protocol
 
 
 # What users are grouped by in slices: a name, and the column of the per-user table.

@@ -11,7 +11,7 @@ from rediffuse.data.loading import load_dataset
 from rediffuse.data.split import Split
 from rediffuse.errors import ConfigError, RunError
 from rediffuse.evaluation.protocols import protocol, split_for
-from rediffuse.experiment.plan import Experiment, Setting
+from rediffuse.experiment.planned import Experiment, Setting
 from rediffuse.experiment.sections import DECLARED
 from rediffuse.files import atomic_write_text
 from rediffuse.readers import read_interactions

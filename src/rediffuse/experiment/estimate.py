@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rediffuse.experiment.plan import Experiment, PlannedRun
+from rediffuse.experiment.planned import Experiment, PlannedRun
 from rediffuse.experiment.tuned import is_spent, tuning_facts
 from rediffuse.runs.run_folder import MANIFEST
 

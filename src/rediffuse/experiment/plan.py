@@ -5,133 +5,23 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import ValidationError
 
 from rediffuse.addresses import refuse_address
-from rediffuse.config import ModelConfig
 from rediffuse.data import split as splits
 from rediffuse.errors import ConfigError, RediffuseError, did_you_mean
 from rediffuse.evaluation import protocols
 from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, POLICIES, parse_metric, parse_metrics
 from rediffuse.experiment.list_files import LIST_COLUMNS
+from rediffuse.experiment.planned import Experiment, PlannedLists, PlannedRun, Setting
 from rediffuse.experiment.sections import DECLARED, FORMS, DataSection, File, SplitSection, section_of
 from rediffuse.experiment.yaml_lines import Key, dotted, read_yaml
 from rediffuse.models import model_class
-from rediffuse.models.base import Model
 from rediffuse.readers import read_interactions
 from rediffuse.readers.public_datasets import public_dataset_names
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Data and a split: what models are compared on.
-
-    Attributes:
-        data, split: the sections of the file.
-        data_label, split_label: their names in tables.
-        place: what tells the folders of several settings apart: DATA/SPLIT; empty if the file has a single one.
-        kept: folder of the data, if they come from a table or a public source.
-        report: folder of the comparison.
-    """
-
-    data: DataSection
-    split: SplitSection
-    data_label: str
-    split_label: str
-    place: Path
-    kept: Path
-    report: Path
-
-    @property
-    def name(self) -> str:
-        """The setting in a sentence; empty if the file has a single one."""
-        return f"{self.data_label}, {self.split_label}" if self.place.parts else ""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One training.
-
-    Attributes:
-        setting: the data and the split.
-        label: name of the variant.
-        kind: class of the model.
-        preset: named options.
-        options: all options, checked; before the search, where there is one.
-        seed: of the training.
-        max_minutes: its time limit.
-        folder: its run folder.
-        study: folder of the search of its options; None if they are not searched.
-        fixed: options of the file, which are not searched.
-    """
-
-    setting: Setting
-    label: str
-    kind: type[Model]
-    preset: str | None
-    options: ModelConfig
-    seed: int
-    max_minutes: float | None
-    folder: Path
-    study: Path | None
-    fixed: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The run in a sentence."""
-        return ", ".join(filter(None, (self.setting.name, self.label, f"seed {self.seed}")))
-
-
-@dataclass(frozen=True)
-class PlannedLists:
-    """Recommendations of another library to evaluate; attributes as in the file, and the folder of the evaluation."""
-
-    setting: Setting
-    label: str
-    file: Path
-    columns: dict[str, str]
-    seed: int
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The lists in a sentence."""
-        return ", ".join(filter(None, (self.setting.name, f"lists of {self.label}")))
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A checked experiment file.
-
-    Attributes:
-        path: the file.
-        file: its content.
-        settings: each data set with each split.
-        runs: the trainings, in order.
-        lists: recommendations of other libraries.
-        notes: what was decided, in sentences.
-    """
-
-    path: Path
-    file: File
-    settings: tuple[Setting, ...]
-    runs: tuple[PlannedRun, ...]
-    lists: tuple[PlannedLists, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def results(self) -> Path:
-        """The table of all per-user results."""
-        return self.file.out / "results.parquet"
-
-    @property
-    def page(self) -> Path:
-        """The page of all settings."""
-        return self.file.out / "index.html"
 
 
 def read_experiment(path: str | Path) -> Experiment:

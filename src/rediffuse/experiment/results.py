@@ -77,11 +77,12 @@ class _StoredRun(EvaluatedRun):
     def of(cls, table: pl.DataFrame, run: dict[str, Any], facts: dict[str, Any]) -> _StoredRun:
         rows = table.filter(pl.col(name) == run[name] for name in _OF_RUN)
         means = {
-            policy: {name: _mean(of_policy[name]) for name in _measured(of_policy)} | run["aggregates"][policy]
+            policy: {name: _mean(of_policy[name]) for name in _measured(of_policy)} | run["test"]["metrics"][policy]
             for policy in facts["protocol"]["seen"]
             for of_policy in [rows.filter(policy=policy)]
         }
-        test = {"metrics": means, "metrics_by_seed": [means], "counts": facts["counts"]}
+        draws = run["test"]["metrics_by_seed"] or [means]
+        test = run["test"] | {"metrics": means, "metrics_by_seed": draws, "counts": facts["counts"]}
         return cls(Path(run["run"]), {"seed": run["seed"]}, test, None, rows)
 
     @cached_property
@@ -134,11 +135,25 @@ def _texts(run: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, run[name]) for name in ("data", "split", "label")]
 
 
-def aggregates(metrics: dict[str, dict[str, float]], per_user: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """The metrics that have no values of users, such as coverage: policy -> metric -> value."""
+def beside_users(test: dict[str, Any], per_user: pl.DataFrame) -> dict[str, Any]:
+    """What an evaluation holds beside values of users: metrics that have none, such as coverage, and draws.
+
+    Args:
+        test: the content of test.json.
+        per_user: its per-user table.
+    """
+
+    def without(metrics: dict[str, dict[str, float]] | None) -> dict[str, dict[str, float]]:
+        return {
+            policy: {name: value for name, value in means.items() if flat_name(name, policy) not in per_user.columns}
+            for policy, means in (metrics or {}).items()
+        }
+
+    draws = test["metrics_by_seed"]
     return {
-        policy: {name: value for name, value in means.items() if flat_name(name, policy) not in per_user.columns}
-        for policy, means in metrics.items()
+        "metrics": without(test["metrics"]),
+        "metrics_with_history": without(test["metrics_with_history"]),
+        "metrics_by_seed": draws if len(draws) > 1 else None,
     }
 
 

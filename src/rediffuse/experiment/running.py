@@ -12,23 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from rediffuse.comparison import Comparison, compare, evaluate
-from rediffuse.comparison.evaluate_lists import evaluate_listed
 from rediffuse.comparison.report import check_folder
-from rediffuse.comparison.runs import LISTS, evaluation_file
+from rediffuse.comparison.runs import evaluation_file, rules_of
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.split import Split
-from rediffuse.errors import DataError, MissingExtraError, RediffuseError
-from rediffuse.evaluation.metrics import ACCURACY, LIST_METRICS, parse_metrics
+from rediffuse.errors import MissingExtraError, RediffuseError
 from rediffuse.experiment.datasets import Say, prepare
 from rediffuse.experiment.energy import SUMS, Meter, energy_of
 from rediffuse.experiment.estimate import is_finished, left
-from rediffuse.experiment.list_files import read_list_file
+from rediffuse.experiment.lists import listed
 from rediffuse.experiment.page import write_page
-from rediffuse.experiment.plan import Experiment, PlannedLists, PlannedRun, Setting
-from rediffuse.experiment.results import aggregates, read_results, rows_of_run, write_results
+from rediffuse.experiment.planned import Experiment, PlannedLists, PlannedRun, Setting
+from rediffuse.experiment.results import beside_users, read_results, rows_of_run, write_results
 from rediffuse.experiment.tuned import is_spent, search, tuning_facts
-from rediffuse.files import sha256_file
 from rediffuse.runs.identity import identity_path
 from rediffuse.runs.run_folder import MANIFEST, read_config, read_manifest
 from rediffuse.table_files import read_parquet
@@ -112,7 +109,7 @@ class _Session:
     def __init__(self, experiment: Experiment, meter: Meter | None, progress: bool, say: Say) -> None:
         self.experiment, self.meter, self.progress, self.say = experiment, meter, progress, say
         self.outcome, self.visited = Outcome(), set[Path]()
-        self.parts, self.settings = [], []
+        self.parts, self.stored, self.settings = [], [], []
 
     def run(self) -> Outcome:
         for setting in self.experiment.settings:
@@ -132,7 +129,7 @@ class _Session:
             if self.outcome.rows[-1]["state"] != "skipped" and len(self.visited) < len(self.experiment.runs):
                 self.say(left(self.experiment, self.visited).text)
         for lists in (lists for lists in self.experiment.lists if lists.setting is setting):
-            self.row(lists, lambda row, lists=lists: self.listed(row, lists, split))
+            self.row(lists, lambda row, lists=lists: row.update(listed(self.experiment, lists, split, self.say)))
         mine = [row for row in self.outcome.rows if (row["data"], row["split"]) == _labels(setting)]
         found = [row for row in mine if row["metrics"] is not None]
         if found:
@@ -145,9 +142,12 @@ class _Session:
                 {"data": setting.data_label, "split": setting.split_label, "report": link, "facts": comparison.facts}
             )
             for row in found:
-                per_user = read_parquet(Path(row["run"]) / evaluation_file("per_user_test.parquet", rules))
+                folder = Path(row["run"])
+                per_user = read_parquet(folder / evaluation_file("per_user_test.parquet", rules))
+                test = json.loads((folder / evaluation_file("test.json", rules)).read_text(encoding="utf-8"))
                 self.parts.append(rows_of_run(row, per_user, comparison.facts["protocol"]["seen"]))
-                row["aggregates"] = aggregates(row["metrics"], per_user)
+                columns = ("data", "split", "label", "seed", "run", "minutes", "tuning", "energy")
+                self.stored.append({name: row[name] for name in columns} | {"test": beside_users(test, per_user)})
         if self.parts:
             write_results(self.experiment.results, self.parts, self.facts())
             report_again(self.experiment)
@@ -155,8 +155,6 @@ class _Session:
     def facts(self) -> dict[str, Any]:
         """What results.parquet holds beside the values of users."""
         file = self.experiment.file
-        columns = ("data", "split", "label", "seed", "run", "minutes", "tuning", "energy", "aggregates")
-        rows = [row for row in self.outcome.rows if row["metrics"] is not None]
         tuned = {run.label for run in self.experiment.runs if run.study is not None}
         return {
             "metric": file.metric,
@@ -164,7 +162,7 @@ class _Session:
             "tune": file.tune and file.tune.model_dump(),
             "untuned": list(dict.fromkeys(run.label for run in self.experiment.runs if run.label not in tuned)),
             "settings": self.settings,
-            "runs": [{name: row[name] for name in columns} for row in rows],
+            "runs": self.stored,
             "failed": [{"name": row["name"], "problem": row["problem"]} for row in self.outcome.failed],
         }
 
@@ -229,36 +227,6 @@ class _Session:
         except RediffuseError as error:
             return error
 
-    def listed(self, row: dict[str, Any], planned: PlannedLists, split: Split) -> None:
-        """Evaluate lists of another library, unless the same file was evaluated on this split before."""
-        file = self.experiment.file
-        metrics, name = _metrics(self.experiment), file.metric.partition("/")[0]
-        source = {"file": str(planned.file), "sha256": sha256_file(planned.file), "columns": planned.columns}
-        source |= {"metrics": metrics}
-        found = _listed_before(planned.folder, source, split, file.evaluate.protocol)
-        if found is None:
-            self.say(f"{planned.name}: evaluated.")
-            found = evaluate_listed(
-                read_list_file(planned.file, planned.columns),
-                split,
-                planned.folder,
-                label=planned.label,
-                seed=planned.seed,
-                protocol=file.evaluate.protocol,
-                metrics=metrics,
-                source=source,
-            )
-            state = "evaluated"
-        else:
-            self.say(f"{planned.name}: evaluated already.")
-            state = "skipped"
-        if name not in next(iter(found["metrics"].values())):
-            raise DataError(
-                f"The lists of {planned.label} are too short for {name}, which the experiment tests.",
-                "Export more items for each user, or choose another metric.",
-            )
-        row |= {"metrics": found["metrics"], "state": state}
-
     def energy_file(self, planned: PlannedRun, name: str) -> Path:
         return self.experiment.file.out / "energy" / planned.setting.place / planned.label / f"{name}.json"
 
@@ -268,11 +236,6 @@ class _Session:
 
 def _labels(setting: Setting) -> tuple[str, str]:
     return setting.data_label, setting.split_label
-
-
-def rules_of(rules: str | None, split: Split) -> str | None:
-    """The protocol for `compare`: None if it is that of the split."""
-    return None if rules == split.name else rules
 
 
 def _state(planned: PlannedRun, options: ModelConfig, split: Split) -> str:
@@ -305,7 +268,7 @@ def _train(planned: PlannedRun, options: ModelConfig, split: Split, *, resume: b
 
 def _evaluated(experiment: Experiment, planned: PlannedRun, split: Split, data: Dataset) -> dict[str, Any]:
     """The test metrics; those in the run folder if they are of these weights and of the same evaluation."""
-    wanted, metrics = experiment.file.evaluate, _metrics(experiment)
+    wanted, metrics = experiment.file.evaluate, experiment.metrics
     seeds = list(range(wanted.sampling_seeds))
     name = evaluation_file("test.json", rules_of(wanted.protocol, split))
     if name in read_manifest(planned.folder)["files"]:
@@ -316,20 +279,3 @@ def _evaluated(experiment: Experiment, planned: PlannedRun, split: Split, data: 
         if test["sampling_seeds"] in drawn and measured.issuperset(metrics):
             return test["metrics"]
     return evaluate(planned.folder, data, protocol=wanted.protocol, seeds=seeds, metrics=metrics)["metrics"]
-
-
-def _metrics(experiment: Experiment) -> list[str]:
-    """The metrics of the file, besides the usual ones."""
-    named = experiment.file.evaluate.metrics
-    return [str(metric) for metric in parse_metrics(named, (*ACCURACY, *LIST_METRICS))] if named else []
-
-
-def _listed_before(folder: Path, source: dict[str, Any], split: Split, protocol: str | None) -> dict[str, Any] | None:
-    """The evaluation of the same lists on the same split with the same metrics; None if there is none."""
-    name = evaluation_file("test.json", rules_of(protocol, split))
-    if not (folder / MANIFEST).is_file() or not {LISTS, name} <= read_manifest(folder)["files"].keys():
-        return None
-    config = json.loads((folder / LISTS).read_text(encoding="utf-8"))
-    test = json.loads((folder / name).read_text(encoding="utf-8"))
-    same = config["lists"] == source and config["split"]["fingerprint"] == split.fingerprint
-    return test if same else None

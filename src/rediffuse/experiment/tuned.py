@@ -7,7 +7,7 @@ from typing import Any
 
 from rediffuse.config import ModelConfig
 from rediffuse.data.split import Split
-from rediffuse.experiment.plan import PlannedRun
+from rediffuse.experiment.planned import PlannedRun
 from rediffuse.experiment.sections import TuneSection
 from rediffuse.tuning import tune
 from rediffuse.tuning.study import read_study
