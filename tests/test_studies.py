@@ -361,6 +361,12 @@ def test_files_that_are_no_lists_are_refused(tmp_path, text, says):
         read_list_file(tmp_path / "x.csv", {"user": "usr"})
 
 
+def test_the_example_is_valid():
+    planned = read_experiment(Path(__file__).parents[1] / "examples/study.yaml")
+    assert len(planned.settings) == 2
+    assert {run.label for run in planned.runs if run.study is None} == {"popularity"}
+
+
 # --- the file ----------------------------------------------------------------------------------------------------
 
 
