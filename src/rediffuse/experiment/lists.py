@@ -28,7 +28,7 @@ def listed(experiment: Experiment, planned: PlannedLists, split: Split, say: Say
     source = {"file": str(planned.file), "sha256": sha256_file(planned.file), "columns": planned.columns}
     source |= {"metrics": experiment.metrics}
     found, state = _listed_before(planned.folder, source, split, file.evaluate.protocol), "skipped"
-    say(f"{planned.name}: {'are evaluated' if found is None else 'were evaluated already'}.")
+    say(f"{planned.name} {'are evaluated' if found is None else 'were evaluated already'}.")
     if found is None:
         lists, state = read_list_file(planned.file, planned.columns), "evaluated"
         found = evaluate_listed(
