@@ -378,6 +378,7 @@ def test_the_example_is_valid():
         ({"split": ["leave-one-out", {"name": "ratio", "trian": 0.8}]}, r"split\[1\].trian: .*Did you mean 'train'"),
         ({"data": [{"public": "ml-100"}]}, r"data\[0\].public: .*Did you mean 'ml-100k'"),
         ({"data": [{"public": "ml-100k", "label": "a/b"}]}, r"data\[0\].label: 'a/b' cannot be the name of a folder"),
+        ({"data": {"public": "ml-100k", "label": ".."}, "split": ["ratio"]}, "data.label: '..' cannot be the name"),
         ({"tune": {"trial": 3}}, "tune.trial: .*Did you mean 'trials'"),
         ({"tune": {"trials": 0}}, "tune.trials: 0 cannot be used"),
         ({"energy": True}, r"energy: \{country: DEU\}"),

@@ -21,7 +21,7 @@ EXTRAS = {
     **{"plotly": "report", "jinja2": "report", "optuna": "tune"},
     **{"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "faiss": "ann", "s3fs": "cloud"},
     **{"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
-    "ray": "ray",
+    **{"ray": "ray", "codecarbon": "energy"},
 }
 
 

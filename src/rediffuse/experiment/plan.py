@@ -89,11 +89,10 @@ class _Check:
         for key, section in split:
             self._split(key, section)
         labels = [section.name for _, section in data], [section.label or section.name for _, section in split]
-        for sections, names in zip((data, split), labels, strict=True):
-            for number, (key, _) in enumerate(sections):
-                if len(key) > 1:  # one of a list
-                    self._label(key, names[number], names[:number])
         several = isinstance(file.data, list) or isinstance(file.split, list)
+        for sections, names in zip((data, split), labels, strict=True):
+            for number, (key, _) in enumerate(sections if several else ()):
+                self._label(key, names[number], names[:number])
         settings = []
         for data_label, (_, source) in zip(labels[0], data, strict=True):
             kept = file.out / "data" / (data_label if isinstance(file.data, list) else "")
