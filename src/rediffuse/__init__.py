@@ -19,6 +19,7 @@ _LAZY = {
     "load_partitions": ("rediffuse.readers.numbered", "load_partitions"),
     "read_atomic": ("rediffuse.readers.recbole", "read_atomic"),
     "load_dataset": ("rediffuse.data.loading", "load_dataset"),
+    "data_report": ("rediffuse.data.report", "data_report"),
     "public_dataset": ("rediffuse.readers.public_datasets", "public_dataset"),
     "train": ("rediffuse.training", "train"),
     "blend": ("rediffuse.training.blend", "blend"),
@@ -49,6 +50,7 @@ __all__ = [
     "blend",
     "compare",
     "data",
+    "data_report",
     "diffusion",
     "errors",
     "evaluate",
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from rediffuse.data import split
     from rediffuse.data.dataset import Dataset
     from rediffuse.data.loading import load_dataset
+    from rediffuse.data.report import data_report
     from rediffuse.evaluation import evaluate_lists
     from rediffuse.readers.interactions import read_interactions
     from rediffuse.readers.numbered import load_partitions, read_numbered

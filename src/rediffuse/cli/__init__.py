@@ -13,6 +13,7 @@ from rediffuse.cli import (  # noqa: F401 (importing a module registers its comm
     blend,
     compare,
     data,
+    data_report,
     doctor,
     evaluate,
     experiment,

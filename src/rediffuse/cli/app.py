@@ -13,7 +13,19 @@ from rediffuse.addresses import AddressPath, address_of, refuse_address, refuse_
 from rediffuse.errors import ConfigError
 
 # In the order of their use.
-COMMANDS = ("data", "prepare", "models", "train", "evaluate", "compare", "run", "blend", "tune", "augment")
+COMMANDS = (
+    "data",
+    "data report",
+    "prepare",
+    "models",
+    "train",
+    "evaluate",
+    "compare",
+    "run",
+    "blend",
+    "tune",
+    "augment",
+)
 COMMANDS += ("recommend", "refit", "update", "update-histories", "add-items", "push", "serve", "index", "export")
 COMMANDS += ("doctor",)
 
@@ -22,6 +34,11 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands as ``--help`` lists them."""
         return sorted(self.commands, key=COMMANDS.index)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first word names, or the first two."""
+        name = " ".join(args[:2])
+        return (name, self.commands[name], args[2:]) if name in self.commands else super().resolve_command(ctx, args)
 
 
 # Arguments and options that may be addresses; the functions that they reach refuse what they cannot use.

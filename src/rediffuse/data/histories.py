@@ -18,15 +18,20 @@ from rediffuse.display import Displayed
 BLOCK = 1 << 18
 
 
-def row_blocks(offsets: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Cut rows into runs ``first:last`` of at most BLOCK interactions, or of a single longer row."""
+def row_blocks(offsets: NDArray[Any], size: int = BLOCK) -> Iterator[tuple[int, int]]:
+    """Cut rows into runs ``first:last`` of at most ``size`` interactions, or of a single longer row."""
     offsets = offsets.astype(np.int64, copy=False)  # once, and not for each search
     first = 0
     while first < len(offsets) - 1:
-        last = int(np.searchsorted(offsets, offsets[first] + BLOCK, side="right")) - 1
+        last = int(np.searchsorted(offsets, offsets[first] + size, side="right")) - 1
         last = max(last, first + 1)
         yield first, last
         first = last
+
+
+def utc(seconds: float) -> str:
+    """A time in seconds since the epoch as ISO 8601 text in UTC."""
+    return datetime.datetime.fromtimestamp(float(seconds), datetime.UTC).isoformat(timespec="seconds")
 
 
 def index_type(count: int) -> Any:
@@ -136,8 +141,7 @@ class Histories(Displayed):
         """The time of the last interaction, ISO 8601 in UTC; None without times."""
         if self.times is None or not len(self.times):
             return None
-        last = datetime.datetime.fromtimestamp(float(self.times.max()), datetime.UTC)
-        return last.isoformat(timespec="seconds")
+        return utc(self.times.max())
 
     @staticmethod
     def joined(several: Sequence[Histories]) -> Histories:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rediffuse.arguments import require_integer, require_number, wrong_type
 from rediffuse.data import cold_users, new_items
+from rediffuse.data.leaks import share_of_later_training
 from rediffuse.data.subsets import (
     COLD_ITEMS,
     SUBSETS,
@@ -116,7 +117,7 @@ def leave_one_out(dataset: Dataset) -> Split:
         "Leave-one-out leaks the future: training sees interactions of other users that happened after the "
         "interactions it is tested on"
     )
-    share = _share_of_later_training(dataset, subset)
+    share = share_of_later_training(dataset, subset)
     if share is not None:
         leak += f" (on average {share:.0%} of the training interactions are later than a test interaction)"
     return _checked(
@@ -193,7 +194,7 @@ def sessions(dataset: Dataset, quantile: float = 0.9, valid_quantile: float = 0.
     of_session[active] = found
     subset = np.repeat(of_session, interactions.lengths)
     made = Split(dataset, "sessions", {"quantile": quantile, "valid_quantile": valid_quantile}, subset, targets="later")
-    share = _share_of_later_training(dataset, subset, made.is_truth("test"))
+    share = share_of_later_training(dataset, subset, made.is_truth("test"))
     if share:
         leak = (
             "Sessions are held out in the order in which they end, and some that are tested began before others that "
@@ -309,7 +310,7 @@ def cold_items(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> Split:
         "Items are held out, not a time: training and histories hold interactions that happened after those that are "
         "tested"
     )
-    share = _share_of_later_training(dataset, subset)
+    share = share_of_later_training(dataset, subset)
     if share is not None:
         leak += f" (on average {share:.0%} of the training interactions are later than a test interaction)"
     note = (
@@ -378,7 +379,7 @@ def given(dataset: Dataset, scheme: str | None = None) -> Split:
             f"The given split {scheme!r} has no validation subset; {which} training interaction of each user with "
             f"at least two was taken for it ({int((subset == VALID).sum()):,} interactions)."
         )
-    share = _share_of_later_training(dataset, subset)
+    share = share_of_later_training(dataset, subset)
     leak = "A given split is used as it is; training may see interactions later than the test."
     if share is not None:
         leak = (
@@ -487,22 +488,6 @@ def as_split(name: str, value: Any, make: Callable[[Dataset], Split] = default) 
         stacklevel=3,
     )
     return split
-
-
-def _share_of_later_training(
-    dataset: Dataset, subset: NDArray[np.int8], tested: NDArray[np.bool_] | None = None
-) -> float | None:
-    """The share of training interactions later than a test interaction, averaged over these; None without times.
-
-    Args:
-        tested: (interactions,) which ones are test interactions; None: those of the test subset.
-    """
-    times = dataset.interactions.times
-    chosen = subset == TEST if tested is None else tested
-    if not dataset.has_timestamps or times is None or not (chosen.any() and (subset == TRAIN).any()):
-        return None
-    train = np.sort(times[subset == TRAIN])
-    return float(1 - np.searchsorted(train, times[chosen], side="right").mean() / len(train))
 
 
 def _checked(split: Split, remedy: str) -> Split:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from rediffuse.data.histories import Histories
+from rediffuse.data.measures import gini_index
 
 Lists = NDArray[np.int32]
 PerUser = NDArray[np.float64]
@@ -26,14 +27,8 @@ def coverage(lists: Lists, num_items: int) -> float:
 
 
 def gini(lists: Lists, num_items: int) -> float:
-    """Gini index of how often each item is recommended: 0 if all equally often, towards 1 if always the same few.
-
-    With counts in ascending order c_1 .. c_n: ``sum over i of (2 i - n - 1) c_i / (n sum c)``.
-    """
-    counts = np.sort(np.bincount(lists[lists >= 0], minlength=num_items)).astype(np.float64)
-    if not counts.any():
-        return 0.0
-    return float(((2 * np.arange(1, num_items + 1) - num_items - 1) * counts).sum() / (num_items * counts.sum()))
+    """Gini index of how often each item is recommended: 0 if all equally often, towards 1 if always the same few."""
+    return gini_index(np.bincount(lists[lists >= 0], minlength=num_items))
 
 
 def popularity(lists: Lists, counts: NDArray[np.int64]) -> PerUser:
