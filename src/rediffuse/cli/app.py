@@ -43,7 +43,7 @@ class _Commands(TyperGroup):
 
 # Arguments and options that may be addresses; the functions that they reach refuse what they cannot use.
 ADDRESSES = ("run", "runs", "dataset", "data", "out", "source", "interactions", "items", "users", "exclude_file")
-ADDRESSES += ("candidates", "social", "kg", "item_entity", "splits")
+ADDRESSES += ("candidates", "near_duplicates", "social", "kg", "item_entity", "splits")
 
 
 class _Command(TyperCommand):

@@ -27,15 +27,22 @@ def compare(
     protocol: Annotated[
         str | None, typer.Option(help="Compare evaluations by this protocol; default: that of the runs' split.")
     ] = None,
+    near_duplicates: Annotated[
+        Path | None,
+        typer.Option(help="Dataset folder of the runs: show users apart whose history is nearly that of another."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare evaluated runs: intervals, paired tests, slices and costs, as a page that works offline."""
     from rediffuse.comparison import compare as run_comparison
     from rediffuse.comparison.markdown import P_COLUMNS, POLICY_NAMES, p_columns, refit_note, sentences
+    from rediffuse.comparison.slices import NEAR_DUPLICATES
     from rediffuse.config import read_settings
 
     figures = read_settings(published) if published else None
-    found = run_comparison(runs, out, metric=metric, published=figures, protocol=protocol)
+    found = run_comparison(
+        runs, out, metric=metric, published=figures, protocol=protocol, near_duplicates=near_duplicates
+    )
 
     def print_summary() -> None:
         for policy in found.facts["protocol"]["seen"]:
@@ -50,6 +57,14 @@ def compare(
                 means = dict(rows.filter(variant=label).select("metric", "mean").iter_rows())
                 values: list[Any] = [f"{means[name]:.4f}" if name in means else "" for name in names]
                 listing.add_row(label, str(rows.filter(variant=label)["seeds"][0]), *values)
+            print_rich(listing)
+        if near_duplicates is not None:
+            rows = found.slices.filter(policy=found.policy, metric=found.metric, by=NEAR_DUPLICATES)
+            sizes = dict(rows.select("slice", "size").iter_rows())
+            heads = [f"{name} (n = {size:,})" for name, size in sizes.items()]
+            listing = table(f"{metric} by {NEAR_DUPLICATES}", "variant", *heads)
+            for label in rows["variant"].unique(maintain_order=True):
+                listing.add_row(label, *(f"{mean:.4f}" for mean in rows.filter(variant=label)["mean"]))
             print_rich(listing)
         if len(found.pairs):
             pairs = found.pairs.filter(policy=found.policy)

@@ -30,6 +30,7 @@ def data_report(
             listing = table(title, *heads)
             for row in rows:
                 listing.add_row(*row)
+            listing.columns[0].no_wrap = True
             print_rich(listing)
         print_rich(*(f"- {remark}" for remark in found.remarks()))
 

@@ -18,9 +18,11 @@ from rediffuse.arguments import require_options, require_text, wrong_type
 from rediffuse.comparison.report import FILES, REPORT, check_folder, write_report
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import EvaluatedRun, Variant, check_comparable, read_runs, variants
-from rediffuse.comparison.slices import slices
+from rediffuse.comparison.slices import slices, with_near_duplicates
 from rediffuse.comparison.statistics import benjamini_hochberg, holm, mean_interval, p_over_seeds, paired_test
 from rediffuse.config import selected_value
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.loading import as_dataset
 from rediffuse.errors import ConfigError, did_you_mean
 from rediffuse.evaluation.metrics import POLICIES, flat_name
 from rediffuse.objects.folders import output
@@ -36,6 +38,7 @@ def compare(
     baseline: str | None = None,
     published: dict[str, dict[str, Any]] | None = None,
     protocol: str | None = None,
+    near_duplicates: Dataset | str | Path | None = None,
 ) -> Comparison:
     """Compare evaluated runs of one dataset, split and protocol; write a report if ``out`` is given.
 
@@ -49,10 +52,12 @@ def compare(
         baseline: label of a variant; only pairs with it are tested, so p is corrected for fewer tests.
         published: label -> {"source": text, metric: value, ...}; shown as published, never tested.
         protocol: compare evaluations by this protocol, see `evaluate`; None: that of the runs' split.
+        near_duplicates: the dataset of the runs, or its folder. Users whose interactions before the test are nearly
+            those of another user are a slice of their own; see `rediffuse.data.near_duplicates` for what that costs.
 
     Raises:
         RunError: a run was not evaluated; runs are not comparable (the error says how they differ); ``out`` exists and
-            is not a report.
+            is not a report; ``near_duplicates`` is not the dataset of the runs.
         ConfigError: the metric was not measured per user, the baseline is unknown, or published figures are not
             numbers.
         MissingExtraError: ``out`` is given, and plotly or jinja2 is not installed.
@@ -75,6 +80,9 @@ def compare(
         raise ConfigError(f"{metric!r} was not measured per user.", did_you_mean(metric, measured))
     if baseline is not None and baseline not in (labels := [group.label for group in groups]):
         raise ConfigError(f"No variant is called {baseline!r}.", did_you_mean(baseline, labels))
+    apart = []
+    if near_duplicates is not None:
+        apart = [with_near_duplicates(found[0], as_dataset("near_duplicates", near_duplicates))]
     comparison = Comparison(
         name,
         policy,
@@ -82,7 +90,7 @@ def compare(
         _facts(groups),
         pl.DataFrame([row for p in policies for group in groups for row in summary_rows(group, p)], **WHOLE),
         pl.DataFrame([row for p in policies for row in pair_rows(groups, name, p, baseline)], **WHOLE),
-        pl.DataFrame([row for p in policies for row in slices(groups, measured, p)], **WHOLE),
+        pl.DataFrame([row for p in policies for row in slices(groups, measured, p, apart)], **WHOLE),
         pl.DataFrame([_cost(group) for group in groups], **WHOLE),
         pl.DataFrame([row for p in policies for row in _ablations(groups, measured, p)], **WHOLE),
         pl.DataFrame([row for group in groups for row in _steps(group)], **WHOLE),

@@ -9,7 +9,7 @@ import polars as pl
 
 from rediffuse.comparison.result import Comparison
 from rediffuse.comparison.runs import BY_USER
-from rediffuse.comparison.slices import NEW_USERS, OF_TRUTH, ceiling_text
+from rediffuse.comparison.slices import NEAR_DUPLICATES, NEW_USERS, OF_TRUTH, ceiling_text
 from rediffuse.data.cold_users import users_text, without_text
 from rediffuse.evaluation.metrics import flat_name
 
@@ -43,7 +43,7 @@ def markdown(comparison: Comparison) -> str:
     if len(comparison.steps):
         lines += ["## Validation quality by sampling steps", "", *_steps(comparison.steps), ""]
     slices = comparison.slices.filter(policy=comparison.policy)
-    of_users = [(by, comparison.metric) for by in (*BY_USER, NEW_USERS[0])]
+    of_users = [(by, comparison.metric) for by in (*BY_USER, NEW_USERS[0], NEAR_DUPLICATES)]
     of_items = [("item popularity", name) for name in ITEM_METRICS] + [(by, comparison.metric) for by in OF_TRUTH]
     for by, metric in of_users + of_items:
         shown = slices.filter(by=by, metric=metric)

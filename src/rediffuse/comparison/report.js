@@ -252,6 +252,7 @@ function all() {
   slices("slices-friends", "number of friends", sliced);
   slices("slices-items", "item popularity", /^(ndcg|mrr|map)@/.test(state.metric) ? "gain@10" : "recall@10");
   slices("slices-new-users", "new and known users", sliced);
+  slices("slices-near-duplicates", "near-duplicates", sliced);
   slices("slices-new-items", "new and known items", sliced);
   slices("slices-ages", "time since the item appeared", sliced);
   curves();

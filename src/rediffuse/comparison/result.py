@@ -28,9 +28,10 @@ class Comparison(Displayed):
             two, not corrected; null if one of them has fewer than two seeds, or if neither varies over its seeds and
             they differ.
         slices: one row per policy, variant, metric and group of users (by length of history, by number of friends if
-            there is a social graph, and new and known users) or of true items. By training interactions, metrics of
-            items are "recall@10", the share of true items in the first ten places, and "gain@10", the mean over true
-            items of 1 / log2(rank + 1) in the first ten places and 0 elsewhere. For new and known items, and by time
+            there is a social graph, new and known users, and with and without a near-duplicate if asked for) or of
+            true items. By training interactions, metrics of items are "recall@10", the share of true items in the
+            first ten places, and "gain@10", the mean over true items of 1 / log2(rank + 1) in the first ten places
+            and 0 elsewhere. For new and known items, and by time
             since the item appeared, they are the accuracy metrics with the truth restricted to the group, over the
             users (``size``) who have such a true item.
         costs: one row per variant.

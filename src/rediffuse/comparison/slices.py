@@ -7,6 +7,7 @@ so the ranks that an evaluation stored are enough, and nothing is scored again.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rediffuse.comparison.runs import BY_USER, Variant
+from rediffuse.comparison.runs import BY_USER, EvaluatedRun, Variant
 from rediffuse.comparison.statistics import mean_interval
 from rediffuse.data.cold_users import share
+from rediffuse.data.dataset import Dataset
+from rediffuse.data.near_duplicates import near_duplicates
+from rediffuse.errors import RediffuseWarning
 from rediffuse.evaluation.metrics import ACCURACY, NOT_RANKED, Metric, accuracy_values, flat_name, parse_metric
+from rediffuse.runs.split_of import split_of
 
 # Cut-off of the metrics of true items by popularity, and number of groups of about equal size that are aimed at.
 SLICE_K = 10
@@ -28,6 +33,7 @@ SLICES = 4
 NEW_USERS = ("new and known users", "train_interactions")
 NEW_ITEMS = ("new and known items", "train_count")
 AGE = ("time since the item appeared", "age")
+NEAR_DUPLICATES = "near-duplicates"
 # The groups of true items that have metrics of users.
 OF_TRUTH = (NEW_ITEMS[0], AGE[0])
 
@@ -88,6 +94,26 @@ def new_and_known_users(per_user: pl.DataFrame) -> list[Grouping]:
     """Users without and with a training interaction; none if the table does not say."""
     by, column = NEW_USERS
     return _new_and_known(by, per_user[column], "users") if column in per_user.columns else []
+
+
+def with_near_duplicates(run: EvaluatedRun, dataset: Dataset) -> Grouping:
+    """Test users whose interactions before the test are nearly those of another user, and the others.
+
+    What is tested does not count: two users are no near-duplicates because the same item comes next.
+
+    Raises:
+        RunError: the run was trained on other data, or another split of them.
+
+    Warns:
+        RediffuseWarning: no test user has a near-duplicate.
+    """
+    similar = near_duplicates(split_of(run, dataset).before_test().without_synthetic())
+    ids = pl.DataFrame({"user_id": dataset.user_ids, "similar": similar > 0})
+    rows = run.per_user.select("user_id").join(ids, on="user_id", how="left", maintain_order="left")
+    of = rows["similar"].to_numpy().astype(np.int64)
+    if not of.any():
+        warnings.warn("No test user has a near-duplicate before the test.", RediffuseWarning, stacklevel=3)
+    return Grouping(NEAR_DUPLICATES, of, ["no near-duplicate", "a near-duplicate"])
 
 
 def groupings_of_truth(truth: pl.DataFrame) -> list[Grouping]:
@@ -184,13 +210,16 @@ def _ranks(truth: pl.DataFrame, policy: str) -> NDArray[np.int64]:
     return truth[flat_name("rank", policy)].fill_null(NOT_RANKED).to_numpy()
 
 
-def slices(groups: Sequence[Variant], measured: Sequence[str], policy: str) -> Iterable[dict[str, Any]]:
+def slices(
+    groups: Sequence[Variant], measured: Sequence[str], policy: str, more: Sequence[Grouping] = ()
+) -> Iterable[dict[str, Any]]:
     """Rows of `Comparison.slices` for one policy.
 
     Args:
         groups: the variants.
         measured: flat names of the metrics that every run measured per user.
         policy: "all" or "unseen".
+        more: further groups of users.
     """
     users = _common([run.per_user for group in groups for run in group.runs])
     items = _common([run.truth for group in groups for run in group.runs])
@@ -202,7 +231,7 @@ def slices(groups: Sequence[Variant], measured: Sequence[str], policy: str) -> I
         for by, column in BY_USER.items()
         if column in users.columns
     ]
-    by_user += [grouping for grouping in new_and_known_users(users) if grouping.several]
+    by_user += [grouping for grouping in (*new_and_known_users(users), *more) if grouping.several]
     popularity = Grouping("item popularity", *groups_of_equal_size(items["train_count"].to_numpy()))
     by_truth = [grouping for grouping in groupings_of_truth(items) if grouping.several]
     owners = items["user_id"].rank("dense").to_numpy()  # true items of one user are found or missed together

@@ -51,7 +51,7 @@ def duplicates_of(histories: Histories) -> dict[str, Any]:
     Equal histories have the same items in the same order.
     """
     long = np.flatnonzero(histories.lengths >= LEAST_ITEMS)
-    groups = [count for count in Counter(histories.row(user).tobytes() for user in long).values() if count > 1]
+    groups = [count for count in Counter(histories.row(int(user)).tobytes() for user in long).values() if count > 1]
     similar = near_duplicates(histories)
     return {
         "identical": sum(groups),

@@ -10,6 +10,8 @@ ones; memory is bounded, but for the sets themselves.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -60,7 +62,7 @@ def near_duplicates(
     return found
 
 
-def _sets(histories: Histories, least_items: int) -> tuple[NDArray[np.int64], sparse.csr_array]:
+def _sets(histories: Histories, least_items: int) -> tuple[NDArray[np.int64], Any]:
     """The users with enough items, and their (users, items) sets, in whose rows the rarest items come first."""
     size = int(histories.items.max(initial=0)) + 1
     holders, lengths = np.zeros(size, dtype=np.int64), np.zeros(len(histories), dtype=np.int64)
@@ -89,13 +91,13 @@ def _distinct(
     return pairs // size, pairs % size
 
 
-def _beginnings(sets: sparse.csr_array, lengths: NDArray[np.int64]) -> sparse.csr_array:
+def _beginnings(sets: Any, lengths: NDArray[np.int64]) -> Any:
     """The first ``lengths`` (rows,) entries of each row."""
     positions = np.arange(sets.nnz) - np.repeat(sets.indptr[:-1], np.diff(sets.indptr))
     kept = positions < np.repeat(lengths, np.diff(sets.indptr))
     return _matrix(sets.indices[kept], np.concatenate(([0], np.cumsum(lengths))), sets.shape[1])
 
 
-def _matrix(indices: NDArray[np.int32], indptr: NDArray[np.int64], columns: int) -> sparse.csr_array:
+def _matrix(indices: NDArray[np.int32], indptr: NDArray[np.int64], columns: int) -> Any:
     ones = np.ones(len(indices), dtype=np.int32)
     return sparse.csr_array((ones, indices, indptr), shape=(len(indptr) - 1, columns))

@@ -80,7 +80,7 @@ class DataReport(Displayed):
             **{name: getattr(self, name) for name in ("users", "items", "interactions")},
             "near-duplicate users": self.duplicates["near"],
             "repeated interactions": self.repeats["interactions"],
-            "top 1 % of items": f"{self.popularity['share_of_top_1_percent']:.1%} of the interactions",
+            "top 1 % of items": f"{_percent(self.popularity['share_of_top_1_percent'])} of the interactions",
             "splits": ", ".join(row["name"] for row in self.splits),
             "warnings": len(self.warnings),
         }
@@ -163,8 +163,8 @@ def _warnings(facts: dict[str, Any], source: str) -> list[str]:
     if duplicates["near"] >= NEAR * users:
         found.append(
             f"{duplicates['near']:,} of {users:,} users ({share(duplicates['near'], users)}) are near-duplicates of "
-            "another user. What they do next is easy to predict, so a few of them can decide a comparison. Show them "
-            f"apart: rediffuse compare RUNS --near-duplicates {source}"
+            "another user. What they do next is often easy to predict, so a few of them can decide a comparison. Show "
+            f"them apart: rediffuse compare RUNS --near-duplicates {source}"
         )
     if repeats["interactions"] >= REPEATED * interactions:
         found.append(
@@ -182,8 +182,8 @@ def _warnings(facts: dict[str, Any], source: str) -> list[str]:
         found.append("The interactions have no times and no order, so a leak of the future cannot be measured.")
     if popularity["share_of_top_1_percent"] >= CONCENTRATED:
         found.append(
-            f"1 % of the items have {popularity['share_of_top_1_percent']:.0%} of the interactions: show popularity "
-            "beside every model."
+            f"1 % of the items have {_percent(popularity['share_of_top_1_percent'])} of the interactions: show "
+            "popularity beside every model."
         )
     return found + _split_warnings(facts["splits"])
 
@@ -222,6 +222,10 @@ def _of(count: int, total: int) -> str:
     return f"{count:,} ({share(count, total)})" if total else "0"
 
 
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
 def _histories(report: DataReport) -> list[list[str]]:
     lengths, users = report.histories, report.users
     duplicates, repeats = report.duplicates, report.repeats
@@ -247,8 +251,8 @@ def _items(report: DataReport) -> list[list[str]]:
     found = report.popularity
     return [
         ["items", f"{report.items:,}"],
-        ["interactions of the most popular 1 %", f"{found['share_of_top_1_percent']:.1%}"],
-        ["interactions of the most popular 10 %", f"{found['share_of_top_10_percent']:.1%}"],
+        ["interactions of the most popular 1 %", _percent(found["share_of_top_1_percent"])],
+        ["interactions of the most popular 10 %", _percent(found["share_of_top_10_percent"])],
         ["Gini index", f"{found['gini']:.3f}"],
         ["interactions of an item: median, most", f"{found['median']:,.0f} {found['most']:,}"],
         ["items with one interaction", _of(found["items_once"], report.items)],
@@ -287,7 +291,7 @@ def _leaks(splits: Sequence[dict[str, Any]]) -> Table:
         leak, targets = split["leak"], split["test"]["targets"]
         earlier, own = (None if leak[n] is None else share(leak[n], targets) for n in ("earlier", "own_later"))
         days = [None if leak[n] is None else f"{leak[n] / DAY:,.0f}" for n in ("median_seconds", "longest_seconds")]
-        later = None if leak["later_training"] is None else f"{leak['later_training']:.1%}"
+        later = None if leak["later_training"] is None else _percent(leak["later_training"])
         rows.append([split["name"], *(cell or "-" for cell in (earlier, *days, own, later))])
     return "Leaks: what is tested, against training interactions", heads, rows
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, Protocol
+
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.split import Split, by_name
 from rediffuse.data.synthetic import augmentation
 from rediffuse.errors import RunError
-from rediffuse.runs.run_folder import RunContents
 
 
-def check_data(run: RunContents, dataset: Dataset) -> None:
+class Described(Protocol):
+    """A run as far as it says what it was trained on: its folder, and the content of config.json."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+
+def check_data(run: Described, dataset: Dataset) -> None:
     """Check that a run was trained on a dataset, with the same synthetic interactions and items.
 
     Raises:
@@ -26,7 +38,7 @@ def check_data(run: RunContents, dataset: Dataset) -> None:
         raise RunError(f"{run.path} was trained on other data.", "Give the dataset that it was trained on.")
 
 
-def split_of(run: RunContents, dataset: Dataset) -> Split:
+def split_of(run: Described, dataset: Dataset) -> Split:
     """The split of a run, which is not ``none``.
 
     Raises:
