@@ -31,6 +31,7 @@ from rediffuse.data.histories import utc
 from rediffuse.data.near_duplicates import near_duplicates
 from rediffuse.data.split import Split
 from rediffuse.readers.public_datasets import public_dataset
+from rediffuse.runs.run_folder import read_config
 
 # Trained in seconds.
 RETRAINED = ("popularity", "itemknn", "ease", "slist")
@@ -53,12 +54,14 @@ def main() -> None:
     similar = near_duplicates(split.before_test()) > 0
     parts = np.array_split(np.arange(data.num_users), arguments.parts)
     known = pair_known(split)
-    rows = []
+    rows, precisions = [], set()
     for name in arguments.models:
-        runs = sorted((arguments.runs / f"{arguments.data}-{split.name}").glob(f"{name}-[0-9]"))
+        places = (arguments.runs / f"{arguments.data}-{split.name}").glob(f"{name}-[0-9]/per_user_test.parquet")
+        runs = sorted(place.parent for place in places)
         if not runs:
-            print(f"Left out: {name} is not trained.")
+            print(f"Left out: {name} is not evaluated.")
             continue
+        precisions |= {read_config(run)["training"]["precision"] for run in runs}
         values = np.mean([values_of(run, data) for run in runs], axis=0)
         row = {"variant": label(VARIANTS[name]), "seeds": len(runs)} | measured(values, similar, parts)
         row |= {"pair_known": float(np.nanmean(values[known])), "pair_not_known": float(np.nanmean(values[~known]))}
@@ -67,7 +70,8 @@ def main() -> None:
         rows.append(row)
     facts = {"data": arguments.data, "split": split.name, "metric": METRIC, "near_duplicates": int(similar.sum())}
     facts |= {"numbering": numbering(data), "parts": described(split, similar, known, parts), "rows": rows}
-    write_result(arguments.out or RESULTS / f"by_user_number-{arguments.data}.json", facts, precision="fp32")
+    out = arguments.out or RESULTS / f"by_user_number-{arguments.data}.json"
+    write_result(out, facts, precision=", ".join(sorted(precisions)))
     print(tables(facts))
 
 
