@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -44,16 +47,24 @@ def module(name: str, **content: Any) -> ModuleType:
 
 
 @contextmanager
-def replaced(owner: Any, **functions: Callable[..., Any]) -> Iterator[None]:
-    """Other functions for a while: the same draws for two programs, say."""
-    before = {name: getattr(owner, name) for name in functions}
+def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Other attributes for a while: the same draws for two programs, say."""
+    before = {name: getattr(owner, name) for name in attributes}
     try:
-        for name, function in functions.items():
-            setattr(owner, name, function)
+        for name, attribute in attributes.items():
+            setattr(owner, name, attribute)
         yield
     finally:
-        for name, function in before.items():
-            setattr(owner, name, function)
+        for name, attribute in before.items():
+            setattr(owner, name, attribute)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what a program prints and warns of."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def stay_on_cpu() -> None:

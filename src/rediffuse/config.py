@@ -88,7 +88,10 @@ class ModelConfig(BaseModel):
         "constant", description="After the warm-up, to the end of all epochs; exponential: to a hundredth."
     )
     learning_rate_decay_every: int | None = Field(
-        None, ge=1, description="Epochs between decays by 0.1; with exponential, within them, step by step."
+        None, ge=1, description="Epochs between decays; with exponential, the rate falls as much within them, step by step."
+    )
+    learning_rate_decay: float = Field(
+        0.1, gt=0, lt=1, description="What learning_rate_decay_every multiplies the rate by."
     )
     warmup: float = Field(
         0.0, ge=0, description="Optimiser steps in which the learning rate rises; below 1: a share of all steps."

@@ -109,6 +109,8 @@ class SequenceBatches:
         rng: source of randomness.
         synthetic_targets: whether synthetic interactions are targets. If not, the user's first own interaction after
             them is not one either, because they were generated from it.
+        bucketed: whether the windows of a batch have similar lengths; False: batches of ``batch_size`` windows in a
+            random order.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class SequenceBatches:
         every_position: bool,
         rng: np.random.Generator,
         synthetic_targets: bool = False,
+        bucketed: bool = True,
     ) -> None:
         self.items, self.offsets = histories.items, histories.offsets
         self.pad, self.every_position = pad, every_position
@@ -138,6 +141,10 @@ class SequenceBatches:
                 kept = self._targets(self.starts, self.stops) > 0
                 self.starts, self.stops = self.starts[kept], self.stops[kept]
         lengths = self.stops - self.starts
+        if not bucketed:
+            order = rng.permutation(len(lengths))
+            self.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+            return
         targets = lengths if every_position else np.broadcast_to(np.ones((), lengths.dtype), lengths.shape)
         self.batches = bucket(lengths, targets, batch_size, rng)
 

@@ -128,8 +128,8 @@ class DiffRecConfig(NeuralConfig):
         return self
 
 
-# A learning rate that falls by 1 % an epoch: by 0.1 in 229 epochs, step by step.
-FALLS_BY_A_HUNDREDTH = {"learning_rate_schedule": "exponential", "learning_rate_decay_every": 229}
+# A learning rate that falls by 1 % after each epoch.
+FALLS_BY_A_HUNDREDTH = {"learning_rate_decay_every": 1, "learning_rate_decay": 0.99}
 # Released options of PDRec's TI-DiffRec that are the same for all data sets.
 TI_DIFFREC = FALLS_BY_A_HUNDREDTH | {
     **{"weighting": "interval", "learning_rate": 5e-5, "weight_decay": 0.5, "validate_every": 1},

@@ -88,7 +88,9 @@ class DiffuRecConfig(SequenceConfig):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": PAPER,
-        "released": PAPER | {"fidelity": "released", "variance": "fixed_large"},
+        "released": PAPER
+        | {"fidelity": "released", "variance": "fixed_large", "sampling_steps": 32, "precision": "fp32"}
+        | {"validate_every": 20, "patience": 5},
         "esasrec": ESASREC | {"embedding_dropout": 0.2},
     }
     search = SequenceConfig.search | {
@@ -133,8 +135,8 @@ class DiffuRecConfig(SequenceConfig):
     )
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",
-        description="released: padding is attended to and is a class of the training loss, and the transformer begins "
-        "with Xavier's normal weights, as in the authors' program.",
+        description="released: padding is attended to and is a class of the training loss, the transformer begins "
+        "with Xavier's normal weights, and batches are random, as in the authors' program.",
     )
 
     @model_validator(mode="after")
@@ -269,6 +271,8 @@ class DiffuRec(SequenceModel):
         super().__init__(config, num_items, num_users)
         self.causal = self.every_position = config.form == "causal"
         self.pads_are_keys = config.fidelity == "released"
+        # With padding to the whole window, batches of similar lengths would save nothing.
+        self.buckets_by_length = not self.pads_are_keys
         self.approximator = Approximator(
             config.embedding_size,
             config.diffusion_steps,

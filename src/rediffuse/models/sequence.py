@@ -143,6 +143,7 @@ class SequenceModel(ContentModel):
     Attributes:
         item_embedding: (num_items + 1, d) item table; the last row is the padding item.
         every_position: True: a history trains all its positions at once; False: one target per row.
+        buckets_by_length: whether the histories of a training batch have similar lengths.
         repeat: the repeat bias, divided by `REPEAT_RATE`; None without it.
         draws: how negatives are drawn, for losses that draw them by popularity.
         noise: of the training histories; None before `fit`, and without `history_noise`.
@@ -154,6 +155,7 @@ class SequenceModel(ContentModel):
     holds_users = False
     learns_residual = True
     every_position = True
+    buckets_by_length = True
     draws: Draws
 
     def __init__(self, config: SequenceConfig, num_items: int, num_users: int = 0) -> None:
@@ -224,6 +226,7 @@ class SequenceModel(ContentModel):
             every_position=self.every_position,
             rng=rng,
             synthetic_targets=self.config.synthetic_targets,
+            bucketed=self.buckets_by_length,
         )
 
     # --- items ---------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from torch.optim.lr_scheduler import (
 from rediffuse.config import ModelConfig
 from rediffuse.errors import RediffuseWarning, RunError
 
-DECAY = 0.1  # of learning_rate_decay_every
 EXPONENTIAL_END = 0.01  # what the schedule "exponential" leaves of the rate, where no option says how fast it falls
 
 
@@ -93,11 +92,12 @@ def _after_warmup(
     optimizer: torch.optim.Optimizer, config: ModelConfig, steps_per_epoch: int, steps: int
 ) -> LRScheduler:
     every = None if config.learning_rate_decay_every is None else config.learning_rate_decay_every * steps_per_epoch
+    decay = config.learning_rate_decay
     match config.learning_rate_schedule:
         case "linear":
             return LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
         case "cosine":
             return CosineAnnealingLR(optimizer, steps)
         case "exponential":
-            return ExponentialLR(optimizer, DECAY ** (1 / every) if every else EXPONENTIAL_END ** (1 / steps))
-    return StepLR(optimizer, every, DECAY) if every else ConstantLR(optimizer, 1.0, total_iters=0)
+            return ExponentialLR(optimizer, decay ** (1 / every) if every else EXPONENTIAL_END ** (1 / steps))
+    return StepLR(optimizer, every, decay) if every else ConstantLR(optimizer, 1.0, total_iters=0)
