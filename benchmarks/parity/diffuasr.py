@@ -3,9 +3,10 @@
     git clone https://github.com/liuqidong07/DiffuASR
     python -m benchmarks.parity.diffuasr --released DiffuASR
 
-Compares the noise schedules and, with all three guidances, the U-Net, the loss with its gradients, and samples. Prints
-the largest relative differences, and fails above 1e-4. The released code is imported from its own folder; none of it is
-copied here. Modules that it imports and that were not released are replaced by empty ones.
+Compares the noise schedules and, with all three guidances, samples and one whole epoch of the generator on the first
+users of MovieLens-100K, which the released training loop and ours train from the same weights, on the same histories and
+noise, without dropout. Prints the largest relative differences, and fails above 1e-4. The released code is imported from
+its own folder; none of it is copied here. Modules that it imports and that were not released are replaced by empty ones.
 
 Our classifier is a sequence model of its own; here the released classifier guides both.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,16 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.parity.released import add_folder, copy, finish, gap, gradient_gap, load, module, replaced
-from rediffuse.batching.continuations import Continuation
+from benchmarks.parity.epoch import Epoch, compare_epoch, first_users, in_double, new_trainer, train_epoch
+from benchmarks.parity.released import add_folder, copy, finish, gap, load, module, quietly, replaced
+from rediffuse.data.histories import Histories
 from rediffuse.diffusion import noise_schedule
 from rediffuse.models.diffuasr import DiffuASR
 from rediffuse.nn.unet import Attention, Down, ResidualBlock, SequentialUNet, Up
 
 ITEMS, BATCH, SIZE, LENGTH, HISTORY, SCALE = 30, 7, 64, 10, 12, 1.5
 SCHEDULES = {"linear": "linear", "quad": "quad", "sigmoid": "sigmoid", "cosine_clip": "cosine"}
-NOT_RELEASED = ("transformer", "gru", "unet1d", "unet2d", "wavenet", "preference")
-CLASSES = ("TrmModel", "GRUModel", "GuidedGRUModel", "UNet1d", "UNet2d", "DiffWave", "BertPref")
+NOT_RELEASED = ("transformer", "gru", "unet1d", "unet2d", "wavenet", "preference", "diffusionlm")
+CLASSES = ("TrmModel", "GRUModel", "GuidedGRUModel", "UNet1d", "UNet2d", "DiffWave", "BertPref", "DiffusionLM")
+# Of the epoch.
+USERS, USERS_PER_STEP = 400, 128
 
 
 def main() -> None:
@@ -43,6 +46,8 @@ def main() -> None:
     found = schedules(released)
     for guidance in ("none", "cf", "cg"):
         found |= compare(released, guidance)
+        with in_double():
+            found |= compare_one_epoch(released, guidance)
     finish(found)
 
 
@@ -62,77 +67,106 @@ def schedules(released: Any) -> dict[str, float]:
     return found
 
 
-def compare(released: Any, guidance: str) -> dict[str, float]:
+def our_options(guidance: str, **others: Any) -> Any:
+    options = {"guidance": guidance, "guidance_scale": SCALE, "backbone": None, "backbone_options": {}}
+    return DiffuASR.Config.build("released", options | others)
+
+
+def released_model(released: Any, ours: DiffuASR, **others: Any) -> Any:
+    """The released model of the same guidance, with our weights, which guides ours too."""
+    guidance = ours.config.guidance
     kind = {"none": "DiffusionModel", "cf": "DiffusionModel_CF", "cg": "DiffusionModel_CG"}[guidance]
-    options = {"guidance": guidance, "guidance_scale": SCALE, "backbone": None}
-    ours = DiffuASR(DiffuASR.Config.build("released", options), ITEMS).eval()
     # The released program would read the classifier from a checkpoint; here it is new.
-    if guidance == "cg":
-        released.DiffusionModel_CG.load_classifier = lambda self, model: model
-    theirs = getattr(released, kind)(1, ITEMS, "cpu", arguments()).eval()
-    for mine, their in unet_weights(ours.generator, theirs.unet):
+    released.DiffusionModel_CG.load_classifier = lambda self, model: model
+    theirs = getattr(released, kind)(1, ours.num_items, "cpu", arguments(**others))
+    for mine, their in weights(ours, theirs):
         copy(their, mine)
-    # There 0 is the padding, items count from 1, and the mask comes last.
+
+    def log_prob(x: Tensor, first: Tensor, *_: Any) -> Tensor:
+        """What the released classifier says of the first own item."""
+        mask = theirs.item_emb(torch.full((len(x), 1), theirs.mask_token)).detach()
+        return -theirs.classifier(x, ours.vectors(first).detach(), mask)
+
+    ours.log_prob = log_prob  # type: ignore[method-assign]
+    return theirs
+
+
+def compare(released: Any, guidance: str) -> dict[str, float]:
+    ours = DiffuASR(our_options(guidance), ITEMS).eval()
+    theirs = released_model(released, ours).eval()
     vectors = ours.vectors(torch.arange(ITEMS))
-    copy(theirs.item_emb.weight[1:-1], vectors)
-    if guidance == "cf":
-        nn.init.normal_(ours.no_condition)
-        copy(theirs.place_embedding.weight, ours.no_condition)
 
     lengths = torch.arange(BATCH) % HISTORY + 1
     histories = [torch.randint(ITEMS, (int(length),)) for length in lengths]
     items, offsets = torch.cat(histories), F.pad(lengths.cumsum(0), (1, 0))[:-1]
     padded = torch.stack([F.pad(history + 1, (HISTORY - len(history), 0)) for history in histories])
-    targets = torch.randint(ITEMS, (BATCH, LENGTH))
-    losses = compare_loss(ours, theirs, Continuation(targets, items, offsets), padded)
-    found = {f"{what}, guidance {guidance}": difference for what, difference in losses.items()}
     condition, first = ours.conditions(items, offsets), items[offsets]
     start = torch.randn(BATCH, LENGTH, SIZE)
     everything = torch.arange(1, ITEMS + 1).expand(BATCH, -1)
-    ours.log_prob = lambda x, *_: -released_loss(theirs, x, first)  # type: ignore[method-assign]
     with torch.no_grad(), replaced(torch, randn=lambda *_, **__: start[:, None]):
         logits = torch.stack(theirs.predict(padded, everything), dim=1)
         sampled = ours.sample(condition, first, lambda _: start)
-    found[f"samples, guidance {guidance}"] = gap(F.normalize(sampled, dim=2) @ F.normalize(vectors, dim=1).T, logits)
-    return found
+    cosines = F.normalize(sampled, dim=2) @ F.normalize(vectors, dim=1).T
+    return {f"samples, guidance {guidance}": gap(cosines, logits)}
 
 
-def compare_loss(ours: DiffuASR, theirs: Any, batch: Continuation, padded: Tensor) -> dict[str, float]:
-    """The U-Net, and the loss with its gradients.
+def compare_one_epoch(released: Any, guidance: str) -> dict[str, float]:
+    split = first_users("ml-100k", USERS)
+    trainer = new_trainer(DiffuASR, our_options(guidance, generator_batch=USERS_PER_STEP), split)
+    ours: Any = trainer.model
+    theirs = released_model(released, ours, train_batch_size=USERS_PER_STEP)
+    for layer in (*ours.generator.modules(), *theirs.unet.modules()):
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    before = [mine.detach().clone() for mine, _ in weights(ours, theirs)]
+    epoch = train_epoch(trainer, "generator")
+    batches = trainer.batches("generator", 0)
+    users = [user for index in range(len(batches)) for user in batches.users(index).tolist()]
+    losses = train_released(theirs, epoch, users, trainer.data.train)
+    with torch.no_grad():
+        found = compare_epoch(epoch, losses, weights(ours, theirs), before)
+    return {f"{what}, guidance {guidance}": difference for what, difference in found.items()}
 
-    In double precision: at the lowest level a normalisation has two numbers to go by, and multiplies rounding errors.
-    """
-    ours, theirs = deepcopy(ours).double(), deepcopy(theirs).double()
-    theirs.alpha_bar = ours.schedule.alphas_cumprod
-    copy(theirs.item_emb.weight[1:-1], ours.vectors(torch.arange(ITEMS)))
-    for layer in (ours.generator.time[0], theirs.unet.temb.dense[0]):  # which read embeddings in single precision
-        layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
-    half, noise = torch.randint(1000, (BATCH // 2 + 1,)), torch.randn(BATCH, LENGTH, SIZE, dtype=torch.float64)
-    draws = {"randint": lambda *_, **__: half, "randn_like": lambda x: noise.reshape(x.shape)}
-    first = batch.items[batch.offsets]
-    ours.log_prob = lambda x, *_: -released_loss(theirs, x, first)  # type: ignore[method-assign]
-    with replaced(torch, **draws), replaced(torch.Tensor, float=torch.Tensor.double):
-        loss, their_loss = ours.loss(batch), theirs(batch.targets + 1, padded)
-        condition, t = ours.conditions(batch.items, batch.offsets), torch.arange(BATCH) * 100
-        found = {"U-Net": gap(ours.generator(noise, t, condition), theirs.unet(noise, t, condition))}
-    shared = [*unet_weights(ours.generator, theirs.unet), (ours.own_vectors, theirs.item_emb.weight)]
+
+def train_released(theirs: Any, epoch: Epoch, users: list[int], train: Histories) -> list[float]:
+    """Let the released loop train an epoch on its own batches of our users, and our draws; the losses of its steps."""
+    options = arguments(train_batch_size=USERS_PER_STEP, lr=1e-3, l2=0, ema=False)
+    data = load("generators.diffusion_generator")
+    histories = {user: (train.row(user) + 1).tolist() for user in range(len(train))}
+    with quietly():
+        long = data.filter_data(data.unzip_data(histories, aug=False), thershold=LENGTH + 2)
+    dataset = data.DiffusionTrainDataset(long, theirs.item_emb.num_embeddings - 2, LENGTH, options.max_len)
+    order = [long.index(histories[user]) for user in users]
+    losses: list[float] = []
+    forward = theirs.forward
+
+    def drawn(*inputs: Any) -> Tensor:
+        draws = epoch.draws[len(losses)]
+        (half,), (noise,) = draws["randint"], draws["randn_like"]
+        with replaced(torch, randint=lambda *_, **__: half, randn_like=lambda x: noise.reshape(x.shape)):
+            loss = forward(*inputs)
+        losses.append(float(loss.detach()))
+        return loss
+
+    loop, nothing = load("trainers.diffusion_trainer").DiffusionTrainer, SimpleNamespace()
+    nothing.info = nothing.add_scalar = lambda *_: None
+    session = SimpleNamespace(model=theirs, args=options, device="cpu", logger=nothing, writer=nothing)
+    session.train_loader = data.DataLoader(dataset, sampler=order, batch_size=options.train_batch_size, drop_last=True)
+    loop._set_optimizer(session)
+    with replaced(theirs, forward=drawn), quietly():
+        loop._train_one_epoch(session, 0)
+    return losses
+
+
+def weights(ours: DiffuASR, theirs: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Our weights beside the released ones."""
+    yield from unet_weights(ours.generator, theirs.unet)
+    yield ours.own_vectors, theirs.item_emb.weight[1:-1]  # there 0 is the padding, and the mask comes last
     if ours.config.guidance == "cf":
-        shared.append((ours.no_condition, theirs.place_embedding.weight))
-    mine, their = (list(weights) for weights in zip(*shared, strict=True))
-    gradients, their_gradients = torch.autograd.grad(loss, mine), [*torch.autograd.grad(their_loss, their)]
-    place = len(list(unet_weights(ours.generator, theirs.unet)))
-    their_gradients[place] = their_gradients[place][1:-1]  # without the padding and the mask
-    return found | {"loss": gap(loss, their_loss), "gradients": gradient_gap(gradients, their_gradients)}
-
-
-def released_loss(theirs: Any, x: Tensor, first: Tensor) -> Tensor:
-    """(B,) the loss of the released classifier at the first own item."""
-    mask = theirs.item_emb(torch.full((len(x), 1), theirs.mask_token)).detach()
-    return theirs.classifier(x, theirs.item_emb(first + 1).detach(), mask)
+        yield ours.no_condition, theirs.place_embedding.weight
 
 
 def unet_weights(ours: SequentialUNet, theirs: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Our weights beside the released ones."""
     modules = [(ours.time[0], theirs.temb.dense[0]), (ours.time[2], theirs.temb.dense[1])]
     modules += [(ours.condition[0], theirs.guide_emb.dense[0]), (ours.condition[2], theirs.guide_emb.dense[1])]
     modules += [(ours.enter, theirs.conv_in), (ours.leave_norm, theirs.norm_out), (ours.leave, theirs.conv_out)]

@@ -43,6 +43,9 @@ class Continuations:
         batch_size: users per batch.
         anywhere: cut at a random place; otherwise after the first M.
         rng: order and places depend on it alone.
+        released: as in DiffuASR's program, histories have more than M + 2 interactions, the latest ``max_length`` of
+            those that follow are read, and users who do not fill a batch are left out of the epoch, unless none is
+            filled.
     """
 
     def __init__(
@@ -54,12 +57,17 @@ class Continuations:
         batch_size: int,
         anywhere: bool,
         rng: np.random.Generator,
+        released: bool = False,
     ) -> None:
         self.items, self.length, self.batch_size = histories.items, length, batch_size
-        self.order = rng.permutation(np.flatnonzero(histories.lengths > length))  # users
+        self.order = rng.permutation(np.flatnonzero(histories.lengths > length + 2 * released))  # users
+        if released:
+            self.order = self.order[: len(self.order) // batch_size * batch_size or None]
         first, last = histories.offsets[self.order] + length, histories.offsets[self.order + 1]
         self.cuts = rng.integers(first, last) if anywhere else first
-        self.stops = np.minimum(self.cuts + max_length, last)
+        # What follows is read from `starts` to `stops`.
+        self.starts = np.maximum(self.cuts, last - max_length) if released else self.cuts
+        self.stops = np.minimum(self.starts + max_length, last)
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
@@ -72,14 +80,14 @@ class Continuations:
         """Batch ``index``, or the slice of it that belongs to ``rank``."""
         whole = np.arange(index * self.batch_size, min((index + 1) * self.batch_size, len(self.order)))
         rows, rank_weight = rank_slice(whole, rank, ranks)
-        cuts, stops = self.cuts[rows], self.stops[rows]
-        targets = self.items[cuts[:, None] - self.length + np.arange(self.length)]
-        lengths = stops - cuts
-        starts = np.cumsum(lengths) - lengths
-        following = self.items[np.arange(lengths.sum()) + np.repeat(cuts - starts, lengths)]
+        targets = self.items[self.cuts[rows][:, None] - self.length + np.arange(self.length)]
+        starts = self.starts[rows]
+        lengths = self.stops[rows] - starts
+        offsets = np.cumsum(lengths) - lengths
+        following = self.items[np.arange(lengths.sum()) + np.repeat(starts - offsets, lengths)]
         return Continuation(
             torch.from_numpy(targets.astype(np.int64)),
             torch.from_numpy(following.astype(np.int64)),
-            torch.from_numpy(starts),
+            torch.from_numpy(offsets),
             rank_weight,
         )

@@ -58,6 +58,11 @@ BACKBONES = ("bert4rec", "diffurec", "gru4rec", "s3rec", "sasrec")
 # Scores in a block of users, for rounding and guidance.
 BLOCK_SCORES = 4_000_000
 SAMPLED_ROWS = 512
+# BERT4Rec with the options of the released program, as far as ours has them.
+_BERT4REC: dict[str, Any] = {
+    **{"embedding_size": 64, "max_length": 200, "heads": 1, "dropout": 0.5, "item_features": False},
+    **{"mask_last": 0.5, "loss": "bce", "temperature": None, "repeat_bias": False},
+}
 
 
 class DiffuASRConfig(NeuralConfig):
@@ -67,9 +72,16 @@ class DiffuASRConfig(NeuralConfig):
         "paper": {},
         "released": {
             "fidelity": "released",
+            "precision": "fp32",
             "channels": 8,
             "multipliers": (1, 2, 2, 2),
             "classifier_model": "bert4rec",
+            "classifier": _BERT4REC | {"mask_share": 0.4, "patience": 100},
+            "backbone": "bert4rec",
+            "backbone_options": _BERT4REC | {"mask_share": 0.6, "synthetic_targets": True},
+            "epochs": 2000,
+            "patience": 100,
+            "generator_epochs": 3000,
             "pool": "sum",
             "item_vectors": "own",
             "anywhere": False,
@@ -83,7 +95,7 @@ class DiffuASRConfig(NeuralConfig):
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",
         description="released: guidance in training too; cg with the wrong sign, the first step's factor for all "
-        "steps, and log-sigmoids of inner products.",
+        "steps, and log-sigmoids of inner products, towards the first own item in training and the last in sampling.",
     )
     backbone: str | None = Field("sasrec", description="Model that is trained on the augmented histories; null: none.")
     backbone_options: dict[str, Any] = Field(
@@ -215,7 +227,8 @@ class DiffuASR(Composite):
         self.classifier = kind(classifier_config, num_items, num_users)
         size = classifier_config.embedding_size
         self.generator = SequentialUNet(config.n, size, config.channels, config.multipliers, condition_size=size)
-        self.no_condition = nn.Parameter(torch.zeros(size))
+        released = config.fidelity == "released"
+        self.no_condition = nn.Parameter(torch.randn(size) if released else torch.zeros(size))
         self.schedule = noise_schedule(config.noise_schedule, config.diffusion_steps)
         self.backbone = None
         if config.backbone is not None:
@@ -272,9 +285,10 @@ class DiffuASR(Composite):
     def fit(self, data: TrainingData) -> None:
         super().fit(data)
         longest = int(data.train.lengths.max(initial=0))
-        if longest <= self.config.n:
+        needed = self.config.n + 2 * (self.config.fidelity == "released")
+        if longest <= needed:
             raise TrainingError(
-                f"No training history has more than {self.config.n} interactions, and the generator learns from those.",
+                f"No training history has more than {needed} interactions, and the generator learns from those.",
                 f"Lower n; the longest history has {longest} interactions.",
             )
         for model in (self.classifier, self.backbone):
@@ -309,6 +323,7 @@ class DiffuASR(Composite):
             batch_size=self.config.generator_batch,
             anywhere=self.config.anywhere,
             rng=rng,
+            released=self.config.fidelity == "released",
         )
 
     def loss(self, batch: SequenceBatch | Continuation) -> Tensor:
@@ -395,6 +410,8 @@ class DiffuASR(Composite):
         following = torch.from_numpy(near.items.astype(np.int64)).to(device)
         offsets = torch.from_numpy(near.offsets[:-1]).to(device)
         condition, first = self.conditions(following, offsets), items[:, 0].to(device)
+        if self.config.fidelity == "released":  # there, histories are reversed here and not in training
+            first = following[torch.from_numpy(near.offsets[1:]).to(device) - 1]
         x = self.sample(condition, first, noise, Goal(first, condition, following, offsets))
         own = torch.zeros(len(rows), self.num_items, dtype=torch.bool, device=device)
         if self.config.forbid_own:
