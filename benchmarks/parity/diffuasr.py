@@ -119,7 +119,7 @@ def compare_one_epoch(released: Any, guidance: str) -> dict[str, float]:
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     before = [mine.detach().clone() for mine, _ in weights(ours, theirs)]
-    epoch = train_epoch(trainer, "generator")
+    epoch = train_epoch(trainer, "generator", trainer.begin_phase("generator"))
     batches = trainer.batches("generator", 0)
     users = [user for index in range(len(batches)) for user in batches.users(index).tolist()]
     losses = train_released(theirs, epoch, users, trainer.data.train)

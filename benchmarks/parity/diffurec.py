@@ -103,7 +103,7 @@ def compare_one_epoch() -> dict[str, float]:
     for mine, their in weights(ours, theirs):
         copy(their, mine)
         before.append(mine.detach().clone())
-    epoch = train_epoch(trainer, "fit")
+    epoch = train_epoch(trainer, "fit", trainer.begin_phase("fit"))
     losses = train_released(theirs, epoch, ours.num_items, options.max_length)
     with torch.no_grad():
         return compare_epoch(epoch, losses, weights(ours, theirs), before)

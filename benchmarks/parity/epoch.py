@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 import rediffuse as rd
 from benchmarks.parity.released import gradient_gap, replaced
+from rediffuse.batching.rows import RowBatch
 from rediffuse.config import ModelConfig
 from rediffuse.data.split import Split
 from rediffuse.models.base import Model
@@ -26,6 +27,8 @@ from rediffuse.readers.public_datasets import public_dataset
 from rediffuse.training.loop import Trainer
 from rediffuse.training.train import make_trainer
 
+DAY = 86_400
+# torch's functions by which our models draw in a training step.
 DRAWS = ("randn_like", "randint", "multinomial")
 
 
@@ -36,11 +39,6 @@ class Epoch:
     batches: list[Any] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     draws: list[dict[str, list[Tensor]]] = field(default_factory=list)
-
-    def again(self, step: int) -> dict[str, Callable[..., Tensor]]:
-        """torch's functions for `replaced`, which give what the step drew, in turn."""
-        kept = {name: iter(values) for name, values in self.draws[step].items()}
-        return {name: lambda *_, name=name, **__: next(kept[name]) for name in kept}
 
 
 @contextmanager
@@ -56,14 +54,16 @@ def in_double() -> Iterator[None]:
 
 
 def first_users(name: str, users: int) -> Split:
-    """Leave-one-out of the first users of a public data set, with the items that they interacted with."""
+    """Leave-one-out of the first users of a public data set, with the items that they interacted with.
+
+    Times are whole days, as in PDRec's data: its program holds them in single precision, in steps of a minute or two.
+    """
     data = public_dataset(name)
     rows, chosen = data.interactions, data.interactions.owners < users
     assert rows.times is not None
     columns = {"user_id": data.user_ids.gather(rows.owners[chosen]), "item_id": data.item_ids.gather(rows.items[chosen])}
-    return rd.split.leave_one_out(
-        rd.read_interactions(pl.DataFrame(columns | {"timestamp": rows.times[chosen]}), time="timestamp")
-    )
+    table = pl.DataFrame(columns | {"timestamp": rows.times[chosen] // DAY * DAY})
+    return rd.split.leave_one_out(rd.read_interactions(table, time="timestamp"))
 
 
 def new_trainer(kind: type[Model], options: ModelConfig, split: Split) -> Trainer:
@@ -75,10 +75,10 @@ def new_trainer(kind: type[Model], options: ModelConfig, split: Split) -> Traine
     return trainer
 
 
-def train_epoch(trainer: Trainer, phase: str) -> Epoch:
-    """Train the epoch that comes first in a phase that was begun, by the steps of our loop."""
+def train_epoch(trainer: Trainer, phase: str, begun: tuple[Any, ...]) -> Epoch:
+    """Train the first epoch of a phase by the steps of our loop; ``begun`` is what `Trainer.begin_phase` gave."""
     model, epoch = trainer.model, Epoch()
-    _, _, network, stepper = trainer.begin_phase(phase)
+    _, _, network, stepper = begun
     batches, whole_loss = trainer.batches(phase, 0), model.loss
 
     def loss(batch: Any) -> Tensor:
@@ -88,6 +88,8 @@ def train_epoch(trainer: Trainer, phase: str) -> Epoch:
             draw = getattr(torch, name)
             return lambda *words, **options: drawn[name].append(draw(*words, **options)) or drawn[name][-1]
 
+        if isinstance(batch, RowBatch):
+            batch = replace(batch, values=batch.values.double())
         with replaced(torch, **{name: kept(name) for name in DRAWS}):
             value = whole_loss(batch)
         epoch.batches.append(batch)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
+import importlib.machinery
+import importlib.util
 import io
 import sys
 import warnings
@@ -34,7 +35,7 @@ def add_folder(doc: str | None, holds: str) -> Path:
 def load(name: str, **absent: ModuleType) -> Any:
     """Import a released module. ``absent`` stands in for modules that it imports and that are not installed."""
     for other, stand_in in absent.items():
-        if importlib.util.find_spec(other) is None:  # pyright: ignore[reportAttributeAccessIssue]
+        if importlib.util.find_spec(other) is None:
             sys.modules[other] = stand_in
     return importlib.import_module(name)
 
@@ -42,6 +43,7 @@ def load(name: str, **absent: ModuleType) -> Any:
 def module(name: str, **content: Any) -> ModuleType:
     """A module with this content, to stand in for one that is not installed."""
     made = ModuleType(name)
+    made.__spec__ = importlib.machinery.ModuleSpec(name, None)  # torch looks for it
     vars(made).update(content)
     return made
 

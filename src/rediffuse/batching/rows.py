@@ -58,11 +58,19 @@ class RowBatches:
         matrix: (users, items).
         batch_size: rows per batch.
         rng: the order depends on it alone.
+        order: the rows of the epoch, in this order, in place of all.
     """
 
-    def __init__(self, matrix: sparse.csr_array, *, batch_size: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        matrix: sparse.csr_array,
+        *,
+        batch_size: int,
+        rng: np.random.Generator,
+        order: NDArray[np.int64] | None = None,
+    ) -> None:
         self.matrix, self.batch_size = matrix, batch_size
-        self.order = rng.permutation(np.flatnonzero(np.diff(matrix.indptr)))
+        self.order = rng.permutation(np.flatnonzero(np.diff(matrix.indptr))) if order is None else order
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)

@@ -193,6 +193,33 @@ class SequenceBatches:
         )
 
 
+class DrawnUsers(SequenceBatches):
+    """Batches of users drawn with replacement, as in PDRec's program: of each the latest window, with all its targets.
+
+    There are as many batches as the users with two known interactions or more would fill once.
+
+    Args:
+        histories: training interactions, oldest first; the last may be ``pad``, an open end.
+        window: most known targets of a user; an open end comes on top.
+        batch_size: users per batch.
+        pad: number of the padding item.
+        rng: source of randomness.
+    """
+
+    def __init__(
+        self, histories: Histories, *, window: int, batch_size: int, pad: int, rng: np.random.Generator
+    ) -> None:
+        self.items, self.offsets = histories.items, histories.offsets
+        self.pad, self.every_position = pad, True
+        self.trained = self.synthetic = None
+        last = self.offsets[1:][histories.lengths >= 2] - 1
+        ends = self.items[last] == pad
+        self.stops = last
+        self.starts = np.maximum(self.offsets[:-1][histories.lengths >= 2], last - window - ends)
+        known = int((self.stops - self.starts > ends).sum())
+        self.batches = [rng.integers(len(last), size=batch_size) for _ in range(-(-known // batch_size))]
+
+
 def tiling_windows(histories: Histories, max_length: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Starts and stops of windows of at most ``max_length`` inputs that cover every target of every history once.
 

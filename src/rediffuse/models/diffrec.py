@@ -227,9 +227,9 @@ class DiffRec(NeuralModel):
             once = torch.zeros(len(batch), dtype=torch.int64, device=batch.items.device)
             z = self.denoiser.read(batch.items, batch.offsets, batch.values)
             x_0_hat = self.denoiser.last(self.denoiser.inner(z, once, self.training_shift(batch)))
-            return (batch.dense(self.num_items) - x_0_hat).square().mean() * batch.rank_weight
+            return (batch.dense(self.row_width()) - x_0_hat).square().mean() * batch.rank_weight
         t, importance = self.timesteps.sample(len(batch), device=batch.items.device)
-        x_0 = batch.dense(self.num_items)
+        x_0 = batch.dense(self.row_width())
         noise = torch.randn_like(x_0)
         x_t = q_sample(self.schedule, x_0, t, noise)
         output = self.denoiser(x_t, t, self.training_shift(batch)).float()
@@ -289,7 +289,7 @@ class DiffRec(NeuralModel):
             return self.denoiser.last(self.hidden(histories, sampling))
         rows = row_batch(self.rows(histories)).to(self.folded_bias.device)
         network = self.with_guidance(self.denoiser, rows, sampling)
-        return self.plain_chain(rows.dense(self.num_items), self.row_noise(histories, sampling), network)
+        return self.plain_chain(rows.dense(self.row_width()), self.row_noise(histories, sampling), network)
 
     def with_guidance(self, network: Callable[..., Tensor], rows: RowBatch, sampling: Sampling) -> Network:
         """The denoiser, or its inner part, as a condition of ``rows`` guides it; DiffRec has none.
@@ -319,7 +319,7 @@ class DiffRec(NeuralModel):
 
         z, noise = self.denoiser.read(rows.items, rows.offsets, rows.values), self.row_noise(histories, sampling)
         if noise is not None:  # of whole rows, which W maps to hidden space as it does x_0
-            z = self.noised_start(z, noise(z.new_empty(len(z), self.num_items)) @ self.denoiser.first)
+            z = self.noised_start(z, noise(z.new_empty(len(z), self.row_width())) @ self.denoiser.first)
         return self.reverse(z, on_step, self.with_guidance(self.denoiser.inner, rows, sampling))
 
     def index_vectors(self) -> Tensor | None:

@@ -32,9 +32,11 @@ from rediffuse.data.histories import Histories
 from rediffuse.diffusion import NoiseLevels
 from rediffuse.models.backbone import backbone_class, backbone_config, refuse_prior
 from rediffuse.models.base import Model, TrainingData, Validation
+from rediffuse.models.baselines.gru4rec import GRU4Rec
 from rediffuse.models.composite import Composite
 from rediffuse.models.diffrec import FALLS_BY_A_HUNDREDTH, TI_DIFFREC, TDiffRec, TDiffRecConfig
 from rediffuse.models.next_item_loss import next_item_loss
+from rediffuse.models.pdrec_released import PaddedGRU, PaddedTDiffRec
 from rediffuse.models.sequence import SequenceConfig, SequenceModel
 from rediffuse.models.signals import Signals, derive_signals
 
@@ -52,7 +54,9 @@ class PDRecConfig(NeuralConfig):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": _RELEASED,
-        "released": _RELEASED | {"fidelity": "released"},
+        "released": _RELEASED
+        | {"fidelity": "released", "precision": "fp32", "batch_size": 128}
+        | {"backbone_options": _GRU4REC | {"dropout": 0.0, "temperature": 0.2, "item_features": False}},
         "paper:douban-book": _TRAINING
         | {
             **{"backbone": "gru4rec", "learning_rate": 0.01, "rank_share": 0.3},
@@ -77,9 +81,10 @@ class PDRecConfig(NeuralConfig):
 
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",
-        description="released: liked items may be items of the history, and the backbone begins with Xavier's normal "
-        "weights. Also the fidelity of TI-DiffRec unless diffusion.fidelity is set; a backbone has its own, "
-        "backbone_options.fidelity.",
+        description="released: liked items may be items of the history, weights of interactions are relative to the "
+        "padding's too, the backbone begins with Xavier's normal weights, and TI-DiffRec and gru4rec are trained as in "
+        "the authors' program, on drawn users: batch_size counts these. Also the fidelity of TI-DiffRec unless "
+        "diffusion.fidelity is set; a backbone has its own, backbone_options.fidelity.",
     )
     backbone: str = Field("sasrec", description="The sequence model that is trained with the signals, and recommends.")
     backbone_options: dict[str, Any] = Field(
@@ -133,7 +138,8 @@ class PDRecConfig(NeuralConfig):
         Raises:
             ConfigError: ``backbone`` is not one of `BACKBONES`.
         """
-        return backbone_class("PDRec", self.backbone, BACKBONES)
+        kind = backbone_class("PDRec", self.backbone, BACKBONES)
+        return PaddedGRU if self.fidelity == "released" and kind is GRU4Rec else kind
 
     def backbone_config(self) -> SequenceConfig:
         """The options of the backbone: its own, and PDRec's options of the loop and the loss.
@@ -156,9 +162,11 @@ class PDRec(Composite):
 
     def __init__(self, config: PDRecConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
-        self.diffusion = TDiffRec(config.diffusion_config(), num_items, num_users) if self.uses_signals else None
+        released = config.fidelity == "released"
+        kind = PaddedTDiffRec if released else TDiffRec
+        self.diffusion = kind(config.diffusion_config(), num_items, num_users) if self.uses_signals else None
         self.backbone = config.backbone_class()(config.backbone_config(), num_items, num_users)
-        if config.fidelity == "released":  # every matrix, those of items and of recurrent layers too
+        if released:  # every matrix, those of items and of recurrent layers too
             for weight in self.backbone.parameters():
                 if weight.dim() > 1:
                     torch.nn.init.xavier_normal_(weight)
@@ -217,8 +225,9 @@ class PDRec(Composite):
         if self.diffusion is not None:
             self.diffusion.eval()
             self.diffusion.prepare()
+            released = isinstance(self.diffusion, PaddedTDiffRec)
             self.signals = signals = derive_signals(
-                self.diffusion.score,
+                self.diffusion.score_with_padding if released else self.diffusion.score,
                 data.train,
                 self.num_items,
                 rank_share=config.rank_share,
@@ -226,7 +235,8 @@ class PDRec(Composite):
                 scale=config.scale,
                 band=(config.band_from, config.band_to),
                 candidates=config.candidates,
-                seen_positives=config.fidelity == "released",
+                seen_positives=released,
+                window=self.backbone.config.max_length if released else None,
             )
             self.positives = torch.from_numpy(signals.positives).to(self.popularity.device)
             if config.hbr:

@@ -89,20 +89,22 @@ def derive_signals(
     band: tuple[float, float] = (80.0, 99.0),
     candidates: int = 100,
     seen_positives: bool = False,
+    window: int | None = None,
 ) -> Signals:
     """All three signals for all users. A user without an interaction has no positives and no negatives.
 
     Args:
-        score: histories (B rows) -> (B, num_items), higher is better; for users with at least one interaction.
+        score: histories (B rows) -> (B, num_items), higher is better; for users with at least one interaction. One more
+            column is the score of the padding, which `behaviour_weights` then reads.
         histories: training interactions.
-        rank_share, largest, scale: see `behaviour_weights`.
+        rank_share, largest, scale, window: see `behaviour_weights`.
         band: where the band of safe negatives starts and ends in the ranking, in per cent; see `safe_band`.
         candidates: number of items taken as liked.
         seen_positives: they may be items of the history, as in the released code.
     """
     users = len(histories)
     depth = min(candidates, num_items)
-    own = [np.empty(0, dtype=np.float32)]
+    own, padding = [np.empty(0, dtype=np.float32)], None
     positives = np.full((users, depth), -1, dtype=np.int32)
     bands = np.zeros((users, -(-num_items // 8)), dtype=np.uint8)
     known = np.flatnonzero(histories.lengths)
@@ -111,18 +113,30 @@ def derive_signals(
         block = known[start : start + step]
         rows = histories.take(block)
         scores = score(rows).float().cpu().numpy()
+        if scores.shape[1] > num_items:
+            padding = np.zeros(users, dtype=np.float32) if padding is None else padding
+            scores, padding[block] = scores[:, :num_items], scores[:, num_items]
         own.append(scores[rows.owners, rows.items])  # users are in order, and so are their interactions
         ranking = rank_items(scores)
         seen = np.zeros((len(rows), num_items), dtype=bool)
         seen[rows.owners, rows.items] = True
         positives[block] = soft_positives(ranking, None if seen_positives else seen, depth)
         bands[block] = np.packbits(safe_band(ranking, seen, *band), axis=1, bitorder="little")
-    weights = behaviour_weights(np.concatenate(own), histories.offsets, rank_share, largest, scale)
+    weights = behaviour_weights(
+        np.concatenate(own), histories.offsets, rank_share, largest, scale, window=window, padding=padding
+    )
     return Signals(weights, positives, bands)
 
 
 def behaviour_weights(
-    scores: NDArray[np.float32], offsets: NDArray[np.int64], rank_share: float, largest: float, scale: float
+    scores: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    rank_share: float,
+    largest: float,
+    scale: float,
+    *,
+    window: int | None = None,
+    padding: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Historical behaviour reweighting: (interactions,) weights of the losses at a user's interactions; first: NaN.
 
@@ -137,12 +151,18 @@ def behaviour_weights(
     Args:
         scores: (interactions,) of the interactions' items.
         offsets: (users + 1,) where each user's interactions begin.
+        window: as in the released program, only so many latest targets of a user have a weight; others have NaN.
+        padding: (users,) the score of the padding, which in the released program fills the window of a user with fewer
+            targets: m is then the lower of the two. A user with a full window has m itself as the floor.
     """
     weights = np.full(len(scores), np.nan, dtype=np.float32)
     lengths = np.diff(offsets)
     target = np.ones(len(scores), dtype=bool)
     target[offsets[:-1][lengths > 0]] = False
-    owners = np.repeat(np.arange(len(lengths)), lengths)[target]
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    if window is not None:
+        target &= offsets[1:][owners] - np.arange(len(scores)) <= window
+    owners = owners[target]
     if not len(owners):
         return weights
     p = scores[target].astype(np.float64)
@@ -150,7 +170,11 @@ def behaviour_weights(
     n = counts[owners]
     first = np.flatnonzero(np.diff(owners, prepend=-1))
     low, high = (np.repeat(f.reduceat(p, first), counts[counts > 0]) for f in (np.minimum, np.maximum))
-    floor = low * np.where(low > 0, 0.5, 1.5)
+    full = np.zeros(len(p), dtype=bool)
+    if padding is not None:
+        full = n == window
+        low = np.where(full, low, np.minimum(low, padding[owners]))
+    floor = np.where(full, low, low * np.where(low > 0, 0.5, 1.5))
     q = np.divide(p - floor, high - floor, out=np.ones_like(p), where=high > floor)
     total = np.bincount(owners, q, minlength=len(lengths))[owners]
     a = np.divide(n * q, total, out=np.ones_like(p), where=total > 0)
