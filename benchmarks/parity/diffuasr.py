@@ -4,9 +4,10 @@
     python -m benchmarks.parity.diffuasr --released DiffuASR
 
 Compares the noise schedules and, with all three guidances, samples and one whole epoch of the generator on the first
-users of MovieLens-100K, which the released training loop and ours train from the same weights, on the same histories and
-noise, without dropout. Prints the largest relative differences, and fails above 1e-4. The released code is imported from
-its own folder; none of it is copied here. Modules that it imports and that were not released are replaced by empty ones.
+users of MovieLens-100K, which the released training loop and ours train from the same weights, on the same histories
+and noise, without dropout. Prints the largest relative differences, and fails above 1e-4. The released code is imported
+from its own folder; none of it is copied here. Modules that it imports and that were not released are replaced by empty
+ones.
 
 Our classifier is a sequence model of its own; here the released classifier guides both.
 """

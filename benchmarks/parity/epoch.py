@@ -61,7 +61,10 @@ def first_users(name: str, users: int) -> Split:
     data = public_dataset(name)
     rows, chosen = data.interactions, data.interactions.owners < users
     assert rows.times is not None
-    columns = {"user_id": data.user_ids.gather(rows.owners[chosen]), "item_id": data.item_ids.gather(rows.items[chosen])}
+    columns = {
+        "user_id": data.user_ids.gather(rows.owners[chosen]),
+        "item_id": data.item_ids.gather(rows.items[chosen]),
+    }
     table = pl.DataFrame(columns | {"timestamp": rows.times[chosen] // DAY * DAY})
     return rd.split.leave_one_out(rd.read_interactions(table, time="timestamp"))
 
@@ -119,7 +122,9 @@ def compare_epoch(
     if ours.shape != theirs.shape:
         raise SystemExit(f"We trained {len(ours)} steps, and the released program {len(theirs)}.")
     print(f"{len(ours)} steps; loss {epoch.losses[0]:.4f} at the first, {epoch.losses[-1]:.4f} at the last")
-    changes = [(mine - start, their.reshape(mine.shape) - start) for (mine, their), start in zip(weights, before, strict=True)]
+    changes = [
+        (mine - start, their.reshape(mine.shape) - start) for (mine, their), start in zip(weights, before, strict=True)
+    ]
     mine, their = (list(change) for change in zip(*changes, strict=True))
     return {
         "one epoch, loss of a step": float(((ours - theirs) / theirs).abs().max()),

@@ -3,11 +3,11 @@
     git clone https://github.com/hulkima/PDRec
     python -m benchmarks.parity.pdrec --released PDRec
 
-On the first users of MovieLens-100K, TI-DiffRec trains an epoch in the released loop and in ours, from the same weights,
-on the same users, noise and timesteps; then the two compute the signals, and GRU4Rec trains an epoch with them, on the
-same users and negatives. There is no dropout. Prints the largest relative differences, and fails above 1e-4. The
-released code is read from its own folder; none of it is copied here. The loops are part of its scripts, which cannot be
-imported: they are cut out of them by their syntax and run on these inputs, on a CPU.
+On the first users of MovieLens-100K, TI-DiffRec trains an epoch in the released loop and in ours, from the same
+weights, on the same users, noise and timesteps; then the two compute the signals, and GRU4Rec trains an epoch with
+them, on the same users and negatives. There is no dropout. Prints the largest relative differences, and fails above
+1e-4. The released code is read from its own folder; none of it is copied here. The loops are part of its scripts, which
+cannot be imported: they are cut out of them by their syntax and run on these inputs, on a CPU.
 
 The released program takes validation and test items out of the negatives. Here there are no such items.
 """

@@ -64,7 +64,11 @@ def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without what a program prints and warns of."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         yield
 

@@ -88,7 +88,9 @@ class ModelConfig(BaseModel):
         "constant", description="After the warm-up, to the end of all epochs; exponential: to a hundredth."
     )
     learning_rate_decay_every: int | None = Field(
-        None, ge=1, description="Epochs between decays; with exponential, the rate falls as much within them, step by step."
+        None,
+        ge=1,
+        description="Epochs between decays; with exponential, the rate falls as much within them, step by step.",
     )
     learning_rate_decay: float = Field(
         0.1, gt=0, lt=1, description="What learning_rate_decay_every multiplies the rate by."

@@ -55,6 +55,28 @@ BY_HAND = [
 ]
 
 
+# Of the released program, in windows of six; the lowest score may be that of the padding.
+AS_RELEASED = [
+    # padding .02: q = .89 .39 .09, sum 1.37
+    (0.02, [0.9, 0.4, 0.1], (0.1, 3, 2), [3.708029, 1.670560, 0.421411]),
+    (0.02, [0.9, 0.4, 0.1], (0.5, 3, 4), [5.897810, 3.041363, 1.060827]),
+    (-0.01, [0.8, 0.3, -0.02, 0.5], (0.1, 3, 2), [3.715294, 1.497647, 0.092353, 2.394706]),
+    # no padding: the floor is the lowest score, .3
+    (-9, [0.7, 0.6, 0.5, 0.4, 0.3, 0.7], (0.1, 3, 2), [3.252381, 2.447619, 1.642857, 0.838095, 0.033333, 3.285714]),
+    # the same after an older target
+    (-9, [9, 0.7, 0.6, 0.5, 0.4, 0.3, 0.7], (0.1, 3, 2), [3.252381, 2.447619, 1.642857, 0.838095, 0.033333, 3.285714]),
+]
+
+
+@pytest.mark.parametrize(("padding", "scores", "options", "expected"), AS_RELEASED)
+def test_released_weights_are_those_that_the_program_computes(padding, scores, options, expected):
+    own = np.asarray([0.0, *scores], dtype=np.float32)
+    offsets, below = np.array([0, len(own)]), np.array([padding], dtype=np.float32)
+    found = behaviour_weights(own, offsets, *options, window=6, padding=below)
+    assert np.isnan(found[: len(own) - len(expected)]).all()
+    assert found[-len(expected) :] == pytest.approx(expected, abs=2e-6)
+
+
 @pytest.mark.parametrize(("scores", "options", "expected"), BY_HAND)
 def test_weights_by_hand(scores, options, expected):
     assert weigh(scores, *options) == pytest.approx(expected, abs=2e-6)
