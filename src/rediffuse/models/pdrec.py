@@ -225,9 +225,10 @@ class PDRec(Composite):
         if self.diffusion is not None:
             self.diffusion.eval()
             self.diffusion.prepare()
-            released = isinstance(self.diffusion, PaddedTDiffRec)
+            released = config.fidelity == "released"
+            diffusion = self.diffusion
             self.signals = signals = derive_signals(
-                self.diffusion.score_with_padding if released else self.diffusion.score,
+                diffusion.score_with_padding if isinstance(diffusion, PaddedTDiffRec) else diffusion.score,
                 data.train,
                 self.num_items,
                 rank_share=config.rank_share,
