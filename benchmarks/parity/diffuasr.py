@@ -122,7 +122,9 @@ def compare(released: Any, guidance: str) -> dict[str, float]:
 
 def compare_one_epoch(released: Any, guidance: str) -> dict[str, float]:
     split = first_users("ml-100k", USERS)
-    options = our_options(guidance, generator_batch=USERS_PER_STEP, classifier={"embedding_size": WIDTH, "max_length": 200})
+    options = our_options(
+        guidance, generator_batch=USERS_PER_STEP, classifier={"embedding_size": WIDTH, "max_length": 200}
+    )
     trainer = new_trainer(DiffuASR, options, split)
     ours: Any = trainer.model
     theirs = released_model(released, ours, train_batch_size=USERS_PER_STEP, hidden_size=WIDTH)

@@ -20,6 +20,7 @@ from rediffuse.models.diffurec import DiffuRec
 from rediffuse.models.pdrec import PDRec, open_ended
 from rediffuse.models.pdrec_released import PaddedGRU, PaddedTDiffRec
 from rediffuse.models.sampling import Sampling
+from rediffuse.runs.run_folder import read_run
 from rediffuse.testing import synthetic_interactions
 from rediffuse.training.optimizer import Optimizer
 from rediffuse.training.schedule import Schedule
@@ -178,6 +179,36 @@ def test_released_diffuasr_begins_with_a_random_empty_condition_and_samples_towa
     monkeypatch.setattr(model, "sample", sample)
     model.generate(Histories.from_lists([[1, 2, 3], [4]]))
     assert wanted == [[3, 4]]
+
+
+def test_released_diffuasr_keeps_the_generator_with_the_least_training_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr("rediffuse.models.diffuasr.RELEASED_PATIENCE", 3)
+    states, losses, events = [], [], []
+
+    class Watch:
+        def on_step(self, event):
+            if event.phase == "generator":  # one step an epoch
+                states.append({name: value.clone() for name, value in event.model.generator.state_dict().items()})
+                losses.append(event.loss)
+                events.append((event.metric, event.best))
+
+    small = {"embedding_size": 16, "max_length": 20, "epochs": 1}
+    config = {"n": 2, "backbone": None, "generator_epochs": 60, "generator_rate": 0.02, "multipliers": (1,)}
+    split = rd.split.leave_one_out(synthetic_interactions())
+    run = rd.train(
+        "diffuasr",
+        split,
+        tmp_path / "run",
+        preset="released",
+        config=config | {"classifier": small},
+        callbacks=[Watch()],
+    )
+    assert events == [("loss", min(losses[:epoch], default=None)) for epoch in range(len(losses))]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 1 + 3 < 60
+    kept = read_run(run.path).model.generator.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in states[best].items())
+    assert not torch.equal(kept["leave.bias"], states[-1]["leave.bias"])
 
 
 @pytest.mark.parametrize("window", [4, 20])

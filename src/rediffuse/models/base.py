@@ -255,8 +255,13 @@ class Model(nn.Module):
         return self.config
 
     def chosen_by_ranking(self, phase: str) -> bool:
-        """Whether a phase keeps the weights with the best validation metric; otherwise it keeps the last."""
+        """Whether a phase keeps the weights with the best validation metric; otherwise see `chosen_by_loss`."""
         return True
+
+    def chosen_by_loss(self, phase: str) -> bool:
+        """Whether a phase that is not chosen by ranking keeps the weights with the least training loss of an epoch,
+        and stops where it has not fallen for ``patience`` validations; otherwise it keeps the last."""
+        return False
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimiser; ``learning_rate_factor`` multiplies the learning rate of a group."""

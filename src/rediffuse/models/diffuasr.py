@@ -58,6 +58,8 @@ BACKBONES = ("bert4rec", "diffurec", "gru4rec", "s3rec", "sasrec")
 # Scores in a block of users, for rounding and guidance.
 BLOCK_SCORES = 4_000_000
 SAMPLED_ROWS = 512
+# Epochs of the generator without a lower training loss, after which the released program stops.
+RELEASED_PATIENCE = 100
 # BERT4Rec with the options of the released program, as far as ours has them.
 _BERT4REC: dict[str, Any] = {
     **{"embedding_size": 64, "max_length": 200, "heads": 1, "dropout": 0.5, "item_features": False},
@@ -95,7 +97,8 @@ class DiffuASRConfig(NeuralConfig):
     fidelity: Literal["corrected", "released"] = Field(
         "corrected",
         description="released: guidance in training too; cg with the wrong sign, the first step's factor for all "
-        "steps, and log-sigmoids of inner products, towards the first own item in training and the last in sampling.",
+        "steps, and log-sigmoids of inner products, towards the first own item in training and the last in sampling; "
+        "the generator's epoch with the least training loss is kept.",
     )
     backbone: str | None = Field("sasrec", description="Model that is trained on the augmented histories; null: none.")
     backbone_options: dict[str, Any] = Field(
@@ -129,7 +132,9 @@ class DiffuASRConfig(NeuralConfig):
     noise_schedule: Literal["linear", "quad", "sigmoid", "cosine", "cosine_clip"] = "linear"
     diffusion_steps: int = Field(1000, ge=1, description="T, the steps of the noise schedule.")
     sampling_steps: int = Field(5, ge=1, description="Number of DDIM steps.")
-    generator_epochs: int = Field(200, ge=1, description="Epochs of the generator; its last weights are kept.")
+    generator_epochs: int = Field(
+        200, ge=1, description="Epochs of the generator; its last weights are kept, but with fidelity=released."
+    )
     generator_rate: float = Field(1e-3, gt=0, description="Learning rate of the generator.")
     generator_batch: int = Field(512, ge=1, description="Users per step of the generator.")
     forbid_own: bool = Field(True, description="Do not generate items of the user's history.")
@@ -171,6 +176,7 @@ class DiffuASRConfig(NeuralConfig):
         """The options of the training loop for the generator."""
         own = {"epochs": self.generator_epochs, "batch_size": self.generator_batch}
         own |= {"learning_rate": self.generator_rate, "precision": self.precision, "metric": self.metric}
+        own |= {"patience": RELEASED_PATIENCE} if self.fidelity == "released" else {}
         return ModelConfig.build(None, own)
 
     def backbone_class(self) -> type[SequenceModel]:
@@ -281,6 +287,9 @@ class DiffuASR(Composite):
         if self.backbone is not None and phase in self._backbone_phases:
             return self.backbone.chosen_by_ranking(self._backbone_phases[phase])
         return phase != "generator"
+
+    def chosen_by_loss(self, phase: str) -> bool:
+        return phase == "generator" and self.config.fidelity == "released"
 
     def fit(self, data: TrainingData) -> None:
         super().fit(data)

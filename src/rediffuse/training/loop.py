@@ -64,7 +64,7 @@ class State:
     epoch: int = 0  # epochs completed in this phase
     step: int = 0  # batches completed in this epoch
     loss_sum: float = 0.0  # over these steps
-    best: float | None = None  # best value of the selection metric in this phase
+    best: float | None = None  # best value of the selection metric, or of minus the loss, in this phase
     best_epoch: int = 0
     stale: int = 0  # validations since the best one
     seconds: float = 0.0  # training time over all sessions
@@ -238,7 +238,7 @@ class Trainer:
                 state.loss_sum += loss
                 state.step += 1
                 done = state.epoch + state.step / len(batches)
-                self.progress.step(done, state.loss_sum / state.step, state.best, self._left(done))
+                self.progress.step(done, state.loss_sum / state.step, self._selection()[1], self._left(done))
                 if not self._ends_group(state.step - 1, len(batches)):
                     continue  # a checkpoint would lose the gradients so far
                 self._update(network, stepper)
@@ -263,6 +263,8 @@ class Trainer:
             validates = state.epoch % self.config.validate_every == 0 or state.epoch == self.epochs
             if validates and self.model.chosen_by_ranking(phase):
                 record["validation"] = self._validate_and_select()
+            elif validates and self.model.chosen_by_loss(phase):
+                self._keep_if_best(-record["loss"])
             self._log(record)
             self._save(optimizer)
             last_saved = time.monotonic()
@@ -388,12 +390,13 @@ class Trainer:
     def _call(self, method: str, optimizer: Optimizer | None, **facts: Any) -> None:
         """Call the callbacks; with ``optimizer``, an exception comes after a checkpoint."""
         state = self.state
+        metric, best = self._selection()
         event = TrainingEvent(
             phase=self.phases[state.phase],
             epoch=state.epoch + (state.step > 0),
             step=state.step,
-            metric=self.config.metric,
-            best=state.best,
+            metric=metric,
+            best=best,
             best_epoch=state.best_epoch,
             learning_rate=state.learning_rate,
             model=self.model,
@@ -442,7 +445,8 @@ class Trainer:
         if not self.phases:
             return None
         state, config = self.state, self.config
-        best = "" if state.best is None else f"; best at epoch {state.best_epoch} ({config.metric} {state.best:.4f})"
+        metric, value = self._selection()
+        best = "" if value is None else f"; best at epoch {state.best_epoch} ({metric} {value:.4f})"
         of = f" of {self.phases[state.phase]}" if len(self.phases) > 1 else ""
         if state.stale >= config.patience:
             why = f"no improvement for {state.stale} validations{of}{best}"
@@ -520,15 +524,25 @@ class Trainer:
             return self._select(self.validate())
 
     def _select(self, metrics: dict[str, float]) -> dict[str, float]:
+        self._keep_if_best(selected_value(metrics, self.config.metric))
+        return metrics
+
+    def _keep_if_best(self, value: float) -> None:
+        """Save the weights if the value, the higher the better, is the best of this phase."""
         state = self.state
-        value = selected_value(metrics, self.config.metric)
         if state.best is None or value > state.best:
             state.best, state.best_epoch, state.stale = value, state.epoch, 0
             # Written before the checkpoint: after a kill between the two, the epoch is repeated and written again.
             self._save_best()
         else:
             state.stale += 1
-        return metrics
+
+    def _selection(self) -> tuple[str, float | None]:
+        """What selects the weights of this phase, and its best value; None: none yet."""
+        best = self.state.best
+        if self.model.chosen_by_loss(self.phases[self.state.phase]):
+            return "loss", None if best is None else -best
+        return self.config.metric, best
 
     def _save_best(self) -> None:
         if self.accelerator.is_main_process:
