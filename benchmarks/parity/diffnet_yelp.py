@@ -6,8 +6,8 @@
 
 Each run appends one line to the result file: HR@10 and NDCG@10 on test and validation users, epoch by epoch, and with
 the best weights what the sampled items, their draws and ties change. The lines of the released program build its graph
-and compute HR and NDCG; they run on an imitation of TensorFlow (`tensorflow1.py`). Its draws are made by numpy, from the
-same distributions, because its loops take a minute per epoch. Features are removed as its authors advise (issue 5).
+and compute HR and NDCG; they run on an imitation of TensorFlow (`tensorflow1.py`). Batches and draws are made by numpy
+as there, without loops over samples. Features are removed as its authors advise (issue 5).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from rediffuse.readers.public_datasets import public_dataset
 from rediffuse.seeds import seed_torch
 
 Pairs = NDArray[np.int64]
+Vectors = tuple[Tensor, Tensor]  # of users and of items
 
 
 def main() -> None:
@@ -88,9 +89,9 @@ class Program:
         self.evaluate = load("Evaluate").Evaluate(self.conf)
         self.drawn = {part: self.draw(part, seed) for part in ("val", "test")}
 
-    def draw(self, part: str, seed: int, items: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """(users, 1000) items of each user with true items, with repetition, from all but the true ones, or from
-        ``items``."""
+    def draw(self, part: str, seed: int, items: Pairs | None = None) -> Pairs:
+        """(users, 1000) items for each user with true items, drawn with repetition from all but the true ones; with
+        ``items``, others are replaced by these."""
         users = np.unique(self.pairs[part][:, 0])
         shape = (len(users), self.conf.num_evaluate)
         drawn = draw_negatives(
@@ -101,12 +102,10 @@ class Program:
             drawn[~known] = np.random.default_rng(seed + 1).choice(items, (~known).sum())
         return drawn.reshape(shape)
 
-    def rates(self, vectors: tuple[Tensor, Tensor], part: str, drawn: NDArray[np.int64]) -> tuple[float, float]:
-        """HR@10 and NDCG@10 by the released code."""
+    def scored(self, vectors: Vectors, part: str, drawn: Pairs) -> tuple[Pairs, NDArray[Any], NDArray[Any]]:
+        """The row in ``drawn`` of each true item, and the probabilities (n, 1) of true items and (users, 1000) of
+        others."""
         pairs = self.pairs[part]
-        places: dict[int, list[int]] = {}
-        for place, user in enumerate(pairs[:, 0].tolist()):
-            places.setdefault(user, []).append(place)
         owners, row = np.unique(pairs[:, 0], return_inverse=True)
         true = np.empty((len(pairs), 1), dtype=np.float32)
         others = np.empty(drawn.shape, dtype=np.float32)
@@ -116,9 +115,23 @@ class Program:
             others[rows] = np.take_along_axis(scores, drawn[rows], axis=1)
             mine = np.flatnonzero((row >= start) & (row < start + 512))
             true[mine, 0] = scores[row[mine] - start, pairs[mine, 1]]
-        ordered = dict(zip(owners.tolist(), others, strict=True))
+        return row, true, others
+
+    def rates(self, vectors: Vectors, part: str, drawn: Pairs) -> tuple[float, float]:
+        """HR@10 and NDCG@10 by the released code."""
+        row, true, others = self.scored(vectors, part, drawn)
+        places: dict[int, list[int]] = {}
+        for place, number in enumerate(row.tolist()):
+            places.setdefault(number, []).append(place)
+        ordered = dict(enumerate(others))
         found = self.evaluate.evaluateRankingPerformance(places, true, ordered, self.conf.topk, self.conf.num_procs)
         return round(float(found[0]), 4), round(float(found[1]), 4)
+
+    def tied(self, vectors: Vectors) -> float:
+        """The share of true test items whose probability another candidate has too; the released sort orders these by
+        chance."""
+        row, true, others = self.scored(vectors, "test", self.drawn["test"])
+        return round(float((others[row] == true).any(axis=1).mean()), 5)
 
 
 def distinct(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -132,9 +145,9 @@ class Curve:
 
     def __init__(self, program: Program, every: int) -> None:
         self.program, self.every, self.rows = program, every, []
-        self.best: tuple[Tensor, Tensor] | None = None
+        self.best: Vectors | None = None
 
-    def add(self, epoch: int, vectors: tuple[Tensor, Tensor], **facts: Any) -> None:
+    def add(self, epoch: int, vectors: Vectors, **facts: Any) -> None:
         users, items = (x.detach().clone() for x in vectors)
         row = {"epoch": epoch} | facts
         for part, drawn in self.program.drawn.items():
@@ -155,6 +168,7 @@ class Curve:
             "best_on_test": max(self.rows, key=lambda row: row["test_hr"]),
             "best_on_validation": max(self.rows, key=lambda row: row["val_ndcg"]),
             "other_draws": draws,
+            "tied": program.tied(self.best),
             "items_with_interactions": program.rates(self.best, "test", program.draw("test", 100, known)),
             "curve": self.rows,
         }
@@ -249,7 +263,7 @@ def train_ours(arguments: argparse.Namespace, curve: Curve) -> None:
         def on_validation(self, event: Any) -> None:
             with torch.no_grad():
                 own_users, own_items = event.model.vectors()
-            # One more column makes the score of the 964 items without any interaction, which we do not have, the lowest.
+            # One more column makes the score of the 964 items without any interaction, which we lack, the lowest.
             all_users = torch.cat((own_users, torch.ones(len(own_users), 1)), dim=1)
             all_items = torch.zeros(conf.num_items, all_users.shape[1])
             all_items[:, -1] = -1e4
