@@ -35,6 +35,7 @@ from benchmarks.parity.diffnet import FOLDERS
 from benchmarks.parity.released import load
 from benchmarks.parity.tensorflow1 import imitation
 from rediffuse.batching.negatives import draw_negatives
+from rediffuse.evaluation import evaluate_task
 from rediffuse.readers.public_datasets import public_dataset
 from rediffuse.seeds import seed_torch
 
@@ -87,6 +88,11 @@ class Program:
         }
         self.keys = {part: distinct(pairs @ (self.conf.num_items, 1)) for part, pairs in self.pairs.items()}
         self.evaluate = load("Evaluate").Evaluate(self.conf)
+        self.split = rd.split.given(public_dataset("diffnet-yelp"))
+        # Their numbers of our users and items.
+        self.users, self.items = (
+            ids.to_numpy().copy() for ids in (self.split.dataset.user_ids, self.split.dataset.item_ids)
+        )
         self.drawn = {part: self.draw(part, seed) for part in ("val", "test")}
 
     def draw(self, part: str, seed: int, items: Pairs | None = None) -> Pairs:
@@ -126,6 +132,18 @@ class Program:
         ordered = dict(enumerate(others))
         found = self.evaluate.evaluateRankingPerformance(places, true, ordered, self.conf.topk, self.conf.num_procs)
         return round(float(found[0]), 4), round(float(found[1]), 4)
+
+    def whole_catalogue(self, vectors: Vectors) -> dict[str, dict[str, float]]:
+        """HR@10 and NDCG@10 among all items, with seen items kept and filtered."""
+        users, items = vectors[0][self.users], vectors[1][self.items]
+        task = self.split.task("test")
+        found = evaluate_task(
+            lambda histories, start: users[task.users[start : start + len(histories)]] @ items.T,
+            task,
+            num_items=len(items),
+            metrics=("hr@10", "ndcg@10"),
+        )
+        return {policy: {name: round(value, 4) for name, value in row.items()} for policy, row in found.metrics.items()}
 
     def tied(self, vectors: Vectors) -> float:
         """The share of true test items whose probability another candidate has too; the released sort orders these by
@@ -168,6 +186,7 @@ class Curve:
             "best_on_test": max(self.rows, key=lambda row: row["test_hr"]),
             "best_on_validation": max(self.rows, key=lambda row: row["val_ndcg"]),
             "other_draws": draws,
+            "whole_catalogue": program.whole_catalogue(self.best),
             "tied": program.tied(self.best),
             "items_with_interactions": program.rates(self.best, "test", program.draw("test", 100, known)),
             "curve": self.rows,
@@ -255,9 +274,7 @@ def released_batches(program: Program, rng: np.random.Generator) -> Iterator[tup
 
 def train_ours(arguments: argparse.Namespace, curve: Curve) -> None:
     """Train our model on the same split, and place its vectors in the released numbering."""
-    data = public_dataset("diffnet-yelp")
-    conf = curve.program.conf
-    users, items = data.user_ids.to_numpy(), data.item_ids.to_numpy()
+    program = curve.program
 
     class Evaluate:
         def on_validation(self, event: Any) -> None:
@@ -265,11 +282,10 @@ def train_ours(arguments: argparse.Namespace, curve: Curve) -> None:
                 own_users, own_items = event.model.vectors()
             # One more column makes the score of the 964 items without any interaction, which we lack, the lowest.
             all_users = torch.cat((own_users, torch.ones(len(own_users), 1)), dim=1)
-            all_items = torch.zeros(conf.num_items, all_users.shape[1])
+            all_items = torch.zeros(program.conf.num_items, all_users.shape[1])
             all_items[:, -1] = -1e4
-            all_items[items] = torch.cat((own_items, torch.zeros(len(own_items), 1)), dim=1)
-            order = torch.empty(conf.num_users, dtype=torch.int64)
-            order[users] = torch.arange(len(users))
+            all_items[program.items] = torch.cat((own_items, torch.zeros(len(own_items), 1)), dim=1)
+            order = program.users.argsort()
             curve.add(event.epoch, (all_users[order], all_items), loss=event.loss, validation=event.metrics)
 
     options = {"epochs": arguments.epochs, "validate_every": curve.every, "patience": 10**6, "precision": "fp32"}
@@ -277,7 +293,7 @@ def train_ours(arguments: argparse.Namespace, curve: Curve) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rd.train(
             arguments.train,
-            rd.split.given(data),
+            program.split,
             Path(folder) / "run",
             preset=arguments.preset,
             config=options,
