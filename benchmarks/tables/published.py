@@ -6,7 +6,7 @@ Metrics without ``/unseen`` keep seen items.
 PUBLISHED = {
     "social-diffnet-yelp-given-paper-diffnet": {
         "DiffNet with features": {"source": "authors' repository", "capped_recall@10": 0.3437, "ndcg@10": 0.2095},
-        "DiffNet++ without features, untuned": {
+        "DiffNet++ with features in its last product alone, untuned": {
             **{"source": "issue 36 of the authors' repository", "capped_recall@10": 0.3104, "ndcg@10": 0.1877},
         },
         "matrix factorisation, tuned": {"source": "GRecX; a slightly easier protocol", "ndcg@10": 0.2064},

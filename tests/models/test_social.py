@@ -150,6 +150,15 @@ def test_standardised_by_hand():
     assert not standardised(torch.full((3, 2), 7.0), 0.2).any()
 
 
+def test_paper_yelp_is_the_released_program_chosen_by_what_it_reports():
+    """A true item below n of the 37,377 others is expected below n / 37.377 of 1,000 sampled ones."""
+    released, yelp = (DiffNet.Config.build(preset).model_dump() for preset in ("released", "paper:yelp"))
+    assert yelp == released | {"metric": "recall@373"}
+    others = np.random.default_rng(0).random((4000, 1000))
+    hits = [((others < (rank - 1) / 37_377).sum(axis=1) < 10).mean() for rank in (200, 373, 600)]
+    assert hits[0] > 0.9 > 0.6 > hits[1] > 0.4 > 0.1 > hits[2]
+
+
 def test_as_released_the_embedding_of_a_user_without_friends_is_not_trained():
     model = build("diffnet", preset="released", embedding_size=2)
     model.vectors()[0].square().sum().backward()

@@ -39,23 +39,29 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+_RELEASED: dict[str, Any] = {
+    "embedding_size": 32,
+    "learning_rate": 1e-3,
+    "epochs": 300,
+    "reg": 0.0,
+    "negatives": 8,
+    "loss": "squared",
+    "combine": "hops",
+    "fusion": "add",
+    "shared_projection": True,
+    "init": 0.01,
+}
+
+
 class DiffNetConfig(SocialConfig):
     """Options of DiffNet. The defaults are chosen on validation data; see docs/benchmarks.md."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "released": {
-            "embedding_size": 32,
-            "learning_rate": 1e-3,
-            "epochs": 300,
-            "reg": 0.0,
-            "negatives": 8,
-            "loss": "squared",
-            "combine": "hops",
-            "fusion": "add",
-            "shared_projection": True,
-            "init": 0.01,
-        },
+        "released": _RELEASED,
+        # The first 10 of 1,000 sampled items are the first 373 of the 37,378: the epoch that is best among the former
+        # is not best at the top of the catalogue.
+        "paper:yelp": _RELEASED | {"metric": "recall@373"},
     }
     search: ClassVar[dict[str, Any]] = SocialConfig.search | {"combine": ("all", "hops", "last")}
 
