@@ -236,7 +236,9 @@ def both_ways(indices: Any, values: Any, dense_shape: Any) -> tuple[Tensor, Tens
     with warnings.catch_warnings():  # torch warns that its CSR support is in beta
         warnings.simplefilter("ignore", UserWarning)
         first, second = (
-            torch.sparse_csr_tensor(x.indptr.astype(np.int64), x.indices.astype(np.int64), x.data, x.shape)
+            torch.sparse_csr_tensor(
+                torch.as_tensor(x.indptr), torch.as_tensor(x.indices), torch.as_tensor(x.data), x.shape
+            )
             for x in (matrix, matrix.T.tocsr())
         )
     return first, second
