@@ -55,7 +55,7 @@ class ModelConfig(BaseModel):
         """Refuse what would count as a number by accident, and numbers that no computation ends with."""
         for option, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(option)
-            flag = field is None or "bool" in str(field.annotation) or "Any" in str(field.annotation)
+            flag = field is None or any(word in str(field.annotation) for word in ("bool", "False", "Any"))
             entries = list(value) if isinstance(value, list | tuple) else [value]
             if len(entries) > MOST_WIDTHS:
                 raise ConfigError(f"Option {option!r} lists {len(entries):,} values.", f"At most {MOST_WIDTHS}.")

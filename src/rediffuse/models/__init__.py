@@ -37,10 +37,14 @@ if TYPE_CHECKING:
     from rediffuse.models.diffuasr import DiffuASR
     from rediffuse.models.diffurec import DiffuRec
     from rediffuse.models.factors import FactorConfig, FactorModel
+    from rediffuse.models.flowcf import FlowCF
+    from rediffuse.models.giffcf import GiffCF
     from rediffuse.models.heat import Heat
     from rediffuse.models.heatrec import HeatRec
     from rediffuse.models.ldiffrec import LDiffRec
+    from rediffuse.models.maskdiff import MaskDiff
     from rediffuse.models.pdrec import PDRec
+    from rediffuse.models.preferdiff import PreferDiff
     from rediffuse.models.sampling import Sampling
     from rediffuse.models.sequence import Encoded, SequenceConfig, SequenceModel
     from rediffuse.models.theat import TemporalHeat
@@ -59,13 +63,17 @@ _MODELS = {
     "diffurec": ("rediffuse.models.diffurec", "DiffuRec"),
     "diffuasr": ("rediffuse.models.diffuasr", "DiffuASR"),
     "ease": ("rediffuse.models.baselines.ease", "EASE"),
+    "flowcf": ("rediffuse.models.flowcf", "FlowCF"),
     "friends": ("rediffuse.models.baselines.friends", "Friends"),
+    "giffcf": ("rediffuse.models.giffcf", "GiffCF"),
     "gru4rec": ("rediffuse.models.baselines.gru4rec", "GRU4Rec"),
     "itemknn": ("rediffuse.models.baselines.itemknn", "ItemKNN"),
     "lightgcn": ("rediffuse.models.baselines.lightgcn", "LightGCN"),
     "ldiffrec": ("rediffuse.models.ldiffrec", "LDiffRec"),
+    "maskdiff": ("rediffuse.models.maskdiff", "MaskDiff"),
     "pdrec": ("rediffuse.models.pdrec", "PDRec"),
     "popularity": ("rediffuse.models.baselines.popularity", "Popularity"),
+    "preferdiff": ("rediffuse.models.preferdiff", "PreferDiff"),
     "recentpop": ("rediffuse.models.baselines.recentpop", "RecentPopularity"),
     "s3rec": ("rediffuse.models.baselines.s3rec", "S3Rec"),
     "sasrec": ("rediffuse.models.baselines.sasrec", "SASRec"),
@@ -157,17 +165,21 @@ __all__ = [
     "Encoded",
     "FactorConfig",
     "FactorModel",
+    "FlowCF",
     "Friends",
     "GRU4Rec",
+    "GiffCF",
     "Heat",
     "HeatRec",
     "ItemKNN",
     "LDiffRec",
     "LightGCN",
+    "MaskDiff",
     "Model",
     "ModelConfig",
     "PDRec",
     "Popularity",
+    "PreferDiff",
     "Range",
     "RecentPopularity",
     "S3Rec",

@@ -85,7 +85,7 @@ class BERT4Rec(SequenceModel):
             unknown = unknown & ~cut
         places = torch.arange(whole.shape[1], device=whole.device)
         real = (places < lengths[:, None]) & batch.learnable(whole.shape[1])
-        masked = (torch.rand(whole.shape, device=whole.device) < self.config.mask_share) & real
+        masked = self.choose_masked(real)
         last_only = torch.rand(len(whole), device=whole.device) < self.config.mask_last
         masked &= ~last_only[:, None]
         masked[rows, lengths - 1] |= last_only | unknown | ~masked.any(1)
@@ -103,6 +103,10 @@ class BERT4Rec(SequenceModel):
             batch.untrained,
             batch.rank_weight,
         )
+
+    def choose_masked(self, real: Tensor) -> Tensor:
+        """(B, L) which of the items that may be targets (B, L) are masked; the last alone, where none is."""
+        return (torch.rand(real.shape, device=real.device) < self.config.mask_share) & real
 
     def visible(self, batch: SequenceBatch) -> Tensor:
         return batch.lengths[batch.rows]
