@@ -4,7 +4,8 @@ A discrete flow leads from a row x_0 in which each item is present with the shar
 *behaviour-guided prior*) to the user's row x_1. At time t each element of x_t is that of x_1 with probability t,
 otherwise that of x_0, and a multilayer perceptron predicts x_1 from (x_t, t) by the squared error. At inference the
 flow starts at the user's own row, and takes the last few of N steps along the velocity (x_1_hat - x_t) / (1 - t). An
-element turns on where its probability passes 1/2, and none turns off. Nothing is drawn at inference.
+element is on where its probability passes 1/2, and the user's own items stay on. Nothing is drawn at inference. The
+last estimate of x_1 ranks the items.
 
 Ablation (no diffusion): with ``diffusion=false`` x_t is the row itself, at the last time alone. That is an autoencoder
 with dropout.
@@ -32,8 +33,7 @@ from rediffuse.models.prior import NeuralModel
 from rediffuse.models.sampling import Sampling
 from rediffuse.nn import Dropout, sinusoidal_embedding
 
-_PAPER: dict[str, Any] = {"metric": "ndcg@10/unseen", "patience": 10, "validate_every": 1, "weight_decay": 0.0}
-_PAPER |= {"batch_size": 4096, "epochs": 500}
+_PAPER: dict[str, Any] = {"batch_size": 4096, "validate_every": 1}
 
 
 class FlowCFConfig(NeuralConfig):
@@ -46,10 +46,10 @@ class FlowCFConfig(NeuralConfig):
         "sampling_steps": (1, 2, 3),
     }
 
-    batch_size: int = Field(512, ge=1, description="Users per optimiser step.")
+    metric: str = Field("ndcg@10/unseen", description="The one validation metric that selects.")
+    batch_size: int = Field(100, ge=1, description="Users per optimiser step.")
     epochs: int = Field(500, ge=0, description="Upper bound; early stopping usually ends before it.")
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled (AdamW).")
+    validate_every: int = Field(5, ge=1, description="Epochs between validations.")
     hidden_sizes: tuple[int, ...] = Field((300, 300), min_length=1, description="Widths of the hidden layers.")
     time_size: int = Field(10, ge=1, description="Width of the embedding of the time.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before each layer, the first included.")

@@ -47,7 +47,10 @@ class MaskDiff(BERT4Rec):
     def choose_masked(self, real: Tensor) -> Tensor:
         if not self.config.diffusion:
             return super().choose_masked(real)
-        count = 1 + (torch.rand(len(real), 1, device=real.device) * real.sum(1, keepdim=True)).long()
+        # One draw for the batch, from which the others are equally far: their weights 1/r then vary less in sum.
+        offsets = torch.randperm(len(real), device=real.device) / len(real)
+        share = (torch.rand((), device=real.device) + offsets) % 1
+        count = 1 + (share[:, None] * real.sum(1, keepdim=True)).long()
         order = torch.rand(real.shape, device=real.device).masked_fill(~real, 2.0).argsort(1).argsort(1)
         return (order < count) & real
 
@@ -57,6 +60,8 @@ class MaskDiff(BERT4Rec):
             return encoded
         # The sum over a history is L / masked times that of its cross entropies; the mean over all targets divides by
         # their number, so the factor n / (all items) makes it the sum per item.
-        masked = torch.bincount(batch.rows, minlength=len(batch.lengths)).clamp(min=1)
-        per_item = len(batch.rows) / batch.lengths.sum()
-        return dataclasses.replace(encoded, weights=(batch.lengths / masked)[batch.rows] * per_item)
+        places = torch.arange(batch.items.shape[1], device=batch.items.device)
+        real = ((places < batch.lengths[:, None]) & batch.learnable(len(places))).sum(1)
+        masked = torch.bincount(batch.rows, minlength=len(real))
+        inverse = (real / masked.clamp(min=1))[batch.rows]
+        return dataclasses.replace(encoded, weights=inverse * len(batch.rows) / real.sum())

@@ -45,7 +45,7 @@ from rediffuse.models.sampling import Sampling
 from rediffuse.nn import sinusoidal_embedding
 
 DREAMREC: dict[str, Any] = {"error": "squared", "preference": False, "solver": "ancestral", "embedding_size": 64}
-_PAPER: dict[str, Any] = {"normalize": False, "embedding_std": 1.0, "item_features": False, "form": "prefix"}
+_PAPER: dict[str, Any] = {"normalize": False, "temperature": None, "item_features": False, "form": "prefix"}
 
 
 class PreferDiffConfig(SASRecConfig):
@@ -68,14 +68,13 @@ class PreferDiffConfig(SASRecConfig):
     loss: Literal["denoising"] = Field("denoising", description="See error and preference.")  # type: ignore
     item_optimizer: Literal["adamw"] = Field("adamw", description="The only one.")  # type: ignore
     repeat_bias: Literal[False] = Field(False, description="There are no logits in the loss.")  # type: ignore
-    temperature: float | None = Field(None, gt=0, description="Rank by cosine divided by this; None: inner product.")
     negatives: int | None = Field(64, ge=1, description="Items of the batch whose centroid is the other side.")
 
     error: Literal["cosine", "squared"] = Field("cosine", description="cosine: (1 - cos)^2.")
     preference: bool = Field(True, description="False: DreamRec's loss, the error alone.")
     preference_weight: float = Field(0.4, ge=0, le=1, description="Weight of the error against the preference.")
     preference_scale: float = Field(1.0, gt=0, description="gamma, in the sigmoid.")
-    embedding_std: float = Field(0.02, gt=0, description="Standard deviation of new item embeddings.")
+    embedding_std: float = Field(1.0, gt=0, description="Standard deviation of new item embeddings.")
     normalize: bool = Field(True, description="Noise item vectors of rms 1; false: the rows of the item table.")
     diffusion: bool = Field(True, description="False: the ablation (no diffusion).")
     diffusion_steps: int = Field(200, ge=1, description="T, the steps of the noise schedule.")
@@ -107,7 +106,7 @@ class PreferDiff(SASRec):
     def __init__(self, config: PreferDiffConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
         size = config.embedding_size
-        nn.init.normal_(self.item_embedding.weight, std=config.embedding_std)
+        self.item_embedding.initialise(std=config.embedding_std)
         self.time = nn.Sequential(nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size))
         self.no_history = nn.Parameter(torch.randn(size))
         self.estimator = nn.Linear(3 * size, size)
@@ -125,6 +124,10 @@ class PreferDiff(SASRec):
         """x0_hat (n, d) from states (n, d), histories (n, d) and timesteps (n,)."""
         every = sinusoidal_embedding(torch.arange(self.config.diffusion_steps, device=t.device), h.shape[1])
         return self.estimator(torch.cat((x_t, h, F.embedding(t, self.time(every))), dim=1))
+
+    def add_positions(self, x: Tensor) -> Tensor:
+        # As long as their noised states, which are read beside the history; SASRec multiplies by the root of d.
+        return super().add_positions(self.noised_space(x) / self.config.embedding_size**0.5)
 
     # --- training ------------------------------------------------------------------------------------------
 
@@ -164,7 +167,7 @@ class PreferDiff(SASRec):
     def noise_levels(self, data: TrainingData) -> list[NoiseLevels]:
         if not self.config.diffusion:
             return []
-        mean_square = float(self.noised_space(self.catalogue().float()).square().mean())
+        mean_square = self.item_embedding.mean_square(self.num_items, self.noised_space)
         return [noise_levels(self.schedule, "item vectors", mean_square, starts_from_noise=True)]
 
     # --- scoring -------------------------------------------------------------------------------------------
