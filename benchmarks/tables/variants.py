@@ -14,6 +14,7 @@ from rediffuse.models.diffkg import DiffKGConfig
 from rediffuse.models.diffnet import DiffNetConfig
 from rediffuse.models.diffnetpp import DiffNetPPConfig
 from rediffuse.models.diffrec import TDiffRecConfig
+from rediffuse.models.preferdiff import DREAMREC
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ _SEQUENCES = {
     "sasrec": TEN_MODELS["sasrec"],
     "esasrec": Variant("sasrec", SASRecConfig.presets["esasrec"], label="esasrec"),
     "bert4rec": TEN_MODELS["bert4rec"],
+    "maskdiff": Variant("maskdiff"),
+    "maskdiff-ablation": Variant("maskdiff", NO_DIFFUSION),
+    "preferdiff": Variant("preferdiff"),
+    "preferdiff-ablation": Variant("preferdiff", NO_DIFFUSION),
+    "dreamrec": Variant("preferdiff", DREAMREC, label="dreamrec"),
+    "dreamrec-ablation": Variant("preferdiff", DREAMREC | NO_DIFFUSION, label="dreamrec (no diffusion)"),
 }
 _COLLABORATIVE = {name: TEN_MODELS[name] for name in ("lightgcn", "bprmf")}
 
@@ -106,6 +113,14 @@ DIFFREC = {
     "tdiffrec-twin": Variant("tdiffrec", NO_DIFFUSION),
     "ldiffrec": Variant("ldiffrec"),
     "ldiffrec-twin": Variant("ldiffrec", NO_DIFFUSION),
+}
+
+# Other diffusion on rows.
+ROWS = {
+    "flowcf": Variant("flowcf"),
+    "flowcf-twin": Variant("flowcf", NO_DIFFUSION),
+    "giffcf": Variant("giffcf"),
+    "giffcf-twin": Variant("giffcf", NO_DIFFUSION),
 }
 
 # With friends, without, and as released.
@@ -169,7 +184,7 @@ def augmentation() -> dict[str, Variant]:
 # The networks of `table.py`, by kind of data.
 NETWORKS: dict[str, dict[str, Variant]] = {
     "sequences": _SEQUENCES | _COLLABORATIVE,
-    "rows": DIFFREC | _COLLABORATIVE,
+    "rows": DIFFREC | ROWS | _COLLABORATIVE,
     "friends": SOCIAL | _COLLABORATIVE,
     "knowledge": KNOWLEDGE | _COLLABORATIVE,
     "knowledge and friends": KNOWLEDGE | SOCIAL | _COLLABORATIVE,
@@ -203,5 +218,5 @@ REFITTED = {
     for name in map(with_prior, ("heatrec", "heatrec-ablation", "diffurec", "diffurec-ablation", "sasrec"))
 }
 
-VARIANTS = FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | SOCIAL | KNOWLEDGE | pdrec() | augmentation()
+VARIANTS = FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | ROWS | SOCIAL | KNOWLEDGE | pdrec() | augmentation()
 VARIANTS |= _SEQUENCES | PRIORS | REFITTED

@@ -6,14 +6,17 @@ import pytest
 
 from rediffuse import models
 
+# A preset that is the recipe of another paper, for the same networks.
+OF_ANOTHER_PAPER = {"sasrec": "esasrec", "diffurec": "esasrec", "preferdiff": "dreamrec"}
+
 
 @pytest.mark.parametrize("name", models.names())
 def test_presets_are_paper_released_and_configurations_of_data_sets(name):
     config = models.model_class(name).Config
     named, of_data_sets = config.preset_names()[:3], config.preset_names()[3:]
     assert named == ["default", "paper", "released"]
-    if name in ("sasrec", "diffurec"):  # the recipe of another paper, for the same networks
-        of_data_sets.remove("esasrec")
+    if name in OF_ANOTHER_PAPER:
+        of_data_sets.remove(OF_ANOTHER_PAPER[name])
     assert all(preset.startswith("paper:") and preset.removeprefix("paper:") for preset in of_data_sets)
     assert config.presets.keys() == {*config.preset_names()} - {"default"}
     assert "presets" not in config.model_fields

@@ -45,7 +45,12 @@ from rediffuse.models.sampling import Sampling
 from rediffuse.nn import sinusoidal_embedding
 
 DREAMREC: dict[str, Any] = {"error": "squared", "preference": False, "solver": "ancestral", "embedding_size": 64}
-_PAPER: dict[str, Any] = {"normalize": False, "temperature": None, "item_features": False, "form": "prefix"}
+_PAPER: dict[str, Any] = {
+    **{"embedding_size": 3072, "max_length": 10, "form": "prefix", "blocks": 1, "dropout": 0.1, "item_features": False},
+    **{"batch_size": 256, "epochs": 150, "learning_rate": 1e-4, "metric": "hr@5"},
+    **{"normalize": False, "temperature": None, "negatives": 255, "preference_scale": 5.0},
+    **{"diffusion_steps": 2000, "sampling_steps": 20},
+}
 
 
 class PreferDiffConfig(SASRecConfig):
@@ -53,9 +58,10 @@ class PreferDiffConfig(SASRecConfig):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": _PAPER,
+        "paper:beauty": _PAPER | {"guidance": 8.0},
+        "paper:toys": _PAPER | {"guidance": 6.0, "preference_weight": 0.6},
         "released": _PAPER,
         "dreamrec": DREAMREC,
-        "paper:dreamrec": _PAPER | DREAMREC,
     }
     search: ClassVar = {
         "learning_rate": Range(3e-4, 5e-3, log=True),
