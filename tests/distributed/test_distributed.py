@@ -27,7 +27,7 @@ from rediffuse.training.loop import VALIDATION_METRICS
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # Models whose processes each draw noise, masks or negatives have the losses of one process only on average.
-DRAWS = {"bert4rec", "s3rec", "diffkg", "diffuasr", "ldiffrec"}
+DRAWS = {"bert4rec", "maskdiff", "s3rec", "diffkg", "diffuasr", "ldiffrec"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TRAIN_ONE = str(HERE / "train_one.py")
 
@@ -59,7 +59,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 # In closed form, or trained by the code of another model that is not in this set.
 ALIKE = {"bert4rec", "diffnet", "friends", "gru4rec", "heat", "itemknn", "popularity", "recentpop", "s3rec", "slist"}
-ALIKE |= {"tdiffrec", "transition"}
+ALIKE |= {"flowcf", "giffcf", "maskdiff", "preferdiff", "tdiffrec", "transition"}
 
 
 def asked_for(request: pytest.FixtureRequest) -> list[str]:

@@ -32,6 +32,7 @@ ROWS = {"loss": "sampled_softmax", "negatives": 32, "item_optimizer": "rowwise_a
 PHASE = {"epochs": 2, "dropout": 0.0}
 OWN = {
     **{"diffurec": ABLATION, "diffrec": ABLATION, "tdiffrec": ABLATION, "heatrec": ABLATION | {"prior": "none"}},
+    **{"flowcf": ABLATION, "giffcf": ABLATION, "preferdiff": ABLATION | {"preference": False}},
     "d3rec": ABLATION | {"condition_dropout": 0.0},
     **{"pdrec": {"diffusion": PHASE | ABLATION, "backbone_options": {"dropout": 0.0}}},
     "colddiff": ABLATION | {"dropout": 0.0, "condition_dropout": 0.0, "guidance_scale": 0.0, "backbone_options": PHASE},
