@@ -8,6 +8,7 @@ import torch
 from tests.fitting import steps, training_data
 
 from rediffuse.data.histories import Histories
+from rediffuse.models.directions import item_directions
 from rediffuse.models.giffcf import GiffCF
 
 ITEMS, USERS = 11, 14
@@ -114,6 +115,10 @@ def test_in_training_the_condition_loses_items_and_the_target_does_not():
     np.testing.assert_allclose(z, x + t[:, None] / 2 * (x.double() @ torch.from_numpy(graph_filter()) - x), atol=1e-5)
     assert t.min() >= 1
     assert t.max() <= 3
+
+
+def test_directions_of_a_parameter_need_no_gradient():
+    np.testing.assert_allclose(item_directions(build()).numpy() ** 2 @ np.ones(6), 1, rtol=1e-5)
 
 
 def test_it_ranks_what_similar_users_have():

@@ -29,4 +29,4 @@ def item_directions(model: Model, vectors: Tensor | None = None) -> Tensor:
             f"{model.name} has no item vectors: it ranks in another way.",
             "Use a model that learns them, such as diffurec, sasrec or lightgcn.",
         )
-    return F.normalize(vectors.to(model.device).float(), dim=1)
+    return F.normalize(vectors.detach().to(model.device).float(), dim=1)  # a parameter, or made of some
