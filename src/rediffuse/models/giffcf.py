@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rediffuse.batching.matrix import binary_matrix
 from rediffuse.batching.rows import RowBatch, RowBatches, row_batch
@@ -87,14 +88,14 @@ class Mixer(nn.Module):
             total = bias[unit].expand(1, 1)
             for number, array in enumerate(arrays):
                 total = total + weights[unit, number] * array
-            mixed = mixed + self.outer.weight[0, unit] * nn.functional.silu(total)
+            mixed = mixed + self.outer.weight[0, unit] * F.silu(total)
         return mixed
 
 
 class GiffCF(NeuralModel):
     """A user's row diffuses over the item graph, and a network sharpens it again.
 
-    It holds the training interactions, normalised, as a sparse matrix.
+    It holds the training interactions, normalised, as a sparse matrix, by user and by item.
     """
 
     name = "giffcf"
@@ -103,7 +104,8 @@ class GiffCF(NeuralModel):
 
     def __init__(self, config: GiffCFConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__(config, num_items, num_users)
-        self.interactions = SparseMatrix(num_users, num_items)  # R_hat / sqrt(lambda_max)
+        # R_hat / sqrt(lambda_max), and its transpose
+        self.by_user, self.by_item = SparseMatrix(num_users, num_items), SparseMatrix(num_items, num_users)
         self.item_embedding = nn.Parameter(torch.empty(num_items, config.embedding_size))
         nn.init.xavier_uniform_(self.item_embedding)
         self.times = nn.ModuleList(
@@ -115,10 +117,12 @@ class GiffCF(NeuralModel):
     # --- the forward process -------------------------------------------------------------------------------
 
     def smooth(self, x: Tensor) -> Tensor:
-        """A x for rows x (B, I); not differentiable in A."""
-        matrix = self.interactions.csr
-        rows = x.detach().cpu().numpy()
-        return torch.from_numpy(np.ascontiguousarray((rows @ matrix.T) @ matrix)).to(x.device)
+        """A x for rows x (B, I); not differentiable."""
+        spread = x.detach().float().T.contiguous()
+        for matrix in (self.by_user, self.by_item):
+            offsets, numbers, values = (part.value for part in (matrix.offsets, matrix.indices, matrix.values))
+            spread = F.embedding_bag(numbers.long(), spread, offsets[:-1], mode="sum", per_sample_weights=values)
+        return spread.T
 
     def blurred(self, x: Tensor, smoothed: Tensor, t: Tensor | int) -> Tensor:
         """F_t(x) from x and A x, both (B, I), at steps t (B, 1) or for all rows."""
@@ -141,7 +145,9 @@ class GiffCF(NeuralModel):
         matrix = binary_matrix(data.train, self.num_items)
         of_users, of_items = np.diff(matrix.indptr), np.ravel(matrix.sum(axis=0))
         normalised = scaled(matrix, power(of_users, -0.25), power(of_items, -0.5))
-        self.interactions.set(normalised / np.float32(singular_vectors(normalised, 1)[0][0]))
+        normalised = normalised / np.float32(singular_vectors(normalised, 1)[0][0])
+        self.by_user.set(normalised)
+        self.by_item.set(normalised.T.tocsr())
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> RowBatches:
         return RowBatches(binary_matrix(data.train, self.num_items), batch_size=self.config.batch_size, rng=rng)

@@ -80,7 +80,9 @@ class PreferDiffConfig(SASRecConfig):
     preference: bool = Field(True, description="False: DreamRec's loss, the error alone.")
     preference_weight: float = Field(0.4, ge=0, le=1, description="Weight of the error against the preference.")
     preference_scale: float = Field(1.0, gt=0, description="gamma, in the sigmoid.")
-    embedding_std: float = Field(1.0, gt=0, description="Standard deviation of new item embeddings.")
+    embedding_std: float = Field(
+        1.0, gt=0, description="Standard deviation of new item embeddings; where it is small, they collapse."
+    )
     normalize: bool = Field(True, description="Noise item vectors of rms 1; false: the rows of the item table.")
     diffusion: bool = Field(True, description="False: the ablation (no diffusion).")
     diffusion_steps: int = Field(200, ge=1, description="T, the steps of the noise schedule.")
