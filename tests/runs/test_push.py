@@ -21,7 +21,7 @@ from rediffuse.runs import hub
 from rediffuse.runs.run_folder import add_files, read_run
 from rediffuse.testing import train_small
 
-HOLDERS = {"bprmf", "lightgcn", "diffkg", "diffnet", "diffnetpp", "friends", "heat", "diffuasr"}
+HOLDERS = {"bprmf", "lightgcn", "diffkg", "diffnet", "diffnetpp", "friends", "giffcf", "heat", "diffuasr"}
 HISTORIES = [[0, 1, 2], [5], []]
 pytestmark = pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
 
