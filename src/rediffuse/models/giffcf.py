@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -147,7 +148,7 @@ class GiffCF(NeuralModel):
         normalised = scaled(matrix, power(of_users, -0.25), power(of_items, -0.5))
         normalised = normalised / np.float32(singular_vectors(normalised, 1)[0][0])
         self.by_user.set(normalised)
-        self.by_item.set(normalised.T.tocsr())
+        self.by_item.set(sparse.csr_array(normalised.T))
 
     def batches(self, data: TrainingData, rng: np.random.Generator) -> RowBatches:
         return RowBatches(binary_matrix(data.train, self.num_items), batch_size=self.config.batch_size, rng=rng)
