@@ -99,11 +99,12 @@ def _commit() -> str:
 COMMIT = _commit()  # when the code is loaded: the checkout may change while a long benchmark runs
 
 
-def rerun(*words: str, stdin: str | None = None, read: bool = False) -> str:
-    """Run the benchmark that is running once more, in a new process and with other arguments.
+def rerun(*words: str, stdin: str | None = None, read: bool = False, module: str | None = None) -> str:
+    """Run a benchmark in a new process.
 
     Args:
         words: its arguments.
+        module: the benchmark; None: the one that is running, with other arguments.
         stdin: what it reads from standard input.
         read: return what it prints instead of printing it.
 
@@ -111,10 +112,11 @@ def rerun(*words: str, stdin: str | None = None, read: bool = False) -> str:
         SystemExit: it failed.
     """
     main = sys.modules["__main__"].__spec__
-    assert main is not None, "Run benchmarks as modules: python -m benchmarks.measure.speed"
+    module = module or (main.name if main else None)
+    assert module is not None, "Run benchmarks as modules: python -m benchmarks.measure.speed"
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", main.name, *words],
+        [sys.executable, "-m", module, *words],
         env=os.environ | {"PYTHONPATH": path},
         input=stdin,
         stdout=subprocess.PIPE if read else None,

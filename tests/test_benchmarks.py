@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 
 from benchmarks import common
 from benchmarks.measure import uncertainty, uncertainty_figure
-from benchmarks.tables import page
+from benchmarks.reproduce import page as reproductions
+from benchmarks.reproduce.rows import ROWS
+from benchmarks.tables import page, users
+from benchmarks.tables.variants import VARIANTS
+from rediffuse.evaluation.metrics import POLICIES, flat_name
 
 SCRIPTS = sorted(path for path in (common.ROOT / "benchmarks").glob("*/*.py") if path.stem != "__init__")
 STAMP = {"commit", "date", "command", "precision", "device", "memory_gib", "processor", "cores", "threads", "packages"}
@@ -62,9 +70,10 @@ def test_a_command_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     assert command.endswith(f"--out a.json --runs={tmp_path.name} runs/a runs/b --minutes=3")
 
 
-def test_the_tables_of_the_page_are_those_of_the_results() -> None:
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert "<!-- table-" in text
+@pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.name)
+def test_the_tables_of_the_pages_are_those_of_the_results(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- end -->" in text
     assert page.filled(text) == text, "Run python -m benchmarks.tables.page"
 
 
@@ -74,3 +83,67 @@ def test_the_tables_of_uncertainty_are_those_of_the_result() -> None:
     assert not [name for name, found in stored["models"].items() if uncertainty.table(found) not in text]
     figure = (common.ROOT / "docs" / "img" / "uncertainty.svg").read_text(encoding="utf-8")
     assert uncertainty_figure.drawing(stored["models"]["diffurec"]) == figure
+
+
+def test_every_row_of_the_reproductions_has_its_section_and_its_variants_exist() -> None:
+    text = page.PAGES[1].read_text(encoding="utf-8")
+    for row in ROWS:
+        assert f"<!-- reproduce-{row.name} -->" in text
+        assert set(row.variants) <= VARIANTS.keys()
+
+
+@dataclass
+class _Run:
+    """What `users.stored` reads of an evaluated run."""
+
+    seed: int
+    per_user: pl.DataFrame
+    test: dict[str, Any]
+
+
+def test_means_come_back_from_the_results_per_user() -> None:
+    draw = np.random.default_rng(0)
+    names = [flat_name(name, policy) for name in users.METRICS for policy in POLICIES]
+    runs = []
+    for seed in range(3):
+        hits = draw.random(50) < 0.2  # most users have no hit, and are not stored
+        values = {name: (draw.random(50) * hits).astype(np.float32) for name in names}
+        runs.append(_Run(seed, pl.DataFrame(values), {"protocol": {"name": "given", "seen": list(POLICIES)}}))
+    frame = users.stored([("model", run) for run in runs])
+    assert len(frame) < 2 * 3 * 20
+    found = {flat_name(row["metric"], row["policy"]): row for row in users.summary(frame, users=50)}
+    assert found.keys() == set(names)
+    for name, row in found.items():
+        of_seeds = [run.per_user[name].mean() for run in runs]
+        assert (row["seeds"], row["mean"]) == (3, pytest.approx(np.mean(of_seeds), rel=1e-6))
+        half = 4.302653 * np.std(of_seeds, ddof=1) / np.sqrt(3)  # Student's t with two degrees of freedom
+        assert row["high"] - row["mean"] == pytest.approx(half, rel=1e-5)
+
+
+def _stored_row(folder: Path, value: float, finished: bool = True) -> None:
+    """Results of one run of 100 users with ``value`` of each metric."""
+    row = ROWS[0]
+    names = [flat_name(name, policy) for name in users.METRICS for policy in POLICIES]
+    per_user = pl.DataFrame({name: np.full(100, value, np.float32) for name in names})
+    run = _Run(0, per_user, {"protocol": {"name": row.protocol, "seen": list(POLICIES)}})
+    users.stored([(row.paper, run)]).write_parquet(folder / f"reproduce-{row.name}.parquet")
+    content = {"users": 100, "variants": [{"variant": row.paper, "finished": finished}]}
+    (folder / f"reproduce-{row.name}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("factor", "finished", "expected"),
+    [
+        (0.98, False, "**reproduced**"),
+        (1.02, True, "**reproduced**"),
+        (1.1, True, "**above**"),
+        (0.9, True, "**below**"),
+        (0.9, False, "open"),
+    ],
+)
+def test_a_verdict_is_within_three_per_cent(tmp_path, monkeypatch, factor, finished, expected) -> None:
+    row = replace(ROWS[0], published={"ndcg@10": 0.05})
+    monkeypatch.setattr(reproductions, "RESULTS", tmp_path)
+    assert reproductions.verdict(row) == "not run"
+    _stored_row(tmp_path, 0.05 * factor, finished)
+    assert reproductions.verdict(row) == expected

@@ -21,13 +21,14 @@ from typing import Any
 
 import rediffuse as rd
 from benchmarks.common import RESULTS, rerun, write_result
-from benchmarks.tables import augmented
+from benchmarks.tables import augmented, labels, users
 from benchmarks.tables.published import PUBLISHED
 from benchmarks.tables.variants import TEN_MODELS, VARIANTS
 from rediffuse.comparison import Comparison
 from rediffuse.comparison.markdown import SHOWN
-from rediffuse.comparison.runs import BY_USER, evaluation_file
+from rediffuse.comparison.runs import BY_USER, evaluation_file, is_evaluated, read_runs
 from rediffuse.data.split import Split
+from rediffuse.files import atomic_write_parquet
 from rediffuse.memory import PeakMemory
 from rediffuse.readers.public_datasets import public_dataset
 from rediffuse.runs.run_folder import read_config
@@ -57,7 +58,7 @@ def main() -> None:
         return
     shard, shards = map(int, arguments.shard.split("/"))
     for variant, seed in wanted[shard::shards]:
-        if not is_due(variant, folder, seed):
+        if not is_due(variant, folder, seed, arguments.minutes):
             continue
         # A process for each run, so that the peak of memory is its own.
         words = ["--data", arguments.data, "--split", arguments.split, "--minutes", str(arguments.minutes)]
@@ -85,16 +86,23 @@ def parser_of(description: str | None, variants: Iterable[str], runs: str) -> ar
     return parser
 
 
-def is_due(name: str, runs: Path, seed: int) -> bool:
-    """Whether a run is to be trained: it is not there, and its seed changes something."""
-    by_gradient = rd.models.model_class(VARIANTS[name].model).trained_by_gradient
-    return (by_gradient or not seed) and not (runs / f"{name}-{seed}" / "manifest.json").exists()
+def is_due(name: str, runs: Path, seed: int, minutes: float | None = None) -> bool:
+    """Whether a run is to be trained, and its seed changes something.
+
+    Args:
+        minutes: a run that was stopped after fewer is trained further; None: one that is there is not.
+    """
+    folder = runs / f"{name}-{seed}"
+    if not (folder / "manifest.json").exists():
+        return not seed or rd.models.model_class(VARIANTS[name].model).trained_by_gradient
+    training = read_config(folder)["training"]
+    return minutes is not None and not training.get("finished", True) and training["minutes"] < minutes
 
 
 def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs: int, metric: str) -> None:
-    """Train a variant with a seed, unless that run is there."""
+    """Train a variant with a seed, for ``minutes`` at most, unless that run is there."""
     variant, folder = VARIANTS[name], runs / f"{name}-{seed}"
-    if not is_due(name, runs, seed):
+    if not is_due(name, runs, seed, minutes):
         return
     if variant.refit_of:
         rd.refit(runs / f"{variant.refit_of}-{seed}", split.dataset, folder, keep_test=True, resume=_started(folder))
@@ -103,7 +111,7 @@ def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs
     options = {name: value for name, value in variant.options.items() if name not in phases}
     if NETWORK in phases:
         options = {"prior": options["prior"]}  # the others are those of the network
-    else:
+    elif not variant.preset:
         options |= {"metric": metric, "epochs": min(epochs, options.get("epochs", epochs)), "patience": 8}
     if variant.on:
         longer = rd.load_dataset(augmented.where(runs, variant.on, seed))
@@ -113,14 +121,16 @@ def train(name: str, split: Split, runs: Path, seed: int, minutes: float, epochs
         variant.model,
         split,
         folder,
+        preset=variant.preset or None,
         config=options,
         seed=seed,
         max_minutes=minutes,
         resume=started,
         phases_from=phases,
     )
-    value = 100 * (run.validation or {})[metric]
-    print(f"{runs.name} {name} seed {seed}: {run.minutes:.1f} min, {metric} {value:.2f}", flush=True)
+    value = (run.validation or {}).get(metric)  # a preset may not measure it
+    shown = "" if value is None else f", {metric} {100 * value:.2f}"
+    print(f"{runs.name} {name} seed {seed}: {run.minutes:.1f} min{shown}", flush=True)
 
 
 def _started(folder: Path) -> bool:
@@ -145,7 +155,7 @@ def report(
     Args:
         folder: of the runs of a data set and a split; its name finds the published figures.
         result: begins the name of the result file; by default "compare", with the name of the folder around unless
-            that is "benchmark".
+            that is "benchmark". With "table", results per user are stored beside it, see `benchmarks.tables.users`.
 
     Returns:
         What is stored, see `condensed`.
@@ -153,7 +163,7 @@ def report(
     runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
     suffix = Path(evaluation_file("test.json", protocol)).stem.removeprefix("test")
     for run in runs:
-        if not (run / f"test{suffix}.json").exists():
+        if not is_evaluated(run, protocol):
             evaluate(run, data, protocol)
     memory, began = PeakMemory(), time.perf_counter()
     begins = result or ("compare" if folder.parent.name == "benchmark" else f"compare-{folder.parent.name}")
@@ -165,6 +175,11 @@ def report(
     precision = ", ".join(sorted({read_config(run)["training"]["precision"] for run in runs}))
     stored = condensed(found, metric)
     write_result(results / f"{name}.json", stored, precision=precision)
+    if result == "table":
+        labelled = (
+            (labels.label(VARIANTS[run.path.name.rpartition("-")[0]]), run) for run in read_runs(runs, protocol)
+        )
+        atomic_write_parquet(results / f"{name}.parquet", users.stored(labelled))
     return stored
 
 

@@ -34,7 +34,8 @@ def relabelled(found: Comparison) -> Comparison:
 def label(variant: Variant) -> str:
     """The model of a variant and what it changes; ", refitted" if it learned from the validation interactions too."""
     options = {option: value for option, value in variant.options.items() if option not in ("refit", "prior")}
-    words = ["no diffusion" if option == "diffusion" else f"{option}={options[option]}" for option in options]
+    words = [variant.preset] if variant.preset else []
+    words += ["no diffusion" if option == "diffusion" else f"{option}={options[option]}" for option in options]
     words += ["with prior"] if variant.options.get("prior") == "head" else []
     refitted = ", refitted" if variant.options.get("refit") or variant.refit_of else ""
     return (variant.label or variant.model + (f" ({', '.join(words)})" if words else "")) + refitted

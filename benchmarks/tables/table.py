@@ -51,7 +51,7 @@ def main() -> None:
         for name in networks[shard::shards]:
             # What is made of a network follows it in the same shard.
             for trained in (name, *(other for other in wanted if name in made_of(other))):
-                if compare.is_due(trained, folder, seed):
+                if compare.is_due(trained, folder, seed, arguments.minutes):
                     # A process for each run, so that the peak of memory is its own.
                     words = ["--data", arguments.data, "--split", arguments.split, "--models", trained]
                     words += ["--seeds", str(seed), "--minutes", str(arguments.minutes)]

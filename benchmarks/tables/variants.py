@@ -13,7 +13,7 @@ from rediffuse.models.baselines.sasrec import SASRecConfig
 from rediffuse.models.diffkg import DiffKGConfig
 from rediffuse.models.diffnet import DiffNetConfig
 from rediffuse.models.diffnetpp import DiffNetPPConfig
-from rediffuse.models.diffrec import TDiffRecConfig
+from rediffuse.models.diffrec import DiffRecConfig, TDiffRecConfig
 from rediffuse.models.preferdiff import DREAMREC
 
 
@@ -28,6 +28,8 @@ class Variant:
         on: the data set of `augmented.py` that it is trained on; "" for the data as they are.
         label: its name in tables; "" for one made of the model and the options.
         refit_of: the variant that this one trains again, on the training and validation subsets; "" for none.
+        preset: of the model; then its own epochs, early stopping and validation metric hold. "" for the defaults, with
+            those of the table.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Variant:
     on: str = ""
     label: str = ""
     refit_of: str = ""
+    preset: str = ""
 
 
 NO_DIFFUSION = {"diffusion": False}
@@ -123,6 +126,25 @@ ROWS = {
     "giffcf-twin": Variant("giffcf", NO_DIFFUSION),
 }
 
+# What docs/reproductions.md trains beside the defaults: the options of the papers.
+_ML_1M = TDiffRecConfig.presets["paper"] | {
+    name: DiffRecConfig.presets["paper:ml-1m"][name]
+    for name in ("learning_rate", "hidden_sizes", "diffusion_steps", "noise_scale", "noise_min", "noise_max")
+}
+PAPERS = {
+    "diffurec-paper": Variant("diffurec", preset="paper"),
+    "diffrec-paper": Variant("diffrec", preset="paper:ml-1m"),
+    "tdiffrec-paper": Variant("tdiffrec", _ML_1M, preset="paper"),  # nothing of its own was released for this data set
+    "ldiffrec-paper": Variant("ldiffrec", preset="paper:ml-1m"),
+    "diffnet-paper": Variant("diffnet", preset="paper"),
+    "diffnetpp-paper": Variant("diffnetpp", preset="paper"),
+    "pdrec-paper": Variant("pdrec", preset="paper:douban-book"),
+    "pdrec-paper-plain": Variant(
+        "pdrec", {"hbr": False, "dpa": False, "nns": False}, preset="paper:douban-book", label="gru4rec of PDRec"
+    ),
+    "diffkg-paper": Variant("diffkg", preset="paper:last-fm"),
+}
+
 # With friends, without, and as released.
 SOCIAL = {
     "friends": Variant("friends"),
@@ -175,7 +197,7 @@ def pdrec() -> dict[str, Variant]:
 def augmentation() -> dict[str, Variant]:
     """Each backbone on the data as they are, and on the data sets with synthetic interactions."""
     return {
-        f"{backbone}-on-{on or 'own'}": Variant(backbone, options, on=on)
+        f"{backbone}-on-{on or 'own'}": Variant(backbone, options, on=on, label=f"{backbone} on {on or 'own'} histories")
         for backbone, options in BACKBONES.items()
         for on in ("", *augmented.METHODS)
     }
@@ -219,4 +241,4 @@ REFITTED = {
 }
 
 VARIANTS = FLOORS | TEN_MODELS | ONE_OPTION | DIFFREC | ROWS | SOCIAL | KNOWLEDGE | pdrec() | augmentation()
-VARIANTS |= _SEQUENCES | PRIORS | REFITTED
+VARIANTS |= _SEQUENCES | PAPERS | PRIORS | REFITTED

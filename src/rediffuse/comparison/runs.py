@@ -152,7 +152,7 @@ def read_runs(paths: Iterable[str | Path], protocol: str | None = None) -> list[
         raise RunError(f"{' and '.join(repeated)}: the same run is given more than once.", "Give it once.")
     configs = [_config(folder) for folder in folders]
     own = [None if protocol == config["split"]["name"] else protocol for config in configs]
-    if waiting := [str(folder) for folder, rules in zip(folders, own, strict=True) if not _is_evaluated(folder, rules)]:
+    if waiting := [str(folder) for folder, rules in zip(folders, own, strict=True) if not is_evaluated(folder, rules)]:
         options = f" --protocol {protocol}" if protocol else ""
         commands = "; ".join(f"rediffuse evaluate {shlex.quote(folder)} DATASET{options}" for folder in waiting)
         raise RunError(
@@ -170,7 +170,8 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_config(folder)
 
 
-def _is_evaluated(folder: Path, protocol: str | None) -> bool:
+def is_evaluated(folder: Path, protocol: str | None) -> bool:
+    """Whether a finished run holds its evaluation by ``protocol`` (None: that of its split)."""
     # Training again starts a new manifest, which does not list evaluation files of the old weights.
     names = {evaluation_file(name, protocol) for name in EVALUATION}
     return names <= json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"].keys()

@@ -47,33 +47,38 @@ from rediffuse.models.factors import FactorConfig, FactorModel
 from rediffuse.models.relation_attention import RelationAttention, View
 from rediffuse.nn import RowDenoiser, SizedByData
 
+# Defaults of the released program.
+_PAPER: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "batch_size": 1024,
+    "epochs": 25,
+    "reg": 1e-7,
+    "kg_hops": 1,
+    "message_dropout": 0.1,
+    "residual": 0.5,
+    "most_edges": 10,
+    "contrast": 0.1,
+    "temperature": 0.1,
+    "main_view": "pruned",
+    "rebuild_k": 1,
+    "keep_rate": 0.5,
+    "collaborative": 0.5,
+    "hidden_size": 1000,
+    "denoiser_batch": 1024,
+    "denoiser_dropout": 0.5,
+    "normalize": True,
+}
+
 
 class DiffKGConfig(FactorConfig):
     """Options of DiffKG. The defaults are chosen on validation data; see docs/benchmarks.md."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {},
-        "released": {
-            "fidelity": "released",
-            "learning_rate": 1e-3,
-            "batch_size": 1024,
-            "epochs": 25,
-            "reg": 1e-7,
-            "kg_hops": 1,
-            "message_dropout": 0.1,
-            "residual": 0.5,
-            "most_edges": 10,
-            "contrast": 0.1,
-            "temperature": 0.1,
-            "main_view": "pruned",
-            "rebuild_k": 1,
-            "keep_rate": 0.5,
-            "collaborative": 0.5,
-            "hidden_size": 1000,
-            "denoiser_batch": 1024,
-            "denoiser_dropout": 0.5,
-            "normalize": True,
-        },
+        "paper": _PAPER,
+        "released": _PAPER | {"fidelity": "released"},
+        "paper:last-fm": _PAPER
+        | {"reg": 1e-5, "kg_hops": 2, "message_dropout": 0.2, "residual": 0.0, "most_edges": None}
+        | {"main_view": "original", "keep_rate": 0.1, "collaborative": 0.01},
     }
     search: ClassVar[dict[str, Any]] = FactorConfig.search | {
         "reg": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
