@@ -25,13 +25,16 @@ def overview() -> str:
     for row in ROWS:
         means, given = _means(row), verdict(row)
         for metric in row.metrics:
-            found = {variant: _cell(row, means, variant, metric) for variant in row.variants}
-            floor = max(row.floors, key=lambda name: means.get((name, *_place(row, metric)), {"mean": -1.0})["mean"])
+            found = {variant: _cell(row, means, variant, metric) for variant in ("", *row.variants)}
+            measured = {
+                name: means[place]["mean"] for name in row.floors if (place := (name, *_place(row, metric))) in means
+            }
+            floor = max(measured, key=measured.__getitem__, default="")
             published = f"{100 * row.published[metric]:.2f}" if metric in row.published else ""
             seeds = len([run for run in _stored(row) if run["variant"] == row.paper]) or ""
             default = next((found[name] for name in row.others if found[name]), "")
             cells = [row.title, _head(metric), published, found[row.paper], seeds, default]
-            floor_text = f"{found[floor]} ({floor})" if found[floor] else ""
+            floor_text = f"{found[floor]} ({floor})" if floor else ""
             lines.append(f"| {' | '.join(map(str, [*cells, floor_text, given]))} |")
     return "\n".join(lines)
 

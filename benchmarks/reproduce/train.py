@@ -49,6 +49,9 @@ def main() -> None:
             report(row, arguments.runs / f"{row.data}-given", arguments.results)
             continue
         variants = arguments.models or row.variants
+        if not variants:
+            print(f"{row.name}: the data that the paper used are missing")
+            continue
         words = ["--data", row.data, "--split", "given", "--seeds", *arguments.seeds, "--runs", str(arguments.runs)]
         if any(VARIANTS[variant].on for variant in variants):
             rerun(*words, module="benchmarks.tables.augmented")

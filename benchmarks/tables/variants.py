@@ -136,8 +136,7 @@ PAPERS = {
     "diffrec-paper": Variant("diffrec", preset="paper:ml-1m"),
     "tdiffrec-paper": Variant("tdiffrec", _ML_1M, preset="paper"),  # nothing of its own was released for this data set
     "ldiffrec-paper": Variant("ldiffrec", preset="paper:ml-1m"),
-    "diffnet-paper": Variant("diffnet", preset="paper"),
-    "diffnetpp-paper": Variant("diffnetpp", preset="paper"),
+    "diffnet-paper": Variant("diffnet", preset="paper:yelp"),
     "pdrec-paper": Variant("pdrec", preset="paper:douban-book"),
     "pdrec-paper-plain": Variant(
         "pdrec", {"hbr": False, "dpa": False, "nns": False}, preset="paper:douban-book", label="gru4rec of PDRec"
@@ -197,7 +196,9 @@ def pdrec() -> dict[str, Variant]:
 def augmentation() -> dict[str, Variant]:
     """Each backbone on the data as they are, and on the data sets with synthetic interactions."""
     return {
-        f"{backbone}-on-{on or 'own'}": Variant(backbone, options, on=on, label=f"{backbone} on {on or 'own'} histories")
+        f"{backbone}-on-{on or 'own'}": Variant(
+            backbone, options, on=on, label=f"{backbone} on {on or 'own'} histories"
+        )
         for backbone, options in BACKBONES.items()
         for on in ("", *augmented.METHODS)
     }

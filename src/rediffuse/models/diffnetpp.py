@@ -39,26 +39,29 @@ HIDDEN = 16
 INTEREST_OFFSET, SOCIAL_OFFSET, ITEM_OFFSET = 0.7, 0.3, 1.0
 
 
+# Options of the released program.
+_PAPER: dict[str, Any] = {
+    "embedding_size": 64,
+    "learning_rate": 5e-4,
+    "epochs": 450,
+    "reg": 0.0,
+    "negatives": 8,
+    "loss": "squared",
+    "hops": 2,
+    "attention": "link",
+    "fusion": "add",
+    "shared_projection": True,
+    "feature_scale": 0.1,
+    "init": 0.01,
+}
+
+
 class DiffNetPPConfig(SocialConfig):
     """Options of DiffNet++. The defaults are chosen on validation data; see docs/benchmarks.md."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {},
-        "released": {
-            "fidelity": "released",
-            "embedding_size": 64,
-            "learning_rate": 5e-4,
-            "epochs": 450,
-            "reg": 0.0,
-            "negatives": 8,
-            "loss": "squared",
-            "hops": 2,
-            "attention": "link",
-            "fusion": "add",
-            "shared_projection": True,
-            "feature_scale": 0.1,
-            "init": 0.01,
-        },
+        "paper": _PAPER,
+        "released": _PAPER | {"fidelity": "released"},
     }
     search: ClassVar[dict[str, Any]] = SocialConfig.search | {"attention": ("vectors", "link", "mean")}
 

@@ -65,32 +65,32 @@ _BERT4REC: dict[str, Any] = {
     **{"embedding_size": 64, "max_length": 200, "heads": 1, "dropout": 0.5, "item_features": False},
     **{"mask_last": 0.5, "loss": "bce", "temperature": None, "repeat_bias": False},
 }
+# Options of the released program.
+_PAPER: dict[str, Any] = {
+    "channels": 8,
+    "multipliers": (1, 2, 2, 2),
+    "classifier_model": "bert4rec",
+    "classifier": _BERT4REC | {"mask_share": 0.4, "patience": 100},
+    "backbone": "bert4rec",
+    "backbone_options": _BERT4REC | {"mask_share": 0.6, "synthetic_targets": True},
+    "epochs": 2000,
+    "patience": 100,
+    "generator_epochs": 3000,
+    "pool": "sum",
+    "item_vectors": "trained",
+    "anywhere": False,
+    "guidance": "cg",
+    "forbid_own": False,
+    "forbid_repeats": False,
+}
 
 
 class DiffuASRConfig(NeuralConfig):
     """Options of the loop are those of the backbone's training; the classifier and the generator have their own."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {},
-        "released": {
-            "fidelity": "released",
-            "precision": "fp32",
-            "channels": 8,
-            "multipliers": (1, 2, 2, 2),
-            "classifier_model": "bert4rec",
-            "classifier": _BERT4REC | {"mask_share": 0.4, "patience": 100},
-            "backbone": "bert4rec",
-            "backbone_options": _BERT4REC | {"mask_share": 0.6, "synthetic_targets": True},
-            "epochs": 2000,
-            "patience": 100,
-            "generator_epochs": 3000,
-            "pool": "sum",
-            "item_vectors": "own",
-            "anywhere": False,
-            "guidance": "cg",
-            "forbid_own": False,
-            "forbid_repeats": False,
-        },
+        "paper": _PAPER,
+        "released": _PAPER | {"fidelity": "released", "precision": "fp32", "item_vectors": "own"},
     }
     search: ClassVar = {"guidance_scale": Range(0.1, 10.0, log=True), "n": (3, 5, 10)}
 
