@@ -18,8 +18,9 @@ from rediffuse.display import Displayed
 BLOCK = 1 << 18
 
 
-def row_blocks(offsets: NDArray[Any], size: int = BLOCK) -> Iterator[tuple[int, int]]:
-    """Cut rows into runs ``first:last`` of at most ``size`` interactions, or of a single longer row."""
+def row_blocks(offsets: NDArray[Any], size: int | None = None) -> Iterator[tuple[int, int]]:
+    """Cut rows into runs ``first:last`` of at most ``size`` (`BLOCK`) interactions, or of a single longer row."""
+    size = BLOCK if size is None else size
     offsets = offsets.astype(np.int64, copy=False)  # once, and not for each search
     first = 0
     while first < len(offsets) - 1:
