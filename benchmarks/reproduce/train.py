@@ -53,8 +53,8 @@ def main() -> None:
             print(f"{row.name}: the data that the paper used are missing")
             continue
         words = ["--data", row.data, "--split", "given", "--seeds", *arguments.seeds, "--runs", str(arguments.runs)]
-        if any(VARIANTS[variant].on for variant in variants):
-            rerun(*words, module="benchmarks.tables.augmented")
+        if methods := [VARIANTS[variant].on for variant in variants if VARIANTS[variant].on]:
+            rerun(*words, "--methods", *methods, module="benchmarks.tables.augmented")
         words += ["--metric", row.selected_by, "--minutes", arguments.minutes, "--models", *variants]
         rerun(*words, module="benchmarks.tables.compare")
 

@@ -34,12 +34,13 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--runs", type=Path, default=Path("runs/asr"))
     parser.add_argument("--generator-epochs", type=int, default=60, help="use more where there are few users")
     arguments = parser.parse_args()
     split = rd.split.by_name(arguments.split, public_dataset(arguments.data))
     for seed in arguments.seeds:
-        for name in METHODS:
+        for name in arguments.methods:
             began = time.perf_counter()
             runs = arguments.runs / f"{arguments.data}-{split.name}"
             augment(split, runs, name, seed, arguments.generator_epochs)
