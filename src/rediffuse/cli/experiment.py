@@ -13,7 +13,6 @@ from rediffuse.cli.output import emit, print_rich, say, table
 
 if TYPE_CHECKING:
     from rediffuse.experiment import Experiment, Outcome
-    from rediffuse.experiment.planned import Setting
 
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 
@@ -45,7 +44,7 @@ def run(
     for note in experiment.notes:
         say(f"Note: {note}")
     outcome = run_experiment(experiment, progress=sys.stderr.isatty(), say=say)
-    reports = [setting.report for setting in experiment.settings if _labels(setting) in outcome.comparisons]
+    reports = [setting.report for setting in experiment.settings if setting.labels in outcome.comparisons]
     result: dict[str, Any] = {
         "page": str(experiment.page) if reports else None,
         "results": str(experiment.results) if reports else None,
@@ -56,10 +55,6 @@ def run(
     emit(result, as_json, lambda: _print_outcome(experiment, outcome))
     if outcome.failed:
         raise typer.Exit(2)
-
-
-def _labels(setting: Setting) -> tuple[str, str]:
-    return setting.data_label, setting.split_label
 
 
 def _plan(experiment: Experiment) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def _print_outcome(experiment: Experiment, outcome: Outcome) -> None:
     from rediffuse.experiment.energy import ESTIMATE
 
     for setting in experiment.settings:
-        rows = [row for row in outcome.rows if (row["data"], row["split"]) == _labels(setting)]
+        rows = [row for row in outcome.rows if (row["data"], row["split"]) == setting.labels]
         title = f"Experiment {experiment.path}{f': {setting.name}' * bool(setting.name)}"
         tuning = ("trials", "tuning") if experiment.file.tune is not None else ()
         listing = table(title, "model", "seed", "state", "minutes", *tuning, *SHOWN)
@@ -138,7 +133,7 @@ def _print_outcome(experiment: Experiment, outcome: Outcome) -> None:
             f"were measured, searches included. {ESTIMATE}"
         )
     for setting in experiment.settings:
-        if _labels(setting) in outcome.comparisons:
+        if setting.labels in outcome.comparisons:
             print_rich(f"Report: {setting.report / 'report.html'}")
     if outcome.comparisons:
         print_rich(f"All results: {experiment.page}, and of each user {experiment.results}")

@@ -33,6 +33,11 @@ class Setting:
     report: Path
 
     @property
+    def labels(self) -> tuple[str, str]:
+        """What tables call the data and the split."""
+        return self.data_label, self.split_label
+
+    @property
     def name(self) -> str:
         """The setting in a sentence; empty if the file has a single one."""
         return f"{self.data_label}, {self.split_label}" if self.place.parts else ""

@@ -130,13 +130,13 @@ class _Session:
                 self.say(left(self.experiment, self.visited).text)
         for lists in (lists for lists in self.experiment.lists if lists.setting is setting):
             self.row(lists, lambda row, lists=lists: row.update(listed(self.experiment, lists, split, self.say)))
-        mine = [row for row in self.outcome.rows if (row["data"], row["split"]) == _labels(setting)]
+        mine = [row for row in self.outcome.rows if (row["data"], row["split"]) == setting.labels]
         found = [row for row in mine if row["metrics"] is not None]
         if found:
             file, rules = self.experiment.file, rules_of(self.experiment.file.evaluate.protocol, split)
             folders = [row["run"] for row in found]
             comparison = compare(folders, setting.report, metric=file.metric, protocol=rules)
-            self.outcome.comparisons[_labels(setting)] = comparison
+            self.outcome.comparisons[setting.labels] = comparison
             link = os.path.relpath(setting.report / "report.html", file.out)
             self.settings.append(
                 {"data": setting.data_label, "split": setting.split_label, "report": link, "facts": comparison.facts}
@@ -168,7 +168,7 @@ class _Session:
 
     def row(self, planned: PlannedRun | PlannedLists, work: Callable[[dict[str, Any]], None]) -> None:
         """Do the work of a run; what fails is written into its row."""
-        labels = dict(zip(("data", "split"), _labels(planned.setting), strict=True))
+        labels = dict(zip(("data", "split"), planned.setting.labels, strict=True))
         row: dict[str, Any] = labels | {"label": planned.label, "seed": planned.seed, "run": str(planned.folder)}
         row |= {"name": planned.name, "state": "failed", "minutes": None, "metrics": None, "problem": None}
         row |= {"tuning": None, "energy": None}
@@ -232,10 +232,6 @@ class _Session:
 
     def measuring(self, path: Path) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.meter is None else self.meter.measuring(path)
-
-
-def _labels(setting: Setting) -> tuple[str, str]:
-    return setting.data_label, setting.split_label
 
 
 def _state(planned: PlannedRun, options: ModelConfig, split: Split) -> str:
