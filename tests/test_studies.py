@@ -28,6 +28,7 @@ from tests.test_cli import command, succeeds
 
 pytestmark = pytest.mark.filterwarnings("ignore::rediffuse.errors.RediffuseWarning")
 TINY = {"epochs": 1, "embedding_size": 8, "blocks": 1}
+ITEMKNN = f"{rd.models.ItemKNN.__module__}:ItemKNN"
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,7 @@ def test_every_data_set_and_split_has_its_runs_and_comparison(several):
         name = "global-time" if split == "time" else split
         assert outcome.comparisons[data, split].facts["split"]["name"] == name
     page = experiment.page.read_text()
+    assert "lists of recbole: 3 of 60 test users have no list" in page
     assert all(f"<h2>{data}, {split}</h2>" in page for data, split in settings)
     assert "http" not in re.sub(r"https?://www\.w3\.org", "", page)
 
@@ -202,6 +204,45 @@ def test_every_model_is_tuned_once_with_the_same_budget(folder, tmp_path, monkey
     page = (tmp_path / "out/index.html").read_text()
     assert "tuning, trials" in page
     assert "Not tuned, because there is nothing to search: popularity." in page
+    found = left(read_experiment(write(tmp_path, folder, models=models, seeds=[0, 1], tune={"trials": 3})))
+    assert (found.runs, found.searches) == (0, 2)  # a larger budget continues the searches
+    assert found.text.startswith("2 searches of options are left.")
+
+
+def test_what_a_search_chooses_again_or_differently_is_refused_with_a_remedy(folder, tmp_path, monkeypatch):
+    models = ["itemknn", {"model": "itemknn", "label": "again", "options": {"neighbours": 5}}]
+    experiment = read_experiment(write(tmp_path, folder, models=models, tune={"trials": 1}))
+    chosen = {"neighbours": 7}
+    monkeypatch.setattr(running, "search", lambda planned, *a, **k: planned.kind.Config.build(None, dict(chosen)))
+    outcome = run_experiment(experiment)
+    assert [row["state"] for row in outcome.rows] == ["trained", "failed"]
+    assert "itemknn and again are the same training. Leave one of them out" in outcome.problems[0]["problem"]
+    assert read_results(experiment.results).table["label"].unique().to_list() == ["itemknn"]
+    chosen["neighbours"] = 8
+    problem = run_experiment(experiment).problems[0]["problem"]
+    assert "neighbours was 7, is 8" in problem
+    assert "Remove the folder to train it again" in problem
+    shutil.rmtree(experiment.runs[0].folder)
+    assert run_experiment(experiment).rows[0]["state"] == "trained"
+
+
+def test_a_comparison_that_fails_does_not_stop_the_others(folder, tmp_path, monkeypatch):
+    path = write(tmp_path, folder, split=["leave-one-out", "ratio"], models=["popularity"])
+    real = running.compare
+
+    def compare(runs, out, **options):
+        if out.name == "leave-one-out":
+            raise RunError("No.", "Try again.")
+        return real(runs, out, **options)
+
+    monkeypatch.setattr(running, "compare", compare)
+    code, out, err = command("run", path, "--json")
+    assert code == 2
+    assert "comparison of one, leave-one-out failed: No." in err
+    assert json.loads(out)["uncompared"] == ["No. Try again."]
+    page = (tmp_path / "out/index.html").read_text()
+    assert "comparison of one, leave-one-out failed: No. Try again." in page
+    assert "<h2>one, ratio</h2>" in page
 
 
 # --- energy ------------------------------------------------------------------------------------------------------
@@ -280,6 +321,8 @@ def text_of(lists: pl.DataFrame, library: str) -> str:
 @pytest.mark.parametrize("library", ["rectools", "recbole", "warprec", "parquet", "named"])
 def test_lists_of_every_library_are_rated_as_by_hand(folder, tmp_path, library):
     lists, columns = recommendations(folder), {}
+    unknown = pl.when(rank=2).then(pl.lit("nowhere"))  # a miss in its place
+    lists = lists.with_columns(unknown.otherwise("item_id").alias("item_id"))
     path = tmp_path / f"lists.{'parquet' if library == 'parquet' else 'tsv'}"
     if library == "parquet":
         lists.write_parquet(path)
@@ -323,8 +366,9 @@ def test_what_is_left_out_of_lists_is_counted(folder, tmp_path):
     for part in (
         "4 rows with an infinite score",
         "1 unknown users are left out, for example 'nowhere'",
-        "1 unknown items are left out, for example 'unknown'",
+        "1 unknown items are misses in their places, for example 'unknown'",
         "users are not in the test subset",
+        "lists hold seen items, and are shorter where these are filtered",
         "test users have no list and count as zero, for example",
     ):
         assert part in said
@@ -385,6 +429,18 @@ def test_the_example_is_valid():
         ({"energy": {"country": "Germany"}}, "energy.country: 'Germany' cannot be used"),
         ({"lists": [{"label": "x", "file": "nowhere.csv"}]}, r"lists\[0\].file: nowhere.csv does not exist"),
         ({"lists": [{"label": "itemknn", "file": __file__}]}, "a model is called 'itemknn' too"),
+        (
+            {"models": [ITEMKNN], "lists": [{"label": "itemknn", "file": __file__}]},
+            "a model is called 'itemknn' too",
+        ),
+        (
+            {"models": ["itemknn", {"model": ITEMKNN, "label": "x", "max_minutes": 1}]},
+            r"models\[1\]: it is the same training as models\[0\]",
+        ),
+        (
+            {"evaluate": {"protocol": "paper:diffrec"}},
+            "metric: paper:diffrec does not report ndcg@10. Write metric: ndcg@10/unseen",
+        ),
         ({"lists": [{"label": "x", "file": __file__, "split": "time"}]}, "no split is called 'time'"),
         ({"lists": [{"label": "x", "file": __file__, "columns": {"usr": "a"}}]}, "Did you mean 'user'"),
         ({"lists": [{"label": "x", "file": __file__}] * 2}, "lists of 'x' with seed 0 are named before"),

@@ -50,10 +50,11 @@ def run(
         "results": str(experiment.results) if reports else None,
         "energy": outcome.energy,
         "reports": [str(report) for report in reports],
+        "uncompared": list(outcome.uncompared.values()),
         "runs": outcome.rows,
     }
     emit(result, as_json, lambda: _print_outcome(experiment, outcome))
-    if outcome.failed:
+    if outcome.problems:
         raise typer.Exit(2)
 
 
@@ -125,8 +126,8 @@ def _print_outcome(experiment: Experiment, outcome: Outcome) -> None:
             searched = [f"{spent['trials']}", f"{spent['minutes']:.1f}"] if spent else [""] * 2
             listing.add_row(row["label"], str(row["seed"]), row["state"], minutes, *searched[: len(tuning)], *values)
         print_rich(listing)
-    for row in outcome.failed:
-        print_rich(f"{row['name']}, failed: {row['problem']}")
+    for failed in outcome.problems:
+        print_rich(f"{failed['name']}, failed: {failed['problem']}")
     if (total := outcome.energy) is not None:
         print_rich(
             f"Energy: {total['kwh']:.3g} kWh, {total['co2_kg']:.3g} kg CO2eq in {total['minutes']:.1f} minutes, which "

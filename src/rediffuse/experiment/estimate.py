@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rediffuse.experiment.planned import Experiment, PlannedRun
+from rediffuse.experiment.planned import Experiment
 from rediffuse.experiment.tuned import is_spent, tuning_facts
 from rediffuse.runs.run_folder import MANIFEST
 
@@ -43,7 +43,8 @@ def left(experiment: Experiment, visited: Collection[Path] = ()) -> Left:
         for run in experiment.runs
         if run.folder not in visited and not is_finished(trained[run.folder], run.max_minutes)
     ]
-    if not waiting:
+    searches = _searches(experiment, visited)
+    if not waiting and not searches:
         return Left(0, 0, 0.0, 0.0, "Nothing is left to train.")
     limits: list[float] = []
     expected: list[float] = []
@@ -63,7 +64,6 @@ def left(experiment: Experiment, visited: Collection[Path] = ()) -> Left:
             unlimited.setdefault(reason, []).append(run.label)
         else:
             limits.append(max(run.max_minutes - spent, 0.0))
-    searches = _searches(experiment, waiting)
     limited = [limit for limit in searches if limit is not None]
     if len(limited) < len(searches):
         unlimited["tune has no minutes"] = ["searches of options"]
@@ -84,10 +84,14 @@ def left(experiment: Experiment, visited: Collection[Path] = ()) -> Left:
     return Left(len(waiting), len(searches), most, about, " ".join(sentences))
 
 
-def _searches(experiment: Experiment, waiting: Sequence[PlannedRun]) -> list[float | None]:
-    """The minutes that each search of the waiting runs has left; None: it has no limit."""
+def _searches(experiment: Experiment, visited: Collection[Path]) -> list[float | None]:
+    """The minutes that each search has left, those of finished runs too, which a larger budget continues.
+
+    None: it has no limit.
+    """
     budget, found = experiment.file.tune, []
-    for study in {run.study: None for run in waiting if run.study is not None}:
+    runs = [run for run in experiment.runs if run.folder not in visited]
+    for study in {run.study: None for run in runs if run.study is not None}:
         if budget is not None and not is_spent(facts := tuning_facts(study), budget):
             spent = facts["minutes"] if facts else 0.0
             found.append(None if budget.minutes is None else budget.minutes - spent)

@@ -18,7 +18,10 @@ from rediffuse.runs.run_folder import MANIFEST, read_manifest
 
 
 def listed(experiment: Experiment, planned: PlannedLists, split: Split, say: Say) -> dict[str, Any]:
-    """Evaluate lists, unless the same file was evaluated on this split before; returns their metrics and the state.
+    """Evaluate lists, unless the same file was evaluated on this split before.
+
+    Returns:
+        Their metrics, the state, and the notes: what was left out, in sentences.
 
     Raises:
         ConfigError, DataError: the file has no such lists, or they are too short for what the experiment tests.
@@ -46,7 +49,12 @@ def listed(experiment: Experiment, planned: PlannedLists, split: Split, say: Say
             f"The lists of {planned.label} are too short for {name}, which the experiment tests.",
             "Export more items for each user, or choose another metric.",
         )
-    return {"metrics": found["metrics"], "state": state}
+    notes = _content(planned.folder)["notes"]
+    return {"metrics": found["metrics"], "state": state, "notes": [f"{planned.name}: {note}." for note in notes]}
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / LISTS).read_text(encoding="utf-8"))
 
 
 def _listed_before(folder: Path, source: dict[str, Any], split: Split, protocol: str | None) -> dict[str, Any] | None:
@@ -54,7 +62,7 @@ def _listed_before(folder: Path, source: dict[str, Any], split: Split, protocol:
     name = evaluation_file("test.json", rules_of(protocol, split))
     if not (folder / MANIFEST).is_file() or not {LISTS, name} <= read_manifest(folder)["files"].keys():
         return None
-    config = json.loads((folder / LISTS).read_text(encoding="utf-8"))
+    config = _content(folder)
     test = json.loads((folder / name).read_text(encoding="utf-8"))
     same = config["lists"] == source and config["split"]["fingerprint"] == split.fingerprint
     return test if same else None

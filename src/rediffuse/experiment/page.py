@@ -58,6 +58,7 @@ def _setting(results: Results, setting: dict[str, Any]) -> dict[str, Any]:
         "pairs": pair_cells(pairs) if len(pairs) else None,
         "sentences": sentences(pairs) if len(pairs) else [],
         "costs": cost_cells(runs),
+        "notes": [note for run in runs for note in run.get("notes", [])],
     }
 
 

@@ -54,7 +54,7 @@ class _Check:
         self._refuse_addresses(file)
         settings = self._settings(file)
         runs, notes = self._runs(file, settings)
-        lists = self._lists(file, settings)
+        lists = self._lists(file, settings, {run.label for run in runs})
         self._evaluation(file)
         return Experiment(self.path, file, settings, runs, lists, notes)
 
@@ -153,7 +153,7 @@ class _Check:
     def _runs(self, file: File, settings: tuple[Setting, ...]) -> tuple[tuple[PlannedRun, ...], tuple[str, ...]]:
         if min(file.seeds) < 0 or len(set(file.seeds)) < len(file.seeds):
             raise self.refuse(("seeds",), f"{file.seeds} repeats a seed or has one below 0.", "For example: [0, 1, 2]")
-        runs, notes, labels, untuned = [], [], [], []
+        runs, notes, labels, untuned, trainings = [], [], [], [], []
         for number, entry in enumerate(file.models):
             key = ("models", number)
             with self.during((*key, "model")):
@@ -169,6 +169,11 @@ class _Check:
             searched = file.tune is not None and bool(kind.Config.search.keys() - entry.options.keys())
             if file.tune is not None and not searched:
                 untuned.append(label)
+            training = kind, options, entry.options if searched else {}
+            if training in trainings:
+                problem = f"it is the same training as models[{trainings.index(training)}]."
+                raise self.refuse(key, problem, "Leave one of them out; a label or max_minutes makes no other variant.")
+            trainings.append(training)
             minutes = file.max_minutes if entry.max_minutes is None else entry.max_minutes
             for setting in settings:
                 study = file.out / "tuning" / setting.place / label if searched else None
@@ -184,9 +189,8 @@ class _Check:
         order = {id(setting): place for place, setting in enumerate(settings)}
         return tuple(sorted(runs, key=lambda run: order[id(run.setting)])), tuple(notes)
 
-    def _lists(self, file: File, settings: tuple[Setting, ...]) -> tuple[PlannedLists, ...]:
+    def _lists(self, file: File, settings: tuple[Setting, ...], models: Collection[str]) -> tuple[PlannedLists, ...]:
         found: dict[tuple[Path, str, int], PlannedLists] = {}
-        models = [entry.label or entry.model for entry in file.models]
         for number, entry in enumerate(file.lists):
             key: Key = ("lists", number)
             self._label(key, entry.label, ())
@@ -226,9 +230,10 @@ class _Check:
         if file.evaluate.metrics:
             with self.during(("evaluate", "metrics")):
                 parse_metrics(file.evaluate.metrics, known)
+        policies: Collection[str] = POLICIES
         if file.evaluate.protocol is not None:
             with self.during(("evaluate", "protocol")):
-                protocols.protocol(file.evaluate.protocol)
+                policies = protocols.protocol(file.evaluate.protocol).policies
         name, _, policy = file.metric.partition("/")
         measured = {str(metric) for metric in parse_metrics([*DEFAULT_METRICS, *file.evaluate.metrics], known)}
         with self.during(("metric",)):
@@ -236,6 +241,9 @@ class _Check:
                 raise ConfigError(f"{name!r} is not measured.", "Add it to evaluate.metrics.")
             if policy and policy not in POLICIES:
                 raise ConfigError(f"There is no policy {policy!r}.", did_you_mean(policy, POLICIES))
+            if (policy or "all") not in policies:
+                other = name if policy == "unseen" else f"{name}/unseen"
+                raise ConfigError(f"{file.evaluate.protocol} does not report {file.metric}.", f"Write metric: {other}.")
 
 
 class _Located:

@@ -17,7 +17,7 @@ from rediffuse.comparison.runs import evaluation_file, rules_of
 from rediffuse.config import ModelConfig
 from rediffuse.data.dataset import Dataset
 from rediffuse.data.split import Split
-from rediffuse.errors import MissingExtraError, RediffuseError
+from rediffuse.errors import MissingExtraError, RediffuseError, RunError
 from rediffuse.experiment.datasets import Say, prepare
 from rediffuse.experiment.energy import SUMS, Meter, energy_of
 from rediffuse.experiment.estimate import is_finished, left
@@ -26,8 +26,9 @@ from rediffuse.experiment.page import write_page
 from rediffuse.experiment.planned import Experiment, PlannedLists, PlannedRun, Setting
 from rediffuse.experiment.results import beside_users, read_results, rows_of_run, write_results
 from rediffuse.experiment.tuned import is_spent, search, tuning_facts
-from rediffuse.runs.identity import identity_path
+from rediffuse.runs.identity import identity_path, refuse_other_identity
 from rediffuse.runs.run_folder import MANIFEST, read_config, read_manifest
+from rediffuse.runs.tensors import load_tensors
 from rediffuse.table_files import read_parquet
 from rediffuse.training import train
 from rediffuse.training.train import describe_run
@@ -40,18 +41,27 @@ class Outcome:
     Attributes:
         rows: one per run and per lists of another library: data and split (labels), label, seed, run (folder), state
             ("trained", "resumed", "evaluated" for lists, "skipped" or "failed"), minutes, metrics (policy -> metric ->
-            value) or None, problem, of a run that failed, ``tuning`` (trials, minutes, default_rank, energy) or None,
-            and ``energy`` (kwh, co2_kg, and the minutes that were measured) or None.
+            value) or None, problem (with its remedy) of a run that failed, ``tuning`` (trials, minutes, default_rank,
+            energy) or None, ``energy`` (kwh, co2_kg, and the minutes that were measured) or None, and notes, of lists.
         comparisons: (data, split) -> comparison of all runs that were evaluated there.
+        uncompared: (data, split) -> why the runs that were evaluated there could not be compared, and the remedy.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     comparisons: dict[tuple[str, str], Comparison] = field(default_factory=dict)
+    uncompared: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[dict[str, Any]]:
         """The rows of runs that failed."""
         return [row for row in self.rows if row["state"] == "failed"]
+
+    @property
+    def problems(self) -> list[dict[str, str]]:
+        """The name and the problem of all that failed: runs, lists, and comparisons."""
+        runs = [{"name": row["name"], "problem": row["problem"]} for row in self.failed]
+        comparisons = self.uncompared.items()
+        return runs + [{"name": f"comparison of {', '.join(at)}", "problem": text} for at, text in comparisons]
 
     @property
     def energy(self) -> dict[str, float] | None:
@@ -65,7 +75,7 @@ class Outcome:
 def run_experiment(experiment: Experiment, *, progress: bool = False, say: Say = lambda sentence: None) -> Outcome:
     """Train, evaluate and compare the models of an experiment. Started again, it does only what is left.
 
-    A model that fails is reported in the result, and the others go on.
+    A model or a comparison that fails is reported in the result, and the others go on.
 
     Args:
         experiment: from `read_experiment`.
@@ -122,9 +132,9 @@ class _Session:
         for remark in (split.leak, split.note):
             if remark:
                 self.say(remark)
-        searched: dict[str, ModelConfig | RediffuseError] = {}
+        chosen: dict[str, ModelConfig | RediffuseError] = {}
         for planned in (run for run in self.experiment.runs if run.setting is setting):
-            self.row(planned, lambda row, run=planned: self.trained(row, run, searched, data, split))
+            self.row(planned, lambda row, run=planned: self.trained(row, run, chosen, data, split))
             self.visited.add(planned.folder)
             if self.outcome.rows[-1]["state"] != "skipped" and len(self.visited) < len(self.experiment.runs):
                 self.say(left(self.experiment, self.visited).text)
@@ -133,24 +143,31 @@ class _Session:
         mine = [row for row in self.outcome.rows if (row["data"], row["split"]) == setting.labels]
         found = [row for row in mine if row["metrics"] is not None]
         if found:
-            file, rules = self.experiment.file, rules_of(self.experiment.file.evaluate.protocol, split)
-            folders = [row["run"] for row in found]
-            comparison = compare(folders, setting.report, metric=file.metric, protocol=rules)
-            self.outcome.comparisons[setting.labels] = comparison
-            link = os.path.relpath(setting.report / "report.html", file.out)
-            self.settings.append(
-                {"data": setting.data_label, "split": setting.split_label, "report": link, "facts": comparison.facts}
-            )
-            for row in found:
-                folder = Path(row["run"])
-                per_user = read_parquet(folder / evaluation_file("per_user_test.parquet", rules))
-                test = json.loads((folder / evaluation_file("test.json", rules)).read_text(encoding="utf-8"))
-                self.parts.append(rows_of_run(row, per_user, comparison.facts["protocol"]["seen"]))
-                columns = ("data", "split", "label", "seed", "run", "minutes", "tuning", "energy")
-                self.stored.append({name: row[name] for name in columns} | {"test": beside_users(test, per_user)})
+            try:
+                self.compared(setting, split, found)
+            except RediffuseError as error:
+                self.outcome.uncompared[setting.labels] = _text(error)
+                self.say(f"{self.outcome.problems[-1]['name']} failed: {error}")
         if self.parts:
             write_results(self.experiment.results, self.parts, self.facts())
             report_again(self.experiment)
+
+    def compared(self, setting: Setting, split: Split, found: list[dict[str, Any]]) -> None:
+        """Compare the runs of a setting, and keep what the table and the page need of them."""
+        file, rules = self.experiment.file, rules_of(self.experiment.file.evaluate.protocol, split)
+        comparison = compare([row["run"] for row in found], setting.report, metric=file.metric, protocol=rules)
+        self.outcome.comparisons[setting.labels] = comparison
+        link = os.path.relpath(setting.report / "report.html", file.out)
+        self.settings.append(
+            {"data": setting.data_label, "split": setting.split_label, "report": link, "facts": comparison.facts}
+        )
+        for row in found:
+            folder = Path(row["run"])
+            per_user = read_parquet(folder / evaluation_file("per_user_test.parquet", rules))
+            test = json.loads((folder / evaluation_file("test.json", rules)).read_text(encoding="utf-8"))
+            self.parts.append(rows_of_run(row, per_user, comparison.facts["protocol"]["seen"]))
+            columns = ("data", "split", "label", "seed", "run", "minutes", "tuning", "energy", "notes")
+            self.stored.append({name: row[name] for name in columns} | {"test": beside_users(test, per_user)})
 
     def facts(self) -> dict[str, Any]:
         """What results.parquet holds beside the values of users."""
@@ -163,7 +180,7 @@ class _Session:
             "untuned": list(dict.fromkeys(run.label for run in self.experiment.runs if run.label not in tuned)),
             "settings": self.settings,
             "runs": self.stored,
-            "failed": [{"name": row["name"], "problem": row["problem"]} for row in self.outcome.failed],
+            "failed": self.outcome.problems,
         }
 
     def row(self, planned: PlannedRun | PlannedLists, work: Callable[[dict[str, Any]], None]) -> None:
@@ -171,46 +188,53 @@ class _Session:
         labels = dict(zip(("data", "split"), planned.setting.labels, strict=True))
         row: dict[str, Any] = labels | {"label": planned.label, "seed": planned.seed, "run": str(planned.folder)}
         row |= {"name": planned.name, "state": "failed", "minutes": None, "metrics": None, "problem": None}
-        row |= {"tuning": None, "energy": None}
+        row |= {"tuning": None, "energy": None, "notes": []}
         self.outcome.rows.append(row)
         try:
             work(row)
         except RediffuseError as error:
-            row |= {"state": "failed", "metrics": None, "problem": error.problem}
+            row |= {"state": "failed", "metrics": None, "problem": _text(error)}
             self.say(f"{planned.name} failed: {error}")
 
     def trained(
         self,
         row: dict[str, Any],
         planned: PlannedRun,
-        searched: dict[str, ModelConfig | RediffuseError],
+        chosen: dict[str, ModelConfig | RediffuseError],
         data: Dataset,
         split: Split,
     ) -> None:
         """Search the options of a run, train and evaluate it, as far as that was not done before."""
-        options = planned.options
+        if planned.label not in chosen:
+            chosen[planned.label] = planned.options if planned.study is None else self.search(planned, split)
+        options = chosen[planned.label]
+        if isinstance(options, RediffuseError):
+            raise options
         if planned.study is not None:
-            if planned.label not in searched:
-                searched[planned.label] = self.search(planned, split)
-            found = searched[planned.label]
-            if isinstance(found, RediffuseError):
-                raise found
-            options = found
             energy = energy_of(self.energy_file(planned, "tuning"))
             row["tuning"] = (tuning_facts(planned.study) or {}) | {"energy": energy}
+        if (same := next(label for label, other in chosen.items() if other == options)) != planned.label:
+            raise RunError(
+                f"After the search of options, {same} and {planned.label} are the same training.",
+                "Leave one of them out, or fix an option in which they differ.",
+            )
         state = _state(planned, options, split)
+        if planned.study is not None and state == "resumed":
+            _refuse_other_choice(planned.folder, options)
         number = f"{len(self.visited) + 1} of {len(self.experiment.runs)}"
         done = {"skipped": "finished already", "trained": "trains"}.get(state, state)
         self.say(f"{planned.name} ({number}): {done}.")
         measured = self.energy_file(planned, f"seed-{planned.seed}")
-        if state == "skipped":
-            row["metrics"] = _evaluated(self.experiment, planned, split, data)
-        else:
-            with self.measuring(measured):
-                _train(planned, options, split, resume=state == "resumed", progress=self.progress)
+        if state == "trained":
+            measured.unlink(missing_ok=True)  # of a run that was removed
+        try:
+            with contextlib.nullcontext() if state == "skipped" else self.measuring(measured):
+                if state != "skipped":
+                    _train(planned, options, split, resume=state == "resumed", progress=self.progress)
                 row["metrics"] = _evaluated(self.experiment, planned, split, data)
-        row["minutes"] = read_config(planned.folder)["training"]["minutes"]
-        row |= {"energy": energy_of(measured), "state": state}
+        finally:
+            row["energy"] = energy_of(measured)
+        row |= {"minutes": read_config(planned.folder)["training"]["minutes"], "state": state}
 
     def search(self, planned: PlannedRun, split: Split) -> ModelConfig | RediffuseError:
         """The options that the search finds; or why it failed, which then holds for all seeds."""
@@ -234,6 +258,10 @@ class _Session:
         return contextlib.nullcontext() if self.meter is None else self.meter.measuring(path)
 
 
+def _text(error: RediffuseError) -> str:
+    return " ".join(filter(None, (error.problem, error.remedy)))
+
+
 def _state(planned: PlannedRun, options: ModelConfig, split: Split) -> str:
     """What is to be done with a run. Whether another training may be resumed is checked by `train`."""
     if not identity_path(planned.folder).exists():
@@ -243,9 +271,20 @@ def _state(planned: PlannedRun, options: ModelConfig, split: Split) -> str:
     recorded = read_config(planned.folder)
     wanted = json.loads(json.dumps(describe_run(planned.kind, planned.preset, options, planned.seed, split, {})))
     same = all(recorded[name] == wanted[name] for name in ("model", "class", "config", "seed", "split"))
-    same = same and recorded["data"]["fingerprint"] == wanted["data"]["fingerprint"]
-    same = same and recorded["data"].get("item_features") == wanted["data"]["item_features"]
+    of_data = ("fingerprint", "augmentation", "tables", "item_features")
+    same = same and all(recorded["data"].get(name) == wanted["data"][name] for name in of_data)
     return "skipped" if same and is_finished(recorded["training"], planned.max_minutes) else "resumed"
+
+
+def _refuse_other_choice(folder: Path, options: ModelConfig) -> None:
+    """Check that a run was started with the options that the search chooses now, after more trials perhaps."""
+    started = load_tensors(identity_path(folder))[1]["config"]
+    wanted = {name: value for name, value in options.model_dump(mode="json").items() if name in started}
+    remedy = (
+        "The search went on and has chosen other options since. Remove the folder to train it again, or give the "
+        "experiment another one (out: ...)."
+    )
+    refuse_other_identity(folder, {"config": started}, {"config": wanted}, remedy)
 
 
 def _train(planned: PlannedRun, options: ModelConfig, split: Split, *, resume: bool, progress: bool) -> None:
