@@ -127,7 +127,11 @@ def _stored_row(folder: Path, value: float, finished: bool = True) -> None:
     per_user = pl.DataFrame({name: np.full(100, value, np.float32) for name in names})
     run = _Run(0, per_user, {"protocol": {"name": row.protocol, "seen": list(POLICIES)}})
     users.stored([(row.paper, run)]).write_parquet(folder / f"reproduce-{row.name}.parquet")
-    content = {"users": 100, "variants": [{"variant": row.paper, "finished": finished}]}
+    stored: dict[str, Any] = {"variant": row.paper, "label": "diffurec (paper)", "seed": 0, "finished": finished}
+    stored |= {"minutes": 90.0, "best_epoch": 7, "selected_by": "ndcg@10", "curve": [[7, 0.04]]}
+    stored["stopped"] = "Training stopped: all 9 epochs are done."
+    stamp = dict.fromkeys(STAMP, "")
+    content = {"users": 100, "variants": [stored], "stamp": stamp}
     (folder / f"reproduce-{row.name}.json").write_text(json.dumps(content))
 
 
@@ -147,3 +151,12 @@ def test_a_verdict_is_within_three_per_cent(tmp_path, monkeypatch, factor, finis
     assert reproductions.verdict(row) == "not run"
     _stored_row(tmp_path, 0.05 * factor, finished)
     assert reproductions.verdict(row) == expected
+    text = reproductions.section(row)
+    assert ("| 90.0 | 7 | all epochs |" if finished else "| 90.0 | 7 | time limit |") in text
+    assert ("Validation ndcg@10 of seed 0 by epoch: 4.00 (7)." in text) is not finished
+
+
+def test_the_column_of_defaults_holds_defaults_alone() -> None:
+    found = {row.name: reproductions._default(row) for row in ROWS}
+    assert found["diffurec-beauty"] == "diffurec"
+    assert found["pdrec-book"] is found["diffuasr-beauty"] is found["diffnet-yelp-features"] is None

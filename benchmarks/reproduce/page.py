@@ -9,6 +9,7 @@ from benchmarks.common import RESULTS
 from benchmarks.reproduce.rows import ROWS, Row
 from benchmarks.reproduce.train import HONEST
 from benchmarks.tables import users
+from benchmarks.tables.variants import VARIANTS
 from rediffuse.table_files import read_parquet
 
 # The share of a published value within which it counts as reproduced.
@@ -32,8 +33,7 @@ def overview() -> str:
             floor = max(measured, key=measured.__getitem__, default="")
             published = f"{100 * row.published[metric]:.2f}" if metric in row.published else ""
             seeds = len([run for run in _stored(row) if run["variant"] == row.paper]) or ""
-            default = next((found[name] for name in row.others if found[name]), "")
-            cells = [row.title, _head(metric), published, found[row.paper], seeds, default]
+            cells = [row.title, _head(metric), published, found[row.paper], seeds, found.get(_default(row), "")]
             floor_text = f"{found[floor]} ({floor})" if floor else ""
             lines.append(f"| {' | '.join(map(str, [*cells, floor_text, given]))} |")
     return "\n".join(lines)
@@ -54,6 +54,14 @@ def verdict(row: Row) -> str:
     if min(ratios) >= -WITHIN:
         return "**above**"
     return "**below**" if all(run["finished"] for run in runs) else "open"
+
+
+def _default(row: Row) -> str | None:
+    """The variant with our defaults, which is the first of the others; None if there is none."""
+    first = next(iter(row.others), None)
+    if first is None or VARIANTS[first].preset or VARIANTS[first].on != VARIANTS[row.paper].on:
+        return None
+    return first
 
 
 def section(row: Row) -> str:
@@ -98,8 +106,13 @@ def _costs(runs: list[dict[str, Any]]) -> list[str]:
     if not any(run["best_epoch"] for run in runs):
         return ["", "", ""]
     minutes, epoch = (sum(run[name] for run in runs) / len(runs) for name in ("minutes", "best_epoch"))
-    ended = {"early stopping" if run["finished"] else "time limit" for run in runs}
-    return [f"{minutes:.1f}", f"{epoch:.0f}", ", ".join(sorted(ended))]
+    return [f"{minutes:.1f}", f"{epoch:.0f}", ", ".join(sorted({_end(run) for run in runs}))]
+
+
+def _end(run: dict[str, Any]) -> str:
+    if not run["finished"]:
+        return "time limit"
+    return "all epochs" if " are done" in (run["stopped"] or "") else "early stopping"
 
 
 def _place(row: Row, metric: str, protocol: str | None = None) -> tuple[str, str, str]:

@@ -172,7 +172,7 @@ def described(
 
 
 def _oldest_item(data: rd.Dataset, users: NDArray[np.int64]) -> str:
-    """When the oldest item of a user was first interacted with, by anyone; the median over users."""
+    """When the oldest item of a user was first interacted with, by any user; the median over users."""
     rows = data.interactions
     appeared = np.full(data.num_items, np.inf)
     np.minimum.at(appeared, rows.items, rows.times.astype(np.float64))  # pyright: ignore[reportOptionalMemberAccess]
