@@ -159,3 +159,11 @@ def test_presets_are_as_the_page_says(column, preset):
     page = {option: cells[column] for (option, _), cells in options_on_the_page().items() if cells[column]}
     actual = models.model_class("diffurec").Config.presets[preset]
     assert page == {option: shown(value) for option, value in actual.items()}
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_configurations_of_data_sets_are_on_the_page(name):
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (`paper:.*) \|$", text, flags=re.MULTILINE))
+    wanted = {preset for preset in models.model_class(name).Config.presets if preset.startswith("paper:")}
+    assert set(re.findall(r"`(paper:[\w-]+)`", rows.get(name, ""))) == wanted
