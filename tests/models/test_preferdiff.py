@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.fitting import training_data
+from tests.fitting import steps, training_data
 
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion.noise import RowNoise, row_keys
@@ -138,3 +138,21 @@ def test_guidance_needs_a_network_that_was_trained_without_histories():
         build(history_dropout=0.0)
     with pytest.raises(ConfigError, match="sampling_steps=31 is more than diffusion_steps=30"):
         build(sampling_steps=31)
+
+
+def test_the_default_preference_leaves_popular_items_on_top():
+    """Nothing but popularity tells what comes next. The centroid of many targets would point to popular items."""
+    rng = np.random.default_rng(0)
+    shares = 1 / np.arange(1, 41)
+    rows = Histories.from_lists(rng.choice(40, (200, 5), p=shares / shares.sum()).tolist())
+    data, ranks = training_data(rows, 40), []
+    for negatives in (None, 64):
+        torch.manual_seed(0)
+        options = {"embedding_size": 16, "diffusion": False} | ({} if negatives is None else {"negatives": negatives})
+        model = PreferDiff(PreferDiff.Config.build(None, SMALL | options), 40)
+        model.fit(data)
+        steps(model, data, 30, 0.02)
+        with torch.no_grad():
+            scores = model.score(Histories.from_lists([[30]]))[0]
+        ranks.append(scores.argsort(descending=True).argsort()[:4].float().mean().item())
+    assert ranks[0] < 8 < 20 < ranks[1]

@@ -10,7 +10,8 @@ than that of the centroid of some other items, noised to the same step,
     weight * e+ - (1 - weight) log sigmoid(-gamma (e+ - e-))
 
 with e = (1 - cos(x_0, x0_hat))^2 and DDIM in few steps. Differences: every position of a history is a target, as in
-our SASRec, which is the encoder; and the vectors are scaled to rms 1 before they are noised (``normalize=false``: not).
+our SASRec, which is the encoder; the vectors are scaled to rms 1 before they are noised (``normalize=false``: not); and
+the centroid is of one item by default, because that of many points to popular items, which are then ranked last.
 The preset ``dreamrec`` is DreamRec.
 
 Ablation (no diffusion): with ``diffusion=false`` the linear layer gets zeros for x_t, so that it maps h to the next
@@ -74,7 +75,9 @@ class PreferDiffConfig(SASRecConfig):
     loss: Literal["denoising"] = Field("denoising", description="See error and preference.")  # type: ignore
     item_optimizer: Literal["adamw"] = Field("adamw", description="The only one.")  # type: ignore
     repeat_bias: Literal[False] = Field(False, description="There are no logits in the loss.")  # type: ignore
-    negatives: int | None = Field(64, ge=1, description="Items of the batch whose centroid is the other side.")
+    negatives: int | None = Field(
+        1, ge=1, description="Items of the batch whose centroid is the other side; that of many is popular."
+    )
 
     error: Literal["cosine", "squared"] = Field("cosine", description="cosine: (1 - cos)^2.")
     preference: bool = Field(True, description="False: DreamRec's loss, the error alone.")
