@@ -10,7 +10,7 @@ from tests.fitting import steps, training_data
 from rediffuse.data.histories import Histories
 from rediffuse.diffusion.noise import RowNoise, row_keys
 from rediffuse.errors import ConfigError
-from rediffuse.models.preferdiff import PreferDiff
+from rediffuse.models.preferdiff import PreferDiff, PreferDiffConfig
 
 ITEMS = 10
 # Two targets in a batch, so the centroid of the others is the other one.
@@ -21,7 +21,7 @@ STEPS = {"diffusion_steps": 30, "sampling_steps": 3}
 
 def build(preset: str | None = None, **options) -> PreferDiff:
     torch.manual_seed(0)
-    return PreferDiff(PreferDiff.Config.build(preset, SMALL | STEPS | options), ITEMS).eval()
+    return PreferDiff(PreferDiffConfig.build(preset, SMALL | STEPS | options), ITEMS).eval()
 
 
 def signals() -> np.ndarray:
@@ -149,7 +149,7 @@ def test_the_default_preference_leaves_popular_items_on_top():
     for negatives in (None, 64):
         torch.manual_seed(0)
         options = {"embedding_size": 16, "diffusion": False} | ({} if negatives is None else {"negatives": negatives})
-        model = PreferDiff(PreferDiff.Config.build(None, SMALL | options), 40)
+        model = PreferDiff(PreferDiffConfig.build(None, SMALL | options), 40)
         model.fit(data)
         steps(model, data, 30, 0.02)
         with torch.no_grad():
