@@ -68,7 +68,7 @@ def section(row: Row) -> str:
     """The table of a row, with the curve of a `paper` run that did not end itself."""
     stored = _stored(row)
     if not stored:
-        return "Not run."
+        return f"Protocol of the paper: {row.words}. Source: {row.source}. {row.why or 'Not run.'}"
     content, means = _read(row.name), _means(row)
     stamp = content["stamp"]
     honest = [metric for metric in row.honest if row.protocol != HONEST or metric not in row.metrics]
@@ -94,6 +94,8 @@ def section(row: Row) -> str:
         if run["variant"] == row.paper and not run["finished"]:
             points = ", ".join(f"{100 * value:.2f} ({epoch})" for epoch, value in run["curve"])
             lines += ["", f"Validation {run['selected_by']} of seed {run['seed']} by epoch: {points}."]
+    if row.why:
+        lines += ["", row.why]
     return "\n".join(lines)
 
 

@@ -134,7 +134,8 @@ _ML_1M = TDiffRecConfig.presets["paper"] | {
 PAPERS = {
     "diffurec-paper": Variant("diffurec", preset="paper"),
     "diffrec-paper": Variant("diffrec", preset="paper:ml-1m"),
-    "tdiffrec-paper": Variant("tdiffrec", _ML_1M, preset="paper"),  # nothing of its own was released for this data set
+    # Nothing of its own was released for this data set.
+    "tdiffrec-paper": Variant("tdiffrec", _ML_1M, preset="paper", label="tdiffrec (paper:ml-1m of diffrec)"),
     "ldiffrec-paper": Variant("ldiffrec", preset="paper:ml-1m"),
     "diffnet-paper": Variant("diffnet", preset="paper:yelp"),
     "pdrec-paper": Variant("pdrec", preset="paper:douban-book"),
