@@ -59,7 +59,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 # In closed form, or trained by the code of another model that is not in this set.
 ALIKE = {"bert4rec", "diffnet", "friends", "gru4rec", "heat", "itemknn", "popularity", "recentpop", "s3rec", "slist"}
-ALIKE |= {"flowcf", "giffcf", "maskdiff", "preferdiff", "tdiffrec", "transition"}
+ALIKE |= {"d3rec", "flowcf", "giffcf", "ldiffrec", "maskdiff", "preferdiff", "tdiffrec", "transition"}
 
 
 def asked_for(request: pytest.FixtureRequest) -> list[str]:

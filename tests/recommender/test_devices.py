@@ -22,7 +22,7 @@ from rediffuse.testing import synthetic_interactions
 NAMES = [*models.names(installed=False), "gru4rec-residual", "bprmf-head", "diffrec-noised", "d3rec-guided", BLEND]
 # Score with the code of models that are not in this set.
 ALIKE = {"bert4rec", "bprmf", "diffnet", "diffuasr", "friends", "itemknn", "ldiffrec", "pdrec", "recentpop", "s3rec"}
-ALIKE |= {"flowcf", "giffcf", "maskdiff", "preferdiff", "slist", "tdiffrec"}
+ALIKE |= {"d3rec", "diffnetpp", "flowcf", "giffcf", "lightgcn", "maskdiff", "preferdiff", "slist", "tdiffrec"}
 
 
 def answers(folder: Path, names: list[str]) -> dict:
