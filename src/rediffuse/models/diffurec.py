@@ -405,8 +405,7 @@ class DiffuRec(SequenceModel):
         return self.approximator.history(self.item_embedding(self._full_width(items)))
 
     def network_passes(self, sampling: Sampling) -> int:
-        steps = min(sampling.sampling_steps or self.sampling_steps, self.config.diffusion_steps)
-        return steps if self.max_sampling_steps is not None else 1
+        return sampling.steps(self.sampling_steps, self.max_sampling_steps)
 
     def visited_timesteps(self, steps: int) -> list[int]:
         """The timesteps of a chain of ``steps`` steps, ascending."""

@@ -137,9 +137,7 @@ class FlowCF(NeuralModel):
         return self.config.diffusion_steps if self.config.diffusion else None
 
     def network_passes(self, sampling: Sampling) -> int:
-        if not self.config.diffusion:
-            return 1
-        return min(sampling.sampling_steps or self.config.sampling_steps, self.config.diffusion_steps)
+        return sampling.steps(self.config.sampling_steps, self.max_sampling_steps)
 
     def end_of_flow(self, histories: Histories, sampling: Sampling) -> Tensor:
         """(B, H) the input of the last layer at the last step of the flow from the rows of histories."""

@@ -188,9 +188,7 @@ class PreferDiff(SASRec):
         return self.config.diffusion_steps if self.config.diffusion else None
 
     def network_passes(self, sampling: Sampling) -> int:
-        if not self.config.diffusion:
-            return 1
-        return min(sampling.sampling_steps or self.config.sampling_steps, self.config.diffusion_steps)
+        return sampling.steps(self.config.sampling_steps, self.max_sampling_steps)
 
     def represent(self, items: Tensor, lengths: Tensor, sampling: Sampling) -> Tensor:
         h = super().represent(items, lengths, sampling)

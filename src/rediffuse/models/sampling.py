@@ -31,3 +31,7 @@ class Sampling:
     on_step: StepCallback | None = None
     temperature: float | None = None
     guidance_scale: float | None = None
+
+    def steps(self, chosen: int, most: int | None) -> int:
+        """The denoising steps to take: those asked for, else ``chosen``; ``most`` at most, and one if it is None."""
+        return 1 if most is None else min(self.sampling_steps or chosen, most)
