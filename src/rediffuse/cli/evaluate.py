@@ -96,7 +96,7 @@ def _metric_names(metrics: str | None, k: str | None) -> list[str]:
         ConfigError: a metric is unknown, or has no cut-off.
     """
     from rediffuse.errors import ConfigError
-    from rediffuse.evaluation.metrics import ACCURACY, LIST_METRICS, parse_metrics
+    from rediffuse.evaluation.metrics import MEASURED, parse_metrics
 
     if metrics is None and k is None:
         return []
@@ -105,7 +105,7 @@ def _metric_names(metrics: str | None, k: str | None) -> list[str]:
     if cuts and all("@" in name for name in names):
         raise ConfigError(f"--k {k} has no effect, as all metrics have a cut-off.", "Name one without: --metrics ndcg")
     named = [full for name in names for full in ([name] if "@" in name or not cuts else [f"{name}@{c}" for c in cuts])]
-    return [str(metric) for metric in parse_metrics(named, (*ACCURACY, *LIST_METRICS))]
+    return [str(metric) for metric in parse_metrics(named, MEASURED)]
 
 
 def _print_slices(result: dict[str, Any], policy: str, names: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ from rediffuse import devices, distributed
 from rediffuse.arguments import require_integer, require_text
 from rediffuse.comparison.evaluation_content import (
     LIST_LENGTH,
-    MEASURED,
     Evaluation,
     evaluation_content,
     evaluation_files,
@@ -26,9 +25,7 @@ from rediffuse.data.features import item_features
 from rediffuse.data.loading import as_dataset
 from rediffuse.errors import ConfigError, RediffuseWarning, RunError
 from rediffuse.evaluation import TaskResult, evaluate_task, model_scores, protocols
-from rediffuse.evaluation.metrics import (
-    parse_metrics,
-)
+from rediffuse.evaluation.metrics import MEASURED, parse_metrics
 from rediffuse.evaluation.reranked import rerank
 from rediffuse.evaluation.task_evaluation import evaluate_ranking
 from rediffuse.memory import PeakMemory, keep_freed_memory

@@ -27,7 +27,7 @@ from rediffuse.evaluation import NOT_RANKED, POLICIES, TaskResult, protocols
 from rediffuse.evaluation.metrics import (
     ACCURACY,
     DEFAULT_METRICS,
-    LIST_METRICS,
+    MEASURED,
     Metric,
     flat_name,
     parse_metric,
@@ -42,7 +42,6 @@ from rediffuse.runs.environment import environment
 SHOWN = ("hr@10", "ndcg@10", "recall@20", "mrr@10")
 # Length of the stored lists.
 LIST_LENGTH = 20
-MEASURED = (*ACCURACY, *LIST_METRICS)
 
 
 class Evaluation(Displayed, dict[str, Any]):

@@ -46,6 +46,8 @@ _FORMULAS: dict[str, _Formula] = {
 ACCURACY = tuple(_FORMULAS)
 # Properties of the lists alone. They need the catalogue, so only `evaluate_task` computes them.
 LIST_METRICS = ("coverage", "gini", "popularity", "novelty", "popularity_lift", "diversity", "calibration")
+# All that an evaluation measures.
+MEASURED = (*ACCURACY, *LIST_METRICS)
 
 DEFAULT_METRICS: tuple[str, ...] = (
     *(f"{kind}@{k}" for k in (5, 10, 20) for kind in ACCURACY),

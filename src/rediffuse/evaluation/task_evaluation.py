@@ -20,6 +20,7 @@ from rediffuse.evaluation.metrics import (
     ACCURACY,
     DEFAULT_METRICS,
     LIST_METRICS,
+    MEASURED,
     NOT_RANKED,
     POLICIES,
     accuracy_values,
@@ -165,7 +166,7 @@ def evaluate_task(
         DataError: there are no users, a user has no true item, or an item is outside the catalogue.
         TrainingError: a score is NaN.
     """
-    wanted = parse_metrics(metrics, (*ACCURACY, *LIST_METRICS))
+    wanted = parse_metrics(metrics, MEASURED)
     without = int((task.truth.lengths == 0).sum())
     if without or not len(task.truth):
         found = f"has {without} users without a true item" if without else "has no users"
@@ -189,7 +190,7 @@ def evaluate_ranking(
         ranking: of the users of ``task``; its lists are at least as long as the list metrics need.
         task, num_items, metrics, features: as for `evaluate_task`.
     """
-    wanted = parse_metrics(metrics, (*ACCURACY, *LIST_METRICS))
+    wanted = parse_metrics(metrics, MEASURED)
     accuracy = [metric for metric in wanted if metric.kind in ACCURACY]
     truth = ranking.truth
     columns: dict[str, Any] = {

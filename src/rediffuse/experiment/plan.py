@@ -14,7 +14,7 @@ from rediffuse.addresses import refuse_address
 from rediffuse.data import split as splits
 from rediffuse.errors import ConfigError, RediffuseError, did_you_mean
 from rediffuse.evaluation import protocols
-from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, LIST_METRICS, POLICIES, parse_metric, parse_metrics
+from rediffuse.evaluation.metrics import ACCURACY, DEFAULT_METRICS, MEASURED, POLICIES, parse_metric, parse_metrics
 from rediffuse.experiment.list_files import LIST_COLUMNS
 from rediffuse.experiment.planned import Experiment, PlannedLists, PlannedRun, Setting
 from rediffuse.experiment.sections import DECLARED, FORMS, DataSection, File, SplitSection, section_of
@@ -226,16 +226,15 @@ class _Check:
         return tuple(found.values())
 
     def _evaluation(self, file: File) -> None:
-        known = (*ACCURACY, *LIST_METRICS)
         if file.evaluate.metrics:
             with self.during(("evaluate", "metrics")):
-                parse_metrics(file.evaluate.metrics, known)
+                parse_metrics(file.evaluate.metrics, MEASURED)
         policies: Collection[str] = POLICIES
         if file.evaluate.protocol is not None:
             with self.during(("evaluate", "protocol")):
                 policies = protocols.protocol(file.evaluate.protocol).policies
         name, _, policy = file.metric.partition("/")
-        measured = {str(metric) for metric in parse_metrics([*DEFAULT_METRICS, *file.evaluate.metrics], known)}
+        measured = {str(metric) for metric in parse_metrics([*DEFAULT_METRICS, *file.evaluate.metrics], MEASURED)}
         with self.during(("metric",)):
             if str(parse_metric(name, ACCURACY)) not in measured:
                 raise ConfigError(f"{name!r} is not measured.", "Add it to evaluate.metrics.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rediffuse.config import ModelConfig
-from rediffuse.evaluation.metrics import ACCURACY, LIST_METRICS, parse_metrics
+from rediffuse.evaluation.metrics import MEASURED, parse_metrics
 from rediffuse.experiment.sections import DataSection, File, SplitSection
 from rediffuse.models.base import Model
 
@@ -118,7 +118,7 @@ class Experiment:
     def metrics(self) -> list[str]:
         """The metrics of the file, besides the usual ones."""
         named = self.file.evaluate.metrics
-        return [str(metric) for metric in parse_metrics(named, (*ACCURACY, *LIST_METRICS))] if named else []
+        return [str(metric) for metric in parse_metrics(named, MEASURED)] if named else []
 
     @property
     def results(self) -> Path:
