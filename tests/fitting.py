@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.data.histories import Histories
 from rediffuse.models.base import Model, TrainingData
 from rediffuse.training.optimizer import Optimizer
@@ -28,3 +30,15 @@ def steps(model: Model, data: TrainingData, epochs: int, learning_rate: float) -
             losses.append(loss.item())
     model.eval()
     return losses
+
+
+def two_histories(padding: int) -> SequenceBatch:
+    """Histories 1 2 3 4 and 5 6, in the causal form."""
+    return SequenceBatch(
+        torch.tensor([[1, 2, 3], [5, padding, padding]]),
+        torch.tensor([3, 1]),
+        torch.tensor([0, 0, 0, 1]),
+        torch.tensor([0, 1, 2, 0]),
+        torch.tensor([2, 3, 4, 6]),
+        torch.tensor([1, 2, 3, 5]),
+    )

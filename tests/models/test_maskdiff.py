@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.fitting import training_data
+from tests.fitting import training_data, two_histories
 
-from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.data.histories import Histories
 from rediffuse.models.baselines.bert4rec import BERT4Rec
 from rediffuse.models.maskdiff import MaskDiff
@@ -21,18 +20,6 @@ SMALL = {"embedding_size": 8, "blocks": 1, "heads": 2, "max_length": 6, "precisi
 def build(kind: type[BERT4Rec] = MaskDiff, **options) -> BERT4Rec:
     torch.manual_seed(0)
     return kind(kind.Config.build(None, SMALL | options), ITEMS).eval()
-
-
-def batch() -> SequenceBatch:
-    """Histories 1 2 3 4 and 5 6, in the causal form."""
-    return SequenceBatch(
-        torch.tensor([[1, 2, 3], [5, ITEMS, ITEMS]]),
-        torch.tensor([3, 1]),
-        torch.tensor([0, 0, 0, 1]),
-        torch.tensor([0, 1, 2, 0]),
-        torch.tensor([2, 3, 4, 6]),
-        torch.tensor([1, 2, 3, 5]),
-    )
 
 
 def test_the_number_of_masked_items_is_uniform_and_so_is_which():
@@ -59,7 +46,7 @@ def test_the_loss_is_a_mean_over_all_items_in_expectation():
     torch.manual_seed(2)
     total = 0.0
     for _ in range(draws):
-        masked = model.training_batch(batch())
+        masked = model.training_batch(two_histories(ITEMS))
         weights = model.encode(masked).weights
         assert weights is not None
         share = torch.bincount(masked.rows, minlength=2) / torch.tensor([4, 2])
@@ -70,7 +57,7 @@ def test_the_loss_is_a_mean_over_all_items_in_expectation():
 
 def test_items_that_may_not_be_targets_do_not_count():
     model = build(mask_last=0.0)
-    short = dataclasses.replace(batch(), untrained=torch.tensor([2, 1]))
+    short = dataclasses.replace(two_histories(ITEMS), untrained=torch.tensor([2, 1]))
     for seed in range(20):
         torch.manual_seed(seed)
         masked = model.training_batch(short)

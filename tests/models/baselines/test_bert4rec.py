@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.fitting import two_histories
 
 from rediffuse.batching.sequences import SequenceBatch
 from rediffuse.models.baselines.bert4rec import BERT4Rec
@@ -17,25 +18,13 @@ def build(**options) -> BERT4Rec:
     return BERT4Rec(BERT4Rec.Config.build(None, small | options), ITEMS).eval()
 
 
-def batch() -> SequenceBatch:
-    """Histories 1 2 3 4 and 5 6, in the causal form."""
-    return SequenceBatch(
-        torch.tensor([[1, 2, 3], [5, ITEMS, ITEMS]]),
-        torch.tensor([3, 1]),
-        torch.tensor([0, 0, 0, 1]),
-        torch.tensor([0, 1, 2, 0]),
-        torch.tensor([2, 3, 4, 6]),
-        torch.tensor([1, 2, 3, 5]),
-    )
-
-
 @pytest.mark.parametrize("last", [0.0, 0.5, 1.0])
 def test_targets_are_the_masked_items_of_whole_histories(last):
     model, whole = build(mask_last=last, mask_share=0.5), torch.tensor([[1, 2, 3, 4], [5, 6, ITEMS, ITEMS]])
     counts = torch.zeros_like(whole)
     for seed in range(200):
         torch.manual_seed(seed)
-        masked = model.training_batch(batch())
+        masked = model.training_batch(two_histories(ITEMS))
         assert masked.lengths.tolist() == [4, 2]
         assert torch.equal(masked.targets, whole[masked.rows, masked.positions])
         filled = masked.items.index_put((masked.rows, masked.positions), masked.targets)
@@ -69,7 +58,7 @@ def test_a_masked_item_is_hidden_and_both_sides_are_seen():
 def test_all_items_of_a_history_may_carry_the_repeat_bias_but_not_the_mask():
     model = build()
     torch.manual_seed(3)
-    masked = model.training_batch(batch())
+    masked = model.training_batch(two_histories(ITEMS))
     rows, items, _ = model.repeat_bias(masked)
     for target, row in enumerate(masked.rows.tolist()):
         seen = {int(i) for i in masked.items[row] if i < ITEMS}
