@@ -81,6 +81,12 @@ _DIFFNET = {
     "floors": ("popularity", "friends", "itemknn", "ease-200", "theat"),
     "selected_by": "ndcg@10/unseen",
 }
+_WITH_FEATURES = _DIFFNET | {
+    "paper": "",
+    "others": (),
+    "floors": (),
+    "why": "Not run: the features are missing.",
+}
 
 ROWS = (
     Row(
@@ -153,23 +159,17 @@ ROWS = (
     ),
     Row(
         name="diffnet-yelp-features",
-        why="Not run: the features are missing.",
         title="DiffNet, Yelp, with features",
-        paper="",
-        others=(),
         published={"capped_recall@10": 0.3437, "ndcg@10": 0.2095},
         source="the authors' repository; its features are not in the data here, and are of all reviews, test ones too",
-        **_DIFFNET | {"floors": ()},
+        **_WITH_FEATURES,
     ),
     Row(
         name="diffnetpp-yelp-features",
-        why="Not run: the features are missing.",
         title="DiffNet++, Yelp, with features",
-        paper="",
-        others=(),
         published={"capped_recall@10": 0.3694, "ndcg@10": 0.2263},
         source="quoted; the features are those of DiffNet",
-        **_DIFFNET | {"floors": ()},
+        **_WITH_FEATURES,
     ),
     Row(
         name="pdrec-book",
